@@ -1,0 +1,133 @@
+"""Backends: what supplies the operations of a solver, what of it is usable here and why the rest is not."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .errors import BackendUnavailable, InvalidInput
+from .solvers import REFERENCE, SOLVERS
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = "FASTNMF_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A supplier of operations.
+
+    devices: the torch device types it computes on; empty: all. probe() → None when it is usable, else the reason why it
+    is not. load() → its operations, by name; called at first use only.
+    """
+
+    name: str
+    operations: tuple[str, ...]
+    devices: tuple[str, ...]
+    probe: Callable[[], str | None]
+    load: Callable[[], dict[str, Callable]]
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not usable on this machine, or None."""
+        return self.probe()
+
+    def refuses(self, operations: tuple[str, ...], device_type: str) -> str | None:
+        """Why it cannot supply any of these operations on this device type, or None."""
+        if not set(operations) & set(self.operations):
+            return f"it does not supply {', '.join(operations)}"
+        if self.devices and device_type not in self.devices:
+            return f"it computes on {', '.join(self.devices)}, not on {device_type}"
+        return self.probe()
+
+
+def _usable() -> None:
+    return None
+
+
+# in order of preference: the last is the fallback
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (Backend("torch", tuple(REFERENCE), (), _usable, lambda: REFERENCE),)
+}
+
+
+@dataclass(frozen=True)
+class BackendTable:
+    """The backends in order of preference; printed, a table of what is usable here and why the rest is not."""
+
+    backends: tuple[Backend, ...]
+
+    def __iter__(self) -> Iterator[Backend]:
+        return iter(self.backends)
+
+    def __len__(self) -> int:
+        return len(self.backends)
+
+    def __getitem__(self, name: str) -> Backend:
+        return BACKENDS[name]
+
+    def __str__(self) -> str:
+        lines = [("backend", "devices", "operations", "usable")]
+        for backend in self.backends:
+            usable = "yes" if backend.reason is None else f"no: {backend.reason}"
+            operations = ", ".join(name.rstrip("_") for name in backend.operations)
+            lines.append((backend.name, ", ".join(backend.devices) or "all", operations, usable))
+        widths = [max(len(line[column]) for line in lines) for column in range(3)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False))
+            + "  "
+            + line[3]
+            for line in lines
+        )
+
+    __repr__ = __str__
+
+
+def backends() -> BackendTable:
+    """The table of backends: name, devices, operations, and the reason for each that is not usable here."""
+    return BackendTable(tuple(BACKENDS.values()))
+
+
+def select(solver: str, device: torch.device, requested: str) -> tuple[str, dict[str, Callable]]:
+    """The name of the backend for this solver and device, and every operation it needs.
+
+    requested: the argument `backend`; where it is 'auto' the environment variable FASTNMF_BACKEND is asked. A backend
+    asked for by name is taken or BackendUnavailable is raised; 'auto' takes the first usable one. Operations that a
+    backend does not supply come from `torch`. Raises InvalidInput for an unknown name.
+    """
+    source = "backend"
+    if requested == "auto":
+        source, requested = ENVIRONMENT, os.environ.get(ENVIRONMENT, "auto")
+    if requested != "auto" and requested not in BACKENDS:
+        raise InvalidInput(
+            f"{source}={requested!r} is not a backend; known are: auto, {', '.join(BACKENDS)}"
+        )
+    operations = SOLVERS[solver].operations
+    refusals = {b.name: b.refuses(operations, device.type) for b in BACKENDS.values()}
+    if requested == "auto":
+        chosen = next(name for name, reason in refusals.items() if reason is None)
+    elif refusals[requested] is None:
+        chosen = requested
+    else:
+        raise BackendUnavailable(
+            f"{source}={requested!r} is not usable for {solver} on {device.type}: {_listed(requested, refusals)}"
+        )
+    passed_over = {name: why for name, why in refusals.items() if why is not None}
+    log.info("backend %s for %s on %s; not usable: %s", chosen, solver, device, passed_over or "none")
+    return chosen, {**REFERENCE, **_load(chosen)}
+
+
+def _listed(requested: str, refusals: dict[str, str | None]) -> str:
+    others = [f"{name}: {why or 'usable'}" for name, why in refusals.items() if name != requested]
+    return ". ".join([str(refusals[requested]), *others])
+
+
+@functools.cache
+def _load(name: str) -> dict[str, Callable]:
+    return BACKENDS[name].load()

@@ -1,0 +1,125 @@
+"""Codes for a dictionary that stays as it is: in chunks that bound memory, differentiable where A asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import plan
+from .engine import Iteration, factorize_
+from .momentum import Momentum
+from .rows import Rows
+from .solvers import SOLVERS
+from .sweeps import Operations
+
+# bytes of codes, and of what is prepared for them, in hand at a time
+_CHUNK_BYTES = 64 << 20
+# sweeps that encoding usually takes; the plan weighs what is prepared once against what each costs
+_USUAL_SWEEPS = 50
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """argmin ‖A − Z D‖² over Z ≥ 0 by one of the solvers, each chunk of rows until ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
+
+    D (K, d) is not changed. form and chunk_rows as in plan.choose. each is called after every iteration of every chunk.
+    """
+
+    D: Tensor
+    solver: str
+    ops: Operations
+    form: str
+    chunk_rows: int | None
+    max_iter: int
+    tol: float
+    each: Callable[[Iteration], bool | None] | None = None
+
+    def __call__(self, A: Tensor, Z0: Tensor | None = None) -> Tensor:
+        """Z (n, K) for A (n, d) of D's dtype and device; from Z0 (n, K), else from `cold_start`.
+
+        Has a gradient with respect to A where A requires one: that of the iterations taken, from the start on. Then
+        the backward pass repeats them chunk by chunk out of place (K small operations an iteration for hals).
+        """
+        if torch.is_grad_enabled() and A.requires_grad:
+            return _Differentiable.apply(A, Z0, self)
+        return self.encode(A, Z0)[0]
+
+    @torch.no_grad()
+    def encode(self, A: Tensor, Z0: Tensor | None) -> tuple[Tensor, list[int]]:
+        """The codes, and the number of iterations that each chunk took."""
+        K = self.D.shape[0]
+        Z = A.new_empty(A.shape[0], K)
+        iterations = []
+        for part, X in Rows(A).chunks(self._rows_in_hand()):
+            Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
+            m, d = X.shape
+            chosen = plan.choose(
+                m, d, K, A.element_size(), self.solver, self.form, None, False, _USUAL_SWEEPS
+            )
+            outcome = factorize_(
+                Z[part],
+                self.D,
+                Rows(X),
+                solver=self.solver,
+                ops=self.ops,
+                plan=chosen,
+                max_iter=min(self.max_iter, 1) if SOLVERS[self.solver].exact else self.max_iter,
+                tol=self.tol,
+                learn=False,
+                each=self.each,
+            )
+            iterations.append(len(outcome.history))
+        return Z, iterations
+
+    def gradient(self, A: Tensor, Z0: Tensor | None, iterations: list[int], upstream: Tensor):
+        """(∂Z / ∂A)ᵀ upstream (n, d), repeating the iterations of each chunk of rows under autograd."""
+        solver = SOLVERS[self.solver]
+        G = self.D @ self.D.T
+        downstream = torch.empty_like(A)
+        for (part, X), times in zip(Rows(A).chunks(self._rows_in_hand()), iterations, strict=True):
+            with torch.enable_grad():
+                X = X.detach().requires_grad_()
+                F = (cold_start(X, self.D) if Z0 is None else Z0[part]).T
+                C = self.D @ X.T
+                momentum = Momentum(solver.least_share)
+                for _ in range(times):
+                    F = solver.unrolled(momentum.extrapolate(F), C, G)
+                    momentum.observe(F)
+                (downstream[part],) = torch.autograd.grad(
+                    F.T, X, upstream[part], allow_unused=True, materialize_grads=True
+                )
+        return downstream
+
+    def _rows_in_hand(self) -> int:
+        K, d = self.D.shape
+        bounded = max(1, _CHUNK_BYTES // ((5 * K + 2 * d) * self.D.element_size()))
+        return min(bounded, self.chunk_rows or bounded)
+
+
+def cold_start(A: Tensor, D: Tensor) -> Tensor:
+    """Codes (n, K) that use every concept alike, scaled to each row: deterministic, differentiable, row by row.
+
+    z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
+    """
+    total = D.sum(0)
+    scale = (A @ total) / total.square().sum().clamp(min=torch.finfo(D.dtype).tiny)
+    alive = (D.square().sum(1) > 0).to(D.dtype)
+    return scale[:, None] * alive
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, A: Tensor, Z0: Tensor | None, encoder: Encoder) -> Tensor:
+        Z, ctx.iterations = encoder.encode(A, Z0)
+        ctx.save_for_backward(A)
+        ctx.Z0, ctx.encoder = Z0, encoder
+        return Z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor):
+        (A,) = ctx.saved_tensors
+        return ctx.encoder.gradient(A, ctx.Z0, ctx.iterations, upstream), None, None

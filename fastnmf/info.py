@@ -1,0 +1,80 @@
+"""The account of a fit: what was run, how it ended, and what a reader of the codes wants to know first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engine import Iteration
+
+
+@dataclass(frozen=True)
+class FitInfo:
+    """How a fit went; printed, a readable account.
+
+    n, d, nb_concepts: the sizes. solver, backend, form, block, piece_rows: what computed it (see plan.py). init: the
+    start taken. iterations, stopped_by ('tol', 'max_iter' or 'callback'), converged: how it ended. relative_error:
+    ‖A − Z D‖ / ‖A‖ of the factors returned. relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. mean_l0: mean number of
+    non-zero codes a row. dead_concepts: concepts whose codes or dictionary row are all zero. seconds: the whole fit,
+    start included. history: one Iteration for each.
+    """
+
+    n: int
+    d: int
+    nb_concepts: int
+    dtype: str
+    device: str
+    solver: str
+    backend: str
+    form: str
+    block: int
+    piece_rows: int
+    init: str
+    iterations: int
+    stopped_by: str
+    relative_error: float
+    relative_change: float
+    mean_l0: float
+    dead_concepts: int
+    seconds: float
+    history: tuple[Iteration, ...] = field(repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the fit ended because the codes had settled."""
+        return self.stopped_by == "tol"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything in it, as plain Python values."""
+        return {**asdict(self), "converged": self.converged}
+
+    def __str__(self) -> str:
+        reasons = {
+            "tol": "converged: the codes have settled",
+            "max_iter": "not converged: max_iter reached",
+            "callback": "stopped by the callback",
+        }
+        lines = {
+            "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
+            "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead",
+            "solver": f"{self.solver}, {self.form} form, backend {self.backend}, start {self.init}",
+            "pieces": f"{self.piece_rows:,} rows, blocks of {self.block} concepts",
+            "relative error": f"{self.relative_error:.6g}",
+            "mean L0": f"{self.mean_l0:.4g} concepts a row",
+            "iterations": f"{self.iterations} ({reasons[self.stopped_by]})",
+            "last change": f"{self.relative_change:.3g} of ‖Z‖",
+            "time": f"{self.seconds:.3g} s",
+        }
+        return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())
+
+
+def count_codes(Z: Tensor, D: Tensor, piece_rows: int) -> tuple[float, int]:
+    """The mean number of non-zero codes a row of Z (n, K), and how many concepts are dead. One pass over Z."""
+    used = torch.zeros(Z.shape[1], dtype=torch.int64, device=Z.device)
+    for first in range(0, Z.shape[0], piece_rows):
+        used += torch.count_nonzero(Z[first : first + piece_rows], dim=0)
+    dead = (used == 0) | (torch.count_nonzero(D, dim=1) == 0)
+    return float(used.sum()) / Z.shape[0], int(dead.sum())

@@ -1,0 +1,285 @@
+"""The facade: NMF, an nn.Module with Overcomplete's interface. Arguments, state, fit, encode, decode."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import options, plan
+from .backends import BACKENDS, select
+from .encoding import Encoder
+from .engine import Iteration, factorize_
+from .errors import InvalidInput, NotFitted
+from .info import FitInfo, count_codes
+from .init import random_codes, random_dictionary, resolve, start
+from .init import nndsvda as nndsvda_start
+from .progress import Progress
+from .rows import Rows, as_numpy32, read_rows
+from .solvers import SOLVERS
+from .statistics import squared_error
+
+log = logging.getLogger(__name__)
+
+
+class NMF(nn.Module):
+    """A ≈ Z D with Z ≥ 0 and D ≥ 0: codes Z (n, K) and a dictionary D (K, d) of K concepts for data A (n, d).
+
+    nb_concepts: K, from 1 to any number; K > d is fine. device: where to compute and keep D; follows `.to()`.
+    solver: 'hals', 'mu', 'pgd' or 'anls'. tol: stop when ‖ΔZ‖ ≤ tol ‖Z‖; 0 never stops early. verbose: show a bar with
+    iteration, relative change and relative error. Options, by name:
+
+    max_iter: iterations of fit where it is not told; None is 500.
+    init: 'auto' ('nndsvda' if K ≤ min(n, d), else 'random'), 'random', 'nndsvda', or a pair (Z0, D0), taken as it is;
+        drawn starts are scaled to the data.
+    seed: an int gives the same bits every time; None draws from torch's global generator.
+    backend: 'auto', or the name of one that must be used (`fastnmf.backends()` shows which can be).
+    form: 'auto', 'normal' or 'residual': how a half-step is computed (README, design); the iterates are the same.
+    chunk_rows: rows in hand at a time at most; None lets the plan choose.
+    callback: called with an `Iteration` after each; a true answer ends the fit.
+
+    After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError) for bad values and
+    TypeError for bad types and unknown options. Sources of the methods: solvers.py.
+    """
+
+    _SOLVERS = SOLVERS
+
+    def __init__(
+        self,
+        nb_concepts: int,
+        device: str | torch.device = "cpu",
+        solver: str = "hals",
+        tol: float = 1e-4,
+        verbose: bool = False,
+        *,
+        max_iter: int | None = None,
+        init: str | tuple[Any, Any] = "auto",
+        seed: int | None = None,
+        backend: str = "auto",
+        form: str = "auto",
+        chunk_rows: int | None = None,
+        callback: Callable[[Iteration], bool | None] | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        options.refuse_unknown(unknown, type(self))
+        self.nb_concepts = options.whole("nb_concepts", nb_concepts, at_least=1)
+        self.device = device
+        self.solver = options.one_of("solver", solver, SOLVERS)
+        self.tol = options.tolerance(tol)
+        self.verbose = bool(verbose)
+        self.max_iter = options.whole("max_iter", max_iter, at_least=0, optional=True)
+        self.init = options.start(init)
+        self.seed = options.whole("seed", seed, at_least=0, optional=True)
+        self.backend = options.one_of("backend", backend, ("auto", *BACKENDS))
+        self.form = options.one_of("form", form, ("auto", *plan.FORMS))
+        self.chunk_rows = options.whole("chunk_rows", chunk_rows, at_least=1, optional=True)
+        self.callback = options.function("callback", callback)
+        options.form_of_solver(self.form, self.solver)
+        self.fitted = False
+        self.fit_info_: FitInfo | None = None
+        self._fitted_info: dict[str, Any] = {}
+        self.register_buffer("D", None)
+
+    def fit(self, A: Any, max_iter: int | None = None) -> tuple[Tensor, Tensor]:
+        """Learn the dictionary of A; returns (Z, D): (n, K) and (K, d), contiguous, on the model's device.
+
+        A (n, d) ≥ 0: a tensor, an array or memory map, a DataLoader, or an iterable of batches. float64 is computed in
+        float64, all else in float32. max_iter: None is the constructor's. A fit that fails or is interrupted leaves the
+        model as it was. Raises InvalidInput for data or options that cannot be used, BackendUnavailable,
+        ArithmeticError if the factors overflow.
+        """
+        begun = time.perf_counter()
+        max_iter = options.iterations(max_iter, self.max_iter)
+        device = torch.device(self.device)
+        backend, ops = select(self.solver, device, self.backend)
+        A = read_rows(A, device=device).A.detach()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            Z, D, info = self._fit(A, backend, ops, max_iter, begun)
+        self.D = D
+        self.fit_info_ = info
+        self._set_fitted(**info.as_dict())
+        return Z, D
+
+    def _fit(self, A: Tensor, backend: str, ops: dict, max_iter: int, begun: float):
+        rows = Rows(A)
+        n, d = A.shape
+        K, size = self.nb_concepts, A.element_size()
+        chosen = plan.choose(n, d, K, size, self.solver, self.form, self.chunk_rows)
+        log.info("fit %d × %d with %d concepts: %s", n, d, K, chosen)
+        Z, D = start(A, K, self.init, self._generator(0))
+        with Progress(self.verbose, max_iter, self.callback) as each:
+            outcome = factorize_(
+                Z,
+                D,
+                rows,
+                solver=self.solver,
+                ops=ops,
+                plan=chosen,
+                max_iter=max_iter,
+                tol=self.tol,
+                each=each,
+            )
+        whole = torch.linalg.vector_norm(A, dtype=torch.float64)
+        error = squared_error(rows, Z, D, chosen.piece_rows).sqrt()
+        mean_l0, dead = count_codes(Z, D, chosen.piece_rows)
+        last_change = outcome.history[-1].relative_change if outcome.history else float("nan")
+        info = FitInfo(
+            n=n,
+            d=d,
+            nb_concepts=K,
+            dtype=str(A.dtype).removeprefix("torch."),
+            device=str(A.device),
+            solver=self.solver,
+            backend=backend,
+            form=chosen.form,
+            block=chosen.block,
+            piece_rows=chosen.piece_rows,
+            init=resolve(self.init, n, d, K),
+            iterations=len(outcome.history),
+            stopped_by=outcome.stopped_by,
+            relative_error=float(error / whole) if whole > 0 else 0.0,
+            relative_change=last_change,
+            mean_l0=mean_l0,
+            dead_concepts=dead,
+            seconds=time.perf_counter() - begun,
+            history=outcome.history,
+        )
+        if self.tol > 0 and outcome.stopped_by == "max_iter":
+            log.warning(
+                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, above tol=%g; raise max_iter or tol "
+                "(tol=0 asks for exactly max_iter iterations)",
+                last_change,
+                max_iter,
+                self.tol,
+            )
+        return Z, D, info
+
+    def encode(
+        self, A: Any, max_iter: int = 300, tol: float | None = None, *, Z0: Any = None
+    ) -> Tensor:
+        """Z (n, K) for A (n, d) with the dictionary as it is: argmin ‖A − Z D‖² over Z ≥ 0, by the model's solver.
+
+        Stops when ‖ΔZ‖ ≤ tol ‖Z‖ or after max_iter iterations; anls is exact. tol=None is a hundredth of the model's: then
+        the training data are encoded at least as well as fit encoded them. Starts from Z0
+        (n, K) if given, else from codes that use all concepts alike: the same A gives the same codes. Large A is
+        encoded in chunks of rows, each until it has settled. Differentiable with respect to A when A requires a
+        gradient. Raises NotFitted, or InvalidInput for data that cannot be used.
+        """
+        self._assert_fitted()
+        max_iter = options.whole("max_iter", max_iter, at_least=0)
+        tol = self.tol / 100 if tol is None else options.tolerance(tol)
+        K, d = self.D.shape
+        device = self.D.device
+        _, ops = select(self.solver, device, self.backend)
+        X = read_rows(A, device=device, features=d, dtype=self.D.dtype).A
+        if isinstance(A, Tensor) and A.requires_grad:
+            X = A.to(X)
+        D = self.D.to(X.dtype)
+        if Z0 is not None:
+            Z0 = read_rows(Z0, device=device, name="Z0", features=K, columns="concepts").A
+            if len(Z0) != len(X):
+                raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {len(X)}; they must agree")
+            Z0 = Z0.to(X.dtype)
+        with (
+            torch.autocast(device.type, enabled=False),
+            Progress(self.verbose, max_iter, None) as each,
+        ):
+            encoder = Encoder(
+                D, self.solver, ops, self.form, self.chunk_rows, max_iter, tol, each
+            )
+            return encoder(X, Z0)
+
+    def decode(self, Z: Any) -> Tensor:
+        """Â (n, d) = Z D for codes Z (n, K) of any sign, on the model's device. Differentiable with respect to Z."""
+        self._assert_fitted()
+        if not isinstance(Z, Tensor):
+            Z = torch.from_numpy(self.sanitize_np_codes(Z))
+        if Z.ndim != 2 or Z.shape[1] != self.D.shape[0]:
+            raise InvalidInput(
+                f"Z has shape {tuple(Z.shape)}; codes must be (n, {self.D.shape[0]}), a column for each concept"
+            )
+        dtype = torch.promote_types(Z.dtype, self.D.dtype)
+        return Z.to(self.D.device, dtype) @ self.D.to(dtype)
+
+    def get_dictionary(self) -> Tensor:
+        """D (K, d). Raises NotFitted."""
+        self._assert_fitted()
+        return self.D
+
+    def load_dictionary(self, D: Any) -> NMF:
+        """Take D (K, d) ≥ 0, a tensor or an array, as the dictionary; the model is then fitted. Returns the model."""
+        D = read_rows(D, device=self.device, name="D").A
+        if len(D) != self.nb_concepts:
+            raise InvalidInput(f"D has {len(D)} rows; the model has {self.nb_concepts} concepts")
+        self.D = D.detach().clone()
+        self.fit_info_ = None
+        self._set_fitted()
+        return self
+
+    def init_random_z(self, A: Any) -> Tensor:
+        """Random codes (n, K): |normal| · sqrt(mean(A) / K)."""
+        return random_codes(self._data(A), self.nb_concepts, self._generator(0))
+
+    def init_random_d(self, A: Any) -> Tensor:
+        """A random dictionary (K, d): |normal| · sqrt(mean(A) / K)."""
+        return random_dictionary(self._data(A), self.nb_concepts, self._generator(1))
+
+    def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
+        """(Z, D) from the leading singular vectors of A, zeros filled with its mean (Boutsidis & Gallopoulos, 2008)."""
+        return nndsvda_start(self._data(A), self.nb_concepts, self._generator(0))
+
+    def sanitize_np_input(self, x: Any) -> np.ndarray:
+        """x (n, d), a tensor, an array or a DataLoader, as a float32 array. Raises InvalidInput if it is not 2-D."""
+        return as_numpy32(x)
+
+    def sanitize_np_codes(self, z: Any) -> np.ndarray:
+        """z (n, K), a tensor, an array or a DataLoader, as a float32 array. Raises InvalidInput for another shape."""
+        return as_numpy32(z, name="Z", columns=self.nb_concepts)
+
+    def extra_repr(self) -> str:
+        state = "fitted" if self.fitted else "not fitted"
+        return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
+
+    def _data(self, A: Any) -> Tensor:
+        return read_rows(A, device=self.device).A
+
+    def _generator(self, stream: int) -> torch.Generator | None:
+        """A generator for the seed; codes and dictionary drawn one at a time take different streams."""
+        if self.seed is None:
+            return None
+        return torch.Generator().manual_seed((self.seed + stream * 0x9E3779B97F4A7C15) % 2**63)
+
+    def _assert_fitted(self) -> None:
+        if not self.fitted:
+            raise NotFitted("the model must be fitted first: call fit(A), or load a dictionary")
+
+    def _set_fitted(self, **info: Any) -> None:
+        self.fitted = True
+        self._fitted_info = info
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMF:
+        """Move as every module does, and let `device` follow; an unfitted model has no tensor to move."""
+        super()._apply(fn, recurse)
+        if self.D is not None:
+            moved = self.D.device
+        else:
+            moved = options.device_after(fn, torch.device(self.device))
+        if moved != torch.device(self.device):
+            self.device = moved
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *rest) -> None:
+        """Load D into a model that has none yet, too."""
+        D = state_dict.get(prefix + "D")
+        if isinstance(D, Tensor) and D.ndim == 2 and len(D) == self.nb_concepts:
+            if self.D is None or self.D.shape != D.shape:
+                self.D = torch.empty_like(D, device=self.device)
+            self.fit_info_ = None
+            self._set_fitted()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)

@@ -1,0 +1,106 @@
+"""Checks of the facade's arguments: each returns the value to use, or raises with what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInput
+from .init import STARTS
+from .solvers import SOLVERS
+
+# iterations of fit where neither it nor the constructor says
+MAX_ITER = 500
+
+
+def refuse_unknown(unknown: dict[str, Any], model: type) -> None:
+    """Raise TypeError for options that do not exist, naming the nearest that does."""
+    if not unknown:
+        return
+    parameters = inspect.signature(model.__init__).parameters.values()
+    valid = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+    given = next(iter(unknown))
+    near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise TypeError(f"NMF has no option {given!r}{hint} It has: {', '.join(valid)}")
+
+
+def whole(name: str, value: Any, *, at_least: int, optional: bool = False) -> int | None:
+    """value as an int ≥ at_least; None passes where it is optional."""
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        allowed = "a whole number or None" if optional else "a whole number"
+        raise TypeError(f"{name}={value!r} must be {allowed}")
+    if value < at_least:
+        raise InvalidInput(f"{name}={value} must be at least {at_least}")
+    return int(value)
+
+
+def iterations(asked: int | None, constructed: int | None) -> int:
+    """The iterations of fit: what it was asked for, else the constructor's, else MAX_ITER."""
+    asked = whole("max_iter", asked, at_least=0, optional=True)
+    return next(value for value in (asked, constructed, MAX_ITER) if value is not None)
+
+
+def tolerance(tol: Any) -> float:
+    if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
+        raise TypeError(f"tol={tol!r} must be a number; 0 never stops early")
+    if math.isnan(tol):
+        raise InvalidInput("tol is NaN; give a number, 0 never stops early")
+    return float(tol)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """value, which must be one of these names."""
+    allowed = list(allowed)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} must be one of the names: {', '.join(allowed)}")
+    if value not in allowed:
+        near = difflib.get_close_matches(value, allowed, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InvalidInput(f"{name}={value!r} is unknown{hint}; it must be one of: {', '.join(allowed)}")
+    return value
+
+
+def start(init: Any) -> str | tuple[Any, Any]:
+    """init, which must be the name of a start or a pair (Z0, D0); the pair itself is checked against A by fit."""
+    if isinstance(init, tuple | list) and len(init) == 2:
+        return tuple(init)
+    if isinstance(init, str):
+        return one_of("init", init, STARTS)
+    raise TypeError(f"init must be one of {', '.join(STARTS)} or a pair (Z0, D0), not {type(init).__name__}")
+
+
+def function(name: str, value: Any) -> Callable | None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}={value!r} must be a function or None")
+    return value
+
+
+def form_of_solver(form: str, solver: str) -> None:
+    """Refuse a form that the solver does not have."""
+    forms = SOLVERS[solver].forms
+    if form != "auto" and form not in forms:
+        raise InvalidInput(
+            f"form={form!r} does not exist for solver={solver!r}; it has: auto, {', '.join(forms)}"
+        )
+
+
+def device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
+    """Where a module without tensors is after `fn` was applied to it: fn may move, or only change the dtype."""
+    moved = fn(torch.empty(0)).device
+    if moved.type != "cpu" or device.type == "cpu":
+        return moved
+    try:
+        # a change of dtype leaves a meta tensor where it is; a move to the CPU does not, or cannot be done
+        return device if fn(torch.empty(0, device="meta")).device.type == "meta" else moved
+    except NotImplementedError:
+        return moved

@@ -1,0 +1,198 @@
+"""Solver records and the plain-torch updates they need: the reference, and the fallback on every device.
+
+An update changes one factor, or a block of its concepts, in place. It knows nothing of rows, chunks, files or
+stopping (engine.py) nor of how its operands were made (sweeps.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .active_set import nnls_, nnls_unrolled
+
+# concepts swept one after the other before the rest of the block is updated by a GEMM
+_INNER = 16
+
+
+def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
+    """F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; k = 0 … s−1, in place.
+
+    F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta receives the
+    change of F, sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is.
+    m s² flops. Does not synchronise. Source: Cichocki & Phan, 2009 (fast HALS).
+    """
+    s = F.shape[0]
+    inverse = _inverse_or_zero(G.diagonal())[:, None]
+    G = G * inverse
+    R.mul_(inverse)
+    # max(0, F + R) − F = max(R, −F): one call a concept, and F + Δ is exactly zero where it is clipped
+    torch.neg(F, out=delta)
+    for first in range(0, s, _INNER):
+        last = min(first + _INNER, s)
+        for k in range(first, last):
+            torch.maximum(delta[k], R[k], out=delta[k])
+            if k + 1 < last:
+                R[k + 1 : last].addr_(G[k + 1 : last, k], delta[k], alpha=-1)
+        if last < s:
+            R[last:].addmm_(G[last:, first:last], delta[first:last], alpha=-1)
+    F.add_(delta)
+    add_squares_(sums, delta, F)
+
+
+def mu_(F: Tensor, C: Tensor, denominator: Tensor, alive: Tensor, sums: Tensor) -> None:
+    """F ← F ∘ C / denominator, in place; a concept that is not alive is left as it is.
+
+    F, C, denominator (s, m); alive (s,) bool: ‖B_k‖ > 0. C and denominator are destroyed; sums (2,) float64 is
+    increased by ‖Δ‖² and ‖F‖². Where the denominator is zero F is zero, and stays so.
+    Source: Lee & Seung, 1999.
+    """
+    # F ∘ C first: the quotient is bounded by C_k / G_kk, while C / denominator can overflow
+    updated = C.mul_(F).div_(denominator.clamp_(min=torch.finfo(F.dtype).tiny))
+    updated = torch.where(alive[:, None], updated, F)
+    add_squares_(sums, updated - F, updated)
+    F.copy_(updated)
+
+
+def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) -> None:
+    """F' = max(0, Y − step · gradient), Y ← F' + momentum · (F' − F), F ← F', in place.
+
+    F, Y, gradient (s, m), of which gradient is destroyed; step a 0-dimensional tensor.
+    Source: Nesterov, 1983; for NMF: Guan, Tao, Luo & Yuan, 2012 (NeNMF).
+    """
+    updated = torch.sub(Y, gradient.mul_(step), out=gradient).clamp_(min=0)
+    torch.lerp(F, updated, 1 + momentum, out=Y)
+    F.copy_(updated)
+
+
+def hals_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
+    """One sweep F → F' of all concepts out of place, for autograd with respect to C (K, m) and F (K, m)."""
+    R = C - G @ F
+    inverse = _inverse_or_zero(G.diagonal())
+    swept = []
+    for k, row in enumerate(F.unbind(0)):
+        change = torch.maximum(R[k] * inverse[k], -row)
+        swept.append(row + change)
+        R = R - torch.outer(G[:, k], change)
+    return torch.stack(swept)
+
+
+def mu_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
+    """One multiplicative update F → F' out of place, for autograd with respect to C (K, m) and F (K, m)."""
+    updated = F * C / (G @ F).clamp(min=torch.finfo(F.dtype).tiny)
+    return torch.where(G.diagonal()[:, None] > 0, updated, F)
+
+
+def pgd_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
+    """One half-step of projected gradient F → F' out of place, for autograd with respect to C and F."""
+    step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal())
+    Y = F
+    for momentum in pgd_momenta():
+        updated = (Y - step * (G @ Y - C)).clamp(min=0)
+        Y = torch.lerp(F, updated, 1 + momentum)
+        F = updated
+    return F
+
+
+def pgd_momenta(steps: int = 5) -> list[float]:
+    """The momentum of each gradient step of a half-step: (t − 1) / t' with t' = (1 + √(1 + 4t²)) / 2."""
+    momenta, t = [], 1.0
+    for _ in range(steps):
+        following = (1 + (1 + 4 * t * t) ** 0.5) / 2
+        momenta.append((t - 1) / following)
+        t = following
+    return momenta
+
+
+def largest_eigenvalue(
+    apply: Callable[[Tensor], Tensor], diagonal: Tensor, steps: int = 15
+) -> Tensor:
+    """An upper bound of the largest eigenvalue of G ≥ 0, tight when the power iteration has converged.
+
+    apply(v) is G v for v (K,); diagonal (K,) is that of G. For v > 0, max_k (G v)_k / v_k bounds the eigenvalue from
+    above (Collatz, 1942; Wielandt, 1950), and so does the trace. Returns a 0-dimensional tensor > 0. Does not
+    synchronise.
+    """
+    v = diagonal.sqrt()
+    tiny = torch.finfo(v.dtype).tiny
+    for _ in range(steps):
+        v = apply(v / v.max().clamp(min=tiny))
+    v = v / v.max().clamp(min=tiny)
+    # a floor keeps the quotient meaningful where the power iteration has all but left a concept
+    v = torch.where(diagonal > 0, v.clamp(min=1e-3), 0)
+    quotient = torch.where(diagonal > 0, apply(v) / v.clamp(min=tiny), 0)
+    bound = torch.minimum(quotient.max(), diagonal.sum())
+    return torch.where(bound > 0, bound, 1)
+
+
+def add_squares_(sums: Tensor, delta: Tensor, F: Tensor) -> None:
+    """sums += (‖delta‖², ‖F‖²), in float64."""
+    sums[0] += torch.linalg.vector_norm(delta, dtype=torch.float64).square()
+    sums[1] += torch.linalg.vector_norm(F, dtype=torch.float64).square()
+
+
+def _inverse_or_zero(diagonal: Tensor) -> Tensor:
+    alive = diagonal >= torch.finfo(diagonal.dtype).tiny
+    return torch.where(alive, 1 / torch.where(alive, diagonal, 1), 0)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """What the loop must know of a solver. The half-steps themselves are in sweeps.py, under the same name.
+
+    operations: what a backend supplies for it, by name. forms: the forms its half-steps exist in. exact: whether one
+    half-step solves its problem. least_share: how much of a code an extrapolation must leave. unrolled(F, C, G) → F': one half-step out of place, through which `encode`
+    differentiates.
+    """
+
+    name: str
+    title: str
+    operations: tuple[str, ...]
+    forms: tuple[str, ...]
+    unrolled: Callable[[Tensor, Tensor, Tensor], Tensor]
+    exact: bool = False
+    least_share: float = 0.0
+
+
+SOLVERS = {
+    solver.name: solver
+    for solver in (
+        Solver(
+            "hals",
+            "hierarchical alternating least squares",
+            ("hals_block_",),
+            ("normal", "residual"),
+            hals_unrolled,
+        ),
+        Solver(
+            "mu",
+            "multiplicative updates",
+            ("mu_",),
+            ("normal", "residual"),
+            mu_unrolled,
+            # a code that is zero stays zero
+            least_share=0.5,
+        ),
+        Solver(
+            "pgd",
+            "projected gradient with momentum",
+            ("pgd_",),
+            ("normal", "residual"),
+            pgd_unrolled,
+        ),
+        Solver(
+            "anls",
+            "alternating non-negative least squares, exact",
+            ("nnls_",),
+            ("normal",),
+            nnls_unrolled,
+            exact=True,
+        ),
+    )
+}
+
+# every operation there is, in plain torch: what the backend `torch` supplies, and what a faster one leaves out
+REFERENCE = {"hals_block_": hals_block_, "mu_": mu_, "pgd_": pgd_, "nnls_": nnls_}

@@ -1,0 +1,166 @@
+"""Half-steps: one factor updated with the other held fixed, in normal and in residual form, over blocks of concepts.
+
+A half-step sees the columns of F in hand (a piece), the data they are fitted to, and what is known of the factor held
+fixed. The updates themselves (`ops`) come from solvers.py or from a faster backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .solvers import largest_eigenvalue, pgd_momenta
+
+Operations = dict[str, Callable]
+
+
+class Workspace:
+    """Scratch tensors of one device and dtype, kept by name so that pieces reuse them."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._dtype, self._device = dtype, device
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """A contiguous tensor of this shape with arbitrary contents; the last one of this name is overwritten."""
+        size = 1
+        for length in shape:
+            size *= length
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < size:
+            kept = self._kept[name] = torch.empty(size, dtype=self._dtype, device=self._device)
+        return kept[:size].view(shape)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all half-steps of a run share: the operations, the concepts in a block, scratch."""
+
+    ops: Operations
+    block: int
+    scratch: Workspace
+
+    def blocks(self, K: int) -> Iterator[slice]:
+        return (slice(k, min(k + self.block, K)) for k in range(0, K, self.block))
+
+
+@dataclass(frozen=True)
+class Held:
+    """The factor held fixed, B (K, p), and what a half-step needs to know of it.
+
+    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: the blocks B_S B_Sᵀ, in residual form of
+    hals. step: 1 / L, L a bound of the largest eigenvalue of G, for pgd.
+    """
+
+    B: Tensor | None
+    G: Tensor | None = None
+    grams: tuple[Tensor, ...] = ()
+    step: Tensor | None = None
+
+
+def hold(solver: str, form: str, sweep: Sweep, B: Tensor | None, G: Tensor | None = None) -> Held:
+    """What a half-step of this solver and form needs to know of B, computed once for all pieces.
+
+    2 K² p flops in normal form unless G is given; 2 K |S| p for hals in residual form, where G is never formed.
+    """
+    if form == "normal":
+        G = B @ B.T if G is None else G
+        step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal()) if solver == "pgd" else None
+        return Held(B, G, step=step)
+    if solver == "hals":
+        return Held(B, grams=tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0])))
+    if solver == "pgd":
+        return Held(B, step=1 / largest_eigenvalue(lambda v: B @ (B.T @ v), B.square().sum(1)))
+    return Held(B)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """The data of a half-step in normal form: C (K, m) = B Xᵀ."""
+
+    C: Tensor
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The data of a half-step in residual form: Xt (p, m), and Et (p, m) for the residual Xt − Bᵀ F.
+
+    hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for mu and pgd it is scratch.
+    """
+
+    Xt: Tensor
+    Et: Tensor
+    fresh: bool = False
+
+
+def hals_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
+    """One HALS sweep over all concepts, in place. 2 m K² flops in normal form, 4 m p K in residual form."""
+    if isinstance(piece, Residual) and not piece.fresh:
+        torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=piece.Et)
+    for index, S in enumerate(sweep.blocks(F.shape[0])):
+        R = sweep.scratch("R", S.stop - S.start, F.shape[1])
+        delta = sweep.scratch("delta", S.stop - S.start, F.shape[1])
+        if isinstance(piece, Normal):
+            torch.addmm(piece.C[S], held.G[S], F, alpha=-1, out=R)
+            sweep.ops["hals_block_"](F[S], R, held.G[S, S], delta, sums)
+        else:
+            torch.mm(held.B[S], piece.Et, out=R)
+            sweep.ops["hals_block_"](F[S], R, held.grams[index], delta, sums)
+            piece.Et.addmm_(held.B[S].T, delta, alpha=-1)
+
+
+def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
+    """One multiplicative update of all concepts at once, in place.
+
+    2 m K² flops in normal form, 6 m p K in residual form, where the Gram matrix is never formed.
+    """
+    K, m = F.shape
+    if isinstance(piece, Normal):
+        denominator = torch.mm(held.G, F, out=sweep.scratch("denominator", K, m))
+        C = sweep.scratch("numerator", K, m).copy_(piece.C)
+        sweep.ops["mu_"](F, C, denominator, held.G.diagonal() > 0, sums)
+        return
+    reconstruction = torch.mm(held.B.T, F, out=piece.Et)
+    sums[2] += torch.linalg.vector_norm(piece.Xt - reconstruction, dtype=torch.float64).square()
+    for S in sweep.blocks(K):
+        B = held.B[S]
+        denominator = torch.mm(B, reconstruction, out=sweep.scratch("denominator", len(B), m))
+        C = torch.mm(B, piece.Xt, out=sweep.scratch("numerator", len(B), m))
+        sweep.ops["mu_"](F[S], C, denominator, B.square().sum(1) > 0, sums)
+
+
+def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
+    """A few accelerated projected gradient steps of length 1 / L on all concepts, in place.
+
+    Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is never formed. The
+    momentum starts anew in every half-step.
+    """
+    K, m = F.shape
+    start = sweep.scratch("start", K, m).copy_(F)
+    Y = sweep.scratch("Y", K, m).copy_(F)
+    for index, momentum in enumerate(pgd_momenta()):
+        if isinstance(piece, Normal):
+            gradient = sweep.scratch("gradient", K, m)
+            torch.addmm(piece.C, held.G, Y, beta=-1, out=gradient)
+            sweep.ops["pgd_"](F, Y, gradient, held.step, momentum)
+            continue
+        torch.addmm(piece.Xt, held.B.T, Y, beta=-1, out=piece.Et)
+        if index == 0:
+            sums[2] += torch.linalg.vector_norm(piece.Et, dtype=torch.float64).square()
+        for S in sweep.blocks(K):
+            gradient = sweep.scratch("gradient", S.stop - S.start, m)
+            torch.mm(held.B[S], piece.Et, out=gradient)
+            sweep.ops["pgd_"](F[S], Y[S], gradient, held.step, momentum)
+    sums[1] += torch.linalg.vector_norm(F, dtype=torch.float64).square()
+    sums[0] += torch.linalg.vector_norm(start.sub_(F), dtype=torch.float64).square()
+
+
+def anls_(F: Tensor, piece: Normal, held: Held, sweep: Sweep, sums: Tensor) -> None:
+    """The exact solution of the half-step, in place, by active sets. The cost depends on the supports."""
+    sweep.ops["nnls_"](F, piece.C, held.G, sums)
+
+
+HALF_STEPS = {"hals": hals_, "mu": mu_, "pgd": pgd_, "anls": anls_}

@@ -1,0 +1,147 @@
+"""What fast code is compared with: per-concept loops in float64, the shapes that break things, and the tolerances.
+
+NumPy only and nothing of fastnmf, so that a mistake there cannot hide here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# relative difference of a factor after an update, by (solver, dtype), and where it comes from
+TOLERANCES = {
+    # asked for: the iterates of the per-concept loop, to rounding
+    ("hals", "float32"): 1e-5,
+    ("hals", "float64"): 1e-10,
+    ("mu", "float32"): 1e-5,
+    ("mu", "float64"): 1e-10,
+    # a projected gradient step is continuous, with the rounding of a few products
+    ("pgd", "float32"): 1e-5,
+    ("pgd", "float64"): 1e-10,
+    # normalised KKT residual of an exact solve: rounding of the Gram matrix in float32
+    ("anls", "float32"): 1e-5,
+    ("anls", "float64"): 1e-9,
+}
+
+# (n, d, K): 1 row, 1 feature, 1 concept, K > d, K > n, and sizes that no tile divides
+SHAPES = [(1, 7, 3), (5, 1, 2), (9, 6, 1), (23, 17, 5), (40, 13, 37), (65, 40, 131)]
+# K > n as well: A is fitted exactly within a few iterations, and from then on float32 follows its own rounding
+WIDE = [(7, 33, 20)]
+
+
+def hals_half_step(F, X, B):
+    """F_k ← max(0, F_k + (B_k Xᵀ − B_k (Fᵀ B)ᵀ) / ‖B_k‖²), k in order; F (K, m), X (m, p), B (K, p)."""
+    F = F.astype(np.float64).copy()
+    X, B = X.astype(np.float64), B.astype(np.float64)
+    for k in range(F.shape[0]):
+        square = B[k] @ B[k]
+        if square > 0:
+            F[k] = np.maximum(0, F[k] + B[k] @ (X - F.T @ B).T / square)
+    return F
+
+
+def mu_half_step(F, X, B):
+    """F ← F ∘ (B Xᵀ) / (B Bᵀ F), all concepts from the old F; a concept with B_k = 0 keeps its row."""
+    F = F.astype(np.float64).copy()
+    X, B = X.astype(np.float64), B.astype(np.float64)
+    numerator, denominator = B @ X.T, B @ (F.T @ B).T
+    updated = F.copy()
+    for k in range(F.shape[0]):
+        if B[k].any():
+            positive = denominator[k] > 0
+            updated[k] = np.where(positive, F[k] * numerator[k] / np.where(positive, denominator[k], 1), 0)
+    return updated
+
+
+def pgd_half_step(F, X, B, L, steps):
+    """FISTA (Beck & Teboulle, 2009) on ½‖X − Fᵀ B‖², F ≥ 0, with step 1 / L."""
+    F = F.astype(np.float64).copy()
+    X, B = X.astype(np.float64), B.astype(np.float64)
+    Y, t = F.copy(), 1.0
+    for _ in range(steps):
+        updated = np.maximum(0, Y + B @ (X - Y.T @ B).T / L)
+        following = (1 + np.sqrt(1 + 4 * t * t)) / 2
+        Y = updated + (t - 1) / following * (updated - F)
+        F, t = updated, following
+    return F
+
+
+HALF_STEPS = {"hals": hals_half_step, "mu": mu_half_step}
+
+
+def iterate(solver, A, Z, D, iterations):
+    """Codes then dictionary, so many times; Z (n, K), D (K, d)."""
+    half_step = HALF_STEPS[solver]
+    for _ in range(iterations):
+        Z = half_step(Z.T, A, D).T
+        D = half_step(D, A.T, Z.T)
+    return Z, D
+
+
+def kkt_residual(F, X, B):
+    """How far F is from argmin ½‖X − Fᵀ B‖², F ≥ 0: the largest violation over the largest slope at zero, a column.
+
+    Concepts count with unit norm. Zero when all slopes at zero are ≤ 0 and F = 0.
+    """
+    F, X, B = (M.astype(np.float64) for M in (F, X, B))
+    norms = np.sqrt((B * B).sum(1))
+    alive = norms > 0
+    if not alive.any():
+        return 0.0
+    F, B = F[alive], B[alive] / norms[alive, None]
+    slope = B @ (X - (F * norms[alive, None]).T @ B).T
+    reference = np.abs(B @ X.T).max(0)
+    violation = np.where(F > 0, np.abs(slope), np.maximum(slope, 0)).max(0)
+    return float(np.max(violation / np.where(reference > 0, reference, 1)))
+
+
+def relative_difference(given, expected):
+    """‖given − expected‖ / ‖expected‖ in float64."""
+    given, expected = np.asarray(given, np.float64), np.asarray(expected, np.float64)
+    norm = np.linalg.norm(expected)
+    return float(np.linalg.norm(given - expected) / (norm if norm > 0 else 1))
+
+
+def factors_difference(given, expected, A):
+    """The larger relative difference of two pairs (Z, D), over the concepts that take part in the fit.
+
+    Where the others fit A exactly, a concept is made of rounding alone: ‖Z_k‖ ‖D_k‖ is some 1e-16 ‖A‖ and the scale of
+    D_k arbitrary, in the loop as well. Such concepts must be as faint in `given`; they are compared no further.
+    """
+    strength, limit = (
+        np.linalg.norm(Z, axis=0) * np.linalg.norm(D, axis=1)
+        for Z, D in (expected, given)
+    )
+    floor = 30 * np.finfo(given[0].dtype).eps * np.linalg.norm(A)
+    counted = strength > floor
+    assert (limit[~counted] <= 2 * floor).all()
+    Z, D = given
+    return max(
+        relative_difference(Z[:, counted], expected[0][:, counted]),
+        relative_difference(D[counted], expected[1][counted]),
+    )
+
+
+def problem(n, d, K, seed=0, kind="plain"):
+    """A (n, d) and a start Z (n, K), D (K, d) in float64, rectified Gaussian; `kind` adds what breaks things.
+
+    zero_rows: of A; zero_concepts: of D; zero_codes: of Z; duplicates: of concepts and of rows.
+    """
+    rng = np.random.default_rng(seed)
+    A = np.maximum(rng.standard_normal((n, d)) + 0.3, 0)
+    Z = np.abs(rng.standard_normal((n, K)))
+    D = np.abs(rng.standard_normal((K, d)))
+    if kind == "zero_rows":
+        A[:: max(2, n // 3)] = 0
+        A[:, -1] = 0
+    elif kind == "zero_concepts":
+        D[K // 2] = 0
+    elif kind == "zero_codes":
+        Z[:, K // 2] = 0
+    elif kind == "duplicates":
+        D[-1], Z[:, -1] = D[0], Z[:, 0]
+        A[-1] = A[0]
+    scale = (A * (Z @ D)).sum() / max(((Z @ D) ** 2).sum(), 1e-300)
+    return A, Z * np.sqrt(scale), D * np.sqrt(scale)
+
+
+KINDS = ["plain", "zero_rows", "zero_concepts", "zero_codes", "duplicates"]

@@ -1,0 +1,76 @@
+"""Backends: precedence, refusals with every reason, and a table that says what is usable."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import fastnmf
+from fastnmf import NMF, BackendUnavailable, InvalidInput
+from fastnmf.backends import BACKENDS, Backend, select
+from fastnmf.solvers import SOLVERS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A preferred backend that supplies hals on the CPU but cannot be used."""
+    never = Backend("never", ("hals_block_",), ("cpu",), lambda: "its cat is asleep", dict)
+    everything = {"never": never, **BACKENDS}
+    for room in ("fastnmf.backends", "fastnmf.nmf"):
+        monkeypatch.setattr(sys.modules[room], "BACKENDS", everything)
+    return never
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_has_its_operations_from_torch(solver):
+    name, ops = select(solver, CPU, "torch")
+    assert name == "torch"
+    assert set(SOLVERS[solver].operations) <= set(ops)
+
+
+def test_explicit_backend_that_is_not_usable_raises_with_every_reason(broken):
+    with pytest.raises(BackendUnavailable, match="its cat is asleep") as raised:
+        select("hals", CPU, "never")
+    assert "backend='never'" in str(raised.value)
+    assert "torch: usable" in str(raised.value)
+    with pytest.raises(BackendUnavailable, match="nnls"):
+        select("anls", CPU, "never")
+    model = NMF(3, backend="never")
+    with pytest.raises(BackendUnavailable):
+        model.fit(torch.rand(9, 5))
+    assert not model.fitted
+
+
+def test_auto_passes_over_what_is_not_usable_and_logs_why(broken, caplog):
+    with caplog.at_level("INFO", logger="fastnmf.backends"):
+        name, _ = select("hals", CPU, "auto")
+    assert name != "never"
+    assert "its cat is asleep" in caplog.text
+
+
+def test_environment_is_asked_only_by_auto(broken, monkeypatch):
+    monkeypatch.setenv("FASTNMF_BACKEND", "never")
+    with pytest.raises(BackendUnavailable, match="FASTNMF_BACKEND='never'"):
+        select("hals", CPU, "auto")
+    assert select("hals", CPU, "torch")[0] == "torch"
+    monkeypatch.setenv("FASTNMF_BACKEND", "nonsense")
+    with pytest.raises(InvalidInput, match="FASTNMF_BACKEND='nonsense'"):
+        select("hals", CPU, "auto")
+
+
+def test_table_names_every_backend_and_its_reason(broken):
+    table = fastnmf.backends()
+    assert [backend.name for backend in table] == ["never", *BACKENDS]
+    assert "no: its cat is asleep" in str(table)
+    assert table["torch"].reason is None
+    assert len(str(table).splitlines()) == len(table) + 1
+
+
+def test_backend_of_the_fit_is_in_the_account():
+    model = NMF(3, backend="torch", max_iter=1, tol=0)
+    model.fit(torch.rand(9, 5))
+    assert model.fit_info_.backend == "torch"

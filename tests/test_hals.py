@@ -1,0 +1,83 @@
+"""HALS gives the iterates of the per-concept loop, in both forms, on every backend."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
+from oracle import (
+    KINDS,
+    SHAPES,
+    TOLERANCES,
+    WIDE,
+    factors_difference,
+    hals_half_step,
+    problem,
+    relative_difference,
+)
+from oracle import iterate as expected_iterates
+
+BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "hals")]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+def test_hals_half_steps_are_those_of_the_concept_loop(n, d, K, kind, form, dtype, backend):
+    A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
+    Z1, D1, _ = iterate("hals", A, Z, D, form=form, dtype=dtype, backend=backend)
+    tolerance = TOLERANCES["hals", dtype_name(dtype)]
+    assert relative_difference(Z1, hals_half_step(Z.T, A, D).T) <= tolerance
+    expected = hals_half_step(D, A.T, Z1.T)
+    assert factors_difference((Z1, D1), (Z1, expected), A) <= tolerance
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d", "K"), SHAPES, ids=str)
+def test_hals_gives_the_iterates_of_the_concept_loop(n, d, K, kind, form, dtype, backend):
+    A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
+    *given, _ = iterate("hals", A, Z, D, form=form, dtype=dtype, iterations=10, backend=backend)
+    expected = expected_iterates("hals", A, Z, D, 10)
+    assert factors_difference(given, expected, A) <= TOLERANCES["hals", dtype_name(dtype)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_hals_keeps_the_row_of_a_concept_whose_other_factor_is_zero(form, backend):
+    A, Z, D = problem(30, 12, 8)
+    D[3] = 0
+    Z1, _, _ = iterate("hals", A, Z, D, form=form, dtype=torch.float64, learn=False, backend=backend)
+    assert np.array_equal(Z1[:, 3], Z[:, 3])
+    Z[:, 3] = 0
+    D[3] = 1.0
+    A[:] = 0.0
+    _, D1, _ = iterate("hals", A, Z, D, form=form, dtype=torch.float64, backend=backend)
+    assert np.array_equal(D1[3], D[3])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_hals_clips_to_exactly_zero(form, backend):
+    A, Z, D = problem(50, 20, 30)
+    Z1, D1, _ = iterate("hals", A, Z, D, form=form, dtype=torch.float32, iterations=5, backend=backend)
+    for factor in (Z1, D1):
+        assert (factor >= 0).all()
+        assert 0.05 < (factor == 0).mean() < 0.95
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_hals_change_and_error_are_those_of_the_factors(form, backend):
+    A, Z, D = problem(41, 19, 27)
+    Z1, D1, outcome = iterate("hals", A, Z, D, form=form, dtype=torch.float64, backend=backend)
+    (measured,) = outcome.history
+    change = np.linalg.norm(Z1 - Z) / np.linalg.norm(Z1)
+    error = np.linalg.norm(A - Z1 @ D1) / np.linalg.norm(A)
+    assert measured.relative_change == pytest.approx(change, rel=1e-12)
+    assert measured.relative_error == pytest.approx(error, rel=1e-9)

@@ -1,0 +1,551 @@
+"""The patch: what it binds, undoes, keeps true of classes, and how patched models travel.
+
+The mechanics are tested on a small package written here, which stands for Overcomplete; a few tests
+ask the same of the real one where it is installed.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import io
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastnmf
+from fastnmf import is_patched, patch_overcomplete, unpatch_overcomplete
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("overcomplete", "interpreto", "their_code", "their_late_code")
+
+SOURCES = {
+    "__init__.py": "from .optimization import NMF, SemiNMF",
+    "base.py": """
+        from abc import ABC, abstractmethod
+        from torch import nn
+
+        class BaseDictionaryLearning(ABC, nn.Module):
+            constructed = 0
+
+            def __init__(self, nb_concepts, device="cpu"):
+                super().__init__()
+                type(self).constructed += 1
+                self.nb_concepts, self.device = nb_concepts, device
+                self.fitted, self._fitted_info = False, {}
+
+            @abstractmethod
+            def fit(self, x): ...
+
+        class BaseOptimDictionaryLearning(BaseDictionaryLearning):
+            pass
+        """,
+    "optimization/__init__.py": """
+        from ..base import BaseOptimDictionaryLearning
+        from .nmf import NMF
+        from .semi_nmf import SemiNMF
+        """,
+    "optimization/nmf.py": """
+        from ..base import BaseOptimDictionaryLearning
+
+        def slow(A, Z, D):
+            return Z, D
+
+        class NMF(BaseOptimDictionaryLearning):
+            _SOLVERS = {"hals": slow, "mu": slow, "pgd": slow, "anls": slow}
+
+            def __init__(self, nb_concepts, device="cpu", solver="hals", tol=1e-4, verbose=False):
+                super().__init__(nb_concepts, device)
+                self.solver, self.solver_fn = solver, self._SOLVERS[solver]
+                self.tol, self.verbose = tol, verbose
+                self.register_buffer("D", None)
+
+            def fit(self, A):
+                self.D = A[: self.nb_concepts].clone()
+                self.fitted = True
+        """,
+    "optimization/semi_nmf.py": """
+        from ..base import BaseOptimDictionaryLearning
+
+        class SemiNMF(BaseOptimDictionaryLearning):
+            def fit(self, A): ...
+        """,
+}
+
+
+def write(folder, sources):
+    for name, source in sources.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """An import folder before all others, with nothing of PACKAGES imported yet."""
+
+    def ours(name):
+        return name.partition(".")[0] in PACKAGES
+
+    kept = {name: module for name, module in sys.modules.items() if ours(name)}
+    for name in kept:
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    unpatch_overcomplete()
+    for name in list(filter(ours, sys.modules)):
+        del sys.modules[name]
+    sys.modules.update(kept)
+
+
+@pytest.fixture
+def library(site):
+    write(site / "overcomplete", SOURCES)
+    write(
+        site,
+        {
+            "their_code.py": "from overcomplete import NMF as OcNMF",
+            "their_late_code.py": """
+                from overcomplete.optimization.nmf import NMF
+
+                class Mine(NMF):
+                    pass
+                """,
+        },
+    )
+    import overcomplete
+
+    return overcomplete
+
+
+@pytest.fixture
+def interpreto_folder(site):
+    folder = site / "interpreto"
+    write(folder / "_vendor/overcomplete", SOURCES)
+    write(folder, {"__init__.py": "from interpreto._vendor.overcomplete import optimization"})
+    return folder
+
+
+@pytest.fixture
+def real():
+    try:
+        import overcomplete
+    except (ImportError, AttributeError) as error:
+        pytest.skip(f"Overcomplete cannot be imported here: {error}")
+    yield overcomplete
+    unpatch_overcomplete()
+
+
+def run(code, *folders):
+    """Run code in a fresh process that finds fastnmf, and these folders before all else."""
+    path = os.pathsep.join([*map(str, folders), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def fitted_model(library, **options):
+    model = library.NMF(3, **options)
+    model.fit(torch.rand(12, 6, generator=torch.Generator().manual_seed(0)))
+    return model
+
+
+EVERYWHERE = [
+    "overcomplete.NMF",
+    "overcomplete.optimization.NMF",
+    "overcomplete.optimization.nmf.NMF",
+    "their_code.OcNMF",
+]
+
+
+def lookup(names):
+    pairs = [name.rpartition(".") for name in names]
+    return [getattr(sys.modules[module], name) for module, _, name in pairs]
+
+
+def test_patch_binds_every_name_and_unpatch_restores_it(library):
+    import their_code
+
+    original, semi = library.NMF, library.SemiNMF
+    assert sorted(patch_overcomplete()) == EVERYWHERE
+    assert is_patched()
+    assert set(lookup(EVERYWHERE)) == {library.NMF}
+    assert library.NMF is not original
+    assert library.SemiNMF is semi
+    assert sorted(unpatch_overcomplete()) == EVERYWHERE
+    assert not is_patched()
+    assert all(cls is original for cls in lookup(EVERYWHERE))
+    assert their_code.OcNMF is original
+
+
+def test_patch_imports_the_library_itself(site):
+    write(site / "overcomplete", SOURCES)
+    assert "overcomplete" not in sys.modules
+    assert "overcomplete.NMF" in patch_overcomplete()
+
+
+def test_patch_and_unpatch_twice_are_as_once(library):
+    original = library.NMF
+    first = patch_overcomplete()
+    stand_in = library.NMF
+    assert patch_overcomplete() == first
+    assert library.NMF is stand_in
+    unpatch_overcomplete()
+    assert unpatch_overcomplete() == []
+    assert library.NMF is original
+    patch_overcomplete()
+    assert library.NMF is stand_in
+
+
+def test_unpatch_without_patch_does_nothing(library):
+    original = library.NMF
+    assert unpatch_overcomplete() == []
+    assert library.NMF is original
+
+
+def test_second_patch_finds_what_has_come_since(library):
+    original = library.NMF
+    patch_overcomplete()
+    import their_code
+
+    their_code.Hidden = original
+    assert "their_code.Hidden" in patch_overcomplete()
+    unpatch_overcomplete()
+    assert their_code.Hidden is original
+
+
+def test_code_imported_after_the_patch_gets_the_fast_class_and_loses_it(library):
+    original = library.NMF
+    patch_overcomplete()
+    import their_late_code
+
+    assert issubclass(their_late_code.NMF, fastnmf.NMF)
+    unpatch_overcomplete()
+    assert their_late_code.NMF is original
+
+
+def test_library_imported_anew_gets_the_fast_class(library):
+    patch_overcomplete()
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "overcomplete":
+            del sys.modules[name]
+    again = importlib.import_module("overcomplete")
+    assert again is not library
+    assert issubclass(again.NMF, fastnmf.NMF)
+    assert again.optimization.nmf.NMF is again.NMF
+    unpatch_overcomplete()
+    assert not issubclass(again.NMF, fastnmf.NMF)
+
+
+def test_patched_class_is_one_of_theirs(library):
+    original = library.NMF
+    patch_overcomplete()
+    model = library.NMF(3)
+    for cls in (
+        fastnmf.NMF,
+        original,
+        library.base.BaseDictionaryLearning,
+        library.base.BaseOptimDictionaryLearning,
+        torch.nn.Module,
+    ):
+        assert isinstance(model, cls)
+    assert not isinstance(model, library.SemiNMF)
+    assert list(library.NMF._SOLVERS) == ["hals", "mu", "pgd", "anls"]
+    assert f"{library.NMF.__module__}.{library.NMF.__qualname__}" == "fastnmf.overcomplete.NMF"
+
+
+def test_models_made_before_are_left_alone_and_still_count(library):
+    original, before = library.NMF, library.NMF(3)
+
+    class Theirs(original):
+        pass
+
+    patch_overcomplete()
+    assert type(before) is original
+    for model in (before, Theirs(3)):
+        assert isinstance(model, library.NMF)
+        assert not isinstance(model, fastnmf.NMF)
+    assert not isinstance(library.SemiNMF(3), library.NMF)
+    assert not isinstance(fastnmf.NMF(3), library.NMF)
+
+    class Later(library.NMF):
+        pass
+
+    assert not isinstance(before, Later)
+    assert isinstance(Later(3), fastnmf.NMF)
+
+
+def test_patched_model_is_constructed_by_fastnmf_alone(library):
+    patch_overcomplete()
+    model = library.NMF(3, "cpu", "mu", 1e-3, True, max_iter=7)
+    assert (model.nb_concepts, model.device, model.solver) == (3, "cpu", "mu")
+    assert (model.tol, model.verbose, model.max_iter, model.fitted) == (1e-3, True, 7, False)
+    assert library.NMF.constructed == 0
+    assert dict(model.named_buffers()) == {}
+    with pytest.raises(TypeError, match="no option 'max_itr'"):
+        library.NMF(3, max_itr=7)
+
+
+def test_patched_model_fits_and_encodes(library):
+    patch_overcomplete()
+    A = torch.rand(12, 6, generator=torch.Generator().manual_seed(0))
+    model = library.NMF(3, seed=0)
+    expected = fastnmf.NMF(3, seed=0)
+    Z, D = model.fit(A)
+    assert torch.equal(Z, expected.fit(A)[0])
+    assert torch.equal(D, model.get_dictionary())
+    assert model.encode(A).shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    "travel",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deepcopy", "pickle"],
+)
+@pytest.mark.parametrize("patched", [True, False], ids=["patched", "unpatched"])
+def test_patched_model_is_copied_whole(library, travel, patched):
+    patch_overcomplete()
+    model = fitted_model(library)
+    if not patched:
+        unpatch_overcomplete()
+    again = travel(model)
+    assert type(again) is type(model)
+    assert torch.equal(again.D, model.D)
+    assert again.fitted
+
+
+def test_subclass_of_the_patched_class_pickles(library):
+    patch_overcomplete()
+    import their_late_code
+
+    model = their_late_code.Mine(3)
+    model.fit(torch.rand(12, 6))
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is their_late_code.Mine
+    assert torch.equal(again.D, model.D)
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("", "fastnmf.overcomplete True"),
+        ("import fastnmf; fastnmf.patch_overcomplete()", "fastnmf.overcomplete True"),
+        ("import sys; sys.modules['overcomplete'] = None", "fastnmf.nmf False"),
+    ],
+    ids=["unpatched", "patched", "without-overcomplete"],
+)
+def test_saved_model_loads_in_a_fresh_process(library, site, before, expected):
+    patch_overcomplete()
+    model = fitted_model(library)
+    torch.save(model, site / "model.pt")
+    code = f"""
+        {before}
+        import torch
+        model = torch.load({str(site / "model.pt")!r}, weights_only=False)
+        theirs = any(cls.__module__ == "overcomplete.base" for cls in type(model).__mro__)
+        shape = tuple(model.encode(torch.rand(2, 6)).shape)
+        print(type(model).__module__, theirs, shape, model.D.sum().item())
+        """
+    done = run(code, site)
+    assert done.stdout == f"{expected} (2, 3) {model.D.sum().item()}\n", done
+
+
+def test_model_saved_by_the_library_loads_as_the_patched_class(library):
+    model = fitted_model(library, solver="mu", tol=1e-3)
+    fresh = library.NMF(4)
+    saved = pickle.dumps([model.eval(), fresh])
+    patch_overcomplete()
+    again, fresh = pickle.loads(saved)
+    assert type(again) is library.NMF
+    assert (again.nb_concepts, again.solver, again.tol, again.training) == (3, "mu", 1e-3, False)
+    assert torch.equal(again.D, model.D)
+    assert again.encode(torch.rand(2, 6)).shape == (2, 3)
+    assert not fresh.fitted
+    assert fresh.D is None
+
+
+def test_import_of_fastnmf_imports_nothing_of_theirs():
+    code = """
+        import fastnmf, fastnmf.overcomplete, sys
+        print([name for name in sys.modules if name in ("overcomplete", "interpreto")])
+        """
+    done = run(code)
+    assert done.stdout == "[]\n", done
+
+
+def test_interpretos_copy_is_patched_on_its_own_bases(library, interpreto_folder):
+    import interpreto
+
+    vendored = interpreto.optimization
+    original = vendored.NMF
+    names = patch_overcomplete()
+    assert "interpreto._vendor.overcomplete.optimization.NMF" in names
+    assert "overcomplete.optimization.NMF" in names
+    model = vendored.NMF(3)
+    assert isinstance(model, vendored.BaseOptimDictionaryLearning)
+    assert isinstance(model, original)
+    assert not isinstance(model, library.NMF)
+    assert type(pickle.loads(pickle.dumps(model))) is vendored.NMF
+    unpatch_overcomplete()
+    assert vendored.NMF is original
+
+
+def test_interpretos_copy_is_patched_when_it_is_imported_later(library, interpreto_folder):
+    patch_overcomplete()
+    assert "interpreto" not in sys.modules
+    import interpreto
+
+    vendored = sys.modules["interpreto._vendor.overcomplete"]
+    for module in (vendored, interpreto.optimization, interpreto.optimization.nmf):
+        assert issubclass(module.NMF, fastnmf.NMF)
+    unpatch_overcomplete()
+    for module in (vendored, interpreto.optimization, interpreto.optimization.nmf):
+        assert not issubclass(module.NMF, fastnmf.NMF)
+
+
+def test_interpretos_copy_is_not_patched_when_unpatched_before_the_import(
+    library, interpreto_folder
+):
+    patch_overcomplete()
+    unpatch_overcomplete()
+    import interpreto
+
+    assert not issubclass(interpreto.optimization.NMF, fastnmf.NMF)
+
+
+@pytest.fixture
+def without_overcomplete(site, monkeypatch):
+    monkeypatch.setitem(sys.modules, "overcomplete", None)
+
+
+def test_patch_says_what_to_install(without_overcomplete, monkeypatch):
+    monkeypatch.setitem(sys.modules, "interpreto", None)
+    with pytest.raises(ImportError, match=r"pip install .* 'matplotlib<3.9'.*fastnmf.NMF"):
+        patch_overcomplete()
+    assert not is_patched()
+
+
+def test_patch_refuses_an_interpreto_without_a_copy(without_overcomplete, site):
+    write(site / "interpreto", {"__init__.py": ""})
+    with pytest.raises(ImportError, match="not installed"):
+        patch_overcomplete()
+
+
+def test_patch_does_with_interpretos_copy_alone(without_overcomplete, interpreto_folder, caplog):
+    assert patch_overcomplete() == []
+    assert "interpreto's copy of Overcomplete only: overcomplete is not installed" in caplog.text
+    import interpreto
+
+    assert issubclass(interpreto.optimization.NMF, fastnmf.NMF)
+    assert len(patch_overcomplete()) == 3
+
+
+def test_patch_names_the_pin_when_the_library_does_not_import(site, monkeypatch):
+    monkeypatch.setitem(sys.modules, "interpreto", None)
+    write(site / "overcomplete", {**SOURCES, "__init__.py": "import math; math.get_cmap"})
+    with pytest.raises(ImportError, match=r"get_cmap.*matplotlib<3\.9"):
+        patch_overcomplete()
+    assert not is_patched()
+
+
+def test_patch_says_what_is_missing_inside_the_library(site, monkeypatch):
+    monkeypatch.setitem(sys.modules, "interpreto", None)
+    write(site / "overcomplete", {"__init__.py": "import absent_dependency"})
+    with pytest.raises(ImportError, match=r"cannot be imported: No .*'absent_dependency'"):
+        patch_overcomplete()
+
+
+def test_patch_logs_the_names(library, caplog):
+    with caplog.at_level(logging.INFO, logger="fastnmf"):
+        patch_overcomplete()
+        unpatch_overcomplete()
+    stands_in, is_back = caplog.messages
+    assert "stands in" in stands_in
+    assert "overcomplete.optimization.nmf.NMF" in stands_in
+    assert "is back at" in is_back
+
+
+def test_patch_does_not_load_lazy_modules(library, site, monkeypatch):
+    write(site, {"their_lazy_code.py": "raise RuntimeError('loaded')"})
+    spec = importlib.util.find_spec("their_lazy_code")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "their_lazy_code", module)
+    spec.loader.exec_module(module)
+    patch_overcomplete()
+    unpatch_overcomplete()
+
+
+def test_patch_from_many_threads_leaves_one_class(library):
+    original = library.NMF
+    begin = threading.Barrier(4)
+
+    def turn(last):
+        begin.wait()
+        patch_overcomplete()
+        unpatch_overcomplete()
+        last()
+
+    for last in (patch_overcomplete, unpatch_overcomplete):
+        threads = [threading.Thread(target=turn, args=(last,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        last()
+        patched = last is patch_overcomplete
+        assert is_patched() is patched
+        assert (library.NMF is original) is not patched
+        assert sys.meta_path.count(fastnmf.overcomplete._PatchOnImport) == patched
+
+
+def test_unknown_attribute_of_the_module_is_an_error():
+    with pytest.raises(AttributeError, match="no attribute 'SemiNMF'"):
+        _ = fastnmf.overcomplete.SemiNMF
+
+
+def test_real_overcomplete_is_patched_and_restored(real):
+    from overcomplete.base import BaseDictionaryLearning
+    from overcomplete.optimization import BaseOptimDictionaryLearning, SemiNMF
+
+    original = real.NMF
+    assert set(EVERYWHERE[:3]) <= set(patch_overcomplete())
+    model = real.NMF(nb_concepts=3, device="cpu", solver="hals")
+    Z, D = model.fit(torch.rand(20, 8))
+    assert isinstance(model, BaseDictionaryLearning)
+    assert isinstance(model, BaseOptimDictionaryLearning)
+    assert isinstance(model, fastnmf.NMF)
+    assert not isinstance(model, SemiNMF)
+    assert (Z.shape, D.shape) == ((20, 3), (3, 8))
+    assert list(real.NMF._SOLVERS) == list(original._SOLVERS)
+    unpatch_overcomplete()
+    assert all(cls is original for cls in lookup(EVERYWHERE[:3]))
+
+
+def test_model_saved_by_real_overcomplete_loads_as_the_patched_class(real):
+    A = torch.rand(20, 8, generator=torch.Generator().manual_seed(0))
+    model = real.NMF(3)
+    model.fit(A)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    patch_overcomplete()
+    again = torch.load(file, weights_only=False)
+    assert isinstance(again, fastnmf.NMF)
+    assert torch.equal(again.D, model.D)
+    assert again.encode(A).shape == (20, 3)

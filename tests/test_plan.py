@@ -1,0 +1,55 @@
+"""The cost model: flops as the formulas say, the cheaper form, and choices that are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastnmf import InvalidInput, plan
+from fastnmf.plan import choose, half_step_flops
+from fastnmf.solvers import SOLVERS
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+def test_form_is_normal_for_few_concepts_and_residual_for_many(solver):
+    assert choose(20000, 384, 50, 4, solver).form == "normal"
+    assert choose(20000, 384, 10000, 4, solver).form == "residual"
+
+
+def test_anls_has_only_the_normal_form():
+    assert choose(200, 38, 1000, 4, "anls").form == "normal"
+    with pytest.raises(InvalidInput, match="residual"):
+        choose(200, 38, 1000, 4, "anls", form="residual")
+
+
+@pytest.mark.parametrize("solver", ["mu", "pgd"])
+@pytest.mark.parametrize(("n", "d"), [(50000, 384), (384, 50000), (1000, 1000)])
+def test_the_square_of_many_concepts_is_never_paid(solver, n, d):
+    """2nK² at K > 2d, or 2dK² at K > 2n, is never the cheaper half-step."""
+    chosen = choose(n, d, 3 * d, 4, solver)
+    assert chosen.codes == "residual"
+    chosen = choose(n, d, 3 * max(n, d), 4, solver)
+    assert chosen.form == "residual"
+
+
+@pytest.mark.parametrize("form", plan.FORMS)
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+def test_a_form_that_is_asked_for_is_taken(solver, form):
+    for K in (5, 5000):
+        assert choose(1000, 100, K, 4, solver, form=form).form == form
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("n", "d", "K"), [(1, 1, 1), (3, 2, 7), (10**6, 768, 10**4)])
+def test_pieces_and_blocks_fit_the_problem(solver, n, d, K):
+    for chunk_rows in (None, 1, 10**9):
+        chosen = choose(n, d, K, 4, solver, chunk_rows=chunk_rows)
+        assert 1 <= chosen.block <= K
+        assert 1 <= chosen.piece_rows <= min(n, chunk_rows or n)
+
+
+def test_flops_of_a_residual_sweep_are_those_of_the_design():
+    n, d, K, s = 2000, 384, 10000, 128
+    chosen = choose(n, d, K, 4, "hals")
+    halves = 2 * 4 * n * d * K + 2 * K * s * (n + d) + 2 * K * s * (n + d)
+    assert chosen.flops == pytest.approx(halves + 2 * n * d * K, rel=1e-12)
+    assert half_step_flops("mu", "residual", n, d, K, s) == 6 * n * d * K
