@@ -1,7 +1,8 @@
-"""Exact non-negative least squares, every column of F for itself: the active-set reference in plain torch.
+"""Exact non-negative least squares, every column of F for itself: the active-set reference in plain
+torch.
 
-Lawson & Hanson's method (1974) on the Gram matrix (Bro & de Jong, 1997), many columns at a time. Finite at any rank,
-so K > d is safe.
+Lawson & Hanson's method (1974) on the Gram matrix (Bro & de Jong, 1997), many columns at a time.
+Finite at any rank, so K > d is safe.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ _SCRATCH = 1 << 22
 
 
 def nnls_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
-    """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, every column for itself, starting from F.
+    """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, every column for itself, starting
+    from F.
 
-    F, C (K, m); G (K, K). Computed in float64, to the precision that C and G have. A concept with G_kk = 0 is left as
-    it is. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². Logs a warning when a column is not solved after 10 K + 20
-    changes of its support. About m q⁴ / 12 flops for supports of q concepts. Synchronises.
+    F, C (K, m); G (K, K). Computed in float64, to the precision that C and G have. A concept with
+    G_kk = 0 is left as it is. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². Logs a warning when
+    a column is not solved after 10 K + 20 changes of its support. About m q⁴ / 12 flops for
+    supports of q concepts. Synchronises.
     """
     tolerance, rank_tolerance = _TOLERANCE[C.dtype], _RANK_TOLERANCE[C.dtype]
     diagonal = G.diagonal().double()
@@ -51,7 +54,8 @@ def nnls_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
 
 
 def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
-    """The solution F' (K, m), differentiable with respect to C: on its support P, F'_P = G_PP⁻¹ C_P."""
+    """The solution F' (K, m), differentiable with respect to C: on its support P, F'_P = G_PP⁻¹
+    C_P."""
     with torch.no_grad():
         solution = F.detach().clone()
         nnls_(solution, C, G, torch.zeros(2, dtype=torch.float64, device=C.device))
@@ -88,7 +92,8 @@ def _solve_rows_(x: Tensor, c: Tensor, G: Tensor, alive: Tensor, tolerance, rank
         slope[rows] = c[rows] - x[rows] @ G
         lower = _objective(x[rows], c[rows], slope[rows])
         better = (lower < value[rows] - 1e-15 * value[rows].abs()) & ~torch.isin(rows, singular)
-        # no progress, by rounding or by dependence: step back, and leave the concept out until there is progress
+        # no progress, by rounding or by dependence: step back, and leave the concept out until
+        # there is progress
         stuck = rows[~better]
         x[stuck], passive[stuck] = before_x[~better], before_passive[~better]
         slope[stuck] = c[stuck] - x[stuck] @ G
@@ -104,7 +109,8 @@ def _objective(x: Tensor, c: Tensor, slope: Tensor) -> Tensor:
 
 
 def _settle_(x: Tensor, passive: Tensor, rows: Tensor, c: Tensor, G: Tensor, rank_tolerance):
-    """Move the named rows of x to the least squares solution on their support, shrinking it to stay in x ≥ 0.
+    """Move the named rows of x to the least squares solution on their support, shrinking it to stay
+    in x ≥ 0.
 
     Returns the rows (of those named) whose support was found dependent; these are left as they are.
     """
@@ -126,7 +132,8 @@ def _settle_(x: Tensor, passive: Tensor, rows: Tensor, c: Tensor, G: Tensor, ran
 
 
 def _solve_on_support(passive: Tensor, c: Tensor, G: Tensor, rank_tolerance):
-    """The unconstrained solution on each row's support (r, K), and whether that support is independent (r,)."""
+    """The unconstrained solution on each row's support (r, K), and whether that support is
+    independent (r,)."""
     index, used = _padded_support(passive)
     factor, info = torch.linalg.cholesky_ex(_gather_gram(G, index, used))
     pivots = factor.diagonal(dim1=1, dim2=2).square()
@@ -137,7 +144,8 @@ def _solve_on_support(passive: Tensor, c: Tensor, G: Tensor, rank_tolerance):
 
 
 def _padded_support(passive: Tensor) -> tuple[Tensor, Tensor]:
-    """The concepts each row uses, padded to the largest number: index (r, q) and which entries count (r, q)."""
+    """The concepts each row uses, padded to the largest number: index (r, q) and which entries
+    count (r, q)."""
     counts = passive.sum(1)
     q = max(1, int(counts.max())) if len(counts) else 1
     index = passive.to(torch.int8).topk(q, dim=1).indices

@@ -1,12 +1,15 @@
-"""Backends: what supplies the operations of a solver, what of it is usable here and why the rest is not."""
+"""Backends: what supplies the operations of a solver, what of it is usable here and why the rest is
+not."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -22,8 +25,8 @@ ENVIRONMENT = "FASTNMF_BACKEND"
 class Backend:
     """A supplier of operations.
 
-    devices: the torch device types it computes on; empty: all. probe() → None when it is usable, else the reason why it
-    is not. load() → its operations, by name; called at first use only.
+    devices: the torch device types it computes on; empty: all. probe() → None when it is usable,
+    else the reason why it is not. load() → its operations, by name; called at first use only.
     """
 
     name: str
@@ -46,20 +49,38 @@ class Backend:
         return self.probe()
 
 
-def _usable() -> None:
+@functools.cache
+def _probe_cpp() -> str | None:
+    try:
+        importlib.import_module("fastnmf._C")
+    except ImportError as error:
+        # setup.py leaves the reason here when it cannot build the extension
+        left = Path(__file__).with_name("_C.missing")
+        why = left.read_text().strip() if left.exists() else str(error)
+        return f"the compiled extension is not installed ({why})"
     return None
+
+
+def _load_cpp() -> dict[str, Callable]:
+    return importlib.import_module("fastnmf.compiled").OPERATIONS
 
 
 # in order of preference: the last is the fallback
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in (Backend("torch", tuple(REFERENCE), (), _usable, lambda: REFERENCE),)
+    for backend in (
+        Backend(
+            "cpp", ("hals_block_", "hals_sweep_", "mu_", "pgd_"), ("cpu",), _probe_cpp, _load_cpp
+        ),
+        Backend("torch", tuple(REFERENCE), (), lambda: None, lambda: REFERENCE),
+    )
 }
 
 
 @dataclass(frozen=True)
 class BackendTable:
-    """The backends in order of preference; printed, a table of what is usable here and why the rest is not."""
+    """The backends in order of preference; printed, a table of what is usable here and why the rest
+    is not."""
 
     backends: tuple[Backend, ...]
 
@@ -90,16 +111,18 @@ class BackendTable:
 
 
 def backends() -> BackendTable:
-    """The table of backends: name, devices, operations, and the reason for each that is not usable here."""
+    """The table of backends: name, devices, operations, and the reason for each that is not usable
+    here."""
     return BackendTable(tuple(BACKENDS.values()))
 
 
 def select(solver: str, device: torch.device, requested: str) -> tuple[str, dict[str, Callable]]:
     """The name of the backend for this solver and device, and every operation it needs.
 
-    requested: the argument `backend`; where it is 'auto' the environment variable FASTNMF_BACKEND is asked. A backend
-    asked for by name is taken or BackendUnavailable is raised; 'auto' takes the first usable one. Operations that a
-    backend does not supply come from `torch`. Raises InvalidInput for an unknown name.
+    requested: the argument `backend`; where it is 'auto' the environment variable FASTNMF_BACKEND
+    is asked. A backend asked for by name is taken or BackendUnavailable is raised; 'auto' takes the
+    first usable one. Operations that a backend does not supply come from `torch`. Raises
+    InvalidInput for an unknown name.
     """
     source = "backend"
     if requested == "auto":
@@ -116,10 +139,13 @@ def select(solver: str, device: torch.device, requested: str) -> tuple[str, dict
         chosen = requested
     else:
         raise BackendUnavailable(
-            f"{source}={requested!r} is not usable for {solver} on {device.type}: {_listed(requested, refusals)}"
+            f"{source}={requested!r} is not usable for {solver} on {device.type}: "
+            f"{_listed(requested, refusals)}"
         )
     passed_over = {name: why for name, why in refusals.items() if why is not None}
-    log.info("backend %s for %s on %s; not usable: %s", chosen, solver, device, passed_over or "none")
+    log.info(
+        "backend %s for %s on %s; not usable: %s", chosen, solver, device, passed_over or "none"
+    )
     return chosen, {**REFERENCE, **_load(chosen)}
 
 

@@ -11,21 +11,25 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ._version import __version__
 
+FIT_OPTIONS = ("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows")
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "scikit-learn", "overcomplete")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 2 for a user's error, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # a pipe that knows no × must not end a fit that went well
+        stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except KeyboardInterrupt:
-        sys.stderr.write("fastnmf: interrupted; no file was changed\n")
+        sys.stderr.write("fastnmf: interrupted\n")
         return 130
     except _user_errors() as error:
         sys.stderr.write(f"fastnmf: error: {' '.join(str(error).split())}\n")
@@ -39,72 +43,77 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
     from .errors import BackendUnavailable, InvalidInput, NotFitted
 
-    memory = (MemoryError, torch.cuda.OutOfMemoryError)
     own = (InvalidInput, NotFitted, BackendUnavailable)
+    memory = (MemoryError, torch.cuda.OutOfMemoryError)
     return (*own, *memory, ArithmeticError, ModuleNotFoundError, OSError)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastnmf",
-        description="Non-negative matrix factorization A ≈ Z D: codes Z and a dictionary D of "
-        "concepts. Matrices are .npy, .npz, .pt or .safetensors files.",
+        description="Non-negative matrix factorization A ≈ Z D of non-negative A: codes Z and a "
+        "dictionary D of concepts. Matrices are .npy, .npz, .pt, .pth or .safetensors files.",
     )
     parser.add_argument("--version", action="version", version=f"fastnmf {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
-    _add_fit(commands.add_parser("fit", help="learn a dictionary from A"))
 
-    encode = commands.add_parser("encode", help="codes Z of A with the dictionary of a model")
-    encode.add_argument("model", type=Path, help="a model written by fit")
-    encode.add_argument("A", type=Path, help="file of A (n × d) ≥ 0")
-    encode.add_argument("--out", type=Path, required=True, help="file for Z (n × K)")
-    encode.add_argument("--max-iter", type=int, default=300, help="default: 300")
-    encode.add_argument("--tol", type=float, help="default: the model's")
-    _add_common(encode)
-    encode.set_defaults(run=_encode)
+    def command(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        added = commands.add_parser(name, help=help, description=help, formatter_class=formatter)
+        added.set_defaults(run=run)
+        return added
 
-    decode = commands.add_parser("decode", help="the matrix Z D that codes Z stand for")
-    decode.add_argument("model", type=Path, help="a model written by fit")
-    decode.add_argument("Z", type=Path, help="file of Z (n × K)")
-    decode.add_argument("--out", type=Path, required=True, help="file for Z D (n × d)")
-    _add_common(decode)
-    decode.set_defaults(run=_decode)
-
-    info = commands.add_parser("info", help="what is usable here, and all a bug report needs")
-    info.set_defaults(run=_info)
-
-    demo = commands.add_parser("demo", help="learn the concepts of a photograph, and draw them")
-    demo.add_argument("--concepts", type=int, default=1000, help="default: 1000")
-    demo.add_argument(
-        "--out", type=Path, default=Path("concepts.png"), help="default: concepts.png"
-    )
-    demo.add_argument("--patches", type=int, default=20_000, help="default: 20000")
-    demo.add_argument("--seed", type=int, default=0, help="default: 0")
-    demo.add_argument("--solver", default="hals", help="default: hals")
-    _add_common(demo)
-    demo.set_defaults(run=_demo)
+    _add_fit(command("fit", _fit, "learn the dictionary of A"))
+    _add_encode(command("encode", _encode, "compute codes Z of A for the dictionary of a model"))
+    _add_decode(command("decode", _decode, "compute Z D, what codes Z stand for"))
+    command("info", _info, "show what is usable here and why not; all that a bug report needs")
+    _add_demo(command("demo", _demo, "learn the concepts of a photograph, and draw them"))
     return parser
 
 
 def _add_fit(fit: argparse.ArgumentParser) -> None:
-    fit.add_argument("A", type=Path, help="file of A (n × d) ≥ 0")
+    fit.add_argument("A", type=Path, help="file of A (n × d)")
     fit.add_argument("--concepts", type=int, required=True, metavar="K", help="how many to learn")
-    fit.add_argument("--out", type=Path, required=True, help="file for the model: .safetensors")
-    fit.add_argument("--codes", type=Path, help="file for the codes Z (n × K)")
-    fit.add_argument("--solver", default="hals", help="hals, mu, pgd or anls; default: hals")
-    fit.add_argument("--max-iter", type=int, help="iterations at most; default: 500")
+    fit.add_argument("--out", type=Path, required=True, help="model to write, .safetensors")
+    fit.add_argument("--codes", type=Path, help="file to write the codes Z (n × K) to")
+    fit.add_argument("--solver", default="hals", help="hals, mu, pgd or anls")
+    fit.add_argument("--max-iter", type=int, default=500, metavar="N", help="iterations at most")
     fit.add_argument("--tol", type=float, default=1e-4, help="relative change of Z to stop at")
-    fit.add_argument("--seed", type=int, help="of the random start")
-    fit.add_argument("--init", default="auto", help="auto, random or nndsvda; default: auto")
-    fit.add_argument("--backend", default="auto", help="see `fastnmf info`; default: auto")
-    fit.add_argument("--form", default="auto", help="auto, normal or residual; default: auto")
-    fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
+    fit.add_argument("--seed", type=int, help="of a random start")
+    fit.add_argument("--init", default="auto", help="auto, random or nndsvda")
+    fit.add_argument("--backend", default="auto", help="one that `fastnmf info` lists, or auto")
+    fit.add_argument("--form", default="auto", help="auto, normal or residual")
+    fit.add_argument("--chunk-rows", type=int, metavar="N", help="rows in hand at once, at most")
     _add_common(fit)
-    fit.set_defaults(run=_fit)
+
+
+def _add_encode(encode: argparse.ArgumentParser) -> None:
+    encode.add_argument("model", type=Path, help="model that fit wrote")
+    encode.add_argument("A", type=Path, help="file of A (n × d)")
+    encode.add_argument("--out", type=Path, required=True, help="file to write Z (n × K) to")
+    encode.add_argument("--max-iter", type=int, default=300, metavar="N", help="iterations at most")
+    encode.add_argument("--tol", type=float, help="relative change to stop at; None: the model's")
+    _add_common(encode)
+
+
+def _add_decode(decode: argparse.ArgumentParser) -> None:
+    decode.add_argument("model", type=Path, help="model that fit wrote")
+    decode.add_argument("Z", type=Path, help="file of Z (n × K)")
+    decode.add_argument("--out", type=Path, required=True, help="file to write Z D (n × d) to")
+    _add_common(decode)
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--concepts", type=int, default=1000, metavar="K", help="how many to learn")
+    demo.add_argument("--out", type=Path, default="concepts.png", help="picture to write, .png")
+    demo.add_argument("--patches", type=int, default=20_000, metavar="N", help="to learn from")
+    demo.add_argument("--seed", type=int, default=0, help="of the choice of patches")
+    demo.add_argument("--solver", default="hals", help="hals, mu, pgd or anls")
+    _add_common(demo)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …; default: cpu")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
     command.add_argument("--quiet", action="store_true", help="no progress, no account")
 
 
@@ -113,20 +122,11 @@ def _fit(arguments: argparse.Namespace) -> None:
     from .files import MODEL_SUFFIXES, WRITERS, read_matrix, save_model, write_matrix
 
     # before the work, so that none is lost
-    _check_outputs({arguments.out: MODEL_SUFFIXES, arguments.codes: WRITERS}, [arguments.A])
-    nmf = NMF(
-        arguments.concepts,
-        device=_device(arguments.device),
-        solver=arguments.solver,
-        tol=arguments.tol,
-        verbose=not arguments.quiet,
-        max_iter=arguments.max_iter,
-        init=arguments.init,
-        seed=arguments.seed,
-        backend=arguments.backend,
-        form=arguments.form,
-        chunk_rows=arguments.chunk_rows,
-    )
+    outputs = [(arguments.out, MODEL_SUFFIXES), (arguments.codes, WRITERS)]
+    _check_outputs(outputs, [arguments.A])
+    options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
+    device, verbose = _device(arguments.device), not arguments.quiet
+    nmf = NMF(arguments.concepts, device, verbose=verbose, **options)
     Z, _ = nmf.fit(read_matrix(arguments.A))
     save_model(arguments.out, nmf)
     written = f"{'model:':<16}{arguments.out}"
@@ -140,25 +140,30 @@ def _fit(arguments: argparse.Namespace) -> None:
 def _encode(arguments: argparse.Namespace) -> None:
     from .files import WRITERS, load_model, read_matrix, write_matrix
 
-    _check_outputs({arguments.out: WRITERS}, [arguments.model, arguments.A])
+    _check_outputs([(arguments.out, WRITERS)], [arguments.model, arguments.A])
     nmf = load_model(arguments.model, _device(arguments.device))
     nmf.verbose = not arguments.quiet
     Z = nmf.encode(read_matrix(arguments.A), max_iter=arguments.max_iter, tol=arguments.tol)
     write_matrix(arguments.out, Z)
     if not arguments.quiet:
-        n, K = Z.shape
-        print(f"{arguments.out}: codes, {n:,} × {K:,}, mean L0 {int(Z.count_nonzero()) / n:.4g}")
+        mean_l0 = int(Z.count_nonzero()) / len(Z)
+        print(f"{arguments.out}: codes {tuple(Z.shape)}, mean L0 {mean_l0:.4g}")
 
 
 def _decode(arguments: argparse.Namespace) -> None:
-    from .files import WRITERS, load_model, read_matrix, write_matrix
+    import torch
 
-    _check_outputs({arguments.out: WRITERS}, [arguments.model, arguments.Z])
-    A_hat = load_model(arguments.model, _device(arguments.device)).decode(read_matrix(arguments.Z))
+    from .files import WRITERS, load_model, read_matrix, write_matrix
+    from .rows import as_numpy32
+
+    _check_outputs([(arguments.out, WRITERS)], [arguments.model, arguments.Z])
+    nmf = load_model(arguments.model, _device(arguments.device))
+    # copied, as a mapped file may not be written to and torch warns of that
+    Z = torch.tensor(as_numpy32(read_matrix(arguments.Z), "Z", nmf.nb_concepts))
+    A_hat = nmf.decode(Z)
     write_matrix(arguments.out, A_hat)
     if not arguments.quiet:
-        n, d = A_hat.shape
-        print(f"{arguments.out}: Z D, {n:,} × {d:,}")
+        print(f"{arguments.out}: Z D {tuple(A_hat.shape)}")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -206,19 +211,19 @@ def _demo(arguments: argparse.Namespace) -> None:
         print(f"{account}\n{'picture:':<16}{arguments.out}")
 
 
-def _check_outputs(outputs: dict[Path | None, Sequence[str]], inputs: list[Path]) -> None:
+def _check_outputs(outputs: list[tuple[Path | None, Iterable[str]]], inputs: list[Path]) -> None:
     """Refuse an output that cannot be written, or that is an input or another output."""
     from .errors import InvalidInput
     from .files import check_output
 
-    taken = [os.path.realpath(path) for path in inputs]
-    for path, suffixes in outputs.items():
+    taken = {os.path.realpath(path) for path in inputs}
+    for path, suffixes in outputs:
         if path is None:
             continue
-        target = os.fspath(check_output(path, suffixes))
+        target = str(check_output(path, suffixes))
         if target in taken:
             raise InvalidInput(f"{path} is named twice; give every output a file of its own")
-        taken.append(target)
+        taken.add(target)
 
 
 def _device(name: str) -> str:

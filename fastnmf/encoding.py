@@ -1,4 +1,5 @@
-"""Codes for a dictionary that stays as it is: in chunks that bound memory, differentiable where A asks for it."""
+"""Codes for a dictionary that stays as it is: in chunks that bound memory, differentiable where A
+asks for it."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ _USUAL_SWEEPS = 50
 
 @dataclass(frozen=True)
 class Encoder:
-    """argmin ‖A − Z D‖² over Z ≥ 0 by one of the solvers, each chunk of rows until ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
+    """argmin ‖A − Z D‖² over Z ≥ 0 by one of the solvers, each chunk of rows until ‖ΔZ‖ ≤ tol ‖Z‖
+    or max_iter.
 
-    D (K, d) is not changed. form and chunk_rows as in plan.choose. each is called after every iteration of every chunk.
+    D (K, d) is not changed. form and chunk_rows as in plan.choose. each is called after every
+    iteration of every chunk.
     """
 
     D: Tensor
@@ -40,8 +43,9 @@ class Encoder:
     def __call__(self, A: Tensor, Z0: Tensor | None = None) -> Tensor:
         """Z (n, K) for A (n, d) of D's dtype and device; from Z0 (n, K), else from `cold_start`.
 
-        Has a gradient with respect to A where A requires one: that of the iterations taken, from the start on. Then
-        the backward pass repeats them chunk by chunk out of place (K small operations an iteration for hals).
+        Has a gradient with respect to A where A requires one: that of the iterations taken, from
+        the start on. Then the backward pass repeats them chunk by chunk out of place (K small
+        operations an iteration for hals).
         """
         if torch.is_grad_enabled() and A.requires_grad:
             return _Differentiable.apply(A, Z0, self)
@@ -75,7 +79,8 @@ class Encoder:
         return Z, iterations
 
     def gradient(self, A: Tensor, Z0: Tensor | None, iterations: list[int], upstream: Tensor):
-        """(∂Z / ∂A)ᵀ upstream (n, d), repeating the iterations of each chunk of rows under autograd."""
+        """(∂Z / ∂A)ᵀ upstream (n, d), repeating the iterations of each chunk of rows under
+        autograd."""
         solver = SOLVERS[self.solver]
         G = self.D @ self.D.T
         downstream = torch.empty_like(A)
@@ -100,7 +105,8 @@ class Encoder:
 
 
 def cold_start(A: Tensor, D: Tensor) -> Tensor:
-    """Codes (n, K) that use every concept alike, scaled to each row: deterministic, differentiable, row by row.
+    """Codes (n, K) that use every concept alike, scaled to each row: deterministic, differentiable,
+    row by row.
 
     z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
     """

@@ -1,4 +1,5 @@
-"""The iteration loop: the only one. It knows pieces of rows, the plan and when to stop, but no solver's arithmetic."""
+"""The iteration loop: the only one. It knows pieces of rows, the plan and when to stop, but no
+solver's arithmetic."""
 
 from __future__ import annotations
 
@@ -21,9 +22,10 @@ from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Works
 class Iteration:
     """What is known at the end of an iteration.
 
-    relative_change: ‖ΔZ‖ / ‖Z‖. relative_error: ‖A − Z D‖ / ‖A‖; for mu and pgd in residual form with the dictionary
-    the codes were computed from, since only that error costs no extra pass; NaN where the dictionary is not learned.
-    In float32 and normal form it is good to about 3e-4. seconds: since the loop began.
+    relative_change: ‖ΔZ‖ / ‖Z‖. relative_error: ‖A − Z D‖ / ‖A‖; for mu and pgd in residual form
+    with the dictionary the codes were computed from, since only that error costs no extra pass; NaN
+    where the dictionary is not learned. In float32 and normal form it is good to about 3e-4.
+    seconds: since the loop began.
     """
 
     iteration: int
@@ -73,10 +75,12 @@ def factorize_(
     learn: bool = True,
     each: Callable[[Iteration], bool | None] | None = None,
 ) -> Outcome:
-    """Iterate on Z (n, K) and D (K, d) in place until ‖ΔZ‖ ≤ tol ‖Z‖, max_iter, or each(iteration) is true.
+    """Iterate on Z (n, K) and D (K, d) in place until ‖ΔZ‖ ≤ tol ‖Z‖, max_iter, or each(iteration)
+    is true.
 
-    learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated. tol ≤ 0 never stops. Synchronises once an iteration if tol or each asks for it, else
-    once at the end. Raises ArithmeticError when the factors overflow.
+    learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
+    tol ≤ 0 never stops. Synchronises once an iteration if tol or each asks for it, else once at the
+    end. Raises ArithmeticError when the factors overflow.
     """
     run = _prepare(Z, D, rows, solver, ops, plan, learn)
     watched = tol > 0 or each is not None
@@ -139,7 +143,8 @@ def _update_codes_(run: _Run) -> None:
 
 
 def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[slice, Tensor, Normal | Residual]]:
-    """The rows in pieces, each with the target of its codes. Scratch is shared, so take one piece at a time.
+    """The rows in pieces, each with the target of its codes. Scratch is shared, so take one piece
+    at a time.
 
     Where the dictionary is not learned all pieces are kept, and each has memory of its own.
     """

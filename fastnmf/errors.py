@@ -6,8 +6,8 @@ from __future__ import annotations
 class InvalidInput(ValueError, AssertionError):
     """Raise for data or an option value that cannot be used.
 
-    Is a ValueError; is an AssertionError as well because Overcomplete asserts, and code that catches its
-    error must go on working.
+    Is a ValueError; is an AssertionError as well because Overcomplete asserts, and code that
+    catches its error must go on working.
     """
 
 
@@ -16,4 +16,5 @@ class NotFitted(ValueError):
 
 
 class BackendUnavailable(RuntimeError):
-    """Raise when a backend that was asked for by name cannot be used here; names every backend's reason."""
+    """Raise when a backend that was asked for by name cannot be used here; names every backend's
+    reason."""

@@ -1,4 +1,5 @@
-"""The account of a fit: what was run, how it ended, and what a reader of the codes wants to know first."""
+"""The account of a fit: what was run, how it ended, and what a reader of the codes wants to know
+first."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from .engine import Iteration
 class FitInfo:
     """How a fit went; printed, a readable account.
 
-    n, d, nb_concepts: the sizes. solver, backend, form, block, piece_rows: what computed it (see plan.py). init: the
-    start taken. iterations, stopped_by ('tol', 'max_iter' or 'callback'), converged: how it ended. relative_error:
-    ‖A − Z D‖ / ‖A‖ of the factors returned. relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. mean_l0: mean number of
-    non-zero codes a row. dead_concepts: concepts whose codes or dictionary row are all zero. seconds: the whole fit,
+    n, d, nb_concepts: the sizes. solver, backend, form, block, piece_rows: what computed it (see
+    plan.py). init: the start taken. iterations, stopped_by ('tol', 'max_iter' or 'callback'),
+    converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned.
+    relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. mean_l0: mean number of non-zero codes a row.
+    dead_concepts: concepts whose codes or dictionary row are all zero. seconds: the whole fit,
     start included. history: one Iteration for each.
     """
 
@@ -72,7 +74,8 @@ class FitInfo:
 
 
 def count_codes(Z: Tensor, D: Tensor, piece_rows: int) -> tuple[float, int]:
-    """The mean number of non-zero codes a row of Z (n, K), and how many concepts are dead. One pass over Z."""
+    """The mean number of non-zero codes a row of Z (n, K), and how many concepts are dead. One pass
+    over Z."""
     used = torch.zeros(Z.shape[1], dtype=torch.int64, device=Z.device)
     for first in range(0, Z.shape[0], piece_rows):
         used += torch.count_nonzero(Z[first : first + piece_rows], dim=0)

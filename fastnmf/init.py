@@ -21,6 +21,9 @@ WORKSPACE_BYTES = 8 * 2**20
 OVERSAMPLES = 10
 # NNDSVD counts entries below this as zero; scikit-learn's number
 NNDSVD_EPS = 1e-6
+# the least normal float32, to divide by in place of 0
+TINY = 2.0**-126
+_ALLOWED = f"one of {STARTS} or a pair (Z0, D0)"
 
 
 def random_codes(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
@@ -47,7 +50,8 @@ def nndsvda(
 ) -> tuple[Tensor, Tensor]:
     """Z, D ← non-negative parts of A's K leading singular pairs, zeros filled with mean(A).
 
-    The factors are those of A / unit: what counts as zero, and the fill, depend on A's scale. svd is (U, S, Vt), by default leading_svd(A, K, generator). The scale is the paper's, not the
+    The factors are those of A / unit: what counts as zero, and the fill, depend on A's scale.
+    svd is (U, S, Vt), by default leading_svd(A, K, generator). The scale is the paper's, not the
     best one: see scale_to_data_. Zero data gives exactly zero Z and D. Raises InvalidInput when
     K > min(n, d). Source: Boutsidis & Gallopoulos, 2008.
     """
@@ -61,14 +65,13 @@ def nndsvda(
     up, un = _part_norms(U)
     vp, vn = _part_norms(V)
     positive = up * vp > un * vn
-    S = S / unit
+    S, mean = S / unit, A.mean() / unit
     root = (S * torch.where(positive, up * vp, un * vn)).sqrt()
     sign = torch.where(positive, 1.0, -1.0).to(A.dtype)
-    mean = A.mean() / unit
     for F, norms in ((U, torch.where(positive, up, un)), (V, torch.where(positive, vp, vn))):
         # the leading pair of A ≥ 0 has one sign, so it is used whole
         leading = F[:, 0].abs() * S[0].sqrt()
-        F.mul_(sign).clamp_(min=0).mul_(root / norms.clamp(min=_tiny(F)))
+        F.mul_(sign).clamp_(min=0).mul_(root / norms.clamp(min=TINY))
         F[:, 0] = leading
         for Fi in F.split(_piece_rows(K, F.itemsize)):
             Fi.masked_fill_(Fi < NNDSVD_EPS, mean)
@@ -91,12 +94,11 @@ def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[
     # whole: 2 m p² flops in float64; iterated: 20 m p · size or more
     whole = p <= 4 * size
     # keeps XᵀX Q and the norms in range for data near the limits of the dtype
-    inverse = 1 / X.amax().clamp(min=_tiny(X))
-    # one pass more than scikit-learn, whose 7 or 4 end with half a pass
+    inverse = 1 / X.amax().clamp(min=TINY)
+    # one more than scikit-learn, whose 7 or 4 end with half a pass
     passes = 8 if K < 0.1 * p else 5
     Q = None if whole else _range_basis(X, inverse, _normal((p, size), A, generator), passes)
-    q = p if whole else size
-    G = torch.zeros(q, q, dtype=_wide(A.device), device=A.device)
+    G = torch.zeros(2 * [p if whole else size], dtype=_wide(A.device), device=A.device)
     for Xi in X.split(_piece_rows(p, 8)):
         Yi = (Xi if whole else Xi @ Q).to(G.dtype)
         G.addmm_(Yi.T, Yi)
@@ -105,7 +107,7 @@ def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[
     V *= V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()
     U = X @ (V * inverse)  # (m, K)
     norms = torch.linalg.vector_norm(U, dim=0)
-    U /= norms.clamp(min=_tiny(U))
+    U /= norms.clamp(min=TINY)
     S = norms / inverse
     return (U, S, V.T) if X is A else (V, S, U.T)
 
@@ -139,11 +141,9 @@ def given(
     """
     if not isinstance(init, (tuple, list)) or len(init) != 2:
         size = f" of {len(init)}" if isinstance(init, (tuple, list)) else ""
-        allowed = f"one of {STARTS} or a pair (Z0, D0)"
-        raise InvalidInput(f"init is a {type(init).__name__}{size}; give {allowed}")
-    Z0, D0 = init
-    Z = _given_factor("Z0", Z0, (n, K), dtype, device)
-    return Z, _given_factor("D0", D0, (K, d), dtype, device)
+        raise InvalidInput(f"init is a {type(init).__name__}{size}; give {_ALLOWED}")
+    Z = _given_factor("Z0", init[0], (n, K), dtype, device)
+    return Z, _given_factor("D0", init[1], (K, d), dtype, device)
 
 
 def resolve(init: object, n: int, d: int, K: int) -> str:
@@ -157,8 +157,7 @@ def resolve(init: object, n: int, d: int, K: int) -> str:
     if init not in STARTS:
         nearest = difflib.get_close_matches(init, STARTS, n=1, cutoff=0)[0]
         raise InvalidInput(
-            f"init={init!r} is not a start; did you mean {nearest!r}? Allowed: "
-            f"{', '.join(map(repr, STARTS))} or a pair (Z0, D0)"
+            f"init={init!r} is no start (did you mean {nearest!r}?); give {_ALLOWED}"
         )
     if init == "auto":
         return "nndsvda" if min(n, d) >= K else "random"
@@ -178,8 +177,7 @@ def start(
         return given(init, n, d, K, A.dtype, A.device)
     if kind == "nndsvda":
         # the same start whatever the unit of A
-        mean = A.mean()
-        Z, D = nndsvda(A, K, generator, unit=torch.where(mean > 0, mean, 1))
+        Z, D = nndsvda(A, K, generator, unit=A.mean().clamp(min=TINY))
     else:
         # codes first: Overcomplete's order, so that one seed means one start
         Z, D = random_codes(A, K, generator), random_dictionary(A, K, generator)
@@ -200,9 +198,12 @@ def _normal(shape: tuple[int, int], A: Tensor, generator: Generator | None) -> T
 
 def _range_basis(X: Tensor, inverse: Tensor, Q: Tensor, passes: int) -> Tensor:
     """Orthonormal Q (p, size) ≈ the leading right singular space of X (m, p): Q ← orth(XᵀX Q)."""
-    for _ in range(passes):
+    # a quarter of the rows does for all but the last three passes: at 0.6 of the time, the energy
+    # that scikit-learn captures to 4e-4 on activations, to 2e-3 on a flat spectrum
+    sample = X[::4] if X.shape[0] >= 7 * X.shape[1] else X
+    for following in reversed(range(passes)):
         scaled, Y = Q * inverse, torch.zeros_like(Q)
-        for Xi in X.split(_piece_rows(Q.shape[1], X.itemsize)):
+        for Xi in (X if following < 3 else sample).split(_piece_rows(Q.shape[1], X.itemsize)):
             Y.addmm_(Xi.T, Xi @ scaled)
         Q = torch.linalg.qr(Y).Q
     return Q
@@ -223,8 +224,7 @@ def _given_factor(
     try:
         F = value.detach() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
     except (TypeError, ValueError) as error:
-        what = f"a {type(value).__name__}, not a tensor of shape {shape}"
-        raise InvalidInput(f"{name} is {what}: {error}") from error
+        raise InvalidInput(f"{name} is a {type(value).__name__}, no tensor: {error}") from error
     if tuple(F.shape) != shape or F.is_complex():
         raise InvalidInput(
             f"{name} is {F.dtype} of shape {tuple(F.shape)}; expected real numbers of shape {shape}"
@@ -248,7 +248,3 @@ def _piece_rows(width: int, itemsize: int) -> int:
 def _wide(device: torch.device) -> torch.dtype:
     # MPS has no float64
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _tiny(F: Tensor) -> float:
-    return torch.finfo(F.dtype).tiny

@@ -1,4 +1,5 @@
-"""Extrapolation between the half-steps of a convex problem: codes for a dictionary that stays as it is."""
+"""Extrapolation between the half-steps of a convex problem: codes for a dictionary that stays as it
+is."""
 
 from __future__ import annotations
 
@@ -7,11 +8,13 @@ from torch import Tensor
 
 
 class Momentum:
-    """Y = F + β (F − F_before), kept non-negative: where the next half-step starts; β grows, column by column.
+    """Y = F + β (F − F_before), kept non-negative: where the next half-step starts; β grows, column
+    by column.
 
-    A column whose last move went against its extrapolation starts anew (β = 0), so that the loss falls all but
-    monotonically. Works on each column of F (K, m) for itself, in place of nothing, and under autograd. Sources:
-    Nesterov, 1983; restarts: O'Donoghue & Candès, 2015; with coordinate sweeps: Ang & Gillis, 2019.
+    A column whose last move went against its extrapolation starts anew (β = 0), so that the loss
+    falls all but monotonically. Works on each column of F (K, m) for itself, in place of nothing,
+    and under autograd. Sources: Nesterov, 1983; restarts: O'Donoghue & Candès, 2015; with
+    coordinate sweeps: Ang & Gillis, 2019.
     """
 
     def __init__(self, least_share: float) -> None:
@@ -35,6 +38,7 @@ class Momentum:
 
     @torch.no_grad()
     def observe(self, F: Tensor) -> None:
-        """Take note of what the half-step made of Y, and restart the columns that it turned back."""
+        """Take note of what the half-step made of Y, and restart the columns that it turned
+        back."""
         turned_back = ((self._started_at - F) * (F - self._before)).sum(0) > 0
         self._t = torch.where(turned_back, 1, self._t)

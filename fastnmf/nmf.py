@@ -1,4 +1,5 @@
-"""The facade: NMF, an nn.Module with Overcomplete's interface. Arguments, state, fit, encode, decode."""
+"""The facade: NMF, an nn.Module with Overcomplete's interface. Arguments, state, fit, encode,
+decode."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from .encoding import Encoder
 from .engine import Iteration, factorize_
 from .errors import InvalidInput, NotFitted
 from .info import FitInfo, count_codes
-from .init import random_codes, random_dictionary, resolve, start
 from .init import nndsvda as nndsvda_start
+from .init import random_codes, random_dictionary, resolve, start
 from .progress import Progress
 from .rows import Rows, as_numpy32, read_rows
 from .solvers import SOLVERS
@@ -28,23 +29,27 @@ log = logging.getLogger(__name__)
 
 
 class NMF(nn.Module):
-    """A ≈ Z D with Z ≥ 0 and D ≥ 0: codes Z (n, K) and a dictionary D (K, d) of K concepts for data A (n, d).
+    """A ≈ Z D with Z ≥ 0 and D ≥ 0: codes Z (n, K) and a dictionary D (K, d) of K concepts for data
+    A (n, d).
 
-    nb_concepts: K, from 1 to any number; K > d is fine. device: where to compute and keep D; follows `.to()`.
-    solver: 'hals', 'mu', 'pgd' or 'anls'. tol: stop when ‖ΔZ‖ ≤ tol ‖Z‖; 0 never stops early. verbose: show a bar with
-    iteration, relative change and relative error. Options, by name:
+    nb_concepts: K, from 1 to any number; K > d is fine. device: where to compute and keep D;
+    follows `.to()`. solver: 'hals', 'mu', 'pgd' or 'anls'. tol: stop when ‖ΔZ‖ ≤ tol ‖Z‖; 0 never
+    stops early. verbose: show a bar with iteration, relative change and relative error. Options, by
+    name:
 
     max_iter: iterations of fit where it is not told; None is 500.
-    init: 'auto' ('nndsvda' if K ≤ min(n, d), else 'random'), 'random', 'nndsvda', or a pair (Z0, D0), taken as it is;
+    init: 'auto' ('nndsvda' if K ≤ min(n, d), else 'random'), 'random', 'nndsvda', or a pair (Z0,
+    D0), taken as it is;
         drawn starts are scaled to the data.
     seed: an int gives the same bits every time; None draws from torch's global generator.
     backend: 'auto', or the name of one that must be used (`fastnmf.backends()` shows which can be).
-    form: 'auto', 'normal' or 'residual': how a half-step is computed (README, design); the iterates are the same.
-    chunk_rows: rows in hand at a time at most; None lets the plan choose.
-    callback: called with an `Iteration` after each; a true answer ends the fit.
+    form: 'auto', 'normal' or 'residual': how a half-step is computed (README, design); the iterates
+    are the same. chunk_rows: rows in hand at a time at most; None lets the plan choose. callback:
+    called with an `Iteration` after each; a true answer ends the fit.
 
-    After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError) for bad values and
-    TypeError for bad types and unknown options. Sources of the methods: solvers.py.
+    After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError)
+    for bad values and TypeError for bad types and unknown options. Sources of the methods:
+    solvers.py.
     """
 
     _SOLVERS = SOLVERS
@@ -87,12 +92,13 @@ class NMF(nn.Module):
         self.register_buffer("D", None)
 
     def fit(self, A: Any, max_iter: int | None = None) -> tuple[Tensor, Tensor]:
-        """Learn the dictionary of A; returns (Z, D): (n, K) and (K, d), contiguous, on the model's device.
+        """Learn the dictionary of A; returns (Z, D): (n, K) and (K, d), contiguous, on the model's
+        device.
 
-        A (n, d) ≥ 0: a tensor, an array or memory map, a DataLoader, or an iterable of batches. float64 is computed in
-        float64, all else in float32. max_iter: None is the constructor's. A fit that fails or is interrupted leaves the
-        model as it was. Raises InvalidInput for data or options that cannot be used, BackendUnavailable,
-        ArithmeticError if the factors overflow.
+        A (n, d) ≥ 0: a tensor, an array or memory map, a DataLoader, or an iterable of batches.
+        float64 is computed in float64, all else in float32. max_iter: None is the constructor's. A
+        fit that fails or is interrupted leaves the model as it was. Raises InvalidInput for data or
+        options that cannot be used, BackendUnavailable, ArithmeticError if the factors overflow.
         """
         begun = time.perf_counter()
         max_iter = options.iterations(max_iter, self.max_iter)
@@ -152,8 +158,8 @@ class NMF(nn.Module):
         )
         if self.tol > 0 and outcome.stopped_by == "max_iter":
             log.warning(
-                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, above tol=%g; raise max_iter or tol "
-                "(tol=0 asks for exactly max_iter iterations)",
+                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, above tol=%g; raise max_iter "
+                "or tol (tol=0 asks for exactly max_iter iterations)",
                 last_change,
                 max_iter,
                 self.tol,
@@ -163,13 +169,15 @@ class NMF(nn.Module):
     def encode(
         self, A: Any, max_iter: int = 300, tol: float | None = None, *, Z0: Any = None
     ) -> Tensor:
-        """Z (n, K) for A (n, d) with the dictionary as it is: argmin ‖A − Z D‖² over Z ≥ 0, by the model's solver.
+        """Z (n, K) for A (n, d) with the dictionary as it is: argmin ‖A − Z D‖² over Z ≥ 0, by the
+        model's solver.
 
-        Stops when ‖ΔZ‖ ≤ tol ‖Z‖ or after max_iter iterations; anls is exact. tol=None is a hundredth of the model's: then
-        the training data are encoded at least as well as fit encoded them. Starts from Z0
-        (n, K) if given, else from codes that use all concepts alike: the same A gives the same codes. Large A is
-        encoded in chunks of rows, each until it has settled. Differentiable with respect to A when A requires a
-        gradient. Raises NotFitted, or InvalidInput for data that cannot be used.
+        Stops when ‖ΔZ‖ ≤ tol ‖Z‖ or after max_iter iterations; anls is exact. tol=None is a
+        hundredth of the model's: then the training data are encoded at least as well as fit encoded
+        them. Starts from Z0 (n, K) if given, else from codes that use all concepts alike: the same
+        A gives the same codes. Large A is encoded in chunks of rows, each until it has settled.
+        Differentiable with respect to A when A requires a gradient. Raises NotFitted, or
+        InvalidInput for data that cannot be used.
         """
         self._assert_fitted()
         max_iter = options.whole("max_iter", max_iter, at_least=0)
@@ -190,19 +198,19 @@ class NMF(nn.Module):
             torch.autocast(device.type, enabled=False),
             Progress(self.verbose, max_iter, None) as each,
         ):
-            encoder = Encoder(
-                D, self.solver, ops, self.form, self.chunk_rows, max_iter, tol, each
-            )
+            encoder = Encoder(D, self.solver, ops, self.form, self.chunk_rows, max_iter, tol, each)
             return encoder(X, Z0)
 
     def decode(self, Z: Any) -> Tensor:
-        """Â (n, d) = Z D for codes Z (n, K) of any sign, on the model's device. Differentiable with respect to Z."""
+        """Â (n, d) = Z D for codes Z (n, K) of any sign, on the model's device. Differentiable with
+        respect to Z."""
         self._assert_fitted()
         if not isinstance(Z, Tensor):
             Z = torch.from_numpy(self.sanitize_np_codes(Z))
         if Z.ndim != 2 or Z.shape[1] != self.D.shape[0]:
             raise InvalidInput(
-                f"Z has shape {tuple(Z.shape)}; codes must be (n, {self.D.shape[0]}), a column for each concept"
+                f"Z has shape {tuple(Z.shape)}; codes must be (n, {self.D.shape[0]}), "
+                "a column for each concept"
             )
         dtype = torch.promote_types(Z.dtype, self.D.dtype)
         return Z.to(self.D.device, dtype) @ self.D.to(dtype)
@@ -213,7 +221,8 @@ class NMF(nn.Module):
         return self.D
 
     def load_dictionary(self, D: Any) -> NMF:
-        """Take D (K, d) ≥ 0, a tensor or an array, as the dictionary; the model is then fitted. Returns the model."""
+        """Take D (K, d) ≥ 0, a tensor or an array, as the dictionary; the model is then fitted.
+        Returns the model."""
         D = read_rows(D, device=self.device, name="D").A
         if len(D) != self.nb_concepts:
             raise InvalidInput(f"D has {len(D)} rows; the model has {self.nb_concepts} concepts")
@@ -231,15 +240,18 @@ class NMF(nn.Module):
         return random_dictionary(self._data(A), self.nb_concepts, self._generator(1))
 
     def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
-        """(Z, D) from the leading singular vectors of A, zeros filled with its mean (Boutsidis & Gallopoulos, 2008)."""
+        """(Z, D) from the leading singular vectors of A, zeros filled with its mean (Boutsidis &
+        Gallopoulos, 2008)."""
         return nndsvda_start(self._data(A), self.nb_concepts, self._generator(0))
 
     def sanitize_np_input(self, x: Any) -> np.ndarray:
-        """x (n, d), a tensor, an array or a DataLoader, as a float32 array. Raises InvalidInput if it is not 2-D."""
+        """x (n, d), a tensor, an array or a DataLoader, as a float32 array. Raises InvalidInput if
+        it is not 2-D."""
         return as_numpy32(x)
 
     def sanitize_np_codes(self, z: Any) -> np.ndarray:
-        """z (n, K), a tensor, an array or a DataLoader, as a float32 array. Raises InvalidInput for another shape."""
+        """z (n, K), a tensor, an array or a DataLoader, as a float32 array. Raises InvalidInput for
+        another shape."""
         return as_numpy32(z, name="Z", columns=self.nb_concepts)
 
     def extra_repr(self) -> str:
@@ -250,7 +262,8 @@ class NMF(nn.Module):
         return read_rows(A, device=self.device).A
 
     def _generator(self, stream: int) -> torch.Generator | None:
-        """A generator for the seed; codes and dictionary drawn one at a time take different streams."""
+        """A generator for the seed; codes and dictionary drawn one at a time take different
+        streams."""
         if self.seed is None:
             return None
         return torch.Generator().manual_seed((self.seed + stream * 0x9E3779B97F4A7C15) % 2**63)
@@ -264,7 +277,8 @@ class NMF(nn.Module):
         self._fitted_info = info
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMF:
-        """Move as every module does, and let `device` follow; an unfitted model has no tensor to move."""
+        """Move as every module does, and let `device` follow; an unfitted model has no tensor to
+        move."""
         super()._apply(fn, recurse)
         if self.D is not None:
             moved = self.D.device

@@ -16,10 +16,11 @@ _SCRATCH = 1 << 22
 def nnls(A: Tensor | np.ndarray, D: Tensor | np.ndarray, Z0: Tensor | np.ndarray | None = None):
     """Z = argmin ‖A − Z D‖² over Z ≥ 0, exactly, for every row of A.
 
-    A (n, d) and D (K, d), of any signs, are NumPy arrays or tensors; it is computed on A's device, in float64. Z0 (n, K)
-    is where the search starts: it changes the time, not the loss. Returns a tensor Z (n, K), float64 if A or D is, else
-    float32. A zero row has zero codes and a zero concept is not used. Raises InvalidInput for wrong shapes and
-    non-finite entries. Source: Lawson & Hanson, 1974; on the Gram matrix: Bro & de Jong, 1997.
+    A (n, d) and D (K, d), of any signs, are NumPy arrays or tensors; it is computed on A's device,
+    in float64. Z0 (n, K) is where the search starts: it changes the time, not the loss. Returns a
+    tensor Z (n, K), float64 if A or D is, else float32. A zero row has zero codes and a zero
+    concept is not used. Raises InvalidInput for wrong shapes and non-finite entries. Source: Lawson
+    & Hanson, 1974; on the Gram matrix: Bro & de Jong, 1997.
     """
     device = A.device if isinstance(A, Tensor) else torch.device("cpu")
     D = read_rows(D, device=device, name="D", signed=True).A

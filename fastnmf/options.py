@@ -1,4 +1,5 @@
-"""Checks of the facade's arguments: each returns the value to use, or raises with what is allowed."""
+"""Checks of the facade's arguments: each returns the value to use, or raises with what is
+allowed."""
 
 from __future__ import annotations
 
@@ -66,17 +67,22 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     if value not in allowed:
         near = difflib.get_close_matches(value, allowed, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InvalidInput(f"{name}={value!r} is unknown{hint}; it must be one of: {', '.join(allowed)}")
+        raise InvalidInput(
+            f"{name}={value!r} is unknown{hint}; it must be one of: {', '.join(allowed)}"
+        )
     return value
 
 
 def start(init: Any) -> str | tuple[Any, Any]:
-    """init, which must be the name of a start or a pair (Z0, D0); the pair itself is checked against A by fit."""
+    """init, which must be the name of a start or a pair (Z0, D0); the pair itself is checked
+    against A by fit."""
     if isinstance(init, tuple | list) and len(init) == 2:
         return tuple(init)
     if isinstance(init, str):
         return one_of("init", init, STARTS)
-    raise TypeError(f"init must be one of {', '.join(STARTS)} or a pair (Z0, D0), not {type(init).__name__}")
+    raise TypeError(
+        f"init must be one of {', '.join(STARTS)} or a pair (Z0, D0), not {type(init).__name__}"
+    )
 
 
 def function(name: str, value: Any) -> Callable | None:
@@ -95,12 +101,14 @@ def form_of_solver(form: str, solver: str) -> None:
 
 
 def device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
-    """Where a module without tensors is after `fn` was applied to it: fn may move, or only change the dtype."""
+    """Where a module without tensors is after `fn` was applied to it: fn may move, or only change
+    the dtype."""
     moved = fn(torch.empty(0)).device
     if moved.type != "cpu" or device.type == "cpu":
         return moved
     try:
-        # a change of dtype leaves a meta tensor where it is; a move to the CPU does not, or cannot be done
+        # a change of dtype leaves a meta tensor where it is; a move to the CPU does not, or cannot
+        # be done
         return device if fn(torch.empty(0, device="meta")).device.type == "meta" else moved
     except NotImplementedError:
         return moved

@@ -47,8 +47,8 @@ def patch_overcomplete() -> list[str]:
     The new class inherits from fastnmf.NMF and from the class it stands in for, so that isinstance
     holds in code that bound the old class out of reach (in a closure, an attribute, a registry);
     models and subclasses made before stay as they are and count as instances of the new class.
-    What cannot be done while patched is to pickle a model made before. Models that Overcomplete
-    saved load as the new class.
+    NMF.stands_in_for is the old class. What cannot be done while patched is to pickle a model made
+    before. Models that Overcomplete saved load as the new class.
 
     Raises ImportError, with what to do, when there is no Overcomplete to patch.
     """

@@ -1,6 +1,8 @@
-"""The cost model: flops and bytes of a half-step → the form, the block and the piece to compute it in.
+"""The cost model: flops and bytes of a half-step → the form, the block and the piece to compute it
+in.
 
-Pure Python: no tensors, no devices. The engine follows a Plan, benches compare it with what was measured.
+Pure Python: no tensors, no devices. The engine follows a Plan, benches compare it with what was
+measured.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ FORMS = ("normal", "residual")
 # concepts swept between two GEMMs
 BLOCK = 128
 # bytes of a piece of rows with its workspaces: it is swept while it is in the last-level cache
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one iteration is computed: a form for either half, concepts in a block, rows in a piece; and its flops."""
+    """How one iteration is computed: a form for either half, concepts in a block, rows in a piece;
+    and its flops."""
 
     codes: str
     dictionary: str
@@ -54,10 +57,11 @@ def choose(
     learn: bool = True,
     sweeps: int = 1,
 ) -> Plan:
-    """The cheapest Plan for A (n, d) and K concepts; form and chunk_rows are kept where they are given.
+    """The cheapest Plan for A (n, d) and K concepts; form and chunk_rows are kept where they are
+    given.
 
-    learn: whether the dictionary is updated too. sweeps: code half-steps that one plan serves with the dictionary
-    unchanged. Raises InvalidInput if the solver does not have the form.
+    learn: whether the dictionary is updated too. sweeps: code half-steps that one plan serves with
+    the dictionary unchanged. Raises InvalidInput if the solver does not have the form.
     """
     block = min(BLOCK, K)
     forms = SOLVERS[solver].forms
@@ -76,7 +80,9 @@ def choose(
     if learn:
         dictionary, more = cheapest(d, n, 1)
         # with both halves in residual form the second finds the residual fresh
-        flops += more - (2 * n * d * K if solver == "hals" and codes == dictionary == "residual" else 0)
+        flops += more - (
+            2 * n * d * K if solver == "hals" and codes == dictionary == "residual" else 0
+        )
     width = d + (3 * K if codes == "normal" or solver == "pgd" else 2 * block)
     piece_rows = max(64, _PIECE_BYTES // (width * itemsize))
     return Plan(codes, dictionary, block, min(piece_rows, chunk_rows or piece_rows, n), flops)

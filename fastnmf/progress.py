@@ -1,4 +1,5 @@
-"""The bar that `verbose` shows, together with the user's callback: one thing for the loop to call."""
+"""The bar that `verbose` shows, together with the user's callback: one thing for the loop to
+call."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ Each = Callable[[Iteration], bool | None]
 
 
 class Progress:
-    """A context that gives what to call after every iteration, or None where there is nothing to show or to ask."""
+    """A context that gives what to call after every iteration, or None where there is nothing to
+    show or to ask."""
 
     def __init__(self, verbose: bool, max_iter: int, callback: Each | None) -> None:
         self._callback = callback

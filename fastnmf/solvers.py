@@ -1,7 +1,8 @@
-"""Solver records and the plain-torch updates they need: the reference, and the fallback on every device.
+"""Solver records and the plain-torch updates they need: the reference, and the fallback on every
+device.
 
-An update changes one factor, or a block of its concepts, in place. It knows nothing of rows, chunks, files or
-stopping (engine.py) nor of how its operands were made (sweeps.py).
+An update changes one factor, or a block of its concepts, in place. It knows nothing of rows,
+chunks, files or stopping (engine.py) nor of how its operands were made (sweeps.py).
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ _INNER = 16
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
     """F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; k = 0 … s−1, in place.
 
-    F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta receives the
-    change of F, sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is.
-    m s² flops. Does not synchronise. Source: Cichocki & Phan, 2009 (fast HALS).
+    F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta
+    receives the change of F, sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². A concept with G_kk =
+    0 is left as it is. m s² flops. Does not synchronise. Source: Cichocki & Phan, 2009 (fast HALS).
     """
     s = F.shape[0]
     inverse = _inverse_or_zero(G.diagonal())[:, None]
     G = G * inverse
     R.mul_(inverse)
-    # max(0, F + R) − F = max(R, −F): one call a concept, and F + Δ is exactly zero where it is clipped
+    # max(0, F + R) − F = max(R, −F): one call a concept, and F + Δ is exactly zero where it is
+    # clipped
     torch.neg(F, out=delta)
     for first in range(0, s, _INNER):
         last = min(first + _INNER, s)
@@ -43,11 +45,21 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
     add_squares_(sums, delta, F)
 
 
+def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
+    """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: a whole sweep of few
+    concepts.
+
+    F, C (K, m) with any strides; G (K, K). The rest as for hals_block_. 3 m K² flops.
+    """
+    R = torch.addmm(C, G, F, alpha=-1)
+    hals_block_(F, R, G, torch.empty_like(R), sums)
+
+
 def mu_(F: Tensor, C: Tensor, denominator: Tensor, alive: Tensor, sums: Tensor) -> None:
     """F ← F ∘ C / denominator, in place; a concept that is not alive is left as it is.
 
-    F, C, denominator (s, m); alive (s,) bool: ‖B_k‖ > 0. C and denominator are destroyed; sums (2,) float64 is
-    increased by ‖Δ‖² and ‖F‖². Where the denominator is zero F is zero, and stays so.
+    F, C, denominator (s, m); alive (s,) bool: ‖B_k‖ > 0. C and denominator are destroyed; sums (2,)
+    float64 is increased by ‖Δ‖² and ‖F‖². Where the denominator is zero F is zero, and stays so.
     Source: Lee & Seung, 1999.
     """
     # F ∘ C first: the quotient is bounded by C_k / G_kk, while C / denominator can overflow
@@ -69,7 +81,8 @@ def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) 
 
 
 def hals_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
-    """One sweep F → F' of all concepts out of place, for autograd with respect to C (K, m) and F (K, m)."""
+    """One sweep F → F' of all concepts out of place, for autograd with respect to C (K, m) and F
+    (K, m)."""
     R = C - G @ F
     inverse = _inverse_or_zero(G.diagonal())
     swept = []
@@ -81,13 +94,15 @@ def hals_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
 
 
 def mu_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
-    """One multiplicative update F → F' out of place, for autograd with respect to C (K, m) and F (K, m)."""
+    """One multiplicative update F → F' out of place, for autograd with respect to C (K, m) and F
+    (K, m)."""
     updated = F * C / (G @ F).clamp(min=torch.finfo(F.dtype).tiny)
     return torch.where(G.diagonal()[:, None] > 0, updated, F)
 
 
 def pgd_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
-    """One half-step of projected gradient F → F' out of place, for autograd with respect to C and F."""
+    """One half-step of projected gradient F → F' out of place, for autograd with respect to C and
+    F."""
     step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal())
     Y = F
     for momentum in pgd_momenta():
@@ -98,7 +113,8 @@ def pgd_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
 
 
 def pgd_momenta(steps: int = 5) -> list[float]:
-    """The momentum of each gradient step of a half-step: (t − 1) / t' with t' = (1 + √(1 + 4t²)) / 2."""
+    """The momentum of each gradient step of a half-step: (t − 1) / t' with t' = (1 + √(1 + 4t²)) /
+    2."""
     momenta, t = [], 1.0
     for _ in range(steps):
         following = (1 + (1 + 4 * t * t) ** 0.5) / 2
@@ -110,11 +126,12 @@ def pgd_momenta(steps: int = 5) -> list[float]:
 def largest_eigenvalue(
     apply: Callable[[Tensor], Tensor], diagonal: Tensor, steps: int = 15
 ) -> Tensor:
-    """An upper bound of the largest eigenvalue of G ≥ 0, tight when the power iteration has converged.
+    """An upper bound of the largest eigenvalue of G ≥ 0, tight when the power iteration has
+    converged.
 
-    apply(v) is G v for v (K,); diagonal (K,) is that of G. For v > 0, max_k (G v)_k / v_k bounds the eigenvalue from
-    above (Collatz, 1942; Wielandt, 1950), and so does the trace. Returns a 0-dimensional tensor > 0. Does not
-    synchronise.
+    apply(v) is G v for v (K,); diagonal (K,) is that of G. For v > 0, max_k (G v)_k / v_k bounds
+    the eigenvalue from above (Collatz, 1942; Wielandt, 1950), and so does the trace. Returns a
+    0-dimensional tensor > 0. Does not synchronise.
     """
     v = diagonal.sqrt()
     tiny = torch.finfo(v.dtype).tiny
@@ -141,11 +158,13 @@ def _inverse_or_zero(diagonal: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Solver:
-    """What the loop must know of a solver. The half-steps themselves are in sweeps.py, under the same name.
+    """What the loop must know of a solver. The half-steps themselves are in sweeps.py, under the
+    same name.
 
-    operations: what a backend supplies for it, by name. forms: the forms its half-steps exist in. exact: whether one
-    half-step solves its problem. least_share: how much of a code an extrapolation must leave. unrolled(F, C, G) → F': one half-step out of place, through which `encode`
-    differentiates.
+    operations: what a backend supplies for it, by name. forms: the forms its half-steps exist in.
+    exact: whether one half-step solves its problem. least_share: how much of a code an
+    extrapolation must leave. unrolled(F, C, G) → F': one half-step out of place, through which
+    `encode` differentiates.
     """
 
     name: str
@@ -163,7 +182,7 @@ SOLVERS = {
         Solver(
             "hals",
             "hierarchical alternating least squares",
-            ("hals_block_",),
+            ("hals_block_", "hals_sweep_"),
             ("normal", "residual"),
             hals_unrolled,
         ),
@@ -194,5 +213,12 @@ SOLVERS = {
     )
 }
 
-# every operation there is, in plain torch: what the backend `torch` supplies, and what a faster one leaves out
-REFERENCE = {"hals_block_": hals_block_, "mu_": mu_, "pgd_": pgd_, "nnls_": nnls_}
+# every operation there is, in plain torch: what the backend `torch` supplies, and what a faster one
+# leaves out
+REFERENCE = {
+    "hals_block_": hals_block_,
+    "hals_sweep_": hals_sweep_,
+    "mu_": mu_,
+    "pgd_": pgd_,
+    "nnls_": nnls_,
+}

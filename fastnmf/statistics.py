@@ -1,4 +1,5 @@
-"""What an iteration gathers over rows: ZᵀA, ZᵀZ, ‖ΔZ‖², ‖Z‖² and the loss. All are sums, so pieces only add to them."""
+"""What an iteration gathers over rows: ZᵀA, ZᵀZ, ‖ΔZ‖², ‖Z‖² and the loss. All are sums, so pieces
+only add to them."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from .rows import Rows
 
 
 class Statistics:
-    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ where the dictionary half-step reads them, and float64 sums.
+    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ where the dictionary half-step reads them, and
+    float64 sums.
 
-    sums (3,): ‖ΔZ‖², ‖Z‖², and the squared residual norm where a half-step in residual form comes by it.
+    sums (3,): ‖ΔZ‖², ‖Z‖², and the squared residual norm where a half-step in residual form comes
+    by it.
     """
 
     def __init__(self, rows: Rows, K: int, *, moments: bool) -> None:
@@ -28,7 +31,8 @@ class Statistics:
             self.gram.zero_()
 
     def add_(self, X: Tensor, Z: Tensor) -> None:
-        """cross += ZᵀX, gram += ZᵀZ for a piece X (m, d) with its codes Z (m, K); 2 m K (d + K) flops."""
+        """cross += ZᵀX, gram += ZᵀZ for a piece X (m, d) with its codes Z (m, K); 2 m K (d + K)
+        flops."""
         if self.cross is not None:
             self.cross.addmm_(Z.T, X)
             self.gram.addmm_(Z.T, Z)
@@ -44,7 +48,8 @@ class Statistics:
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:
-    """‖A − Z D‖², computed from the residual, a piece of rows at a time: a float64 scalar. 2 n d K flops."""
+    """‖A − Z D‖², computed from the residual, a piece of rows at a time: a float64 scalar. 2 n d K
+    flops."""
     total = torch.zeros((), dtype=torch.float64, device=D.device)
     for part, X in rows.chunks(piece_rows):
         E = torch.addmm(X, Z[part], D, alpha=-1)

@@ -1,7 +1,9 @@
-"""Half-steps: one factor updated with the other held fixed, in normal and in residual form, over blocks of concepts.
+"""Half-steps: one factor updated with the other held fixed, in normal and in residual form, over
+blocks of concepts.
 
-A half-step sees the columns of F in hand (a piece), the data they are fitted to, and what is known of the factor held
-fixed. The updates themselves (`ops`) come from solvers.py or from a faster backend.
+A half-step sees the columns of F in hand (a piece), the data they are fitted to, and what is known
+of the factor held fixed. The updates themselves (`ops`) come from solvers.py or from a faster
+backend.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class Workspace:
         self._dtype, self._device = dtype, device
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """A contiguous tensor of this shape with arbitrary contents; the last one of this name is overwritten."""
+        """A contiguous tensor of this shape with arbitrary contents; the last one of this name is
+        overwritten."""
         size = 1
         for length in shape:
             size *= length
@@ -51,8 +54,8 @@ class Sweep:
 class Held:
     """The factor held fixed, B (K, p), and what a half-step needs to know of it.
 
-    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: the blocks B_S B_Sᵀ, in residual form of
-    hals. step: 1 / L, L a bound of the largest eigenvalue of G, for pgd.
+    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: the blocks B_S B_Sᵀ, in
+    residual form of hals. step: 1 / L, L a bound of the largest eigenvalue of G, for pgd.
     """
 
     B: Tensor | None
@@ -64,7 +67,8 @@ class Held:
 def hold(solver: str, form: str, sweep: Sweep, B: Tensor | None, G: Tensor | None = None) -> Held:
     """What a half-step of this solver and form needs to know of B, computed once for all pieces.
 
-    2 K² p flops in normal form unless G is given; 2 K |S| p for hals in residual form, where G is never formed.
+    2 K² p flops in normal form unless G is given; 2 K |S| p for hals in residual form, where G is
+    never formed.
     """
     if form == "normal":
         G = B @ B.T if G is None else G
@@ -86,9 +90,11 @@ class Normal:
 
 @dataclass(frozen=True)
 class Residual:
-    """The data of a half-step in residual form: Xt (p, m), and Et (p, m) for the residual Xt − Bᵀ F.
+    """The data of a half-step in residual form: Xt (p, m), and Et (p, m) for the residual Xt − Bᵀ
+    F.
 
-    hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for mu and pgd it is scratch.
+    hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for mu
+    and pgd it is scratch.
     """
 
     Xt: Tensor
@@ -97,7 +103,10 @@ class Residual:
 
 
 def hals_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
-    """One HALS sweep over all concepts, in place. 2 m K² flops in normal form, 4 m p K in residual form."""
+    """One HALS sweep over all concepts, in place. 2 m K² flops in normal form, 4 m p K in residual
+    form."""
+    if isinstance(piece, Normal) and F.shape[0] <= sweep.block:
+        return sweep.ops["hals_sweep_"](F, piece.C, held.G, sums)
     if isinstance(piece, Residual) and not piece.fresh:
         torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=piece.Et)
     for index, S in enumerate(sweep.blocks(F.shape[0])):
@@ -135,8 +144,8 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
 def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
     """A few accelerated projected gradient steps of length 1 / L on all concepts, in place.
 
-    Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is never formed. The
-    momentum starts anew in every half-step.
+    Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is
+    never formed. The momentum starts anew in every half-step.
     """
     K, m = F.shape
     start = sweep.scratch("start", K, m).copy_(F)
@@ -159,7 +168,8 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
 
 
 def anls_(F: Tensor, piece: Normal, held: Held, sweep: Sweep, sums: Tensor) -> None:
-    """The exact solution of the half-step, in place, by active sets. The cost depends on the supports."""
+    """The exact solution of the half-step, in place, by active sets. The cost depends on the
+    supports."""
     sweep.ops["nnls_"](F, piece.C, held.G, sums)
 
 

@@ -32,8 +32,11 @@ def strided(array):
     return torch.from_numpy(wide)[:, 1 : 2 * array.shape[1] + 1 : 2]
 
 
-def iterate(solver, A, Z, D, *, form, dtype, iterations=1, learn=True, backend="torch", plan_for=None):
-    """(Z, D) after so many iterations of factorize_ on copies of float64 arrays, in this form and dtype."""
+def iterate(
+    solver, A, Z, D, *, form, dtype, iterations=1, learn=True, backend="torch", plan_for=None
+):
+    """(Z, D) after so many iterations of factorize_ on copies of float64 arrays, in this form and
+    dtype."""
     A, Z, D = (torch.tensor(np.asarray(M), dtype=dtype).contiguous() for M in (A, Z, D))
     K = D.shape[0]
     chosen = plan_for or plan.Plan(form, form, min(BLOCK, K), PIECE_ROWS, 0.0)

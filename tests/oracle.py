@@ -1,4 +1,5 @@
-"""What fast code is compared with: per-concept loops in float64, the shapes that break things, and the tolerances.
+"""What fast code is compared with: per-concept loops in float64, the shapes that break things, and
+the tolerances.
 
 NumPy only and nothing of fastnmf, so that a mistake there cannot hide here.
 """
@@ -24,12 +25,14 @@ TOLERANCES = {
 
 # (n, d, K): 1 row, 1 feature, 1 concept, K > d, K > n, and sizes that no tile divides
 SHAPES = [(1, 7, 3), (5, 1, 2), (9, 6, 1), (23, 17, 5), (40, 13, 37), (65, 40, 131)]
-# K > n as well: A is fitted exactly within a few iterations, and from then on float32 follows its own rounding
+# K > n as well: A is fitted exactly within a few iterations, and from then on float32 follows its
+# own rounding
 WIDE = [(7, 33, 20)]
 
 
 def hals_half_step(F, X, B):
-    """F_k ← max(0, F_k + (B_k Xᵀ − B_k (Fᵀ B)ᵀ) / ‖B_k‖²), k in order; F (K, m), X (m, p), B (K, p)."""
+    """F_k ← max(0, F_k + (B_k Xᵀ − B_k (Fᵀ B)ᵀ) / ‖B_k‖²), k in order; F (K, m), X (m, p), B (K,
+    p)."""
     F = F.astype(np.float64).copy()
     X, B = X.astype(np.float64), B.astype(np.float64)
     for k in range(F.shape[0]):
@@ -40,7 +43,8 @@ def hals_half_step(F, X, B):
 
 
 def mu_half_step(F, X, B):
-    """F ← F ∘ (B Xᵀ) / (B Bᵀ F), all concepts from the old F; a concept with B_k = 0 keeps its row."""
+    """F ← F ∘ (B Xᵀ) / (B Bᵀ F), all concepts from the old F; a concept with B_k = 0 keeps its
+    row."""
     F = F.astype(np.float64).copy()
     X, B = X.astype(np.float64), B.astype(np.float64)
     numerator, denominator = B @ X.T, B @ (F.T @ B).T
@@ -48,7 +52,9 @@ def mu_half_step(F, X, B):
     for k in range(F.shape[0]):
         if B[k].any():
             positive = denominator[k] > 0
-            updated[k] = np.where(positive, F[k] * numerator[k] / np.where(positive, denominator[k], 1), 0)
+            updated[k] = np.where(
+                positive, F[k] * numerator[k] / np.where(positive, denominator[k], 1), 0
+            )
     return updated
 
 
@@ -78,7 +84,8 @@ def iterate(solver, A, Z, D, iterations):
 
 
 def kkt_residual(F, X, B):
-    """How far F is from argmin ½‖X − Fᵀ B‖², F ≥ 0: the largest violation over the largest slope at zero, a column.
+    """How far F is from argmin ½‖X − Fᵀ B‖², F ≥ 0: the largest violation over the largest slope at
+    zero, a column.
 
     Concepts count with unit norm. Zero when all slopes at zero are ≤ 0 and F = 0.
     """
@@ -102,14 +109,15 @@ def relative_difference(given, expected):
 
 
 def factors_difference(given, expected, A):
-    """The larger relative difference of two pairs (Z, D), over the concepts that take part in the fit.
+    """The larger relative difference of two pairs (Z, D), over the concepts that take part in the
+    fit.
 
-    Where the others fit A exactly, a concept is made of rounding alone: ‖Z_k‖ ‖D_k‖ is some 1e-16 ‖A‖ and the scale of
-    D_k arbitrary, in the loop as well. Such concepts must be as faint in `given`; they are compared no further.
+    Where the others fit A exactly, a concept is made of rounding alone: ‖Z_k‖ ‖D_k‖ is some 1e-16
+    ‖A‖ and the scale of D_k arbitrary, in the loop as well. Such concepts must be as faint in
+    `given`; they are compared no further.
     """
     strength, limit = (
-        np.linalg.norm(Z, axis=0) * np.linalg.norm(D, axis=1)
-        for Z, D in (expected, given)
+        np.linalg.norm(Z, axis=0) * np.linalg.norm(D, axis=1) for Z, D in (expected, given)
     )
     floor = 30 * np.finfo(given[0].dtype).eps * np.linalg.norm(A)
     counted = strength > floor
@@ -122,7 +130,8 @@ def factors_difference(given, expected, A):
 
 
 def problem(n, d, K, seed=0, kind="plain"):
-    """A (n, d) and a start Z (n, K), D (K, d) in float64, rectified Gaussian; `kind` adds what breaks things.
+    """A (n, d) and a start Z (n, K), D (K, d) in float64, rectified Gaussian; `kind` adds what
+    breaks things.
 
     zero_rows: of A; zero_concepts: of D; zero_codes: of Z; duplicates: of concepts and of rows.
     """

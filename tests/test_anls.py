@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,9 @@ def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, dtype, backen
     assert kkt_residual(D1, A.T, Z1.T) <= tolerance
 
 
-@pytest.mark.parametrize("kind", ["rank_6", "near_duplicates", "scales", "all_ones", "garbage_start"])
+@pytest.mark.parametrize(
+    "kind", ["rank_6", "near_duplicates", "scales", "all_ones", "garbage_start"]
+)
 def test_nnls_has_the_objective_of_scipy(kind):
     optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
     rng = np.random.default_rng(1)
@@ -75,4 +79,4 @@ def test_anls_objective_never_rises_beyond_rank():
         Z, D, _ = iterate("anls", A, Z, D, form="normal", dtype=torch.float64)
         losses.append(((A - Z @ D) ** 2).sum())
     slack = 1e-12 * (A**2).sum()
-    assert all(after <= before + slack for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before + slack for before, after in itertools.pairwise(losses))

@@ -1,4 +1,5 @@
-"""Codes for a given dictionary: as good as fit's, row by row, from any start, and differentiable."""
+"""Codes for a given dictionary: as good as fit's, row by row, from any start, and
+differentiable."""
 
 from __future__ import annotations
 

@@ -52,7 +52,9 @@ def test_hals_gives_the_iterates_of_the_concept_loop(n, d, K, kind, form, dtype,
 def test_hals_keeps_the_row_of_a_concept_whose_other_factor_is_zero(form, backend):
     A, Z, D = problem(30, 12, 8)
     D[3] = 0
-    Z1, _, _ = iterate("hals", A, Z, D, form=form, dtype=torch.float64, learn=False, backend=backend)
+    Z1, _, _ = iterate(
+        "hals", A, Z, D, form=form, dtype=torch.float64, learn=False, backend=backend
+    )
     assert np.array_equal(Z1[:, 3], Z[:, 3])
     Z[:, 3] = 0
     D[3] = 1.0
@@ -65,7 +67,9 @@ def test_hals_keeps_the_row_of_a_concept_whose_other_factor_is_zero(form, backen
 @pytest.mark.parametrize("form", ["normal", "residual"])
 def test_hals_clips_to_exactly_zero(form, backend):
     A, Z, D = problem(50, 20, 30)
-    Z1, D1, _ = iterate("hals", A, Z, D, form=form, dtype=torch.float32, iterations=5, backend=backend)
+    Z1, D1, _ = iterate(
+        "hals", A, Z, D, form=form, dtype=torch.float32, iterations=5, backend=backend
+    )
     for factor in (Z1, D1):
         assert (factor >= 0).all()
         assert 0.05 < (factor == 0).mean() < 0.95

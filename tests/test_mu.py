@@ -1,4 +1,5 @@
-"""Multiplicative updates give the iterates of the plain formula, in both forms, on every backend."""
+"""Multiplicative updates give the iterates of the plain formula, in both forms, on every
+backend."""
 
 from __future__ import annotations
 
@@ -51,12 +52,20 @@ def test_mu_gives_the_iterates_of_the_formula(n, d, K, kind, form, dtype, backen
 @pytest.mark.parametrize("form", ["normal", "residual"])
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
 def test_mu_does_not_depend_on_the_scale_of_the_data(form, scale, backend):
-    """An absolute constant in the denominator would stop small data, and a quotient taken first overflow large."""
+    """An absolute constant in the denominator would stop small data, and a quotient taken first
+    overflow large."""
     A, Z, D = problem(30, 12, 8)
     plain = iterate("mu", A, Z, D, form=form, dtype=torch.float32, iterations=20, backend=backend)
     root = np.sqrt(scale)
     scaled = iterate(
-        "mu", A * scale, Z * root, D * root, form=form, dtype=torch.float32, iterations=20, backend=backend
+        "mu",
+        A * scale,
+        Z * root,
+        D * root,
+        form=form,
+        dtype=torch.float32,
+        iterations=20,
+        backend=backend,
     )
     assert relative_difference(scaled[0] / root, plain[0]) <= 1e-4
     assert relative_difference(scaled[1] / root, plain[1]) <= 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import pickle
 
@@ -27,7 +28,12 @@ def error_of(A, Z, D):
 
 @pytest.mark.parametrize(
     ("option", "nearest"),
-    [("max_iters", "max_iter"), ("solvers", "solver"), ("random_state", None), ("chunk", "chunk_rows")],
+    [
+        ("max_iters", "max_iter"),
+        ("solvers", "solver"),
+        ("random_state", None),
+        ("chunk", "chunk_rows"),
+    ],
 )
 def test_unknown_option_raises_type_error_with_the_nearest(option, nearest):
     with pytest.raises(TypeError, match=option) as raised:
@@ -78,7 +84,9 @@ def test_fit_returns_contiguous_factors_in_the_dtype_it_computes_in(solver, dtyp
     assert D.is_contiguous()
     assert (Z >= 0).all()
     assert (D >= 0).all()
-    assert model.fit_info_.relative_error == pytest.approx(error_of(numbers().to(dtype), Z, D), rel=1e-4)
+    assert model.fit_info_.relative_error == pytest.approx(
+        error_of(numbers().to(dtype), Z, D), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -102,7 +110,14 @@ def test_fit_does_not_depend_on_strides_or_on_the_kind_of_input(solver):
     wide = torch.full((60, 41), torch.nan)
     wide[:, 1::2] = A
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(A), batch_size=7)
-    for given in (wide[:, 1::2], A.T.contiguous().T, A.numpy(), loader, [A[:50], A[50:]], iter([A])):
+    for given in (
+        wide[:, 1::2],
+        A.T.contiguous().T,
+        A.numpy(),
+        loader,
+        [A[:50], A[50:]],
+        iter([A]),
+    ):
         Z, _ = NMF(4, **options).fit(given)
         assert torch.allclose(Z, expected, rtol=1e-4, atol=1e-5)
 
@@ -112,7 +127,9 @@ def test_fit_does_not_depend_on_strides_or_on_the_kind_of_input(solver):
 def test_seed_gives_the_same_bits_twice(solver, K):
     A = numbers()
     options = {"solver": solver, "max_iter": 5, "tol": 0}
-    first, second, other = (NMF(K, seed=seed, init="random", **options).fit(A)[0] for seed in (3, 3, 4))
+    first, second, other = (
+        NMF(K, seed=seed, init="random", **options).fit(A)[0] for seed in (3, 3, 4)
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
@@ -145,7 +162,8 @@ def test_random_starts_of_a_seed_are_independent_of_each_other():
 def test_chunks_of_rows_do_not_change_the_fit(solver):
     A = numbers(dtype=torch.float64)
     fits = [
-        NMF(6, solver=solver, max_iter=8, tol=0, seed=0, chunk_rows=rows).fit(A)[1] for rows in (None, 7, 1)
+        NMF(6, solver=solver, max_iter=8, tol=0, seed=0, chunk_rows=rows).fit(A)[1]
+        for rows in (None, 7, 1)
     ]
     assert torch.allclose(fits[0], fits[1], rtol=1e-8, atol=1e-10)
     assert torch.allclose(fits[0], fits[2], rtol=1e-8, atol=1e-10)
@@ -156,7 +174,8 @@ def test_chunks_of_rows_do_not_change_the_fit(solver):
 def test_both_forms_give_the_same_fit(solver, K):
     A = numbers(dtype=torch.float64)
     normal, residual = (
-        NMF(K, solver=solver, max_iter=8, tol=0, seed=0, form=form) for form in ("normal", "residual")
+        NMF(K, solver=solver, max_iter=8, tol=0, seed=0, form=form)
+        for form in ("normal", "residual")
     )
     Z1, Z2 = normal.fit(A)[0], residual.fit(A)[0]
     assert torch.allclose(Z1, Z2, rtol=1e-6, atol=1e-8)
@@ -224,7 +243,9 @@ def test_fit_does_not_depend_on_the_scale_of_the_data(solver, scale):
     plain, scaled = (NMF(4, solver=solver, max_iter=20, tol=0, seed=0) for _ in range(2))
     plain.fit(A)
     scaled.fit(A * scale)
-    assert scaled.fit_info_.relative_error == pytest.approx(plain.fit_info_.relative_error, rel=1e-2)
+    assert scaled.fit_info_.relative_error == pytest.approx(
+        plain.fit_info_.relative_error, rel=1e-2
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -232,7 +253,7 @@ def test_fit_never_raises_loss(solver):
     model = NMF(6, solver=solver, max_iter=40, tol=0, seed=0)
     model.fit(numbers(dtype=torch.float64))
     errors = [iteration.relative_error for iteration in model.fit_info_.history]
-    assert all(after <= before * (1 + 1e-9) for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(errors))
     assert errors[-1] < errors[0]
 
 
@@ -304,7 +325,8 @@ def test_given_start_is_taken_as_it_is_and_not_changed():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_concepts_do_not_die_from_an_unscaled_start(solver):
-    """NNDSVDa as published overshoots the data, so that the first sweep sets many concepts to zero for good."""
+    """NNDSVDa as published overshoots the data, so that the first sweep sets many concepts to zero
+    for good."""
     rng = np.random.default_rng(0)
     codes = rng.gamma(0.3, 1.0, (300, 12)) * (rng.random((300, 12)) < 0.3)
     A = torch.tensor(codes @ rng.gamma(0.5, 1.0, (12, 40)) + 0.1 * rng.random((300, 40)))
@@ -381,20 +403,23 @@ def test_repr_says_what_the_model_is():
 
 
 def patches(count):
-    """Non-negative image patches (count, 192) with the statistics of photographs: smooth, with edges; 8 × 8 × 3."""
+    """Non-negative image patches (count, 192) with the statistics of photographs: smooth, with
+    edges; 8 × 8 × 3."""
     image = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
     photograph = image.load_sample_image("china.jpg") / 255.0
     rng = np.random.default_rng(0)
     top = rng.integers(0, photograph.shape[0] - 8, count)
     left = rng.integers(0, photograph.shape[1] - 8, count)
-    return np.stack([photograph[i : i + 8, j : j + 8].ravel() for i, j in zip(top, left, strict=True)])
+    return np.stack(
+        [photograph[i : i + 8, j : j + 8].ravel() for i, j in zip(top, left, strict=True)]
+    )
 
 
-@pytest.mark.parametrize(
-    ("which", "K"), [("digits", 32), ("patches", 64)]
-)
+@pytest.mark.parametrize(("which", "K"), [("digits", 32), ("patches", 64)])
 def test_default_fit_reaches_the_error_of_scikit_learn(which, K):
-    decomposition = pytest.importorskip("sklearn.decomposition", reason="scikit-learn is not installed")
+    decomposition = pytest.importorskip(
+        "sklearn.decomposition", reason="scikit-learn is not installed"
+    )
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
     A = datasets.load_digits().data if which == "digits" else patches(20000)
     A = A.astype(np.float32)

@@ -429,12 +429,16 @@ def test_interpretos_copy_is_not_patched_when_unpatched_before_the_import(
 
 
 @pytest.fixture
-def without_overcomplete(site, monkeypatch):
-    monkeypatch.setitem(sys.modules, "overcomplete", None)
+def without_overcomplete(site):
+    sys.modules["overcomplete"] = None
 
 
-def test_patch_says_what_to_install(without_overcomplete, monkeypatch):
-    monkeypatch.setitem(sys.modules, "interpreto", None)
+@pytest.fixture
+def without_interpreto(site):
+    sys.modules["interpreto"] = None
+
+
+def test_patch_says_what_to_install(without_overcomplete, without_interpreto):
     with pytest.raises(ImportError, match=r"pip install .* 'matplotlib<3.9'.*fastnmf.NMF"):
         patch_overcomplete()
     assert not is_patched()
@@ -455,16 +459,14 @@ def test_patch_does_with_interpretos_copy_alone(without_overcomplete, interpreto
     assert len(patch_overcomplete()) == 3
 
 
-def test_patch_names_the_pin_when_the_library_does_not_import(site, monkeypatch):
-    monkeypatch.setitem(sys.modules, "interpreto", None)
+def test_patch_names_the_pin_when_the_library_does_not_import(site, without_interpreto):
     write(site / "overcomplete", {**SOURCES, "__init__.py": "import math; math.get_cmap"})
     with pytest.raises(ImportError, match=r"get_cmap.*matplotlib<3\.9"):
         patch_overcomplete()
     assert not is_patched()
 
 
-def test_patch_says_what_is_missing_inside_the_library(site, monkeypatch):
-    monkeypatch.setitem(sys.modules, "interpreto", None)
+def test_patch_says_what_is_missing_inside_the_library(site, without_interpreto):
     write(site / "overcomplete", {"__init__.py": "import absent_dependency"})
     with pytest.raises(ImportError, match=r"cannot be imported: No .*'absent_dependency'"):
         patch_overcomplete()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,8 @@ def test_step_bounds_the_largest_eigenvalue_and_is_tight(n, d, K, kind):
 
 
 def test_step_bounds_the_largest_eigenvalue_of_unconnected_concepts():
-    """The power iteration leaves all but the strongest group of concepts, so quotients there say little."""
+    """The power iteration leaves all but the strongest group of concepts, so quotients there say
+    little."""
     D = np.zeros((12, 12))
     D[:5, :5] = 1.0 + np.eye(5)
     D[5:11, 5:11] = 0.9 + np.eye(6)
@@ -55,5 +58,5 @@ def test_pgd_never_raises_the_loss(n, d, K, form):
     for _ in range(40):
         Z, D, _ = iterate("pgd", A, Z, D, form=form, dtype=torch.float64)
         losses.append(np.linalg.norm(A - Z @ D))
-    assert all(after <= before * (1 + 1e-12) for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.9 * losses[0]

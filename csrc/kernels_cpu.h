@@ -1,0 +1,83 @@
+// What bindings.cpp and the CPU kernels share: arguments, and the kernels of one instruction set.
+//
+// hals_cpu.cpp and update_cpu.cpp are compiled once per instruction set, into namespaces of that
+// name. Besides the tables at the end of each, all names in them have internal linkage: of an
+// inline function or template with external linkage, std's included, the linker keeps one copy
+// for everybody, and that could be the one with AVX-512 in it. `nm` must show no W, V or u.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastnmf {
+
+// A matrix of concepts × columns, element (k, i) at data[k * stride_k + i * stride_m].
+template <class T> struct View {
+    T *data;
+    ptrdiff_t stride_k, stride_m;
+};
+
+template <class T> static inline T *at(const View<T> &x, ptrdiff_t k, ptrdiff_t i) {
+    return x.data + k * x.stride_k + i * x.stride_m;
+}
+
+// F, R, delta (s, m); G (s, s). delta may be R.
+template <class T> struct HalsBlock {
+    View<T> F;
+    View<const T> R;
+    View<T> delta;
+    const T *G;
+    ptrdiff_t stride_g, s, m;
+};
+
+// F, C (K, m); G (K, K)
+template <class T> struct HalsNormal {
+    View<T> F;
+    View<const T> C;
+    const T *G;
+    ptrdiff_t stride_g, K, m;
+};
+
+// all (K, m); alive has one entry per concept or is null
+template <class T> struct MuUpdate {
+    View<T> F;
+    View<const T> numerator, denominator;
+    const uint8_t *alive;
+    ptrdiff_t K, m;
+};
+
+// all (K, m)
+template <class T> struct PgdUpdate {
+    View<T> F, Y;
+    View<const T> gradient;
+    T step, momentum;
+    ptrdiff_t K, m;
+};
+
+// Every kernel writes ‖Δ‖² and ‖F‖² of what it updated to sums[0] and sums[1].
+// The HALS kernels update columns [start, start + tile_columns) as far as there are any, and
+// need 2 · concepts · tile_columns elements of scratch. mu and pgd update all they are given.
+template <class T> struct HalsKernels {
+    ptrdiff_t tile_columns;
+    void (*block)(const HalsBlock<T> &, ptrdiff_t start, T *scratch, double *sums);
+    void (*normal)(const HalsNormal<T> &, ptrdiff_t start, T *scratch, double *sums);
+};
+
+template <class T> struct UpdateKernels {
+    void (*mu)(const MuUpdate<T> &, double *sums);
+    void (*pgd)(const PgdUpdate<T> &, double *sums);
+};
+
+#define FASTNMF_DECLARE(isa)                                                                       \
+    namespace isa {                                                                                \
+    extern const HalsKernels<float> hals_float32;                                                  \
+    extern const HalsKernels<double> hals_float64;                                                 \
+    extern const UpdateKernels<float> update_float32;                                              \
+    extern const UpdateKernels<double> update_float64;                                             \
+    }
+FASTNMF_DECLARE(baseline)
+FASTNMF_DECLARE(avx2)
+FASTNMF_DECLARE(avx512)
+#undef FASTNMF_DECLARE
+
+} // namespace fastnmf

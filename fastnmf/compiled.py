@@ -1,0 +1,80 @@
+"""Hands tensors to the compiled extension fastnmf._C, which knows addresses and strides only.
+
+Loaded by backends.py at first use. torch must be imported before _C: the two then share one OpenMP
+runtime, and so the threads that torch.set_num_threads asks for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+
+def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
+    """As solvers.hals_block_; R is left as it is."""
+    _C.hals_block(
+        *_typed(F),
+        R.data_ptr(),
+        R.stride(0),
+        G.data_ptr(),
+        G.stride(0),
+        delta.data_ptr(),
+        delta.stride(0),
+        *F.shape,
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
+    """As solvers.hals_sweep_; C in any layout."""
+    _C.hals_normal(
+        *_typed(F),
+        *_placed(C),
+        G.data_ptr(),
+        G.stride(0),
+        *F.shape,
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def mu_(F: Tensor, C: Tensor, denominator: Tensor, alive: Tensor, sums: Tensor) -> None:
+    """As solvers.mu_; C and denominator are left as they are."""
+    _C.mu_update(
+        *_typed(F),
+        *_placed(C),
+        *_placed(denominator),
+        alive.data_ptr(),
+        *F.shape,
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) -> None:
+    """As solvers.pgd_; the gradient is left as it is."""
+    unread = torch.zeros(2, dtype=torch.float64)
+    _C.pgd_update(
+        *_typed(F),
+        *_placed(Y),
+        *_placed(gradient),
+        float(step),
+        momentum,
+        *F.shape,
+        unread.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+OPERATIONS = {"hals_block_": hals_block_, "hals_sweep_": hals_sweep_, "mu_": mu_, "pgd_": pgd_}
+
+
+def _typed(F: Tensor) -> tuple:
+    return str(F.dtype).removeprefix("torch."), *_placed(F)
+
+
+def _placed(F: Tensor) -> tuple[int, int, int]:
+    return F.data_ptr(), F.stride(0), F.stride(1)

@@ -1,0 +1,234 @@
+"""The command line: what it writes, prints and returns; nothing is lost, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import numpy as np
+import pytest
+import torch
+
+import fastnmf
+from fastnmf import NMF, cli
+from fastnmf.files import load_model, read_matrix
+
+A = np.random.default_rng(0).random((20, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder that holds A.npy."""
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", A)
+    return tmp_path
+
+
+@pytest.fixture
+def model(folder):
+    fit("--codes", "Z.npy", "--quiet")
+    return folder / "model.safetensors"
+
+
+def fit(*options):
+    return cli.main(["fit", "A.npy", "--concepts", "3", "--out", "model.safetensors", *options])
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu"])
+def test_fit_writes_model_and_codes(solver, folder, capsys):
+    options = ["--solver", solver, "--seed", "0", "--max-iter", "7", "--tol", "0"]
+    assert fit("--codes", "Z.npy", *options) == 0
+    expected = NMF(3, solver=solver, seed=0, max_iter=7, tol=0)
+    Z, D = expected.fit(A)
+    assert torch.equal(load_model("model.safetensors").D, D)
+    np.testing.assert_array_equal(read_matrix("Z.npy"), Z.numpy())
+    assert sorted(contents(folder)) == ["A.npy", "Z.npy", "model.safetensors"]
+    account = capsys.readouterr().out
+    for word in (f"{expected.fit_info_.relative_error:.6g}", "7 (", "mean L0", "dead", "backend"):
+        assert word in account
+    assert "model.safetensors" in account
+    assert "Z.npy" in account
+
+
+def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
+    given = {}
+
+    def record(nb_concepts, device, **options):
+        given.update(options, nb_concepts=nb_concepts, device=device)
+        return NMF(nb_concepts)
+
+    monkeypatch.setattr(fastnmf, "NMF", record)
+    options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
+    assert fit(*options.split(), "--form", "normal", "--chunk-rows", "8", "--quiet") == 0
+    assert given == {
+        "nb_concepts": 3,
+        "device": "cpu",
+        "solver": "mu",
+        "tol": 0.5,
+        "max_iter": 9,
+        "init": "random",
+        "seed": 4,
+        "backend": "torch",
+        "form": "normal",
+        "chunk_rows": 8,
+        "verbose": False,
+    }
+
+
+def test_quiet_prints_nothing(folder, capsys):
+    assert fit("--quiet", "--tol", "0") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+def test_encode_and_decode_write_what_the_model_gives(suffix, model, capsys):
+    out = [f"codes{suffix}", f"A_hat{suffix}"]
+    assert cli.main(["encode", str(model), "A.npy", "--out", out[0], "--max-iter", "50"]) == 0
+    assert cli.main(["decode", str(model), out[0], "--out", out[1]]) == 0
+    nmf = load_model(model)
+    Z = nmf.encode(A, max_iter=50)
+    np.testing.assert_array_equal(np.asarray(read_matrix(out[0])), Z.numpy())
+    np.testing.assert_allclose(np.asarray(read_matrix(out[1])), nmf.decode(Z).numpy())
+    printed = capsys.readouterr().out
+    assert f"codes{suffix}: codes (20, 3), mean L0 " in printed
+    assert f"A_hat{suffix}: Z D (20, 6)" in printed
+
+
+REFUSED = {
+    "no such file": ("fit B.npy", "B.npy does not exist"),
+    "suffix of input": ("fit A.csv", "A.csv must end in .npy, .npz"),
+    "negative": ("fit negative.npy", "A has 1 negative entry, the first at row 2, column 1: −1"),
+    "concepts": ("fit A.npy --concepts 0", "nb_concepts=0 must be at least 1"),
+    "solver": ("fit A.npy --solver magic", "solver='magic' is unknown"),
+    "backend": ("fit A.npy --backend magic", "backend='magic' is unknown"),
+    "device": ("fit A.npy --device magic", "device 'magic' is not usable"),
+    "suffix of model": ("fit A.npy --out model.pt", "model.pt must end in .safetensors"),
+    "suffix of codes": ("fit A.npy --codes Z.csv", "Z.csv must end in .npy, .npz"),
+    "folder": ("fit A.npy --out missing/m.safetensors", "missing does not exist; make it first"),
+    "folder of codes": ("fit A.npy --codes missing/Z.npy", "missing does not exist"),
+    "onto input": ("fit A.npy --codes A.npy", "A.npy is named twice"),
+    "onto model": ("fit A.npy --codes model.safetensors", "model.safetensors is named twice"),
+    "width": ("encode model.safetensors wide.npy", "A has 7 features, the dictionary has 6"),
+    "no model": ("encode A.npy A.npy", "A.npy must end in .safetensors"),
+    "width of codes": ("decode model.safetensors A.npy", "Z has 6 columns; it must have 3"),
+    "onto codes": ("decode model.safetensors Z.npy --out Z.npy", "Z.npy is named twice"),
+    "picture": ("demo --out picture.jpg", "picture.jpg must end in .png"),
+    "patches": ("demo --concepts 9 --patches 5", "concepts=9 must be from 1 to the number of pat"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_user_error_is_one_line_and_changes_nothing(case, model, capsys):
+    if case in ("picture", "patches"):
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+        pytest.importorskip("PIL", reason="Pillow is not installed")
+    np.save("negative.npy", np.where(np.arange(120).reshape(20, 6) == 13, -1, A))
+    np.save("wide.npy", np.ones((4, 7)))
+    np.savetxt("A.csv", A)
+    command, message = REFUSED[case]
+    defaults = {
+        "fit": "--out model.safetensors --concepts 3",
+        "encode": "--out out.npy",
+        "decode": "--out out.npy",
+        "demo": "",
+    }
+    name, *given = command.split()
+    before = contents(model.parent)
+    assert cli.main([name, *defaults[name].split(), *given]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("fastnmf: error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert contents(model.parent) == before
+
+
+def test_backend_that_is_not_usable_is_named(folder, capsys):
+    unusable = [b.name for b in fastnmf.backends() if b.reason and "hals_block_" in b.operations]
+    if not unusable:
+        pytest.skip("every backend is usable here")
+    assert fit("--backend", unusable[0]) == 2
+    assert f"fastnmf: error: backend='{unusable[0]}'" in capsys.readouterr().err
+
+
+def test_outputs_are_checked_before_the_fit(folder, monkeypatch, capsys):
+    monkeypatch.setattr(NMF, "fit", lambda *_: pytest.fail("the fit was started"))
+    assert fit("--codes", "missing/Z.npy") == 2
+
+
+@pytest.mark.parametrize("command", ["", "magic", "fit A.npy", "encode"])
+def test_unknown_command_shows_the_usage(command, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(command.split())
+    assert leaving.value.code == 2
+    assert "usage: fastnmf" in capsys.readouterr().err
+
+
+def test_interrupt_leaves_files_as_they_were(model, monkeypatch, capsys):
+    before = contents(model.parent)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NMF, "fit", interrupt)
+    assert fit("--codes", "Z.npy") == 130
+    assert capsys.readouterr().err == "fastnmf: interrupted\n"
+    assert contents(model.parent) == before
+
+
+def test_bug_keeps_its_traceback(folder, monkeypatch):
+    monkeypatch.setattr(NMF, "fit", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        fit()
+
+
+def test_info_shows_all_that_a_bug_report_needs(monkeypatch, capsys):
+    monkeypatch.setenv("FASTNMF_BACKEND", "torch")
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(str(fastnmf.backends()))
+    for line in (
+        f"fastnmf: {fastnmf.__version__}",
+        f"torch: {torch.__version__.split('+')[0]}",
+        f"numpy: {np.__version__}",
+        "FASTNMF_BACKEND: torch",
+        f"threads: {torch.get_num_threads()} of {os.cpu_count()}",
+    ):
+        assert line in " ".join(printed.split())
+    for name in ("python", "platform", "cpu", "cuda", "triton", "extension"):
+        assert f"\n{name}:" in printed
+
+
+def test_info_works_without_what_is_optional(monkeypatch, capsys):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["info"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for line in ("triton: not installed", "extension: not built", "cuda: not in this torch"):
+        assert line in printed
+
+
+@pytest.mark.parametrize("command", [["--version"], ["--help"], ["fit", "--help"], ["info"]])
+def test_module_runs_where_nothing_but_ascii_can_be_printed(command):
+    run = subprocess.run(
+        [sys.executable, "-m", "fastnmf", *command],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        cwd=os.path.dirname(os.path.dirname(fastnmf.__file__)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert fastnmf.__version__ in run.stdout or "usage: fastnmf" in run.stdout
+    assert run.stderr == ""

@@ -1,0 +1,307 @@
+"""The compiled extension by addresses and strides, on every instruction set usable here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import TOLERANCES, relative_difference
+
+from fastnmf.backends import BACKENDS
+
+REASON = BACKENDS["cpp"].probe()
+if REASON is None:
+    from fastnmf import _C
+
+    ISAS = [name for name, usable in _C.isas().items() if usable]
+else:
+    ISAS = ["none"]
+
+SIZES = [(K, 65) for K in (1, 2, 3, 15, 16, 17, 100, 128, 130)]
+SIZES += [(17, m) for m in (1, 7, 8, 63, 64, 1000)] + [(1, 1)]
+CASES = [(layout, K, m) for layout in ("rows", "columns") for K, m in SIZES] + [("apart", 17, 65)]
+
+
+@pytest.fixture(params=ISAS)
+def extension(request):
+    if REASON is not None:
+        pytest.skip(REASON)
+    _C.force_isa(request.param)
+    yield _C
+    _C.force_isa("auto")
+
+
+def on_all_cases(test):
+    ids = [f"{layout}-K{K}-m{m}" for layout, K, m in CASES]
+    test = pytest.mark.parametrize(("layout", "K", "m"), CASES, ids=ids)(test)
+    return pytest.mark.parametrize("dtype", ["float32", "float64"])(test)
+
+
+class Matrix:
+    """A (K, m) matrix inside a larger one of NaN; rows, columns or nothing contiguous."""
+
+    def __init__(self, values, dtype, layout="rows"):
+        K, m = values.shape
+        shape, self.inside = {
+            "rows": ((K + 2, m + 5), np.s_[1:-1, 3:-2]),
+            "columns": ((m + 2, K + 5), np.s_[1:-1, 3:-2]),
+            "apart": ((2 * K + 1, 3 * m + 2), np.s_[1::2, 2::3]),
+        }[layout]
+        self.whole = torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
+        inside = self.whole[self.inside]
+        self.view = inside.T if layout == "columns" else inside
+        self.view.copy_(torch.from_numpy(values))
+        self.address = self.view.data_ptr()
+        self.row_stride, self.column_stride = self.view.stride()
+        self.rows = self.address, self.row_stride
+        self.placed = *self.rows, self.column_stride
+
+    def values(self):
+        """The matrix in float64, once it is sure that nothing around it was written to."""
+        outside = self.whole.clone()
+        outside[self.inside] = torch.nan
+        assert outside.isnan().all()
+        return self.view.double().numpy()
+
+
+def rounded(values, dtype):
+    return values.astype(dtype).astype(np.float64)
+
+
+def draw(K, m, dtype, seed=0):
+    """F (K, m) with zeros, R (K, m), a Gram matrix (K, K) with two zero concepts."""
+    rng = np.random.default_rng(seed)
+    F, R = np.maximum(rng.standard_normal((K, m)), 0), 3 * rng.standard_normal((K, m))
+    B = np.abs(rng.standard_normal((K, 2 * K + 3)))
+    if K > 2:
+        B[[1, K - 1]] = 0
+    return [rounded(M, dtype) for M in (F, R, B @ B.T / (2 * K + 3))]
+
+
+def sweep(F, R, G):
+    """hals_block as it is written in DESIGN.md, in float64; (F, Δ) after."""
+    F, R, delta = F.copy(), R.copy(), np.zeros_like(F)
+    for j in range(len(F)):
+        if G[j, j] > 0:
+            delta[j] = np.maximum(0, F[j] + R[j] / G[j, j]) - F[j]
+            F[j] += delta[j]
+            R[j + 1 :] -= np.outer(G[j + 1 :, j], delta[j])
+    return F, delta
+
+
+def hals_block(extension, F, R, G, delta, sums, threads=2):
+    extension.hals_block(
+        str(F.view.dtype).removeprefix("torch."), *F.placed, *R.rows, *G.rows, *delta.rows,
+        *F.view.shape, sums.data_ptr(), threads,
+    )  # fmt: skip
+
+
+def hals_normal(extension, F, C, G, sums, threads=2):
+    extension.hals_normal(
+        str(F.view.dtype).removeprefix("torch."), *F.placed, *C.placed, *G.rows,
+        *F.view.shape, sums.data_ptr(), threads,
+    )  # fmt: skip
+
+
+def assert_sums(sums, before, after, dtype):
+    expected = [1 + ((after - before) ** 2).sum(), 2 + (after**2).sum()]
+    assert relative_difference(sums.numpy(), expected) < TOLERANCES["hals", dtype]
+
+
+@on_all_cases
+def test_hals_block_follows_the_loop(extension, dtype, layout, K, m):
+    before, owed, gram = draw(K, m, dtype)
+    F, R, G = Matrix(before, dtype, layout), Matrix(owed, dtype), Matrix(gram, dtype)
+    delta, sums = Matrix(np.full((K, m), np.nan), dtype), torch.tensor([1.0, 2.0]).double()
+    hals_block(extension, F, R, G, delta, sums)
+    expected, change = sweep(before, owed, gram)
+    assert relative_difference(F.values(), expected) < TOLERANCES["hals", dtype]
+    assert relative_difference(delta.values(), change) < TOLERANCES["hals", dtype]
+    assert (F.values() >= 0).all()
+    assert_sums(sums, before, F.values(), dtype)
+
+
+@on_all_cases
+def test_hals_normal_follows_the_loop(extension, dtype, layout, K, m):
+    before, owed, gram = draw(K, m, dtype)
+    cross = rounded(owed + gram @ before, dtype)
+    F, G, sums = (
+        Matrix(before, dtype, layout),
+        Matrix(gram, dtype),
+        torch.tensor([1.0, 2.0]).double(),
+    )
+    other_layout = {"rows": "columns", "columns": "columns", "apart": "rows"}[layout]
+    hals_normal(extension, F, Matrix(cross, dtype, other_layout), G, sums)
+    expected, _ = sweep(before, cross - gram @ before, gram)
+    assert relative_difference(F.values(), expected) < TOLERANCES["hals", dtype]
+    assert_sums(sums, before, F.values(), dtype)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_hals_block_clips_to_exactly_zero_and_keeps_dead_concepts(extension, layout):
+    before, owed, gram = draw(100, 1000, "float32")
+    F, delta = Matrix(before, "float32", layout), Matrix(np.full((100, 1000), np.nan), "float32")
+    sums = torch.zeros(2).double()
+    hals_block(extension, F, Matrix(owed, "float32"), Matrix(gram, "float32"), delta, sums)
+    clipped = delta.values() == -before
+    assert clipped.mean() > 0.3
+    assert (F.values()[clipped] == 0).all()
+    for k in (1, 99):
+        assert (F.values()[k] == before[k]).all()
+        assert (delta.values()[k] == 0).all()
+
+
+def test_hals_block_may_write_delta_over_R(extension):
+    before, owed, gram = draw(33, 100, "float64")
+    F, R, G = (Matrix(M, "float64") for M in (before, owed, gram))
+    sums = torch.zeros(2).double()
+    hals_block(extension, F, R, G, R, sums)
+    assert (
+        relative_difference(R.values(), sweep(before, owed, gram)[1])
+        < TOLERANCES["hals", "float64"]
+    )
+
+
+def test_hals_passes_on_a_nan(extension):
+    before, owed, gram = draw(5, 50, "float32")
+    owed[3, 41] = np.nan
+    F, R, G = (Matrix(M, "float32") for M in (before, owed, gram))
+    hals_block(extension, F, R, G, R, torch.zeros(2).double())
+    assert np.argwhere(np.isnan(F.view.numpy())).tolist() == [[3, 41]]
+
+
+@on_all_cases
+def test_mu_follows_the_formula(extension, dtype, layout, K, m):
+    before, numerator, _ = draw(K, m, dtype, seed=1)
+    denominator = rounded(np.abs(before[::-1]), dtype)
+    ratio = np.where(denominator > 0, np.abs(numerator), 0) / np.where(
+        denominator > 0, denominator, 1
+    )
+    alive = torch.arange(K) % 3 != 1
+    other = "rows" if layout == "rows" else "columns"
+    above, below = Matrix(ratio * denominator, dtype, other), Matrix(denominator, dtype, other)
+    for mask in (None, alive):
+        F, sums = Matrix(before, dtype, layout), torch.tensor([1.0, 2.0]).double()
+        extension.mu_update(
+            dtype, *F.placed, *above.placed, *below.placed, 0 if mask is None else mask.data_ptr(),
+            K, m, sums.data_ptr(), 2,
+        )  # fmt: skip
+        kept = np.zeros(K, bool) if mask is None else ~mask.numpy()
+        expected = np.where(kept[:, None], before, before * ratio)
+        assert relative_difference(F.values(), expected) < TOLERANCES["mu", dtype]
+        assert_sums(sums, before, F.values(), dtype)
+
+
+@on_all_cases
+def test_pgd_follows_the_formula(extension, dtype, layout, K, m):
+    before, gradient, _ = draw(K, m, dtype, seed=2)
+    start, step, momentum = rounded(before + 0.1, dtype), 0.3, 0.7
+    F, Y = Matrix(before, dtype, layout), Matrix(start, dtype, layout)
+    sums = torch.tensor([1.0, 2.0]).double()
+    other_layout = {"rows": "rows", "columns": "columns", "apart": "columns"}[layout]
+    gradient_placed = Matrix(gradient, dtype, other_layout)
+    extension.pgd_update(
+        dtype,
+        *F.placed,
+        *Y.placed,
+        *gradient_placed.placed,
+        step,
+        momentum,
+        K,
+        m,
+        sums.data_ptr(),
+        2,
+    )
+    expected = np.maximum(0, start - step * gradient)
+    assert relative_difference(F.values(), expected) < TOLERANCES["pgd", dtype]
+    assert (
+        relative_difference(Y.values(), expected + momentum * (expected - before))
+        < TOLERANCES["pgd", dtype]
+    )
+    assert_sums(sums, before, F.values(), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_threads_change_no_bit(extension, dtype, layout):
+    K, m = 130, 1000
+    before, owed, gram = draw(K, m, dtype)
+    results = []
+    for threads in (1, 2, 3):
+        F, R, G = Matrix(before, dtype, layout), Matrix(owed, dtype), Matrix(gram, dtype)
+        sums = torch.zeros(10).double()
+        hals_block(extension, F, R, G, R, sums[:2], threads)
+        hals_normal(extension, F, R, G, sums[2:4], threads)
+        extension.mu_update(
+            dtype, *F.placed, *R.placed, *R.placed, 0, K, m, sums[4:6].data_ptr(), threads
+        )
+        extension.pgd_update(
+            dtype, *F.placed, *R.placed, *R.placed, 0.1, 0.2, K, m, sums[6:8].data_ptr(), threads
+        )
+        results.append((F.view.clone(), R.view.clone(), sums))
+    for others in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
+
+
+@pytest.mark.parametrize(("K", "m"), [(0, 5), (5, 0)])
+def test_empty_is_left_alone(extension, K, m):
+    sums = torch.zeros(2).double()
+    extension.hals_block("float32", 0, 1, 1, 0, 1, 0, 1, 0, 1, K, m, sums.data_ptr(), 1)
+    extension.hals_normal("float32", 0, 1, 1, 0, 1, 1, 0, 1, K, m, sums.data_ptr(), 1)
+    extension.mu_update("float32", *[0, 1, 1] * 3, 0, K, m, sums.data_ptr(), 1)
+    extension.pgd_update("float32", *[0, 1, 1] * 3, 1.0, 0.0, K, m, sums.data_ptr(), 1)
+    assert sums.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float16"}, "'float16' is neither"),
+        ({"s": -4}, "s = -4, m = 50"),
+        ({"threads": 0}, "threads = 0"),
+        ({"F": 0}, "F is a null pointer"),
+        ({"sums": 0}, "sums is a null pointer"),
+        ({"R": 2}, "R = 2 is not aligned to 4"),
+        ({"stride_r": 49}, r"R \(4 x 50\) has strides \(49, 1\)"),
+        ({"stride_d": 0}, r"delta \(4 x 50\) has strides \(0, 1\)"),
+        ({"stride_g": 3}, r"G \(4 x 4\) has strides \(3, 1\)"),
+        ({"stride_fk": 1, "stride_fm": 3}, r"F \(4 x 50\) has strides \(1, 3\)"),
+        ({"stride_fk": -50}, r"F \(4 x 50\) has strides \(-50, 1\)"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_hals_block_refuses_what_cannot_be(extension, changes, message):
+    F, R, G = (Matrix(M, "float32").view.contiguous() for M in draw(4, 50, "float32"))
+    given = {
+        "dtype": "float32", "F": F.data_ptr(), "stride_fk": 50, "stride_fm": 1, "R": R.data_ptr(),
+        "stride_r": 50, "G": G.data_ptr(), "stride_g": 4, "delta": R.data_ptr(), "stride_d": 50,
+        "s": 4, "m": 50, "sums": torch.zeros(2).double().data_ptr(), "threads": 1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        extension.hals_block(**{**given, **changes})
+
+
+def test_force_isa_names_what_is_usable(extension):
+    assert extension.isa() in ISAS
+    with pytest.raises(ValueError, match=r"'mmx' is not .* auto, baseline"):
+        extension.force_isa("mmx")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="no /proc to read mapped libraries from"
+)
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_extension_shares_the_openmp_runtime_of_torch():
+    script = """
+import torch, fastnmf._C
+mapped = {line.split()[-1].rsplit("/")[-1] for line in open("/proc/self/maps")}
+print(sum(name.startswith(("libgomp", "libomp", "libiomp")) for name in mapped))
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    assert out.strip() == "1"
