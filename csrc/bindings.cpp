@@ -1,5 +1,4 @@
-// fastnmf._C: checks arguments, releases the GIL, picks the instruction set, deals tiles to
-// threads.
+// fastnmf._C: checks arguments, releases the GIL and deals tiles of columns to kernels and threads.
 //
 // Matrices come as an address and strides in elements; nothing here knows torch. The caller keeps
 // the memory alive and sees to its dtype. CPU kernels: hals_cpu.cpp, update_cpu.cpp.
@@ -7,189 +6,30 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <new>
-#include <sstream>
-#include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
+#include "arguments.h"
+#include "isa.h"
 #include "kernels_cpu.h"
+#include "threads.h"
 
 namespace py = pybind11;
 using namespace fastnmf;
 
 namespace {
 
-using Address = uintptr_t;
-using Size = ptrdiff_t;
-
-template <class... Parts> [[noreturn]] void refuse(const Parts &...parts) {
-    std::ostringstream message;
-    (message << ... << parts);
-    throw std::invalid_argument(message.str());
-}
-
-// instruction sets
-
-struct Isa {
-    const char *name;
-    bool usable;
-    const HalsKernels<float> &hals_float32;
-    const HalsKernels<double> &hals_float64;
-    const UpdateKernels<float> &update_float32;
-    const UpdateKernels<double> &update_float64;
-};
-
-#define FASTNMF_ISA_ROW(isa, usable)                                                               \
-    Isa {                                                                                          \
-        #isa, usable, isa::hals_float32, isa::hals_float64, isa::update_float32,                   \
-            isa::update_float64                                                                    \
-    }
-
-// worst first
-const std::vector<Isa> &isas() {
-    static const std::vector<Isa> table{
-        FASTNMF_ISA_ROW(baseline, true),
-#if FASTNMF_X86
-        FASTNMF_ISA_ROW(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
-        FASTNMF_ISA_ROW(avx512,
-                        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                            __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")),
-#endif
-    };
-    return table;
-}
-
-std::atomic<const Isa *> forced_isa{nullptr};
-
-const Isa &isa() {
-    if (const Isa *forced = forced_isa) return *forced;
-    const auto best =
-        std::find_if(isas().rbegin(), isas().rend(), [](auto &i) { return i.usable; });
-    return *best;
-}
-
-void force_isa(const std::string &name) {
-    if (name == "auto") {
-        forced_isa = nullptr;
-        return;
-    }
-    std::string names;
-    for (const Isa &one : isas()) {
-        if (name == one.name && one.usable) {
-            forced_isa = &one;
-            return;
-        }
-        if (one.usable) names += std::string(", ") + one.name;
-    }
-    refuse("force_isa: '", name, "' is not an instruction set usable here; they are: auto", names);
-}
-
-template <class T> const HalsKernels<T> &hals_kernels() {
-    if constexpr (std::is_same_v<T, float>)
-        return isa().hals_float32;
-    else
-        return isa().hals_float64;
-}
-
-template <class T> const UpdateKernels<T> &update_kernels() {
-    if constexpr (std::is_same_v<T, float>)
-        return isa().update_float32;
-    else
-        return isa().update_float64;
-}
-
-// arguments
-
-template <class T> T *pointer(const char *name, Address address) {
-    if (address == 0) refuse(name, " is a null pointer");
-    if (address % alignof(T)) refuse(name, " = ", address, " is not aligned to ", alignof(T));
-    return reinterpret_cast<T *>(address);
-}
-
-// two elements of a matrix (K × m) must not share memory
-template <class T>
-View<T> view(const char *name, Address address, Size stride_k, Size stride_m, Size K, Size m) {
-    const bool columns_inside = m < 2 || (K > 1 && stride_m < stride_k);
-    const Size inner = columns_inside ? stride_m : stride_k, inner_size = columns_inside ? m : K;
-    const Size outer = columns_inside ? stride_k : stride_m, outer_size = columns_inside ? K : m;
-    if ((inner_size > 1 && inner < 1) ||
-        (outer_size > 1 && outer < 1 + (inner_size > 1 ? (inner_size - 1) * inner : 0)))
-        refuse(name, " (", K, " x ", m, ") has strides (", stride_k, ", ", stride_m,
-               "): they must be positive and its elements apart");
-    return {pointer<T>(name, address), stride_k, stride_m};
-}
-
-void check_sizes(const char *rows_name, Size rows, Size m, int threads) {
-    if (rows < 0 || m < 0) refuse(rows_name, " = ", rows, ", m = ", m, ": a size is negative");
-    if (threads < 1) refuse("threads = ", threads, ": at least 1 is needed");
-}
-
-// calls run(T{}) for the named dtype
-template <class Run> void with_dtype(const std::string &dtype, Run run) {
-    if (dtype == "float32")
-        run(float{});
-    else if (dtype == "float64")
-        run(double{});
-    else
-        refuse("dtype '", dtype, "' is neither 'float32' nor 'float64'");
-}
-
-// threads
-
-constexpr double work_per_thread = 100e3;
-
-// work(tile, thread, two doubles) for every tile; their sums are added to sums[0], sums[1] in the
-// order of tiles, whatever the number of threads. `cost`: elementary operations in all.
-template <class Work>
-void for_tiles(Size tiles, int threads, double cost, double *sums, Work work) {
-    std::vector<double> partial(2 * tiles);
-    threads = static_cast<int>(
-        std::min<double>({double(threads), double(tiles), std::max(1.0, cost / work_per_thread)}));
-#ifdef _OPENMP
-    if (threads > 1) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-        for (Size tile = 0; tile < tiles; ++tile)
-            work(tile, omp_get_thread_num(), &partial[2 * tile]);
-    } else
-#endif
-        for (Size tile = 0; tile < tiles; ++tile) work(tile, 0, &partial[2 * tile]);
-    for (Size tile = 0; tile < tiles; ++tile) {
-        sums[0] += partial[2 * tile];
-        sums[1] += partial[2 * tile + 1];
-    }
-}
-
 // HALS
-
-// uninitialised and on a cache line
-template <class T> struct Scratch {
-    T *data;
-
-    explicit Scratch(Size size)
-        : data(static_cast<T *>(::operator new(size * sizeof(T), std::align_val_t{64}))) {}
-    ~Scratch() { ::operator delete(data, std::align_val_t{64}); }
-    Scratch(const Scratch &) = delete;
-    Scratch &operator=(const Scratch &) = delete;
-};
 
 template <class T, class Arguments>
 void run_hals(void (*kernel)(const Arguments &, Size, T *, double *), Size columns,
-              const Arguments &a, Size concepts, Size m, double cost, int threads, double *sums) {
-    const Size scratch_size = 2 * concepts * columns;
+              const Arguments &a, Size concepts, Size m, double flops, int threads, double *sums) {
+    const Size tiles = (m + columns - 1) / columns, scratch_size = 2 * concepts * columns;
+    threads = threads_for(tiles, flops, threads);
     const Scratch<T> scratch(threads * scratch_size);
-    for_tiles((m + columns - 1) / columns, threads, cost, sums,
-              [&](Size tile, int thread, double *partial) {
-                  kernel(a, tile * columns, scratch.data + thread * scratch_size, partial);
-              });
+    for_tiles(tiles, threads, sums, [&](Size tile, int thread, double *partial) {
+        kernel(a, tile * columns, scratch.data + thread * scratch_size, partial);
+    });
 }
 
 void hals_block(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address R,
@@ -240,8 +80,11 @@ void hals_normal(const std::string &dtype, Address F, Size stride_fk, Size strid
 template <class Work>
 void for_blocks(Size K, Size m, bool concepts_adjacent, int threads, double *sums, Work work) {
     const Size concepts = concepts_adjacent ? 512 : 16, columns = concepts_adjacent ? 16 : 512;
-    const Size across = (m + columns - 1) / columns, down = (K + concepts - 1) / concepts;
-    for_tiles(across * down, threads, double(K) * m, sums, [&](Size tile, int, double *partial) {
+    const Size across = (m + columns - 1) / columns;
+    const Size tiles = across * ((K + concepts - 1) / concepts);
+    // an element costs about what 8 flops do
+    threads = threads_for(tiles, 8.0 * K * m, threads);
+    for_tiles(tiles, threads, sums, [&](Size tile, int, double *partial) {
         const Size k = tile / across * concepts, i = tile % across * columns;
         work(k, i, std::min(concepts, K - k), std::min(columns, m - i), partial);
     });
@@ -260,10 +103,12 @@ void mu_update(const std::string &dtype, Address F, Size stride_fk, Size stride_
         using T = decltype(zero);
         double *total = pointer<double>("sums", sums);
         if (K == 0 || m == 0) return;
+        std::vector<T> live(K, T(1));
+        if (alive) std::copy_n(pointer<const uint8_t>("alive", alive), K, live.begin());
         const MuUpdate<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
                             view<const T>("numerator", numerator, stride_nk, stride_nm, K, m),
                             view<const T>("denominator", denominator, stride_dk, stride_dm, K, m),
-                            reinterpret_cast<const uint8_t *>(alive),
+                            live.data(),
                             K,
                             m};
         py::gil_scoped_release released;
@@ -271,7 +116,7 @@ void mu_update(const std::string &dtype, Address F, Size stride_fk, Size stride_
         for_blocks(K, m, stride_fk == 1, threads, total,
                    [&](Size k, Size i, Size concepts, Size columns, double *partial) {
                        kernel({part(a.F, k, i), part(a.numerator, k, i), part(a.denominator, k, i),
-                               a.alive ? a.alive + k : nullptr, concepts, columns},
+                               a.alive + k, concepts, columns},
                               partial);
                    });
     });

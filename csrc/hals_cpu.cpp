@@ -133,18 +133,23 @@ inline void sweep(T *F, T *R, const T *G, ptrdiff_t stride_g, ptrdiff_t concepts
     if (rest == 1) update<block, 1>(F, R, G, stride_g, concepts, k);
 }
 
-template <class T> inline double sum_of_squares(const T *tile, ptrdiff_t rows) {
-    Vec<T> squares[width] = {};
+// sums ← ‖Δ‖², ‖F‖²
+template <class T>
+inline void sum_squares(const T *delta, const T *F, ptrdiff_t rows, double *sums) {
+    Vec<T> change[width] = {}, norm[width] = {};
     for (ptrdiff_t k = 0; k < rows; ++k)
 #pragma GCC unroll 4
         for (int v = 0; v < width; ++v) {
-            const Vec<T> x = load(tile + k * W<T> + v * V<T>);
-            squares[v] += x * x;
+            const Vec<T> x = load(delta + k * W<T> + v * V<T>), y = load(F + k * W<T> + v * V<T>);
+            change[v] += x * x;
+            norm[v] += y * y;
         }
-    double total = 0;
-    for (int v = 0; v < width; ++v)
-        for (int l = 0; l < V<T>; ++l) total += squares[v][l];
-    return total;
+    for (int v = 1; v < width; ++v) {
+        change[0] += change[v];
+        norm[0] += norm[v];
+    }
+    sums[0] = sum<T>(change[0]);
+    sums[1] = sum<T>(norm[0]);
 }
 
 template <class T> View<const T> constant(View<T> x) { return {x.data, x.stride_k, x.stride_m}; }
@@ -156,8 +161,7 @@ void hals_block(const HalsBlock<T> &a, ptrdiff_t start, T *scratch, double *sums
     gather(R, a.R, a.s, start, columns);
     gather(F, constant(a.F), a.s, start, columns);
     sweep<true>(F, R, a.G, a.stride_g, a.s);
-    sums[0] = sum_of_squares(R, a.s);
-    sums[1] = sum_of_squares(F, a.s);
+    sum_squares(R, F, a.s, sums);
     scatter(a.F, F, a.s, start, columns);
     scatter(a.delta, R, a.s, start, columns);
 }
@@ -169,8 +173,7 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
     gather(C, a.C, a.K, start, columns);
     gather(F, constant(a.F), a.K, start, columns);
     sweep<false>(F, C, a.G, a.stride_g, a.K);
-    sums[0] = sum_of_squares(C, a.K);
-    sums[1] = sum_of_squares(F, a.K);
+    sum_squares(C, F, a.K, sums);
     scatter(a.F, F, a.K, start, columns);
 }
 

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 namespace fastnmf {
 
@@ -38,11 +37,11 @@ template <class T> struct HalsNormal {
     ptrdiff_t stride_g, K, m;
 };
 
-// all (K, m); alive has one entry per concept or is null
+// all (K, m); alive (K,): F_k is kept where it is 0
 template <class T> struct MuUpdate {
     View<T> F;
     View<const T> numerator, denominator;
-    const uint8_t *alive;
+    const T *alive;
     ptrdiff_t K, m;
 };
 

@@ -1,14 +1,15 @@
 // The element-wise updates: mu, F ← F ∘ numerator / denominator, and
 // pgd, F ← max(0, Y − step · gradient) with momentum.
 //
-// One pass of plain loops along the dimension in which F is contiguous; the compiler makes
-// vectors of them. In float32, mu moves 16 bytes an element and pgd 20. Limited by memory.
+// One pass over lines, which run where F is contiguous: by vectors if all operands are contiguous
+// there. In float32, mu moves 16 bytes an element and pgd 20. Limited by memory.
 
 #include <cfloat>
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels_cpu.h"
+#include "vector.h"
 
 namespace {
 
@@ -16,85 +17,111 @@ using fastnmf::MuUpdate;
 using fastnmf::PgdUpdate;
 using fastnmf::View;
 
+template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 
-template <class T> View<T> transposed(View<T> x) { return {x.data, x.stride_m, x.stride_k}; }
-template <class T> bool transpose_pays(View<T> F) { return F.stride_k == 1 && F.stride_m != 1; }
+// lines of n elements: concepts, or columns where concepts are what F has next to each other
+struct Lines {
+    bool across;
+    ptrdiff_t count, n;
 
-// n elements of F, `f` apart, and so on
-template <class T>
-inline void mu_line(T *F, ptrdiff_t f, const T *numerator, ptrdiff_t u, const T *denominator,
-                    ptrdiff_t d, const uint8_t *alive, ptrdiff_t a, ptrdiff_t n, double *sums) {
-    T change = 0, norm = 0;
-#pragma omp simd reduction(+ : change, norm)
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        const T before = F[i * f], below = denominator[i * d];
-        const T moved = before * numerator[i * u] / (below < tiny<T> ? tiny<T> : below);
-        const T after = alive[i * a] ? moved : before;
-        F[i * f] = after;
+    template <class T>
+    Lines(View<T> F, ptrdiff_t K, ptrdiff_t m)
+        : across(F.stride_k == 1 && F.stride_m != 1), count(across ? m : K), n(across ? K : m) {}
+};
+
+template <class T> struct Line {
+    T *data;
+    ptrdiff_t stride;
+
+    T &operator[](ptrdiff_t i) const { return data[i * stride]; }
+};
+
+template <class T> Line<T> line(const Lines &lines, View<T> x, ptrdiff_t l) {
+    return lines.across ? Line<T>{x.data + l * x.stride_m, x.stride_k}
+                        : Line<T>{x.data + l * x.stride_k, x.stride_m};
+}
+
+template <class T> struct Sums {
+    T change{}, norm{};
+
+    void add(T before, T after) {
         change += (after - before) * (after - before);
         norm += after * after;
     }
-    sums[0] += change;
-    sums[1] += norm;
+};
+
+// E: T or Vec<T>
+template <class T, class E> inline E mu_step(E before, E numerator, E denominator) {
+    const E least = E{} + tiny<T>;
+    return before * numerator / (denominator < least ? least : denominator);
+}
+
+template <class T>
+void mu_line(Line<T> F, Line<const T> numerator, Line<const T> denominator, Line<const T> alive,
+             ptrdiff_t n, double *sums) {
+    Sums<Vec<T>> of_vectors;
+    Sums<T> of_rest;
+    ptrdiff_t i = 0;
+    if (F.stride == 1 && numerator.stride == 1 && denominator.stride == 1)
+        for (; i + V<T> <= n; i += V<T>) {
+            const Vec<T> before = load(F.data + i);
+            const Vec<T> moved =
+                mu_step<T>(before, load(numerator.data + i), load(denominator.data + i));
+            const Vec<T> live = alive.stride ? load(alive.data + i) : Vec<T>{} + *alive.data;
+            const Vec<T> after = live != 0 ? moved : before;
+            store(F.data + i, after);
+            of_vectors.add(before, after);
+        }
+    for (; i < n; ++i) {
+        const T before = F[i];
+        const T moved = mu_step<T>(before, numerator[i], denominator[i]);
+        F[i] = alive[i] != 0 ? moved : before;
+        of_rest.add(before, F[i]);
+    }
+    sums[0] += sum<T>(of_vectors.change) + of_rest.change;
+    sums[1] += sum<T>(of_vectors.norm) + of_rest.norm;
 }
 
 template <class T> void mu(const MuUpdate<T> &a, double *sums) {
+    const Lines lines(a.F, a.K, a.m);
     sums[0] = sums[1] = 0;
-    const bool turn = transpose_pays(a.F);
-    const View<T> F = turn ? transposed(a.F) : a.F;
-    const View<const T> numerator = turn ? transposed(a.numerator) : a.numerator;
-    const View<const T> denominator = turn ? transposed(a.denominator) : a.denominator;
-    const ptrdiff_t lines = turn ? a.m : a.K, n = turn ? a.K : a.m;
-    const bool adjacent = F.stride_m == 1 && numerator.stride_m == 1 && denominator.stride_m == 1;
-    const uint8_t all = 1;
-    for (ptrdiff_t k = 0; k < lines; ++k) {
-        const uint8_t *alive = !a.alive ? &all : turn ? a.alive : a.alive + k;
-        T *f = at(F, k, 0);
-        const T *u = at(numerator, k, 0), *d = at(denominator, k, 0);
-        if (!adjacent)
-            mu_line(f, F.stride_m, u, numerator.stride_m, d, denominator.stride_m, alive,
-                    a.alive && turn, n, sums);
-        else if (a.alive && turn)
-            mu_line(f, 1, u, 1, d, 1, alive, 1, n, sums);
-        else
-            mu_line(f, 1, u, 1, d, 1, alive, 0, n, sums);
-    }
+    for (ptrdiff_t l = 0; l < lines.count; ++l)
+        mu_line(line(lines, a.F, l), line(lines, a.numerator, l), line(lines, a.denominator, l),
+                line(lines, View<const T>{a.alive, 1, 0}, l), lines.n, sums);
 }
 
 template <class T>
-inline void pgd_line(T *F, ptrdiff_t f, T *Y, ptrdiff_t y, const T *gradient, ptrdiff_t g, T step,
-                     T momentum, ptrdiff_t n, double *sums) {
-    T change = 0, norm = 0;
-#pragma omp simd reduction(+ : change, norm)
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        const T before = F[i * f], moved = Y[i * y] - step * gradient[i * g];
-        const T after = moved < 0 ? T(0) : moved;
-        F[i * f] = after;
-        Y[i * y] = after + momentum * (after - before);
-        change += (after - before) * (after - before);
-        norm += after * after;
+void pgd_line(Line<T> F, Line<T> Y, Line<const T> gradient, T step, T momentum, ptrdiff_t n,
+              double *sums) {
+    Sums<Vec<T>> of_vectors;
+    Sums<T> of_rest;
+    ptrdiff_t i = 0;
+    if (F.stride == 1 && Y.stride == 1 && gradient.stride == 1)
+        for (; i + V<T> <= n; i += V<T>) {
+            const Vec<T> before = load(F.data + i);
+            const Vec<T> after =
+                positive_part(load<T>(Y.data + i) - step * load(gradient.data + i));
+            store(F.data + i, after);
+            store(Y.data + i, after + momentum * (after - before));
+            of_vectors.add(before, after);
+        }
+    for (; i < n; ++i) {
+        const T before = F[i], after = positive_part(Y[i] - step * gradient[i]);
+        F[i] = after;
+        Y[i] = after + momentum * (after - before);
+        of_rest.add(before, after);
     }
-    sums[0] += change;
-    sums[1] += norm;
+    sums[0] += sum<T>(of_vectors.change) + of_rest.change;
+    sums[1] += sum<T>(of_vectors.norm) + of_rest.norm;
 }
 
 template <class T> void pgd(const PgdUpdate<T> &a, double *sums) {
+    const Lines lines(a.F, a.K, a.m);
     sums[0] = sums[1] = 0;
-    const bool turn = transpose_pays(a.F);
-    const View<T> F = turn ? transposed(a.F) : a.F, Y = turn ? transposed(a.Y) : a.Y;
-    const View<const T> gradient = turn ? transposed(a.gradient) : a.gradient;
-    const ptrdiff_t lines = turn ? a.m : a.K, n = turn ? a.K : a.m;
-    const bool adjacent = F.stride_m == 1 && Y.stride_m == 1 && gradient.stride_m == 1;
-    for (ptrdiff_t k = 0; k < lines; ++k) {
-        T *f = at(F, k, 0), *y = at(Y, k, 0);
-        const T *g = at(gradient, k, 0);
-        if (adjacent)
-            pgd_line(f, 1, y, 1, g, 1, a.step, a.momentum, n, sums);
-        else
-            pgd_line(f, F.stride_m, y, Y.stride_m, g, gradient.stride_m, a.step, a.momentum, n,
-                     sums);
-    }
+    for (ptrdiff_t l = 0; l < lines.count; ++l)
+        pgd_line(line(lines, a.F, l), line(lines, a.Y, l), line(lines, a.gradient, l), a.step,
+                 a.momentum, lines.n, sums);
 }
 
 } // namespace

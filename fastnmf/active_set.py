@@ -46,8 +46,8 @@ def nnls_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
         x = torch.where(alive, F[:, part].T.double() * scale, 0)
         unsolved += _solve_rows_(x, c, G, alive, tolerance, rank_tolerance)
         updated = torch.where(alive[:, None], (x / scale).T.to(F.dtype), F[:, part])
-        sums[0] += torch.linalg.vector_norm(updated - F[:, part], dtype=torch.float64).square()
-        sums[1] += torch.linalg.vector_norm(updated, dtype=torch.float64).square()
+        sums[0] += (updated - F[:, part]).square().sum(dtype=torch.float64)
+        sums[1] += updated.square().sum(dtype=torch.float64)
         F[:, part] = updated
     if unsolved:
         log.warning("nnls: %d of %d rows are not solved to %.0e", unsolved, m, tolerance)

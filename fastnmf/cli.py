@@ -43,9 +43,8 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
     from .errors import BackendUnavailable, InvalidInput, NotFitted
 
-    own = (InvalidInput, NotFitted, BackendUnavailable)
-    memory = (MemoryError, torch.cuda.OutOfMemoryError)
-    return (*own, *memory, ArithmeticError, ModuleNotFoundError, OSError)
+    others = (ArithmeticError, MemoryError, ModuleNotFoundError, OSError)
+    return (InvalidInput, NotFitted, BackendUnavailable, torch.cuda.OutOfMemoryError, *others)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,19 +121,18 @@ def _fit(arguments: argparse.Namespace) -> None:
     from .files import MODEL_SUFFIXES, WRITERS, read_matrix, save_model, write_matrix
 
     # before the work, so that none is lost
-    outputs = [(arguments.out, MODEL_SUFFIXES), (arguments.codes, WRITERS)]
-    _check_outputs(outputs, [arguments.A])
+    codes = [(arguments.codes, WRITERS)] if arguments.codes else []
+    _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes], [arguments.A])
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
     device, verbose = _device(arguments.device), not arguments.quiet
     nmf = NMF(arguments.concepts, device, verbose=verbose, **options)
     Z, _ = nmf.fit(read_matrix(arguments.A))
     save_model(arguments.out, nmf)
-    written = f"{'model:':<16}{arguments.out}"
-    if arguments.codes is not None:
+    if arguments.codes:
         write_matrix(arguments.codes, Z)
-        written += f"\n{'codes:':<16}{arguments.codes}"
     if not arguments.quiet:
-        print(f"{nmf.fit_info_}\n{written}")
+        print(nmf.fit_info_, f"{'model:':<16}{arguments.out}", sep="\n")
+        print(f"{'codes:':<16}{arguments.codes or 'not written; --codes writes them'}")
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -151,15 +149,13 @@ def _encode(arguments: argparse.Namespace) -> None:
 
 
 def _decode(arguments: argparse.Namespace) -> None:
-    import torch
-
     from .files import WRITERS, load_model, read_matrix, write_matrix
-    from .rows import as_numpy32
+    from .rows import read_rows
 
     _check_outputs([(arguments.out, WRITERS)], [arguments.model, arguments.Z])
     nmf = load_model(arguments.model, _device(arguments.device))
-    # copied, as a mapped file may not be written to and torch warns of that
-    Z = torch.tensor(as_numpy32(read_matrix(arguments.Z), "Z", nmf.nb_concepts))
+    width = {"features": nmf.nb_concepts, "columns": "concepts"}
+    Z = read_rows(read_matrix(arguments.Z), device=nmf.device, name="Z", signed=True, **width).A
     A_hat = nmf.decode(Z)
     write_matrix(arguments.out, A_hat)
     if not arguments.quiet:
@@ -211,15 +207,13 @@ def _demo(arguments: argparse.Namespace) -> None:
         print(f"{account}\n{'picture:':<16}{arguments.out}")
 
 
-def _check_outputs(outputs: list[tuple[Path | None, Iterable[str]]], inputs: list[Path]) -> None:
+def _check_outputs(outputs: list[tuple[Path, Iterable[str]]], inputs: list[Path]) -> None:
     """Refuse an output that cannot be written, or that is an input or another output."""
     from .errors import InvalidInput
     from .files import check_output
 
     taken = {os.path.realpath(path) for path in inputs}
     for path, suffixes in outputs:
-        if path is None:
-            continue
         target = str(check_output(path, suffixes))
         if target in taken:
             raise InvalidInput(f"{path} is named twice; give every output a file of its own")

@@ -3,7 +3,6 @@ decode."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +14,15 @@ from torch import Tensor, nn
 from . import options, plan
 from .backends import BACKENDS, select
 from .encoding import Encoder
-from .engine import Iteration, factorize_
+from .engine import Iteration
 from .errors import InvalidInput, NotFitted
-from .info import FitInfo, count_codes
+from .fitting import Fitter
+from .info import FitInfo
 from .init import nndsvda as nndsvda_start
-from .init import random_codes, random_dictionary, resolve, start
+from .init import random_codes, random_dictionary
 from .progress import Progress
-from .rows import Rows, as_numpy32, read_rows
+from .rows import as_numpy32, read_rows
 from .solvers import SOLVERS
-from .statistics import squared_error
-
-log = logging.getLogger(__name__)
 
 
 class NMF(nn.Module):
@@ -105,66 +102,29 @@ class NMF(nn.Module):
         device = torch.device(self.device)
         backend, ops = select(self.solver, device, self.backend)
         A = read_rows(A, device=device).A.detach()
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            Z, D, info = self._fit(A, backend, ops, max_iter, begun)
+        with (
+            torch.autocast(device.type, enabled=False),
+            Progress(self.verbose, max_iter, self.callback) as each,
+        ):
+            fitter = Fitter(
+                self.nb_concepts,
+                self.solver,
+                backend,
+                ops,
+                self.init,
+                self._generator(0),
+                self.form,
+                self.chunk_rows,
+                max_iter,
+                self.tol,
+                begun,
+                each,
+            )
+            Z, D, info = fitter(A)
         self.D = D
         self.fit_info_ = info
         self._set_fitted(**info.as_dict())
         return Z, D
-
-    def _fit(self, A: Tensor, backend: str, ops: dict, max_iter: int, begun: float):
-        rows = Rows(A)
-        n, d = A.shape
-        K, size = self.nb_concepts, A.element_size()
-        chosen = plan.choose(n, d, K, size, self.solver, self.form, self.chunk_rows)
-        log.info("fit %d × %d with %d concepts: %s", n, d, K, chosen)
-        Z, D = start(A, K, self.init, self._generator(0))
-        with Progress(self.verbose, max_iter, self.callback) as each:
-            outcome = factorize_(
-                Z,
-                D,
-                rows,
-                solver=self.solver,
-                ops=ops,
-                plan=chosen,
-                max_iter=max_iter,
-                tol=self.tol,
-                each=each,
-            )
-        whole = torch.linalg.vector_norm(A, dtype=torch.float64)
-        error = squared_error(rows, Z, D, chosen.piece_rows).sqrt()
-        mean_l0, dead = count_codes(Z, D, chosen.piece_rows)
-        last_change = outcome.history[-1].relative_change if outcome.history else float("nan")
-        info = FitInfo(
-            n=n,
-            d=d,
-            nb_concepts=K,
-            dtype=str(A.dtype).removeprefix("torch."),
-            device=str(A.device),
-            solver=self.solver,
-            backend=backend,
-            form=chosen.form,
-            block=chosen.block,
-            piece_rows=chosen.piece_rows,
-            init=resolve(self.init, n, d, K),
-            iterations=len(outcome.history),
-            stopped_by=outcome.stopped_by,
-            relative_error=float(error / whole) if whole > 0 else 0.0,
-            relative_change=last_change,
-            mean_l0=mean_l0,
-            dead_concepts=dead,
-            seconds=time.perf_counter() - begun,
-            history=outcome.history,
-        )
-        if self.tol > 0 and outcome.stopped_by == "max_iter":
-            log.warning(
-                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, above tol=%g; raise max_iter "
-                "or tol (tol=0 asks for exactly max_iter iterations)",
-                last_change,
-                max_iter,
-                self.tol,
-            )
-        return Z, D, info
 
     def encode(
         self, A: Any, max_iter: int = 300, tol: float | None = None, *, Z0: Any = None

@@ -16,7 +16,9 @@ FORMS = ("normal", "residual")
 # concepts swept between two GEMMs
 BLOCK = 128
 # bytes of a piece of rows with its workspaces: it is swept while it is in the last-level cache
-_PIECE_BYTES = 2 << 20
+_PIECE_BYTES = 4 << 20
+# rows below which products of matrices become slow, whatever the cache
+_LEAST_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -84,5 +86,5 @@ def choose(
             2 * n * d * K if solver == "hals" and codes == dictionary == "residual" else 0
         )
     width = d + (3 * K if codes == "normal" or solver == "pgd" else 2 * block)
-    piece_rows = max(64, _PIECE_BYTES // (width * itemsize))
+    piece_rows = max(_LEAST_ROWS, _PIECE_BYTES // (width * itemsize))
     return Plan(codes, dictionary, block, min(piece_rows, chunk_rows or piece_rows, n), flops)

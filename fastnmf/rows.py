@@ -1,7 +1,5 @@
 """What A may be (tensor, array, memory map, loader, batches) → one checked matrix, and its chunks.
-
-What a matrix must be to be factored is decided here and nowhere else. Files: see `files.py`.
-"""
+Files are read by `files.py`."""
 
 from __future__ import annotations
 
@@ -65,18 +63,17 @@ def read_rows(
     batches; a batch is a matrix, or a tuple whose first item is one (outside a DataLoader a vector
     is one row). A tensor or writable array of the right dtype, on the device, with contiguous rows
     is not copied; all else is copied piece by piece: in memory are its source, it and one piece.
-    `features` is the width A must have, in messages called `columns`; `dtype` can only widen;
-    `signed` lets negative entries pass.
-    Raises InvalidInput for a shape or a value that cannot be used, with the first place (rows are
-    counted over all batches), TypeError for what is no dense, real matrix. Synchronises once.
+    features: the width A must have, called `columns` in messages. dtype: can only widen. signed:
+    negative entries may pass. Raises InvalidInput for a shape or a value that cannot be used, with
+    its place (rows count on over batches), TypeError for no dense, real matrix. Synchronises once.
     """
     parts = _parts(A, name)
     _check_shape(_shape(parts), name, features, columns)
     for part in parts:
         dtype = torch.promote_types(dtype or torch.float32, _compute_dtype(part))
     numpy_like = isinstance(parts[0], np.ndarray)
-    matrix = _shared(parts[0], dtype, device) if len(parts) == 1 else None
-    rows = Rows(_gather(parts, dtype, device) if matrix is None else matrix)
+    shared = _shared(parts[0], dtype, device) if len(parts) == 1 else None
+    rows = Rows(_gather(parts, dtype, device) if shared is None else shared)
     _check_values(rows, name, numpy_like, signed)
     return rows
 
@@ -103,7 +100,7 @@ def _parts(A: Any, name: str) -> deque[Part]:
     matrix = _as_matrix(A, name)
     if matrix is not None:
         return deque([_two_dimensional(matrix, name)])
-    parts: deque[Part] = deque()
+    parts = deque()
     for number, batch in enumerate(_batches(A, name)):
         part = _as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
         if parts and part.shape[1] != parts[0].shape[1]:
@@ -207,8 +204,8 @@ def _shape(parts: deque[Part]) -> tuple[int, int]:
 
 def _gather(parts: deque[Part], dtype: torch.dtype, device: str | torch.device) -> Tensor:
     """Copy the parts into one new matrix piece by piece, letting go of each once it is read."""
-    matrix = torch.empty(_shape(parts), dtype=dtype, device=device)
-    start, step = 0, _piece_rows(matrix.shape[1])
+    start, matrix = 0, torch.empty(_shape(parts), dtype=dtype, device=device)
+    step = _piece_rows(matrix.shape[1])
     while parts:
         part = parts.popleft()
         for i in range(0, part.shape[0], step):
@@ -239,7 +236,7 @@ def _check_values(rows: Rows, name: str, numpy_like: bool, signed: bool) -> None
 
 
 def _found(rows: Rows, kind: str, search: Callable[[Tensor], Tensor]) -> str:
-    """How many entries the search finds, the place of the first and what it is; '' if none."""
+    """How many entries the search finds, where the first is and what it is; '' if none."""
     count, first = 0, ""
     for piece, X in rows.chunks(_piece_rows(rows.d)):
         found = search(X)
@@ -248,5 +245,5 @@ def _found(rows: Rows, kind: str, search: Callable[[Tensor], Tensor]) -> str:
             number = f"{float(X[i, j]):g}".replace("-", "−")
             first = f"row {piece.start + i}, column {j}: {number}"
         count += int(found.sum())
-    entries = "entry" if count == 1 else "entries"
-    return f"{count} {kind} {entries}, the first at {first}" if count else ""
+    entries = f"{kind} entry" if count == 1 else f"{kind} entries"
+    return f"{count} {entries}, the first at {first}" if count else ""

@@ -17,6 +17,8 @@ from .active_set import nnls_, nnls_unrolled
 
 # concepts swept one after the other before the rest of the block is updated by a GEMM
 _INNER = 16
+# entries summed in float32 before float64 takes over
+_NORM_ENTRIES = 1 << 16
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -147,8 +149,17 @@ def largest_eigenvalue(
 
 def add_squares_(sums: Tensor, delta: Tensor, F: Tensor) -> None:
     """sums += (‖delta‖², ‖F‖²), in float64."""
-    sums[0] += torch.linalg.vector_norm(delta, dtype=torch.float64).square()
-    sums[1] += torch.linalg.vector_norm(F, dtype=torch.float64).square()
+    sums[0] += squared_norm(delta)
+    sums[1] += squared_norm(F)
+
+
+def squared_norm(X: Tensor) -> Tensor:
+    """‖X‖² of a matrix, a float64 scalar; summed over pieces, so that X is never copied whole."""
+    if X.device.type != "cpu" or X.dtype == torch.float64:
+        return torch.linalg.vector_norm(X, dtype=torch.float64).square()
+    X = X if X.stride(1) == 1 else X.T
+    pieces = (piece.reshape(-1) for piece in X.split(max(1, _NORM_ENTRIES // X.shape[1])))
+    return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum(dtype=torch.float64)
 
 
 def _inverse_or_zero(diagonal: Tensor) -> Tensor:

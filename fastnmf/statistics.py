@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .rows import Rows
+from .solvers import squared_norm
 
 
 class Statistics:
@@ -20,7 +21,7 @@ class Statistics:
     def __init__(self, rows: Rows, K: int, *, moments: bool) -> None:
         A = rows.A
         self.sums = torch.zeros(3, dtype=torch.float64, device=A.device)
-        self.squared_data = torch.linalg.vector_norm(A, dtype=torch.float64).square()
+        self.squared_data = squared_norm(A)
         self.cross = A.new_zeros(K, A.shape[1]) if moments else None
         self.gram = A.new_zeros(K, K) if moments else None
 
@@ -53,5 +54,5 @@ def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=D.device)
     for part, X in rows.chunks(piece_rows):
         E = torch.addmm(X, Z[part], D, alpha=-1)
-        total += torch.linalg.vector_norm(E, dtype=torch.float64).square()
+        total += squared_norm(E)
     return total

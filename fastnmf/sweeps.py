@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .solvers import largest_eigenvalue, pgd_momenta
+from .solvers import add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 
 Operations = dict[str, Callable]
 
@@ -36,6 +36,11 @@ class Workspace:
         if kept is None or kept.numel() < size:
             kept = self._kept[name] = torch.empty(size, dtype=self._dtype, device=self._device)
         return kept[:size].view(shape)
+
+    def like(self, F: Tensor, name: str) -> Tensor:
+        """The same for a tensor of F's shape, laid out as F is: concepts or columns adjacent."""
+        K, m = F.shape
+        return self(name, K, m) if F.stride(1) == 1 else self(name, m, K).T
 
 
 @dataclass(frozen=True)
@@ -126,18 +131,17 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
 
     2 m K² flops in normal form, 6 m p K in residual form, where the Gram matrix is never formed.
     """
-    K, m = F.shape
     if isinstance(piece, Normal):
-        denominator = torch.mm(held.G, F, out=sweep.scratch("denominator", K, m))
-        C = sweep.scratch("numerator", K, m).copy_(piece.C)
+        denominator = torch.mm(held.G, F, out=sweep.scratch.like(F, "denominator"))
+        C = sweep.scratch.like(F, "numerator").copy_(piece.C)
         sweep.ops["mu_"](F, C, denominator, held.G.diagonal() > 0, sums)
         return
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
-    sums[2] += torch.linalg.vector_norm(piece.Xt - reconstruction, dtype=torch.float64).square()
-    for S in sweep.blocks(K):
+    sums[2] += squared_norm(piece.Xt - reconstruction)
+    for S in sweep.blocks(F.shape[0]):
         B = held.B[S]
-        denominator = torch.mm(B, reconstruction, out=sweep.scratch("denominator", len(B), m))
-        C = torch.mm(B, piece.Xt, out=sweep.scratch("numerator", len(B), m))
+        denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
+        C = torch.mm(B, piece.Xt, out=sweep.scratch.like(F[S], "numerator"))
         sweep.ops["mu_"](F[S], C, denominator, B.square().sum(1) > 0, sums)
 
 
@@ -147,24 +151,22 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
     Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is
     never formed. The momentum starts anew in every half-step.
     """
-    K, m = F.shape
-    start = sweep.scratch("start", K, m).copy_(F)
-    Y = sweep.scratch("Y", K, m).copy_(F)
+    start = sweep.scratch.like(F, "start").copy_(F)
+    Y = sweep.scratch.like(F, "Y").copy_(F)
     for index, momentum in enumerate(pgd_momenta()):
         if isinstance(piece, Normal):
-            gradient = sweep.scratch("gradient", K, m)
+            gradient = sweep.scratch.like(F, "gradient")
             torch.addmm(piece.C, held.G, Y, beta=-1, out=gradient)
             sweep.ops["pgd_"](F, Y, gradient, held.step, momentum)
             continue
         torch.addmm(piece.Xt, held.B.T, Y, beta=-1, out=piece.Et)
         if index == 0:
-            sums[2] += torch.linalg.vector_norm(piece.Et, dtype=torch.float64).square()
-        for S in sweep.blocks(K):
-            gradient = sweep.scratch("gradient", S.stop - S.start, m)
+            sums[2] += squared_norm(piece.Et)
+        for S in sweep.blocks(F.shape[0]):
+            gradient = sweep.scratch.like(F[S], "gradient")
             torch.mm(held.B[S], piece.Et, out=gradient)
             sweep.ops["pgd_"](F[S], Y[S], gradient, held.step, momentum)
-    sums[1] += torch.linalg.vector_norm(F, dtype=torch.float64).square()
-    sums[0] += torch.linalg.vector_norm(start.sub_(F), dtype=torch.float64).square()
+    add_squares_(sums, start.sub_(F), F)
 
 
 def anls_(F: Tensor, piece: Normal, held: Held, sweep: Sweep, sums: Tensor) -> None:

@@ -116,7 +116,7 @@ REFUSED = {
     "onto model": ("fit A.npy --codes model.safetensors", "model.safetensors is named twice"),
     "width": ("encode model.safetensors wide.npy", "A has 7 features, the dictionary has 6"),
     "no model": ("encode A.npy A.npy", "A.npy must end in .safetensors"),
-    "width of codes": ("decode model.safetensors A.npy", "Z has 6 columns; it must have 3"),
+    "width of codes": ("decode model.safetensors A.npy", "Z has 6 concepts, the dictionary has 3"),
     "onto codes": ("decode model.safetensors Z.npy --out Z.npy", "Z.npy is named twice"),
     "picture": ("demo --out picture.jpg", "picture.jpg must end in .png"),
     "patches": ("demo --concepts 9 --patches 5", "concepts=9 must be from 1 to the number of pat"),

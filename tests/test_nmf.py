@@ -293,7 +293,7 @@ def test_fit_info_is_true_and_readable():
     assert info.dead_concepts == int(((Z == 0).all(0) | (D == 0).all(1)).sum())
     assert info.relative_error == pytest.approx(error_of(A, Z, D), rel=1e-4)
     assert info.seconds > info.history[-1].seconds > 0
-    for word in ("hals", "normal", "torch", "converged", "relative error", "60 × 20"):
+    for word in ("hals", "normal", "backend", "converged", "relative error", "60 × 20"):
         assert word in str(info)
     assert info.as_dict()["iterations"] == info.iterations == len(info.history)
 

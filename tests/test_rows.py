@@ -248,6 +248,13 @@ def test_bad_values_are_refused_with_the_first_place(bad, form, small_pieces):
         read(FORMS[form](spoilt(*entries)))
 
 
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_signed_data_may_be_negative_but_not_infinite(value):
+    assert read(-TENSOR, signed=True).A.min() < 0
+    with pytest.raises(InvalidInput, match="A has 1 nan or inf entry"):
+        read(-spoilt((2, 2, value)), signed=True)
+
+
 @pytest.mark.parametrize(
     ("A", "hint"),
     [(spoilt((0, 0, -1)), "A.clamp(min=0)"), (spoilt((0, 0, -1)).numpy(), "A.clip(min=0)")],

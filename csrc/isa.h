@@ -1,0 +1,84 @@
+// The instruction sets that the kernels are compiled for, and which of them is in use.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "arguments.h"
+#include "kernels_cpu.h"
+
+namespace fastnmf {
+
+struct Isa {
+    const char *name;
+    bool usable;
+    const HalsKernels<float> &hals_float32;
+    const HalsKernels<double> &hals_float64;
+    const UpdateKernels<float> &update_float32;
+    const UpdateKernels<double> &update_float64;
+};
+
+#define FASTNMF_ISA_ROW(isa, usable)                                                               \
+    Isa {                                                                                          \
+        #isa, usable, isa::hals_float32, isa::hals_float64, isa::update_float32,                   \
+            isa::update_float64                                                                    \
+    }
+
+// worst first
+inline const std::vector<Isa> &isas() {
+    static const std::vector<Isa> table{
+        FASTNMF_ISA_ROW(baseline, true),
+#if FASTNMF_X86
+        FASTNMF_ISA_ROW(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+        FASTNMF_ISA_ROW(avx512,
+                        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                            __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")),
+#endif
+    };
+    return table;
+}
+
+inline std::atomic<const Isa *> forced_isa{nullptr};
+
+inline const Isa &isa() {
+    if (const Isa *forced = forced_isa) return *forced;
+    const auto best =
+        std::find_if(isas().rbegin(), isas().rend(), [](auto &i) { return i.usable; });
+    return *best;
+}
+
+inline void force_isa(const std::string &name) {
+    if (name == "auto") {
+        forced_isa = nullptr;
+        return;
+    }
+    std::string names;
+    for (const Isa &one : isas()) {
+        if (name == one.name && one.usable) {
+            forced_isa = &one;
+            return;
+        }
+        if (one.usable) names += std::string(", ") + one.name;
+    }
+    refuse("force_isa: '", name, "' is not an instruction set usable here; they are: auto", names);
+}
+
+template <class T> const HalsKernels<T> &hals_kernels() {
+    if constexpr (std::is_same_v<T, float>)
+        return isa().hals_float32;
+    else
+        return isa().hals_float64;
+}
+
+template <class T> const UpdateKernels<T> &update_kernels() {
+    if constexpr (std::is_same_v<T, float>)
+        return isa().update_float32;
+    else
+        return isa().update_float64;
+}
+
+} // namespace fastnmf

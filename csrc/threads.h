@@ -1,0 +1,53 @@
+// Tiles of work dealt to OpenMP's threads, with sums that do not depend on how many there are.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <new>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace fastnmf {
+
+// fork and join cost what 0.5 M flops do: 5 µs, measured with libgomp on 2 cores
+constexpr double flops_per_thread = 250e3;
+
+// how many of the threads allowed are worth waking
+inline int threads_for(ptrdiff_t tiles, double flops, int allowed) {
+    const double useful = std::min(double(tiles), std::max(1.0, flops / flops_per_thread));
+    return static_cast<int>(std::min(double(allowed), useful));
+}
+
+// work(tile, thread, two doubles) for every tile; the doubles are added to sums[0], sums[1] in the
+// order of tiles, whatever the number of threads.
+template <class Work> void for_tiles(ptrdiff_t tiles, int threads, double *sums, Work work) {
+    std::vector<double> partial(2 * tiles);
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (ptrdiff_t tile = 0; tile < tiles; ++tile)
+            work(tile, omp_get_thread_num(), &partial[2 * tile]);
+    } else
+#endif
+        for (ptrdiff_t tile = 0; tile < tiles; ++tile) work(tile, 0, &partial[2 * tile]);
+    for (ptrdiff_t tile = 0; tile < tiles; ++tile) {
+        sums[0] += partial[2 * tile];
+        sums[1] += partial[2 * tile + 1];
+    }
+}
+
+// uninitialised and on a cache line
+template <class T> struct Scratch {
+    T *data;
+
+    explicit Scratch(ptrdiff_t size)
+        : data(static_cast<T *>(::operator new(size * sizeof(T), std::align_val_t{64}))) {}
+    ~Scratch() { ::operator delete(data, std::align_val_t{64}); }
+    Scratch(const Scratch &) = delete;
+    Scratch &operator=(const Scratch &) = delete;
+};
+
+} // namespace fastnmf

@@ -1,0 +1,107 @@
+"""A whole fit of data in hand: plan, start, loop, account. The counterpart of encoding.py."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import plan
+from .engine import Iteration, Outcome, factorize_
+from .info import FitInfo, count_codes
+from .init import resolve, start
+from .rows import Rows
+from .solvers import squared_norm
+from .statistics import squared_error
+from .sweeps import Operations
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """min ‖A − Z D‖² over Z ≥ 0, D ≥ 0 with K concepts by one of the solvers, from a start that is
+    drawn or given.
+
+    backend is the name of what supplies ops. begun: when the fit began, by time.perf_counter. The
+    rest as for NMF.
+    """
+
+    K: int
+    solver: str
+    backend: str
+    ops: Operations
+    init: str | tuple[Any, Any]
+    generator: torch.Generator | None
+    form: str
+    chunk_rows: int | None
+    max_iter: int
+    tol: float
+    begun: float
+    each: Callable[[Iteration], bool | None] | None = None
+
+    @torch.no_grad()
+    def __call__(self, A: Tensor) -> tuple[Tensor, Tensor, FitInfo]:
+        """Z (n, K), D (K, d) and the account for A (n, d), checked and on its device."""
+        n, d = A.shape
+        chosen = plan.choose(
+            n, d, self.K, A.element_size(), self.solver, self.form, self.chunk_rows
+        )
+        log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
+        Z, D = start(A, self.K, self.init, self.generator)
+        outcome = factorize_(
+            Z,
+            D,
+            Rows(A),
+            solver=self.solver,
+            ops=self.ops,
+            plan=chosen,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            each=self.each,
+        )
+        info = self._account(A, Z, D, chosen, outcome)
+        if self.tol > 0 and info.stopped_by == "max_iter":
+            log.warning(
+                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, above tol=%g; raise max_iter "
+                "or tol (tol=0 asks for exactly max_iter iterations)",
+                info.relative_change,
+                self.max_iter,
+                self.tol,
+            )
+        return Z, D, info
+
+    def _account(
+        self, A: Tensor, Z: Tensor, D: Tensor, chosen: plan.Plan, outcome: Outcome
+    ) -> FitInfo:
+        n, d = A.shape
+        whole = squared_norm(A).sqrt()
+        error = squared_error(Rows(A), Z, D, chosen.piece_rows).sqrt()
+        mean_l0, dead = count_codes(Z, D, chosen.piece_rows)
+        last = outcome.history[-1].relative_change if outcome.history else float("nan")
+        return FitInfo(
+            n=n,
+            d=d,
+            nb_concepts=self.K,
+            dtype=str(A.dtype).removeprefix("torch."),
+            device=str(A.device),
+            solver=self.solver,
+            backend=self.backend,
+            form=chosen.form,
+            block=chosen.block,
+            piece_rows=chosen.piece_rows,
+            init=resolve(self.init, n, d, self.K),
+            iterations=len(outcome.history),
+            stopped_by=outcome.stopped_by,
+            relative_error=float(error / whole) if whole > 0 else 0.0,
+            relative_change=last,
+            mean_l0=mean_l0,
+            dead_concepts=dead,
+            seconds=time.perf_counter() - self.begun,
+            history=outcome.history,
+        )
