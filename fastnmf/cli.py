@@ -57,8 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
 
     def command(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        added = commands.add_parser(name, help=help, description=help, formatter_class=formatter)
+        added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(run=run)
         return added
 
@@ -75,14 +74,36 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--concepts", type=int, required=True, metavar="K", help="how many to learn")
     fit.add_argument("--out", type=Path, required=True, help="model to write, .safetensors")
     fit.add_argument("--codes", type=Path, help="file to write the codes Z (n × K) to")
-    fit.add_argument("--solver", default="hals", help="hals, mu, pgd or anls")
-    fit.add_argument("--max-iter", type=int, default=500, metavar="N", help="iterations at most")
-    fit.add_argument("--tol", type=float, default=1e-4, help="relative change of Z to stop at")
-    fit.add_argument("--seed", type=int, help="of a random start")
-    fit.add_argument("--init", default="auto", help="auto, random or nndsvda")
-    fit.add_argument("--backend", default="auto", help="one that `fastnmf info` lists, or auto")
-    fit.add_argument("--form", default="auto", help="auto, normal or residual")
-    fit.add_argument("--chunk-rows", type=int, metavar="N", help="rows in hand at once, at most")
+    fit.add_argument("--solver", default="hals", help="hals, mu, pgd or anls; default: %(default)s")
+    fit.add_argument(
+        "--max-iter",
+        type=int,
+        default=500,
+        metavar="N",
+        help="iterations at most; default: %(default)s",
+    )
+    fit.add_argument(
+        "--tol",
+        type=float,
+        default=1e-4,
+        help="relative change of Z to stop at; default: %(default)s",
+    )
+    fit.add_argument("--seed", type=int, help="of a random start; default: drawn")
+    fit.add_argument("--init", default="auto", help="auto, random or nndsvda; default: %(default)s")
+    fit.add_argument(
+        "--backend",
+        default="auto",
+        help="one that `fastnmf info` lists, or auto; default: %(default)s",
+    )
+    fit.add_argument(
+        "--form", default="auto", help="auto, normal or residual; default: %(default)s"
+    )
+    fit.add_argument(
+        "--chunk-rows",
+        type=int,
+        metavar="N",
+        help="rows in hand at once, at most; default: as fits",
+    )
     _add_common(fit)
 
 
@@ -90,8 +111,16 @@ def _add_encode(encode: argparse.ArgumentParser) -> None:
     encode.add_argument("model", type=Path, help="model that fit wrote")
     encode.add_argument("A", type=Path, help="file of A (n × d)")
     encode.add_argument("--out", type=Path, required=True, help="file to write Z (n × K) to")
-    encode.add_argument("--max-iter", type=int, default=300, metavar="N", help="iterations at most")
-    encode.add_argument("--tol", type=float, help="relative change to stop at; None: the model's")
+    encode.add_argument(
+        "--max-iter",
+        type=int,
+        default=300,
+        metavar="N",
+        help="iterations at most; default: %(default)s",
+    )
+    encode.add_argument(
+        "--tol", type=float, help="relative change to stop at; default: the model's"
+    )
     _add_common(encode)
 
 
@@ -103,16 +132,39 @@ def _add_decode(decode: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--concepts", type=int, default=1000, metavar="K", help="how many to learn")
-    demo.add_argument("--out", type=Path, default="concepts.png", help="picture to write, .png")
-    demo.add_argument("--patches", type=int, default=20_000, metavar="N", help="to learn from")
-    demo.add_argument("--seed", type=int, default=0, help="of the choice of patches")
-    demo.add_argument("--solver", default="hals", help="hals, mu, pgd or anls")
+    demo.add_argument(
+        "--concepts",
+        type=int,
+        default=1000,
+        metavar="K",
+        help="how many to learn; default: %(default)s",
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default="concepts.png",
+        help="picture to write, .png; default: %(default)s",
+    )
+    demo.add_argument(
+        "--patches",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="to learn from; default: %(default)s",
+    )
+    demo.add_argument(
+        "--seed", type=int, default=0, help="of the choice of patches; default: %(default)s"
+    )
+    demo.add_argument(
+        "--solver", default="hals", help="hals, mu, pgd or anls; default: %(default)s"
+    )
     _add_common(demo)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
+    command.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1 …; default: %(default)s"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress, no account")
 
 

@@ -27,14 +27,17 @@ class Encoder:
     """argmin ‖A − Z D‖² over Z ≥ 0 by one of the solvers, each chunk of rows until ‖ΔZ‖ ≤ tol ‖Z‖
     or max_iter.
 
-    D (K, d) is not changed. form and chunk_rows as in plan.choose. each is called after every
+    D (K, d) is not changed. backend is the name of what supplies ops; form, block and
+    chunk_rows as in plan.choose. each is called after every
     iteration of every chunk.
     """
 
     D: Tensor
     solver: str
+    backend: str
     ops: Operations
     form: str
+    block: int | None
     chunk_rows: int | None
     max_iter: int
     tol: float
@@ -61,7 +64,17 @@ class Encoder:
             Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
             m, d = X.shape
             chosen = plan.choose(
-                m, d, K, A.element_size(), self.solver, self.form, None, False, _USUAL_SWEEPS
+                m,
+                d,
+                K,
+                A.element_size(),
+                self.solver,
+                self.form,
+                None,
+                False,
+                _USUAL_SWEEPS,
+                block=self.block,
+                on=plan.machine(torch.get_num_threads(), self.backend != "torch"),
             )
             outcome = factorize_(
                 Z[part],

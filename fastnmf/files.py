@@ -134,7 +134,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f".fastnmf-{secrets.token_hex(4)}{path.suffix}")
     try:
+        part.touch(exist_ok=False)
+        mode = (path if path.exists() else part).stat().st_mode
         yield part
+        # safetensors makes files that nobody else can read
+        part.chmod(mode)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -39,6 +39,7 @@ class Fitter:
     init: str | tuple[Any, Any]
     generator: torch.Generator | None
     form: str
+    block: int | None
     chunk_rows: int | None
     max_iter: int
     tol: float
@@ -50,7 +51,15 @@ class Fitter:
         """Z (n, K), D (K, d) and the account for A (n, d), checked and on its device."""
         n, d = A.shape
         chosen = plan.choose(
-            n, d, self.K, A.element_size(), self.solver, self.form, self.chunk_rows
+            n,
+            d,
+            self.K,
+            A.element_size(),
+            self.solver,
+            self.form,
+            self.chunk_rows,
+            block=self.block,
+            on=plan.machine(torch.get_num_threads(), self.backend != "torch"),
         )
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
         Z, D = start(A, self.K, self.init, self.generator)

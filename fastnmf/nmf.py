@@ -64,6 +64,7 @@ class NMF(nn.Module):
         seed: int | None = None,
         backend: str = "auto",
         form: str = "auto",
+        block: int | None = None,
         chunk_rows: int | None = None,
         callback: Callable[[Iteration], bool | None] | None = None,
         **unknown: Any,
@@ -80,6 +81,7 @@ class NMF(nn.Module):
         self.seed = options.whole("seed", seed, at_least=0, optional=True)
         self.backend = options.one_of("backend", backend, ("auto", *BACKENDS))
         self.form = options.one_of("form", form, ("auto", *plan.FORMS))
+        self.block = options.whole("block", block, at_least=1, optional=True)
         self.chunk_rows = options.whole("chunk_rows", chunk_rows, at_least=1, optional=True)
         self.callback = options.function("callback", callback)
         options.form_of_solver(self.form, self.solver)
@@ -114,6 +116,7 @@ class NMF(nn.Module):
                 self.init,
                 self._generator(0),
                 self.form,
+                self.block,
                 self.chunk_rows,
                 max_iter,
                 self.tol,
@@ -144,7 +147,7 @@ class NMF(nn.Module):
         tol = self.tol / 100 if tol is None else options.tolerance(tol)
         K, d = self.D.shape
         device = self.D.device
-        _, ops = select(self.solver, device, self.backend)
+        backend, ops = select(self.solver, device, self.backend)
         X = read_rows(A, device=device, features=d, dtype=self.D.dtype).A
         if isinstance(A, Tensor) and A.requires_grad:
             X = A.to(X)
@@ -158,7 +161,18 @@ class NMF(nn.Module):
             torch.autocast(device.type, enabled=False),
             Progress(self.verbose, max_iter, None) as each,
         ):
-            encoder = Encoder(D, self.solver, ops, self.form, self.chunk_rows, max_iter, tol, each)
+            encoder = Encoder(
+                D,
+                self.solver,
+                backend,
+                ops,
+                self.form,
+                self.block,
+                self.chunk_rows,
+                max_iter,
+                tol,
+                each,
+            )
             return encoder(X, Z0)
 
     def decode(self, Z: Any) -> Tensor:

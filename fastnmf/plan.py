@@ -1,36 +1,73 @@
-"""The cost model: flops and bytes of a half-step → the form, the block and the piece to compute it
-in.
+"""The cost model: flops, bytes and calls of a half-step → the form, the block and the piece.
 
-Pure Python: no tensors, no devices. The engine follows a Plan, benches compare it with what was
-measured.
+Pure Python: no tensors, no devices. The engine follows a Plan; bench_plan compares what it predicts
+with what is measured, and its choice with the best.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import math
+import os
+from dataclasses import dataclass, field
 
 from .errors import InvalidInput
 from .solvers import SOLVERS, pgd_momenta
 
 FORMS = ("normal", "residual")
-# concepts swept between two GEMMs
-BLOCK = 128
-# bytes of a piece of rows with its workspaces: it is swept while it is in the last-level cache
-_PIECE_BYTES = 4 << 20
+# concepts swept between two GEMMs, and bytes of a piece of rows with its workspaces: what is tried
+BLOCKS = (64, 128, 256)
+PIECE_BYTES = tuple(1 << power for power in range(21, 28))
 # rows below which products of matrices become slow, whatever the cache
 _LEAST_ROWS = 512
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What a half-step runs on: rates in flops and bytes a second, in float32 and for one thread.
+
+    gemm: products of large matrices. sweep: the block sweep. elementwise: bytes a second of mu's
+    and pgd's updates. near, far: bytes a second of what fits in the cache and of what does not.
+    block_seconds, concept_seconds: the time of the calls, a block and a concept of it. The numbers
+    are those of two cores with AVX2; the choice depends on their ratios.
+    """
+
+    threads: int = 1
+    cache_bytes: int = 16 << 20
+    gemm: float = 80e9
+    sweep: float = 45e9
+    elementwise: float = 8e9
+    near: float = 60e9
+    far: float = 8e9
+    block_seconds: float = 40e-6
+    concept_seconds: float = 0.0
+
+
+@functools.cache
+def machine(threads: int, compiled: bool) -> Machine:
+    """This machine, with so many threads; without the compiled sweep every concept takes calls."""
+    name = "SC_LEVEL3_CACHE_SIZE"
+    known = os.sysconf(name) if name in getattr(os, "sysconf_names", ()) else 0
+    # a virtual machine may be told of a cache that it shares with many
+    cache_bytes = min(max(known, 4 << 20), 32 << 20)
+    if compiled:
+        return Machine(threads, cache_bytes)
+    return Machine(threads, cache_bytes, sweep=12e9, elementwise=4e9, concept_seconds=9e-6)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How one iteration is computed: a form for either half, concepts in a block, rows in a piece;
-    and its flops."""
+    """How one iteration is computed: a form for either half, concepts in a block, rows in a piece.
+
+    flops: of an iteration. seconds: what the model predicts for it; not part of what is compared.
+    """
 
     codes: str
     dictionary: str
     block: int
     piece_rows: int
     flops: float
+    seconds: float = field(default=math.nan, compare=False)
 
     @property
     def form(self) -> str:
@@ -48,6 +85,42 @@ def half_step_flops(solver: str, form: str, m: int, p: int, K: int, block: int, 
     return setup + sweeps * per_sweep.get(solver, steps * 4 * m * p * K)
 
 
+def half_step_seconds(
+    solver: str,
+    form: str,
+    m: int,
+    p: int,
+    K: int,
+    block: int,
+    piece: int,
+    itemsize: int,
+    on: Machine,
+    sweeps: int = 1,
+) -> float:
+    """The time of what half_step_flops counts, with pieces of so many columns of F."""
+    steps = len(pgd_momenta()) if solver == "pgd" else 1
+    narrow = min(block, K)
+    pieces, blocks = math.ceil(m / piece), math.ceil(K / narrow)
+    single = on.threads * 4 / itemsize
+    flops = half_step_flops(solver, form, m, p, K, block, sweeps)
+    swept = sweeps * (2 * m * K * narrow if solver == "hals" else 0)
+    if form == "normal" and solver == "hals":
+        # few concepts are swept whole, 2 m K² and no more; many take a GEMM before every block
+        flops -= 2 * m * K * K * sweeps if blocks == 1 else 0
+    elif form == "residual":
+        flops -= swept
+    # products with a narrow matrix do not reach the rate of large ones
+    seconds = flops / (on.gemm * single * narrow / (narrow + 12)) + swept / (on.sweep * single)
+    if solver in ("mu", "pgd"):
+        seconds += sweeps * steps * 5 * m * K * itemsize / (on.elementwise * on.threads)
+    # what every block goes through: the residual, or in normal form all of F
+    through = sweeps * steps * blocks * m * (3 * p if form == "residual" else K) * itemsize
+    in_hand = piece * (p if form == "residual" else K) * itemsize
+    seconds += through / ((on.near if in_hand <= on.cache_bytes / 2 else on.far) * on.threads)
+    calls = sweeps * steps * pieces * (blocks * on.block_seconds)
+    return seconds + calls + (sweeps * pieces * K * on.concept_seconds if solver == "hals" else 0)
+
+
 def choose(
     n: int,
     d: int,
@@ -58,33 +131,68 @@ def choose(
     chunk_rows: int | None = None,
     learn: bool = True,
     sweeps: int = 1,
+    block: int | None = None,
+    on: Machine | None = None,
 ) -> Plan:
-    """The cheapest Plan for A (n, d) and K concepts; form and chunk_rows are kept where they are
-    given.
+    """The quickest Plan for A (n, d) and K concepts; form, chunk_rows and block are kept if given.
 
     learn: whether the dictionary is updated too. sweeps: code half-steps that one plan serves with
     the dictionary unchanged. Raises InvalidInput if the solver does not have the form.
     """
-    block = min(BLOCK, K)
+    on = on or Machine()
     forms = SOLVERS[solver].forms
     if form != "auto" and form not in forms:
         raise InvalidInput(
             f"form={form!r} does not exist for solver={solver!r}; it has: auto, {', '.join(forms)}"
         )
+    forms = forms if form == "auto" else (form,)
+    candidates = (
+        (codes, dictionary, min(concepts, K), rows)
+        for codes in forms
+        for dictionary in (forms if learn else (codes,))
+        for concepts in ([block] if block else BLOCKS)
+        for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows)
+    )
+    return min(
+        (predict(n, d, K, itemsize, solver, *one, learn, sweeps, on) for one in candidates),
+        key=lambda plan: plan.seconds,
+    )
 
-    def cheapest(m: int, p: int, sweeps: int) -> tuple[str, float]:
-        costs = {f: half_step_flops(solver, f, m, p, K, block, sweeps) for f in forms}
-        chosen = min(costs, key=costs.get) if form == "auto" else form
-        return chosen, costs[chosen]
 
-    codes, flops = cheapest(n, d, sweeps)
-    dictionary = codes
+def predict(
+    n: int,
+    d: int,
+    K: int,
+    itemsize: int,
+    solver: str,
+    codes: str,
+    dictionary: str,
+    block: int,
+    piece_rows: int,
+    learn: bool = True,
+    sweeps: int = 1,
+    on: Machine | None = None,
+) -> Plan:
+    """The Plan of these choices, with its flops and the seconds an iteration should take."""
+    on = on or Machine()
+    flops = half_step_flops(solver, codes, n, d, K, block, sweeps)
+    seconds = half_step_seconds(solver, codes, n, d, K, block, piece_rows, itemsize, on, sweeps)
+    if codes == "normal" and learn:
+        # the statistics read A again: from the cache, if the piece is small
+        again = on.near if piece_rows * (d + 2 * K) * itemsize <= on.cache_bytes / 8 else on.far
+        seconds += n * d * itemsize * (1 / on.far + 1 / again) / on.threads
     if learn:
-        dictionary, more = cheapest(d, n, 1)
         # with both halves in residual form the second finds the residual fresh
-        flops += more - (
-            2 * n * d * K if solver == "hals" and codes == dictionary == "residual" else 0
-        )
+        kept = 2 * n * d * K if solver == "hals" and codes == dictionary == "residual" else 0
+        flops += half_step_flops(solver, dictionary, d, n, K, block) - kept
+        seconds += half_step_seconds(solver, dictionary, d, n, K, block, d, itemsize, on)
+        seconds -= kept / (on.gemm * on.threads * 4 / itemsize)
+    return Plan(codes, dictionary, block, piece_rows, flops, seconds)
+
+
+def _pieces(n, d, K, itemsize, solver, codes, block, chunk_rows) -> list[int]:
+    """Rows in a piece that are worth trying, the fewest first."""
     width = d + (3 * K if codes == "normal" or solver == "pgd" else 2 * block)
-    piece_rows = max(_LEAST_ROWS, _PIECE_BYTES // (width * itemsize))
-    return Plan(codes, dictionary, block, min(piece_rows, chunk_rows or piece_rows, n), flops)
+    limit = min(n, chunk_rows or n)
+    tried = (max(_LEAST_ROWS, size // (width * itemsize)) for size in PIECE_BYTES)
+    return sorted({min(limit, rows) for rows in tried})

@@ -69,7 +69,9 @@ def test_encode_from_the_solution_stops_at_once_and_keeps_it():
     model, A, _ = fitted("hals")
     Z = model.encode(A, max_iter=5000, tol=1e-15)
     calls = []
-    encoder = Encoder(model.D, "hals", REFERENCE, "auto", None, 300, 1e-9, calls.append)
+    encoder = Encoder(
+        model.D, "hals", "torch", REFERENCE, "auto", None, None, 300, 1e-9, calls.append
+    )
     assert relative_difference(encoder(A, Z), Z) <= 1e-9
     assert len(calls) == 1
 

@@ -211,11 +211,21 @@ def test_write_is_on_the_disk_before_it_takes_the_place(tmp_path, monkeypatch):
     assert order == ["fsync", "replace"]
 
 
-def test_written_file_is_readable_as_usual(tmp_path):
+@pytest.mark.parametrize("suffix", READERS)
+def test_written_file_may_be_read_as_any_new_file(suffix, tmp_path):
+    """safetensors itself makes files that only their owner may read."""
     (tmp_path / "plain").touch()
-    write_matrix(tmp_path / "A.npy", EXPECTED)
+    write_matrix(tmp_path / f"A{suffix}", EXPECTED)
     modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+def test_written_file_keeps_the_mode_of_the_one_before(tmp_path):
+    path = tmp_path / "A.npy"
+    path.touch(0o640)
+    path.chmod(0o640)
+    write_matrix(path, EXPECTED)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_mapped_matrix_outlives_its_file(tmp_path):

@@ -48,8 +48,28 @@ def test_pieces_and_blocks_fit_the_problem(solver, n, d, K):
 
 
 def test_flops_of_a_residual_sweep_are_those_of_the_design():
-    n, d, K, s = 2000, 384, 10000, 128
+    n, d, K = 2000, 384, 10000
     chosen = choose(n, d, K, 4, "hals")
+    s = chosen.block
     halves = 2 * 4 * n * d * K + 2 * K * s * (n + d) + 2 * K * s * (n + d)
     assert chosen.flops == pytest.approx(halves + 2 * n * d * K, rel=1e-12)
     assert half_step_flops("mu", "residual", n, d, K, s) == 6 * n * d * K
+
+
+@pytest.mark.parametrize("block", [1, 7, 300])
+def test_a_block_that_is_asked_for_is_taken(block):
+    assert choose(1000, 100, 5000, 4, "hals", block=block).block == block
+    assert choose(1000, 100, 5, 4, "hals", block=block).block == min(5, block)
+
+
+def test_prediction_grows_with_the_work_and_falls_with_threads():
+    small, large = (choose(1000, 100, K, 4, "hals", form="residual") for K in (500, 5000))
+    assert 5 * small.seconds < large.seconds < 20 * small.seconds
+    two = choose(1000, 100, 5000, 4, "hals", on=plan.Machine(threads=2))
+    assert large.seconds / 2 < two.seconds < large.seconds
+
+
+def test_machine_knows_its_cache_and_that_calls_cost_without_the_extension():
+    compiled, plain = plan.machine(2, True), plan.machine(2, False)
+    assert 4 << 20 <= compiled.cache_bytes <= 32 << 20
+    assert plain.concept_seconds > 0 == compiled.concept_seconds
