@@ -105,7 +105,6 @@ class Encoder:
                 momentum = Momentum(solver.least_share)
                 for _ in range(times):
                     F = solver.unrolled(momentum.extrapolate(F), C, G)
-                    momentum.observe(F)
                 (downstream[part],) = torch.autograd.grad(
                     F.T, X, upstream[part], allow_unused=True, materialize_grads=True
                 )

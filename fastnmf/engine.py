@@ -139,7 +139,6 @@ def _update_codes_(run: _Run) -> None:
         F = run.Z[part].T
         F.copy_(momentum.extrapolate(F))
         half_step_(F, target, held, run.sweep, sums)
-        momentum.observe(F)
 
 
 def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[slice, Tensor, Normal | Residual]]:
