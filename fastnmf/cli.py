@@ -1,7 +1,5 @@
 """The command `fastnmf`: fit, encode, decode, info, demo. The only module that prints.
-
-What a command needs is imported when it runs.
-"""
+What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ._version import __version__
 
@@ -63,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_fit(command("fit", _fit, "learn the dictionary of A"))
     _add_encode(command("encode", _encode, "compute codes Z of A for the dictionary of a model"))
-    _add_decode(command("decode", _decode, "compute Z D, what codes Z stand for"))
+    _add_files(command("decode", _decode, "compute Z D, what codes Z stand for"), "Z", "Z D")
     command("info", _info, "show what is usable here and why not; all that a bug report needs")
     _add_demo(command("demo", _demo, "learn the concepts of a photograph, and draw them"))
     return parser
@@ -74,98 +73,48 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--concepts", type=int, required=True, metavar="K", help="how many to learn")
     fit.add_argument("--out", type=Path, required=True, help="model to write, .safetensors")
     fit.add_argument("--codes", type=Path, help="file to write the codes Z (n × K) to")
-    fit.add_argument("--solver", default="hals", help="hals, mu, pgd or anls; default: %(default)s")
-    fit.add_argument(
-        "--max-iter",
-        type=int,
-        default=500,
-        metavar="N",
-        help="iterations at most; default: %(default)s",
-    )
-    fit.add_argument(
-        "--tol",
-        type=float,
-        default=1e-4,
-        help="relative change of Z to stop at; default: %(default)s",
-    )
+    _option(fit, "--solver", "hals", "hals, mu, pgd or anls")
+    _option(fit, "--max-iter", 500, "iterations at most")
+    _option(fit, "--tol", 1e-4, "relative change of Z to stop at")
     fit.add_argument("--seed", type=int, help="of a random start; default: drawn")
-    fit.add_argument("--init", default="auto", help="auto, random or nndsvda; default: %(default)s")
-    fit.add_argument(
-        "--backend",
-        default="auto",
-        help="one that `fastnmf info` lists, or auto; default: %(default)s",
-    )
-    fit.add_argument(
-        "--form", default="auto", help="auto, normal or residual; default: %(default)s"
-    )
-    fit.add_argument(
-        "--chunk-rows",
-        type=int,
-        metavar="N",
-        help="rows in hand at once, at most; default: as fits",
-    )
+    _option(fit, "--init", "auto", "auto, random or nndsvda")
+    _option(fit, "--backend", "auto", "auto, or one that `fastnmf info` lists")
+    _option(fit, "--form", "auto", "auto, normal or residual")
+    fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
     _add_common(fit)
 
 
 def _add_encode(encode: argparse.ArgumentParser) -> None:
-    encode.add_argument("model", type=Path, help="model that fit wrote")
-    encode.add_argument("A", type=Path, help="file of A (n × d)")
-    encode.add_argument("--out", type=Path, required=True, help="file to write Z (n × K) to")
-    encode.add_argument(
-        "--max-iter",
-        type=int,
-        default=300,
-        metavar="N",
-        help="iterations at most; default: %(default)s",
-    )
-    encode.add_argument(
-        "--tol", type=float, help="relative change to stop at; default: the model's"
-    )
-    _add_common(encode)
+    _add_files(encode, "A", "Z")
+    _option(encode, "--max-iter", 300, "iterations at most")
+    encode.add_argument("--tol", type=float, help="change to stop at; default: the model's")
 
 
-def _add_decode(decode: argparse.ArgumentParser) -> None:
-    decode.add_argument("model", type=Path, help="model that fit wrote")
-    decode.add_argument("Z", type=Path, help="file of Z (n × K)")
-    decode.add_argument("--out", type=Path, required=True, help="file to write Z D (n × d) to")
-    _add_common(decode)
+def _add_files(command: argparse.ArgumentParser, given: str, made: str) -> None:
+    command.add_argument("model", type=Path, help="model that fit wrote")
+    command.add_argument(given, type=Path, help=f"file of {given}")
+    command.add_argument("--out", type=Path, required=True, help=f"file to write {made} to")
+    _add_common(command)
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument(
-        "--concepts",
-        type=int,
-        default=1000,
-        metavar="K",
-        help="how many to learn; default: %(default)s",
-    )
-    demo.add_argument(
-        "--out",
-        type=Path,
-        default="concepts.png",
-        help="picture to write, .png; default: %(default)s",
-    )
-    demo.add_argument(
-        "--patches",
-        type=int,
-        default=20_000,
-        metavar="N",
-        help="to learn from; default: %(default)s",
-    )
-    demo.add_argument(
-        "--seed", type=int, default=0, help="of the choice of patches; default: %(default)s"
-    )
-    demo.add_argument(
-        "--solver", default="hals", help="hals, mu, pgd or anls; default: %(default)s"
-    )
+    _option(demo, "--concepts", 1000, "how many to learn")
+    _option(demo, "--out", Path("concepts.png"), "picture to write, .png")
+    _option(demo, "--patches", 20_000, "how many to learn from")
+    _option(demo, "--seed", 0, "of the choice of patches")
+    _option(demo, "--solver", "hals", "hals, mu, pgd or anls")
     _add_common(demo)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--device", default="cpu", help="cpu, cuda, cuda:1 …; default: %(default)s"
-    )
+    _option(command, "--device", "cpu", "cpu, cuda, cuda:1 …")
     command.add_argument("--quiet", action="store_true", help="no progress, no account")
+
+
+def _option(command: argparse.ArgumentParser, name: str, default: Any, help: str) -> None:
+    """Add an option of the default's type, whose help says the default."""
+    described = f"{help}; default: {default}"
+    command.add_argument(name, type=type(default), default=default, help=described)
 
 
 def _fit(arguments: argparse.Namespace) -> None:
@@ -176,8 +125,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     codes = [(arguments.codes, WRITERS)] if arguments.codes else []
     _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes], [arguments.A])
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
-    device, verbose = _device(arguments.device), not arguments.quiet
-    nmf = NMF(arguments.concepts, device, verbose=verbose, **options)
+    options["verbose"] = not arguments.quiet
+    nmf = NMF(arguments.concepts, _device(arguments.device), **options)
     Z, _ = nmf.fit(read_matrix(arguments.A))
     save_model(arguments.out, nmf)
     if arguments.codes:
@@ -290,8 +239,8 @@ def _cpu() -> str:
     """The model of the CPU; platform.processor() does not know it on Linux."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

@@ -102,7 +102,7 @@ class Encoder:
                 X = X.detach().requires_grad_()
                 F = (cold_start(X, self.D) if Z0 is None else Z0[part]).T
                 C = self.D @ X.T
-                momentum = Momentum(solver.least_share)
+                momentum = Momentum(solver)
                 for _ in range(times):
                     F = solver.unrolled(momentum.extrapolate(F), C, G)
                 (downstream[part],) = torch.autograd.grad(

@@ -133,8 +133,8 @@ def _update_codes_(run: _Run) -> None:
         return
     if run.kept is None:
         held = hold(run.solver, run.plan.codes, run.sweep, run.D)
-        least_share = SOLVERS[run.solver].least_share
-        run.kept = [(*piece, held, Momentum(least_share)) for piece in _code_pieces(run, held)]
+        solver = SOLVERS[run.solver]
+        run.kept = [(*piece, held, Momentum(solver)) for piece in _code_pieces(run, held)]
     for part, _, target, held, momentum in run.kept:
         F = run.Z[part].T
         F.copy_(momentum.extrapolate(F))

@@ -137,7 +137,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.touch(exist_ok=False)
         mode = (path if path.exists() else part).stat().st_mode
         yield part
-        # safetensors makes files that nobody else can read
+        # safetensors lets only the owner read
         part.chmod(mode)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
@@ -234,10 +234,6 @@ def _tensor(matrix: np.ndarray | Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _write_pt(path: Path, matrix: np.ndarray | Tensor) -> None:
-    torch.save(_tensor(matrix), path)
-
-
 READERS: dict[str, Callable[[Path], np.ndarray | Tensor]] = {
     ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),
     ".npz": _read_npz,
@@ -248,7 +244,7 @@ READERS: dict[str, Callable[[Path], np.ndarray | Tensor]] = {
 WRITERS: dict[str, Callable[[Path, np.ndarray | Tensor], None]] = {
     ".npy": lambda path, matrix: np.save(path, _array(matrix), allow_pickle=False),
     ".npz": lambda path, matrix: np.savez(path, A=_array(matrix)),
-    ".pt": _write_pt,
-    ".pth": _write_pt,
+    ".pt": lambda path, matrix: torch.save(_tensor(matrix), path),
+    ".pth": lambda path, matrix: torch.save(_tensor(matrix), path),
     ".safetensors": lambda path, matrix: safetensors.torch.save_file({"A": _tensor(matrix)}, path),
 }

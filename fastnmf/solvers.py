@@ -173,9 +173,9 @@ class Solver:
     same name.
 
     operations: what a backend supplies for it, by name. forms: the forms its half-steps exist in.
-    exact: whether one half-step solves its problem. least_share: how much of a code an
-    extrapolation must leave. unrolled(F, C, G) → F': one half-step out of place, through which
-    `encode` differentiates.
+    exact: whether one half-step solves its problem. most_momentum, least_share: the largest β
+    of an extrapolation (momentum.py), and how much of a code it must leave. unrolled(F, C, G) → F':
+    one half-step out of place, through which `encode` differentiates.
     """
 
     name: str
@@ -184,6 +184,7 @@ class Solver:
     forms: tuple[str, ...]
     unrolled: Callable[[Tensor, Tensor, Tensor], Tensor]
     exact: bool = False
+    most_momentum: float = 1.0
     least_share: float = 0.0
 
 
@@ -196,6 +197,9 @@ SOLVERS = {
             ("hals_block_", "hals_sweep_"),
             ("normal", "residual"),
             hals_unrolled,
+            # a sweep is not a gradient step: from 0.8 on similar concepts make it swing, and the
+            # loss at K > d is ten times that of 0.7
+            most_momentum=0.7,
         ),
         Solver(
             "mu",

@@ -3,6 +3,8 @@ differentiable."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,20 @@ def test_encode_reaches_the_loss_of_fit(solver, dtype, n, d, K):
     # float32 is compared to its rounding, which is some 1e-7 of the data
     rounding = 1e-6 * float(A.square().sum()) if dtype == torch.float32 else 0
     assert loss(A, encoded, model.D) <= loss(A, Z, model.D) * (1 + 1e-9) + rounding
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+@pytest.mark.parametrize(("n", "d", "K"), [(100, 48, 24), (100, 48, 64), (80, 60, 250)])
+def test_more_iterations_do_not_raise_the_loss_for_similar_concepts(solver, n, d, K):
+    """Too much momentum made HALS swing: the loss at 300 iterations was above that at 20."""
+    rng = np.random.default_rng(0)
+    A = torch.tensor(rng.random((n, 5)) @ rng.random((5, d)) + 0.3 * rng.random((n, d)) ** 6)
+    model = NMF(K, solver=solver).load_dictionary(rng.random((K, d)) ** 6)
+    losses = [
+        loss(A, model.encode(A, max_iter=iterations, tol=0), model.D)
+        for iterations in (20, 50, 100, 300)
+    ]
+    assert all(after <= before * 1.001 for before, after in itertools.pairwise(losses))
 
 
 @pytest.mark.parametrize("solver", ["hals", "pgd", "anls"])

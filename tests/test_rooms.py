@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 # each room, from the ground up: it imports only rooms on the lines above its own
 FLOORS = [
     {"_version", "errors", "_C"},
-    {"active_set", "rows", "momentum", "compiled"},
+    {"active_set", "rows", "compiled"},
     {"solvers", "init"},
-    {"plan", "statistics", "sweeps", "backends"},
+    {"momentum", "plan", "statistics", "sweeps", "backends"},
     {"engine"},
     {"info", "options", "progress", "nnls"},
     {"encoding", "fitting"},
