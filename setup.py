@@ -18,7 +18,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError, CompileError
 
-BUILD = os.environ.get("FASTNMF_BUILD", "auto")
+BUILD = os.environ.get("FASTNMF_BUILD") or "auto"
 if BUILD not in ("auto", "cpu", "cuda", "none"):
     sys.exit(f"FASTNMF_BUILD={BUILD} is not known; use auto, cpu, cuda or none")
 
@@ -39,7 +39,9 @@ class BuildKernels(build_ext):
         missing.unlink(missing_ok=True)
         try:
             if BUILD == "cuda":
-                raise CompileError("no CUDA sources yet" if shutil.which("nvcc") else "no nvcc")
+                raise CompileError(
+                    "no CUDA sources yet" if shutil.which("nvcc") else "no nvcc found"
+                )
             link, path = self.compiler.link_shared_object, self.get_ext_fullpath(ext.name)
             link(self.objects(), path, extra_postargs=OPENMP, target_lang="c++")
         except (BaseError, CCompilerError, ImportError, OSError) as error:
@@ -64,13 +66,11 @@ class BuildKernels(build_ext):
             flags = [*ISAS[isa].split(), f"-DFASTNMF_ISA={isa}"] if isa else [*OPENMP, *includes]
             flags += [f"-DFASTNMF_X86={X86:d}", "-MMD", "-MF", f"{built}.d", "-c", source]
             commands[built] = [*compiler, *FLAGS.split(), *flags, "-o", built]
-            line = shlex.join(commands[built]).replace("$", "$$")
-            rules += (
-                f"build {built.replace(' ', '$ ')}: c {source}\n depfile={built}.d\n c={line}\n"
-            )
+            line, target = shlex.join(commands[built]).replace("$", "$$"), built.replace(" ", "$ ")
+            rules += f"build {target}: c {source}\n depfile={built}.d\n c={line}\n"
         plan = Path(self.build_temp, "build.ninja")
         plan.write_text(rules)
-        ninja = [["ninja", "-f", str(plan)]] if shutil.which("ninja") else None
+        ninja = [["ninja", "-f", str(plan)]] if shutil.which("ninja") else []
         for command in ninja or commands.values():
             if subprocess.call(command):
                 raise CompileError(f"{command[0]} failed, pip install -v shows why")

@@ -18,11 +18,13 @@ using fastnmf::HalsBlock;
 using fastnmf::HalsNormal;
 using fastnmf::View;
 
-// group × width sums, one group of factors and a vector or more of columns fill the registers.
-// avx2: 3 × 4 ≥ 4 × 3, 6 × 2, 3 × 3 by 5 to 15 %; baseline on x86: 2 × 4 ≥ 3 × 3, 4 × 2, 4 × 3;
-// avx512 and arm64 not measured
+// group × width sums, width vectors of columns and a factor are to fit into the registers.
+// Measured: avx2 with GCC, 3 × 4 before 4 × 3, 6 × 2, 3 × 3 by 5 to 15 %; with Clang, which spills
+// those, 4 × 2; SSE2, 2 × 4 before 3 × 3, 4 × 2, 4 × 3. Not measured: avx512, arm64
 #if defined(__AVX512F__)
 constexpr int group = 4, width = 3;
+#elif defined(__AVX2__) && defined(__clang__)
+constexpr int group = 4, width = 2;
 #elif defined(__AVX2__)
 constexpr int group = 3, width = 4;
 #elif defined(__aarch64__)

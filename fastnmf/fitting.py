@@ -91,7 +91,7 @@ class Fitter:
         n, d = A.shape
         whole = squared_norm(A).sqrt()
         error = squared_error(Rows(A), Z, D, chosen.piece_rows).sqrt()
-        mean_l0, dead = count_codes(Z, D, chosen.piece_rows)
+        mean_l0, dead = count_codes(Z, D)
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(
             n=n,

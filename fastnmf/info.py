@@ -73,11 +73,11 @@ class FitInfo:
         return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())
 
 
-def count_codes(Z: Tensor, D: Tensor, piece_rows: int) -> tuple[float, int]:
-    """The mean number of non-zero codes a row of Z (n, K), and how many concepts are dead. One pass
-    over Z."""
+def count_codes(Z: Tensor, D: Tensor) -> tuple[float, int]:
+    """The mean number of non-zero codes a row of Z (n, K), and how many concepts are dead."""
     used = torch.zeros(Z.shape[1], dtype=torch.int64, device=Z.device)
-    for first in range(0, Z.shape[0], piece_rows):
-        used += torch.count_nonzero(Z[first : first + piece_rows], dim=0)
+    # counting takes 8 bytes an entry
+    for piece in Z.split(max(1, (1 << 20) // Z.shape[1])):
+        used += torch.count_nonzero(piece, dim=0)
     dead = (used == 0) | (torch.count_nonzero(D, dim=1) == 0)
     return float(used.sum()) / Z.shape[0], int(dead.sum())
