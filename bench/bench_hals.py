@@ -1,0 +1,36 @@
+"""HALS: one iteration of fastnmf and of the libraries it is compared with; half-steps alone."""
+
+from __future__ import annotations
+
+import pytest
+from baselines import BASELINES, time_baseline
+from contenders import CPU, half_step, time_iteration
+from measure import called, gemm_gflops
+from workloads import WORKLOADS
+
+from fastnmf.backends import BACKENDS, select
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workload", WORKLOADS)
+def bench_iteration(bench, backend):
+    time_iteration(bench, "hals", backend)
+
+
+@pytest.mark.parametrize("baseline", BASELINES["hals"])
+@pytest.mark.parametrize("workload", WORKLOADS)
+def bench_baseline(bench, baseline):
+    time_baseline(bench, "hals", baseline)
+
+
+@pytest.mark.parametrize("half", ["codes", "dictionary"])
+@pytest.mark.parametrize("workload", ["concepts_4k", "wide_4k"])
+def bench_half_step(bench, half):
+    """GF/s beside those of torch.mm of 2048³. bench_iteration has checked what is computed."""
+    timing = half_step(bench.problem, "hals", select("hals", CPU, "auto")[0], half)
+    # a busy machine changes within a run: the yardstick is laid on before and after
+    before = gemm_gflops()
+    bench.record(timing, called(timing)[1:])
+    rate = max(before, gemm_gflops())
+    fraction = bench.benchmark.extra_info["gflops"] / rate
+    bench.note(gemm_gflops=rate, fraction_of_gemm=fraction)

@@ -1,0 +1,22 @@
+"""Multiplicative updates: one iteration of fastnmf and of the libraries it is compared with."""
+
+from __future__ import annotations
+
+import pytest
+from baselines import BASELINES, time_baseline
+from contenders import time_iteration
+from workloads import FEW
+
+from fastnmf.backends import BACKENDS
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workload", FEW)
+def bench_iteration(bench, backend):
+    time_iteration(bench, "mu", backend)
+
+
+@pytest.mark.parametrize("baseline", BASELINES["mu"])
+@pytest.mark.parametrize("workload", FEW)
+def bench_baseline(bench, baseline):
+    time_baseline(bench, "mu", baseline)

@@ -1,0 +1,106 @@
+"""The chart of a results file: seconds of one iteration on a log scale, a panel a solver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
+from report import OURS, SOLVERS, first_of, of_kind, processor_text, seconds_text
+
+# by library, in the order their names sort into in the tables: ours stand out, others are muted
+OUR_COLOURS = ("#0b7a75", "#6fc3b8", "#b5e2da")
+COLOURS = {"Overcomplete": "#e07a3f", "scikit-learn": "#5b7db1", "nmf-torch": "#a9a29a"}
+GAP = 0.8
+
+
+def draw(entries: list[dict], path: Path) -> None:
+    """Write the chart to path (.png)."""
+    found = {name: of_kind(entries, "iteration", solver=name) for name in SOLVERS}
+    found = {name: timed for name, timed in found.items() if timed}
+    figure, axes = plt.subplots(
+        len(found), 1, figsize=(11, 3.6 * len(found) + 0.9), squeeze=False, layout="constrained"
+    )
+    colours: dict[str, str] = {}
+    for axis, (solver, timed) in zip(axes[:, 0], found.items(), strict=True):
+        _panel(axis, timed, colours)
+        axis.set_title(SOLVERS[solver], loc="left", fontsize=11, fontweight="bold")
+    machine = entries[0]["machine"]
+    figure.suptitle(
+        f"One iteration of NMF (shorter is faster)\n"
+        f"{processor_text(machine)}, float32, torch {machine['torch']}",
+        fontsize=12,
+    )
+    handles = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
+    handles.append(
+        Patch(facecolor="white", edgecolor="0.4", hatch="////", label="reckoned from a part")
+    )
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+    )
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _panel(axis, timed: list[dict], colours: dict[str, str]) -> None:
+    names = sorted(first_of(timed, "contender"), key=lambda name: not name.startswith(OURS))
+    titles = first_of(timed, "title")
+    left, ticks = 0.0, []
+    for title in titles:
+        entries = [
+            e for name in names for e in timed if e["title"] == title and e["contender"] == name
+        ]
+        for place, entry in enumerate(entries):
+            _bar(axis, left + place, entry, colours)
+        ticks.append(left + (len(entries) - 1) / 2)
+        left += len(entries) + GAP
+    axis.set_yscale("log")
+    axis.set_xticks(ticks, [title.replace(", ", "\n") for title in titles], fontsize=9)
+    axis.set_ylabel("seconds")
+    seconds = [entry["seconds"] for entry in timed]
+    axis.set_ylim(min(seconds) / 2.5, max(seconds) * 3)
+    axis.set_xlim(-1, left - GAP)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="y", color="0.9", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _bar(axis, place: float, entry: dict, colours: dict[str, str]) -> None:
+    name = _colour_name(entry["contender"])
+    colour = colours.setdefault(name, _colour(name, colours))
+    hatch = "////" if entry["measured_on"] else None
+    axis.bar(
+        place,
+        entry["seconds"],
+        width=0.92,
+        color=colour,
+        hatch=hatch,
+        edgecolor="white",
+        linewidth=0,
+    )
+    text = seconds_text(entry["seconds"])
+    bold = "bold" if name.startswith(OURS) else "normal"
+    axis.annotate(
+        text,
+        (place, entry["seconds"]),
+        (0, 2),
+        textcoords="offset points",
+        ha="center",
+        fontsize=6.5,
+        fontweight=bold,
+    )
+
+
+def _colour_name(contender: str) -> str:
+    """The library alone for those whose algorithms have names of their own."""
+    return next((library for library in COLOURS if contender.startswith(library)), contender)
+
+
+def _colour(name: str, used: dict[str, str]) -> str:
+    if name in COLOURS:
+        return COLOURS[name]
+    return OUR_COLOURS[sum(other.startswith(OURS) for other in used) % len(OUR_COLOURS)]

@@ -1,0 +1,160 @@
+"""fastnmf as it is timed: iterations of the engine's loop, halves of one; what they must give."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from measure import Bench, Timing, called
+from oracle import iterate as oracle_iterate
+from oracle import pgd_half_step
+from workloads import Problem, relative_error
+
+from fastnmf import engine, plan
+from fastnmf.backends import BACKENDS, select
+from fastnmf.plan import Plan, half_step_flops
+from fastnmf.rows import Rows
+from fastnmf.solvers import SOLVERS, largest_eigenvalue, pgd_momenta
+
+CPU = torch.device("cpu")
+# so many iterations share the set-up of a run, unless they take longer: then it is lost in them
+ITERATIONS, LONGEST_ROUND = 3, 2.0
+# relative difference of ‖A − Z D‖ from the reference's after one float32 iteration
+AGREEMENT = 1e-5
+
+
+def refuse_unusable(solver: str, backend: str) -> None:
+    """Skip the benchmark, with the backend's reason, where it cannot compute this solver here."""
+    reason = BACKENDS[backend].refuses(SOLVERS[solver].operations, CPU.type)
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+
+
+def planned(problem: Problem, solver: str, backend: str, form: str = "auto") -> Plan:
+    """The plan that a fit would follow."""
+    itemsize, on = problem.A.element_size(), machine_of(backend)
+    return plan.choose(*problem.sizes, itemsize, solver, form, on=on)
+
+
+def machine_of(backend: str) -> plan.Machine:
+    return plan.machine(torch.get_num_threads(), backend != "torch")
+
+
+def iteration(
+    problem: Problem, solver: str, backend: str, chosen: Plan, iterations: int = 1
+) -> Timing:
+    """So many iterations of fastnmf by this plan, set-up included, from the problem's start."""
+    _, ops = select(solver, CPU, backend)
+    rows = Rows(problem.A)
+
+    def step(Z, D):
+        engine.factorize_(
+            Z, D, rows, solver=solver, ops=ops, plan=chosen, max_iter=iterations, tol=0
+        )
+        return Z, D
+
+    return Timing(
+        lambda: (problem.Z.clone(), problem.D.clone()),
+        step,
+        {
+            "kind": "iteration",
+            "contender": f"fastnmf ({backend})",
+            "solver": solver,
+            "backend": backend,
+            "form": chosen.form,
+            "block": chosen.block,
+            "piece_rows": chosen.piece_rows,
+            "flops": chosen.flops,
+            "predicted_seconds": chosen.seconds,
+            "iterations": iterations,
+        },
+        scale=1 / iterations,
+    )
+
+
+def time_iteration(bench: Bench, solver: str, backend: str) -> None:
+    """Check one iteration, then time it alone and as one of several that share the set-up."""
+    refuse_unusable(solver, backend)
+    problem, chosen = bench.problem, planned(bench.problem, solver, backend)
+    alone = iteration(problem, solver, backend, chosen)
+    factors, first, growth = called(alone)
+    error = checked(problem, solver, factors)
+    if ITERATIONS * first > LONGEST_ROUND:
+        bench.record(alone, (first, growth), relative_error=error)
+        bench.note(seconds_alone=bench.benchmark.extra_info["seconds"])
+        return
+    calls = [first, *(called(alone)[1] for _ in range(2))]
+    bench.record(
+        iteration(problem, solver, backend, chosen, ITERATIONS),
+        (ITERATIONS * min(calls), growth),
+        seconds_alone=min(calls),
+        relative_error=error,
+    )
+
+
+def half_step(problem: Problem, solver: str, backend: str, half: str) -> Timing:
+    """Half an iteration, 'codes' or 'dictionary', as the engine computes it after its set-up."""
+    _, ops = select(solver, CPU, backend)
+    chosen = planned(problem, solver, backend)
+    n, d, K = problem.sizes
+    m, p = (n, d) if half == "codes" else (d, n)
+    # what the sweep itself needs; forming the residual anew for the codes, 2 n d K, is not counted
+    flops = 4 * n * d * K + 2 * m * K * chosen.block
+    if getattr(chosen, half) == "normal":
+        flops = half_step_flops(solver, "normal", m, p, K, chosen.block)
+
+    def fresh():
+        Z, D = problem.Z.clone(), problem.D.clone()
+        run = engine._prepare(Z, D, Rows(problem.A), solver, ops, chosen, True)
+        if half == "dictionary":
+            engine._update_codes_(run)
+        return (run,)
+
+    step = engine._update_codes_ if half == "codes" else engine._update_dictionary_
+    label = {
+        "kind": "half-step",
+        "half": half,
+        "contender": f"fastnmf ({backend})",
+        "solver": solver,
+        "backend": backend,
+        "form": getattr(chosen, half),
+        "block": chosen.block,
+        "piece_rows": chosen.piece_rows if half == "codes" else d,
+        "flops": flops,
+    }
+    return Timing(fresh, lambda run: (step(run), None)[1], label)
+
+
+def checked(problem: Problem, solver: str, factors: tuple) -> float:
+    """The relative error of factors after one iteration, found to be the reference's."""
+    Z, D = (torch.as_tensor(factor) for factor in factors)
+    error = relative_error(problem.A, Z, D)
+    assert error == pytest.approx(expected_error(problem, solver), rel=AGREEMENT)
+    return error
+
+
+@functools.cache
+def expected_error(problem: Problem, solver: str) -> float:
+    """The relative error after one iteration of the reference.
+
+    The smallest size: the float64 loops of the tests; else plain torch in residual form.
+    """
+    if problem.workload.name == "digits":
+        A, Z, D = (M.double().numpy() for M in (problem.A, problem.Z, problem.D))
+        Z, D = _pgd_loop(A, Z, D) if solver == "pgd" else oracle_iterate(solver, A, Z, D, 1)
+        return float(np.linalg.norm(A - Z @ D) / np.linalg.norm(A))
+    plain = iteration(problem, solver, "torch", planned(problem, solver, "torch", "residual"))
+    return relative_error(problem.A, *plain.step(*plain.fresh()))
+
+
+def _pgd_loop(A, Z, D):
+    steps = len(pgd_momenta())
+    Z = pgd_half_step(Z.T, A, D, _eigenvalue_bound(D), steps).T
+    return Z, pgd_half_step(D, A.T, Z.T, _eigenvalue_bound(Z.T), steps)
+
+
+def _eigenvalue_bound(B) -> float:
+    G = torch.from_numpy(B @ B.T)
+    return float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))

@@ -1,0 +1,187 @@
+"""How a contender is timed: rounds, peak memory, the rate of a GEMM; what is noted with it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from workloads import Problem
+
+# the fewest and the most rounds of a benchmark
+ROUNDS = (3, 30)
+PACKAGES = ("torch", "numpy", "fastnmf", "overcomplete", "scikit-learn", "nmf-torch")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """An iteration takes `fixed_seconds` + `scale` × the seconds of step(*fresh()).
+
+    fresh() → new factors to work on, not timed. step returns the factors (Z, D) after it, or None
+    where it is only a part of an iteration; measured_on then says which part, else it is empty.
+    label: fields for the results file.
+    """
+
+    fresh: Callable[[], tuple]
+    step: Callable[..., tuple | None]
+    label: dict[str, Any]
+    scale: float = 1.0
+    fixed_seconds: float = 0.0
+    measured_on: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The `benchmark` fixture for one problem; budget: seconds for its rounds, if that suffices."""
+
+    benchmark: Any
+    problem: Problem
+    budget: float
+
+    def record(self, timing: Timing, first_call: tuple | None = None, **more: Any) -> tuple | None:
+        """Time it in rounds and note everything in extra_info; returns what the last call returned.
+
+        first_call: (seconds, MiB) of an earlier call, to reckon the rounds from; None: the fewest.
+        """
+        first_seconds, growth = first_call or (self.budget, 0.0)
+        fewest, most = ROUNDS
+        marks: list[int] = []
+        risen: list[float] = [growth]
+
+        def fresh() -> tuple[tuple, dict]:
+            if marks:
+                risen.append((_peak_kib() - marks[-1]) / 1024)
+            state = timing.fresh()
+            marks.append(_start_peak())
+            return state, {}
+
+        self._name_group(timing.label)
+        result = self.benchmark.pedantic(
+            timing.step,
+            setup=fresh,
+            rounds=min(max(int(self.budget / first_seconds), fewest), most),
+        )
+        risen.append((_peak_kib() - marks[-1]) / 1024)
+        seconds = timing.fixed_seconds + timing.scale * self.benchmark.stats.stats.min
+        self.note(
+            **timing.label,
+            **more,
+            scale=timing.scale,
+            fixed_seconds=timing.fixed_seconds,
+            measured_on=timing.measured_on,
+            seconds=seconds,
+            # a part of an iteration does not hold what the whole would
+            peak_growth_mib=None if timing.measured_on else max(risen),
+        )
+        if flops := timing.label.get("flops"):
+            self.note(gflops=flops / seconds / 1e9, gemm_gflops=usual_gflops())
+        return result
+
+    def note(self, **more: Any) -> None:
+        """Add to extra_info, beside the fields that every entry of the results file has."""
+        n, d, K = self.problem.sizes
+        info = self.benchmark.extra_info
+        info.update(
+            workload=self.problem.workload.name,
+            title=self.problem.workload.title,
+            data=self.problem.source,
+            n=n,
+            d=d,
+            K=K,
+            dtype=str(self.problem.A.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            machine=machine(),
+            **more,
+        )
+
+    def _name_group(self, label: dict[str, Any]) -> None:
+        solver = label.get("solver")
+        kind = f"{solver} {label['kind']}" if solver else label["kind"]
+        self.benchmark.group = f"{kind}, {self.problem.workload.title}"
+
+
+def once(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """(result, seconds, MiB by which the peak memory of the process rose above what it held)."""
+    before = _start_peak()
+    begun = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - begun
+    return result, seconds, max(0.0, (_peak_kib() - before) / 1024)
+
+
+def called(timing: Timing) -> tuple[Any, float, float]:
+    """`once` for the step of a timing; its new factors count neither in time nor in memory."""
+    state = timing.fresh()
+    return once(lambda: timing.step(*state))
+
+
+def gemm_gflops() -> float:
+    """GF/s of torch.mm of 2048³ in float32, best of five: what the machine gives to a product."""
+    A, B = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    out = torch.empty(2048, 2048)
+    return 2 * 2048**3 / min(once(lambda: torch.mm(A, B, out=out))[1] for _ in range(5)) / 1e9
+
+
+# once for all benchmarks of a run, for what needs no better than that
+usual_gflops = functools.cache(gemm_gflops)
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """CPU, instruction set, cores and versions; nothing that names the host or its folders."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if "fastnmf" not in versions:
+        from fastnmf import __version__
+
+        versions["fastnmf"] = __version__
+    return {
+        "cpu": _cpu_model(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _start_peak() -> int:
+    """KiB held now; where the kernel's mark cannot be reset, the highest so far."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _peak_kib()
+    return _status_kib("VmRSS")
+
+
+def _peak_kib() -> int:
+    try:
+        return _status_kib("VmHWM")
+    except (OSError, StopIteration):
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return highest // 1024 if platform.system() == "Darwin" else highest
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])

@@ -1,0 +1,216 @@
+"""Print the tables of a results file as Markdown, and draw its chart beside it.
+
+python bench/report.py bench/results/<machine>.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+Entry = dict
+SOLVERS = {
+    "hals": "HALS, the default solver",
+    "mu": "Multiplicative updates",
+    "pgd": "Projected gradient (five steps a half; Overcomplete: one step of Adam)",
+}
+OURS = "fastnmf"
+
+
+def read(path: Path) -> list[Entry]:
+    """What was noted with each benchmark, in the order they were run."""
+    return [benchmark["extra_info"] for benchmark in json.loads(path.read_text())["benchmarks"]]
+
+
+def of_kind(entries: Iterable[Entry], kind: str, **fields: str) -> list[Entry]:
+    return [
+        entry
+        for entry in entries
+        if entry.get("kind") == kind and all(entry.get(key) == fields[key] for key in fields)
+    ]
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits, in ms below one second."""
+    value, unit = (seconds * 1e3, "ms") if seconds < 1 else (seconds, "s")
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f} {unit}"
+
+
+def ratio_text(ratio: float) -> str:
+    digits = 0 if ratio >= 100 else 1 if ratio >= 1 else 2
+    return f"{ratio:,.{digits}f}×"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def first_of(entries: Iterable[Entry], field: str) -> list:
+    """The different values of a field, in order."""
+    return list(dict.fromkeys(entry[field] for entry in entries))
+
+
+def iterations_table(entries: list[Entry], solver: str) -> str:
+    """A line a workload: the time of one iteration of ours, then of each library and its ratio."""
+    found = of_kind(entries, "iteration", solver=solver)
+    names = sorted(first_of(found, "contender"), key=lambda name: not name.startswith(OURS))
+    rows = []
+    for title in first_of(found, "title"):
+        timed = {entry["contender"]: entry for entry in found if entry["title"] == title}
+        ours = next(entry for name, entry in timed.items() if name.startswith(OURS))
+        cells = [cell(timed.get(name), ours) for name in names]
+        alone = seconds_text(ours["seconds_alone"])
+        rows.append(
+            [f"{title} ({ours['data']})", cells[0], alone, ours["form"], *cells[1:], parts(timed)]
+        )
+    header = [
+        "data n × d, concepts K",
+        names[0],
+        "first iteration",
+        "form",
+        *names[1:],
+        "measured on",
+    ]
+    return markdown(header, rows)
+
+
+def cell(entry: Entry | None, ours: Entry) -> str:
+    if entry is None:
+        return "-"
+    text = seconds_text(entry["seconds"])
+    if entry is ours:
+        return f"**{text}**"
+    mark = "~" if entry["measured_on"] else ""
+    return f"{mark}{text} ({ratio_text(entry['seconds'] / ours['seconds'])})"
+
+
+def parts(timed: dict[str, Entry]) -> str:
+    """Which libraries were timed on a part of an iteration, and on which."""
+    on = [
+        f"{name}: {entry['measured_on']}" for name, entry in timed.items() if entry["measured_on"]
+    ]
+    return "; ".join(on) or "whole iterations"
+
+
+def fits_table(entries: list[Entry]) -> str:
+    rows = []
+    for entry in of_kind(entries, "fit"):
+        iterations = "-" if entry["iterations"] is None else str(entry["iterations"])
+        error = f"{entry['relative_error']:.4f}"
+        rows.append(
+            [entry["title"], entry["contender"], seconds_text(entry["seconds"]), error, iterations]
+        )
+    return markdown(["data", "library", "time of a fit", "‖A − ZD‖ / ‖A‖", "iterations"], rows)
+
+
+def rates_table(entries: list[Entry]) -> str:
+    rows = []
+    for entry in of_kind(entries, "half-step"):
+        name = f"{entry['title']}: {entry['half']}"
+        rate = f"{entry['gflops']:.0f} GF/s"
+        share = f"{entry['fraction_of_gemm']:.0%}"
+        rows.append([name, entry["contender"], seconds_text(entry["seconds"]), rate, share])
+    table = markdown(["half-step of HALS", "", "time", "rate", "of torch.mm, 2048³"], rows)
+    return (
+        f"{table}\n\nRates count 4 n d K flops, and 2 n K (or 2 d K) for each concept of a block. "
+        "The residual that the codes need first, 2 n d K, is in their time but not counted."
+    )
+
+
+def floor_line(entries: list[Entry]) -> str:
+    products = {entry["contender"]: entry for entry in of_kind(entries, "gemm")}
+    if not {"D Aᵀ", "Zᵀ A"} <= products.keys():
+        return ""
+    both = products["D Aᵀ"]["seconds"] + products["Zᵀ A"]["seconds"]
+    title = products["D Aᵀ"]["title"]
+    return f"The two products with A that every method needs take {seconds_text(both)} at {title}."
+
+
+def plans_table(entries: list[Entry]) -> str:
+    found = of_kind(entries, "plan")
+    rows = []
+    for entry in found:
+        chosen = next(plan for plan in entry["plans"] if plan["chosen"])
+        pair = [plan_text(chosen), plan_text(entry["plans"][0])]
+        rows.append([entry["title"], *pair, f"{entry['loss'] - 1:.0%}"])
+    losses = [entry["loss"] - 1 for entry in found]
+    table = markdown(["data", "plan chosen", "fastest of the grid", "time lost"], rows)
+    worst, median = max(losses), statistics.median(losses)
+    return f"{table}\n\nTime lost by the plan's choice: median {median:.0%}, worst {worst:.0%}."
+
+
+def plan_text(plan: dict) -> str:
+    times = f"{seconds_text(plan['measured'])} (predicted {seconds_text(plan['predicted'])})"
+    return f"{plan['form']}, {plan['block']} concepts, {plan['piece_rows']:,} rows: {times}"
+
+
+def grids(entries: list[Entry]) -> list[str]:
+    """All plans that were measured, the fastest first: a table for each size."""
+    header = ["form", "concepts in a block", "rows in a piece", "predicted", "measured"]
+    blocks = []
+    for entry in of_kind(entries, "plan"):
+        rows = [
+            [plan["form"], str(plan["block"]), str(plan["piece_rows"])]
+            + [seconds_text(plan[key]) for key in ("predicted", "measured")]
+            for plan in entry["plans"]
+        ]
+        blocks.append(f"Plans for {entry['title']}\n\n{markdown(header, rows)}")
+    return blocks
+
+
+def machine_text(machine: dict) -> str:
+    names = ("python", "torch", "numpy", "fastnmf", "overcomplete", "scikit-learn", "nmf-torch")
+    versions = ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
+    return f"{processor_text(machine)}; {versions}; float32."
+
+
+def processor_text(machine: dict) -> str:
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return f"{machine['cpu']}, {threads}, {machine['isa']}"
+
+
+EXPLANATION = """\
+One iteration updates all codes and the whole dictionary once, from the same start for every
+library. Where iterations are short, the time of fastnmf is that of one of three, which share the
+set-up; *first iteration* is one by itself, set-up included. Behind every other time stands its
+ratio to ours in bold: 2× takes twice as long. ~ marks a time that was reckoned: the products of
+whole matrices were timed once, the loop over concepts (or rows) on the part under *measured on*."""
+
+
+def tables(entries: list[Entry]) -> str:
+    """All tables there is something for, as one Markdown text."""
+    blocks = [machine_text(entries[0]["machine"]), EXPLANATION]
+    for solver, title in SOLVERS.items():
+        if of_kind(entries, "iteration", solver=solver):
+            blocks += [f"### {title}: time of one iteration", iterations_table(entries, solver)]
+    if line := floor_line(entries):
+        blocks.append(line)
+    for kind, title, table in (
+        ("half-step", "Half-steps alone", rates_table),
+        ("fit", "A whole fit with default options", fits_table),
+        ("plan", "The cost model's choice", plans_table),
+    ):
+        if of_kind(entries, kind):
+            blocks += [f"### {title}", table(entries)]
+    return "\n\n".join(blocks)
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    path = Path(sys.argv[1])
+    entries = read(path)
+    print(tables(entries))
+    # the tables need no matplotlib
+    from chart import draw
+
+    draw(entries, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
