@@ -39,9 +39,7 @@ class BuildKernels(build_ext):
         missing.unlink(missing_ok=True)
         try:
             if BUILD == "cuda":
-                raise CompileError(
-                    "no CUDA sources yet" if shutil.which("nvcc") else "no nvcc found"
-                )
+                raise CompileError("no CUDA sources yet" if shutil.which("nvcc") else "no nvcc")
             link, path = self.compiler.link_shared_object, self.get_ext_fullpath(ext.name)
             link(self.objects(), path, extra_postargs=OPENMP, target_lang="c++")
         except (BaseError, CCompilerError, ImportError, OSError) as error:

@@ -113,11 +113,11 @@ inline __attribute__((always_inline)) void update(T *F, T *R, const T *G, ptrdif
         const T inverse = dead ? T(0) : 1 / diagonal;
 #pragma GCC unroll 4
         for (int v = 0; v < width; ++v) {
-            T *at = F + (k + g) * W<T> + v * V<T>;
-            const Vec<T> before = load(at);
+            T *place = F + (k + g) * W<T> + v * V<T>;
+            const Vec<T> before = load(place);
             const Vec<T> after = dead ? before : positive_part(before + inverse * r[g][v]);
             const Vec<T> delta = after - before;
-            store(at, after);
+            store(place, after);
             store(R + (k + g) * W<T> + v * V<T>, delta);
 #pragma GCC unroll 4
             for (int h = g + 1; h < size; ++h) r[h][v] -= row[h * stride_g + k + g] * delta;
@@ -135,7 +135,7 @@ inline void sweep(T *F, T *R, const T *G, ptrdiff_t stride_g, ptrdiff_t concepts
     if (rest == 1) update<block, 1>(F, R, G, stride_g, concepts, k);
 }
 
-// sums ← ‖Δ‖², ‖F‖²
+// sums ← ‖Δ‖², ‖F‖² of a tile, added up in T; over tiles that is done in float64
 template <class T>
 inline void sum_squares(const T *delta, const T *F, ptrdiff_t rows, double *sums) {
     Vec<T> change[width] = {}, norm[width] = {};

@@ -56,7 +56,11 @@ def _probe_cpp() -> str | None:
     except ImportError as error:
         # setup.py leaves the reason here when it cannot build the extension
         left = Path(__file__).with_name("_C.missing")
-        why = left.read_text().strip() if left.exists() else str(error)
+        why = (
+            left.read_text().strip()
+            if left.exists()
+            else f"{error}; built with FASTNMF_BUILD=none?"
+        )
         return f"the compiled extension is not installed ({why})"
     return None
 

@@ -17,6 +17,9 @@ from .solvers import SOLVERS, squared_norm
 from .statistics import Statistics
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
 
+# iterations that one residual serves, updated and not computed anew, where both halves keep it
+REFRESH = 8
+
 
 @dataclass(frozen=True)
 class Iteration:
@@ -54,8 +57,9 @@ class _Run:
     learn: bool
     sweep: Sweep
     statistics: Statistics
-    # the residual A − Z D (n, d): kept between the halves where the second reads it
+    # the residual A − Z D (n, d), where the dictionary half reads it; after so many iterations
     E: Tensor | None
+    iterations_since_fresh: int = 0
     # G of the dictionary, where the statistics of the last iteration needed it
     G: Tensor | None = None
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
@@ -156,7 +160,7 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[slice, Tensor, Normal 
             yield part, X, Normal(C)
         else:
             E = scratch("E", m, d) if run.E is None else run.E[part]
-            yield part, X, Residual(X.T, E.T)
+            yield part, X, Residual(X.T, E.T, fresh=run.iterations_since_fresh > 0)
 
 
 def _update_dictionary_(run: _Run) -> Tensor:
@@ -170,11 +174,11 @@ def _update_dictionary_(run: _Run) -> Tensor:
         run.G = G if run.plan.codes == "normal" else None
         return run.statistics.squared_error(D, G)
     held = hold(run.solver, "residual", sweep, run.Z.T)
-    fresh = run.solver == "hals" and run.plan.codes == "residual"
-    half_step_(D, Residual(run.rows.A, run.E, fresh), held, sweep, sums)
-    if run.solver == "hals":
-        return squared_norm(run.E)
-    return sums[2]
+    carried = run.solver == "hals" and run.plan.codes == "residual"
+    half_step_(D, Residual(run.rows.A, run.E, carried), held, sweep, sums)
+    if carried:
+        run.iterations_since_fresh = (run.iterations_since_fresh + 1) % REFRESH
+    return squared_norm(run.E) if run.solver == "hals" else sums[2]
 
 
 def _read(unread: list, squared_data: Tensor, learn: bool) -> list[Iteration]:

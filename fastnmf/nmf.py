@@ -72,7 +72,7 @@ class NMF(nn.Module):
         super().__init__()
         options.refuse_unknown(unknown, type(self))
         self.nb_concepts = options.whole("nb_concepts", nb_concepts, at_least=1)
-        self.device = device
+        self.device = options.device(device)
         self.solver = options.one_of("solver", solver, SOLVERS)
         self.tol = options.tolerance(tol)
         self.verbose = bool(verbose)
@@ -179,15 +179,15 @@ class NMF(nn.Module):
         """Â (n, d) = Z D for codes Z (n, K) of any sign, on the model's device. Differentiable with
         respect to Z."""
         self._assert_fitted()
+        K, device = self.D.shape[0], self.D.device
         if not isinstance(Z, Tensor):
-            Z = torch.from_numpy(self.sanitize_np_codes(Z))
-        if Z.ndim != 2 or Z.shape[1] != self.D.shape[0]:
+            Z = read_rows(Z, device=device, name="Z", features=K, columns="concepts", signed=True).A
+        if Z.ndim != 2 or Z.shape[1] != K:
             raise InvalidInput(
-                f"Z has shape {tuple(Z.shape)}; codes must be (n, {self.D.shape[0]}), "
-                "a column for each concept"
+                f"Z has shape {tuple(Z.shape)}; codes must be (n, {K}), a column for each concept"
             )
         dtype = torch.promote_types(Z.dtype, self.D.dtype)
-        return Z.to(self.D.device, dtype) @ self.D.to(dtype)
+        return Z.to(device, dtype) @ self.D.to(dtype)
 
     def get_dictionary(self) -> Tensor:
         """D (K, d). Raises NotFitted."""

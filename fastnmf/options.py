@@ -91,6 +91,18 @@ def function(name: str, value: Any) -> Callable | None:
     return value
 
 
+def device(value: Any) -> str | torch.device:
+    """value as it was given, which must name a device of torch; that it is there is not asked."""
+    try:
+        torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise InvalidInput(
+            f"device={value!r} is no device of torch ({why}); give for example 'cpu' or 'cuda'"
+        ) from error
+    return value
+
+
 def form_of_solver(form: str, solver: str) -> None:
     """Refuse a form that the solver does not have."""
     forms = SOLVERS[solver].forms

@@ -103,14 +103,14 @@ def half_step_seconds(
     pieces, blocks = math.ceil(m / piece), math.ceil(K / narrow)
     single = on.threads * 4 / itemsize
     flops = half_step_flops(solver, form, m, p, K, block, sweeps)
-    swept = sweeps * (2 * m * K * narrow if solver == "hals" else 0)
+    swept = sweeps * (2 * m * _squares(K, narrow) if solver == "hals" else 0)
     if form == "normal" and solver == "hals":
         # few concepts are swept whole, 2 m K² and no more; many take a GEMM before every block
         flops -= 2 * m * K * K * sweeps if blocks == 1 else 0
     elif form == "residual":
-        flops -= swept
+        flops -= sweeps * (2 * m * K * narrow if solver == "hals" else 0)
     # products with a narrow matrix do not reach the rate of large ones
-    seconds = flops / (on.gemm * single * narrow / (narrow + 12)) + swept / (on.sweep * single)
+    seconds = flops / (on.gemm * single * narrow / (narrow + 24)) + swept / (on.sweep * single)
     if solver in ("mu", "pgd"):
         seconds += sweeps * steps * 5 * m * K * itemsize / (on.elementwise * on.threads)
     # what every block goes through: the residual, or in normal form all of F
@@ -119,6 +119,11 @@ def half_step_seconds(
     seconds += through / ((on.near if in_hand <= on.cache_bytes / 2 else on.far) * on.threads)
     calls = sweeps * steps * pieces * (blocks * on.block_seconds)
     return seconds + calls + (sweeps * pieces * K * on.concept_seconds if solver == "hals" else 0)
+
+
+def _squares(K: int, block: int) -> int:
+    """Σ s² over blocks of s concepts, of which the last may be smaller."""
+    return K // block * block**2 + (K % block) ** 2
 
 
 def choose(

@@ -60,12 +60,12 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
 def mu_(F: Tensor, C: Tensor, denominator: Tensor, alive: Tensor, sums: Tensor) -> None:
     """F ← F ∘ C / denominator, in place; a concept that is not alive is left as it is.
 
-    F, C, denominator (s, m); alive (s,) bool: ‖B_k‖ > 0. C and denominator are destroyed; sums (2,)
+    F, C, denominator (s, m); alive (s,) bool: ‖B_k‖ > 0. The denominator is destroyed; sums (2,)
     float64 is increased by ‖Δ‖² and ‖F‖². Where the denominator is zero F is zero, and stays so.
     Source: Lee & Seung, 1999.
     """
     # F ∘ C first: the quotient is bounded by C_k / G_kk, while C / denominator can overflow
-    updated = C.mul_(F).div_(denominator.clamp_(min=torch.finfo(F.dtype).tiny))
+    updated = torch.mul(C, F).div_(denominator.clamp_(min=torch.finfo(F.dtype).tiny))
     updated = torch.where(alive[:, None], updated, F)
     add_squares_(sums, updated - F, updated)
     F.copy_(updated)

@@ -59,8 +59,9 @@ class Sweep:
 class Held:
     """The factor held fixed, B (K, p), and what a half-step needs to know of it.
 
-    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: the blocks B_S B_Sᵀ, in
-    residual form of hals. step: 1 / L, L a bound of the largest eigenvalue of G, for pgd.
+    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: B_S B_Sᵀ of every
+    block, for hals in residual form. step: 1 / L, L a bound of the largest eigenvalue of G, for
+    pgd.
     """
 
     B: Tensor | None
@@ -112,18 +113,24 @@ def hals_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: T
     form."""
     if isinstance(piece, Normal) and F.shape[0] <= sweep.block:
         return sweep.ops["hals_sweep_"](F, piece.C, held.G, sums)
-    if isinstance(piece, Residual) and not piece.fresh:
-        torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=piece.Et)
-    for index, S in enumerate(sweep.blocks(F.shape[0])):
+    if isinstance(piece, Residual):
+        return _hals_residual_(F, piece, held, sweep, sums)
+    for S in sweep.blocks(F.shape[0]):
         R = sweep.scratch("R", S.stop - S.start, F.shape[1])
-        delta = sweep.scratch("delta", S.stop - S.start, F.shape[1])
-        if isinstance(piece, Normal):
-            torch.addmm(piece.C[S], held.G[S], F, alpha=-1, out=R)
-            sweep.ops["hals_block_"](F[S], R, held.G[S, S], delta, sums)
-        else:
-            torch.mm(held.B[S], piece.Et, out=R)
-            sweep.ops["hals_block_"](F[S], R, held.grams[index], delta, sums)
-            piece.Et.addmm_(held.B[S].T, delta, alpha=-1)
+        torch.addmm(piece.C[S], held.G[S], F, alpha=-1, out=R)
+        delta = sweep.scratch("delta", *R.shape)
+        sweep.ops["hals_block_"](F[S], R, held.G[S, S], delta, sums)
+
+
+def _hals_residual_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
+    if not piece.fresh:
+        torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=piece.Et)
+    for S, gram in zip(sweep.blocks(F.shape[0]), held.grams, strict=True):
+        B = held.B[S]
+        R = torch.mm(B, piece.Et, out=sweep.scratch("R", len(B), F.shape[1]))
+        delta = sweep.scratch("delta", *R.shape)
+        sweep.ops["hals_block_"](F[S], R, gram, delta, sums)
+        piece.Et.addmm_(B.T, delta, alpha=-1)
 
 
 def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -133,8 +140,7 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     """
     if isinstance(piece, Normal):
         denominator = torch.mm(held.G, F, out=sweep.scratch.like(F, "denominator"))
-        C = sweep.scratch.like(F, "numerator").copy_(piece.C)
-        sweep.ops["mu_"](F, C, denominator, held.G.diagonal() > 0, sums)
+        sweep.ops["mu_"](F, piece.C, denominator, held.G.diagonal() > 0, sums)
         return
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)

@@ -49,6 +49,8 @@ def test_unknown_option_raises_type_error_with_the_nearest(option, nearest):
         ({"nb_concepts": 0}, InvalidInput),
         ({"nb_concepts": 2.5}, TypeError),
         ({"nb_concepts": True}, TypeError),
+        ({"device": "magic"}, InvalidInput),
+        ({"device": None}, InvalidInput),
         ({"solver": "hal"}, InvalidInput),
         ({"solver": None}, TypeError),
         ({"tol": float("nan")}, InvalidInput),
