@@ -79,5 +79,5 @@ def count_codes(Z: Tensor, D: Tensor) -> tuple[float, int]:
     # Z ≥ 0: its signs are counted, in a small copy; count_nonzero takes 8 bytes an entry
     for piece in Z.split(max(1, (1 << 20) // Z.shape[1])):
         used += piece.sign().sum(0).long()
-    dead = (used == 0) | (torch.count_nonzero(D, dim=1) == 0)
+    dead = (used == 0) | (D.amax(1) == 0)
     return float(used.sum()) / Z.shape[0], int(dead.sum())
