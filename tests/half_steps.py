@@ -25,21 +25,21 @@ def supplies(backend, solver):
     return bool(set(SOLVERS[solver].operations) & set(BACKENDS[backend].operations))
 
 
-def strided(array):
-    """The same numbers as a view of a larger array, every second column of it."""
-    wide = np.full((array.shape[0], 2 * array.shape[1] + 3), np.nan)
-    wide[:, 1 : 2 * array.shape[1] + 1 : 2] = array
-    return torch.from_numpy(wide)[:, 1 : 2 * array.shape[1] + 1 : 2]
+def strided(A):
+    """The same numbers as a view of wider rows, NaN around them."""
+    wide = A.new_full((A.shape[0], A.shape[1] + 5), torch.nan)
+    wide[:, 2:-3] = A
+    return wide[:, 2:-3]
 
 
-def iterate(
-    solver, A, Z, D, *, form, dtype, iterations=1, learn=True, backend="torch", plan_for=None
-):
-    """(Z, D) after so many iterations of factorize_ on copies of float64 arrays, in this form and
-    dtype."""
+def iterate(solver, A, Z, D, *, form, dtype, iterations=1, learn=True, backend="torch", wide=False):
+    """(Z, D, outcome) of so many iterations of factorize_ on copies of arrays, in this form.
+
+    wide: A is a view of wider rows.
+    """
     A, Z, D = (torch.tensor(np.asarray(M), dtype=dtype).contiguous() for M in (A, Z, D))
-    K = D.shape[0]
-    chosen = plan_for or plan.Plan(form, form, min(BLOCK, K), PIECE_ROWS, 0.0)
+    A = strided(A) if wide else A
+    chosen = plan.Plan(form, form, min(BLOCK, D.shape[0]), PIECE_ROWS, 0.0)
     _, ops = select(solver, A.device, backend)
     outcome = factorize_(
         Z,
