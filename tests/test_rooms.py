@@ -67,11 +67,15 @@ def test_import_loads_only_what_every_user_needs():
     assert ran.stderr == ""
 
 
-def test_import_takes_little_beyond_torch():
-    """Best of three: the machine may be busy. The limit is the one that was promised."""
+def test_import_takes_little_beyond_torch(tmp_path):
+    """Best of three: the machine may be busy. The limit is the one that was promised.
+
+    An installed package has its bytecode at hand; an editable one may not, so it is given some.
+    """
     code = (
-        "import torch, time; begun = time.perf_counter(); import fastnmf;"
-        "print(time.perf_counter() - begun)"
+        "import sys, time, torch; sys.dont_write_bytecode = False;"
+        f"sys.pycache_prefix = {str(tmp_path)!r}; begun = time.perf_counter();"
+        "from fastnmf import NMF; print(time.perf_counter() - begun)"
     )
     runs = [
         float(
@@ -79,6 +83,16 @@ def test_import_takes_little_beyond_torch():
                 [sys.executable, "-c", code], capture_output=True, text=True, check=True
             ).stdout
         )
-        for _ in range(3)
+        for _ in range(4)
     ]
-    assert min(runs) < 0.060
+    assert min(runs[1:]) < 0.060
+
+
+def test_every_public_name_is_there_at_first_use():
+    code = (
+        "import fastnmf; assert set(fastnmf.__all__) <= set(dir(fastnmf));"
+        "assert 'fastnmf.nmf' not in __import__('sys').modules;"
+        "from fastnmf import *; print(all(map(callable, (NMF, backends, nnls, is_patched))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "True\n"
