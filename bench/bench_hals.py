@@ -23,7 +23,7 @@ def bench_baseline(bench, baseline):
     time_baseline(bench, "hals", baseline)
 
 
-@pytest.mark.parametrize("half", ["codes", "dictionary"])
+@pytest.mark.parametrize("half", ["codes", "codes afresh", "dictionary"])
 @pytest.mark.parametrize("workload", ["concepts_4k", "wide_4k"])
 def bench_half_step(bench, half):
     """GF/s beside those of torch.mm of 2048³. bench_iteration has checked what is computed."""

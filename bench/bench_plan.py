@@ -11,11 +11,11 @@ from measure import Bench, called
 from workloads import GRID
 
 from fastnmf.backends import select
-from fastnmf.plan import BLOCKS, FORMS, Plan, predict
+from fastnmf.plan import BLOCKS, FORMS, REFRESH, Plan, predict
 
 PIECES = (256, 1024, 4096)
-# plans predicted to take this many times the least are not run; close ones are run again
-HOPELESS, CLOSE = 3.0, 1.5
+# plans predicted to take this many times the least are not run
+HOPELESS = 2.0
 FINALISTS, TURNS = 4, 3
 
 
@@ -32,17 +32,16 @@ def plans(bench: Bench, backend: str) -> list[Plan]:
 
 
 def measured(bench: Bench, candidates: list[Plan], backend: str) -> dict[Plan, float]:
-    """Seconds of one iteration by each plan; at last the choice and the fastest in turns."""
+    """Seconds of an iteration by each plan, on average over those that share a residual; at last
+    the choice and the fastest in turns."""
     seconds = dict.fromkeys(candidates, math.inf)
 
     def run(candidate: Plan) -> None:
-        timing = iteration(bench.problem, "hals", backend, candidate)
-        seconds[candidate] = min(seconds[candidate], called(timing)[1])
+        timing = iteration(bench.problem, "hals", backend, candidate, REFRESH)
+        seconds[candidate] = min(seconds[candidate], timing.scale * called(timing)[1])
 
     for candidate in candidates:
         run(candidate)
-        if seconds[candidate] <= CLOSE * min(seconds.values()):
-            run(candidate)
     # as often as the choice, or the noise of the machine would speak for it
     fastest = sorted(candidates[1:], key=seconds.get)[:FINALISTS]
     for candidate in TURNS * (candidates[0], *fastest):

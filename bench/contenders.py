@@ -14,13 +14,13 @@ from workloads import Problem, relative_error
 
 from fastnmf import engine, plan
 from fastnmf.backends import BACKENDS, select
-from fastnmf.plan import Plan, half_step_flops
+from fastnmf.plan import REFRESH, Plan, half_step_flops
 from fastnmf.rows import Rows
 from fastnmf.solvers import SOLVERS, largest_eigenvalue, pgd_momenta
 
 CPU = torch.device("cpu")
-# so many iterations share the set-up of a run, unless they take longer: then it is lost in them
-ITERATIONS, LONGEST_ROUND = 3, 2.0
+# so many iterations share a run, and a residual, unless they take longer: then one is timed
+ITERATIONS, LONGEST_ROUND = REFRESH, 8.0
 # relative difference of ‖A − Z D‖ from the reference's after one float32 iteration
 AGREEMENT = 1e-5
 
@@ -95,33 +95,40 @@ def time_iteration(bench: Bench, solver: str, backend: str) -> None:
 
 
 def half_step(problem: Problem, solver: str, backend: str, half: str) -> Timing:
-    """Half an iteration, 'codes' or 'dictionary', as the engine computes it after its set-up."""
+    """Half an iteration, 'codes' or 'dictionary', as the engine computes it in its second one.
+
+    In residual form the codes then find the residual as the dictionary left it, as they do in all
+    iterations but one of REFRESH; 'codes afresh' is that one, which computes it anew.
+    """
     _, ops = select(solver, CPU, backend)
     chosen = planned(problem, solver, backend)
     n, d, K = problem.sizes
-    m, p = (n, d) if half == "codes" else (d, n)
+    side = half.split()[0]
+    m, p = (n, d) if side == "codes" else (d, n)
     # what the sweep itself needs; forming the residual anew for the codes, 2 n d K, is not counted
     flops = 4 * n * d * K + 2 * m * K * chosen.block
-    if getattr(chosen, half) == "normal":
+    if getattr(chosen, side) == "normal":
         flops = half_step_flops(solver, "normal", m, p, K, chosen.block)
 
     def fresh():
         Z, D = problem.Z.clone(), problem.D.clone()
         run = engine._prepare(Z, D, Rows(problem.A), solver, ops, chosen, True)
-        if half == "dictionary":
+        if half != "codes afresh":
             engine._update_codes_(run)
+        if half == "codes":
+            engine._update_dictionary_(run)
         return (run,)
 
-    step = engine._update_codes_ if half == "codes" else engine._update_dictionary_
+    step = engine._update_codes_ if side == "codes" else engine._update_dictionary_
     label = {
         "kind": "half-step",
         "half": half,
         "contender": f"fastnmf ({backend})",
         "solver": solver,
         "backend": backend,
-        "form": getattr(chosen, half),
+        "form": getattr(chosen, side),
         "block": chosen.block,
-        "piece_rows": chosen.piece_rows if half == "codes" else d,
+        "piece_rows": chosen.piece_rows if side == "codes" else d,
         "flops": flops,
     }
     return Timing(fresh, lambda run: (step(run), None)[1], label)

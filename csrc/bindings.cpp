@@ -96,19 +96,16 @@ template <class T> View<T> part(View<T> x, Size k, Size i) {
 
 void mu_update(const std::string &dtype, Address F, Size stride_fk, Size stride_fm,
                Address numerator, Size stride_nk, Size stride_nm, Address denominator,
-               Size stride_dk, Size stride_dm, Address alive, Size K, Size m, Address sums,
+               Size stride_dk, Size stride_dm, Size K, Size m, Address sums,
                int threads) {
     check_sizes("K", K, m, threads);
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
         double *total = pointer<double>("sums", sums);
         if (K == 0 || m == 0) return;
-        std::vector<T> live(K, T(1));
-        if (alive) std::copy_n(pointer<const uint8_t>("alive", alive), K, live.begin());
         const MuUpdate<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
                             view<const T>("numerator", numerator, stride_nk, stride_nm, K, m),
                             view<const T>("denominator", denominator, stride_dk, stride_dm, K, m),
-                            live.data(),
                             K,
                             m};
         py::gil_scoped_release released;
@@ -116,7 +113,7 @@ void mu_update(const std::string &dtype, Address F, Size stride_fk, Size stride_
         for_blocks(K, m, stride_fk == 1, threads, total,
                    [&](Size k, Size i, Size concepts, Size columns, double *partial) {
                        kernel({part(a.F, k, i), part(a.numerator, k, i), part(a.denominator, k, i),
-                               a.alive + k, concepts, columns},
+                               concepts, columns},
                               partial);
                    });
     });
@@ -173,10 +170,10 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "mu_update", &mu_update, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
         py::arg("stride_fm"), py::arg("numerator"), py::arg("stride_nk"), py::arg("stride_nm"),
-        py::arg("denominator"), py::arg("stride_dk"), py::arg("stride_dm"), py::arg("alive"),
-        py::arg("K"), py::arg("m"), py::arg("sums"), py::arg("threads"),
-        "F *= numerator / max(denominator, smallest normal number).\n\n"
-        "All (K, m) in any layout. alive: K bytes, F_k is kept where it is 0; or 0 for none.");
+        py::arg("denominator"), py::arg("stride_dk"), py::arg("stride_dm"), py::arg("K"),
+        py::arg("m"), py::arg("sums"), py::arg("threads"),
+        "F *= numerator / max(denominator, smallest normal number) where denominator > 0.\n\n"
+        "All (K, m) in any layout.");
     module.def("pgd_update", &pgd_update, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
                py::arg("stride_fm"), py::arg("Y"), py::arg("stride_yk"), py::arg("stride_ym"),
                py::arg("gradient"), py::arg("stride_gk"), py::arg("stride_gm"), py::arg("step"),

@@ -37,11 +37,10 @@ template <class T> struct HalsNormal {
     ptrdiff_t stride_g, K, m;
 };
 
-// all (K, m); alive (K,): F_k is kept where it is 0
+// all (K, m)
 template <class T> struct MuUpdate {
     View<T> F;
     View<const T> numerator, denominator;
-    const T *alive;
     ptrdiff_t K, m;
 };
 

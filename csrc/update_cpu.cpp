@@ -54,30 +54,28 @@ template <class T> struct Sums {
 // E: T or Vec<T>
 template <class T, class E> inline E mu_step(E before, E numerator, E denominator) {
     const E least = E{} + tiny<T>;
-    return before * numerator / (denominator < least ? least : denominator);
+    const E after = before * numerator / (denominator < least ? least : denominator);
+    return denominator > E{} ? after : before;
 }
 
 template <class T>
-void mu_line(Line<T> F, Line<const T> numerator, Line<const T> denominator, Line<const T> alive,
-             ptrdiff_t n, double *sums) {
+void mu_line(Line<T> F, Line<const T> numerator, Line<const T> denominator, ptrdiff_t n,
+             double *sums) {
     Sums<Vec<T>> of_vectors;
     Sums<T> of_rest;
     ptrdiff_t i = 0;
     if (F.stride == 1 && numerator.stride == 1 && denominator.stride == 1)
         for (; i + V<T> <= n; i += V<T>) {
             const Vec<T> before = load(F.data + i);
-            const Vec<T> moved =
+            const Vec<T> after =
                 mu_step<T>(before, load(numerator.data + i), load(denominator.data + i));
-            const Vec<T> live = alive.stride ? load(alive.data + i) : Vec<T>{} + *alive.data;
-            const Vec<T> after = live != 0 ? moved : before;
             store(F.data + i, after);
             of_vectors.add(before, after);
         }
     for (; i < n; ++i) {
-        const T before = F[i];
-        const T moved = mu_step<T>(before, numerator[i], denominator[i]);
-        F[i] = alive[i] != 0 ? moved : before;
-        of_rest.add(before, F[i]);
+        const T before = F[i], after = mu_step<T>(before, numerator[i], denominator[i]);
+        F[i] = after;
+        of_rest.add(before, after);
     }
     sums[0] += sum<T>(of_vectors.change) + of_rest.change;
     sums[1] += sum<T>(of_vectors.norm) + of_rest.norm;
@@ -88,7 +86,7 @@ template <class T> void mu(const MuUpdate<T> &a, double *sums) {
     sums[0] = sums[1] = 0;
     for (ptrdiff_t l = 0; l < lines.count; ++l)
         mu_line(line(lines, a.F, l), line(lines, a.numerator, l), line(lines, a.denominator, l),
-                line(lines, View<const T>{a.alive, 1, 0}, l), lines.n, sums);
+                lines.n, sums);
 }
 
 template <class T>

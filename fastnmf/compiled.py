@@ -41,13 +41,12 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
     )
 
 
-def mu_(F: Tensor, C: Tensor, denominator: Tensor, alive: Tensor, sums: Tensor) -> None:
-    """As solvers.mu_; C and denominator are left as they are."""
+def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
+    """As solvers.mu_."""
     _C.mu_update(
         *_typed(F),
         *_placed(C),
         *_placed(denominator),
-        alive.data_ptr(),
         *F.shape,
         sums.data_ptr(),
         torch.get_num_threads(),

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from .momentum import Momentum
-from .plan import Plan
+from .plan import REFRESH, Plan
 from .rows import Rows
 from .solvers import SOLVERS, squared_norm
 from .statistics import Statistics
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
-
-# iterations that one residual serves, updated and not computed anew, where both halves keep it
-REFRESH = 8
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,8 @@ class _Run:
     learn: bool
     sweep: Sweep
     statistics: Statistics
+    # X (m, d), its codes (m, K) and where their residual is kept, of each piece of rows: views
+    pieces: tuple[tuple[Tensor, Tensor, Tensor | None], ...]
     # the residual A − Z D (n, d), where the dictionary half reads it; after so many iterations
     E: Tensor | None
     iterations_since_fresh: int = 0
@@ -91,29 +90,32 @@ def factorize_(
     begun = time.perf_counter()
     history: list[Iteration] = []
     unread: list[tuple[int, Tensor, float]] = []
+    squared_data = float(run.statistics.squared_data)
     stopped_by = "max_iter"
     for iteration in range(1, max_iter + 1):
         run.statistics.clear_()
         _update_codes_(run)
-        measured = run.statistics.sums[:2].clone()
-        error = _update_dictionary_(run) if learn else measured.new_full((), torch.nan)
-        measured = torch.cat((measured, error[None]))
-        unread.append((iteration, measured, time.perf_counter() - begun))
+        if learn:
+            _update_dictionary_(run)
+        sums = run.statistics.sums
+        unread.append((iteration, sums if watched else sums.clone(), time.perf_counter() - begun))
         if not watched:
             continue
-        history += _read(unread, run.statistics.squared_data, learn)
+        history += _read(unread, squared_data, learn)
         if each is not None and each(history[-1]):
             stopped_by = "callback"
             break
         if tol > 0 and history[-1].relative_change <= tol:
             stopped_by = "tol"
             break
-    history += _read(unread, run.statistics.squared_data, learn)
+    history += _read(unread, squared_data, learn)
     return Outcome(tuple(history), stopped_by)
 
 
 def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool) -> _Run:
     moments = learn and plan.dictionary == "normal"
+    E = torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None
+    chunks = rows.chunks(plan.piece_rows)
     return _Run(
         Z,
         D,
@@ -123,79 +125,82 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool) -> _Run:
         learn,
         Sweep(ops, plan.block, Workspace(D.dtype, D.device)),
         Statistics(rows, D.shape[0], moments=moments),
-        torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None,
+        tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks),
+        E,
     )
 
 
 def _update_codes_(run: _Run) -> None:
-    half_step_, sums = HALF_STEPS[run.solver], run.statistics.sums
+    half_step_, sums = HALF_STEPS[run.solver], run.statistics.codes
     if run.learn:
         held = hold(run.solver, run.plan.codes, run.sweep, run.D, run.G)
-        for part, X, target in _code_pieces(run, held):
-            half_step_(run.Z[part].T, target, held, run.sweep, sums)
-            run.statistics.add_(X, run.Z[part])
+        for X, Z, target in _code_pieces(run, held):
+            half_step_(Z.T, target, held, run.sweep, sums)
+            run.statistics.add_(X, Z)
         return
     if run.kept is None:
         held = hold(run.solver, run.plan.codes, run.sweep, run.D)
         solver = SOLVERS[run.solver]
         run.kept = [(*piece, held, Momentum(solver)) for piece in _code_pieces(run, held)]
-    for part, _, target, held, momentum in run.kept:
-        F = run.Z[part].T
+    for _, Z, target, held, momentum in run.kept:
+        F = Z.T
         F.copy_(momentum.extrapolate(F))
         half_step_(F, target, held, run.sweep, sums)
 
 
-def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[slice, Tensor, Normal | Residual]]:
-    """The rows in pieces, each with the target of its codes. Scratch is shared, so take one piece
-    at a time.
+def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal | Residual]]:
+    """The rows in pieces, each with its codes and their target. Scratch is shared, so take one
+    piece at a time.
 
     Where the dictionary is not learned all pieces are kept, and each has memory of its own.
     """
     scratch = run.sweep.scratch if run.learn else lambda name, *shape: run.D.new_empty(shape)
-    for part, X in run.rows.chunks(run.plan.piece_rows):
-        m, d = X.shape
+    for X, Z, E in run.pieces:
         if run.plan.codes == "normal":
             # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
-            C = torch.mm(X, run.D.T, out=scratch("C", m, run.D.shape[0])).T
-            yield part, X, Normal(C)
+            C = torch.mm(X, run.D.T, out=scratch("C", *Z.shape)).T
+            yield X, Z, Normal(C)
         else:
-            E = scratch("E", m, d) if run.E is None else run.E[part]
-            yield part, X, Residual(X.T, E.T, fresh=run.iterations_since_fresh > 0)
+            E = scratch("E", *X.shape) if E is None else E
+            yield X, Z, Residual(X.T, E.T, fresh=run.iterations_since_fresh > 0)
 
 
-def _update_dictionary_(run: _Run) -> Tensor:
-    """One half-step on D, in place; returns ‖A − Z D‖², a float64 scalar."""
-    half_step_, sweep, D = HALF_STEPS[run.solver], run.sweep, run.D
-    sums = torch.zeros_like(run.statistics.sums)
+def _update_dictionary_(run: _Run) -> None:
+    """One half-step on D, in place; the statistics receive ‖A − Z D‖²."""
+    half_step_, sweep, D, sums = HALF_STEPS[run.solver], run.sweep, run.D, run.statistics.dictionary
     if run.plan.dictionary == "normal":
         held = hold(run.solver, "normal", sweep, None, run.statistics.gram)
         half_step_(D, Normal(run.statistics.cross), held, sweep, sums)
         G = D @ D.T
         run.G = G if run.plan.codes == "normal" else None
-        return run.statistics.squared_error(D, G)
+        run.statistics.measure_error_(D, G)
+        return
     held = hold(run.solver, "residual", sweep, run.Z.T)
     carried = run.solver == "hals" and run.plan.codes == "residual"
     half_step_(D, Residual(run.rows.A, run.E, carried), held, sweep, sums)
     if carried:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % REFRESH
-    return squared_norm(run.E) if run.solver == "hals" else sums[2]
+    if run.solver == "hals":
+        sums[2] = squared_norm(run.E)
 
 
-def _read(unread: list, squared_data: Tensor, learn: bool) -> list[Iteration]:
+def _read(unread: list, squared_data: float, learn: bool) -> list[Iteration]:
     """Bring what was measured to the host, in one transfer, and empty the list."""
     if not unread:
         return []
-    whole = float(squared_data)
     read = []
-    numbers = torch.stack([measured for _, measured, _ in unread]).tolist()
-    for (iteration, _, seconds), (change, norm, error) in zip(unread, numbers, strict=True):
-        if not (norm < float("inf") and (error < float("inf") or not learn)):
+    sums = unread[0][1][None] if len(unread) == 1 else torch.stack([sums for _, sums, _ in unread])
+    for (iteration, _, seconds), (codes, dictionary) in zip(unread, sums.tolist(), strict=True):
+        (change, norm, _), error = codes, dictionary[2]
+        if not (norm < float("inf") and error < float("inf")):
             raise ArithmeticError(
                 f"the factors overflowed in iteration {iteration}: A is too large for its dtype; "
                 "scale it down (A / A.max()) or pass it as float64"
             )
         relative_change = (change / norm) ** 0.5 if norm > 0 else 0.0 if change == 0 else 1.0
-        relative_error = (error / whole) ** 0.5 if whole > 0 else 0.0 if learn else float("nan")
+        relative_error = (max(0.0, error) / squared_data) ** 0.5 if squared_data > 0 else 0.0
+        if not learn:
+            relative_error = float("nan")
         read.append(Iteration(iteration, relative_change, relative_error, seconds))
     unread.clear()
     return read

@@ -17,7 +17,11 @@ from .solvers import SOLVERS, pgd_momenta
 FORMS = ("normal", "residual")
 # concepts swept between two GEMMs, and bytes of a piece of rows with its workspaces: what is tried
 BLOCKS = (64, 128, 256)
+# without a sweep between them only the size of the products counts
+WIDE_BLOCKS = (512, 1024)
 PIECE_BYTES = tuple(1 << power for power in range(21, 28))
+# iterations that one residual serves, updated and not computed anew, where both halves keep it
+REFRESH = 8
 # rows below which products of matrices become slow, whatever the cache
 _LEAST_ROWS = 512
 
@@ -59,7 +63,7 @@ def machine(threads: int, compiled: bool) -> Machine:
 class Plan:
     """How one iteration is computed: a form for either half, concepts in a block, rows in a piece.
 
-    flops: of an iteration. seconds: what the model predicts for it; not part of what is compared.
+    flops: of an iteration, on average. seconds: what the model predicts for it; not part of what is compared.
     """
 
     codes: str
@@ -155,7 +159,7 @@ def choose(
         (codes, dictionary, min(concepts, K), rows)
         for codes in forms
         for dictionary in (forms if learn else (codes,))
-        for concepts in ([block] if block else BLOCKS)
+        for concepts in ([block] if block else BLOCKS if solver == "hals" else WIDE_BLOCKS)
         for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows)
     )
     return min(
@@ -187,8 +191,10 @@ def predict(
         again = on.near if piece_rows * (d + 2 * K) * itemsize <= on.cache_bytes / 8 else on.far
         seconds += n * d * itemsize * (1 / on.far + 1 / again) / on.threads
     if learn:
-        # with both halves in residual form the second finds the residual fresh
-        kept = 2 * n * d * K if solver == "hals" and codes == dictionary == "residual" else 0
+        # with both halves in residual form the second finds the residual fresh, and so do the
+        # codes in all iterations but the first of REFRESH
+        carried = solver == "hals" and codes == dictionary == "residual"
+        kept = 2 * n * d * K * (2 - 1 / REFRESH) if carried else 0
         flops += half_step_flops(solver, dictionary, d, n, K, block) - kept
         seconds += half_step_seconds(solver, dictionary, d, n, K, block, d, itemsize, on)
         seconds -= kept / (on.gemm * on.threads * 4 / itemsize)

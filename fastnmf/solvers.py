@@ -57,16 +57,16 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
     hals_block_(F, R, G, torch.empty_like(R), sums)
 
 
-def mu_(F: Tensor, C: Tensor, denominator: Tensor, alive: Tensor, sums: Tensor) -> None:
-    """F ← F ∘ C / denominator, in place; a concept that is not alive is left as it is.
+def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
+    """F ← F ∘ C / denominator, in place; where the denominator is zero F is left as it is.
 
-    F, C, denominator (s, m); alive (s,) bool: ‖B_k‖ > 0. The denominator is destroyed; sums (2,)
-    float64 is increased by ‖Δ‖² and ‖F‖². Where the denominator is zero F is zero, and stays so.
+    F, C, denominator (s, m). sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². The denominator is
+    zero for a concept with B_k = 0, which may return, and where F is zero and must stay so.
     Source: Lee & Seung, 1999.
     """
     # F ∘ C first: the quotient is bounded by C_k / G_kk, while C / denominator can overflow
-    updated = torch.mul(C, F).div_(denominator.clamp_(min=torch.finfo(F.dtype).tiny))
-    updated = torch.where(alive[:, None], updated, F)
+    updated = torch.mul(C, F).div_(denominator.clamp(min=torch.finfo(F.dtype).tiny))
+    updated = torch.where(denominator > 0, updated, F)
     add_squares_(sums, updated - F, updated)
     F.copy_(updated)
 

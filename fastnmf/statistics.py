@@ -14,38 +14,43 @@ class Statistics:
     """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ where the dictionary half-step reads them, and
     float64 sums.
 
-    sums (3,): ‖ΔZ‖², ‖Z‖², and the squared residual norm where a half-step in residual form comes
-    by it.
+    sums (2, 3), of the codes and of the dictionary half, rows that have these names: ‖ΔF‖², ‖F‖²,
+    and ‖A − Z D‖² where the half-step comes by it; after the dictionary half it is always there.
     """
 
     def __init__(self, rows: Rows, K: int, *, moments: bool) -> None:
         A = rows.A
-        self.sums = torch.zeros(3, dtype=torch.float64, device=A.device)
+        self.sums = torch.zeros(2, 3, dtype=torch.float64, device=A.device)
+        self.codes, self.dictionary = self.sums
         self.squared_data = squared_norm(A)
         self.cross = A.new_zeros(K, A.shape[1]) if moments else None
         self.gram = A.new_zeros(K, K) if moments else None
+        self._empty = True
 
     def clear_(self) -> None:
         self.sums.zero_()
-        if self.cross is not None:
-            self.cross.zero_()
-            self.gram.zero_()
+        self._empty = True
 
     def add_(self, X: Tensor, Z: Tensor) -> None:
         """cross += ZᵀX, gram += ZᵀZ for a piece X (m, d) with its codes Z (m, K); 2 m K (d + K)
         flops."""
-        if self.cross is not None:
-            self.cross.addmm_(Z.T, X)
-            self.gram.addmm_(Z.T, Z)
+        if self.cross is None:
+            return
+        # the first piece need not be added to zeros
+        beta = 0 if self._empty else 1
+        self.cross.addmm_(Z.T, X, beta=beta)
+        self.gram.addmm_(Z.T, Z, beta=beta)
+        self._empty = False
 
-    def squared_error(self, D: Tensor, G: Tensor) -> Tensor:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, at least 0: a float64 scalar.
+    def measure_error_(self, D: Tensor, G: Tensor) -> None:
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums.
 
-        It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖².
+        It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
+        so at times below zero.
         """
         cross = (self.cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
-        return (self.squared_data - 2 * cross + gram).clamp(min=0)
+        torch.add(gram + self.squared_data, cross, alpha=-2, out=self.dictionary[2])
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:

@@ -140,7 +140,7 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     """
     if isinstance(piece, Normal):
         denominator = torch.mm(held.G, F, out=sweep.scratch.like(F, "denominator"))
-        sweep.ops["mu_"](F, piece.C, denominator, held.G.diagonal() > 0, sums)
+        sweep.ops["mu_"](F, piece.C, denominator, sums)
         return
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)
@@ -148,7 +148,7 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
         C = torch.mm(B, piece.Xt, out=sweep.scratch.like(F[S], "numerator"))
-        sweep.ops["mu_"](F[S], C, denominator, B.square().sum(1) > 0, sums)
+        sweep.ops["mu_"](F[S], C, denominator, sums)
 
 
 def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
