@@ -4,10 +4,7 @@ What a command needs is imported when it runs."""
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,17 +13,22 @@ from typing import Any
 from ._version import __version__
 
 FIT_OPTIONS = ("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows")
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "scikit-learn", "overcomplete")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0, 2 for a user's error, 130 when interrupted."""
+    """Run one command; returns its exit status: 0, 1 when nobody reads what it prints, 2 for a
+    user's error, 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         # a pipe that knows no × must not end a fit that went well
         stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader, as `head` does, has gone; nor may the interpreter flush to it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("fastnmf: interrupted\n")
         return 130
@@ -164,31 +166,11 @@ def _decode(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    import torch
-
     from . import backends
+    from .machine import facts
 
     print(f"{backends()}\n")
-    cuda = torch.version.cuda or "not in this torch"
-    if torch.cuda.is_available():
-        names = (torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        cuda += f", {', '.join(names)}"
-    elif torch.version.cuda:
-        cuda += ", no device"
-    extension = importlib.util.find_spec("fastnmf._C")
-    lines = {
-        "fastnmf": f"{__version__} in {Path(__file__).parent}",
-        "python": f"{platform.python_version()} in {sys.prefix}",
-        "platform": platform.platform(),
-        "cpu": f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
-        **{name: _version(name) for name in PACKAGES},
-        "cuda": cuda,
-        "matmul": f"float32 precision {torch.get_float32_matmul_precision()}",
-        "extension": "not built" if extension is None else str(extension.origin),
-        "FASTNMF_BACKEND": os.environ.get("FASTNMF_BACKEND", "not set"),
-    }
-    print("\n".join(f"{name + ':':<17}{value}" for name, value in lines.items()))
+    print("\n".join(f"{name + ':':<17}{value}" for name, value in facts().items()))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -233,18 +215,3 @@ def _device(name: str) -> str:
         why = str(error).strip().splitlines()[0]
         raise InvalidInput(f"device {name!r} is not usable: {why}") from error
     return name
-
-
-def _cpu() -> str:
-    """The model of the CPU; platform.processor() does not know it on Linux."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -63,7 +63,8 @@ def machine(threads: int, compiled: bool) -> Machine:
 class Plan:
     """How one iteration is computed: a form for either half, concepts in a block, rows in a piece.
 
-    flops: of an iteration, on average. seconds: what the model predicts for it; not part of what is compared.
+    flops: of an iteration, on average. seconds: what the model predicts for it; not part of what is
+    compared.
     """
 
     codes: str

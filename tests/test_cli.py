@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib import metadata
+from importlib import metadata, util
 
 import numpy as np
 import pytest
@@ -210,7 +210,7 @@ def test_info_works_without_what_is_optional(monkeypatch, capsys):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["info"]) == 0
@@ -232,3 +232,13 @@ def test_module_runs_where_nothing_but_ascii_can_be_printed(command):
     assert run.returncode == 0, run.stderr
     assert fastnmf.__version__ in run.stdout or "usage: fastnmf" in run.stdout
     assert run.stderr == ""
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """`fastnmf info | head` ended with the text of a broken pipe."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "fastnmf", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    assert run.wait() == 1
