@@ -167,7 +167,7 @@ def _decode(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     from . import backends
-    from .machine import facts
+    from .environment import facts
 
     print(f"{backends()}\n")
     print("\n".join(f"{name + ':':<17}{value}" for name, value in facts().items()))
