@@ -79,7 +79,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     _option(fit, "--max-iter", 500, "iterations at most")
     _option(fit, "--tol", 1e-4, "relative change of Z to stop at")
     fit.add_argument("--seed", type=int, help="of a random start; default: drawn")
-    _option(fit, "--init", "auto", "auto, random or nndsvda")
+    _option(fit, "--init", "auto", "auto, random, nndsvda, rows or spread")
     _option(fit, "--backend", "auto", "auto, or one that `fastnmf info` lists")
     _option(fit, "--form", "auto", "auto, normal or residual")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")

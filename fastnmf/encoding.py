@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import plan
 from .engine import Iteration, factorize_
+from .init import cold_start
 from .momentum import Momentum
 from .rows import Rows
 from .solvers import SOLVERS
@@ -114,18 +115,6 @@ class Encoder:
         K, d = self.D.shape
         bounded = max(1, _CHUNK_BYTES // ((5 * K + 2 * d) * self.D.element_size()))
         return min(bounded, self.chunk_rows or bounded)
-
-
-def cold_start(A: Tensor, D: Tensor) -> Tensor:
-    """Codes (n, K) that use every concept alike, scaled to each row: deterministic, differentiable,
-    row by row.
-
-    z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
-    """
-    total = D.sum(0)
-    scale = (A @ total) / total.square().sum().clamp(min=torch.finfo(D.dtype).tiny)
-    alive = (D.square().sum(1) > 0).to(D.dtype)
-    return scale[:, None] * alive
 
 
 class _Differentiable(torch.autograd.Function):

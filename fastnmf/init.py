@@ -1,4 +1,4 @@
-"""Starts (Z, D) of a factorisation: random, NNDSVDa or given.
+"""Starts (Z, D) of a factorisation: random, NNDSVDa, rows of the data, or given.
 
 A is a tensor that was checked at the door: (n, d), float32 or float64, finite, non-negative.
 """
@@ -13,16 +13,12 @@ import torch
 from torch import Generator, Tensor
 
 from .errors import InvalidInput
+from .exemplars import any_rows, spread_rows
+from .svd import TINY, leading_svd, normal, piece_rows, wide
 
-STARTS = ("auto", "random", "nndsvda")
-# of a piece of rows in hand; 1 to 32 MB cost the same on two cores with AVX-512
-WORKSPACE_BYTES = 8 * 2**20
-# columns of the random basis beyond K; scikit-learn's number
-OVERSAMPLES = 10
+STARTS = ("auto", "random", "nndsvda", "rows", "spread")
 # NNDSVD counts entries below this as zero; scikit-learn's number
 NNDSVD_EPS = 1e-6
-# the least normal float32, to divide by in place of 0
-TINY = 2.0**-126
 _ALLOWED = f"one of {STARTS} or a pair (Z0, D0)"
 
 
@@ -73,43 +69,9 @@ def nndsvda(
         leading = F[:, 0].abs() * S[0].sqrt()
         F.mul_(sign).clamp_(min=0).mul_(root / norms.clamp(min=TINY))
         F[:, 0] = leading
-        for Fi in F.split(_piece_rows(K, F.itemsize)):
+        for Fi in F.split(piece_rows(K, F.itemsize)):
             Fi.masked_fill_(Fi < NNDSVD_EPS, mean)
     return U, V.T.contiguous()
-
-
-@torch.no_grad()
-def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[Tensor, ...]:
-    """A ≈ U diag(S) Vt: the K ≤ min(n, d) leading singular triplets; U (n, K), S (K,), Vt (K, d).
-
-    Randomised subspace iteration on the smaller side, then the eigenvectors of a float64 Gram
-    matrix in that space. A space of over a quarter of the side is all of it, and nothing random.
-    The largest entry of each row of Vt (if n < d, column of U) is positive. A singular value of 0
-    has a zero vector on the longer side.
-    Workspace: (min(n, d), K) and a few MB. Source: Halko, Martinsson & Tropp, 2011.
-    """
-    X = A if A.shape[0] >= A.shape[1] else A.T
-    p = X.shape[1]
-    size = K + OVERSAMPLES
-    # whole: 2 m p² flops in float64; iterated: 20 m p · size or more
-    whole = p <= 4 * size
-    # keeps XᵀX Q and the norms in range for data near the limits of the dtype
-    inverse = 1 / X.amax().clamp(min=TINY)
-    # one more than scikit-learn, whose 7 or 4 end with half a pass
-    passes = 8 if K < 0.1 * p else 5
-    Q = None if whole else _range_basis(X, inverse, _normal((p, size), A, generator), passes)
-    G = torch.zeros(2 * [p if whole else size], dtype=_wide(A.device), device=A.device)
-    for Xi in X.split(_piece_rows(p, 8)):
-        Yi = (Xi if whole else Xi @ Q).to(G.dtype)
-        G.addmm_(Yi.T, Yi)
-    W = torch.linalg.eigh(G).eigenvectors[:, -K:].flip(1).to(A.dtype)  # largest first
-    V = W if whole else Q @ W  # (p, K)
-    V *= V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()
-    U = X @ (V * inverse)  # (m, K)
-    norms = torch.linalg.vector_norm(U, dim=0)
-    U /= norms.clamp(min=TINY)
-    S = norms / inverse
-    return (U, S, V.T) if X is A else (V, S, U.T)
 
 
 @torch.no_grad()
@@ -118,8 +80,8 @@ def scale_to_data_(Z: Tensor, D: Tensor, A: Tensor) -> None:
 
     Both are left alone when A or ZD is zero. Summed in float64 over pieces of rows; 2ndK flops.
     """
-    inner, square = torch.zeros(2, dtype=_wide(A.device), device=A.device)
-    rows = _piece_rows(A.shape[1], 2 * A.itemsize)
+    inner, square = torch.zeros(2, dtype=wide(A.device), device=A.device)
+    rows = piece_rows(A.shape[1], 2 * A.itemsize)
     for Zi, Ai in zip(Z.split(rows), A.split(rows), strict=True):
         P = (Zi @ D).flatten()
         inner += P @ Ai.flatten()
@@ -147,10 +109,11 @@ def given(
 
 
 def resolve(init: object, n: int, d: int, K: int) -> str:
-    """Name the start that `init` means: 'random', 'nndsvda' or 'given'.
+    """Name the start that `init` means: one of STARTS, but not 'auto', or 'given'.
 
-    'auto' is Overcomplete's rule: nndsvda if K ≤ min(n, d), else random. Raises InvalidInput for
-    an unknown name.
+    'auto' is Overcomplete's rule: nndsvda if K ≤ min(n, d), else random, which of all starts there
+    are then leaves the least error (README, choosing a start). Raises InvalidInput for an unknown
+    name.
     """
     if not isinstance(init, str):
         return "given"
@@ -169,15 +132,20 @@ def start(
 ) -> tuple[Tensor, Tensor]:
     """Z (n, K), D (K, d) to start from: drawn and scaled to A, or the given pair as it is.
 
-    init: 'auto', 'random', 'nndsvda' or (Z0, D0); see resolve, given.
+    init: a name in STARTS, or (Z0, D0); see resolve, given. 'rows', 'spread': the concepts are
+    rows of A, any, or such as differ from each other; where there are too few, the rest is random.
+    'nndsvda' takes rows for concepts beyond min(n, d). Codes are then those of cold_start.
     """
     n, d = A.shape
     kind = resolve(init, n, d, K)
     if kind == "given":
         return given(init, n, d, K, A.dtype, A.device)
-    if kind == "nndsvda":
+    if kind == "nndsvda" and min(n, d) >= K:
         # the same start whatever the unit of A
         Z, D = nndsvda(A, K, generator, unit=A.mean().clamp(min=TINY))
+    elif kind != "random":
+        D = _dictionary_of_rows(A, K, kind, generator)
+        Z = cold_start(A, D)
     else:
         # codes first: Overcomplete's order, so that one seed means one start
         Z, D = random_codes(A, K, generator), random_dictionary(A, K, generator)
@@ -185,34 +153,43 @@ def start(
     return Z, D
 
 
+def cold_start(A: Tensor, D: Tensor) -> Tensor:
+    """Codes (n, K) that use every concept alike, scaled to each row: deterministic, differentiable,
+    row by row.
+
+    z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
+    """
+    total = D.sum(0)
+    scale = (A @ total) / total.square().sum().clamp(min=torch.finfo(D.dtype).tiny)
+    alive = (D.square().sum(1) > 0).to(D.dtype)
+    return scale[:, None] * alive
+
+
+@torch.no_grad()
+def _dictionary_of_rows(A: Tensor, K: int, kind: str, generator: Generator | None) -> Tensor:
+    """D (K, d): rows of A; after the concepts of NNDSVDa, as long as they; before random ones."""
+    D = A[:0]
+    if kind == "nndsvda":
+        _, D = nndsvda(A, min(A.shape), generator, unit=A.mean().clamp(min=TINY))
+        norms = torch.linalg.vector_norm(A), torch.linalg.vector_norm(D)
+        # the mean square of a row is that of a concept
+        D *= norms[0] / norms[1].clamp(min=TINY) * (len(D) / len(A)) ** 0.5
+    draw = spread_rows if kind == "spread" else any_rows
+    D = torch.cat((D, A[draw(A, K - len(D), generator)]))
+    if len(D) < K:
+        D = torch.cat((D, random_dictionary(A, K, generator)[len(D) :]))
+    return D
+
+
 @torch.no_grad()
 def _folded_normal(shape: tuple[int, int], A: Tensor, K: int, source: Generator | None) -> Tensor:
-    return _normal(shape, A, source).abs_().mul_((A.mean() / K).sqrt())
-
-
-def _normal(shape: tuple[int, int], A: Tensor, generator: Generator | None) -> Tensor:
-    """Draw where the generator lives, then move to A's device: a CPU seed serves every device."""
-    place = A.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, dtype=A.dtype, device=place).to(A.device)
-
-
-def _range_basis(X: Tensor, inverse: Tensor, Q: Tensor, passes: int) -> Tensor:
-    """Orthonormal Q (p, size) ≈ the leading right singular space of X (m, p): Q ← orth(XᵀX Q)."""
-    # a quarter of the rows does for all but the last three passes: at 0.6 of the time, the energy
-    # that scikit-learn captures to 4e-4 on activations, to 2e-3 on a flat spectrum
-    sample = X[::4] if X.shape[0] >= 7 * X.shape[1] else X
-    for following in reversed(range(passes)):
-        scaled, Y = Q * inverse, torch.zeros_like(Q)
-        for Xi in (X if following < 3 else sample).split(_piece_rows(Q.shape[1], X.itemsize)):
-            Y.addmm_(Xi.T, Xi @ scaled)
-        Q = torch.linalg.qr(Y).Q
-    return Q
+    return normal(shape, A, source).abs_().mul_((A.mean() / K).sqrt())
 
 
 def _part_norms(F: Tensor) -> tuple[Tensor, Tensor]:
     """(‖max(0, F_k)‖, ‖max(0, −F_k)‖) for every column k."""
-    squares = torch.zeros(2, F.shape[1], dtype=_wide(F.device), device=F.device)
-    for Fi in F.split(_piece_rows(F.shape[1], 2 * F.itemsize)):
+    squares = torch.zeros(2, F.shape[1], dtype=wide(F.device), device=F.device)
+    for Fi in F.split(piece_rows(F.shape[1], 2 * F.itemsize)):
         squares[0] += Fi.clamp(min=0).square_().sum(dim=0, dtype=squares.dtype)
         squares[1] += Fi.clamp(max=0).square_().sum(dim=0, dtype=squares.dtype)
     return tuple(squares.sqrt().to(F.dtype))
@@ -239,12 +216,3 @@ def _given_factor(
             f"row {i}, column {j}: {F[i, j].item()}; a start must be ≥ 0 and finite"
         )
     return F
-
-
-def _piece_rows(width: int, itemsize: int) -> int:
-    return max(1, WORKSPACE_BYTES // (width * itemsize))
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    # MPS has no float64
-    return torch.float32 if device.type == "mps" else torch.float64

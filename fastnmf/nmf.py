@@ -35,9 +35,9 @@ class NMF(nn.Module):
     name:
 
     max_iter: iterations of fit where it is not told; None is 500.
-    init: 'auto' ('nndsvda' if K ≤ min(n, d), else 'random'), 'random', 'nndsvda', or a pair (Z0,
-    D0), taken as it is;
-        drawn starts are scaled to the data.
+    init: 'auto' ('nndsvda' if K ≤ min(n, d), else 'random'), 'random', 'nndsvda', 'rows' or
+        'spread' (concepts that are rows of A, any or such as differ), all scaled to the data; or a
+        pair (Z0, D0), taken as it is.
     seed: an int gives the same bits every time; None draws from torch's global generator.
     backend: 'auto', or the name of one that must be used (`fastnmf.backends()` shows which can be).
     form: 'auto', 'normal' or 'residual': how a half-step is computed (README, design); the iterates

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import init
+from fastnmf import init, svd
 from fastnmf.errors import InvalidInput
 
 DTYPES = [torch.float32, torch.float64]
@@ -258,7 +258,7 @@ def test_scale_is_the_best(name, dtype):
 
 
 def test_scale_is_shared_between_the_factors(monkeypatch):
-    monkeypatch.setattr(init, "WORKSPACE_BYTES", 7 * 30 * 8)
+    monkeypatch.setattr(svd, "WORKSPACE_BYTES", 7 * 30 * 8)
     A = activations(200, 30)
     Z, D = init.random_codes(A, 6, seeded()), init.random_dictionary(A, 6, seeded())
     Z0, D0 = Z.clone(), D.clone()
@@ -295,7 +295,7 @@ def test_pieces_do_not_change_a_start(monkeypatch):
     for K, name in ((4, "nndsvda"), (60, "nndsvda"), (9, "random")):
         whole = init.start(A, K, name, seeded())
         with monkeypatch.context() as patch:
-            patch.setattr(init, "WORKSPACE_BYTES", 1)
+            patch.setattr(svd, "WORKSPACE_BYTES", 1)
             pieces = init.start(A, K, name, seeded())
         for F, F_pieces in zip(whole, pieces, strict=True):
             torch.testing.assert_close(F_pieces, F, rtol=0, atol=2e-3 * F.max().item())

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"_version", "errors", "_C"},
     {"active_set", "rows", "compiled", "environment"},
-    {"solvers", "init"},
+    {"solvers", "svd", "exemplars"},
+    {"init"},
     {"momentum", "plan", "statistics", "sweeps", "backends"},
     {"engine"},
     {"info", "options", "progress", "nnls"},
