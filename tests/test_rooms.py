@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # each room, from the ground up: it imports only rooms on the lines above its own
 FLOORS = [
     {"_version", "errors", "_C"},
-    {"active_set", "rows", "compiled", "environment"},
+    {"active_set", "rows", "codes", "compiled", "environment"},
     {"solvers", "svd", "exemplars"},
     {"init"},
     {"momentum", "plan", "statistics", "sweeps", "backends"},

@@ -1,0 +1,95 @@
+"""What a reader wants to know of codes and concepts: how sparse, how strong, which are dead or
+alike. Read-only, in pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# bars of the histogram of active concepts per row, at most
+_BARS = 32
+# cosine from which two concepts are near-duplicates
+ALIKE = 0.99
+# entries in hand
+_IN_HAND = 1 << 20
+
+
+@dataclass(frozen=True)
+class CodesInfo:
+    """mean_l0: mean number of non-zero codes a row. l0_histogram: rows by that number, in bars of
+    equal width, the last one up to l0_most. hoyer: mean Hoyer sparsity of the rows that have codes,
+    0 (all codes alike) to 1 (one code). energy: ‖Z_k‖² ‖D_k‖² of every concept, as a share of their
+    sum. dead_concepts: concepts whose codes or dictionary row are all zero. near_duplicates:
+    concepts that point as an earlier one does (cosine ≥ 0.99).
+    """
+
+    mean_l0: float
+    l0_histogram: tuple[int, ...]
+    l0_most: int
+    hoyer: float
+    energy: tuple[float, ...]
+    dead_concepts: int
+    near_duplicates: int
+
+
+def describe(Z: Tensor, D: Tensor) -> CodesInfo:
+    """The CodesInfo of Z (n, K) and D (K, d). 2 K² d flops for the near-duplicates."""
+    n, K = Z.shape
+    used = torch.zeros(K, dtype=torch.int64, device=Z.device)
+    squares = torch.zeros(K, dtype=torch.float64, device=Z.device)
+    l0, hoyer = [], []
+    # Z ≥ 0: its signs are counted, in a small copy; count_nonzero takes 8 bytes an entry
+    for piece in Z.split(max(1, _IN_HAND // K)):
+        signs = piece.sign()
+        used += signs.sum(0).long()
+        l0.append(signs.sum(1))
+        squares += torch.linalg.vector_norm(piece, dim=0, dtype=torch.float64).square()
+        hoyer.append(_hoyer(piece))
+    l0, hoyer = torch.cat(l0), torch.cat(hoyer)
+    lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    energy = squares * lengths.square()
+    most = int(l0.max())
+    bars = torch.histc(l0.float(), min(_BARS, most + 1), 0, most + 1)
+    return CodesInfo(
+        mean_l0=float(used.sum()) / n,
+        l0_histogram=tuple(bars.long().tolist()),
+        l0_most=most,
+        hoyer=float(hoyer.nanmean()) if not hoyer.isnan().all() else 0.0,
+        energy=tuple((energy / energy.sum().clamp(min=1e-300)).tolist()),
+        dead_concepts=int(((used == 0) | (lengths == 0)).sum()),
+        near_duplicates=_near_duplicates(D, lengths),
+    )
+
+
+def r_squared(A: Tensor, squared_error: float) -> float:
+    """1 − ‖A − Z D‖² / ‖A − its mean row‖²; 0 where all rows of A are alike and the error is not 0,
+    1 where both are."""
+    mean = A.mean(0, dtype=torch.float64)
+    pieces = A.split(max(1, _IN_HAND // A.shape[1]))
+    spread = sum(float((piece - mean).square().sum()) for piece in pieces)
+    if spread == 0:
+        return 1.0 if squared_error == 0 else 0.0
+    return 1 - squared_error / spread
+
+
+def _hoyer(Z: Tensor) -> Tensor:
+    """(√K − ‖z‖₁ / ‖z‖₂) / (√K − 1) of every row; NaN for rows of zeros. Source: Hoyer, 2004."""
+    root = Z.shape[1] ** 0.5
+    if root == 1:
+        return torch.where(Z[:, 0] > 0, 1.0, torch.nan).double()
+    # by the largest entry: squares of small codes would vanish
+    Z = Z / Z.amax(1, keepdim=True)
+    return ((root - Z.sum(1) / torch.linalg.vector_norm(Z, dim=1)) / (root - 1)).double()
+
+
+def _near_duplicates(D: Tensor, lengths: Tensor) -> int:
+    rays = D / lengths.clamp(min=1e-300)[:, None].to(D.dtype)
+    rays[lengths == 0] = 0
+    found = 0
+    step = max(1, _IN_HAND // len(D))
+    for first in range(0, len(D), step):
+        cosine = rays[first : first + step] @ rays[: first + step].T
+        found += int((cosine.tril(first - 1) >= ALIKE).any(1).sum())
+    return found
