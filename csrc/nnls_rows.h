@@ -1,0 +1,45 @@
+// What the caller and the row solver (nnls.h) agree on: the rows, the rules, the account.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastnmf {
+
+// solved: no slope above the tolerance. capped: max_steps met. floored: what is left is rounding.
+enum NnlsStatus : int32_t { nnls_solved = 0, nnls_capped = 1, nnls_floored = 2 };
+
+// tolerance: the largest slope of a solved row, over its largest at zero; a concept nearer to the
+// span of the passive ones than √rank_tolerance does not enter. max_steps: searches for concepts
+// to enter. capacity: passive concepts at most. block: concepts entering together at most.
+struct NnlsRules {
+    double tolerance, rank_tolerance;
+    int32_t max_steps, capacity, block;
+};
+
+// one for every row; slope: the largest violation of the KKT conditions, as `tolerance` counts it
+struct NnlsAccount {
+    int32_t status, support, steps, left;
+    double slope;
+};
+
+// F_i ← argmin ½ ‖X_i − F_iᵀ B‖² over F_i ≥ 0, for every row (column of F) i: by C = B Xᵀ and
+// G = B̂ B̂ᵀ of the unit concepts B̂_k = scale_k B_k. A concept with scale_k = 0 is dead: it keeps
+// its F_k. Element (k, i) of F and C as for View. warm: start from F. stride_row: from the G of one
+// row to the next, whose scales (m, K) then differ as well; 0 where all rows share both.
+template <class S> struct NnlsRows {
+    S *F;
+    ptrdiff_t stride_fk, stride_fm;
+    const S *C;
+    ptrdiff_t stride_ck, stride_cm;
+    const S *G;
+    ptrdiff_t stride_g, stride_row;
+    const double *scale;
+    int32_t K;
+    ptrdiff_t m;
+    bool warm;
+    NnlsRules rules;
+    NnlsAccount *account;
+};
+
+} // namespace fastnmf
