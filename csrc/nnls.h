@@ -6,8 +6,8 @@
 // would turn negative on the way leaves.
 //
 // It ends: for a block of entering concepts w·s > 0, so one of them at least has s > 0, and x
-// strictly gains; P is never the same again, whatever the block and the rank of G. Dependent
-// concepts do not enter, see rank_tolerance. M costs p² flops twice for a concept that enters,
+// strictly gains; P is never the same again, whatever the block and the rank of G. What rounding
+// makes of this is caught: a concept without gain is refused until there is some. M costs p² flops twice for a concept that enters,
 // no solve; a concept that leaves costs p (p − q) rotations, whose angles are those of one column.
 //
 // A team solves a row: one thread (nnls_cpu.cpp), the lanes of a warp or a block (nnls_cuda.cu), or
@@ -70,17 +70,22 @@ template <class Team, class T, class S> struct NnlsRow {
     const Triangle<T, Team::pack> M;
     int p = 0, refused = 0, entered = 0, left = 0, steps = 0;
 
-    // P ← P ∪ {k}, x_k = start; false, with nothing done, if k depends on P
-    FASTNMF_TEAM bool enter(int k, T start) {
+    // P ← P ∪ {k}, x_k = start. If k depends on P nothing is done, unless it comes alone: then it
+    // counts as rank_tolerance apart. Its step is cut short by a concept that leaves for it, or
+    // leaves a slope of no more than rank_tolerance · x_k, which `refine` takes away
+    FASTNMF_TEAM void enter(int k, T start, bool alone) {
         const S *row_g = G + k * stride_g;
         team.each(p, [&](int i) { at.h[i] = T(row_g[at.passive[i]]); });
 #if !defined(FASTNMF_DROP_SYNC) // a test leaves it out, to see that its absence is found
         team.sync();
 #endif
         team.multiply(M, p, at.h, at.l);
-        const T square = T(row_g[k]);
-        const T apart = square - team.sum(p, [&](int i) { return at.l[i] * at.l[i]; });
-        if (!(apart > T(rules.rank_tolerance) * square)) return false;
+        const T near = T(rules.rank_tolerance) * T(row_g[k]);
+        T apart = T(row_g[k]) - team.sum(p, [&](int i) { return at.l[i] * at.l[i]; });
+        if (!(apart > near)) {
+            if (!alone) return;
+            apart = near;
+        }
         const T pivot = 1 / T(sqrt(apart));
         const T y = pivot * (at.c[k] - team.sum(p, [&](int i) { return at.l[i] * at.y[i]; }));
         team.multiply_transposed(M, p, at.l, at.h);
@@ -100,7 +105,6 @@ template <class Team, class T, class S> struct NnlsRow {
         team.sync();
         ++p;
         ++entered;
-        return true;
     }
 
     // P ← P without its member q: rotations of M's rows from q on empty column q
@@ -212,7 +216,7 @@ template <class Team, class T, class S> struct NnlsRow {
         const int given = team.collect(K, [&](int k) { return at.w[k] > 0; }, at.entering);
         int look = 32;
         for (int t = 0; t < given && p < rules.capacity; ++t) {
-            enter(at.entering[t], at.w[at.entering[t]]);
+            enter(at.entering[t], at.w[at.entering[t]], false);
             if (t + 1 < given && p < look) continue;
             look *= 2;
             const T wrong = team.sum(p, [&](int i) { return at.s[i] > 0 ? T(0) : T(1); });
@@ -256,8 +260,8 @@ template <class Team, class T, class S> struct NnlsRow {
             if (capped) break;
             const T before = gain();
             const int in = entered, out = left, found = choose(steepest, block < room ? block : room);
-            for (int t = 0; t < found; ++t) enter(at.entering[t], 0);
             const bool alone = found == 1;
+            for (int t = 0; t < found; ++t) enter(at.entering[t], 0, alone);
             const int only = at.entering[0];
             descend();
             if (gain() > before * (1 + epsilon)) {

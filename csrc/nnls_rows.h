@@ -9,9 +9,10 @@ namespace fastnmf {
 // solved: no slope above the tolerance. capped: max_steps met. floored: what is left is rounding.
 enum NnlsStatus : int32_t { nnls_solved = 0, nnls_capped = 1, nnls_floored = 2 };
 
-// tolerance: the largest slope of a solved row, over its largest at zero; a concept nearer to the
-// span of the passive ones than √rank_tolerance does not enter. max_steps: searches for concepts
-// to enter. capacity: passive concepts at most. block: concepts entering together at most.
+// tolerance: the largest slope of a solved row, over its largest at zero. rank_tolerance: the square
+// of a unit concept's distance from the passive ones below which it depends on them. max_steps:
+// searches for concepts to enter. capacity: passive concepts at most. block: concepts entering
+// together at most.
 struct NnlsRules {
     double tolerance, rank_tolerance;
     int32_t max_steps, capacity, block;

@@ -7,50 +7,113 @@ Finite at any rank, so K > d is safe.
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-
 # a row is solved when no concept's slope, relative to the row's largest, is above this
-_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 # a concept whose squared distance from the span of the passive ones is below this is not entered
-_RANK_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
+RANK_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
 # numbers in the largest scratch array
 _SCRATCH = 1 << 22
+# how a row ended
+SOLVED, CAPPED, FLOORED = 0, 1, 2
 
 
-def nnls_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
-    """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, every column for itself, starting
-    from F.
+@dataclass(frozen=True)
+class NnlsInfo:
+    """How every row was solved.
 
-    F, C (K, m); G (K, K). Computed in float64, to the precision that C and G have. A concept with
-    G_kk = 0 is left as it is. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². Logs a warning when
-    a column is not solved after 10 K + 20 changes of its support. About m q⁴ / 12 flops for
-    supports of q concepts. Synchronises.
+    status (n,) int32: SOLVED = 0, no slope above the tolerance; CAPPED = 1, max_steps met; FLOORED
+    = 2, what is left is rounding, or concepts that depend on those in use. kkt (n,) float64: the
+    largest violation of the KKT conditions over the row's largest slope at zero, for unit concepts,
+    as the solver saw it. support (n,) int32: how many concepts the row uses.
     """
-    tolerance, rank_tolerance = _TOLERANCE[C.dtype], _RANK_TOLERANCE[C.dtype]
+
+    status: Tensor
+    kkt: Tensor
+    support: Tensor
+
+    @property
+    def capped(self) -> int:
+        """How many rows met max_steps; their codes are feasible but not the solution."""
+        return int((self.status == CAPPED).sum())
+
+    @classmethod
+    def join(cls, parts: list[NnlsInfo]) -> NnlsInfo:
+        """The account of all rows from those of pieces, in order."""
+        fields = ([getattr(part, name) for part in parts] for name in cls.__dataclass_fields__)
+        return cls(*(torch.cat(field) for field in fields))
+
+    def __str__(self) -> str:
+        counts = [int((self.status == status).sum()) for status in (SOLVED, CAPPED, FLOORED)]
+        return (
+            f"{len(self.status):,} rows: {counts[0]:,} solved, {counts[1]:,} capped, "
+            f"{counts[2]:,} at the rounding floor; largest KKT residual {self.kkt.max():.1e}, "
+            f"mean support {self.support.double().mean():.4g}"
+        )
+
+
+def most_steps(K: int) -> int:
+    """The searches for concepts to enter after which a row of K concepts is given up."""
+    return 3 * K + 30
+
+
+def unit_gram(G: Tensor) -> tuple[Tensor, Tensor]:
+    """G of unit concepts, in G's dtype, and 1 over their norms (K,) float64: 0 where G_kk is.
+
+    The test is absolute: a concept is zero or it counts, however small beside the others.
+    """
     diagonal = G.diagonal().double()
-    alive = diagonal >= torch.finfo(C.dtype).tiny
-    scale = torch.where(alive, diagonal, 1).sqrt()
-    # unit concepts: slopes and pivots of different concepts can be compared
-    G = torch.where(alive[:, None] & alive, G.double() / scale[:, None] / scale, 0)
+    alive = diagonal >= torch.finfo(G.dtype).tiny
+    scale = torch.where(alive, torch.where(alive, diagonal, 1).rsqrt(), 0)
+    if G.dtype == torch.float64:
+        return G * scale[:, None] * scale, scale
+    # a factor may be beyond float32 where the product is not
+    parts = max(1, _SCRATCH // G.shape[0])
+    unit = torch.empty_like(G)
+    for first in range(0, G.shape[0], parts):
+        part = slice(first, first + parts)
+        unit[part] = G[part].double() * scale[part, None] * scale
+    return unit, scale
+
+
+def nnls_(
+    F: Tensor,
+    C: Tensor,
+    G: Tensor,
+    sums: Tensor,
+    *,
+    warm: bool,
+    max_steps: int | None = None,
+) -> NnlsInfo:
+    """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, every column for itself.
+
+    F, C (K, m); G (K, K). Computed in float64, to the precision that C and G have. warm: start from
+    F, which pays where F is an exact solution of a similar problem; else from zero. A concept with
+    G_kk = 0 is left as it is. max_steps: changes of a column's support at most; None: most_steps(K)
+    in blocks, here ten times that one by one. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖².
+    About m q⁴ / 12 flops for supports of q concepts. Synchronises.
+    """
+    G, scale = unit_gram(G)
+    G, alive = G.double(), scale > 0
+    scale = torch.where(alive, 1 / scale, 1)
     K, m = F.shape
-    unsolved = 0
+    limits = TOLERANCE[C.dtype], RANK_TOLERANCE[C.dtype], 10 * most_steps(K) if max_steps is None else max_steps
     width = max(1, _SCRATCH // max(K, min(K, 512) ** 2))
+    account = []
     for first in range(0, m, width):
         part = slice(first, first + width)
         c = torch.where(alive, C[:, part].T.double() / scale, 0)
-        x = torch.where(alive, F[:, part].T.double() * scale, 0)
-        unsolved += _solve_rows_(x, c, G, alive, tolerance, rank_tolerance)
+        x = torch.where(alive, F[:, part].T.double() * scale, 0) if warm else torch.zeros_like(c)
+        account.append(_solve_rows_(x, c, G, alive, *limits))
         updated = torch.where(alive[:, None], (x / scale).T.to(F.dtype), F[:, part])
         sums[0] += (updated - F[:, part]).square().sum(dtype=torch.float64)
         sums[1] += updated.square().sum(dtype=torch.float64)
         F[:, part] = updated
-    if unsolved:
-        log.warning("nnls: %d of %d rows are not solved to %.0e", unsolved, m, tolerance)
+    return NnlsInfo.join(account)
 
 
 def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
@@ -58,7 +121,8 @@ def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
     C_P."""
     with torch.no_grad():
         solution = F.detach().clone()
-        nnls_(solution, C, G, torch.zeros(2, dtype=torch.float64, device=C.device))
+        sums = torch.zeros(2, dtype=torch.float64, device=C.device)
+        nnls_(solution, C, G, sums, warm=False)
         # a concept that G does not see is on no support
         passive = ((solution > 0) & (G.diagonal() > 0)[:, None]).T
     index, used = _padded_support(passive)
@@ -66,26 +130,28 @@ def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
     return torch.zeros_like(C.T).scatter_add(1, index, solved * used).T
 
 
-def _solve_rows_(x: Tensor, c: Tensor, G: Tensor, alive: Tensor, tolerance, rank_tolerance) -> int:
-    """Lawson & Hanson for every row of x (r, K) at a time; returns how many rows met the cap."""
+def _solve_rows_(
+    x: Tensor, c: Tensor, G: Tensor, alive: Tensor, tolerance, rank_tolerance, max_steps: int
+) -> NnlsInfo:
+    """Lawson & Hanson for every row of x (r, K) at a time."""
     passive = x > 0
     everyone = torch.arange(x.shape[0], device=x.device)
     singular = _settle_(x, passive, everyone, c, G, rank_tolerance)
     # a start whose support is not independent says nothing: start such rows from zero
     x[singular], passive[singular] = 0, False
     blocked = (~alive).expand_as(x).clone()
-    floor = tolerance * c.abs().amax(1)
+    floor = tolerance * c.amax(1)
     slope = c - x @ G
     value = _objective(x, c, slope)
     rows = everyone
-    for _ in range(10 * x.shape[1] + 20):
+    for step in range(max_steps + 1):
         steepest, entering = (
             slope[rows].masked_fill_(passive[rows] | blocked[rows], -torch.inf).max(1)
         )
         going = steepest > floor[rows]
         rows, entering = rows[going], entering[going]
-        if not len(rows):
-            return 0
+        if not len(rows) or step == max_steps:
+            break
         before_x, before_passive = x[rows], passive[rows]
         passive[rows, entering] = True
         singular = _settle_(x, passive, rows, c, G, rank_tolerance)
@@ -100,7 +166,16 @@ def _solve_rows_(x: Tensor, c: Tensor, G: Tensor, alive: Tensor, tolerance, rank
         blocked[stuck, entering[~better]] = True
         blocked[rows[better]] = ~alive
         value[rows[better]] = lower[better]
-    return len(rows)
+    return _account(x, c, slope, rows, tolerance)
+
+
+def _account(x: Tensor, c: Tensor, slope: Tensor, capped: Tensor, tolerance: float) -> NnlsInfo:
+    """How the rows x ended, of which those named met the cap."""
+    violation = torch.where(x > 0, slope.abs(), slope.clamp(min=0)).amax(1)
+    kkt = torch.where(violation > 0, violation / c.amax(1).clamp(min=1e-300), 0)
+    status = torch.where(kkt > tolerance, FLOORED, SOLVED).int()
+    status[capped] = CAPPED
+    return NnlsInfo(status, kkt, (x > 0).sum(1).int())
 
 
 def _objective(x: Tensor, c: Tensor, slope: Tensor) -> Tensor:

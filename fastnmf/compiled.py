@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 from . import _C
+from .active_set import RANK_TOLERANCE, TOLERANCE, NnlsInfo, most_steps, unit_gram
+
+# concepts that enter a support together: 0.7 to 1.3 of the time that 8 take, 1.3 to 4.7 times
+# faster than one by one (AVX-512, K = 64 to 2,000)
+_BLOCK = 16
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -69,7 +74,42 @@ def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) 
     )
 
 
-OPERATIONS = {"hals_block_": hals_block_, "hals_sweep_": hals_sweep_, "mu_": mu_, "pgd_": pgd_}
+def nnls_(
+    F: Tensor, C: Tensor, G: Tensor, sums: Tensor, *, warm: bool, max_steps: int | None = None
+) -> NnlsInfo:
+    """As active_set.nnls_, entering concepts in blocks; C in any layout. About m q³ flops."""
+    K, m = F.shape
+    unit, scale = unit_gram(G)
+    account = torch.empty(m, 3, dtype=torch.float64)
+    _C.nnls(
+        *_typed(F),
+        *_placed(C),
+        unit.data_ptr(),
+        unit.stride(0),
+        0,
+        scale.data_ptr(),
+        *F.shape,
+        warm,
+        TOLERANCE[C.dtype],
+        RANK_TOLERANCE[C.dtype],
+        most_steps(K) if max_steps is None else max_steps,
+        K,
+        _BLOCK,
+        account.data_ptr(),
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+    status, support = account.view(torch.int32)[:, :2].unbind(1)
+    return NnlsInfo(status, account[:, 2], support)
+
+
+OPERATIONS = {
+    "hals_block_": hals_block_,
+    "hals_sweep_": hals_sweep_,
+    "mu_": mu_,
+    "pgd_": pgd_,
+    "nnls_": nnls_,
+}
 
 
 def _typed(F: Tensor) -> tuple:

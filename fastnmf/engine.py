@@ -60,6 +60,8 @@ class _Run:
     # the residual A − Z D (n, d), where the dictionary half reads it; after so many iterations
     E: Tensor | None
     iterations_since_fresh: int = 0
+    # whether an iteration is behind us
+    swept: bool = False
     # G of the dictionary, where the statistics of the last iteration needed it
     G: Tensor | None = None
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
@@ -97,6 +99,7 @@ def factorize_(
         _update_codes_(run)
         measured = run.statistics.sums[:2].clone()
         error = _update_dictionary_(run) if learn else measured.new_full((), torch.nan)
+        run.swept = True
         measured = torch.cat((measured, error[None]))
         unread.append((iteration, measured, time.perf_counter() - begun))
         if not watched:
@@ -157,7 +160,7 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[slice, Tensor, Normal 
         if run.plan.codes == "normal":
             # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
             C = torch.mm(X, run.D.T, out=scratch("C", m, run.D.shape[0])).T
-            yield part, X, Normal(C)
+            yield part, X, Normal(C, run.swept)
         else:
             E = scratch("E", m, d) if run.E is None else run.E[part]
             yield part, X, Residual(X.T, E.T, fresh=run.iterations_since_fresh > 0)
@@ -169,7 +172,7 @@ def _update_dictionary_(run: _Run) -> Tensor:
     sums = torch.zeros_like(run.statistics.sums)
     if run.plan.dictionary == "normal":
         held = hold(run.solver, "normal", sweep, None, run.statistics.gram)
-        half_step_(D, Normal(run.statistics.cross), held, sweep, sums)
+        half_step_(D, Normal(run.statistics.cross, run.swept), held, sweep, sums)
         G = D @ D.T
         run.G = G if run.plan.codes == "normal" else None
         return run.statistics.squared_error(D, G)

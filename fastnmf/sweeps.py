@@ -8,6 +8,7 @@ backend.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from .solvers import add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
+
+log = logging.getLogger(__name__)
 
 Operations = dict[str, Callable]
 
@@ -89,9 +92,13 @@ def hold(solver: str, form: str, sweep: Sweep, B: Tensor | None, G: Tensor | Non
 
 @dataclass(frozen=True)
 class Normal:
-    """The data of a half-step in normal form: C (K, m) = B Xᵀ."""
+    """The data of a half-step in normal form: C (K, m) = B Xᵀ.
+
+    swept: F is what a half-step of the same kind left, for anls an exact solution to start from.
+    """
 
     C: Tensor
+    swept: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,8 +184,12 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
 
 def anls_(F: Tensor, piece: Normal, held: Held, sweep: Sweep, sums: Tensor) -> None:
     """The exact solution of the half-step, in place, by active sets. The cost depends on the
-    supports."""
-    sweep.ops["nnls_"](F, piece.C, held.G, sums)
+    supports.
+
+    Logs a warning when columns of F are given up."""
+    info = sweep.ops["nnls_"](F, piece.C, held.G, sums, warm=piece.swept)
+    if info.capped:
+        log.warning("anls: %d of %d columns are not solved: %s", info.capped, F.shape[1], info)
 
 
 HALF_STEPS = {"hals": hals_, "mu": mu_, "pgd": pgd_, "anls": anls_}
