@@ -117,16 +117,17 @@ def nnls_(
 
 
 def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
-    """The solution F' (K, m), differentiable with respect to C: on its support P, F'_P = G_PP⁻¹
-    C_P."""
-    with torch.no_grad():
-        solution = F.detach().clone()
-        sums = torch.zeros(2, dtype=torch.float64, device=C.device)
-        nnls_(solution, C, G, sums, warm=False)
-        # a concept that G does not see is on no support
-        passive = ((solution > 0) & (G.diagonal() > 0)[:, None]).T
+    """The solution F' (K, m), differentiable with respect to C: on the support P of the solution F,
+    F'_P = G_PP⁻¹ C_P.
+
+    Where concepts of P depend on each other F'_P is not unique: the smallest is taken.
+    """
+    # a concept that G does not see is on no support
+    passive = ((F.detach() > 0) & (G.diagonal() > 0)[:, None]).T
     index, used = _padded_support(passive)
-    solved = torch.linalg.solve(_gather_gram(G, index, used), C.T.gather(1, index) * used)
+    gram = _gather_gram(G.double(), index, used)
+    gram = gram + torch.diag_embed(RANK_TOLERANCE[torch.float64] * gram.diagonal(dim1=1, dim2=2))
+    solved = torch.linalg.solve(gram, C.double().T.gather(1, index) * used).to(C.dtype)
     return torch.zeros_like(C.T).scatter_add(1, index, solved * used).T
 
 
