@@ -152,7 +152,7 @@ void pgd_update(const std::string &dtype, Address F, Size stride_fk, Size stride
 
 void nnls(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address C,
           Size stride_ck, Size stride_cm, Address G, Size stride_g, Size stride_row, Address scale,
-          Size K, Size m, bool warm, double tolerance, double rank_tolerance, int max_steps,
+          Address index, Size K, Size m, bool warm, double tolerance, double rank_tolerance, int max_steps,
           int capacity, int block, Address account, Address sums, int threads) {
     check_sizes("K", K, m, threads);
     if (capacity < 1 || block < 1 || max_steps < 0)
@@ -176,6 +176,7 @@ void nnls(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, A
             stride_g,
             stride_row,
             pointer<const double>("scale", scale),
+            index ? pointer<const int32_t>("index", index) : nullptr,
             static_cast<int32_t>(K),
             m,
             warm,
@@ -185,7 +186,7 @@ void nnls(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, A
         const NnlsKernels<T> &kernels = nnls_kernels<T>();
         // a row costs some K² flops at least
         threads = threads_for(m, double(m) * K * K, threads);
-        const Size scratch_size = kernels.scratch_size(rows.rules, rows.K);
+        const Size scratch_size = kernels.scratch_size(rows.rules, rows.K, index && !stride_row);
         const Scratch<double> scratch(threads * scratch_size);
         for_tiles<true>(m, threads, total, [&](Size i, int thread, double *partial) {
             kernels.solve(rows, i, scratch.data + thread * scratch_size, partial);
@@ -231,14 +232,15 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "nnls", &nnls, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"), py::arg("stride_fm"),
         py::arg("C"), py::arg("stride_ck"), py::arg("stride_cm"), py::arg("G"), py::arg("stride_g"),
-        py::arg("stride_row"), py::arg("scale"), py::arg("K"), py::arg("m"), py::arg("warm"),
+        py::arg("stride_row"), py::arg("scale"), py::arg("index"), py::arg("K"), py::arg("m"), py::arg("warm"),
         py::arg("tolerance"), py::arg("rank_tolerance"), py::arg("max_steps"), py::arg("capacity"),
         py::arg("block"), py::arg("account"), py::arg("sums"), py::arg("threads"),
-        "F_i = argmin x'Gx / 2 - c'x over x >= 0, for every column i of F; see nnls_rows.h.\n\n"
-        "F, C (K, m) in any layout; G (K, K) of unit concepts with contiguous rows, stride_row from "
-        "one column's to the next or 0; scale (K,), or (m, K), float64: 1 over the norms of the "
-        "concepts, 0 for those that are left as they are. account: 24 bytes a column: int32 status, "
-        "support, steps, concepts that left; float64 slope.");
+        "F_i = argmin x'Gx / 2 - c'x over x >= 0, for every column i of F.\n\n"
+        "F, C (K, m) in any layout; G (K, K) of unit concepts with contiguous rows; scale float64: 1 "
+        "over the norms of the concepts, 0 for those that are left as they are. index: (m, K) int32, "
+        "the concepts that each column may use, -1 behind the last; or 0: all. G is then gathered, "
+        "or, with stride_row from one column's to the next, that of each column's concepts. account: "
+        "32 bytes a column: int32 status, support, steps, concepts that left; float64 slope, gain.");
     module.def("isa", [] { return isa().name; }, "The instruction set in use.");
     module.def(
         "isas",

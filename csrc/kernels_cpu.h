@@ -69,9 +69,10 @@ template <class T> struct UpdateKernels {
     void (*pgd)(const PgdUpdate<T> &, double *sums);
 };
 
-// solve takes row i, and needs scratch_size(rules, K) doubles; to sums it writes ‖ΔF_i‖², ‖F_i‖².
+// solve takes row i, and needs scratch_size(rules, K, gathers) doubles; gathers: rows have an index,
+// and no G of their own. To sums it writes ‖ΔF_i‖², ‖F_i‖².
 template <class T> struct NnlsKernels {
-    ptrdiff_t (*scratch_size)(const NnlsRules &rules, int K);
+    ptrdiff_t (*scratch_size)(const NnlsRules &rules, int K, bool gathers);
     void (*solve)(const NnlsRows<T> &, ptrdiff_t i, double *scratch, double *sums);
 };
 

@@ -279,7 +279,7 @@ template <class Team, class T, class S> struct NnlsRow {
         if (slack > worst) worst = slack;
         using namespace fastnmf;
         const int status = capped ? nnls_capped : worst > tolerance ? nnls_floored : nnls_solved;
-        return {status, p, steps, left, double(worst)};
+        return {status, p, steps, left, double(worst), double(gain())};
     }
 };
 
@@ -290,17 +290,28 @@ template <class T> FASTNMF_TEAM T unit_of(T steepest) {
     return T(ldexp(T(1), power < most ? power : most));
 }
 
-// Row i of `rows`, in scratch; sums ← ‖ΔF_i‖², ‖F_i‖². G is that of the row.
+// how many concepts row i may use
+template <class S> FASTNMF_TEAM int concepts(const NnlsRows<S> &rows, ptrdiff_t i) {
+    int K = rows.K;
+    if (rows.index)
+        while (K > 0 && rows.index[i * rows.K + K - 1] < 0) --K;
+    return K;
+}
+
+// Row i of `rows` with its K concepts, in scratch; sums ← ‖ΔF_i‖², ‖F_i‖² of these. G is that of the
+// row.
 template <class Team, class T, class S>
-FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, const S *G,
+FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, int K, const S *G,
                            ptrdiff_t stride_g, NnlsScratch<T> at, Triangle<T, Team::pack> M,
                            double *sums) {
-    const int K = rows.K;
-    S *F = rows.F + i * rows.stride_fm;
-    const S *C = rows.C + i * rows.stride_cm;
-    const double *scale = rows.scale + (rows.stride_row ? i * K : 0);
+    const int32_t *index = rows.index ? rows.index + i * rows.K : nullptr;
+    const auto F = [&](int k) -> S & {
+        return rows.F[(index ? index[k] : k) * rows.stride_fk + i * rows.stride_fm];
+    };
+    const auto scale = [&](int k) { return T(rows.scale[index ? index[k] : k]); };
     team.each(K, [&](int k) {
-        at.c[k] = scale[k] > 0 ? T(C[k * rows.stride_ck]) * T(scale[k]) : T(0);
+        const S *C = rows.C + (index ? index[k] : k) * rows.stride_ck + i * rows.stride_cm;
+        at.c[k] = scale(k) > 0 ? T(*C) * scale(k) : T(0);
     });
     team.sync();
     const T steepest = team.most(K, [&](int k) { return at.c[k]; });
@@ -309,28 +320,26 @@ FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, con
     const T unit = unit_of(steepest);
     team.each(K, [&](int k) {
         at.c[k] *= unit;
-        at.w[k] = scale[k] > 0 ? T(F[k * rows.stride_fk]) * unit / T(scale[k]) : T(0);
+        at.w[k] = scale(k) > 0 ? T(F(k)) * unit / scale(k) : T(0);
     });
     team.sync();
     NnlsRow<Team, T, S> row{team, K, G, stride_g, rows.rules, at, M};
-    const NnlsAccount account = row.solve(rows.warm);
+    NnlsAccount account = row.solve(rows.warm);
+    account.gain /= double(unit) * double(unit);
     team.each(K, [&](int k) { at.w[k] = all; });
     team.sync();
     team.each(row.p, [&](int q) { at.w[at.passive[q]] = at.x[q] / unit; });
     team.sync();
     const auto updated = [&](int k) {
-        return scale[k] > 0 ? S(at.w[k] * T(scale[k])) : F[k * rows.stride_fk];
+        return scale(k) > 0 ? S(at.w[k] * scale(k)) : F(k);
     };
     const T change = team.sum(K, [&](int k) {
-        const T delta = T(updated(k)) - T(F[k * rows.stride_fk]);
+        const T delta = T(updated(k)) - T(F(k));
         return delta * delta;
     });
-    team.each(K, [&](int k) { F[k * rows.stride_fk] = updated(k); });
+    team.each(K, [&](int k) { F(k) = updated(k); });
     team.sync();
-    const T norm = team.sum(K, [&](int k) {
-        const T value = T(F[k * rows.stride_fk]);
-        return value * value;
-    });
+    const T norm = team.sum(K, [&](int k) { return T(F(k)) * T(F(k)); });
     if (!team.leader()) return;
     sums[0] = double(change);
     sums[1] = double(norm);

@@ -180,26 +180,44 @@ struct Thread {
     }
 };
 
-// doubles for rows of K concepts: the triangle, eight vectors of `capacity`, four of K
-ptrdiff_t scratch_size(const NnlsRules &rules, int K) {
-    const ptrdiff_t across = (rules.capacity / 8 + 1) * 8;
-    return Triangle<double, 8>::offset(rules.capacity + 1) + 8 * across + 4 * ptrdiff_t(K) + 16;
+// eight vectors of the capacity, four of K and the triangle; first of all the G of few concepts
+ptrdiff_t scratch_size(const NnlsRules &rules, int K, bool gathers) {
+    const ptrdiff_t across = Triangle<double, 8>::length(rules.capacity);
+    const ptrdiff_t gathered = gathers ? ptrdiff_t(K) * K : 0;
+    return gathered + 8 * across + 4 * ptrdiff_t(K) +
+           Triangle<double, 8>::offset(rules.capacity + 1);
+}
+
+// to (K, K) ← G on the concepts of a row; in order, so that the prefetcher sees lines
+template <class S>
+void gather(S *to, const S *G, ptrdiff_t stride, const int32_t *index, int K) {
+    for (int a = 0; a < K; ++a) {
+        const S *row = G + index[a] * stride;
+        for (int b = 0; b < K; ++b) to[ptrdiff_t(a) * K + b] = row[index[b]];
+    }
 }
 
 template <class S> void solve(const NnlsRows<S> &rows, ptrdiff_t i, double *scratch, double *sums) {
-    const ptrdiff_t across = (rows.rules.capacity / 8 + 1) * 8;
+    const ptrdiff_t across = Triangle<double, 8>::length(rows.rules.capacity);
+    const int K = concepts(rows, i);
+    const S *G = rows.G + i * rows.stride_row;
+    ptrdiff_t stride_g = rows.stride_g;
     double *next = scratch;
     const auto take = [&](ptrdiff_t size) { return (next += size) - size; };
-    NnlsScratch<double> at{take(across), take(across), take(across), take(across), take(across),
-                           take(across), take(rows.K),  take(rows.K), nullptr,      nullptr,
-                           nullptr,      nullptr};
-    at.passive = reinterpret_cast<int *>(take(across));
-    at.moved = reinterpret_cast<int *>(take(across));
-    at.entering = reinterpret_cast<int *>(take(rows.K));
-    at.blocked = reinterpret_cast<int *>(take(rows.K));
+    const auto whole = [&](ptrdiff_t size) { return reinterpret_cast<int *>(take(size)); };
+    if (rows.index && !rows.stride_row) {
+        S *own = reinterpret_cast<S *>(take(ptrdiff_t(rows.K) * rows.K));
+        gather(own, G, stride_g, rows.index + i * rows.K, K);
+        G = own;
+        stride_g = K;
+    }
+    NnlsScratch<double> at;
+    for (double **vector : {&at.y, &at.x, &at.s, &at.l, &at.h, &at.r}) *vector = take(across);
+    for (double **vector : {&at.w, &at.c}) *vector = take(rows.K);
+    for (int **vector : {&at.passive, &at.moved}) *vector = whole(across);
+    for (int **vector : {&at.entering, &at.blocked}) *vector = whole(rows.K);
     Thread team;
-    nnls_row<Thread, double, S>(team, rows, i, rows.G + i * rows.stride_row, rows.stride_g, at,
-                                {nullptr, next, 0}, sums);
+    nnls_row<Thread, double, S>(team, rows, i, K, G, stride_g, at, {nullptr, next, 0}, sums);
 }
 
 } // namespace

@@ -18,16 +18,20 @@ struct NnlsRules {
     int32_t max_steps, capacity, block;
 };
 
-// one for every row; slope: the largest violation of the KKT conditions, as `tolerance` counts it
+// One for every row. support: passive concepts at the end. steps: searches, left: concepts that left.
+// slope: the largest violation of the KKT conditions, as `tolerance` counts it. gain: ‖X_i‖² less the
+// squared residual.
 struct NnlsAccount {
     int32_t status, support, steps, left;
-    double slope;
+    double slope, gain;
 };
 
 // F_i ← argmin ½ ‖X_i − F_iᵀ B‖² over F_i ≥ 0, for every row (column of F) i: by C = B Xᵀ and
 // G = B̂ B̂ᵀ of the unit concepts B̂_k = scale_k B_k. A concept with scale_k = 0 is dead: it keeps
-// its F_k. Element (k, i) of F and C as for View. warm: start from F. stride_row: from the G of one
-// row to the next, whose scales (m, K) then differ as well; 0 where all rows share both.
+// its F_k. Element (k, i) of F and C as for View. warm: start from F.
+// index (m, K), or null: the concepts that row i may use, −1 behind the last; no others are read or
+// written. stride_row: 0 where G is that of all concepts, else the way from one row's G, of the
+// concepts it may use, to the next.
 template <class S> struct NnlsRows {
     S *F;
     ptrdiff_t stride_fk, stride_fm;
@@ -36,6 +40,7 @@ template <class S> struct NnlsRows {
     const S *G;
     ptrdiff_t stride_g, stride_row;
     const double *scale;
+    const int32_t *index;
     int32_t K;
     ptrdiff_t m;
     bool warm;

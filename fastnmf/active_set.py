@@ -116,6 +116,41 @@ def nnls_(
     return NnlsInfo.join(account)
 
 
+def nnls_on_(
+    F: Tensor,
+    C: Tensor,
+    unit: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    *,
+    warm: bool,
+    max_steps: int | None = None,
+) -> tuple[NnlsInfo, Tensor]:
+    """nnls_ with column i of F restricted to the concepts index[i], −1 behind the last; in place.
+
+    F, C (K, m) of all concepts, of which no others are read or written. unit (K, K) and scale (K,)
+    as unit_gram returns them, or unit (m, q, q) on the concepts of index (m, q) int32. Returns the
+    account and what each column gains: ‖x‖² less its squared residual, (m,) float64. Column by
+    column here.
+    """
+    accounts = []
+    gain = torch.zeros(F.shape[1], dtype=torch.float64, device=F.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=F.device)
+    for i, row in enumerate(index.long()):
+        concepts = row[row >= 0]
+        q, length = len(concepts), scale[concepts, None].clamp(min=torch.finfo(C.dtype).tiny)
+        G = unit[i, :q, :q] if unit.dim() == 3 else unit[concepts[:, None], concepts]
+        G = torch.where(scale[concepts] > 0, G, 0)
+        c, x = C[concepts, i, None] * length, F[concepts, i, None] / length
+        x, c = x.to(C.dtype), c.to(C.dtype)
+        accounts.append(nnls_(x, c, G, sums, warm=warm, max_steps=max_steps))
+        used = scale[concepts] > 0
+        F[concepts[used], i] = (x * length).to(F.dtype)[used, 0]
+        x, c = x.double(), c.double()
+        gain[i] = (x * (2 * c - G.double() @ x)).sum()
+    return NnlsInfo.join(accounts), gain
+
+
 def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
     """The solution F' (K, m), differentiable with respect to C: on the support P of the solution F,
     F'_P = G_PP⁻¹ C_P.

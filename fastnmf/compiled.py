@@ -78,17 +78,37 @@ def nnls_(
     F: Tensor, C: Tensor, G: Tensor, sums: Tensor, *, warm: bool, max_steps: int | None = None
 ) -> NnlsInfo:
     """As active_set.nnls_, entering concepts in blocks; C in any layout. About m q³ flops."""
-    K, m = F.shape
-    unit, scale = unit_gram(G)
-    account = torch.empty(m, 3, dtype=torch.float64)
+    return _solve_rows(F, C, *unit_gram(G), None, sums, warm, max_steps)[0]
+
+
+def nnls_on_(
+    F: Tensor,
+    C: Tensor,
+    unit: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    *,
+    warm: bool,
+    max_steps: int | None = None,
+) -> tuple[NnlsInfo, Tensor]:
+    """As active_set.nnls_on_; C in any layout."""
+    return _solve_rows(F, C, unit, scale, index, F.new_zeros(2).double(), warm, max_steps)
+
+
+def _solve_rows(F, C, unit, scale, index, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
+    m = F.shape[1]
+    K = F.shape[0] if index is None else index.shape[1]
+    account = torch.empty(m, 4, dtype=torch.float64)
     _C.nnls(
         *_typed(F),
         *_placed(C),
         unit.data_ptr(),
-        unit.stride(0),
-        0,
+        unit.stride(-2),
+        unit.stride(0) if unit.dim() == 3 else 0,
         scale.data_ptr(),
-        *F.shape,
+        0 if index is None else index.data_ptr(),
+        K,
+        m,
         warm,
         TOLERANCE[C.dtype],
         RANK_TOLERANCE[C.dtype],
@@ -100,7 +120,7 @@ def nnls_(
         torch.get_num_threads(),
     )
     status, support = account.view(torch.int32)[:, :2].unbind(1)
-    return NnlsInfo(status, account[:, 2], support)
+    return NnlsInfo(status, account[:, 2], support), account[:, 3]
 
 
 OPERATIONS = {
@@ -109,6 +129,7 @@ OPERATIONS = {
     "mu_": mu_,
     "pgd_": pgd_,
     "nnls_": nnls_,
+    "nnls_on_": nnls_on_,
 }
 
 
