@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .active_set import RANK_TOLERANCE, TOLERANCE, NnlsInfo, most_steps, unit_gram
+from .nnls_info import RANK_TOLERANCE, TOLERANCE, NnlsInfo, most_steps, unit_gram
 
 # concepts that enter a support together: 0.7 to 1.3 of the time that 8 take, 1.3 to 4.7 times
 # faster than one by one (AVX-512, K = 64 to 2,000)

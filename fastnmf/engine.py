@@ -13,7 +13,7 @@ from torch import Tensor
 from .momentum import Momentum
 from .plan import Plan
 from .rows import Rows
-from .solvers import SOLVERS, squared_norm
+from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
 
@@ -133,13 +133,13 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool) -> _Run:
 def _update_codes_(run: _Run) -> None:
     half_step_, sums = HALF_STEPS[run.solver], run.statistics.sums
     if run.learn:
-        held = hold(run.solver, run.plan.codes, run.sweep, run.D, run.G)
+        held = hold(run.solver, run.plan.codes, run.sweep, run.D, run.G, len(run.Z))
         for part, X, target in _code_pieces(run, held):
             half_step_(run.Z[part].T, target, held, run.sweep, sums)
             run.statistics.add_(X, run.Z[part])
         return
     if run.kept is None:
-        held = hold(run.solver, run.plan.codes, run.sweep, run.D)
+        held = hold(run.solver, run.plan.codes, run.sweep, run.D, m=len(run.Z))
         solver = SOLVERS[run.solver]
         run.kept = [(*piece, held, Momentum(solver)) for piece in _code_pieces(run, held)]
     for part, _, target, held, momentum in run.kept:
@@ -163,25 +163,26 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[slice, Tensor, Normal 
             yield part, X, Normal(C, run.swept)
         else:
             E = scratch("E", m, d) if run.E is None else run.E[part]
-            yield part, X, Residual(X.T, E.T, fresh=run.iterations_since_fresh > 0)
+            yield part, X, Residual(X.T, E.T, run.iterations_since_fresh > 0, run.swept)
 
 
 def _update_dictionary_(run: _Run) -> Tensor:
     """One half-step on D, in place; returns ‖A − Z D‖², a float64 scalar."""
-    half_step_, sweep, D = HALF_STEPS[run.solver], run.sweep, run.D
+    solver, sweep, D = learner(run.solver, len(run.D)), run.sweep, run.D
+    half_step_ = HALF_STEPS[solver]
     sums = torch.zeros_like(run.statistics.sums)
     if run.plan.dictionary == "normal":
-        held = hold(run.solver, "normal", sweep, None, run.statistics.gram)
+        held = hold(solver, "normal", sweep, None, run.statistics.gram)
         half_step_(D, Normal(run.statistics.cross, run.swept), held, sweep, sums)
         G = D @ D.T
         run.G = G if run.plan.codes == "normal" else None
         return run.statistics.squared_error(D, G)
-    held = hold(run.solver, "residual", sweep, run.Z.T)
+    held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1])
     carried = run.solver == "hals" and run.plan.codes == "residual"
-    half_step_(D, Residual(run.rows.A, run.E, carried), held, sweep, sums)
+    half_step_(D, Residual(run.rows.A, run.E, carried, run.swept), held, sweep, sums)
     if carried:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % REFRESH
-    return squared_norm(run.E) if run.solver == "hals" else sums[2]
+    return squared_norm(run.E) if solver == "hals" else sums[2]
 
 
 def _read(unread: list, squared_data: Tensor, learn: bool) -> list[Iteration]:

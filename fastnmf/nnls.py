@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .active_set import NnlsInfo
+from . import plan
 from .backends import select
+from .nnls_info import NnlsInfo
 from .options import whole
 from .rows import read_rows
+from .sweeps import Operations
+from .working_set import GRAM_BYTES, hold_concepts, working_set_
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +63,27 @@ def nnls(
         start = read_rows(Z0, device=device, name="Z0", features=K, columns="concepts").A
         # a zero concept would keep the value it starts from
         Z.copy_(start * norms)
-    G = D @ D.T
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
     account = []
     chunk_rows = max(1, _SCRATCH // max(D.shape))
+    solve = _solver(D, n, ops, warm=Z0 is not None, max_steps=max_iter)
     for first in range(0, n, chunk_rows):
         chunk = slice(first, first + chunk_rows)
-        C = A[chunk].to(dtype) @ D.T
-        account.append(
-            ops["nnls_"](Z[chunk].T, C.T, G, sums, warm=Z0 is not None, max_steps=max_iter)
-        )
+        account.append(solve(Z[chunk], A[chunk].to(dtype)))
     Z /= torch.where(alive, norms, 1)
     info = NnlsInfo.join(account)
     if info.capped:
         log.warning("nnls: %d of %d rows are not solved: %s", info.capped, n, info)
     return (Z, info) if return_info else Z
+
+
+def _solver(D: Tensor, n: int, ops: Operations, **asked) -> Callable[[Tensor, Tensor], NnlsInfo]:
+    """solve(Z, A) for rows at a time: with the Gram matrix of all concepts if n rows are worth it,
+    else on working sets."""
+    sums = torch.zeros(3, dtype=torch.float64, device=D.device)
+    K, d = D.shape
+    form = plan.choose(n, d, K, D.element_size(), "anls", learn=False).codes
+    if form == "normal" and K * K * D.element_size() <= GRAM_BYTES:
+        G = D @ D.T
+        return lambda Z, A: ops["nnls_"](Z.T, (A @ D.T).T, G, sums, **asked)
+    held = hold_concepts(D, n)
+    return lambda Z, A: working_set_(Z.T, A.T, held, sums, ops["nnls_on_"], **asked)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .active_set import CAPPED, FLOORED, SOLVED, TOLERANCE, NnlsInfo
+from .nnls_info import CAPPED, FLOORED, SOLVED, TOLERANCE, NnlsInfo
 
 # concepts that may join a row's set in a round
 GROWTH = 128
@@ -105,7 +105,9 @@ def _solve_(Z: Tensor, X: Tensor, held: Concepts, sums: Tensor, nnls_on_, max_st
         violation = torch.where(used, slope.abs(), slope).amax(1).clamp_(min=0).double()
         slope.masked_fill_(used, torch.inf)
         steep = torch.where(used, 0, slope).amax(1)
-        done = (steep <= tolerance) | stuck
+        # a start may be far from the solution on what it uses
+        settled = (violation <= tolerance) | (gain[going] > -torch.inf)
+        done = ((steep <= tolerance) & settled) | stuck
         ended = going[done]
         Z[ended], kkt[ended] = z[done], violation[done]
         unsolved = status[ended] == SOLVED

@@ -12,7 +12,9 @@ from half_steps import BACKEND_NAMES, supplies
 from oracle import TOLERANCES, kkt_residual
 
 from fastnmf import NMF, InvalidInput, nnls
-from fastnmf.active_set import CAPPED, SOLVED
+from fastnmf.backends import select
+from fastnmf.nnls_info import CAPPED, SOLVED
+from fastnmf.working_set import hold_concepts, working_set_
 
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "anls")]
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
@@ -184,18 +186,71 @@ def test_nnls_follows_the_scale_of_a_row(backend):
     np.testing.assert_allclose(scaled, powers * Z, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("K", [20, 90])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_anls_never_raises_the_loss_and_ends_below_hals(K, dtype):
+def patches():
+    """8 × 8 patches of an image of smooth shapes, (400, 64)."""
+    y, x = np.mgrid[0:160, 0:160] / 160
+    image = 0.5 + 0.25 * np.sin(9 * x + 14 * y**2) + 0.25 * np.cos(23 * x * y) * (x > y)
+    return image.reshape(20, 8, 20, 8).swapaxes(1, 2).reshape(400, 64)
+
+
+def digits():
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
-    A = torch.tensor(datasets.load_digits().data[:300] / 16, dtype=getattr(torch, dtype))
-    errors = {}
-    for solver in ("anls", "hals"):
-        model = NMF(K, solver=solver, tol=0, max_iter=8, seed=0, init="random")
-        Z, D = model.fit(A)
-        errors[solver] = model.fit_info_.relative_error
-        if solver == "anls":
-            losses = [one.relative_error for one in model.fit_info_.history]
-    slack = {"float32": 3e-4, "float64": 1e-12}[dtype]
+    return datasets.load_digits().data[:400] / 16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("K", [20, 90])
+@pytest.mark.parametrize("data", [digits, patches])
+def test_anls_never_raises_the_loss_and_ends_no_higher_than_hals(data, K, dtype):
+    A = torch.tensor(data(), dtype=getattr(torch, dtype))
+
+    def loss(solver, iterations):
+        Z, D = NMF(K, solver=solver, tol=0, max_iter=iterations, seed=0, init="random").fit(A)
+        return float((A - Z @ D).double().square().sum())
+
+    losses = [loss("anls", iterations) for iterations in range(1, 9)]
+    slack = {"float32": 1e-5 * losses[0], "float64": 1e-12 * float(A.square().sum())}[dtype]
     assert all(after <= before + slack for before, after in itertools.pairwise(losses))
-    assert errors["anls"] <= errors["hals"]
+    assert losses[-1] <= loss("hals", 8)
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("shared", [True, False], ids=["gram", "own_grams"])
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@EVERY_FAMILY
+def test_working_sets_end_at_the_solution_on_all_concepts(
+    name, dtype, warm, shared, backend, monkeypatch
+):
+    monkeypatch.setattr("fastnmf.working_set.GROWTH", 7)
+    monkeypatch.setattr("fastnmf.working_set._ROWS", 11)
+    monkeypatch.setattr("fastnmf.working_set.GRAM_BYTES", 2**31 if shared else 0)
+    A, D = (torch.tensor(M.astype(dtype)) for M in family(name, n=13))
+    start = nnls(A.flip(1), D, backend=backend) if warm else torch.rand(13, len(D))
+    F, sums = start.to(A.dtype).T.clone(), torch.zeros(3, dtype=torch.float64)
+    _, ops = select("anls", A.device, backend)
+    held = hold_concepts(D, 10**6)
+    assert (held.unit is not None) == shared
+    info = working_set_(F, A.T, held, sums, ops["nnls_on_"], warm=warm)
+    alive = D.any(1)
+    assert (F >= 0).all()
+    assert torch.equal(F[~alive], start.to(A.dtype).T[~alive])
+    assert kkt_residual(F[alive].numpy(), A.numpy(), D[alive].numpy()) <= TOLERANCES["anls", dtype]
+    assert info.capped == 0
+    assert float(sums[1]) == pytest.approx(float(F.double().square().sum()), rel=1e-5)
+    assert float(sums[0]) == pytest.approx(float((F.T - start).double().square().sum()), rel=1e-5)
+
+
+def test_anls_hands_very_many_concepts_to_hals_and_says_so():
+    model = NMF(4001, solver="anls", max_iter=2, tol=0, seed=0)
+    model.fit(torch.rand(6, 5))
+    assert model.fit_info_.dictionary_solver == "hals"
+    assert "anls (dictionary: hals)" in str(model.fit_info_)
+
+
+def test_fit_warns_when_columns_meet_the_cap(caplog, monkeypatch):
+    monkeypatch.setattr("fastnmf.compiled.most_steps", lambda K: 1, raising=False)
+    with caplog.at_level(logging.WARNING, logger="fastnmf.sweeps"):
+        NMF(20, solver="anls", max_iter=1, tol=0, seed=0).fit(torch.rand(30, 40))
+    if "cpp" in BACKENDS:
+        assert "columns are not solved" in caplog.text

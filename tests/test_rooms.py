@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # each room, from the ground up: it imports only rooms on the lines above its own
 FLOORS = [
-    {"_version", "errors", "_C"},
+    {"_version", "errors", "nnls_info", "_C"},
     {"active_set", "rows"},
-    {"solvers", "init", "compiled"},
+    {"solvers", "init", "compiled", "working_set"},
     {"momentum", "plan", "statistics", "sweeps", "backends"},
     {"engine"},
     {"info", "options", "progress"},
