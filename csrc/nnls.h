@@ -26,9 +26,11 @@
 #include "nnls_rows.h"
 
 #if defined(__CUDACC__)
-#define FASTNMF_TEAM __host__ __device__ __forceinline__
+#define FASTNMF_TEAM __device__ __forceinline__
+#define FASTNMF_EVERYWHERE __host__ __device__ __forceinline__
 #else
 #define FASTNMF_TEAM inline __attribute__((always_inline))
+#define FASTNMF_EVERYWHERE FASTNMF_TEAM
 #endif
 
 namespace {
@@ -43,8 +45,8 @@ template <class T, int pack> struct Triangle {
     T *near, *far;
     int near_rows;
 
-    static FASTNMF_TEAM int length(int i) { return (i / pack + 1) * pack; }
-    static FASTNMF_TEAM int64_t offset(int i) {
+    static FASTNMF_EVERYWHERE int length(int i) { return (i / pack + 1) * pack; }
+    static FASTNMF_EVERYWHERE int64_t offset(int i) {
         const int64_t full = i / pack;
         return full * (full + 1) / 2 * (pack * pack) + (i - full * pack) * (full + 1) * pack;
     }
