@@ -185,7 +185,7 @@ class Solver:
     unrolled: Callable[[Tensor, Tensor, Tensor], Tensor]
     exact: bool = False
     # anls: the time of a column of D grows with the cube of its support, a third of the concepts:
-    # 5 ms at K = 1,000, 25 ms at 2,000, 0.2 s at 4,000 (one thread, AVX2)
+    # 5 ms at K = 1,000, 25 ms at 2,000 (one thread, AVX2), so some 0.2 s at 4,000
     learns_up_to: float = float("inf")
     most_momentum: float = 1.0
     least_share: float = 0.0
