@@ -1,7 +1,7 @@
 // fastnmf._C: checks arguments, releases the GIL and deals tiles of columns to kernels and threads.
 //
 // Matrices come as an address and strides in elements; nothing here knows torch. The caller keeps
-// the memory alive and sees to its dtype. CPU kernels: hals_cpu.cpp, update_cpu.cpp.
+// the memory alive and sees to its dtype. CPU kernels: hals_cpu.cpp, update_cpu.cpp, nnls_cpu.cpp.
 
 #include <pybind11/pybind11.h>
 
@@ -145,6 +145,52 @@ void pgd_update(const std::string &dtype, Address F, Size stride_fk, Size stride
     });
 }
 
+// nnls
+
+void nnls(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address C,
+          Size stride_ck, Size stride_cm, Address G, Size stride_g, Size stride_row, Address scale,
+          Address index, Size K, Size m, bool warm, double tolerance, double rank_tolerance, int max_steps,
+          int capacity, int block, Address account, Address sums, int threads) {
+    check_sizes("K", K, m, threads);
+    if (capacity < 1 || block < 1 || max_steps < 0)
+        refuse("capacity = ", capacity, ", block = ", block, ", max_steps = ", max_steps,
+               ": at least 1, 1 and 0 are needed");
+    with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        double *total = pointer<double>("sums", sums);
+        if (K == 0 || m == 0) return;
+        view<T>("F", F, stride_fk, stride_fm, K, m);
+        view<const T>("C", C, stride_ck, stride_cm, K, m);
+        view<const T>("G", G, stride_g, 1, K, K);
+        const NnlsRows<T> rows{
+            pointer<T>("F", F),
+            stride_fk,
+            stride_fm,
+            pointer<const T>("C", C),
+            stride_ck,
+            stride_cm,
+            pointer<const T>("G", G),
+            stride_g,
+            stride_row,
+            pointer<const double>("scale", scale),
+            index ? pointer<const int32_t>("index", index) : nullptr,
+            static_cast<int32_t>(K),
+            m,
+            warm,
+            {tolerance, rank_tolerance, max_steps, std::min(capacity, static_cast<int>(K)), block},
+            pointer<NnlsAccount>("account", account)};
+        py::gil_scoped_release released;
+        const NnlsKernels<T> &kernels = nnls_kernels<T>();
+        // a row costs some K² flops at least
+        threads = threads_for(m, double(m) * K * K, threads);
+        const Size scratch_size = kernels.scratch_size(rows.rules, rows.K, index && !stride_row);
+        const Scratch<double> scratch(threads * scratch_size);
+        for_tiles<true>(m, threads, total, [&](Size i, int thread, double *partial) {
+            kernels.solve(rows, i, scratch.data + thread * scratch_size, partial);
+        });
+    });
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -180,6 +226,18 @@ PYBIND11_MODULE(_C, module) {
                py::arg("momentum"), py::arg("K"), py::arg("m"), py::arg("sums"), py::arg("threads"),
                "F_new = max(0, Y - step gradient); Y = F_new + momentum (F_new - F); F = F_new.\n\n"
                "All (K, m) in any layout.");
+    module.def(
+        "nnls", &nnls, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"), py::arg("stride_fm"),
+        py::arg("C"), py::arg("stride_ck"), py::arg("stride_cm"), py::arg("G"), py::arg("stride_g"),
+        py::arg("stride_row"), py::arg("scale"), py::arg("index"), py::arg("K"), py::arg("m"), py::arg("warm"),
+        py::arg("tolerance"), py::arg("rank_tolerance"), py::arg("max_steps"), py::arg("capacity"),
+        py::arg("block"), py::arg("account"), py::arg("sums"), py::arg("threads"),
+        "F_i = argmin x'Gx / 2 - c'x over x >= 0, for every column i of F.\n\n"
+        "F, C (K, m) in any layout; G (K, K) of unit concepts with contiguous rows; scale float64: 1 "
+        "over the norms of the concepts, 0 for those that are left as they are. index: (m, K) int32, "
+        "the concepts that each column may use, -1 behind the last; or 0: all. G is then gathered, "
+        "or, with stride_row from one column's to the next, that of each column's concepts. account: "
+        "32 bytes a column: int32 status, support, steps, concepts that left; float64 slope, gain.");
     module.def("isa", [] { return isa().name; }, "The instruction set in use.");
     module.def(
         "isas",

@@ -19,12 +19,14 @@ struct Isa {
     const HalsKernels<double> &hals_float64;
     const UpdateKernels<float> &update_float32;
     const UpdateKernels<double> &update_float64;
+    const NnlsKernels<float> &nnls_float32;
+    const NnlsKernels<double> &nnls_float64;
 };
 
 #define FASTNMF_ISA_ROW(isa, usable)                                                               \
     Isa {                                                                                          \
         #isa, usable, isa::hals_float32, isa::hals_float64, isa::update_float32,                   \
-            isa::update_float64                                                                    \
+            isa::update_float64, isa::nnls_float32, isa::nnls_float64                              \
     }
 
 // worst first
@@ -79,6 +81,13 @@ template <class T> const UpdateKernels<T> &update_kernels() {
         return isa().update_float32;
     else
         return isa().update_float64;
+}
+
+template <class T> const NnlsKernels<T> &nnls_kernels() {
+    if constexpr (std::is_same_v<T, float>)
+        return isa().nnls_float32;
+    else
+        return isa().nnls_float64;
 }
 
 } // namespace fastnmf

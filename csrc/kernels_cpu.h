@@ -1,12 +1,14 @@
 // What bindings.cpp and the CPU kernels share: arguments, and the kernels of one instruction set.
 //
-// hals_cpu.cpp and update_cpu.cpp are compiled once per instruction set, into namespaces of that
+// hals_cpu.cpp, update_cpu.cpp and nnls_cpu.cpp are compiled once per instruction set, into namespaces of that
 // name. Besides the tables at the end of each, all names in them have internal linkage: of an
 // inline function or template with external linkage, std's included, the linker keeps one copy
 // for everybody, and that could be the one with AVX-512 in it. `nm` must show no W, V or u.
 #pragma once
 
 #include <cstddef>
+
+#include "nnls_rows.h"
 
 namespace fastnmf {
 
@@ -66,12 +68,21 @@ template <class T> struct UpdateKernels {
     void (*pgd)(const PgdUpdate<T> &, double *sums);
 };
 
+// solve takes row i, and needs scratch_size(rules, K, gathers) doubles; gathers: rows have an index,
+// and no G of their own. To sums it writes ‖ΔF_i‖², ‖F_i‖².
+template <class T> struct NnlsKernels {
+    ptrdiff_t (*scratch_size)(const NnlsRules &rules, int K, bool gathers);
+    void (*solve)(const NnlsRows<T> &, ptrdiff_t i, double *scratch, double *sums);
+};
+
 #define FASTNMF_DECLARE(isa)                                                                       \
     namespace isa {                                                                                \
     extern const HalsKernels<float> hals_float32;                                                  \
     extern const HalsKernels<double> hals_float64;                                                 \
     extern const UpdateKernels<float> update_float32;                                              \
     extern const UpdateKernels<double> update_float64;                                             \
+    extern const NnlsKernels<float> nnls_float32;                                                  \
+    extern const NnlsKernels<double> nnls_float64;                                                 \
     }
 FASTNMF_DECLARE(baseline)
 FASTNMF_DECLARE(avx2)

@@ -22,11 +22,17 @@ inline int threads_for(ptrdiff_t tiles, double flops, int allowed) {
 }
 
 // work(tile, thread, two doubles) for every tile; the doubles are added to sums[0], sums[1] in the
-// order of tiles, whatever the number of threads.
-template <class Work> void for_tiles(ptrdiff_t tiles, int threads, double *sums, Work work) {
+// order of tiles, whatever the number of threads. uneven: tiles differ in what they cost, and a
+// thread that is done takes the next.
+template <bool uneven = false, class Work>
+void for_tiles(ptrdiff_t tiles, int threads, double *sums, Work work) {
     std::vector<double> partial(2 * tiles);
 #ifdef _OPENMP
-    if (threads > 1) {
+    if (threads > 1 && uneven) {
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+        for (ptrdiff_t tile = 0; tile < tiles; ++tile)
+            work(tile, omp_get_thread_num(), &partial[2 * tile]);
+    } else if (threads > 1) {
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (ptrdiff_t tile = 0; tile < tiles; ++tile)
             work(tile, omp_get_thread_num(), &partial[2 * tile]);

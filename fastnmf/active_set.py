@@ -7,85 +7,136 @@ Finite at any rank, so K > d is safe.
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from .nnls_info import (
+    CAPPED,
+    FLOORED,
+    RANK_TOLERANCE,
+    SOLVED,
+    TOLERANCE,
+    NnlsInfo,
+    most_steps,
+    unit_gram,
+)
 
-# a row is solved when no concept's slope, relative to the row's largest, is above this
-_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-# a concept whose squared distance from the span of the passive ones is below this is not entered
-_RANK_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
 # numbers in the largest scratch array
 _SCRATCH = 1 << 22
 
 
-def nnls_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
-    """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, every column for itself, starting
-    from F.
+def nnls_(
+    F: Tensor,
+    C: Tensor,
+    G: Tensor,
+    sums: Tensor,
+    *,
+    warm: bool,
+    max_steps: int | None = None,
+) -> NnlsInfo:
+    """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, every column for itself.
 
-    F, C (K, m); G (K, K). Computed in float64, to the precision that C and G have. A concept with
-    G_kk = 0 is left as it is. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². Logs a warning when
-    a column is not solved after 10 K + 20 changes of its support. About m q⁴ / 12 flops for
-    supports of q concepts. Synchronises.
+    F, C (K, m); G (K, K). Computed in float64, to the precision that C and G have. warm: start from
+    F, which pays where F is an exact solution of a similar problem; else from zero. A concept with
+    G_kk = 0 is left as it is. max_steps: changes of a column's support at most; None: most_steps(K)
+    in blocks, here ten times that one by one. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖².
+    About m q⁴ / 12 flops for supports of q concepts. Synchronises.
     """
-    tolerance, rank_tolerance = _TOLERANCE[C.dtype], _RANK_TOLERANCE[C.dtype]
-    diagonal = G.diagonal().double()
-    alive = diagonal >= torch.finfo(C.dtype).tiny
-    scale = torch.where(alive, diagonal, 1).sqrt()
-    # unit concepts: slopes and pivots of different concepts can be compared
-    G = torch.where(alive[:, None] & alive, G.double() / scale[:, None] / scale, 0)
+    G, scale = unit_gram(G)
+    G, alive = G.double(), scale > 0
+    scale = torch.where(alive, 1 / scale, 1)
     K, m = F.shape
-    unsolved = 0
+    limits = (
+        TOLERANCE[C.dtype],
+        RANK_TOLERANCE[C.dtype],
+        10 * most_steps(K) if max_steps is None else max_steps,
+    )
     width = max(1, _SCRATCH // max(K, min(K, 512) ** 2))
+    account = []
     for first in range(0, m, width):
         part = slice(first, first + width)
         c = torch.where(alive, C[:, part].T.double() / scale, 0)
-        x = torch.where(alive, F[:, part].T.double() * scale, 0)
-        unsolved += _solve_rows_(x, c, G, alive, tolerance, rank_tolerance)
+        x = torch.where(alive, F[:, part].T.double() * scale, 0) if warm else torch.zeros_like(c)
+        account.append(_solve_rows_(x, c, G, alive, *limits))
         updated = torch.where(alive[:, None], (x / scale).T.to(F.dtype), F[:, part])
         sums[0] += (updated - F[:, part]).square().sum(dtype=torch.float64)
         sums[1] += updated.square().sum(dtype=torch.float64)
         F[:, part] = updated
-    if unsolved:
-        log.warning("nnls: %d of %d rows are not solved to %.0e", unsolved, m, tolerance)
+    return NnlsInfo.join(account)
+
+
+def nnls_on_(
+    F: Tensor,
+    C: Tensor,
+    unit: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    *,
+    warm: bool,
+    max_steps: int | None = None,
+) -> tuple[NnlsInfo, Tensor]:
+    """nnls_ with column i of F restricted to the concepts index[i], −1 behind the last; in place.
+
+    F, C (K, m) of all concepts, of which no others are read or written. unit (K, K) and scale (K,)
+    as unit_gram returns them, or unit (m, q, q) on the concepts of index (m, q) int32. Returns the
+    account and what each column gains: ‖x‖² less its squared residual, (m,) float64. Column by
+    column here.
+    """
+    accounts = []
+    gain = torch.zeros(F.shape[1], dtype=torch.float64, device=F.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=F.device)
+    for i, row in enumerate(index.long()):
+        concepts = row[row >= 0]
+        q, length = len(concepts), scale[concepts, None].clamp(min=torch.finfo(C.dtype).tiny)
+        G = unit[i, :q, :q] if unit.dim() == 3 else unit[concepts[:, None], concepts]
+        G = torch.where(scale[concepts] > 0, G, 0)
+        c, x = C[concepts, i, None] * length, F[concepts, i, None] / length
+        x, c = x.to(C.dtype), c.to(C.dtype)
+        accounts.append(nnls_(x, c, G, sums, warm=warm, max_steps=max_steps))
+        used = scale[concepts] > 0
+        F[concepts[used], i] = (x * length).to(F.dtype)[used, 0]
+        x, c = x.double(), c.double()
+        gain[i] = (x * (2 * c - G.double() @ x)).sum()
+    return NnlsInfo.join(accounts), gain
 
 
 def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
-    """The solution F' (K, m), differentiable with respect to C: on its support P, F'_P = G_PP⁻¹
-    C_P."""
-    with torch.no_grad():
-        solution = F.detach().clone()
-        nnls_(solution, C, G, torch.zeros(2, dtype=torch.float64, device=C.device))
-        # a concept that G does not see is on no support
-        passive = ((solution > 0) & (G.diagonal() > 0)[:, None]).T
+    """The solution F' (K, m), differentiable with respect to C: on the support P of the solution F,
+    F'_P = G_PP⁻¹ C_P.
+
+    Where concepts of P depend on each other F'_P is not unique: the smallest is taken.
+    """
+    # a concept that G does not see is on no support
+    passive = ((F.detach() > 0) & (G.diagonal() > 0)[:, None]).T
     index, used = _padded_support(passive)
-    solved = torch.linalg.solve(_gather_gram(G, index, used), C.T.gather(1, index) * used)
+    gram = _gather_gram(G.double(), index, used)
+    gram = gram + torch.diag_embed(RANK_TOLERANCE[torch.float64] * gram.diagonal(dim1=1, dim2=2))
+    solved = torch.linalg.solve(gram, C.double().T.gather(1, index) * used).to(C.dtype)
     return torch.zeros_like(C.T).scatter_add(1, index, solved * used).T
 
 
-def _solve_rows_(x: Tensor, c: Tensor, G: Tensor, alive: Tensor, tolerance, rank_tolerance) -> int:
-    """Lawson & Hanson for every row of x (r, K) at a time; returns how many rows met the cap."""
+def _solve_rows_(
+    x: Tensor, c: Tensor, G: Tensor, alive: Tensor, tolerance, rank_tolerance, max_steps: int
+) -> NnlsInfo:
+    """Lawson & Hanson for every row of x (r, K) at a time."""
     passive = x > 0
     everyone = torch.arange(x.shape[0], device=x.device)
     singular = _settle_(x, passive, everyone, c, G, rank_tolerance)
     # a start whose support is not independent says nothing: start such rows from zero
     x[singular], passive[singular] = 0, False
     blocked = (~alive).expand_as(x).clone()
-    floor = tolerance * c.abs().amax(1)
+    floor = tolerance * c.amax(1)
     slope = c - x @ G
     value = _objective(x, c, slope)
     rows = everyone
-    for _ in range(10 * x.shape[1] + 20):
+    for step in range(max_steps + 1):
         steepest, entering = (
             slope[rows].masked_fill_(passive[rows] | blocked[rows], -torch.inf).max(1)
         )
         going = steepest > floor[rows]
         rows, entering = rows[going], entering[going]
-        if not len(rows):
-            return 0
+        if not len(rows) or step == max_steps:
+            break
         before_x, before_passive = x[rows], passive[rows]
         passive[rows, entering] = True
         singular = _settle_(x, passive, rows, c, G, rank_tolerance)
@@ -100,7 +151,16 @@ def _solve_rows_(x: Tensor, c: Tensor, G: Tensor, alive: Tensor, tolerance, rank
         blocked[stuck, entering[~better]] = True
         blocked[rows[better]] = ~alive
         value[rows[better]] = lower[better]
-    return len(rows)
+    return _account(x, c, slope, rows, tolerance)
+
+
+def _account(x: Tensor, c: Tensor, slope: Tensor, capped: Tensor, tolerance: float) -> NnlsInfo:
+    """How the rows x ended, of which those named met the cap."""
+    violation = torch.where(x > 0, slope.abs(), slope.clamp(min=0)).amax(1)
+    kkt = torch.where(violation > 0, violation / c.amax(1).clamp(min=1e-300), 0)
+    status = torch.where(kkt > tolerance, FLOORED, SOLVED).int()
+    status[capped] = CAPPED
+    return NnlsInfo(status, kkt, (x > 0).sum(1).int())
 
 
 def _objective(x: Tensor, c: Tensor, slope: Tensor) -> Tensor:

@@ -73,9 +73,7 @@ def _load_cpp() -> dict[str, Callable]:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend(
-            "cpp", ("hals_block_", "hals_sweep_", "mu_", "pgd_"), ("cpu",), _probe_cpp, _load_cpp
-        ),
+        Backend("cpp", tuple(REFERENCE), ("cpu",), _probe_cpp, _load_cpp),
         Backend("torch", tuple(REFERENCE), (), lambda: None, lambda: REFERENCE),
     )
 }

@@ -16,7 +16,7 @@ from .engine import Iteration, Outcome, factorize_
 from .info import FitInfo, count_codes
 from .init import resolve, start
 from .rows import Rows
-from .solvers import squared_norm
+from .solvers import learner, squared_norm
 from .statistics import squared_error
 from .sweeps import Operations
 
@@ -100,6 +100,7 @@ class Fitter:
             dtype=str(A.dtype).removeprefix("torch."),
             device=str(A.device),
             solver=self.solver,
+            dictionary_solver=learner(self.solver, self.K),
             backend=self.backend,
             form=chosen.form,
             block=chosen.block,

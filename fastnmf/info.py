@@ -17,9 +17,11 @@ class FitInfo:
     """How a fit went; printed, a readable account.
 
     n, d, nb_concepts: the sizes. solver, backend, form, block, piece_rows: what computed it (see
-    plan.py). init: the start taken. iterations, stopped_by ('tol', 'max_iter' or 'callback'),
-    converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned.
-    relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. mean_l0: mean number of non-zero codes a row.
+    plan.py). dictionary_solver: what updated the dictionary: the solver, or hals where there are
+    more concepts than it goes to. init: the start taken. iterations, stopped_by ('tol', 'max_iter'
+    or 'callback'), converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors
+    returned. relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. mean_l0: mean number of non-zero
+    codes a row.
     dead_concepts: concepts whose codes or dictionary row are all zero. seconds: the whole fit,
     start included. history: one Iteration for each.
     """
@@ -30,6 +32,7 @@ class FitInfo:
     dtype: str
     device: str
     solver: str
+    dictionary_solver: str
     backend: str
     form: str
     block: int
@@ -59,10 +62,13 @@ class FitInfo:
             "max_iter": "not converged: max_iter reached",
             "callback": "stopped by the callback",
         }
+        solver = self.solver
+        if self.dictionary_solver != solver:
+            solver += f" (dictionary: {self.dictionary_solver})"
         lines = {
             "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
             "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead",
-            "solver": f"{self.solver}, {self.form} form, backend {self.backend}, start {self.init}",
+            "solver": f"{solver}, {self.form} form, backend {self.backend}, start {self.init}",
             "pieces": f"{self.piece_rows:,} rows, blocks of {self.block} concepts",
             "relative error": f"{self.relative_error:.6g}",
             "mean L0": f"{self.mean_l0:.4g} concepts a row",

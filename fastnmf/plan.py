@@ -12,7 +12,8 @@ import os
 from dataclasses import dataclass, field
 
 from .errors import InvalidInput
-from .solvers import SOLVERS, pgd_momenta
+from .solvers import SOLVERS, learner, pgd_momenta
+from .working_set import GROWTH, ROUNDS
 
 FORMS = ("normal", "residual")
 # concepts swept between two GEMMs, and bytes of a piece of rows with its workspaces: what is tried
@@ -85,7 +86,11 @@ def half_step_flops(solver: str, form: str, m: int, p: int, K: int, block: int, 
     steps = len(pgd_momenta()) if solver == "pgd" else 1
     if form == "normal":
         return 2 * m * p * K + 2 * p * K * K + sweeps * steps * 2 * m * K * K
-    per_sweep = {"hals": 4 * m * p * K + 2 * m * K * block, "mu": 6 * m * p * K}
+    per_sweep = {
+        "hals": 4 * m * p * K + 2 * m * K * block,
+        "mu": 6 * m * p * K,
+        "anls": ROUNDS * m * (4 * p * K + 2 * p * (2 * GROWTH) ** 2),
+    }
     setup = 2 * m * p * K + 2 * p * K * block if solver == "hals" else 0
     return setup + sweeps * per_sweep.get(solver, steps * 4 * m * p * K)
 
@@ -160,7 +165,9 @@ def choose(
         (codes, dictionary, min(concepts, K), rows)
         for codes in forms
         for dictionary in (forms if learn else (codes,))
-        for concepts in ([block] if block else BLOCKS if solver == "hals" else WIDE_BLOCKS)
+        for concepts in (
+            [block] if block else BLOCKS if "hals" in (solver, learner(solver, K)) else WIDE_BLOCKS
+        )
         for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows)
     )
     return min(
@@ -196,8 +203,9 @@ def predict(
         # codes in all iterations but the first of REFRESH
         carried = solver == "hals" and codes == dictionary == "residual"
         kept = 2 * n * d * K * (2 - 1 / REFRESH) if carried else 0
-        flops += half_step_flops(solver, dictionary, d, n, K, block) - kept
-        seconds += half_step_seconds(solver, dictionary, d, n, K, block, d, itemsize, on)
+        by = learner(solver, K)
+        flops += half_step_flops(by, dictionary, d, n, K, block) - kept
+        seconds += half_step_seconds(by, dictionary, d, n, K, block, d, itemsize, on)
         seconds -= kept / (on.gemm * on.threads * 4 / itemsize)
     return Plan(codes, dictionary, block, piece_rows, flops, seconds)
 

@@ -1,5 +1,4 @@
-"""Solver records and the plain-torch updates they need: the reference, and the fallback on every
-device.
+"""Solver records and the plain-torch updates they need: the reference, the fallback everywhere.
 
 An update changes one factor, or a block of its concepts, in place. It knows nothing of rows,
 chunks, files or stopping (engine.py) nor of how its operands were made (sweeps.py).
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .active_set import nnls_, nnls_unrolled
+from .active_set import nnls_, nnls_on_, nnls_unrolled
 
 # concepts swept one after the other before the rest of the block is updated by a GEMM
 _INNER = 16
@@ -174,8 +173,9 @@ class Solver:
 
     operations: what a backend supplies for it, by name. forms: the forms its half-steps exist in.
     exact: whether one half-step solves its problem. most_momentum, least_share: the largest β
-    of an extrapolation (momentum.py), and how much of a code it must leave. unrolled(F, C, G) → F':
-    one half-step out of place, through which `encode` differentiates.
+    of an extrapolation (momentum.py), and how much of a code it must leave. learns_up_to: the
+    concepts up to which it updates the dictionary; beyond, one sweep of hals does. unrolled(F, C,
+    G) → F': one half-step out of place, through which `encode` differentiates.
     """
 
     name: str
@@ -184,6 +184,9 @@ class Solver:
     forms: tuple[str, ...]
     unrolled: Callable[[Tensor, Tensor, Tensor], Tensor]
     exact: bool = False
+    # anls: the time of a column of D grows with the cube of its support, a third of the concepts:
+    # 5 ms at K = 1,000, 25 ms at 2,000 (one thread, AVX2), so some 0.2 s at 4,000
+    learns_up_to: float = float("inf")
     most_momentum: float = 1.0
     least_share: float = 0.0
 
@@ -220,13 +223,20 @@ SOLVERS = {
         Solver(
             "anls",
             "alternating non-negative least squares, exact",
-            ("nnls_",),
-            ("normal",),
+            ("nnls_", "nnls_on_"),
+            ("normal", "residual"),
             nnls_unrolled,
             exact=True,
+            learns_up_to=4000,
         ),
     )
 }
+
+
+def learner(solver: str, K: int) -> str:
+    """The solver whose half-step updates a dictionary of K concepts: itself, as far as it goes."""
+    return solver if K <= SOLVERS[solver].learns_up_to else "hals"
+
 
 # every operation there is, in plain torch: what the backend `torch` supplies, and what a faster one
 # leaves out
@@ -236,4 +246,5 @@ REFERENCE = {
     "mu_": mu_,
     "pgd_": pgd_,
     "nnls_": nnls_,
+    "nnls_on_": nnls_on_,
 }

@@ -28,8 +28,9 @@ def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[
     size = K + OVERSAMPLES
     # whole: 2 m p² flops in float64; iterated: 20 m p · size or more
     whole = p <= 4 * size
-    # keeps XᵀX Q and the norms in range for data near the limits of the dtype
-    inverse = 1 / X.amax().clamp(min=TINY)
+    # keeps XᵀX Q and the norms in range for data near the limits of the dtype, and Q times itself,
+    # where a draw may be 5, for data of zeros
+    inverse = 2**-4 / X.amax().clamp(min=TINY)
     # one more than scikit-learn, whose 7 or 4 end with half a pass
     passes = 8 if K < 0.1 * p else 5
     Q = None if whole else _range_basis(X, inverse, normal((p, size), A, generator), passes)

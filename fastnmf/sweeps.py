@@ -8,6 +8,7 @@ backend.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from .solvers import add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
+from .working_set import Concepts, hold_concepts, working_set_
+
+log = logging.getLogger(__name__)
 
 Operations = dict[str, Callable]
 
@@ -61,17 +65,21 @@ class Held:
 
     G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: B_S B_Sᵀ of every
     block, for hals in residual form. step: 1 / L, L a bound of the largest eigenvalue of G, for
-    pgd.
+    pgd. concepts: norms of B and perhaps G of unit concepts, for anls in residual form.
     """
 
     B: Tensor | None
     G: Tensor | None = None
     grams: tuple[Tensor, ...] = ()
     step: Tensor | None = None
+    concepts: Concepts | None = None
 
 
-def hold(solver: str, form: str, sweep: Sweep, B: Tensor | None, G: Tensor | None = None) -> Held:
-    """What a half-step of this solver and form needs to know of B, computed once for all pieces.
+def hold(
+    solver: str, form: str, sweep: Sweep, B: Tensor | None, G: Tensor | None = None, m: int = 1
+) -> Held:
+    """What a half-step of this solver and form on m columns needs to know of B, computed once for
+    all pieces.
 
     2 K² p flops in normal form unless G is given; 2 K |S| p for hals in residual form, where G is
     never formed.
@@ -84,14 +92,20 @@ def hold(solver: str, form: str, sweep: Sweep, B: Tensor | None, G: Tensor | Non
         return Held(B, grams=tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0])))
     if solver == "pgd":
         return Held(B, step=1 / largest_eigenvalue(lambda v: B @ (B.T @ v), B.square().sum(1)))
+    if solver == "anls":
+        return Held(B, concepts=hold_concepts(B, m))
     return Held(B)
 
 
 @dataclass(frozen=True)
 class Normal:
-    """The data of a half-step in normal form: C (K, m) = B Xᵀ."""
+    """The data of a half-step in normal form: C (K, m) = B Xᵀ.
+
+    swept: F is what a half-step of the same kind left, for anls an exact solution to start from.
+    """
 
     C: Tensor
+    swept: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,13 +113,14 @@ class Residual:
     """The data of a half-step in residual form: Xt (p, m), and Et (p, m) for the residual Xt − Bᵀ
     F.
 
-    hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for mu
-    and pgd it is scratch.
+    hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for the
+    others it is scratch. swept: as for Normal.
     """
 
     Xt: Tensor
     Et: Tensor
     fresh: bool = False
+    swept: bool = False
 
 
 def hals_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -175,10 +190,18 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
     add_squares_(sums, start.sub_(F), F)
 
 
-def anls_(F: Tensor, piece: Normal, held: Held, sweep: Sweep, sums: Tensor) -> None:
+def anls_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
     """The exact solution of the half-step, in place, by active sets. The cost depends on the
-    supports."""
-    sweep.ops["nnls_"](F, piece.C, held.G, sums)
+    supports. In residual form on working sets, without work on all of C or G.
+
+    Logs a warning when columns of F are given up."""
+    if isinstance(piece, Normal):
+        info = sweep.ops["nnls_"](F, piece.C, held.G, sums, warm=piece.swept)
+    else:
+        solve = sweep.ops["nnls_on_"]
+        info = working_set_(F, piece.Xt, held.concepts, sums, solve, warm=piece.swept)
+    if info.capped:
+        log.warning("anls: %d of %d columns are not solved: %s", info.capped, F.shape[1], info)
 
 
 HALF_STEPS = {"hals": hals_, "mu": mu_, "pgd": pgd_, "anls": anls_}

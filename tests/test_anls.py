@@ -18,10 +18,11 @@ BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "anls")]
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["normal", "residual"])
 @pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
-def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, dtype, backend):
+def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, form, kind, dtype, backend):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
-    Z1, D1, _ = iterate("anls", A, Z, D, form="normal", dtype=dtype, backend=backend)
+    Z1, D1, _ = iterate("anls", A, Z, D, form=form, dtype=dtype, backend=backend)
     tolerance = TOLERANCES["anls", dtype_name(dtype)]
     assert (Z1 >= 0).all()
     assert (D1 >= 0).all()
@@ -72,11 +73,12 @@ def test_nnls_takes_signed_data():
     assert kkt_residual(nnls(A, D).numpy().T, A, D) <= 1e-9
 
 
-def test_anls_objective_never_rises_beyond_rank():
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_anls_objective_never_rises_beyond_rank(form):
     A, Z, D = problem(40, 12, 30)
     losses = []
     for _ in range(10):
-        Z, D, _ = iterate("anls", A, Z, D, form="normal", dtype=torch.float64)
+        Z, D, _ = iterate("anls", A, Z, D, form=form, dtype=torch.float64)
         losses.append(((A - Z @ D) ** 2).sum())
     slack = 1e-12 * (A**2).sum()
     assert all(after <= before + slack for before, after in itertools.pairwise(losses))

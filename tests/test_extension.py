@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import TOLERANCES, relative_difference
+from oracle import TOLERANCES, kkt_residual, relative_difference
 
+from fastnmf import nnls
 from fastnmf.backends import BACKENDS
 
 REASON = BACKENDS["cpp"].probe()
@@ -279,6 +280,41 @@ def test_hals_block_refuses_what_cannot_be(extension, changes, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         extension.hals_block(**{**given, **changes})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("K", [1, 7, 8, 9, 33, 130])
+def test_nnls_satisfies_the_kkt_conditions(extension, K, dtype):
+    rng = np.random.default_rng(K)
+    A, D = (np.maximum(rng.standard_normal((m, 40)), 0).astype(dtype) for m in (25, K))
+    Z = nnls(A, D, backend="cpp").numpy()
+    assert kkt_residual(Z.T, A, D) <= TOLERANCES["anls", dtype]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"capacity": 0}, "capacity = 0"),
+        ({"block": 0}, "block = 0"),
+        ({"max_steps": -1}, "max_steps = -1"),
+        ({"G": 0}, "G is a null pointer"),
+        ({"scale": 4}, "scale = 4 is not aligned to 8"),
+        ({"stride_ck": 0}, r"C \(4 x 50\) has strides \(0, 1\)"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_nnls_refuses_what_cannot_be(extension, changes, message):
+    F, C, G = (torch.rand(shape).double() for shape in ((4, 50), (4, 50), (4, 4)))
+    scale, account = torch.ones(4).double(), torch.empty(50, 4).double()
+    given = {
+        "dtype": "float64", "F": F.data_ptr(), "stride_fk": 50, "stride_fm": 1,
+        "C": C.data_ptr(), "stride_ck": 50, "stride_cm": 1, "G": G.data_ptr(), "stride_g": 4,
+        "stride_row": 0, "scale": scale.data_ptr(), "index": 0, "K": 4, "m": 50, "warm": False,
+        "tolerance": 1e-12, "rank_tolerance": 1e-11, "max_steps": 9, "capacity": 4, "block": 2,
+        "account": account.data_ptr(), "sums": account.data_ptr(), "threads": 1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        extension.nnls(**{**given, **changes})
 
 
 def test_force_isa_names_what_is_usable(extension):

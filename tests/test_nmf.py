@@ -63,7 +63,6 @@ def test_unknown_option_raises_type_error_with_the_nearest(option, nearest):
         ({"seed": "0"}, TypeError),
         ({"backend": "tritn"}, InvalidInput),
         ({"form": "norml"}, InvalidInput),
-        ({"solver": "anls", "form": "residual"}, InvalidInput),
         ({"block": 0}, InvalidInput),
         ({"chunk_rows": 0}, InvalidInput),
         ({"callback": 3}, TypeError),

@@ -15,10 +15,16 @@ def test_form_is_normal_for_few_concepts_and_residual_for_many(solver):
     assert choose(20000, 384, 10000, 4, solver).form == "residual"
 
 
-def test_anls_has_only_the_normal_form():
+def test_anls_works_on_all_concepts_unless_they_are_very_many():
     assert choose(200, 38, 1000, 4, "anls").form == "normal"
-    with pytest.raises(InvalidInput, match="residual"):
-        choose(200, 38, 1000, 4, "anls", form="residual")
+    assert choose(20000, 384, 2000, 4, "anls").codes == "normal"
+    assert choose(100, 384, 10000, 4, "anls", learn=False).codes == "residual"
+    assert choose(20000, 384, 30000, 4, "anls").codes == "residual"
+
+
+def test_form_that_does_not_exist_is_refused():
+    with pytest.raises(InvalidInput, match="normal, residual"):
+        choose(200, 38, 1000, 4, "anls", form="diagonal")
 
 
 @pytest.mark.parametrize("solver", ["mu", "pgd"])
