@@ -172,7 +172,9 @@ class Solver:
     """What the loop must know of a solver. The half-steps themselves are in sweeps.py, under the
     same name.
 
-    operations: what a backend supplies for it, by name. forms: the forms its half-steps exist in.
+    operations: what a backend supplies for it, by name. fused: products and update in one, which a
+    backend may supply besides; without, sweeps.py makes them of torch's products and the first
+    kind. forms: the forms its half-steps exist in.
     exact: whether one half-step solves its problem. most_momentum, least_share: the largest β
     of an extrapolation (momentum.py), and how much of a code it must leave. unrolled(F, C, G) → F':
     one half-step out of place, through which `encode` differentiates.
@@ -183,6 +185,7 @@ class Solver:
     operations: tuple[str, ...]
     forms: tuple[str, ...]
     unrolled: Callable[[Tensor, Tensor, Tensor], Tensor]
+    fused: tuple[str, ...] = ()
     exact: bool = False
     most_momentum: float = 1.0
     least_share: float = 0.0
@@ -207,6 +210,7 @@ SOLVERS = {
             ("mu_",),
             ("normal", "residual"),
             mu_unrolled,
+            fused=("mu_normal_", "mu_residual_"),
             # a code that is zero stays zero
             least_share=0.5,
         ),
@@ -216,6 +220,7 @@ SOLVERS = {
             ("pgd_",),
             ("normal", "residual"),
             pgd_unrolled,
+            fused=("pgd_normal_", "pgd_residual_"),
         ),
         Solver(
             "anls",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .solvers import add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
+from .solvers import SOLVERS, add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 
 Operations = dict[str, Callable]
 
@@ -139,16 +139,28 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     2 m K² flops in normal form, 6 m p K in residual form, where the Gram matrix is never formed.
     """
     if isinstance(piece, Normal):
-        denominator = torch.mm(held.G, F, out=sweep.scratch.like(F, "denominator"))
-        sweep.ops["mu_"](F, piece.C, denominator, held.G.diagonal() > 0, sums)
-        return
+        return _mu_normal_(F, piece.C, held.G, sweep, sums)
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)
+    if fused_ := sweep.ops.get("mu_residual_"):
+        alive = held.B.square().sum(1) > 0
+        return fused_(F, piece.Xt.T, reconstruction.T, held.B, alive, sums)
     for S in sweep.blocks(F.shape[0]):
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
         C = torch.mm(B, piece.Xt, out=sweep.scratch.like(F[S], "numerator"))
         sweep.ops["mu_"](F[S], C, denominator, B.square().sum(1) > 0, sums)
+
+
+def _mu_normal_(F: Tensor, C: Tensor, G: Tensor, sweep: Sweep, sums: Tensor) -> None:
+    alive = G.diagonal() > 0
+    if fused_ := sweep.ops.get("mu_normal_"):
+        updated = sweep.scratch.like(F, "updated")
+        fused_(F, C, G, updated, alive, sums)
+        F.copy_(updated)
+        return
+    denominator = torch.mm(G, F, out=sweep.scratch.like(F, "denominator"))
+    sweep.ops["mu_"](F, C, denominator, alive, sums)
 
 
 def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -157,6 +169,8 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
     Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is
     never formed. The momentum starts anew in every half-step.
     """
+    if SOLVERS["pgd"].fused[0] in sweep.ops:
+        return _pgd_fused_(F, piece, held, sweep, sums)
     start = sweep.scratch.like(F, "start").copy_(F)
     Y = sweep.scratch.like(F, "Y").copy_(F)
     for index, momentum in enumerate(pgd_momenta()):
@@ -173,6 +187,26 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
             torch.mm(held.B[S], piece.Et, out=gradient)
             sweep.ops["pgd_"](F[S], Y[S], gradient, held.step, momentum)
     add_squares_(sums, start.sub_(F), F)
+
+
+def _pgd_fused_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor):
+    """The same with a kernel for each step. F is the start, and written by the last step only."""
+    scratch = sweep.scratch
+    newest = scratch.like(F, "newest")
+    points = scratch.like(F, "Y"), scratch.like(F, "next Y")
+    before, Y, momenta = F, F, pgd_momenta()
+    for index, momentum in enumerate(momenta):
+        last = index + 1 == len(momenta)
+        after = F if last else newest
+        rest = (after, points[index % 2], F, held.step, momentum, sums if last else None)
+        if isinstance(piece, Normal):
+            sweep.ops["pgd_normal_"](before, Y, piece.C, held.G, *rest)
+        else:
+            torch.addmm(piece.Xt, held.B.T, Y, alpha=-1, out=piece.Et)
+            if index == 0:
+                sums[2] += squared_norm(piece.Et)
+            sweep.ops["pgd_residual_"](before, Y, piece.Et.T, held.B, *rest)
+        before, Y = newest, points[index % 2]
 
 
 def anls_(F: Tensor, piece: Normal, held: Held, sweep: Sweep, sums: Tensor) -> None:
