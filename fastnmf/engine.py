@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .momentum import Momentum
 from .plan import Plan
+from .precision import products_in
 from .rows import Rows
 from .solvers import SOLVERS, squared_norm
 from .statistics import Statistics
@@ -19,6 +20,8 @@ from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Works
 
 # iterations that one residual serves, updated and not computed anew, where both halves keep it
 REFRESH = 8
+# of the residual's norm: beyond this drift it is computed anew twice as often
+_MOST_DRIFT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. stopped_by: 'tol', 'max_iter' or 'callback'."""
+    """How a run ended. stopped_by: 'tol', 'max_iter' or 'callback'. drift: the most by which a
+    residual carried in tf32 was found to differ from a new one, relative to it; NaN where none was.
+    """
 
     history: tuple[Iteration, ...]
     stopped_by: str
+    drift: float = float("nan")
 
 
 @dataclass
@@ -60,6 +66,8 @@ class _Run:
     # the residual A − Z D (n, d), where the dictionary half reads it; after so many iterations
     E: Tensor | None
     iterations_since_fresh: int = 0
+    refresh: int = REFRESH
+    carried: bool = False
     # G of the dictionary, where the statistics of the last iteration needed it
     G: Tensor | None = None
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
@@ -86,33 +94,43 @@ def factorize_(
     tol ≤ 0 never stops. Synchronises once an iteration if tol or each asks for it, else once at the
     end. Raises ArithmeticError when the factors overflow.
     """
-    run = _prepare(Z, D, rows, solver, ops, plan, learn)
+    with products_in("highest") as allowed:
+        run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
+        return _iterate_(run, max_iter, tol, each)
+
+
+def _iterate_(run: _Run, max_iter: int, tol: float, each) -> Outcome:
+    learn = run.learn
     watched = tol > 0 or each is not None
     begun = time.perf_counter()
     history: list[Iteration] = []
     unread: list[tuple[int, Tensor, float]] = []
-    stopped_by = "max_iter"
+    stopped_by, drifts = "max_iter", []
     for iteration in range(1, max_iter + 1):
         run.statistics.clear_()
+        fresh = run.iterations_since_fresh == 0
         _update_codes_(run)
-        measured = run.statistics.sums[:2].clone()
+        measured = run.statistics.sums.clone()
         error = _update_dictionary_(run) if learn else measured.new_full((), torch.nan)
-        measured = torch.cat((measured, error[None]))
+        measured[2] = error
         unread.append((iteration, measured, time.perf_counter() - begun))
         if not watched:
             continue
-        history += _read(unread, run.statistics.squared_data, learn)
+        history += _read(unread, run, drifts)
         if each is not None and each(history[-1]):
             stopped_by = "callback"
             break
         if tol > 0 and history[-1].relative_change <= tol:
-            stopped_by = "tol"
-            break
-    history += _read(unread, run.statistics.squared_data, learn)
-    return Outcome(tuple(history), stopped_by)
+            if fresh or run.sweep.allowed == "highest":
+                stopped_by = "tol"
+                break
+            # what was carried in tf32 does not decide: once more, from a residual in float32
+            run.iterations_since_fresh = 0
+    history += _read(unread, run, drifts)
+    return Outcome(tuple(history), stopped_by, max(drifts, default=float("nan")))
 
 
-def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool) -> _Run:
+def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str) -> _Run:
     moments = learn and plan.dictionary == "normal"
     return _Run(
         Z,
@@ -121,7 +139,7 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool) -> _Run:
         solver,
         plan,
         learn,
-        Sweep(ops, plan.block, Workspace(D.dtype, D.device)),
+        Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed),
         Statistics(rows, D.shape[0], moments=moments),
         torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None,
     )
@@ -160,7 +178,8 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[slice, Tensor, Normal 
             yield part, X, Normal(C)
         else:
             E = scratch("E", m, d) if run.E is None else run.E[part]
-            yield part, X, Residual(X.T, E.T, fresh=run.iterations_since_fresh > 0)
+            fresh = run.iterations_since_fresh > 0
+            yield part, X, Residual(X.T, E.T, fresh, run.carried and not fresh)
 
 
 def _update_dictionary_(run: _Run) -> Tensor:
@@ -177,23 +196,30 @@ def _update_dictionary_(run: _Run) -> Tensor:
     carried = run.solver == "hals" and run.plan.codes == "residual"
     half_step_(D, Residual(run.rows.A, run.E, carried), held, sweep, sums)
     if carried:
-        run.iterations_since_fresh = (run.iterations_since_fresh + 1) % REFRESH
+        run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
+        run.carried = True
     return squared_norm(run.E) if run.solver == "hals" else sums[2]
 
 
-def _read(unread: list, squared_data: Tensor, learn: bool) -> list[Iteration]:
-    """Bring what was measured to the host, in one transfer, and empty the list."""
+def _read(unread: list, run: _Run, drifts: list[float]) -> list[Iteration]:
+    """Bring what was measured to the host, in one transfer, and empty the list.
+
+    Drifts found are appended; where one is large, the residual is computed anew more often.
+    """
     if not unread:
         return []
-    whole = float(squared_data)
+    whole, learn = float(run.statistics.squared_data), run.learn
     read = []
     numbers = torch.stack([measured for _, measured, _ in unread]).tolist()
-    for (iteration, _, seconds), (change, norm, error) in zip(unread, numbers, strict=True):
+    for (iteration, _, seconds), (change, norm, error, drift) in zip(unread, numbers, strict=True):
         if not (norm < float("inf") and (error < float("inf") or not learn)):
             raise ArithmeticError(
                 f"the factors overflowed in iteration {iteration}: A is too large for its dtype; "
                 "scale it down (A / A.max()) or pass it as float64"
             )
+        if drift > 0 and error > 0:
+            drifts.append((drift / error) ** 0.5)
+            run.refresh = max(1, run.refresh // 2) if drifts[-1] > _MOST_DRIFT else run.refresh
         relative_change = (change / norm) ** 0.5 if norm > 0 else 0.0 if change == 0 else 1.0
         relative_error = (error / whole) ** 0.5 if whole > 0 else 0.0 if learn else float("nan")
         read.append(Iteration(iteration, relative_change, relative_error, seconds))

@@ -15,6 +15,7 @@ from . import plan
 from .engine import Iteration, Outcome, factorize_
 from .info import FitInfo, count_codes
 from .init import resolve, start
+from .precision import in_tf32, products_in
 from .rows import Rows
 from .solvers import squared_norm
 from .statistics import squared_error
@@ -90,14 +91,16 @@ class Fitter:
     ) -> FitInfo:
         n, d = A.shape
         whole = squared_norm(A).sqrt()
-        error = squared_error(Rows(A), Z, D, chosen.piece_rows).sqrt()
+        with products_in("highest"):
+            error = squared_error(Rows(A), Z, D, chosen.piece_rows).sqrt()
         mean_l0, dead = count_codes(Z, D)
+        dtype = str(A.dtype).removeprefix("torch.")
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(
             n=n,
             d=d,
             nb_concepts=self.K,
-            dtype=str(A.dtype).removeprefix("torch."),
+            dtype=dtype,
             device=str(A.device),
             solver=self.solver,
             backend=self.backend,
@@ -112,5 +115,7 @@ class Fitter:
             mean_l0=mean_l0,
             dead_concepts=dead,
             seconds=time.perf_counter() - self.begun,
+            precision="tf32" if in_tf32(A) and "residual" in chosen.form else dtype,
+            drift=outcome.drift,
             history=outcome.history,
         )

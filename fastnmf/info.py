@@ -3,6 +3,7 @@ first."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ class FitInfo:
     n, d, nb_concepts: the sizes. solver, backend, form, block, piece_rows: what computed it (see
     plan.py). init: the start taken. iterations, stopped_by ('tol', 'max_iter' or 'callback'),
     converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned.
-    relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. mean_l0: mean number of non-zero codes a row.
+    relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. precision: of the products, the dtype or
+    'tf32'; drift: the most by which a residual carried in tf32 differed from a new one, else NaN. mean_l0: mean number of non-zero codes a row.
     dead_concepts: concepts whose codes or dictionary row are all zero. seconds: the whole fit,
     start included. history: one Iteration for each.
     """
@@ -42,6 +44,8 @@ class FitInfo:
     mean_l0: float
     dead_concepts: int
     seconds: float
+    precision: str
+    drift: float
     history: tuple[Iteration, ...] = field(repr=False)
 
     @property
@@ -70,6 +74,11 @@ class FitInfo:
             "last change": f"{self.relative_change:.3g} of ‖Z‖",
             "time": f"{self.seconds:.3g} s",
         }
+        if self.precision != self.dtype:
+            drift = (
+                "not measured" if math.isnan(self.drift) else f"{self.drift:.2g} of the residual"
+            )
+            lines["precision"] = f"{self.precision}, largest drift {drift}"
         return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .active_set import nnls_, nnls_unrolled
+from .precision import in_tf32, round_tf32
 
 # concepts swept one after the other before the rest of the block is updated by a GEMM
 _INNER = 16
@@ -25,8 +26,8 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
     """F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; k = 0 … s−1, in place.
 
     F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta
-    receives the change of F, sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². A concept with G_kk =
-    0 is left as it is. m s² flops. Does not synchronise. Source: Cichocki & Phan, 2009 (fast HALS).
+    receives the change of F, rounded where products of it are tf32; sums (2,) float64 is increased
+    by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is. m s² flops. Does not synchronise. Source: Cichocki & Phan, 2009 (fast HALS).
     """
     s = F.shape[0]
     inverse = _inverse_or_zero(G.diagonal())[:, None]
@@ -45,6 +46,8 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
             R[last:].addmm_(G[last:, first:last], delta[first:last], alpha=-1)
     F.add_(delta)
     add_squares_(sums, delta, F)
+    if in_tf32(delta):
+        round_tf32(delta, delta)
 
 
 def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:

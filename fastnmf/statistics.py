@@ -14,13 +14,13 @@ class Statistics:
     """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ where the dictionary half-step reads them, and
     float64 sums.
 
-    sums (3,): ‖ΔZ‖², ‖Z‖², and the squared residual norm where a half-step in residual form comes
-    by it.
+    sums (4,): ‖ΔZ‖², ‖Z‖², the squared residual norm where a half-step in residual form comes by
+    it, and how far a residual had drifted, squared, where one that was carried was computed anew.
     """
 
     def __init__(self, rows: Rows, K: int, *, moments: bool) -> None:
         A = rows.A
-        self.sums = torch.zeros(3, dtype=torch.float64, device=A.device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=A.device)
         self.squared_data = squared_norm(A)
         self.cross = A.new_zeros(K, A.shape[1]) if moments else None
         self.gram = A.new_zeros(K, K) if moments else None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .precision import in_tf32, products_in, round_tf32
 from .solvers import SOLVERS, add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 
 Operations = dict[str, Callable]
@@ -45,11 +46,14 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all half-steps of a run share: the operations, the concepts in a block, scratch."""
+    """What all half-steps of a run share: the operations, the concepts in a block, scratch, and the
+    precision that torch allows products: it is used in residual form only, where it does no harm
+    (README, design)."""
 
     ops: Operations
     block: int
     scratch: Workspace
+    allowed: str = "highest"
 
     def blocks(self, K: int) -> Iterator[slice]:
         return (slice(k, min(k + self.block, K)) for k in range(0, K, self.block))
@@ -100,12 +104,13 @@ class Residual:
     F.
 
     hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for mu
-    and pgd it is scratch.
+    and pgd it is scratch. carried: whether Et, not fresh, holds what became of an older residual.
     """
 
     Xt: Tensor
     Et: Tensor
     fresh: bool = False
+    carried: bool = False
 
 
 def hals_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -124,13 +129,29 @@ def hals_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: T
 
 def _hals_residual_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
     if not piece.fresh:
+        _refresh_(F, piece, held, sweep, sums)
+    with products_in(sweep.allowed):
+        for S, gram in zip(sweep.blocks(F.shape[0]), held.grams, strict=True):
+            B = held.B[S]
+            R = torch.mm(B, piece.Et, out=sweep.scratch("R", len(B), F.shape[1]))
+            delta = sweep.scratch("delta", *R.shape)
+            sweep.ops["hals_block_"](F[S], R, gram, delta, sums)
+            if in_tf32(B):
+                B = round_tf32(B, sweep.scratch.like(B, "rounded"))
+            piece.Et.addmm_(B.T, delta, alpha=-1)
+
+
+def _refresh_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
+    """E ← X − Fᵀ B in the dtype of F; where products are less than that, sums[3] is increased by
+    what E had drifted, squared."""
+    if not piece.carried or sweep.allowed == "highest":
         torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=piece.Et)
-    for S, gram in zip(sweep.blocks(F.shape[0]), held.grams, strict=True):
-        B = held.B[S]
-        R = torch.mm(B, piece.Et, out=sweep.scratch("R", len(B), F.shape[1]))
-        delta = sweep.scratch("delta", *R.shape)
-        sweep.ops["hals_block_"](F[S], R, gram, delta, sums)
-        piece.Et.addmm_(B.T, delta, alpha=-1)
+        return
+    p, m = piece.Xt.shape
+    fresh = sweep.scratch("fresh", m, p).T
+    torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=fresh)
+    sums[3] += squared_norm(piece.Et.sub_(fresh))
+    piece.Et.copy_(fresh)
 
 
 def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -144,7 +165,8 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     sums[2] += squared_norm(piece.Xt - reconstruction)
     if fused_ := sweep.ops.get("mu_residual_"):
         alive = held.B.square().sum(1) > 0
-        return fused_(F, piece.Xt.T, reconstruction.T, held.B, alive, sums)
+        with products_in(sweep.allowed):
+            return fused_(F, piece.Xt.T, reconstruction.T, held.B, alive, sums)
     for S in sweep.blocks(F.shape[0]):
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
@@ -205,7 +227,8 @@ def _pgd_fused_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, s
             torch.addmm(piece.Xt, held.B.T, Y, alpha=-1, out=piece.Et)
             if index == 0:
                 sums[2] += squared_norm(piece.Et)
-            sweep.ops["pgd_residual_"](before, Y, piece.Et.T, held.B, *rest)
+            with products_in(sweep.allowed):
+                sweep.ops["pgd_residual_"](before, Y, piece.Et.T, held.B, *rest)
         before, Y = newest, points[index % 2]
 
 

@@ -29,23 +29,10 @@ TILES = ((16_384, 128), (0, 32))
 
 @triton.jit
 def _sweep_tile(
-    r,
-    F_ptr,
-    stride_fk,
-    stride_fm,
-    G_ptr,
-    stride_g,
-    delta_ptr,
-    stride_d,
-    columns,
-    inside,
-    left,
-    BLOCK_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TF32: tl.constexpr,
+    r, F_ptr, stride_fk, stride_fm, G_ptr, stride_g, delta_ptr, stride_d, columns, inside, left,
+    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, TF32: tl.constexpr,
     STORE: tl.constexpr,
-):
+):  # fmt: skip
     """Sweep the first min(left, BLOCK_K) concepts at F_ptr, r (BLOCK_K, BLOCK_M) being what is owed
     to them; returns ‖Δ‖² and ‖F‖² of every sample."""
     # the alignment that the compiler may know of: with more it would give a thread several samples
@@ -88,20 +75,9 @@ def _sweep_tile(
 
 @triton.jit
 def _subtract_before_(
-    R_ptr,
-    stride_r,
-    G_ptr,
-    stride_g,
-    delta_ptr,
-    stride_d,
-    columns,
-    inside,
-    first,
-    s,
-    SUB: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-):
+    R_ptr, stride_r, G_ptr, stride_g, delta_ptr, stride_d, columns, inside, first, s,
+    SUB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
     """R_i −= G_ij Δ_j for i in the SUB concepts from `first` on and all j before them, in tf32."""
     rows = first + tl.arange(0, SUB)
     steps = tl.arange(0, BLOCK_T)
@@ -120,25 +96,10 @@ def _subtract_before_(
 
 @triton.jit
 def _hals_block_kernel(
-    F_ptr,
-    R_ptr,
-    G_ptr,
-    delta_ptr,
-    partial_ptr,
-    s,
-    m,
-    stride_fk,
-    stride_fm,
-    stride_r,
-    stride_g,
-    stride_d,
-    BLOCK_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    SUB: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TF32: tl.constexpr,
-):
+    F_ptr, R_ptr, G_ptr, delta_ptr, partial_ptr, s, m, stride_fk, stride_fm, stride_r, stride_g,
+    stride_d, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, SUB: tl.constexpr,
+    BLOCK_T: tl.constexpr, WIDTH: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
     BYTES: tl.constexpr = F_ptr.dtype.element_ty.primitive_bitwidth // 8
     columns = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = columns < m
@@ -182,22 +143,9 @@ def _hals_block_kernel(
 
 @triton.jit
 def _hals_sweep_kernel(
-    F_ptr,
-    C_ptr,
-    G_ptr,
-    partial_ptr,
-    K,
-    m,
-    stride_fk,
-    stride_fm,
-    stride_ck,
-    stride_cm,
-    stride_g,
-    BLOCK_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    WIDTH: tl.constexpr,
-    WIDTH_C: tl.constexpr,
-):
+    F_ptr, C_ptr, G_ptr, partial_ptr, K, m, stride_fk, stride_fm, stride_ck, stride_cm, stride_g,
+    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, WIDTH_C: tl.constexpr,
+):  # fmt: skip
     """A whole sweep in normal form: what is owed to a tile is C − G F with F as it is by then."""
     BYTES: tl.constexpr = F_ptr.dtype.element_ty.primitive_bitwidth // 8
     columns = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)

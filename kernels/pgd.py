@@ -23,8 +23,8 @@ TILES = {
 
 @triton.jit
 def _pgd_kernel(
-    F_ptr, Y_ptr, X_ptr, B_ptr, C_ptr, next_F_ptr, next_Y_ptr, start_ptr, step_ptr,
-    momentum_ptr, partial_ptr, K, m, p, stride_fk, stride_fm, stride_yk, stride_ym, stride_xm, stride_xp,
+    F_ptr, Y_ptr, X_ptr, B_ptr, C_ptr, next_F_ptr, next_Y_ptr, start_ptr, step_ptr, momentum_ptr,
+    partial_ptr, K, m, p, stride_fk, stride_fm, stride_yk, stride_ym, stride_xm, stride_xp,
     stride_bk, stride_bp, stride_ck, stride_cm, stride_nk, stride_nm, stride_mk, stride_mm,
     stride_sk, stride_sm, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
     GROUP: tl.constexpr, TF32: tl.constexpr, NORMAL: tl.constexpr, LAST: tl.constexpr,

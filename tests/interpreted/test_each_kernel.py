@@ -100,8 +100,10 @@ def test_hals_sweep_is_the_reference(K, m, layout, dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_hals_block_gives_delta_in_tf32_where_products_are(layout, monkeypatch):
-    """Δ has 10 bits of mantissa, F is exact, and R was told of the Δ that was stored; by products in
-    tf32, with G rounded to nearest, from one sub-block of 64 concepts to the next."""
+    """Δ has 10 bits of mantissa, F is exact, and R was told of the Δ that was stored.
+
+    From one sub-block of 64 concepts to the next it is told by products, for which G is rounded.
+    """
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     before, X, B = draw(70, 3, "float32")
     gram, owed = B @ B.T, B @ X.T - B @ B.T @ before
