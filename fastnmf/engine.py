@@ -43,12 +43,12 @@ class Iteration:
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. stopped_by: 'tol', 'max_iter' or 'callback'. drift: the most by which a
-    residual carried in tf32 was found to differ from a new one, relative to it; NaN where none was.
+    residual carried in tf32 was found to differ from a new one, relative to it, or None.
     """
 
     history: tuple[Iteration, ...]
     stopped_by: str
-    drift: float = float("nan")
+    drift: float | None = None
 
 
 @dataclass
@@ -127,7 +127,7 @@ def _iterate_(run: _Run, max_iter: int, tol: float, each) -> Outcome:
             # what was carried in tf32 does not decide: once more, from a residual in float32
             run.iterations_since_fresh = 0
     history += _read(unread, run, drifts)
-    return Outcome(tuple(history), stopped_by, max(drifts, default=float("nan")))
+    return Outcome(tuple(history), stopped_by, max(drifts, default=None))
 
 
 def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str) -> _Run:

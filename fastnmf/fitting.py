@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plan
+from . import memory, plan
 from .engine import Iteration, Outcome, factorize_
 from .info import FitInfo, count_codes
 from .init import resolve, start
@@ -51,30 +51,33 @@ class Fitter:
     def __call__(self, A: Tensor) -> tuple[Tensor, Tensor, FitInfo]:
         """Z (n, K), D (K, d) and the account for A (n, d), checked and on its device."""
         n, d = A.shape
-        chosen = plan.choose(
-            n,
-            d,
+        chosen = memory.choose(
+            A,
             self.K,
-            A.element_size(),
             self.solver,
-            self.form,
-            self.chunk_rows,
+            self.backend,
+            memory.free_bytes(A.device),
+            form=self.form,
+            chunk_rows=self.chunk_rows,
             block=self.block,
-            on=plan.machine(torch.get_num_threads(), self.backend != "torch"),
         )
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
         Z, D = start(A, self.K, self.init, self.generator)
-        outcome = factorize_(
-            Z,
-            D,
-            Rows(A),
-            solver=self.solver,
-            ops=self.ops,
-            plan=chosen,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            each=self.each,
-        )
+        try:
+            outcome = factorize_(
+                Z,
+                D,
+                Rows(A),
+                solver=self.solver,
+                ops=self.ops,
+                plan=chosen,
+                max_iter=self.max_iter,
+                tol=self.tol,
+                each=self.each,
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            fewer = max(1, chosen.piece_rows // 2)
+            raise torch.cuda.OutOfMemoryError(f"{error} Try chunk_rows={fewer}.") from error
         info = self._account(A, Z, D, chosen, outcome)
         if self.tol > 0 and info.stopped_by == "max_iter":
             log.warning(

@@ -3,7 +3,6 @@ first."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,7 +20,8 @@ class FitInfo:
     plan.py). init: the start taken. iterations, stopped_by ('tol', 'max_iter' or 'callback'),
     converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned.
     relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. precision: of the products, the dtype or
-    'tf32'; drift: the most by which a residual carried in tf32 differed from a new one, else NaN. mean_l0: mean number of non-zero codes a row.
+    'tf32'. drift: the most by which a residual carried in tf32 differed from a new one, or None.
+    mean_l0: mean number of non-zero codes a row.
     dead_concepts: concepts whose codes or dictionary row are all zero. seconds: the whole fit,
     start included. history: one Iteration for each.
     """
@@ -45,7 +45,7 @@ class FitInfo:
     dead_concepts: int
     seconds: float
     precision: str
-    drift: float
+    drift: float | None
     history: tuple[Iteration, ...] = field(repr=False)
 
     @property
@@ -75,9 +75,7 @@ class FitInfo:
             "time": f"{self.seconds:.3g} s",
         }
         if self.precision != self.dtype:
-            drift = (
-                "not measured" if math.isnan(self.drift) else f"{self.drift:.2g} of the residual"
-            )
+            drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
             lines["precision"] = f"{self.precision}, largest drift {drift}"
         return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())
 

@@ -44,8 +44,8 @@ class NMF(nn.Module):
     backend: 'auto', or the name of one that must be used (`fastnmf.backends()` shows which can be).
     form: 'auto', 'normal' or 'residual': how a half-step is computed (README, design); the iterates
     are the same. precision: 'auto' takes tf32 where torch.set_float32_matmul_precision allows it
-    and it does no harm, 'strict' never. chunk_rows: rows in hand at a time at most; None lets the plan choose. callback:
-    called with an `Iteration` after each; a true answer ends the fit.
+    and it does no harm, 'strict' never. chunk_rows: rows in hand at a time at most; None lets the
+    plan choose. callback: called with an `Iteration` after each; a true answer ends the fit.
 
     After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError)
     for bad values and TypeError for bad types and unknown options. Sources of the methods:

@@ -28,7 +28,8 @@ class Machine:
 
     gemm: products of large matrices. sweep: the block sweep. elementwise: bytes a second of mu's
     and pgd's updates. near, far: bytes a second of what fits in the cache and of what does not.
-    block_seconds, concept_seconds: the time of the calls, a block and a concept of it. The numbers
+    block_seconds, concept_seconds: the time of the calls, a block and a concept of it. blocks,
+    piece_bytes: what is tried. The numbers
     are those of two cores with AVX2; the choice depends on their ratios.
     """
 
@@ -41,6 +42,8 @@ class Machine:
     far: float = 8e9
     block_seconds: float = 40e-6
     concept_seconds: float = 0.0
+    blocks: tuple[int, ...] = BLOCKS
+    piece_bytes: tuple[int, ...] = PIECE_BYTES
 
 
 @functools.cache
@@ -83,6 +86,19 @@ def half_step_flops(solver: str, form: str, m: int, p: int, K: int, block: int, 
     per_sweep = {"hals": 4 * m * p * K + 2 * m * K * block, "mu": 6 * m * p * K}
     setup = 2 * m * p * K + 2 * p * K * block if solver == "hals" else 0
     return setup + sweeps * per_sweep.get(solver, steps * 4 * m * p * K)
+
+
+def half_step_bytes(solver: str, form: str, m: int, p: int, K: int, block: int, itemsize: int):
+    """Bytes of memory that one half-step moves, nothing being kept in a cache between two calls."""
+    steps, s = len(pgd_momenta()) if solver == "pgd" else 1, min(block, K)
+    blocks = math.ceil(K / s)
+    # F, R and Δ or what stands for them, written and read
+    factor = 6 * m * K
+    if form == "residual":
+        # the residual is read for R, then read and written
+        through = {"hals": 3 * blocks * m * p}.get(solver, 4 * m * p) + 2 * K * p
+        return itemsize * steps * (factor + through)
+    return itemsize * (m * p + K * p + steps * (factor + K * K))
 
 
 def half_step_seconds(
@@ -155,8 +171,8 @@ def choose(
         (codes, dictionary, min(concepts, K), rows)
         for codes in forms
         for dictionary in (forms if learn else (codes,))
-        for concepts in ([block] if block else BLOCKS)
-        for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows)
+        for concepts in ([block] if block else on.blocks)
+        for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows, on)
     )
     return min(
         (predict(n, d, K, itemsize, solver, *one, learn, sweeps, on) for one in candidates),
@@ -195,9 +211,9 @@ def predict(
     return Plan(codes, dictionary, block, piece_rows, flops, seconds)
 
 
-def _pieces(n, d, K, itemsize, solver, codes, block, chunk_rows) -> list[int]:
+def _pieces(n, d, K, itemsize, solver, codes, block, chunk_rows, on) -> list[int]:
     """Rows in a piece that are worth trying, the fewest first."""
     width = d + (3 * K if codes == "normal" or solver == "pgd" else 2 * block)
     limit = min(n, chunk_rows or n)
-    tried = (max(_LEAST_ROWS, size // (width * itemsize)) for size in PIECE_BYTES)
+    tried = (max(_LEAST_ROWS, size // (width * itemsize)) for size in on.piece_bytes)
     return sorted({min(limit, rows) for rows in tried})

@@ -27,7 +27,8 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
 
     F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta
     receives the change of F, rounded where products of it are tf32; sums (2,) float64 is increased
-    by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is. m s² flops. Does not synchronise. Source: Cichocki & Phan, 2009 (fast HALS).
+    by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is. m s² flops. Does not synchronise.
+    Source: Cichocki & Phan, 2009 (fast HALS).
     """
     s = F.shape[0]
     inverse = _inverse_or_zero(G.diagonal())[:, None]
@@ -158,9 +159,11 @@ def add_squares_(sums: Tensor, delta: Tensor, F: Tensor) -> None:
 
 def squared_norm(X: Tensor) -> Tensor:
     """‖X‖² of a matrix, a float64 scalar; summed over pieces, so that X is never copied whole."""
-    if X.device.type != "cpu" or X.dtype == torch.float64:
-        return torch.linalg.vector_norm(X, dtype=torch.float64).square()
     X = X if X.stride(1) == 1 else X.T
+    if X.device.type != "cpu" or X.dtype == torch.float64:
+        wide = X.split(max(1, (1 << 24) // X.shape[1]))
+        norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in wide]
+        return torch.stack(norms).square().sum()
     pieces = (piece.reshape(-1) for piece in X.split(max(1, _NORM_ENTRIES // X.shape[1])))
     return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum(dtype=torch.float64)
 

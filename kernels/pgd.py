@@ -1,5 +1,5 @@
-"""F' = max(0, Y − step · gradient), Y' = F' + momentum · (F' − F): one accelerated projected gradient
-step, with its product, in one kernel.
+"""F' = max(0, Y − step · gradient), Y' = F' + momentum · (F' − F): a projected gradient step with
+momentum and its product in one kernel.
 
 A program makes a tile of F' and Y', (BLOCK_M, BLOCK_K) in samples and concepts, and its part of the
 norms. In residual form the gradient is −B Eᵀ with E = X − Yᵀ B, in normal form G Y − C; the second

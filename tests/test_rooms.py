@@ -16,7 +16,7 @@ FLOORS = [
     {"active_set", "rows", "compiled", "precision"},
     {"solvers", "init"},
     {"momentum", "plan", "statistics", "sweeps", "backends"},
-    {"engine"},
+    {"engine", "memory"},
     {"info", "options", "progress", "nnls"},
     {"encoding", "fitting"},
     {"nmf"},
