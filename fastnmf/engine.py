@@ -130,7 +130,7 @@ def _iterate_(run: _Run, max_iter: int, tol: float, each) -> Outcome:
     return Outcome(tuple(history), stopped_by, max(drifts, default=None))
 
 
-def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str) -> _Run:
+def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "highest") -> _Run:
     moments = learn and plan.dictionary == "normal"
     return _Run(
         Z,

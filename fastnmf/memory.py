@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 _USABLE = 0.92
 # what a product of pieces needs at least to fill a device
 _GPU_PIECES = tuple(1 << power for power in range(28, 34))
-# Counted and estimated for one H100 (SXM, 132 processors), not measured: products in tf32 at 80 % of
-# the data sheet, memory at 90 %, a launch of 5 µs, four a block
+# Counted and estimated for one H100 (SXM, 132 processors), not measured: products in tf32 at 80 %
+# of the data sheet, memory at 90 %, a launch of 5 µs, four a block
 H100 = Machine(
     cache_bytes=50 << 20,
     gemm=400e12,
@@ -62,31 +62,38 @@ def choose(A: Tensor, K: int, solver: str, backend: str, free: int | None, **ask
     """
     n, d = A.shape
     size, on = A.element_size(), machine_of(A, backend)
+    learn, sweeps = asked.get("learn", True), asked.get("sweeps", 1)
+    wanted = asked.get("chunk_rows")
+
+    def rows_that_fit(chosen: Plan) -> int:
+        fixed, a_row = needed_bytes(n, d, K, size, solver, chosen, learn=learn)
+        return int((_USABLE * free - fixed) // a_row)
+
     chosen = plan.choose(n, d, K, size, solver, on=on, **asked)
-    if free is None:
+    if free is None or chosen.piece_rows <= rows_that_fit(chosen):
         return chosen
-    learn = asked.get("learn", True)
-    fixed, a_row = needed_bytes(n, d, K, size, solver, chosen, learn=learn)
-    rows = int((_USABLE * free - fixed) // a_row)
-    if chosen.piece_rows <= rows:
-        return chosen
-    if rows >= 1 and asked.get("chunk_rows") is None:
-        log.info("%d rows at a time, for memory", rows)
-        return plan.choose(n, d, K, size, solver, on=on, **{**asked, "chunk_rows": rows})
-    raise torch.cuda.OutOfMemoryError(_message(n, K, size, fixed, a_row, chosen, rows, free))
+    # fewer rows at a time, by the plan that suits all of them
+    chosen = plan.choose(n, d, K, size, solver, on=on, **{**asked, "chunk_rows": None})
+    rows = rows_that_fit(chosen)
+    if rows < (wanted or 1):
+        fixed, a_row = needed_bytes(n, d, K, size, solver, chosen, learn=learn)
+        whole = fixed + a_row * (wanted or chosen.piece_rows)
+        raise torch.cuda.OutOfMemoryError(_message(n, K, wanted, rows, whole, n * K * size, free))
+    rows = wanted or rows
+    log.info("%d rows at a time, for memory", rows)
+    halves = chosen.codes, chosen.dictionary, chosen.block
+    return plan.predict(n, d, K, size, solver, *halves, rows, learn, sweeps, on)
 
 
-def _message(n, K, size, fixed, a_row, chosen: Plan, rows: int, free: int) -> str:
-    whole, codes = fixed + a_row * chosen.piece_rows, n * K * size
+def _message(n, K, wanted: int | None, rows: int, whole: int, codes: int, free: int) -> str:
     advice = (
         f"chunk_rows={rows} would fit"
         if rows >= 1
         else "no chunk_rows would: take fewer rows or concepts, or more memory"
     )
     return (
-        f"{n:,} rows and {K:,} concepts with chunk_rows={chosen.piece_rows} need "
-        f"{whole / 1e9:.3g} GB beside A, of which the codes take {codes / 1e9:.3g} GB; "
-        f"{free / 1e9:.3g} GB are free. {advice}"
+        f"{n:,} rows and {K:,} concepts with chunk_rows={wanted} need {whole / 1e9:.3g} GB beside "
+        f"A, of which the codes take {codes / 1e9:.3g} GB; {free / 1e9:.3g} GB are free: {advice}"
     )
 
 
