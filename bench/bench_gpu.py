@@ -138,7 +138,7 @@ def iteration(solver: str, backend: str, A, Z, D) -> dict:
 
 
 def overcomplete_step(solver: str, A, Z, D) -> dict:
-    """One iteration of Overcomplete; of hals with many concepts a part of the loops, and reckoned."""
+    """One iteration of Overcomplete; of hals with many concepts, a part of the loops is timed."""
     from overcomplete.optimization import nmf
 
     K = D.shape[0]

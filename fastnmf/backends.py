@@ -71,6 +71,8 @@ def _load_cpp() -> dict[str, Callable]:
     return importlib.import_module("fastnmf.compiled").OPERATIONS
 
 
+# what torch calls the devices that Triton compiles for; AMD's are "cuda", too
+_GPUS = ("cuda", "xpu")
 _KERNELS = {
     "hals": ("hals_block_", "hals_sweep_"),
     "mu": SOLVERS["mu"].fused,
@@ -91,7 +93,7 @@ def _probe_triton() -> str | None:
         return f"Triton or its kernels cannot be imported ({error}); pip install triton"
     if _interpreted():
         return None
-    if not torch.cuda.is_available():
+    if not any(getattr(torch, kind).is_available() for kind in _GPUS if hasattr(torch, kind)):
         return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     return None
 
@@ -111,11 +113,11 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "triton",
             tuple(name for names in _KERNELS.values() for name in names),
-            ("cpu", "cuda") if _interpreted() else ("cuda",),
+            ("cpu", *_GPUS) if _interpreted() else _GPUS,
             _probe_triton,
             _load_triton,
             # what runs in the interpreter must be asked for
-            automatic=("cuda",),
+            automatic=_GPUS,
         ),
         Backend("torch", tuple(REFERENCE), (), lambda: None, lambda: REFERENCE),
     )
