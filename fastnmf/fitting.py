@@ -97,6 +97,8 @@ class Fitter:
         with products_in("highest"):
             error = squared_error(Rows(A), Z, D, chosen.piece_rows).sqrt()
         mean_l0, dead = count_codes(Z, D)
+        # where sweeps.py lets tf32 in
+        coarse = "residual" in chosen.form and (self.solver == "hals" or self.backend == "triton")
         dtype = str(A.dtype).removeprefix("torch.")
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(
@@ -118,7 +120,7 @@ class Fitter:
             mean_l0=mean_l0,
             dead_concepts=dead,
             seconds=time.perf_counter() - self.begun,
-            precision="tf32" if in_tf32(A) and "residual" in chosen.form else dtype,
+            precision="tf32" if coarse and in_tf32(A) else dtype,
             drift=outcome.drift,
             history=outcome.history,
         )

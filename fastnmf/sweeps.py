@@ -87,7 +87,9 @@ def hold(solver: str, form: str, sweep: Sweep, B: Tensor | None, G: Tensor | Non
     if solver == "hals":
         return Held(B, grams=tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0])))
     if solver == "pgd":
-        return Held(B, step=1 / largest_eigenvalue(lambda v: B @ (B.T @ v), B.square().sum(1)))
+        # no B.square(): B may be all codes
+        squares = torch.linalg.vector_norm(B, dim=1).square()
+        return Held(B, step=1 / largest_eigenvalue(lambda v: B @ (B.T @ v), squares))
     return Held(B)
 
 
@@ -164,7 +166,8 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)
     if fused_ := sweep.ops.get("mu_residual_"):
-        alive = held.B.square().sum(1) > 0
+        # without a copy of B, which may be all codes
+        alive = held.B.amax(1).square() > 0
         with products_in(sweep.allowed):
             return fused_(F, piece.Xt.T, reconstruction.T, held.B, alive, sums)
     for S in sweep.blocks(F.shape[0]):

@@ -75,10 +75,13 @@ def _sweep_tile(
 
 @triton.jit
 def _subtract_before_(
-    R_ptr, stride_r, G_ptr, stride_g, delta_ptr, stride_d, columns, inside, first, s,
+    R_ptr, stride_r, G_ptr, stride_g, delta_ptr, stride_d, begin, m, first, s,
     SUB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """R_i −= G_ij Δ_j for i in the SUB concepts from `first` on and all j before them, in tf32."""
+    """R_i −= G_ij Δ_j for i in the SUB concepts from `first` on and all j before them, in tf32, for
+    the BLOCK_M samples from `begin` on."""
+    columns = begin + tl.arange(0, BLOCK_M)
+    inside = columns < m
     rows = first + tl.arange(0, SUB)
     steps = tl.arange(0, BLOCK_T)
     owed = tl.zeros((SUB, BLOCK_M), dtype=tl.float32)
@@ -113,10 +116,13 @@ def _hals_block_kernel(
         if TF32:
             read_back = outer * SUB
             if outer > 0:
-                _subtract_before_(
-                    R_ptr, stride_r, G_ptr, stride_g, delta_ptr, stride_d, columns, inside, first,
-                    s, SUB, BLOCK_M, BLOCK_T,
-                )  # fmt: skip
+                # all samples at once do not fit the registers of sm_80
+                for half in range(0, 2):
+                    _subtract_before_(
+                        R_ptr, stride_r, G_ptr, stride_g, delta_ptr, stride_d,
+                        tl.program_id(0).to(tl.int64) * BLOCK_M + half * (BLOCK_M // 2), m, first,
+                        s, SUB, BLOCK_M // 2, BLOCK_T,
+                    )  # fmt: skip
                 tl.debug_barrier()
         for inner in range(0, tl.cdiv(tl.minimum(s - outer * SUB, SUB), BLOCK_K)):
             k = first + inner * BLOCK_K
