@@ -135,8 +135,10 @@ def check_on_nvidia(name, capability, tf32, kernel, given, options, folder):
     if "few" not in name:
         assert counted["LDG.128"] + counted["LDGSTS.128"] > 0
     if "hals" in name:
-        # of the two norms at the very end: five in a warp, two between four warps
-        assert counted["SHFL"] <= 2 * 7
+        # of the two norms at the very end: five in a warp, two between four warps. A single warp
+        # moves what the tensor cores made by shuffles, 32 numbers by two each, once in 64 concepts
+        # and before they are swept: the sweep itself, the same with and without, has none
+        assert counted["SHFL"] <= 2 * 7 + (64 if tf32 else 0)
     if tf32:
         assert counted["HGMMA"] + counted["HMMA"] > 0
 
