@@ -27,6 +27,7 @@ class Backend:
 
     devices: the torch device types it computes on; empty: all. probe() → None when it is usable,
     else the reason why it is not. load() → its operations, by name; called at first use only.
+    automatic: the device types on which 'auto' may take it; empty: wherever it is usable.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Backend:
     devices: tuple[str, ...]
     probe: Callable[[], str | None]
     load: Callable[[], dict[str, Callable]]
+    automatic: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str | None:
@@ -69,11 +71,52 @@ def _load_cpp() -> dict[str, Callable]:
     return importlib.import_module("fastnmf.compiled").OPERATIONS
 
 
+# what torch calls the devices that Triton compiles for; AMD's are "cuda", too
+_GPUS = ("cuda", "xpu")
+_KERNELS = {
+    "hals": ("hals_block_", "hals_sweep_"),
+    "mu": SOLVERS["mu"].fused,
+    "pgd": SOLVERS["pgd"].fused,
+}
+
+
+def _interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU: for tests and debugging."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def _probe_triton() -> str | None:
+    try:
+        importlib.import_module("fastnmf.kernels.hals")
+    except ImportError as error:
+        return f"Triton or its kernels cannot be imported ({error}); pip install triton"
+    if _interpreted():
+        return None
+    if not any(getattr(torch, kind).is_available() for kind in _GPUS if hasattr(torch, kind)):
+        return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    return None
+
+
+def _load_triton() -> dict[str, Callable]:
+    rooms = {name: importlib.import_module(f"fastnmf.kernels.{name}") for name in _KERNELS}
+    return {name: getattr(rooms[room], name) for room, names in _KERNELS.items() for name in names}
+
+
 # in order of preference: the last is the fallback
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("cpp", tuple(REFERENCE), ("cpu",), _probe_cpp, _load_cpp),
+        Backend(
+            "triton",
+            tuple(name for names in _KERNELS.values() for name in names),
+            ("cpu", *_GPUS) if _interpreted() else _GPUS,
+            _probe_triton,
+            _load_triton,
+            # what runs in the interpreter must be asked for
+            automatic=_GPUS,
+        ),
         Backend("torch", tuple(REFERENCE), (), lambda: None, lambda: REFERENCE),
     )
 }
@@ -133,10 +176,14 @@ def select(solver: str, device: torch.device, requested: str) -> tuple[str, dict
         raise InvalidInput(
             f"{source}={requested!r} is not a backend; known are: auto, {', '.join(BACKENDS)}"
         )
-    operations = SOLVERS[solver].operations
+    operations = SOLVERS[solver].operations + SOLVERS[solver].fused
     refusals = {b.name: b.refuses(operations, device.type) for b in BACKENDS.values()}
     if requested == "auto":
-        chosen = next(name for name, reason in refusals.items() if reason is None)
+        chosen = next(
+            name
+            for name, reason in refusals.items()
+            if reason is None and device.type in (BACKENDS[name].automatic or (device.type,))
+        )
     elif refusals[requested] is None:
         chosen = requested
     else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import plan
+from . import memory
 from .engine import Iteration, factorize_
 from .init import cold_start
 from .momentum import Momentum
@@ -63,19 +63,17 @@ class Encoder:
         iterations = []
         for part, X in Rows(A).chunks(self._rows_in_hand()):
             Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
-            m, d = X.shape
-            chosen = plan.choose(
-                m,
-                d,
+            # what is kept for the sweeps of a chunk is bounded already
+            chosen = memory.choose(
+                X,
                 K,
-                A.element_size(),
                 self.solver,
-                self.form,
+                self.backend,
                 None,
-                False,
-                _USUAL_SWEEPS,
+                form=self.form,
+                learn=False,
+                sweeps=_USUAL_SWEEPS,
                 block=self.block,
-                on=plan.machine(torch.get_num_threads(), self.backend != "torch"),
             )
             outcome = factorize_(
                 Z[part],
@@ -116,7 +114,9 @@ class Encoder:
 
     def _rows_in_hand(self) -> int:
         K, d = self.D.shape
-        bounded = max(1, _CHUNK_BYTES // ((5 * K + 2 * d) * self.D.element_size()))
+        # a GPU is filled by its memory only
+        in_hand = max(_CHUNK_BYTES, (memory.free_bytes(self.D.device) or 0) // 4)
+        bounded = max(1, in_hand // ((5 * K + 2 * d) * self.D.element_size()))
         return min(bounded, self.chunk_rows or bounded)
 
 

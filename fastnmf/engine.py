@@ -12,10 +12,14 @@ from torch import Tensor
 
 from .momentum import Momentum
 from .plan import REFRESH, Plan
+from .precision import products_in
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
+
+# of the residual's norm: beyond this drift it is computed anew twice as often
+_MOST_DRIFT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,13 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. stopped_by: 'tol', 'max_iter' or 'callback'."""
+    """How a run ended. stopped_by: 'tol', 'max_iter' or 'callback'. drift: the most by which a
+    residual carried in tf32 was found to differ from a new one, relative to it, or None.
+    """
 
     history: tuple[Iteration, ...]
     stopped_by: str
+    drift: float | None = None
 
 
 @dataclass
@@ -59,6 +66,9 @@ class _Run:
     # the residual A − Z D (n, d), where the dictionary half reads it; after so many iterations
     E: Tensor | None
     iterations_since_fresh: int = 0
+    refresh: int = REFRESH
+    # whether E holds what became of an older residual
+    carried: bool = False
     # whether an iteration is behind us
     swept: bool = False
     # G of the dictionary, where the statistics of the last iteration needed it
@@ -87,15 +97,22 @@ def factorize_(
     tol ≤ 0 never stops. Synchronises once an iteration if tol or each asks for it, else once at the
     end. Raises ArithmeticError when the factors overflow.
     """
-    run = _prepare(Z, D, rows, solver, ops, plan, learn)
+    with products_in("highest") as allowed:
+        run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
+        return _iterate_(run, max_iter, tol, each)
+
+
+def _iterate_(run: _Run, max_iter: int, tol: float, each) -> Outcome:
+    learn = run.learn
     watched = tol > 0 or each is not None
     begun = time.perf_counter()
     history: list[Iteration] = []
     unread: list[tuple[int, Tensor, float]] = []
     squared_data = float(run.statistics.squared_data)
-    stopped_by = "max_iter"
+    stopped_by, drifts = "max_iter", []
     for iteration in range(1, max_iter + 1):
         run.statistics.clear_()
+        fresh = run.iterations_since_fresh == 0
         _update_codes_(run)
         if learn:
             _update_dictionary_(run)
@@ -104,18 +121,21 @@ def factorize_(
         unread.append((iteration, sums if watched else sums.clone(), time.perf_counter() - begun))
         if not watched:
             continue
-        history += _read(unread, squared_data, learn)
+        history += _read(unread, run, squared_data, drifts)
         if each is not None and each(history[-1]):
             stopped_by = "callback"
             break
         if tol > 0 and history[-1].relative_change <= tol:
-            stopped_by = "tol"
-            break
-    history += _read(unread, squared_data, learn)
-    return Outcome(tuple(history), stopped_by)
+            if fresh or run.sweep.allowed == "highest":
+                stopped_by = "tol"
+                break
+            # what was carried in tf32 does not decide: once more, from a residual in float32
+            run.iterations_since_fresh = 0
+    history += _read(unread, run, squared_data, drifts)
+    return Outcome(tuple(history), stopped_by, max(drifts, default=None))
 
 
-def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool) -> _Run:
+def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "highest") -> _Run:
     moments = learn and plan.dictionary == "normal"
     E = torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None
     chunks = rows.chunks(plan.piece_rows)
@@ -126,7 +146,7 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool) -> _Run:
         solver,
         plan,
         learn,
-        Sweep(ops, plan.block, Workspace(D.dtype, D.device)),
+        Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed),
         Statistics(rows, D.shape[0], moments=moments),
         tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks),
         E,
@@ -165,7 +185,9 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal
             yield X, Z, Normal(C, run.swept)
         else:
             E = scratch("E", *X.shape) if E is None else E
-            yield X, Z, Residual(X.T, E.T, run.iterations_since_fresh > 0, run.swept)
+            fresh = run.iterations_since_fresh > 0
+            carried = run.carried and not fresh
+            yield X, Z, Residual(X.T, E.T, fresh, carried=carried, swept=run.swept)
 
 
 def _update_dictionary_(run: _Run) -> None:
@@ -181,29 +203,36 @@ def _update_dictionary_(run: _Run) -> None:
         return
     held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1])
     carried = run.solver == "hals" and run.plan.codes == "residual"
-    half_step_(D, Residual(run.rows.A, run.E, carried, run.swept), held, sweep, sums)
+    half_step_(D, Residual(run.rows.A, run.E, carried, swept=run.swept), held, sweep, sums)
     if carried:
-        run.iterations_since_fresh = (run.iterations_since_fresh + 1) % REFRESH
+        run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
+        run.carried = True
     if solver == "hals":
         sums[2] = squared_norm(run.E)
 
 
-def _read(unread: list, squared_data: float, learn: bool) -> list[Iteration]:
-    """Bring what was measured to the host, in one transfer, and empty the list."""
+def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> list[Iteration]:
+    """Bring what was measured to the host, in one transfer, and empty the list.
+
+    Drifts found are appended; where one is large, the residual is computed anew more often.
+    """
     if not unread:
         return []
     read = []
     sums = unread[0][1][None] if len(unread) == 1 else torch.stack([sums for _, sums, _ in unread])
     for (iteration, _, seconds), (codes, dictionary) in zip(unread, sums.tolist(), strict=True):
-        (change, norm, _), error = codes, dictionary[2]
+        (change, norm, _, drift), error = codes, dictionary[2]
         if not (norm < float("inf") and error < float("inf")):
             raise ArithmeticError(
                 f"the factors overflowed in iteration {iteration}: A is too large for its dtype; "
                 "scale it down (A / A.max()) or pass it as float64"
             )
+        if drift > 0 and error > 0:
+            drifts.append((drift / error) ** 0.5)
+            run.refresh = max(1, run.refresh // 2) if drifts[-1] > _MOST_DRIFT else run.refresh
         relative_change = (change / norm) ** 0.5 if norm > 0 else 0.0 if change == 0 else 1.0
         relative_error = (max(0.0, error) / squared_data) ** 0.5 if squared_data > 0 else 0.0
-        if not learn:
+        if not run.learn:
             relative_error = float("nan")
         read.append(Iteration(iteration, relative_change, relative_error, seconds))
     unread.clear()

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plan
+from . import memory, plan
 from .engine import Iteration, Outcome, factorize_
 from .info import FitInfo, count_codes
 from .init import resolve, start
+from .precision import in_tf32, products_in
 from .rows import Rows
 from .solvers import learner, squared_norm
 from .statistics import squared_error
@@ -50,30 +51,33 @@ class Fitter:
     def __call__(self, A: Tensor) -> tuple[Tensor, Tensor, FitInfo]:
         """Z (n, K), D (K, d) and the account for A (n, d), checked and on its device."""
         n, d = A.shape
-        chosen = plan.choose(
-            n,
-            d,
+        chosen = memory.choose(
+            A,
             self.K,
-            A.element_size(),
             self.solver,
-            self.form,
-            self.chunk_rows,
+            self.backend,
+            memory.free_bytes(A.device),
+            form=self.form,
+            chunk_rows=self.chunk_rows,
             block=self.block,
-            on=plan.machine(torch.get_num_threads(), self.backend != "torch"),
         )
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
         Z, D = start(A, self.K, self.init, self.generator)
-        outcome = factorize_(
-            Z,
-            D,
-            Rows(A),
-            solver=self.solver,
-            ops=self.ops,
-            plan=chosen,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            each=self.each,
-        )
+        try:
+            outcome = factorize_(
+                Z,
+                D,
+                Rows(A),
+                solver=self.solver,
+                ops=self.ops,
+                plan=chosen,
+                max_iter=self.max_iter,
+                tol=self.tol,
+                each=self.each,
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            fewer = max(1, chosen.piece_rows // 2)
+            raise torch.cuda.OutOfMemoryError(f"{error} Try chunk_rows={fewer}.") from error
         info = self._account(A, Z, D, chosen, outcome)
         if self.tol > 0 and info.stopped_by == "max_iter":
             log.warning(
@@ -90,14 +94,18 @@ class Fitter:
     ) -> FitInfo:
         n, d = A.shape
         whole = squared_norm(A).sqrt()
-        error = squared_error(Rows(A), Z, D, chosen.piece_rows).sqrt()
+        with products_in("highest"):
+            error = squared_error(Rows(A), Z, D, chosen.piece_rows).sqrt()
         mean_l0, dead = count_codes(Z, D)
+        # where sweeps.py lets tf32 in
+        coarse = "residual" in chosen.form and (self.solver == "hals" or self.backend == "triton")
+        dtype = str(A.dtype).removeprefix("torch.")
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(
             n=n,
             d=d,
             nb_concepts=self.K,
-            dtype=str(A.dtype).removeprefix("torch."),
+            dtype=dtype,
             device=str(A.device),
             solver=self.solver,
             dictionary_solver=learner(self.solver, self.K),
@@ -113,5 +121,7 @@ class Fitter:
             mean_l0=mean_l0,
             dead_concepts=dead,
             seconds=time.perf_counter() - self.begun,
+            precision="tf32" if coarse and in_tf32(A) else dtype,
+            drift=outcome.drift,
             history=outcome.history,
         )

@@ -20,8 +20,9 @@ class FitInfo:
     plan.py). dictionary_solver: what updated the dictionary: the solver, or hals where there are
     more concepts than it goes to. init: the start taken. iterations, stopped_by ('tol', 'max_iter'
     or 'callback'), converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors
-    returned. relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. mean_l0: mean number of non-zero
-    codes a row.
+    returned. relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. precision: of the products, the
+    dtype or 'tf32'. drift: the most by which a residual carried in tf32 differed from a new one, or
+    None. mean_l0: mean number of non-zero codes a row.
     dead_concepts: concepts whose codes or dictionary row are all zero. seconds: the whole fit,
     start included. history: one Iteration for each.
     """
@@ -45,6 +46,8 @@ class FitInfo:
     mean_l0: float
     dead_concepts: int
     seconds: float
+    precision: str
+    drift: float | None
     history: tuple[Iteration, ...] = field(repr=False)
 
     @property
@@ -76,6 +79,9 @@ class FitInfo:
             "last change": f"{self.relative_change:.3g} of ‖Z‖",
             "time": f"{self.seconds:.3g} s",
         }
+        if self.precision != self.dtype:
+            drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
+            lines["precision"] = f"{self.precision}, largest drift {drift}"
         return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .fitting import Fitter
 from .info import FitInfo
 from .init import nndsvda as nndsvda_start
 from .init import random_codes, random_dictionary
+from .precision import PRECISIONS, products_in
 from .progress import Progress
 from .rows import as_numpy32, read_rows
 from .solvers import SOLVERS
@@ -41,8 +43,9 @@ class NMF(nn.Module):
     seed: an int gives the same bits every time; None draws from torch's global generator.
     backend: 'auto', or the name of one that must be used (`fastnmf.backends()` shows which can be).
     form: 'auto', 'normal' or 'residual': how a half-step is computed (README, design); the iterates
-    are the same. chunk_rows: rows in hand at a time at most; None lets the plan choose. callback:
-    called with an `Iteration` after each; a true answer ends the fit.
+    are the same. precision: 'auto' takes tf32 where torch.set_float32_matmul_precision allows it
+    and it does no harm, 'strict' never. chunk_rows: rows in hand at a time at most; None lets the
+    plan choose. callback: called with an `Iteration` after each; a true answer ends the fit.
 
     After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError)
     for bad values and TypeError for bad types and unknown options. Sources of the methods:
@@ -64,6 +67,7 @@ class NMF(nn.Module):
         seed: int | None = None,
         backend: str = "auto",
         form: str = "auto",
+        precision: str = "auto",
         block: int | None = None,
         chunk_rows: int | None = None,
         callback: Callable[[Iteration], bool | None] | None = None,
@@ -81,6 +85,7 @@ class NMF(nn.Module):
         self.seed = options.whole("seed", seed, at_least=0, optional=True)
         self.backend = options.one_of("backend", backend, ("auto", *BACKENDS))
         self.form = options.one_of("form", form, ("auto", *plan.FORMS))
+        self.precision = options.one_of("precision", precision, PRECISIONS)
         self.block = options.whole("block", block, at_least=1, optional=True)
         self.chunk_rows = options.whole("chunk_rows", chunk_rows, at_least=1, optional=True)
         self.callback = options.function("callback", callback)
@@ -106,6 +111,7 @@ class NMF(nn.Module):
         A = read_rows(A, device=device).A.detach()
         with (
             torch.autocast(device.type, enabled=False),
+            self._products(),
             Progress(self.verbose, max_iter, self.callback) as each,
         ):
             fitter = Fitter(
@@ -159,6 +165,7 @@ class NMF(nn.Module):
             Z0 = Z0.to(X.dtype)
         with (
             torch.autocast(device.type, enabled=False),
+            self._products(),
             Progress(self.verbose, max_iter, None) as each,
         ):
             encoder = Encoder(
@@ -231,6 +238,9 @@ class NMF(nn.Module):
     def extra_repr(self) -> str:
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
+
+    def _products(self) -> AbstractContextManager:
+        return products_in("highest") if self.precision == "strict" else nullcontext()
 
     def _data(self, A: Any) -> Tensor:
         return read_rows(A, device=self.device).A

@@ -33,8 +33,9 @@ class Machine:
 
     gemm: products of large matrices. sweep: the block sweep. elementwise: bytes a second of mu's
     and pgd's updates. near, far: bytes a second of what fits in the cache and of what does not.
-    block_seconds, concept_seconds: the time of the calls, a block and a concept of it. The numbers
-    are those of two cores with AVX2; the choice depends on their ratios.
+    block_seconds, concept_seconds: the time of the calls, a block and a concept of it. blocks (of
+    solvers that sweep), wide_blocks (of others), piece_bytes: what is tried. The numbers are those
+    of two cores with AVX2; the choice depends on their ratios.
     """
 
     threads: int = 1
@@ -46,6 +47,9 @@ class Machine:
     far: float = 8e9
     block_seconds: float = 40e-6
     concept_seconds: float = 0.0
+    blocks: tuple[int, ...] = BLOCKS
+    wide_blocks: tuple[int, ...] = WIDE_BLOCKS
+    piece_bytes: tuple[int, ...] = PIECE_BYTES
 
 
 @functools.cache
@@ -93,6 +97,19 @@ def half_step_flops(solver: str, form: str, m: int, p: int, K: int, block: int, 
     }
     setup = 2 * m * p * K + 2 * p * K * block if solver == "hals" else 0
     return setup + sweeps * per_sweep.get(solver, steps * 4 * m * p * K)
+
+
+def half_step_bytes(solver: str, form: str, m: int, p: int, K: int, block: int, itemsize: int):
+    """Bytes of memory that one half-step moves, nothing being kept in a cache between two calls."""
+    steps, s = len(pgd_momenta()) if solver == "pgd" else 1, min(block, K)
+    blocks = math.ceil(K / s)
+    # F, R and Δ or what stands for them, written and read
+    factor = 6 * m * K
+    if form == "residual":
+        # the residual is read for R, then read and written
+        through = {"hals": 3 * blocks * m * p}.get(solver, 4 * m * p) + 2 * K * p
+        return itemsize * steps * (factor + through)
+    return itemsize * (m * p + K * p + steps * (factor + K * K))
 
 
 def half_step_seconds(
@@ -161,14 +178,13 @@ def choose(
             f"form={form!r} does not exist for solver={solver!r}; it has: auto, {', '.join(forms)}"
         )
     forms = forms if form == "auto" else (form,)
+    swept = "hals" in (solver, learner(solver, K))
     candidates = (
         (codes, dictionary, min(concepts, K), rows)
         for codes in forms
         for dictionary in (forms if learn else (codes,))
-        for concepts in (
-            [block] if block else BLOCKS if "hals" in (solver, learner(solver, K)) else WIDE_BLOCKS
-        )
-        for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows)
+        for concepts in ([block] if block else on.blocks if swept else on.wide_blocks)
+        for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows, on)
     )
     return min(
         (predict(n, d, K, itemsize, solver, *one, learn, sweeps, on) for one in candidates),
@@ -210,9 +226,9 @@ def predict(
     return Plan(codes, dictionary, block, piece_rows, flops, seconds)
 
 
-def _pieces(n, d, K, itemsize, solver, codes, block, chunk_rows) -> list[int]:
+def _pieces(n, d, K, itemsize, solver, codes, block, chunk_rows, on) -> list[int]:
     """Rows in a piece that are worth trying, the fewest first."""
     width = d + (3 * K if codes == "normal" or solver == "pgd" else 2 * block)
     limit = min(n, chunk_rows or n)
-    tried = (max(_LEAST_ROWS, size // (width * itemsize)) for size in PIECE_BYTES)
+    tried = (max(_LEAST_ROWS, size // (width * itemsize)) for size in on.piece_bytes)
     return sorted({min(limit, rows) for rows in tried})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .active_set import nnls_, nnls_on_, nnls_unrolled
+from .precision import in_tf32, round_tf32
 
 # concepts swept one after the other before the rest of the block is updated by a GEMM
 _INNER = 16
@@ -24,8 +25,9 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
     """F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; k = 0 … s−1, in place.
 
     F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta
-    receives the change of F, sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². A concept with G_kk =
-    0 is left as it is. m s² flops. Does not synchronise. Source: Cichocki & Phan, 2009 (fast HALS).
+    receives the change of F, rounded where products of it are tf32; sums (2,) float64 is increased
+    by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is. m s² flops. Does not synchronise.
+    Source: Cichocki & Phan, 2009 (fast HALS).
     """
     s = F.shape[0]
     inverse = _inverse_or_zero(G.diagonal())[:, None]
@@ -44,6 +46,8 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
             R[last:].addmm_(G[last:, first:last], delta[first:last], alpha=-1)
     F.add_(delta)
     add_squares_(sums, delta, F)
+    if in_tf32(delta):
+        round_tf32(delta, delta)
 
 
 def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
@@ -154,9 +158,11 @@ def add_squares_(sums: Tensor, delta: Tensor, F: Tensor) -> None:
 
 def squared_norm(X: Tensor) -> Tensor:
     """‖X‖² of a matrix, a float64 scalar; summed over pieces, so that X is never copied whole."""
-    if X.device.type != "cpu" or X.dtype == torch.float64:
-        return torch.linalg.vector_norm(X, dtype=torch.float64).square()
     X = X if X.stride(1) == 1 else X.T
+    if X.device.type != "cpu" or X.dtype == torch.float64:
+        wide = X.split(max(1, (1 << 24) // X.shape[1]))
+        norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in wide]
+        return torch.stack(norms).square().sum()
     pieces = (piece.reshape(-1) for piece in X.split(max(1, _NORM_ENTRIES // X.shape[1])))
     return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum(dtype=torch.float64)
 
@@ -171,7 +177,9 @@ class Solver:
     """What the loop must know of a solver. The half-steps themselves are in sweeps.py, under the
     same name.
 
-    operations: what a backend supplies for it, by name. forms: the forms its half-steps exist in.
+    operations: what a backend supplies for it, by name. fused: products and update in one, which a
+    backend may supply besides; without, sweeps.py makes them of torch's products and the first
+    kind. forms: the forms its half-steps exist in.
     exact: whether one half-step solves its problem. most_momentum, least_share: the largest β
     of an extrapolation (momentum.py), and how much of a code it must leave. learns_up_to: the
     concepts up to which it updates the dictionary; beyond, one sweep of hals does. unrolled(F, C,
@@ -183,6 +191,7 @@ class Solver:
     operations: tuple[str, ...]
     forms: tuple[str, ...]
     unrolled: Callable[[Tensor, Tensor, Tensor], Tensor]
+    fused: tuple[str, ...] = ()
     exact: bool = False
     # anls: the time of a column of D grows with the cube of its support, a third of the concepts:
     # 5 ms at K = 1,000, 25 ms at 2,000 (one thread, AVX2), so some 0.2 s at 4,000
@@ -210,6 +219,7 @@ SOLVERS = {
             ("mu_",),
             ("normal", "residual"),
             mu_unrolled,
+            fused=("mu_normal_", "mu_residual_"),
             # a code that is zero stays zero
             least_share=0.5,
         ),
@@ -219,6 +229,7 @@ SOLVERS = {
             ("pgd_",),
             ("normal", "residual"),
             pgd_unrolled,
+            fused=("pgd_normal_", "pgd_residual_"),
         ),
         Solver(
             "anls",

@@ -14,13 +14,14 @@ class Statistics:
     """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ where the dictionary half-step reads them, and
     float64 sums.
 
-    sums (2, 3), of the codes and of the dictionary half, rows that have these names: ‖ΔF‖², ‖F‖²,
-    and ‖A − Z D‖² where the half-step comes by it; after the dictionary half it is always there.
+    sums (2, 4), of the codes and of the dictionary half, rows that have these names: ‖ΔF‖², ‖F‖²;
+    ‖A − Z D‖² where the half-step comes by it, after the dictionary half always; and how far a
+    residual had drifted, squared, where one that was carried was computed anew.
     """
 
     def __init__(self, rows: Rows, K: int, *, moments: bool) -> None:
         A = rows.A
-        self.sums = torch.zeros(2, 3, dtype=torch.float64, device=A.device)
+        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=A.device)
         self.codes, self.dictionary = self.sums
         self.squared_data = squared_norm(A)
         self.cross = A.new_zeros(K, A.shape[1]) if moments else None

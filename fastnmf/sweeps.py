@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .solvers import add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
+from .precision import in_tf32, products_in, round_tf32
+from .solvers import SOLVERS, add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 from .working_set import Concepts, hold_concepts, working_set_
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,14 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all half-steps of a run share: the operations, the concepts in a block, scratch."""
+    """What all half-steps of a run share: the operations, the concepts in a block, scratch, and the
+    precision that torch allows products: it is used in residual form only, where it does no harm
+    (README, design)."""
 
     ops: Operations
     block: int
     scratch: Workspace
+    allowed: str = "highest"
 
     def blocks(self, K: int) -> Iterator[slice]:
         return (slice(k, min(k + self.block, K)) for k in range(0, K, self.block))
@@ -91,7 +95,9 @@ def hold(
     if solver == "hals":
         return Held(B, grams=tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0])))
     if solver == "pgd":
-        return Held(B, step=1 / largest_eigenvalue(lambda v: B @ (B.T @ v), B.square().sum(1)))
+        # no B.square(): B may be all codes
+        squares = torch.linalg.vector_norm(B, dim=1).square()
+        return Held(B, step=1 / largest_eigenvalue(lambda v: B @ (B.T @ v), squares))
     if solver == "anls":
         return Held(B, concepts=hold_concepts(B, m))
     return Held(B)
@@ -114,12 +120,14 @@ class Residual:
     F.
 
     hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for the
-    others it is scratch. swept: as for Normal.
+    others it is scratch. carried: whether Et, not fresh, holds what became of an older residual.
+    swept: as for Normal.
     """
 
     Xt: Tensor
     Et: Tensor
     fresh: bool = False
+    carried: bool = False
     swept: bool = False
 
 
@@ -139,13 +147,29 @@ def hals_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: T
 
 def _hals_residual_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
     if not piece.fresh:
+        _refresh_(F, piece, held, sweep, sums)
+    with products_in(sweep.allowed):
+        for S, gram in zip(sweep.blocks(F.shape[0]), held.grams, strict=True):
+            B = held.B[S]
+            R = torch.mm(B, piece.Et, out=sweep.scratch("R", len(B), F.shape[1]))
+            delta = sweep.scratch("delta", *R.shape)
+            sweep.ops["hals_block_"](F[S], R, gram, delta, sums)
+            if in_tf32(B):
+                B = round_tf32(B, sweep.scratch.like(B, "rounded"))
+            piece.Et.addmm_(B.T, delta, alpha=-1)
+
+
+def _refresh_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
+    """E ← X − Fᵀ B in the dtype of F; where products are less than that, sums[3] is increased by
+    what E had drifted, squared."""
+    if not piece.carried or sweep.allowed == "highest":
         torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=piece.Et)
-    for S, gram in zip(sweep.blocks(F.shape[0]), held.grams, strict=True):
-        B = held.B[S]
-        R = torch.mm(B, piece.Et, out=sweep.scratch("R", len(B), F.shape[1]))
-        delta = sweep.scratch("delta", *R.shape)
-        sweep.ops["hals_block_"](F[S], R, gram, delta, sums)
-        piece.Et.addmm_(B.T, delta, alpha=-1)
+        return
+    p, m = piece.Xt.shape
+    fresh = sweep.scratch("fresh", m, p).T
+    torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=fresh)
+    sums[3] += squared_norm(piece.Et.sub_(fresh))
+    piece.Et.copy_(fresh)
 
 
 def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -154,16 +178,30 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     2 m K² flops in normal form, 6 m p K in residual form, where the Gram matrix is never formed.
     """
     if isinstance(piece, Normal):
-        denominator = torch.mm(held.G, F, out=sweep.scratch.like(F, "denominator"))
-        sweep.ops["mu_"](F, piece.C, denominator, sums)
-        return
+        return _mu_normal_(F, piece.C, held.G, sweep, sums)
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)
+    if fused_ := sweep.ops.get("mu_residual_"):
+        # without a copy of B, which may be all codes
+        alive = held.B.amax(1).square() > 0
+        with products_in(sweep.allowed):
+            return fused_(F, piece.Xt.T, reconstruction.T, held.B, alive, sums)
     for S in sweep.blocks(F.shape[0]):
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
         C = torch.mm(B, piece.Xt, out=sweep.scratch.like(F[S], "numerator"))
         sweep.ops["mu_"](F[S], C, denominator, sums)
+
+
+def _mu_normal_(F: Tensor, C: Tensor, G: Tensor, sweep: Sweep, sums: Tensor) -> None:
+    if fused_ := sweep.ops.get("mu_normal_"):
+        alive = G.diagonal() > 0
+        updated = sweep.scratch.like(F, "updated")
+        fused_(F, C, G, updated, alive, sums)
+        F.copy_(updated)
+        return
+    denominator = torch.mm(G, F, out=sweep.scratch.like(F, "denominator"))
+    sweep.ops["mu_"](F, C, denominator, sums)
 
 
 def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -172,6 +210,8 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
     Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is
     never formed. The momentum starts anew in every half-step.
     """
+    if SOLVERS["pgd"].fused[0] in sweep.ops:
+        return _pgd_fused_(F, piece, held, sweep, sums)
     start = sweep.scratch.like(F, "start").copy_(F)
     Y = sweep.scratch.like(F, "Y").copy_(F)
     for index, momentum in enumerate(pgd_momenta()):
@@ -188,6 +228,27 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
             torch.mm(held.B[S], piece.Et, out=gradient)
             sweep.ops["pgd_"](F[S], Y[S], gradient, held.step, momentum)
     add_squares_(sums, start.sub_(F), F)
+
+
+def _pgd_fused_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor):
+    """The same with a kernel for each step. F is the start, and written by the last step only."""
+    scratch = sweep.scratch
+    newest = scratch.like(F, "newest")
+    points = scratch.like(F, "Y"), scratch.like(F, "next Y")
+    before, Y, momenta = F, F, pgd_momenta()
+    for index, momentum in enumerate(momenta):
+        last = index + 1 == len(momenta)
+        after = F if last else newest
+        rest = (after, points[index % 2], F, held.step, momentum, sums if last else None)
+        if isinstance(piece, Normal):
+            sweep.ops["pgd_normal_"](before, Y, piece.C, held.G, *rest)
+        else:
+            torch.addmm(piece.Xt, held.B.T, Y, alpha=-1, out=piece.Et)
+            if index == 0:
+                sums[2] += squared_norm(piece.Et)
+            with products_in(sweep.allowed):
+                sweep.ops["pgd_residual_"](before, Y, piece.Et.T, held.B, *rest)
+        before, Y = newest, points[index % 2]
 
 
 def anls_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:

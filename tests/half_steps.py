@@ -22,7 +22,8 @@ def dtype_name(dtype):
 
 
 def supplies(backend, solver):
-    return bool(set(SOLVERS[solver].operations) & set(BACKENDS[backend].operations))
+    needed = {*SOLVERS[solver].operations, *SOLVERS[solver].fused}
+    return bool(needed & set(BACKENDS[backend].operations))
 
 
 def strided(A):

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from fastnmf import NMF, engine, memory, plan
 
 MEASURE = """
 import re, torch
@@ -40,3 +43,52 @@ def test_many_concepts_take_the_memory_of_the_factors_and_the_residual():
     )
     grown, needed = map(float, ran.stdout.split())
     assert grown < needed + 64
+
+
+def planned(free, **asked):
+    A = torch.zeros(4000, 64)
+    return memory.choose(A, 500, "hals", "cpp", free, form="residual", **asked)
+
+
+def test_pieces_of_rows_shrink_to_what_is_free():
+    roomy = planned(10 << 30)
+    assert roomy == planned(None)
+    fixed, a_row = memory.needed_bytes(4000, 64, 500, 4, "hals", roomy)
+    tight = planned(int((fixed + 100 * a_row) / 0.92) + 1)
+    assert tight.piece_rows == 100
+    assert tight.form == roomy.form
+
+
+def test_rows_that_do_not_fit_are_refused_with_what_would():
+    fixed, a_row = memory.needed_bytes(4000, 64, 500, 4, "hals", planned(None))
+    free = int((fixed + 100 * a_row) / 0.92) + 1
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"chunk_rows=100 would fit"):
+        planned(free, chunk_rows=2000)
+    assert planned(free, chunk_rows=100).piece_rows == 100
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="no chunk_rows would"):
+        planned(fixed)
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_needed_bytes_bound_the_workspaces(solver, form, monkeypatch):
+    """All scratch of a fit, and what the dictionary half takes, is within what was reckoned."""
+    made = []
+
+    class Counted(engine.Workspace):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(engine, "Workspace", Counted)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 40)
+    n, d, K = 3000, 40, 90
+    model = NMF(K, solver=solver, form=form, chunk_rows=700, max_iter=2, tol=0, backend="torch")
+    model.fit(torch.rand(n, d))
+    (scratch,) = made
+    taken = 4 * (n * K + K * d + sum(kept.numel() for kept in scratch._kept.values()))
+    taken += 4 * n * d if form == "residual" else 0
+    info = model.fit_info_
+    chosen = plan.Plan(form, form, info.block, info.piece_rows, 0.0)
+    fixed, a_row = memory.needed_bytes(n, d, K, 4, solver, chosen)
+    assert taken <= fixed - (1 << 28) + a_row * info.piece_rows

@@ -13,11 +13,11 @@ ROOT = Path(__file__).parent.parent
 # each room, from the ground up: it imports only rooms on the lines above its own
 FLOORS = [
     {"_version", "errors", "nnls_info", "_C"},
-    {"active_set", "rows", "codes", "environment"},
+    {"active_set", "rows", "codes", "environment", "precision"},
     {"solvers", "svd", "exemplars", "compiled", "working_set"},
     {"init"},
     {"momentum", "plan", "statistics", "sweeps", "backends"},
-    {"engine"},
+    {"engine", "memory"},
     {"info", "options", "progress"},
     {"encoding", "fitting", "nnls"},
     {"nmf"},
@@ -54,7 +54,8 @@ def test_imports_point_down(path):
     "path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.stem
 )
 def test_kernels_import_nothing_of_fastnmf(path):
-    assert not list(imported_rooms(path))
+    siblings = {other.stem for other in path.parent.glob("*.py")}
+    assert set(imported_rooms(path)) <= siblings
 
 
 def test_import_loads_only_what_every_user_needs():

@@ -1,0 +1,246 @@
+"""Check every kernel on a GPU, then time whole iterations against Overcomplete on the same card.
+
+python bench/bench_gpu.py [results.json]: under eight minutes on an H100 or H200. Not part of
+`pytest bench`. Nothing is timed unless all checks pass. Sizes that do not fit are left out by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fastnmf import NMF, engine, memory
+from fastnmf.backends import BACKENDS, REFERENCE, select
+from fastnmf.precision import products_in
+from fastnmf.rows import Rows
+
+SECONDS = 8 * 60
+# concepts of Overcomplete's loop that are timed at K = 10,000; the rest is reckoned
+PART = 64
+# of a factor after one float32 update: rounding of products summed in another order
+TOLERANCE = 1e-5
+
+
+def draw(n: int, d: int, K: int) -> tuple[torch.Tensor, ...]:
+    """A (n, d), Z (n, K), D (K, d), rectified Gaussian, Z D of the scale of A."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    A, Z, D = (
+        torch.randn(*size, device="cuda", generator=generator) for size in ((n, d), (n, K), (K, d))
+    )
+    ZD = Z[:1000].abs() @ D.abs()
+    return A.clamp_(min=0), Z.abs_(), D.abs_().mul_((A[:1000] * ZD).sum() / ZD.square().sum())
+
+
+def seconds_of(call: Callable[[], object], rounds: int = 3) -> float:
+    """The least of some rounds, after one that compiles and warms up."""
+    call()
+    least = float("inf")
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        least = min(least, time.perf_counter() - begun)
+    return least
+
+
+def operands(name: str, K: int, m: int, p: int, codes: bool) -> Callable[[dict], list]:
+    """A function of the operations of a backend that calls one of them and gives what it wrote."""
+    A, Z, D = draw(m, p, K)
+    D[K // 2] = 0
+    step, sums = 1 / D.square().sum(), torch.zeros(3, dtype=torch.float64, device="cuda")
+    G, C, W, alive = D @ D.T, D @ A.T, Z @ D, D.square().sum(1) > 0
+    laid = (lambda F: F.T.contiguous().T) if codes else (lambda F: F.contiguous())
+    F, C = laid(Z.T.clone()), laid(C)
+    R, blank = (C - G @ F).contiguous(), torch.full_like(C, torch.nan)
+    delta = torch.full_like(R, torch.nan)
+    written = {
+        "hals_block_": lambda ops: (ops[name](F, R, G, delta, sums), F, delta),
+        "hals_sweep_": lambda ops: (ops[name](F, C, G, sums), F),
+        "mu_residual_": lambda ops: (ops[name](F, A, W, D, alive, sums), F),
+        "mu_normal_": lambda ops: (ops[name](F, C, G, blank, alive, sums), blank),
+        "pgd_residual_": lambda ops: (
+            ops[name](F, F, A - W, D, F, blank, F, step, 0.3, None), F, blank
+        ),
+        "pgd_normal_": lambda ops: (
+            ops[name](F.clone(), F.clone(), C, G, F, blank, F, step, 0.3, None), F, blank
+        ),
+    }  # fmt: skip
+    return lambda ops: [*written[name](ops)[1:], sums]
+
+
+def composed() -> dict[str, Callable]:
+    """What the fused operations stand for, of plain products and the reference."""
+
+    def mu_normal_(F, C, G, updated, alive, sums):
+        updated.copy_(F)
+        REFERENCE["mu_"](updated, C, G @ F, alive, sums)
+
+    def pgd(F, Y, gradient, next_F, next_Y, step, momentum):
+        before, ahead = F.clone(), Y.clone()
+        REFERENCE["pgd_"](before, ahead, gradient, step, momentum)
+        next_F.copy_(before), next_Y.copy_(ahead)
+
+    return {
+        **REFERENCE,
+        "mu_normal_": mu_normal_,
+        "mu_residual_": lambda F, X, W, B, alive, sums: REFERENCE["mu_"](
+            F, B @ X.T, B @ W.T, alive, sums
+        ),
+        "pgd_normal_": lambda F, Y, C, G, next_F, next_Y, start, step, momentum, sums: pgd(
+            F, Y, G @ Y - C, next_F, next_Y, step, momentum
+        ),
+        "pgd_residual_": lambda F, Y, E, B, next_F, next_Y, start, step, momentum, sums: pgd(
+            F, Y, -B @ E.T, next_F, next_Y, step, momentum
+        ),
+    }
+
+
+def checks() -> list[dict]:
+    """Every kernel with real launches: against the reference, and twice for the same bits."""
+    kernels, reference, found = select("hals", torch.device("cuda"), "triton")[1], composed(), []
+    for name in BACKENDS["triton"].operations:
+        for codes in (True, False):
+            for K, m, p in ((10, 63_701, 384), (131, 5_003, 77), (512, 20_000, 768)):
+                with products_in("highest"):
+                    make = functools.partial(operands, name, K, m, p, codes)
+                    given, again, expected = make()(kernels), make()(kernels), make()(reference)
+                equal = all(map(torch.equal, given, again))
+                pairs = zip(given, expected, strict=True)
+                off = max(float((x - y).norm() / y.norm().clamp(min=1e-30)) for x, y in pairs)
+                with products_in("high"):
+                    coarse, once_more = make()(kernels), make()(kernels)
+                    equal &= all(map(torch.equal, coarse, once_more))
+                    coarse_off = float((coarse[0] - expected[0]).norm() / expected[0].norm())
+                passed = equal and off <= TOLERANCE and coarse_off <= 2e-2
+                found.append(
+                    {"check": name, "layout": "codes" if codes else "dictionary", "K": K, "m": m,
+                     "off": off, "off_in_tf32": coarse_off, "same_bits": equal, "passed": passed}
+                )  # fmt: skip
+    return found
+
+
+def iteration(solver: str, backend: str, A, Z, D) -> dict:
+    """One iteration of a fit by the plan it would follow; the start is not kept."""
+    _, ops = select(solver, A.device, backend)
+    free = memory.free_bytes(A.device)
+    chosen = memory.choose(A, D.shape[0], solver, backend, free, form="auto")
+    options = {"solver": solver, "ops": ops, "plan": chosen, "tol": 0}
+    # eight share a residual, as in a fit
+    seconds = seconds_of(lambda: engine.factorize_(Z, D, Rows(A), max_iter=8, **options), 1) / 8
+    return {"seconds": seconds, "predicted": chosen.seconds, "plan": str(chosen)}
+
+
+def overcomplete_step(solver: str, A, Z, D) -> dict:
+    """One iteration of Overcomplete; of hals with many concepts, a part of the loops is timed."""
+    from overcomplete.optimization import nmf
+
+    K = D.shape[0]
+    if solver == "pgd":
+        fit = nmf.projected_gradient_descent
+        return {"seconds": seconds_of(lambda: fit(A, Z, D, max_iter=3, tol=0), 1) / 3}
+    if solver == "mu":
+        return {"seconds": seconds_of(lambda: nmf._one_step_multiplicative_rule(A, Z, D), 1)}
+    if K <= PART:
+        return {"seconds": seconds_of(lambda: nmf._one_step_hals(A, Z, D), 1)}
+    made = [A @ D.T, D @ D.T, Z.T @ A, Z.T @ Z]
+    fixed = seconds_of(lambda: (A @ D.T, D @ D.T, Z.T @ A, Z.T @ Z), 1)
+    loops = seconds_of(lambda: _overcomplete_loops(*made, Z, D), 1)
+    return {"seconds": fixed + loops * K / PART, "measured_on": f"{PART} of {K:,} concepts"}
+
+
+def _overcomplete_loops(C, B, M, N, Z, D) -> None:
+    """The loops of Overcomplete's _one_step_hals over the first concepts, in place."""
+    for k in range(PART):
+        numerator = C[:, k] - Z @ B[:, k] + Z[:, k] * B[k, k]
+        Z[:, k] = torch.relu(numerator / (B[k, k] + 1e-10))
+    for k in range(PART):
+        numerator = M[k, :] - N[k, :] @ D + D[k, :] * N[k, k]
+        D[k, :] = torch.relu(numerator / (N[k, k] + 1e-10))
+
+
+def many_concepts() -> list[dict]:
+    """100,000 × 768, K = 10,000: an iteration of each solver at either precision."""
+    found, sizes = [], (100_000, 768, 10_000)
+    for precision in ("high", "highest"):
+        torch.set_float32_matmul_precision(precision)
+        for solver in ("hals", "mu", "pgd"):
+            contenders = {
+                "fastnmf (triton)": lambda *state, solver=solver: iteration(
+                    solver, "triton", *state
+                ),
+                "Overcomplete": lambda *state, solver=solver: overcomplete_step(solver, *state),
+            }
+            for name, timed in contenders.items():
+                labels = {"solver": solver, "precision": precision, "contender": name}
+                found.append({"size": sizes, **labels, **attempted(timed, *sizes)})
+    return found
+
+
+def attempted(timed: Callable, n: int, d: int, K: int) -> dict:
+    """What was measured, or that it does not fit on this card."""
+    try:
+        return timed(*draw(n, d, K))
+    except torch.cuda.OutOfMemoryError as error:
+        return {"left_out": str(error).splitlines()[0]}
+    finally:
+        torch.cuda.empty_cache()
+
+
+def few_concepts() -> list[dict]:
+    """63,700 × 2,048, K = 10: whole fits of 100 iterations, start included."""
+    from overcomplete import NMF as Overcomplete
+
+    torch.set_float32_matmul_precision("highest")
+    A, *_ = draw(63_700, 2_048, 10)
+    options = {"nb_concepts": 10, "device": "cuda", "solver": "hals", "tol": 0}
+    ours = seconds_of(lambda: NMF(**options, seed=0, backend="triton").fit(A, max_iter=100), 2)
+    theirs = seconds_of(lambda: Overcomplete(**options).fit(A, max_iter=100), 1)
+    label = {"size": (63_700, 2_048, 10), "solver": "hals", "precision": "highest"}
+    return [
+        {**label, "contender": "fastnmf (triton), 100 iterations", "seconds": ours},
+        {**label, "contender": "Overcomplete, 100 iterations", "seconds": theirs},
+    ]
+
+
+def million_rows() -> list[dict]:
+    """1,000,000 × 768, K = 10,000: an iteration of hals; the codes alone are 40 GB."""
+    torch.set_float32_matmul_precision("high")
+    sizes = (1_000_000, 768, 10_000)
+    timed = attempted(lambda *state: iteration("hals", "triton", *state), *sizes)
+    label = {"size": sizes, "solver": "hals", "precision": "high"}
+    return [{**label, "contender": "fastnmf (triton)", **timed}]
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        sys.exit("bench_gpu needs a GPU; torch sees none here")
+    begun = time.perf_counter()
+    card = torch.cuda.get_device_properties(0)
+    results = {"card": card.name, "bytes": card.total_memory, "torch": torch.__version__}
+    results["checks"] = checks()
+    failed = [check for check in results["checks"] if not check["passed"]]
+    for check in failed:
+        print("FAILED", check)
+    if failed:
+        sys.exit(1)
+    print(f"{card.name}: {len(results['checks'])} checks passed")
+    for part in (many_concepts, few_concepts, million_rows):
+        if time.perf_counter() - begun > SECONDS:
+            print(f"{part.__name__} left out: {SECONDS} s are over")
+            continue
+        results[part.__name__] = part()
+        for entry in results[part.__name__]:
+            print(json.dumps(entry))
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

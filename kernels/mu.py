@@ -1,0 +1,135 @@
+"""F ← F ∘ (B Xᵀ) / (B Bᵀ F): multiplicative updates, products and update in one kernel.
+
+A program makes a tile of F, (BLOCK_M, BLOCK_K) in samples and concepts. In residual form numerator
+and denominator are both products with B, of X and of W = Fᵀ B: they share the tile of B, stay in
+registers, and F is updated in place. In normal form the numerator C is given (it serves many
+updates) and the denominator G F needs all of F, so the new F goes elsewhere. Limited by the tensor
+cores in tf32, by multiply-adds in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .registers import round_tf32, tile_of_program
+from .sums import add_partials_, empty_partials, store_partial
+
+# by the bytes of a number; two accumulators of more do not fit the registers in float64
+TILES = {
+    4: {"BLOCK_M": 128, "BLOCK_K": 64, "BLOCK_P": 32, "GROUP": 8},
+    8: {"BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_P": 16, "GROUP": 8},
+}
+
+
+@triton.jit
+def _store_update(
+    F_ptr, updated_ptr, alive_ptr, partial_ptr, numerator, denominator, samples, concepts, m, K,
+    stride_fk, stride_fm, stride_uk, stride_um,
+):  # fmt: skip
+    """F ∘ numerator / denominator → updated, of one tile; leaves its part of the norms."""
+    kept = (samples < m)[:, None] & (concepts < K)[None, :]
+    place = F_ptr + samples[:, None] * stride_fm + concepts[None, :] * stride_fk
+    f = tl.load(place, mask=kept, other=0.0)
+    alive = tl.load(alive_ptr + concepts, mask=concepts < K, other=0) != 0
+    least = 1.1754943508222875e-38 if f.dtype.primitive_bitwidth == 32 else 2.2250738585072014e-308
+    # F ∘ C first: the quotient is bounded, while C / denominator can overflow
+    new = f * numerator / tl.maximum(denominator, least)
+    new = tl.where(alive[None, :] & kept, new, f)
+    store_partial(partial_ptr, (new - f) * (new - f), new * new)
+    place = updated_ptr + samples[:, None] * stride_um + concepts[None, :] * stride_uk
+    tl.store(place, new, mask=kept)
+
+
+@triton.jit
+def _mu_residual_kernel(
+    F_ptr, X_ptr, W_ptr, B_ptr, alive_ptr, partial_ptr, K, m, p, stride_fk, stride_fm, stride_xm,
+    stride_xp, stride_wm, stride_wp, stride_bk, stride_bp, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, GROUP: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    number: tl.constexpr = F_ptr.dtype.element_ty
+    precision: tl.constexpr = "tf32" if TF32 else "ieee"
+    row, column = tile_of_program(m, K, BLOCK_M, BLOCK_K, GROUP)
+    samples = row.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    concepts = column.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    numerator = tl.zeros((BLOCK_M, BLOCK_K), dtype=number)
+    denominator = tl.zeros((BLOCK_M, BLOCK_K), dtype=number)
+    for step in range(0, tl.cdiv(p, BLOCK_P)):
+        j = tl.cast(step, tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+        kept = (samples < m)[:, None] & (j < p)[None, :]
+        place = B_ptr + j[:, None] * stride_bp + concepts[None, :] * stride_bk
+        b = tl.load(place, mask=(j < p)[:, None] & (concepts < K)[None, :], other=0.0)
+        place_x = X_ptr + samples[:, None] * stride_xm + j[None, :] * stride_xp
+        x = tl.load(place_x, mask=kept, other=0.0)
+        place_w = W_ptr + samples[:, None] * stride_wm + j[None, :] * stride_wp
+        w = tl.load(place_w, mask=kept, other=0.0)
+        if TF32:
+            b, x, w = round_tf32(b), round_tf32(x), round_tf32(w)
+        numerator = tl.dot(x, b, numerator, input_precision=precision, out_dtype=number)
+        denominator = tl.dot(w, b, denominator, input_precision=precision, out_dtype=number)
+    _store_update(
+        F_ptr, F_ptr, alive_ptr, partial_ptr, numerator, denominator, samples, concepts, m, K,
+        stride_fk, stride_fm, stride_fk, stride_fm,
+    )  # fmt: skip
+
+
+@triton.jit
+def _mu_normal_kernel(
+    F_ptr, C_ptr, G_ptr, updated_ptr, alive_ptr, partial_ptr, K, m, stride_fk, stride_fm,
+    stride_ck, stride_cm, stride_g, stride_uk, stride_um, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    number: tl.constexpr = F_ptr.dtype.element_ty
+    row, column = tile_of_program(m, K, BLOCK_M, BLOCK_K, GROUP)
+    samples = row.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    concepts = column.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    denominator = tl.zeros((BLOCK_M, BLOCK_K), dtype=number)
+    for step in range(0, tl.cdiv(K, BLOCK_P)):
+        j = tl.cast(step, tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+        place = F_ptr + samples[:, None] * stride_fm + j[None, :] * stride_fk
+        f = tl.load(place, mask=(samples < m)[:, None] & (j < K)[None, :], other=0.0)
+        # G is symmetric: read along its rows, as the tensor cores want it
+        place_g = G_ptr + concepts[None, :] * stride_g + j[:, None]
+        g = tl.load(place_g, mask=(j < K)[:, None] & (concepts < K)[None, :], other=0.0)
+        denominator = tl.dot(f, g, denominator, input_precision="ieee", out_dtype=number)
+    place_c = C_ptr + samples[:, None] * stride_cm + concepts[None, :] * stride_ck
+    kept = (samples < m)[:, None] & (concepts < K)[None, :]
+    _store_update(
+        F_ptr, updated_ptr, alive_ptr, partial_ptr, tl.load(place_c, mask=kept, other=0.0),
+        denominator, samples, concepts, m, K, stride_fk, stride_fm, stride_uk, stride_um,
+    )  # fmt: skip
+
+
+def _programs(F: torch.Tensor, tile: dict[str, int]) -> int:
+    K, m = F.shape
+    return triton.cdiv(m, tile["BLOCK_M"]) * triton.cdiv(K, tile["BLOCK_K"])
+
+
+def mu_residual_(F, X, W, B, alive, sums) -> None:
+    """F ← F ∘ (B Xᵀ) / (B Wᵀ) in place, W = Fᵀ B; a concept that is not alive is left as it is.
+
+    F (K, m), X, W (m, p), B (K, p), any strides; alive (K,) bool. sums (2,) float64 is increased by
+    ‖Δ‖² and ‖F‖². 4 m p K flops, in tf32 where torch allows it. Does not synchronise.
+    """
+    tile = TILES[F.element_size()]
+    tf32 = F.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    partials = empty_partials(F, _programs(F, tile))
+    _mu_residual_kernel[(len(partials),)](
+        F, X, W, B, alive, partials, *F.shape, X.shape[1], *F.stride(), *X.stride(), *W.stride(),
+        *B.stride(), **tile, TF32=tf32, num_warps=8 if F.element_size() == 4 else 4, num_stages=2,
+    )  # fmt: skip
+    add_partials_(sums, partials)
+
+
+def mu_normal_(F, C, G, updated, alive, sums) -> None:
+    """updated = F ∘ C / (G F); a concept that is not alive is copied as it is.
+
+    F, C, updated (K, m), any strides; G (K, K) with contiguous rows. The rest as for mu_residual_.
+    2 m K² flops, always in the dtype of F: in tf32 the difference to the fixed point is lost.
+    """
+    tile = TILES[F.element_size()]
+    partials = empty_partials(F, _programs(F, tile))
+    _mu_normal_kernel[(len(partials),)](
+        F, C, G, updated, alive, partials, *F.shape, *F.stride(), *C.stride(), G.stride(0),
+        *updated.stride(), **tile, num_warps=8 if F.element_size() == 4 else 4, num_stages=2,
+    )  # fmt: skip
+    add_partials_(sums, partials)

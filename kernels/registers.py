@@ -1,0 +1,40 @@
+"""What the kernels do with a tile in registers: pick a row, round to tf32."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pick_row(X, chosen):
+    """X[k, :] for the one k where chosen (rows,) is true.
+
+    By a sum of integers: x + 0 folds to x when the tile lies in registers, x + 0.0 does not.
+    """
+    if X.dtype.primitive_bitwidth == 64:
+        bits = tl.where(chosen[:, None], X.to(tl.int64, bitcast=True), 0)
+        row = tl.sum(bits, 0).to(tl.float64, bitcast=True)
+    else:
+        bits = tl.where(chosen[:, None], X.to(tl.int32, bitcast=True), 0)
+        row = tl.sum(bits, 0).to(tl.float32, bitcast=True)
+    return row
+
+
+@triton.jit
+def round_tf32(X):
+    """X in float32, rounded to the nearest tf32 (ties away from zero).
+
+    A product in tf32 cuts its operands off: towards zero always, so that its errors add up.
+    """
+    return ((X.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def tile_of_program(m, K, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr):
+    """(row, column) of this program's tile of an (m, K) matrix; programs that run side by side
+    share operands in the L2 cache."""
+    program = tl.program_id(0)
+    rows, columns = tl.cdiv(m, BLOCK_M), tl.cdiv(K, BLOCK_K)
+    group = program // (GROUP * columns)
+    size = tl.minimum(rows - group * GROUP, GROUP)
+    inside = program % (GROUP * columns)
+    return group * GROUP + inside % size, inside // size

@@ -1,0 +1,183 @@
+"""Every kernel by itself: against the plain-torch reference in float64, inside matrices of NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import TOLERANCES, relative_difference
+
+from fastnmf.backends import BACKENDS
+from fastnmf.solvers import hals_block_, hals_sweep_, mu_, pgd_
+
+OPS = BACKENDS["triton"].load()
+DTYPES = ["float32", "float64"]
+# samples adjacent as in the dictionary; concepts adjacent as in the codes, on 16 bytes or not
+LAYOUTS = ["rows", "columns", "unaligned columns"]
+SIZES = [(1, 1), (3, 37), (17, 33), (70, 3)]
+
+
+class Matrix:
+    """A (K, m) matrix inside a larger one of NaN, in one of the layouts."""
+
+    def __init__(self, values, dtype, layout="rows"):
+        K, m = values.shape
+        if layout == "rows":
+            self.whole = torch.full((K + 2, m + 5), torch.nan, dtype=dtype)
+            self.view = self.whole[1:-1, 3 : 3 + m]
+        else:
+            before, width = (4, K + 8 - K % 4) if layout == "columns" else (3, K + 6 - K % 2)
+            self.whole = torch.full((m + 2, width), torch.nan, dtype=dtype)
+            self.view = self.whole[1:-1, before : before + K].T
+        self.view.copy_(values)
+
+    def values(self):
+        """The matrix in float64, once it is sure that nothing around it was written to."""
+        kept = self.view.double().clone()
+        self.view.fill_(torch.nan)
+        assert self.whole.isnan().all()
+        return kept
+
+
+def draw(K, m, dtype, p=9, seed=0):
+    """F (K, m) with zeros, X (m, p), B (K, p) with two zero concepts; numbers of that dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    F, X, B = (torch.randn(*size, generator=generator) for size in ((K, m), (m, p), (K, p)))
+    F, X, B = F.relu(), X.relu() + 0.1, B.abs()
+    if K > 2:
+        B[[1, K - 1]] = 0
+    return [M.to(getattr(torch, dtype)).double() for M in (F, X, B)]
+
+
+def new_sums():
+    return torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+
+def assert_near(given, expected, solver, dtype):
+    assert relative_difference(given, expected) <= TOLERANCES[solver, dtype]
+
+
+def check(solver, dtype, F, expected, sums, before):
+    new = F.values()
+    assert_near(new, expected, solver, dtype)
+    assert (new >= 0).all()
+    squares = [1 + (new - before).square().sum(), 2 + new.square().sum(), 3.0]
+    assert_near(sums, torch.tensor(squares), solver, dtype)
+
+
+@pytest.mark.parametrize(("K", "m"), SIZES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hals_block_is_the_reference(K, m, layout, dtype):
+    before, X, B = draw(K, m, dtype)
+    number = getattr(torch, dtype)
+    gram, owed = (B @ B.T).to(number).double(), (B @ X.T - B @ B.T @ before).to(number).double()
+    F, R, G = Matrix(before, number, layout), Matrix(owed, number), Matrix(gram, number)
+    delta, sums = Matrix(torch.full((K, m), torch.nan), number), new_sums()
+    OPS["hals_block_"](F.view, R.view, G.view, delta.view, sums)
+    after, change = before.clone(), torch.empty(K, m).double()
+    hals_block_(after, owed, gram, change, new_sums())
+    assert_near(delta.values(), change, "hals", dtype)
+    R.values()
+    check("hals", dtype, F, after, sums, before)
+
+
+@pytest.mark.parametrize(("K", "m"), SIZES[:3], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hals_sweep_is_the_reference(K, m, layout, dtype):
+    before, X, B = draw(K, m, dtype)
+    number = getattr(torch, dtype)
+    gram, cross = (B @ B.T).to(number).double(), (B @ X.T).to(number).double()
+    F, C, G = (
+        Matrix(M, number, where) for M, where in ((before, layout), (cross, layout), (gram, "rows"))
+    )
+    sums, after = new_sums(), before.clone()
+    OPS["hals_sweep_"](F.view, C.view, G.view, sums)
+    hals_sweep_(after, cross, gram, new_sums())
+    C.values()
+    check("hals", dtype, F, after, sums, before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hals_block_gives_delta_in_tf32_where_products_are(layout, monkeypatch):
+    """Δ has 10 bits of mantissa, F is exact, and R was told of the Δ that was stored.
+
+    From one sub-block of 64 concepts to the next it is told by products, for which G is rounded.
+    """
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    before, X, B = draw(70, 3, "float32")
+    gram, owed = B @ B.T, B @ X.T - B @ B.T @ before
+    F, R, G = (Matrix(M, torch.float32, "rows") for M in (before, owed, gram))
+    delta = Matrix(torch.full(before.shape, torch.nan), torch.float32)
+    OPS["hals_block_"](F.view, R.view, G.view, delta.view, new_sums())
+    stored, new = delta.view.clone(), F.view.clone()
+    assert (stored.view(torch.int32) & 8191 == 0).all()
+    assert (stored - (new - before.float())).abs().max() <= stored.abs().max() * 2**-11
+    rounded = gram.float().view(torch.int32).add(0x1000).bitwise_and(-8192).view(torch.float32)
+    told_of = torch.cat((gram[:64, :64], rounded[64:, :64].double()))
+    told_of = torch.cat((told_of, gram[:, 64:]), 1)
+    step = torch.empty(70, 3)
+    follow, told = before.clone(), owed.clone()
+    for k in range(70):
+        if gram[k, k] > 0:
+            step[k] = (follow[k] + told[k] / gram[k, k]).clamp(min=0) - follow[k]
+            follow[k] += step[k]
+            told -= torch.outer(told_of[:, k], stored[k].double())
+    assert relative_difference(new, follow) < 1e-4
+
+
+@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_mu_is_the_reference(K, m, p, layout, dtype, form):
+    before, X, B = draw(K, m, dtype, p)
+    number = getattr(torch, dtype)
+    W, alive = (before.T @ B).to(number).double(), B.square().sum(1) > 0
+    G, C = (B @ B.T).to(number).double(), (B @ X.T).to(number).double()
+    F, sums, after = Matrix(before, number, layout), new_sums(), before.clone()
+    if form == "residual":
+        rest = [Matrix(M, number, "columns").view for M in (X, W, B)]
+        OPS["mu_residual_"](F.view, *rest, alive, sums)
+        mu_(after, B @ X.T, B @ W.T, alive, new_sums())
+        return check("mu", dtype, F, after, sums, before)
+    C_given, G_given = Matrix(C, number, layout), Matrix(G, number)
+    updated = Matrix(torch.full((K, m), torch.nan), number, layout)
+    OPS["mu_normal_"](F.view, C_given.view, G_given.view, updated.view, alive, sums)
+    mu_(after, C, G @ before, alive, new_sums())
+    assert torch.equal(F.values(), before)
+    check("mu", dtype, updated, after, sums, before)
+
+
+@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("last", [False, True])
+def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
+    before, X, B = draw(K, m, dtype, p)
+    number = getattr(torch, dtype)
+    point = draw(K, m, dtype, p, seed=1)[0]
+    step = torch.tensor(0.01, dtype=number)
+    start, Y = Matrix(point, number, layout), Matrix(point, number, layout)
+    F, next_Y = Matrix(before, number, layout), Matrix(torch.full((K, m), torch.nan), number)
+    sums = new_sums() if last else None
+    rest = (F.view, next_Y.view, start.view, step, 0.3, sums)
+    if form == "residual":
+        E = (X - point.T @ B).to(number).double()
+        gradient = -B @ E.T
+        E, B = (Matrix(M, number, "columns").view for M in (E, B))
+        OPS["pgd_residual_"](F.view, Y.view, E, B, *rest)
+    else:
+        C, G = ((B @ M.T).to(number).double() for M in (X, B))
+        gradient = G @ point - C
+        C, G = Matrix(C, number, layout).view, Matrix(G, number).view
+        OPS["pgd_normal_"](F.view, Y.view, C, G, *rest)
+    after, ahead = before.clone(), point.clone()
+    pgd_(after, ahead, gradient, step.double(), 0.3)
+    Y.values(), start.values()
+    if last:
+        assert next_Y.values().isnan().all()
+        return check("pgd", dtype, F, after, sums, point)
+    assert_near(next_Y.values(), ahead, "pgd", dtype)
+    assert_near(F.values(), after, "pgd", dtype)

@@ -1,0 +1,70 @@
+"""Half-steps and whole fits with the Triton backend, from the facade down to the interpreter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from half_steps import iterate
+from oracle import TOLERANCES, pgd_half_step, problem, relative_difference
+from oracle import iterate as expected_iterates
+
+import fastnmf
+from fastnmf import NMF
+from fastnmf.backends import select
+from fastnmf.solvers import largest_eigenvalue, pgd_momenta
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu"])
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("kind", ["plain", "zero_concepts"])
+@pytest.mark.parametrize(("n", "d", "K"), [(9, 6, 1), (13, 7, 18)], ids=str)
+def test_iterates_are_those_of_the_loop(n, d, K, kind, form, solver):
+    A, Z, D = (M.astype("float32") for M in problem(n, d, K, kind=kind))
+    Z1, D1, _ = iterate(
+        solver, A, Z, D, form=form, dtype=torch.float32, iterations=2, backend="triton"
+    )
+    expected = expected_iterates(solver, A, Z, D, 2)
+    assert relative_difference(Z1, expected[0]) <= TOLERANCES[solver, "float32"]
+    assert relative_difference(D1, expected[1]) <= TOLERANCES[solver, "float32"]
+
+
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_pgd_half_step_is_that_of_fista(form, dtype):
+    A, Z, D = (M.astype(dtype) for M in problem(23, 17, 5, kind="zero_concepts"))
+    kind = getattr(torch, dtype)
+    Z1, _, outcome = iterate("pgd", A, Z, D, form=form, dtype=kind, learn=False, backend="triton")
+    G = torch.tensor(D.astype(np.float64) @ D.T.astype(np.float64))
+    L = float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))
+    expected = pgd_half_step(Z.T, A, D, L, len(pgd_momenta())).T
+    assert relative_difference(Z1, expected) <= TOLERANCES["pgd", dtype]
+    change = np.linalg.norm(Z1 - Z) / np.linalg.norm(Z1)
+    assert outcome.history[0].relative_change == pytest.approx(change, rel=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+def test_fit_is_that_of_the_reference(solver):
+    A = torch.rand(19, 11, generator=torch.Generator().manual_seed(0))
+    fits = []
+    for backend in ("triton", "torch"):
+        model = NMF(4, solver=solver, backend=backend, seed=0, max_iter=4, tol=0)
+        fits.append((*model.fit(A), model.fit_info_))
+    (Z, D, info), (Z_reference, D_reference, reference) = fits
+    assert info.backend == "triton"
+    assert relative_difference(Z @ D, Z_reference @ D_reference) < 1e-5
+    assert info.relative_error == pytest.approx(reference.relative_error, rel=1e-4)
+
+
+def test_encode_runs_on_the_kernels():
+    A = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+    model = NMF(3, backend="triton", seed=0, max_iter=2, tol=0)
+    model.fit(A)
+    reference = NMF(3, backend="torch").load_dictionary(model.D)
+    assert relative_difference(model.encode(A, 3), reference.encode(A, 3)) < 1e-5
+
+
+def test_interpreter_is_never_taken_unless_asked_for():
+    assert fastnmf.backends()["triton"].reason is None
+    assert select("mu", torch.device("cpu"), "auto")[0] != "triton"
+    assert select("mu", torch.device("cpu"), "triton")[0] == "triton"
