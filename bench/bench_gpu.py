@@ -55,7 +55,7 @@ def operands(name: str, K: int, m: int, p: int, codes: bool) -> Callable[[dict],
     A, Z, D = draw(m, p, K)
     D[K // 2] = 0
     step, sums = 1 / D.square().sum(), torch.zeros(3, dtype=torch.float64, device="cuda")
-    G, C, W, alive = D @ D.T, D @ A.T, Z @ D, D.square().sum(1) > 0
+    G, C, W = D @ D.T, D @ A.T, Z @ D
     laid = (lambda F: F.T.contiguous().T) if codes else (lambda F: F.contiguous())
     F, C = laid(Z.T.clone()), laid(C)
     R, blank = (C - G @ F).contiguous(), torch.full_like(C, torch.nan)
@@ -63,8 +63,8 @@ def operands(name: str, K: int, m: int, p: int, codes: bool) -> Callable[[dict],
     written = {
         "hals_block_": lambda ops: (ops[name](F, R, G, delta, sums), F, delta),
         "hals_sweep_": lambda ops: (ops[name](F, C, G, sums), F),
-        "mu_residual_": lambda ops: (ops[name](F, A, W, D, alive, sums), F),
-        "mu_normal_": lambda ops: (ops[name](F, C, G, blank, alive, sums), blank),
+        "mu_residual_": lambda ops: (ops[name](F, A, W, D, sums), F),
+        "mu_normal_": lambda ops: (ops[name](F, C, G, blank, sums), blank),
         "pgd_residual_": lambda ops: (
             ops[name](F, F, A - W, D, F, blank, F, step, 0.3, None), F, blank
         ),
@@ -78,9 +78,9 @@ def operands(name: str, K: int, m: int, p: int, codes: bool) -> Callable[[dict],
 def composed() -> dict[str, Callable]:
     """What the fused operations stand for, of plain products and the reference."""
 
-    def mu_normal_(F, C, G, updated, alive, sums):
+    def mu_normal_(F, C, G, updated, sums):
         updated.copy_(F)
-        REFERENCE["mu_"](updated, C, G @ F, alive, sums)
+        REFERENCE["mu_"](updated, C, G @ F, sums)
 
     def pgd(F, Y, gradient, next_F, next_Y, step, momentum):
         before, ahead = F.clone(), Y.clone()
@@ -90,9 +90,7 @@ def composed() -> dict[str, Callable]:
     return {
         **REFERENCE,
         "mu_normal_": mu_normal_,
-        "mu_residual_": lambda F, X, W, B, alive, sums: REFERENCE["mu_"](
-            F, B @ X.T, B @ W.T, alive, sums
-        ),
+        "mu_residual_": lambda F, X, W, B, sums: REFERENCE["mu_"](F, B @ X.T, B @ W.T, sums),
         "pgd_normal_": lambda F, Y, C, G, next_F, next_Y, start, step, momentum, sums: pgd(
             F, Y, G @ Y - C, next_F, next_Y, step, momentum
         ),

@@ -182,10 +182,8 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)
     if fused_ := sweep.ops.get("mu_residual_"):
-        # without a copy of B, which may be all codes
-        alive = held.B.amax(1).square() > 0
         with products_in(sweep.allowed):
-            return fused_(F, piece.Xt.T, reconstruction.T, held.B, alive, sums)
+            return fused_(F, piece.Xt.T, reconstruction.T, held.B, sums)
     for S in sweep.blocks(F.shape[0]):
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
@@ -195,9 +193,8 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
 
 def _mu_normal_(F: Tensor, C: Tensor, G: Tensor, sweep: Sweep, sums: Tensor) -> None:
     if fused_ := sweep.ops.get("mu_normal_"):
-        alive = G.diagonal() > 0
         updated = sweep.scratch.like(F, "updated")
-        fused_(F, C, G, updated, alive, sums)
+        fused_(F, C, G, updated, sums)
         F.copy_(updated)
         return
     denominator = torch.mm(G, F, out=sweep.scratch.like(F, "denominator"))

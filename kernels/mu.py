@@ -23,18 +23,17 @@ TILES = {
 
 @triton.jit
 def _store_update(
-    F_ptr, updated_ptr, alive_ptr, partial_ptr, numerator, denominator, samples, concepts, m, K,
+    F_ptr, updated_ptr, partial_ptr, numerator, denominator, samples, concepts, m, K,
     stride_fk, stride_fm, stride_uk, stride_um,
 ):  # fmt: skip
     """F ∘ numerator / denominator → updated, of one tile; leaves its part of the norms."""
     kept = (samples < m)[:, None] & (concepts < K)[None, :]
     place = F_ptr + samples[:, None] * stride_fm + concepts[None, :] * stride_fk
     f = tl.load(place, mask=kept, other=0.0)
-    alive = tl.load(alive_ptr + concepts, mask=concepts < K, other=0) != 0
     least = 1.1754943508222875e-38 if f.dtype.primitive_bitwidth == 32 else 2.2250738585072014e-308
     # F ∘ C first: the quotient is bounded, while C / denominator can overflow
     new = f * numerator / tl.maximum(denominator, least)
-    new = tl.where(alive[None, :] & kept, new, f)
+    new = tl.where((denominator > 0) & kept, new, f)
     store_partial(partial_ptr, (new - f) * (new - f), new * new)
     place = updated_ptr + samples[:, None] * stride_um + concepts[None, :] * stride_uk
     tl.store(place, new, mask=kept)
@@ -42,7 +41,7 @@ def _store_update(
 
 @triton.jit
 def _mu_residual_kernel(
-    F_ptr, X_ptr, W_ptr, B_ptr, alive_ptr, partial_ptr, K, m, p, stride_fk, stride_fm, stride_xm,
+    F_ptr, X_ptr, W_ptr, B_ptr, partial_ptr, K, m, p, stride_fk, stride_fm, stride_xm,
     stride_xp, stride_wm, stride_wp, stride_bk, stride_bp, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, GROUP: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
@@ -67,14 +66,14 @@ def _mu_residual_kernel(
         numerator = tl.dot(x, b, numerator, input_precision=precision, out_dtype=number)
         denominator = tl.dot(w, b, denominator, input_precision=precision, out_dtype=number)
     _store_update(
-        F_ptr, F_ptr, alive_ptr, partial_ptr, numerator, denominator, samples, concepts, m, K,
+        F_ptr, F_ptr, partial_ptr, numerator, denominator, samples, concepts, m, K,
         stride_fk, stride_fm, stride_fk, stride_fm,
     )  # fmt: skip
 
 
 @triton.jit
 def _mu_normal_kernel(
-    F_ptr, C_ptr, G_ptr, updated_ptr, alive_ptr, partial_ptr, K, m, stride_fk, stride_fm,
+    F_ptr, C_ptr, G_ptr, updated_ptr, partial_ptr, K, m, stride_fk, stride_fm,
     stride_ck, stride_cm, stride_g, stride_uk, stride_um, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -94,7 +93,7 @@ def _mu_normal_kernel(
     place_c = C_ptr + samples[:, None] * stride_cm + concepts[None, :] * stride_ck
     kept = (samples < m)[:, None] & (concepts < K)[None, :]
     _store_update(
-        F_ptr, updated_ptr, alive_ptr, partial_ptr, tl.load(place_c, mask=kept, other=0.0),
+        F_ptr, updated_ptr, partial_ptr, tl.load(place_c, mask=kept, other=0.0),
         denominator, samples, concepts, m, K, stride_fk, stride_fm, stride_uk, stride_um,
     )  # fmt: skip
 
@@ -104,24 +103,24 @@ def _programs(F: torch.Tensor, tile: dict[str, int]) -> int:
     return triton.cdiv(m, tile["BLOCK_M"]) * triton.cdiv(K, tile["BLOCK_K"])
 
 
-def mu_residual_(F, X, W, B, alive, sums) -> None:
-    """F ← F ∘ (B Xᵀ) / (B Wᵀ) in place, W = Fᵀ B; a concept that is not alive is left as it is.
+def mu_residual_(F, X, W, B, sums) -> None:
+    """F ← F ∘ (B Xᵀ) / (B Wᵀ) in place, W = Fᵀ B; where B Wᵀ is zero F is left as it is.
 
-    F (K, m), X, W (m, p), B (K, p), any strides; alive (K,) bool. sums (2,) float64 is increased by
-    ‖Δ‖² and ‖F‖². 4 m p K flops, in tf32 where torch allows it. Does not synchronise.
+    F (K, m), X, W (m, p), B (K, p), any strides. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖².
+    4 m p K flops, in tf32 where torch allows it. Does not synchronise.
     """
     tile = TILES[F.element_size()]
     tf32 = F.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     partials = empty_partials(F, _programs(F, tile))
     _mu_residual_kernel[(len(partials),)](
-        F, X, W, B, alive, partials, *F.shape, X.shape[1], *F.stride(), *X.stride(), *W.stride(),
+        F, X, W, B, partials, *F.shape, X.shape[1], *F.stride(), *X.stride(), *W.stride(),
         *B.stride(), **tile, TF32=tf32, num_warps=8 if F.element_size() == 4 else 4, num_stages=2,
     )  # fmt: skip
     add_partials_(sums, partials)
 
 
-def mu_normal_(F, C, G, updated, alive, sums) -> None:
-    """updated = F ∘ C / (G F); a concept that is not alive is copied as it is.
+def mu_normal_(F, C, G, updated, sums) -> None:
+    """updated = F ∘ C / (G F); where G F is zero F is copied as it is.
 
     F, C, updated (K, m), any strides; G (K, K) with contiguous rows. The rest as for mu_residual_.
     2 m K² flops, always in the dtype of F: in tf32 the difference to the fixed point is lost.
@@ -129,7 +128,7 @@ def mu_normal_(F, C, G, updated, alive, sums) -> None:
     tile = TILES[F.element_size()]
     partials = empty_partials(F, _programs(F, tile))
     _mu_normal_kernel[(len(partials),)](
-        F, C, G, updated, alive, partials, *F.shape, *F.stride(), *C.stride(), G.stride(0),
+        F, C, G, updated, partials, *F.shape, *F.stride(), *C.stride(), G.stride(0),
         *updated.stride(), **tile, num_warps=8 if F.element_size() == 4 else 4, num_stages=2,
     )  # fmt: skip
     add_partials_(sums, partials)

@@ -44,7 +44,7 @@ def calls(dtype=torch.float32):
     hals, mu, pgd = (importlib.import_module(f"fastnmf.kernels.{n}") for n in ("hals", "mu", "pgd"))
     n, d, K, few = 32_768, 768, 1024, 10
     new = functools.partial(empty, dtype=dtype)
-    sums, alive = empty(3, dtype=torch.float64), empty(K, dtype=torch.bool)
+    sums = empty(3, dtype=torch.float64)
     Zt, D, A, G = new(n, K).T, new(K, d), new(n, d), new(K, K)
     step = new()
     codes = hals_block(hals.hals_block_, new(n, K).T[:512], 512, n)
@@ -61,9 +61,9 @@ def calls(dtype=torch.float32):
         "hals_sweep dictionary": lambda: hals.hals_sweep_(
             new(64, d), new(64, d), new(64, 64), sums
         ),
-        "mu_residual codes": lambda: mu.mu_residual_(Zt, A, A, D, alive, sums),
-        "mu_residual dictionary": lambda: mu.mu_residual_(D, A.T, A.T, Zt, alive, sums),
-        "mu_normal codes": lambda: mu.mu_normal_(Zt, Zt, G, Zt, alive, sums),
+        "mu_residual codes": lambda: mu.mu_residual_(Zt, A, A, D, sums),
+        "mu_residual dictionary": lambda: mu.mu_residual_(D, A.T, A.T, Zt, sums),
+        "mu_normal codes": lambda: mu.mu_normal_(Zt, Zt, G, Zt, sums),
         "pgd_residual codes": lambda: pgd.pgd_residual_(
             Zt, Zt, A, D, Zt, Zt, Zt, step, 0.5, sums
         ),
