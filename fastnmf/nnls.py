@@ -19,8 +19,8 @@ from .working_set import GRAM_BYTES, hold_concepts, working_set_
 
 log = logging.getLogger(__name__)
 
-# numbers in the largest scratch array
-_SCRATCH = 1 << 22
+# numbers in the largest scratch array; every chunk of rows scales the Gram matrix anew
+_SCRATCH = 1 << 24
 
 
 def nnls(
