@@ -63,13 +63,19 @@ def describe(Z: Tensor, D: Tensor) -> CodesInfo:
     )
 
 
-def r_squared(A: Tensor, squared_error: float) -> float:
-    """1 − ‖A − Z D‖² / ‖A − its mean row‖²; 0 where all rows of A are alike and the error is not 0,
-    1 where both are."""
-    mean = A.mean(0, dtype=torch.float64)
-    pieces = A.split(max(1, _IN_HAND // A.shape[1]))
-    spread = sum(float((piece - mean).square().sum()) for piece in pieces)
-    if spread == 0:
+def r_squared(A: Tensor, squared_error: float, squared_data: float) -> float:
+    """1 − ‖A − Z D‖² / ‖A − its mean row‖²; where all rows of A are alike 1 for no error, else 0.
+
+    squared_data: ‖A‖², good to 1e-6 or better.
+    """
+    mean = A.sum(0, dtype=torch.float64) / len(A)
+    spread = squared_data - len(A) * float(mean.square().sum())
+    if spread < 1e-3 * squared_data:
+        # a difference of nearly equal numbers
+        pieces = A.split(max(1, _IN_HAND // A.shape[1]))
+        spread = sum(float((piece - mean).square().sum()) for piece in pieces)
+    # rows that are alike still differ by the rounding of their mean
+    if spread <= 1e-24 * squared_data:
         return 1.0 if squared_error == 0 else 0.0
     return 1 - squared_error / spread
 

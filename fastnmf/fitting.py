@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from . import memory, plan
+from .codes import describe, r_squared
 from .engine import Iteration, Outcome, factorize_
-from .info import FitInfo, count_codes
+from .info import FitInfo
 from .init import resolve, start
 from .precision import in_tf32, products_in
 from .rows import Rows
@@ -93,10 +94,10 @@ class Fitter:
         self, A: Tensor, Z: Tensor, D: Tensor, chosen: plan.Plan, outcome: Outcome
     ) -> FitInfo:
         n, d = A.shape
-        whole = squared_norm(A).sqrt()
+        whole = float(squared_norm(A))
         with products_in("highest"):
-            error = squared_error(Rows(A), Z, D, chosen.piece_rows).sqrt()
-        mean_l0, dead = count_codes(Z, D)
+            error = float(squared_error(Rows(A), Z, D, chosen.piece_rows))
+            codes = describe(Z, D)
         # where sweeps.py lets tf32 in
         coarse = "residual" in chosen.form and (self.solver == "hals" or self.backend == "triton")
         dtype = str(A.dtype).removeprefix("torch.")
@@ -116,10 +117,10 @@ class Fitter:
             init=resolve(self.init, n, d, self.K),
             iterations=len(outcome.history),
             stopped_by=outcome.stopped_by,
-            relative_error=float(error / whole) if whole > 0 else 0.0,
+            relative_error=(error / whole) ** 0.5 if whole > 0 else 0.0,
             relative_change=last,
-            mean_l0=mean_l0,
-            dead_concepts=dead,
+            r_squared=r_squared(A, error, whole),
+            **vars(codes),
             seconds=time.perf_counter() - self.begun,
             precision="tf32" if coarse and in_tf32(A) else dtype,
             drift=outcome.drift,

@@ -6,9 +6,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .engine import Iteration
 
 
@@ -23,8 +20,9 @@ class FitInfo:
     returned. relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. precision: of the products, the
     dtype or 'tf32'. drift: the most by which a residual carried in tf32 differed from a new one, or
     None. mean_l0: mean number of non-zero codes a row.
-    dead_concepts: concepts whose codes or dictionary row are all zero. seconds: the whole fit,
-    start included. history: one Iteration for each.
+    r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
+    l0_histogram, energy: of codes and concepts, see CodesInfo. seconds: the whole fit, start
+    included. history: one Iteration for each.
     """
 
     n: int
@@ -44,10 +42,16 @@ class FitInfo:
     relative_error: float
     relative_change: float
     mean_l0: float
+    hoyer: float
+    r_squared: float
     dead_concepts: int
+    near_duplicates: int
     seconds: float
     precision: str
     drift: float | None
+    l0_most: int
+    l0_histogram: tuple[int, ...] = field(repr=False)
+    energy: tuple[float, ...] = field(repr=False)
     history: tuple[Iteration, ...] = field(repr=False)
 
     @property
@@ -70,11 +74,12 @@ class FitInfo:
             solver += f" (dictionary: {self.dictionary_solver})"
         lines = {
             "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
-            "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead",
+            "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead and "
+            f"{self.near_duplicates:,} near-duplicates",
             "solver": f"{solver}, {self.form} form, backend {self.backend}, start {self.init}",
             "pieces": f"{self.piece_rows:,} rows, blocks of {self.block} concepts",
-            "relative error": f"{self.relative_error:.6g}",
-            "mean L0": f"{self.mean_l0:.4g} concepts a row",
+            "relative error": f"{self.relative_error:.6g}, R² {self.r_squared:.4g}",
+            "mean L0": f"{self.mean_l0:.4g} concepts a row, Hoyer sparsity {self.hoyer:.3g}",
             "iterations": f"{self.iterations} ({reasons[self.stopped_by]})",
             "last change": f"{self.relative_change:.3g} of ‖Z‖",
             "time": f"{self.seconds:.3g} s",
@@ -83,13 +88,3 @@ class FitInfo:
             drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
             lines["precision"] = f"{self.precision}, largest drift {drift}"
         return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())
-
-
-def count_codes(Z: Tensor, D: Tensor) -> tuple[float, int]:
-    """The mean number of non-zero codes a row of Z (n, K), and how many concepts are dead."""
-    used = torch.zeros(Z.shape[1], dtype=torch.int64, device=Z.device)
-    # Z ≥ 0: its signs are counted, in a small copy; count_nonzero takes 8 bytes an entry
-    for piece in Z.split(max(1, (1 << 20) // Z.shape[1])):
-        used += piece.sign().sum(0).long()
-    dead = (used == 0) | (D.amax(1) == 0)
-    return float(used.sum()) / Z.shape[0], int(dead.sum())

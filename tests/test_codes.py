@@ -69,10 +69,19 @@ def test_account_does_not_depend_on_the_scale(scale):
     assert scaled.near_duplicates == plain.near_duplicates
 
 
-def test_r_squared_is_that_of_the_mean_row_and_of_a_perfect_fit():
-    A = torch.rand(30, 4)
-    spread = float((A - A.mean(0)).double().square().sum())
-    assert codes.r_squared(A, spread) == pytest.approx(0, abs=1e-6)
-    assert codes.r_squared(A, 0.0) == 1
-    assert codes.r_squared(torch.ones(5, 2), 0.0) == 1
-    assert codes.r_squared(torch.ones(5, 2), 1.0) == 0
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_r_squared_is_that_of_the_mean_row_and_of_a_perfect_fit(offset):
+    A = torch.rand(30, 4) + offset
+    whole = float(A.double().square().sum())
+    spread = float((A.double() - A.double().mean(0)).square().sum())
+    assert codes.r_squared(A, spread, whole) == pytest.approx(0, abs=1e-5)
+    assert codes.r_squared(A, spread / 4, whole) == pytest.approx(0.75, abs=1e-5)
+    assert codes.r_squared(A, 0.0, whole) == 1
+
+
+def test_r_squared_of_rows_that_are_alike_is_1_or_0():
+    A = torch.full((7, 3), 0.1)
+    whole = float(A.double().square().sum())
+    assert codes.r_squared(A, 0.0, whole) == 1
+    assert codes.r_squared(A, 1e-3, whole) == 0
+    assert codes.r_squared(torch.zeros(5, 2), 0.0, 0.0) == 1
