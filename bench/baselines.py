@@ -17,6 +17,7 @@ import pytest
 import torch
 from contenders import checked
 from measure import Bench, Timing, called, once
+from overcomplete_loop import overcomplete_loop
 from workloads import Problem, Workload
 
 # multiplications of the loops: most of an iteration timed whole; those of a part in scikit-learn
@@ -95,18 +96,8 @@ def overcomplete_hals(problem: Problem) -> Timing:
     step = imported("overcomplete.optimization.nmf", "overcomplete")._one_step_hals
     if concepts_timed(problem.workload) == problem.workload.K:
         return Timing(lambda: copies(problem), step, {})
-    assert_loop_is_that_of(step, _overcomplete_loop)
-    return concept_loop(problem, _overcomplete_loop)
-
-
-def _overcomplete_loop(C, B, M, N, Z, D, concepts: int) -> None:
-    """The loops of Overcomplete's _one_step_hals over the first concepts, in place."""
-    for k in range(concepts):
-        numerator = C[:, k] - Z @ B[:, k] + Z[:, k] * B[k, k]
-        Z[:, k] = torch.relu(numerator / (B[k, k] + 1e-10))
-    for k in range(concepts):
-        numerator = M[k, :] - N[k, :] @ D + D[k, :] * N[k, k]
-        D[k, :] = torch.relu(numerator / (N[k, k] + 1e-10))
+    assert_loop_is_that_of(step, overcomplete_loop)
+    return concept_loop(problem, overcomplete_loop)
 
 
 def overcomplete_mu(problem: Problem) -> Timing:

@@ -99,10 +99,11 @@ class Encoder:
         for (part, X), times in zip(Rows(A).chunks(self._rows_in_hand()), iterations, strict=True):
             with torch.enable_grad():
                 X = X.detach().requires_grad_()
-                F = (cold_start(X, self.D) if Z0 is None else Z0[part]).T
                 if solver.exact:
                     # nothing to repeat; where the solution is not unique, the one that was given
                     F = self.encode(X, None)[0].T
+                else:
+                    F = (cold_start(X, self.D) if Z0 is None else Z0[part]).T
                 C = self.D @ X.T
                 momentum = Momentum(solver)
                 for _ in range(times):

@@ -67,8 +67,6 @@ class _Run:
     E: Tensor | None
     iterations_since_fresh: int = 0
     refresh: int = REFRESH
-    # whether E holds what became of an older residual
-    carried: bool = False
     # whether an iteration is behind us
     swept: bool = False
     # G of the dictionary, where the statistics of the last iteration needed it
@@ -184,9 +182,10 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal
             C = torch.mm(X, run.D.T, out=scratch("C", *Z.shape)).T
             yield X, Z, Normal(C, run.swept)
         else:
-            E = scratch("E", *X.shape) if E is None else E
             fresh = run.iterations_since_fresh > 0
-            carried = run.carried and not fresh
+            # what an earlier iteration left in E, and what became of it since
+            carried = run.swept and E is not None and not fresh
+            E = scratch("E", *X.shape) if E is None else E
             yield X, Z, Residual(X.T, E.T, fresh, carried=carried, swept=run.swept)
 
 
@@ -206,7 +205,6 @@ def _update_dictionary_(run: _Run) -> None:
     half_step_(D, Residual(run.rows.A, run.E, carried, swept=run.swept), held, sweep, sums)
     if carried:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
-        run.carried = True
     if solver == "hals":
         sums[2] = squared_norm(run.E)
 

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .products import in_tf32
 from .registers import pick_row, round_tf32
 from .sums import add_partials_, empty_partials, store_partial
 
@@ -201,11 +202,6 @@ def width(X: torch.Tensor) -> int:
 def samples(m: int) -> int:
     """BLOCK_M for so many samples, from TILES."""
     return next(block for least, block in TILES if m >= least)
-
-
-def in_tf32(F: torch.Tensor) -> bool:
-    """Whether torch.set_float32_matmul_precision lets products of F be tf32."""
-    return F.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
 
 
 def hals_block_(F, R, G, delta, sums) -> None:

@@ -7,18 +7,12 @@ updates) and the denominator G F needs all of F, so the new F goes elsewhere. Li
 cores in tf32, by multiply-adds in float32.
 """
 
-import torch
 import triton
 import triton.language as tl
 
+from .products import in_tf32, launch_of
 from .registers import round_tf32, tile_of_program
 from .sums import add_partials_, empty_partials, store_partial
-
-# by the bytes of a number; two accumulators of more do not fit the registers in float64
-TILES = {
-    4: {"BLOCK_M": 128, "BLOCK_K": 64, "BLOCK_P": 32, "GROUP": 8},
-    8: {"BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_P": 16, "GROUP": 8},
-}
 
 
 @triton.jit
@@ -98,23 +92,17 @@ def _mu_normal_kernel(
     )  # fmt: skip
 
 
-def _programs(F: torch.Tensor, tile: dict[str, int]) -> int:
-    K, m = F.shape
-    return triton.cdiv(m, tile["BLOCK_M"]) * triton.cdiv(K, tile["BLOCK_K"])
-
-
 def mu_residual_(F, X, W, B, sums) -> None:
     """F ← F ∘ (B Xᵀ) / (B Wᵀ) in place, W = Fᵀ B; where B Wᵀ is zero F is left as it is.
 
     F (K, m), X, W (m, p), B (K, p), any strides. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖².
     4 m p K flops, in tf32 where torch allows it. Does not synchronise.
     """
-    tile = TILES[F.element_size()]
-    tf32 = F.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    partials = empty_partials(F, _programs(F, tile))
-    _mu_residual_kernel[(len(partials),)](
+    programs, options = launch_of(F)
+    partials = empty_partials(F, programs)
+    _mu_residual_kernel[(programs,)](
         F, X, W, B, partials, *F.shape, X.shape[1], *F.stride(), *X.stride(), *W.stride(),
-        *B.stride(), **tile, TF32=tf32, num_warps=8 if F.element_size() == 4 else 4, num_stages=2,
+        *B.stride(), TF32=in_tf32(F), **options,
     )  # fmt: skip
     add_partials_(sums, partials)
 
@@ -125,10 +113,10 @@ def mu_normal_(F, C, G, updated, sums) -> None:
     F, C, updated (K, m), any strides; G (K, K) with contiguous rows. The rest as for mu_residual_.
     2 m K² flops, always in the dtype of F: in tf32 the difference to the fixed point is lost.
     """
-    tile = TILES[F.element_size()]
-    partials = empty_partials(F, _programs(F, tile))
-    _mu_normal_kernel[(len(partials),)](
+    programs, options = launch_of(F)
+    partials = empty_partials(F, programs)
+    _mu_normal_kernel[(programs,)](
         F, C, G, updated, partials, *F.shape, *F.stride(), *C.stride(), G.stride(0),
-        *updated.stride(), **tile, num_warps=8 if F.element_size() == 4 else 4, num_stages=2,
+        *updated.stride(), **options,
     )  # fmt: skip
     add_partials_(sums, partials)

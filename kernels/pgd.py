@@ -7,18 +7,12 @@ needs all of Y, so Y' goes elsewhere. Limited by the tensor cores in tf32, by mu
 float32, and by memory where p is small: F, Y are read and F', Y' written.
 """
 
-import torch
 import triton
 import triton.language as tl
 
+from .products import in_tf32, launch_of
 from .registers import round_tf32, tile_of_program
 from .sums import add_partials_, empty_partials, store_partial
-
-# by the bytes of a number; 128 × 128 in float32 spills
-TILES = {
-    4: {"BLOCK_M": 128, "BLOCK_K": 64, "BLOCK_P": 32, "GROUP": 8},
-    8: {"BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_P": 16, "GROUP": 8},
-}
 
 
 @triton.jit
@@ -69,15 +63,13 @@ def _pgd_kernel(
 
 def _launch(F, Y, X, B, C, next_F, next_Y, start, step, momentum, sums, tf32: bool, normal: bool):
     """X (m, p) times B (p, K)ᵀ of strides (p, K); see _pgd_kernel."""
-    (K, m), size = F.shape, F.element_size()
-    tile = TILES[size]
-    programs = triton.cdiv(m, tile["BLOCK_M"]) * triton.cdiv(K, tile["BLOCK_K"])
+    programs, options = launch_of(F)
     partials = empty_partials(F, programs)
     _pgd_kernel[(programs,)](
-        F, Y, X, B, C, next_F, next_Y, start, step, F.new_full((1,), momentum), partials, K, m,
+        F, Y, X, B, C, next_F, next_Y, start, step, F.new_full((1,), momentum), partials, *F.shape,
         X.shape[1], *F.stride(), *Y.stride(), *X.stride(), *B.stride(), *C.stride(),
-        *next_F.stride(), *next_Y.stride(), *start.stride(), **tile, TF32=tf32, NORMAL=normal,
-        LAST=sums is not None, num_warps=8 if size == 4 else 4, num_stages=2,
+        *next_F.stride(), *next_Y.stride(), *start.stride(), TF32=tf32, NORMAL=normal,
+        LAST=sums is not None, **options,
     )  # fmt: skip
     if sums is not None:
         add_partials_(sums, partials)
@@ -91,8 +83,7 @@ def pgd_residual_(F, Y, E, B, next_F, next_Y, start, step, momentum, sums) -> No
     ‖next_F − start‖² and ‖next_F‖²: then next_Y is not written. 2 m p K flops, in tf32 where torch
     allows it. Does not synchronise. Source: Nesterov, 1983.
     """
-    tf32 = F.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    _launch(F, Y, E, B, F, next_F, next_Y, start, step, momentum, sums, tf32, False)
+    _launch(F, Y, E, B, F, next_F, next_Y, start, step, momentum, sums, in_tf32(F), False)
 
 
 def pgd_normal_(F, Y, C, G, next_F, next_Y, start, step, momentum, sums) -> None:

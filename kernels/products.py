@@ -1,0 +1,24 @@
+"""How the kernels that make products of tiles are launched: tiles, programs, precision."""
+
+import torch
+import triton
+
+# by the bytes of a number; 128 × 128 in float32 spills, and so do mu's two accumulators of more
+# than these in float64
+TILES = {
+    4: {"BLOCK_M": 128, "BLOCK_K": 64, "BLOCK_P": 32, "GROUP": 8},
+    8: {"BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_P": 16, "GROUP": 8},
+}
+
+
+def launch_of(F: torch.Tensor) -> tuple[int, dict[str, int]]:
+    """Programs for F (K, m), one a tile, and the options that mu and pgd are launched with."""
+    (K, m), size = F.shape, F.element_size()
+    tile = TILES[size]
+    programs = triton.cdiv(m, tile["BLOCK_M"]) * triton.cdiv(K, tile["BLOCK_K"])
+    return programs, {**tile, "num_warps": 8 if size == 4 else 4, "num_stages": 2}
+
+
+def in_tf32(F: torch.Tensor) -> bool:
+    """Whether torch.set_float32_matmul_precision lets products of F be tf32."""
+    return F.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
