@@ -62,7 +62,10 @@ def iterations_table(entries: list[Entry], solver: str) -> str:
     rows = []
     for title in first_of(found, "title"):
         timed = {entry["contender"]: entry for entry in found if entry["title"] == title}
-        ours = next(entry for name, entry in timed.items() if name.startswith(OURS))
+        ours = next((entry for name, entry in timed.items() if name.startswith(OURS)), None)
+        if ours is None:
+            # a run of the other libraries alone has nothing to be compared with
+            continue
         cells = [cell(timed.get(name), ours) for name in names]
         alone = seconds_text(ours["seconds_alone"])
         rows.append(
