@@ -24,6 +24,8 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+pytestmark = pytest.mark.compiles
+
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # bytes of shared memory that one program may take
 SHARED = {80: 163 << 10, 90: 227 << 10}

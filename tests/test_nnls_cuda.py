@@ -18,6 +18,7 @@ MOST_SPILLED_BYTES = 64
 MOST_STATIC_SHARED_BYTES = 64
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("capability", [80, 90])
 def test_row_solver_compiles_for_the_card(capability, tmp_path):
     if shutil.which("nvcc") is None:
