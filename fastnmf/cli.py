@@ -13,6 +13,8 @@ from typing import Any
 from ._version import __version__
 
 FIT_OPTIONS = ("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows")
+FIT_OPTIONS += ("stop", "max_seconds")
+ACCELERATE = {"auto": "auto", "yes": True, "no": False}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +84,14 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     _option(fit, "--init", "auto", "auto, random, nndsvda, rows or spread")
     _option(fit, "--backend", "auto", "auto, or one that `fastnmf info` lists")
     _option(fit, "--form", "auto", "auto, normal or residual")
+    fit.add_argument(
+        "--accelerate",
+        choices=ACCELERATE,
+        default="auto",
+        help="extrapolate the factors: auto, yes or no; default: auto",
+    )
+    _option(fit, "--stop", "codes", "what must settle, codes or error")
+    fit.add_argument("--max-seconds", type=float, help="by when to end; default: no limit")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
     _add_common(fit)
 
@@ -127,6 +137,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     codes = [(arguments.codes, WRITERS)] if arguments.codes else []
     _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes], [arguments.A])
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
+    options["accelerate"] = ACCELERATE[arguments.accelerate]
     options["verbose"] = not arguments.quiet
     nmf = NMF(arguments.concepts, _device(arguments.device), **options)
     Z, _ = nmf.fit(read_matrix(arguments.A))

@@ -60,7 +60,8 @@ class Encoder:
         """The codes, and the number of iterations that each chunk took."""
         K = self.D.shape[0]
         Z = A.new_empty(A.shape[0], K)
-        iterations = []
+        taken = []
+        iterations = min(self.max_iter, 1) if SOLVERS[self.solver].exact else self.max_iter
         for part, X in Rows(A).chunks(self._rows_in_hand()):
             Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
             # what is kept for the sweeps of a chunk is bounded already
@@ -82,13 +83,13 @@ class Encoder:
                 solver=self.solver,
                 ops=self.ops,
                 plan=chosen,
-                max_iter=min(self.max_iter, 1) if SOLVERS[self.solver].exact else self.max_iter,
+                max_iter=iterations,
                 tol=self.tol,
                 learn=False,
                 each=self.each,
             )
-            iterations.append(len(outcome.history))
-        return Z, iterations
+            taken.append(len(outcome.history))
+        return Z, taken
 
     def gradient(self, A: Tensor, Z0: Tensor | None, iterations: list[int], upstream: Tensor):
         """(∂Z / ∂A)ᵀ upstream (n, d), repeating the iterations of each chunk of rows under

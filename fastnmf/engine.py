@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .extrapolation import Extrapolation
 from .momentum import Momentum
 from .plan import REFRESH, Plan
 from .precision import products_in
@@ -18,6 +19,11 @@ from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
 
+# what ends a run: the codes or the error have settled, or it was told to
+STOPS = ("tol", "error", "max_iter", "max_seconds", "callback")
+STOPPING_RULES = ("codes", "error")
+# iterations over which the error must fall by more than tol of it, with stop='error'
+WINDOW = 10
 # of the residual's norm: beyond this drift it is computed anew twice as often
 _MOST_DRIFT = 1e-2
 
@@ -39,9 +45,39 @@ class Iteration:
 
 
 @dataclass(frozen=True)
+class Stopping:
+    """When a run ends: after max_iter iterations; when ‖ΔZ‖ ≤ tol ‖Z‖ or, by the rule 'error', when
+    the relative error fell by no more than tol of it over WINDOW iterations; at the deadline, of
+    time.perf_counter; where each(iteration) is true. tol ≤ 0 never stops early.
+    """
+
+    max_iter: int
+    tol: float
+    each: Callable[[Iteration], bool | None] | None
+    rule: str
+    deadline: float
+
+    @property
+    def watches(self) -> bool:
+        """Whether an iteration must be known before the next begins."""
+        return self.tol > 0 or self.each is not None or self.deadline < float("inf")
+
+    def settled(self, history: list[Iteration]) -> str | None:
+        """'tol' or 'error' where that rule is met."""
+        if self.tol <= 0:
+            return None
+        if self.rule == "codes":
+            return "tol" if history[-1].relative_change <= self.tol else None
+        if len(history) <= WINDOW:
+            return None
+        before, now = history[-1 - WINDOW].relative_error, history[-1].relative_error
+        return "error" if before - now <= self.tol * before else None
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How a run ended. stopped_by: 'tol', 'max_iter' or 'callback'. drift: the most by which a
-    residual carried in tf32 was found to differ from a new one, relative to it, or None.
+    """How a run ended. stopped_by: one of STOPS. drift: the most by which a residual carried in
+    tf32 was found to differ from a new one, relative to it, or None.
     """
 
     history: tuple[Iteration, ...]
@@ -71,6 +107,8 @@ class _Run:
     swept: bool = False
     # G of the dictionary, where the statistics of the last iteration needed it
     G: Tensor | None = None
+    # where half-steps start, if not from what the last ones left
+    ahead: Extrapolation | None = None
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
     kept: list | None = None
 
@@ -87,32 +125,34 @@ def factorize_(
     tol: float,
     learn: bool = True,
     each: Callable[[Iteration], bool | None] | None = None,
+    stop: str = "codes",
+    deadline: float = float("inf"),
 ) -> Outcome:
-    """Iterate on Z (n, K) and D (K, d) in place until ‖ΔZ‖ ≤ tol ‖Z‖, max_iter, or each(iteration)
-    is true.
+    """Iterate on Z (n, K) and D (K, d) in place until `Stopping` of these says so.
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
-    tol ≤ 0 never stops. Synchronises once an iteration if tol or each asks for it, else once at the
-    end. Raises ArithmeticError when the factors overflow.
+    Synchronises once an iteration if it is watched or the plan accelerates, else once at the end.
+    Raises ArithmeticError when the factors overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
-        return _iterate_(run, max_iter, tol, each)
+        return _iterate_(run, Stopping(max_iter, tol, each, stop, deadline))
 
 
-def _iterate_(run: _Run, max_iter: int, tol: float, each) -> Outcome:
-    learn = run.learn
-    watched = tol > 0 or each is not None
+def _iterate_(run: _Run, stopping: Stopping) -> Outcome:
+    watched = stopping.watches or run.ahead is not None
     begun = time.perf_counter()
     history: list[Iteration] = []
     unread: list[tuple[int, Tensor, float]] = []
     squared_data = float(run.statistics.squared_data)
     stopped_by, drifts = "max_iter", []
-    for iteration in range(1, max_iter + 1):
+    for iteration in range(1, stopping.max_iter + 1):
+        if run.ahead is not None and history:
+            run.ahead.judge_(history[-1].relative_error, run.Z, run.D)
         run.statistics.clear_()
         fresh = run.iterations_since_fresh == 0
         _update_codes_(run)
-        if learn:
+        if run.learn:
             _update_dictionary_(run)
         run.swept = True
         sums = run.statistics.sums
@@ -120,16 +160,21 @@ def _iterate_(run: _Run, max_iter: int, tol: float, each) -> Outcome:
         if not watched:
             continue
         history += _read(unread, run, squared_data, drifts)
-        if each is not None and each(history[-1]):
+        if stopping.each is not None and stopping.each(history[-1]):
             stopped_by = "callback"
             break
-        if tol > 0 and history[-1].relative_change <= tol:
+        if settled := stopping.settled(history):
             if fresh or run.sweep.allowed == "highest":
-                stopped_by = "tol"
+                stopped_by = settled
                 break
             # what was carried in tf32 does not decide: once more, from a residual in float32
             run.iterations_since_fresh = 0
+        if time.perf_counter() >= stopping.deadline:
+            stopped_by = "max_seconds"
+            break
     history += _read(unread, run, squared_data, drifts)
+    if run.ahead is not None:
+        run.ahead.end_(run.D)
     return Outcome(tuple(history), stopped_by, max(drifts, default=None))
 
 
@@ -137,6 +182,9 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
     moments = learn and plan.dictionary == "normal"
     E = torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None
     chunks = rows.chunks(plan.piece_rows)
+    sweep = Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed)
+    accelerates = learn and plan.accelerates
+    share = SOLVERS[solver].least_share
     return _Run(
         Z,
         D,
@@ -144,10 +192,11 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
         solver,
         plan,
         learn,
-        Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed),
+        sweep,
         Statistics(rows, D.shape[0], moments=moments),
         tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks),
         E,
+        ahead=Extrapolation(Z, D, share, sweep.scratch) if accelerates else None,
     )
 
 
@@ -155,8 +204,13 @@ def _update_codes_(run: _Run) -> None:
     half_step_, sums = HALF_STEPS[run.solver], run.statistics.codes
     if run.learn:
         held = hold(run.solver, run.plan.codes, run.sweep, run.D, run.G, len(run.Z))
+        first = 0
         for X, Z, target in _code_pieces(run, held):
-            half_step_(Z.T, target, held, run.sweep, sums)
+            for _ in range(run.plan.inner[0]):
+                half_step_(Z.T, target, held, run.sweep, sums)
+            if run.ahead is not None:
+                run.ahead.move_codes_(Z, slice(first, first + len(Z)), sums)
+                first += len(Z)
             run.statistics.add_(X, Z)
         return
     if run.kept is None:
@@ -195,14 +249,24 @@ def _update_dictionary_(run: _Run) -> None:
     half_step_, sums = HALF_STEPS[solver], run.statistics.dictionary
     if run.plan.dictionary == "normal":
         held = hold(solver, "normal", sweep, None, run.statistics.gram)
-        half_step_(D, Normal(run.statistics.cross, run.swept), held, sweep, sums)
+        for _ in range(run.plan.inner[1]):
+            half_step_(D, Normal(run.statistics.cross, run.swept), held, sweep, sums)
         G = D @ D.T
-        run.G = G if run.plan.codes == "normal" else None
+        run.G = G if run.plan.codes == "normal" and run.ahead is None else None
         run.statistics.measure_error_(D, G)
-        return
+    else:
+        _update_by_residual_(run, solver, sums)
+    if run.ahead is not None:
+        run.ahead.move_dictionary_(D)
+
+
+def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
+    sweep, D = run.sweep, run.D
     held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1])
-    carried = run.solver == "hals" and run.plan.codes == "residual"
-    half_step_(D, Residual(run.rows.A, run.E, carried, swept=run.swept), held, sweep, sums)
+    # factors that move on leave the residual behind
+    stays = run.ahead is None and run.plan.codes == "residual"
+    carried = run.solver == "hals" and stays
+    HALF_STEPS[solver](D, Residual(run.rows.A, run.E, carried, swept=run.swept), held, sweep, sums)
     if carried:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":

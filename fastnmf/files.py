@@ -105,7 +105,7 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> N
     # another version may account for other things
     if info is not None and info.keys() == {field.name for field in fields(FitInfo)}:
         info["history"] = tuple(Iteration(**iteration) for iteration in info["history"])
-        for name in ("l0_histogram", "energy"):
+        for name in ("l0_histogram", "energy", "inner_half_steps"):
             info[name] = tuple(info[name])
         nmf.fit_info_ = FitInfo(**info)
     return nmf

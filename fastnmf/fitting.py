@@ -18,7 +18,7 @@ from .info import FitInfo
 from .init import resolve, start
 from .precision import in_tf32, products_in
 from .rows import Rows
-from .solvers import learner, squared_norm
+from .solvers import SOLVERS, learner, squared_norm
 from .statistics import squared_error
 from .sweeps import Operations
 
@@ -30,8 +30,8 @@ class Fitter:
     """min ‖A − Z D‖² over Z ≥ 0, D ≥ 0 with K concepts by one of the solvers, from a start that is
     drawn or given.
 
-    backend is the name of what supplies ops. begun: when the fit began, by time.perf_counter. The
-    rest as for NMF.
+    backend is the name of what supplies ops. begun: when the fit began, by time.perf_counter;
+    deadline: when it is to end. The rest as for NMF.
     """
 
     K: int
@@ -47,6 +47,9 @@ class Fitter:
     tol: float
     begun: float
     each: Callable[[Iteration], bool | None] | None = None
+    accelerate: bool | str = "auto"
+    stop: str = "codes"
+    deadline: float = float("inf")
 
     @torch.no_grad()
     def __call__(self, A: Tensor) -> tuple[Tensor, Tensor, FitInfo]:
@@ -62,6 +65,8 @@ class Fitter:
             chunk_rows=self.chunk_rows,
             block=self.block,
         )
+        if self._accelerates(chosen):
+            chosen = plan.accelerated(chosen, n, d, self.K, A.element_size(), self.solver)
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
         Z, D = start(A, self.K, self.init, self.generator)
         try:
@@ -75,20 +80,33 @@ class Fitter:
                 max_iter=self.max_iter,
                 tol=self.tol,
                 each=self.each,
+                stop=self.stop,
+                deadline=self.deadline,
             )
         except torch.cuda.OutOfMemoryError as error:
             fewer = max(1, chosen.piece_rows // 2)
             raise torch.cuda.OutOfMemoryError(f"{error} Try chunk_rows={fewer}.") from error
         info = self._account(A, Z, D, chosen, outcome)
-        if self.tol > 0 and info.stopped_by == "max_iter":
+        if self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
             log.warning(
-                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, above tol=%g; raise max_iter "
-                "or tol (tol=0 asks for exactly max_iter iterations)",
+                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, with tol=%g and stop=%r; "
+                "raise %s or tol (tol=0 asks for no more than that)",
                 info.relative_change,
-                self.max_iter,
+                info.iterations,
                 self.tol,
+                self.stop,
+                info.stopped_by,
             )
         return Z, D, info
+
+    def _accelerates(self, chosen: plan.Plan) -> bool:
+        """Whether to extrapolate. 'auto' does where it pays and nobody asks for the iterates of
+        the plain loop: from a start that was drawn, in normal form, where half-steps are not
+        exact (README, design)."""
+        if self.accelerate != "auto":
+            return bool(self.accelerate)
+        drawn, exact = isinstance(self.init, str), SOLVERS[self.solver].exact
+        return drawn and chosen.form == "normal" and not exact
 
     def _account(
         self, A: Tensor, Z: Tensor, D: Tensor, chosen: plan.Plan, outcome: Outcome
@@ -114,6 +132,8 @@ class Fitter:
             form=chosen.form,
             block=chosen.block,
             piece_rows=chosen.piece_rows,
+            accelerated=chosen.accelerates,
+            inner_half_steps=chosen.inner,
             init=resolve(self.init, n, d, self.K),
             iterations=len(outcome.history),
             stopped_by=outcome.stopped_by,

@@ -15,11 +15,13 @@ class FitInfo:
 
     n, d, nb_concepts: the sizes. solver, backend, form, block, piece_rows: what computed it (see
     plan.py). dictionary_solver: what updated the dictionary: the solver, or hals where there are
-    more concepts than it goes to. init: the start taken. iterations, stopped_by ('tol', 'max_iter'
-    or 'callback'), converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors
-    returned. relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration. precision: of the products, the
-    dtype or 'tf32'. drift: the most by which a residual carried in tf32 differed from a new one, or
-    None. mean_l0: mean number of non-zero codes a row.
+    more concepts than it goes to. init: the start taken. accelerated, inner_half_steps: whether
+    the factors were extrapolated, and half-steps of codes and dictionary in an iteration.
+    iterations, stopped_by ('tol', 'error', 'max_iter', 'max_seconds' or 'callback'), converged: how
+    it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned. relative_change: ‖ΔZ‖ / ‖Z‖
+    in the last iteration. precision: of the products, the dtype or 'tf32'. drift: the most by which
+    a residual carried in tf32 differed from a new one, or None. mean_l0: mean number of non-zero
+    codes a row.
     r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
     l0_histogram, energy: of codes and concepts, see CodesInfo. seconds: the whole fit, start
     included. history: one Iteration for each.
@@ -36,6 +38,8 @@ class FitInfo:
     form: str
     block: int
     piece_rows: int
+    accelerated: bool
+    inner_half_steps: tuple[int, int]
     init: str
     iterations: int
     stopped_by: str
@@ -56,8 +60,8 @@ class FitInfo:
 
     @property
     def converged(self) -> bool:
-        """Whether the fit ended because the codes had settled."""
-        return self.stopped_by == "tol"
+        """Whether the fit ended because the codes, or with stop='error' the error, had settled."""
+        return self.stopped_by in ("tol", "error")
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in it, as plain Python values."""
@@ -66,7 +70,9 @@ class FitInfo:
     def __str__(self) -> str:
         reasons = {
             "tol": "converged: the codes have settled",
+            "error": "converged: the error falls no more",
             "max_iter": "not converged: max_iter reached",
+            "max_seconds": "not converged: max_seconds reached",
             "callback": "stopped by the callback",
         }
         solver = self.solver
@@ -84,6 +90,9 @@ class FitInfo:
             "last change": f"{self.relative_change:.3g} of ‖Z‖",
             "time": f"{self.seconds:.3g} s",
         }
+        if self.accelerated:
+            codes, dictionary = self.inner_half_steps
+            lines["accelerated"] = f"{codes} + {dictionary} half-steps an iteration"
         if self.precision != self.dtype:
             drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
             lines["precision"] = f"{self.precision}, largest drift {drift}"

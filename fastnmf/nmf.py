@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import options, plan
 from .backends import BACKENDS, select
 from .encoding import Encoder
-from .engine import Iteration
+from .engine import STOPPING_RULES, Iteration
 from .errors import InvalidInput, NotFitted
 from .fitting import Fitter
 from .info import FitInfo
@@ -32,9 +32,9 @@ class NMF(nn.Module):
     A (n, d).
 
     nb_concepts: K, from 1 to any number; K > d is fine. device: where to compute and keep D;
-    follows `.to()`. solver: 'hals', 'mu', 'pgd' or 'anls'. tol: stop when ‖ΔZ‖ ≤ tol ‖Z‖; 0 never
-    stops early. verbose: show a bar with iteration, relative change and relative error. Options, by
-    name:
+    follows `.to()`. solver: 'hals', 'mu', 'pgd' or 'anls'. tol: stop when ‖ΔZ‖ ≤ tol ‖Z‖ (or see
+    stop); 0 never stops early. verbose: show a bar with iteration, relative change and relative
+    error. Options, by name:
 
     max_iter: iterations of fit where it is not told; None is 500.
     init: 'auto' ('nndsvda' if K ≤ min(n, d), else 'random'), 'random', 'nndsvda', 'rows' or
@@ -45,7 +45,11 @@ class NMF(nn.Module):
     form: 'auto', 'normal' or 'residual': how a half-step is computed (README, design); the iterates
     are the same. precision: 'auto' takes tf32 where torch.set_float32_matmul_precision allows it
     and it does no harm, 'strict' never. chunk_rows: rows in hand at a time at most; None lets the
-    plan choose. callback: called with an `Iteration` after each; a true answer ends the fit.
+    plan choose. accelerate: True extrapolates the factors over iterations of several half-steps,
+    'auto' where the start is drawn and it pays (README, design), False gives the iterates of the
+    plain loop. stop: what must settle, the 'codes', ‖ΔZ‖ ≤ tol ‖Z‖, or the 'error', by no more
+    than tol of it over 10 iterations. max_seconds: by when fit ends, between iterations; None is no
+    limit. callback: called with an `Iteration` after each; a true answer ends the fit.
 
     After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError)
     for bad values and TypeError for bad types and unknown options. Sources of the methods:
@@ -70,6 +74,9 @@ class NMF(nn.Module):
         precision: str = "auto",
         block: int | None = None,
         chunk_rows: int | None = None,
+        accelerate: bool | str = "auto",
+        stop: str = "codes",
+        max_seconds: float | None = None,
         callback: Callable[[Iteration], bool | None] | None = None,
         **unknown: Any,
     ) -> None:
@@ -88,6 +95,9 @@ class NMF(nn.Module):
         self.precision = options.one_of("precision", precision, PRECISIONS)
         self.block = options.whole("block", block, at_least=1, optional=True)
         self.chunk_rows = options.whole("chunk_rows", chunk_rows, at_least=1, optional=True)
+        self.accelerate = options.accelerate(accelerate)
+        self.stop = options.one_of("stop", stop, STOPPING_RULES)
+        self.max_seconds = options.seconds("max_seconds", max_seconds)
         self.callback = options.function("callback", callback)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
@@ -128,6 +138,9 @@ class NMF(nn.Module):
                 self.tol,
                 begun,
                 each,
+                self.accelerate,
+                self.stop,
+                begun + self.max_seconds,
             )
             Z, D, info = fitter(A)
         self.D = D

@@ -85,6 +85,23 @@ def start(init: Any) -> str | tuple[Any, Any]:
     )
 
 
+def accelerate(value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise InvalidInput(f"accelerate={value!r} must be 'auto', True or False")
+
+
+def seconds(name: str, value: Any) -> float:
+    """value > 0 as a float; None is no limit."""
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number of seconds or None")
+    if not value > 0:
+        raise InvalidInput(f"{name}={value} must be more than 0; None is no limit")
+    return float(value)
+
+
 def function(name: str, value: Any) -> Callable | None:
     if value is not None and not callable(value):
         raise TypeError(f"{name}={value!r} must be a function or None")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .errors import InvalidInput
 from .solvers import SOLVERS, learner, pgd_momenta
@@ -68,8 +68,9 @@ def machine(threads: int, compiled: bool) -> Machine:
 class Plan:
     """How one iteration is computed: a form for either half, concepts in a block, rows in a piece.
 
-    flops: of an iteration, on average. seconds: what the model predicts for it; not part of what is
-    compared.
+    accelerates: whether the factors are extrapolated (extrapolation.py). inner: half-steps of the
+    codes, and of the dictionary, in an iteration. flops: of an iteration, on average. seconds: what
+    the model predicts for it; not part of what is compared.
     """
 
     codes: str
@@ -77,6 +78,8 @@ class Plan:
     block: int
     piece_rows: int
     flops: float
+    accelerates: bool = False
+    inner: tuple[int, int] = (1, 1)
     seconds: float = field(default=math.nan, compare=False)
 
     @property
@@ -223,7 +226,41 @@ def predict(
         flops += half_step_flops(by, dictionary, d, n, K, block) - kept
         seconds += half_step_seconds(by, dictionary, d, n, K, block, d, itemsize, on)
         seconds -= kept / (on.gemm * on.threads * 4 / itemsize)
-    return Plan(codes, dictionary, block, piece_rows, flops, seconds)
+    return Plan(codes, dictionary, block, piece_rows, flops, seconds=seconds)
+
+
+def accelerated(plan: Plan, n: int, d: int, K: int, itemsize: int, solver: str) -> Plan:
+    """The same, accelerated: extrapolated, with as many inner half-steps as what they share is
+    worth; two at least, since extrapolation alone gains little. One in residual form, where they
+    share nothing, and of exact solvers.
+
+    The numbers depend on the sizes alone, so that a fit is the same on every machine and in any
+    pieces. Source: Gillis & Glineur, 2012, with other bounds.
+    """
+    by = learner(solver, K)
+    inner = (
+        _inner(solver, plan.codes, n, d, K, plan.block, itemsize, most=3),
+        _inner(by, plan.dictionary, d, n, K, plan.block, itemsize, most=6),
+    )
+    flops, seconds, on = plan.flops, plan.seconds, Machine()
+    halves = ((solver, plan.codes, n, d), (by, plan.dictionary, d, n))
+    for (name, form, m, p), times in zip(halves, inner, strict=True):
+        size = name, form, m, p, K, plan.block
+        flops += half_step_flops(*size, times) - half_step_flops(*size)
+        timed = *size, m, itemsize, on
+        seconds += half_step_seconds(*timed, times) - half_step_seconds(*timed)
+    return replace(plan, accelerates=True, inner=inner, flops=flops, seconds=seconds)
+
+
+def _inner(solver, form, m, p, K, block, itemsize, most: int) -> int:
+    """Half-steps that share what is computed once: as many more as take no longer than that."""
+    if form != "normal" or SOLVERS[solver].exact:
+        return 1
+    size = solver, form, m, p, K, block, m, itemsize, Machine()
+    one = half_step_seconds(*size)
+    more = half_step_seconds(*size, 2) - one
+    # the products with A come twice: for the codes, and for the statistics
+    return min(most, 1 + max(1, round(2 * (one - more) / more)))
 
 
 def _pieces(n, d, K, itemsize, solver, codes, block, chunk_rows, on) -> list[int]:

@@ -1,0 +1,233 @@
+"""Acceleration: extrapolated factors and inner half-steps reach less error for the same work."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from half_steps import dtype_name
+from oracle import SHAPES, WIDE, problem
+
+from fastnmf import NMF
+from fastnmf.backends import select
+from fastnmf.engine import factorize_
+from fastnmf.extrapolation import Extrapolation
+from fastnmf.init import start
+from fastnmf.plan import accelerated, choose
+from fastnmf.rows import Rows
+from fastnmf.solvers import SOLVERS
+
+
+def digits():
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    return datasets.load_digits().data
+
+
+def gaussian():
+    return np.random.default_rng(0).standard_normal((600, 100)).clip(min=0)
+
+
+def low_rank():
+    rng = np.random.default_rng(1)
+    return rng.random((500, 20)) ** 4 @ rng.random((20, 80)) ** 4 + 0.05 * rng.random((500, 80))
+
+
+def error(A, Z, D):
+    return float((A - Z @ D).double().norm() / A.double().norm())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("init", ["nndsvda", "random"])
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+@pytest.mark.parametrize("data", [digits, gaussian, low_rank])
+def test_no_higher_error_than_the_plain_loop_for_the_same_flops(data, solver, init, seed):
+    A = torch.tensor(data(), dtype=torch.float32)
+    (n, d), K = A.shape, 25
+    _, ops = select(solver, A.device, "auto")
+    plain = choose(n, d, K, 4, solver, form="normal")
+    quick = accelerated(plain, n, d, K, 4, solver)
+    assert quick.flops > plain.flops
+
+    def after(chosen, iterations):
+        Z, D = start(A, K, init, torch.Generator().manual_seed(seed))
+        options = {"solver": solver, "ops": ops, "plan": chosen, "tol": 0}
+        outcome = factorize_(Z, D, Rows(A), max_iter=iterations, **options)
+        # the pair that is returned is the one whose error was told
+        told = outcome.history[-1].relative_error
+        assert told**2 == pytest.approx(error(A, Z, D) ** 2, abs=1e-6)
+        return error(A, Z, D)
+
+    # they may end in different local minima
+    expected = after(plain, round(40 * quick.flops / plain.flops))
+    assert after(quick, 40) <= 1.01 * expected
+
+
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
+@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+def test_every_solver_and_form_can_be_accelerated(n, d, K, dtype, solver, form):
+    kind = "zero_rows" if n > 1 else "plain"
+    A = torch.tensor(problem(n, d, K, kind=kind)[0], dtype=dtype)
+    options = {"solver": solver, "form": form, "seed": 0, "tol": 0, "init": "random"}
+    model = NMF(K, accelerate=True, **options)
+    Z, D = model.fit(A, max_iter=20)
+    assert model.fit_info_.accelerated
+    for F in (Z, D):
+        assert F.dtype == dtype
+        assert F.isfinite().all()
+        assert (F >= 0).all()
+    assert (Z[(A == 0).all(1)] < 1e-3).all()
+    plain = NMF(K, accelerate=False, **options).fit(A, max_iter=10)
+    left = [float((A - Z @ D).norm()) for Z, D in ((Z, D), plain)]
+    assert left[0] <= 1.02 * left[1] + 1e-3 * float(A.norm())
+    assert len(model.fit_info_.history) == 20
+
+
+def test_auto_accelerates_from_drawn_starts_in_normal_form_only():
+    A, Z0, D0 = (torch.tensor(M, dtype=torch.float32) for M in problem(50, 20, 5))
+
+    def info(**options):
+        model = NMF(5, max_iter=3, tol=0, seed=0, **options)
+        model.fit(A)
+        return model.fit_info_
+
+    drawn = info()
+    assert drawn.accelerated
+    assert min(drawn.inner_half_steps) > 1
+    assert "half-steps an iteration" in str(drawn)
+    for options in (
+        {"init": (Z0, D0)},
+        {"form": "residual"},
+        {"solver": "anls"},
+        {"accelerate": False},
+    ):
+        told = info(**options)
+        assert not told.accelerated
+        assert told.inner_half_steps == (1, 1)
+        assert "half-steps an iteration" not in str(told)
+    assert info(accelerate=True, init=(Z0, D0), form="residual").accelerated
+
+
+def test_same_seed_gives_the_same_bits_and_pieces_do_not_matter():
+    A = torch.tensor(gaussian(), dtype=torch.float64)
+    options = {"seed": 3, "tol": 0, "max_iter": 20}
+    (Z, D), (Z1, D1) = (NMF(9, **options).fit(A) for _ in range(2))
+    assert torch.equal(Z, Z1)
+    assert torch.equal(D, D1)
+    Z2, D2 = NMF(9, chunk_rows=70, **options).fit(A)
+    assert torch.allclose(D, D2, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(Z, Z2, rtol=1e-6, atol=1e-9)
+
+
+def test_concepts_keep_their_size_however_long_a_fit_goes_on():
+    """Without that, one of these overflows in float32 after some 360 iterations."""
+    A = torch.relu(torch.randn(500, 100, generator=torch.Generator().manual_seed(0)))
+    _, ops = select("hals", A.device, "auto")
+    chosen = dataclasses.replace(choose(500, 100, 20, 4, "hals", form="normal"), accelerates=True)
+    Z, D = start(A, 20, "auto", torch.Generator().manual_seed(0))
+    before = D.norm(dim=1)
+    factorize_(Z, D, Rows(A), solver="hals", ops=ops, plan=chosen, max_iter=600, tol=0)
+    grown = D.norm(dim=1) / before
+    assert 1 / 16 < grown.min()
+    assert grown.max() < 16
+
+
+def test_balance_changes_neither_product_nor_bits():
+    generator = torch.Generator().manual_seed(0)
+    Z, D = (torch.rand(*shape, generator=generator) for shape in ((7, 3), (3, 5)))
+    ahead = Extrapolation(Z, D, 0.0, lambda name, *shape: torch.empty(shape))
+    D[0] *= 37
+    D[2] = 0
+    product = Z @ D
+    ahead.judge_(0.5, Z, D)
+    assert torch.equal(Z @ D, product)
+    assert 0.5 <= D[0].norm() / (ahead._norms[0]) <= 2
+    assert (D[2] == 0).all()
+
+
+def test_error_that_rises_takes_both_factors_back():
+    generator = torch.Generator().manual_seed(0)
+    Z, D = (torch.rand(*shape, generator=generator) for shape in ((7, 3), (3, 5)))
+    ahead = Extrapolation(Z, D, 0.0, lambda name, *shape: torch.empty(shape))
+    sums = torch.zeros(4, dtype=torch.float64)
+
+    def step(error):
+        Z.mul_(0.9)
+        D.mul_(1.05)
+        swept = Z.clone(), D.clone()
+        for rows in (slice(0, 4), slice(4, 7)):
+            ahead.move_codes_(Z[rows], rows, sums)
+        ahead.move_dictionary_(D)
+        moved = Z.clone(), D.clone()
+        ahead.judge_(error, Z, D)
+        return swept, moved
+
+    before = Z.clone()
+    swept, moved = step(0.5)
+    assert torch.equal(Z, moved[0])
+    assert torch.equal(D, moved[1])
+    assert not torch.equal(Z, swept[0])
+    change = (swept[0] - before).double().square().sum()
+    assert float(sums[0]) == pytest.approx(float(change), rel=1e-5)
+    assert float(sums[1]) == pytest.approx(float(swept[0].double().square().sum()), rel=1e-5)
+    swept, moved = step(0.6)
+    assert torch.equal(Z, swept[0])
+    assert torch.equal(D, swept[1])
+
+
+@pytest.mark.parametrize("value", ["yes", None, 2, "True"])
+def test_unknown_acceleration_is_refused(value):
+    with pytest.raises(ValueError, match="'auto', True or False"):
+        NMF(3, accelerate=value)
+
+
+def test_zero_data_give_zero_factors():
+    Z, D = NMF(3, seed=0).fit(torch.zeros(6, 4))
+    assert not Z.any()
+    assert not D.any()
+
+
+def test_stop_error_ends_when_the_error_falls_no_more():
+    A = torch.tensor(digits(), dtype=torch.float32)
+    model = NMF(10, seed=0, stop="error", tol=1e-3, max_iter=2000)
+    model.fit(A)
+    info = model.fit_info_
+    assert info.stopped_by == "error"
+    assert info.converged
+    assert 10 < info.iterations < 2000
+    assert "the error falls no more" in str(info)
+    errors = [iteration.relative_error for iteration in info.history]
+    assert errors[-11] - errors[-1] <= 1e-3 * errors[-11]
+    assert errors[-12] - errors[-2] > 1e-3 * errors[-12]
+
+
+def test_stop_error_with_no_tolerance_goes_on():
+    model = NMF(3, seed=0, stop="error", tol=0, max_iter=25)
+    model.fit(torch.rand(20, 8))
+    assert model.fit_info_.iterations == 25
+
+
+def test_max_seconds_ends_a_fit_and_warns(caplog):
+    A = torch.tensor(gaussian(), dtype=torch.float32)
+    model = NMF(30, seed=0, tol=1e-9, max_iter=10**6, max_seconds=0.3)
+    model.fit(A)
+    info = model.fit_info_
+    assert info.stopped_by == "max_seconds"
+    assert not info.converged
+    assert 0.3 <= info.seconds < 3
+    assert "max_seconds" in caplog.text
+    assert "max_seconds reached" in str(info)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_max_seconds_must_be_more_than_nothing(value):
+    with pytest.raises(ValueError, match="more than 0"):
+        NMF(3, max_seconds=value)
+
+
+def test_unknown_stopping_rule_is_refused():
+    with pytest.raises(ValueError, match="codes, error"):
+        NMF(3, stop="loss")
