@@ -16,7 +16,7 @@ from .plan import REFRESH, Plan
 from .precision import products_in
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
-from .statistics import Statistics
+from .statistics import Statistics, squared_error
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
 
 # what ends a run: the codes or the error have settled, or it was told to
@@ -147,19 +147,22 @@ def _iterate_(run: _Run, stopping: Stopping) -> Outcome:
     squared_data = float(run.statistics.squared_data)
     stopped_by, drifts = "max_iter", []
     for iteration in range(1, stopping.max_iter + 1):
-        if run.ahead is not None and history:
-            run.ahead.judge_(history[-1].relative_error, run.Z, run.D)
-        run.statistics.clear_()
+        if run.ahead is not None:
+            run.ahead.begin_(run.Z, run.D)
         fresh = run.iterations_since_fresh == 0
-        _update_codes_(run)
-        if run.learn:
-            _update_dictionary_(run)
-        run.swept = True
+        _step_(run)
         sums = run.statistics.sums
         unread.append((iteration, sums if watched else sums.clone(), time.perf_counter() - begun))
         if not watched:
             continue
-        history += _read(unread, run, squared_data, drifts)
+        read = _read(unread, run, squared_data, drifts)
+        if run.ahead is not None and run.ahead.rose(read[0].relative_error):
+            run.ahead.take_back_(run.Z, run.D)
+            _step_(run)
+            unread.append((iteration, sums, time.perf_counter() - begun))
+            read = _read(unread, run, squared_data, drifts)
+            run.ahead.rose(read[0].relative_error)
+        history += read
         if stopping.each is not None and stopping.each(history[-1]):
             stopped_by = "callback"
             break
@@ -173,9 +176,16 @@ def _iterate_(run: _Run, stopping: Stopping) -> Outcome:
             stopped_by = "max_seconds"
             break
     history += _read(unread, run, squared_data, drifts)
-    if run.ahead is not None:
-        run.ahead.end_(run.D)
     return Outcome(tuple(history), stopped_by, max(drifts, default=None))
+
+
+def _step_(run: _Run) -> None:
+    """One iteration: both halves, or the codes alone."""
+    run.statistics.clear_()
+    _update_codes_(run)
+    if run.learn:
+        _update_dictionary_(run)
+    run.swept = True
 
 
 def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "highest") -> _Run:
@@ -254,10 +264,8 @@ def _update_dictionary_(run: _Run) -> None:
         G = D @ D.T
         run.G = G if run.plan.codes == "normal" and run.ahead is None else None
         run.statistics.measure_error_(D, G)
-    else:
-        _update_by_residual_(run, solver, sums)
-    if run.ahead is not None:
-        run.ahead.move_dictionary_(D)
+        return
+    _update_by_residual_(run, solver, sums)
 
 
 def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
@@ -271,6 +279,9 @@ def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":
         sums[2] = squared_norm(run.E)
+    elif run.ahead is not None:
+        # it is judged by the error of the pair, not of the dictionary before
+        sums[2] = squared_error(run.rows, run.Z, D, run.plan.piece_rows)
 
 
 def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> list[Iteration]:

@@ -100,13 +100,13 @@ class Fitter:
         return Z, D, info
 
     def _accelerates(self, chosen: plan.Plan) -> bool:
-        """Whether to extrapolate. 'auto' does where it pays and nobody asks for the iterates of
-        the plain loop: from a start that was drawn, in normal form, where half-steps are not
-        exact (README, design)."""
+        """Whether to extrapolate. 'auto' does where it pays, in normal form and where half-steps
+        are not exact, unless the iterates of the plain loop may be meant: where a start or a form
+        is given (README, design)."""
         if self.accelerate != "auto":
             return bool(self.accelerate)
-        drawn, exact = isinstance(self.init, str), SOLVERS[self.solver].exact
-        return drawn and chosen.form == "normal" and not exact
+        free = isinstance(self.init, str) and self.form == "auto"
+        return free and chosen.form == "normal" and not SOLVERS[self.solver].exact
 
     def _account(
         self, A: Tensor, Z: Tensor, D: Tensor, chosen: plan.Plan, outcome: Outcome

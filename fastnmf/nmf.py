@@ -46,10 +46,10 @@ class NMF(nn.Module):
     are the same. precision: 'auto' takes tf32 where torch.set_float32_matmul_precision allows it
     and it does no harm, 'strict' never. chunk_rows: rows in hand at a time at most; None lets the
     plan choose. accelerate: True extrapolates the factors over iterations of several half-steps,
-    'auto' where the start is drawn and it pays (README, design), False gives the iterates of the
-    plain loop. stop: what must settle, the 'codes', ‖ΔZ‖ ≤ tol ‖Z‖, or the 'error', by no more
-    than tol of it over 10 iterations. max_seconds: by when fit ends, between iterations; None is no
-    limit. callback: called with an `Iteration` after each; a true answer ends the fit.
+    'auto' where it pays and neither a start nor a form is given (README, design), False gives the
+    iterates of the plain loop. stop: what must settle, the 'codes', ‖ΔZ‖ ≤ tol ‖Z‖, or the 'error',
+    by no more than tol of it over 10 iterations. max_seconds: by when fit ends, between iterations;
+    None is no limit. callback: called with an `Iteration` after each; a true answer ends the fit.
 
     After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError)
     for bad values and TypeError for bad types and unknown options. Sources of the methods:

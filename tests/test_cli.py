@@ -65,7 +65,23 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
 
     monkeypatch.setattr(fastnmf, "NMF", record)
     options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
-    assert fit(*options.split(), "--form", "normal", "--chunk-rows", "8", "--quiet") == 0
+    assert (
+        fit(
+            *options.split(),
+            "--form",
+            "normal",
+            "--chunk-rows",
+            "8",
+            "--quiet",
+            "--accelerate",
+            "no",
+            "--stop",
+            "error",
+            "--max-seconds",
+            "9",
+        )
+        == 0
+    )
     assert given == {
         "nb_concepts": 3,
         "device": "cpu",
@@ -77,6 +93,9 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "backend": "torch",
         "form": "normal",
         "chunk_rows": 8,
+        "accelerate": False,
+        "stop": "error",
+        "max_seconds": 9.0,
         "verbose": False,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_every_solver_and_form_can_be_accelerated(n, d, K, dtype, solver, form):
     assert len(model.fit_info_.history) == 20
 
 
-def test_auto_accelerates_from_drawn_starts_in_normal_form_only():
+def test_auto_accelerates_where_neither_start_nor_form_is_given():
     A, Z0, D0 = (torch.tensor(M, dtype=torch.float32) for M in problem(50, 20, 5))
 
     def info(**options):
@@ -135,47 +136,75 @@ def test_concepts_keep_their_size_however_long_a_fit_goes_on():
     assert grown.max() < 16
 
 
-def test_balance_changes_neither_product_nor_bits():
+def ahead_of(Z, D):
+    return Extrapolation(Z, D, 0.0, lambda name, *shape: torch.empty(shape))
+
+
+def factors():
     generator = torch.Generator().manual_seed(0)
-    Z, D = (torch.rand(*shape, generator=generator) for shape in ((7, 3), (3, 5)))
-    ahead = Extrapolation(Z, D, 0.0, lambda name, *shape: torch.empty(shape))
+    return [torch.rand(*shape, generator=generator) for shape in ((7, 3), (3, 5))]
+
+
+def test_balance_changes_neither_product_nor_bits():
+    Z, D = factors()
+    ahead = ahead_of(Z, D)
+    norms = D.norm(dim=1)
+    ahead._beta = 0.0
     D[0] *= 37
     D[2] = 0
     product = Z @ D
-    ahead.judge_(0.5, Z, D)
+    ahead.begin_(Z, D)
     assert torch.equal(Z @ D, product)
-    assert 0.5 <= D[0].norm() / (ahead._norms[0]) <= 2
+    assert 0.5 <= D[0].norm() / norms[0] <= 2
     assert (D[2] == 0).all()
 
 
-def test_error_that_rises_takes_both_factors_back():
-    generator = torch.Generator().manual_seed(0)
-    Z, D = (torch.rand(*shape, generator=generator) for shape in ((7, 3), (3, 5)))
-    ahead = Extrapolation(Z, D, 0.0, lambda name, *shape: torch.empty(shape))
+def test_error_that_rises_takes_the_pair_back():
+    Z, D = factors()
+    ahead = ahead_of(Z, D)
     sums = torch.zeros(4, dtype=torch.float64)
 
     def step(error):
+        """(codes as they were swept, the pair that an iteration ends with, whether it rose)."""
         Z.mul_(0.9)
-        D.mul_(1.05)
-        swept = Z.clone(), D.clone()
+        swept = Z.clone()
         for rows in (slice(0, 4), slice(4, 7)):
             ahead.move_codes_(Z[rows], rows, sums)
-        ahead.move_dictionary_(D)
-        moved = Z.clone(), D.clone()
-        ahead.judge_(error, Z, D)
-        return swept, moved
+        D.mul_(1.05)
+        return swept, (Z.clone(), D.clone()), ahead.rose(error)
 
+    def squares(F):
+        return pytest.approx(float(F.double().square().sum()), rel=1e-5)
+
+    ahead.begin_(Z, D)
     before = Z.clone()
-    swept, moved = step(0.5)
-    assert torch.equal(Z, moved[0])
-    assert torch.equal(D, moved[1])
-    assert not torch.equal(Z, swept[0])
-    change = (swept[0] - before).double().square().sum()
-    assert float(sums[0]) == pytest.approx(float(change), rel=1e-5)
-    assert float(sums[1]) == pytest.approx(float(swept[0].double().square().sum()), rel=1e-5)
-    swept, moved = step(0.6)
-    assert torch.equal(Z, swept[0])
-    assert torch.equal(D, swept[1])
+    swept, first, rose = step(0.5)
+    assert not rose
+    assert torch.allclose(Z, swept + 0.5 * (swept - before))
+    assert float(sums[0]) == squares(Z - before)
+    assert float(sums[1]) == squares(Z)
+    ahead.begin_(Z, D)
+    assert torch.allclose(D, first[1] * (1 + 0.525 * 0.05 / 1.05))
+    _, _, rose = step(0.6)
+    assert rose
+    ahead.take_back_(Z, D)
+    assert torch.equal(Z, first[0])
+    assert torch.equal(D, first[1])
+    swept, _, rose = step(0.45)
+    assert not rose
+    assert torch.equal(Z, swept)
+    assert float(sums[0]) == squares(Z - first[0])
+
+
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_error_never_rises(solver, form):
+    A = torch.tensor(low_rank(), dtype=torch.float64)
+    model = NMF(12, solver=solver, form=form, accelerate=True, seed=0, tol=0, max_iter=60)
+    Z, D = model.fit(A)
+    errors = [iteration.relative_error for iteration in model.fit_info_.history]
+    assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(errors))
+    assert errors[-1] == pytest.approx(error(A, Z, D), rel=1e-9)
 
 
 @pytest.mark.parametrize("value", ["yes", None, 2, "True"])

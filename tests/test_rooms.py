@@ -16,7 +16,7 @@ FLOORS = [
     {"active_set", "rows", "codes", "environment", "precision"},
     {"solvers", "svd", "exemplars", "compiled", "working_set"},
     {"init"},
-    {"momentum", "plan", "statistics", "sweeps", "backends"},
+    {"momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
     {"engine", "memory"},
     {"info", "options", "progress"},
     {"encoding", "fitting", "nnls"},
