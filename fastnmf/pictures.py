@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LINE, BARS, DEAD = "#2f7fd0", "#0f9d8a", "#e0533d"
 # inches
-WIDTH, HEIGHT = 4.6, 3.5
+WIDTH, HEIGHT, GAP = 4.6, 3.5, 0.1
 # points of a line, up to which each is marked
 MARKED = 40
 # iterations that the axis on top names, at most
@@ -41,6 +41,7 @@ def draw(info: FitInfo, *, columns: int = 3) -> Figure:
 
     rows = -(-len(PANELS) // columns)
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=GAP, h_pad=GAP)
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, PANELS, strict=True):
         panel(axes, info)
         axes.spines[["top", "right"]].set_visible(False)

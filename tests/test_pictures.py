@@ -196,10 +196,11 @@ def test_missing_extra_is_named(monkeypatch):
 def test_pyplot_and_settings_are_left_alone():
     """In a process of its own: other tests may load pyplot, as does asking for the backend."""
     code = (
-        "import sys, matplotlib, numpy; from fastnmf import NMF;"
-        "before = dict.copy(matplotlib.rcParams);"
+        "import sys, matplotlib, numpy; from fastnmf import NMF; rc = matplotlib.rcParams;"
+        "settings = lambda: {name: dict.__getitem__(rc, name) for name in rc};"
+        "before = settings();"
         "nmf = NMF(2); nmf.fit(numpy.ones((3, 3))); nmf.plot().canvas.draw();"
-        "print('matplotlib.pyplot' in sys.modules, before == dict.copy(matplotlib.rcParams))"
+        "print('matplotlib.pyplot' in sys.modules, before == settings())"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "False True\n"
