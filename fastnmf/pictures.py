@@ -31,12 +31,9 @@ def draw(info: FitInfo, *, columns: int = 3) -> Figure:
     """A Figure of three panels: ‖A − Z D‖ / ‖A‖ after each iteration, rows by their number of
     active concepts, and the energy of the concepts from the largest down, dead ones shaded.
 
-    An axis is logarithmic where its values differ by more than ten times. Raises
-    ModuleNotFoundError, saying what to install, without the extra `plot`.
+    An axis is logarithmic where its values differ by more than ten times. Raises as `require` does.
     """
-    reason = probe()
-    if reason is not None:
-        raise ModuleNotFoundError(reason)
+    require()
     from matplotlib.figure import Figure
 
     rows = -(-len(PANELS) // columns)
@@ -48,11 +45,10 @@ def draw(info: FitInfo, *, columns: int = 3) -> Figure:
     return figure
 
 
-def probe() -> str | None:
-    """Why nothing can be drawn here, or None."""
-    if importlib.util.find_spec("matplotlib"):
-        return None
-    return "the pictures need matplotlib; pip install 'fastnmf[plot]'"
+def require() -> None:
+    """Raise ModuleNotFoundError, saying what to install, where nothing can be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("the pictures need matplotlib; pip install 'fastnmf[plot]'")
 
 
 def _draw_error(axes: Axes, info: FitInfo) -> None:
@@ -72,6 +68,8 @@ def _draw_error(axes: Axes, info: FitInfo) -> None:
     top = axes.secondary_xaxis("top")
     top.set_xticks([each.seconds for each in named], [f"{each.iteration:,}" for each in named])
     top.set_xlabel("iteration")
+    # up to matplotlib 3.7 it stays white where all else is saved as transparent
+    top.set_facecolor("none")
 
 
 def _draw_sparsity(axes: Axes, info: FitInfo) -> None:
@@ -98,7 +96,7 @@ def _draw_energy(axes: Axes, info: FitInfo) -> None:
     if info.dead_concepts:
         first = K - info.dead_concepts + 0.5
         axes.axvspan(first, K + 0.5, color=DEAD, alpha=0.25, label=f"{info.dead_concepts:,} dead")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
     axes.set_title(f"energy of {K:,} concept{'s' * (K > 1)}", loc="left")
     axes.set(xlabel="concepts, the strongest first", ylabel="share", xlim=(0.5, K + 0.5))
     _count(axes.xaxis)

@@ -95,9 +95,7 @@ def compose(info: FitInfo, name: str, version: str) -> str:
 
 def _picture(info: FitInfo) -> str:
     """The panels, one below the other, in the colours and the font of the page."""
-    reason = pictures.probe()
-    if reason is not None:
-        raise ModuleNotFoundError(reason)
+    pictures.require()
     from matplotlib import style
 
     written = io.StringIO()

@@ -191,6 +191,7 @@ def test_text_is_escaped(info):
     info = replace(info, device="<b>&\"'")
     page = Page(report.compose(info, "<script>.safetensors", "<i>"))
     assert not {"script", "i", "b"} & set(page.tags)
+    assert "<script>" not in page.source
     assert page.tables[0][0][1].endswith("<b>&\"'")
     assert "<script>.safetensors" in page.text
 
