@@ -1,4 +1,4 @@
-"""The command `fastnmf`: fit, encode, decode, info, demo. The only module that prints.
+"""The command `fastnmf`: fit, encode, decode, report, info, demo. The only module that prints.
 What a command needs is imported when it runs."""
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit(command("fit", _fit, "learn the dictionary of A"))
     _add_encode(command("encode", _encode, "compute codes Z of A for the dictionary of a model"))
     _add_files(command("decode", _decode, "compute Z D, what codes Z stand for"), "Z", "Z D")
+    _add_report(command("report", _report, "write a page of how the fit of a model went"))
     command("info", _info, "show what is usable here and why not; all that a bug report needs")
     _add_demo(command("demo", _demo, "learn the concepts of a photograph, and draw them"))
     return parser
@@ -107,6 +108,12 @@ def _add_files(command: argparse.ArgumentParser, given: str, made: str) -> None:
     command.add_argument(given, type=Path, help=f"file of {given}")
     command.add_argument("--out", type=Path, required=True, help=f"file to write {made} to")
     _add_common(command)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("model", type=Path, help="model that fit wrote")
+    report.add_argument("-o", "--out", type=Path, required=True, help="page to write, .html")
+    report.add_argument("--quiet", action="store_true", help="do not say what was written")
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
@@ -174,6 +181,14 @@ def _decode(arguments: argparse.Namespace) -> None:
     write_matrix(arguments.out, A_hat)
     if not arguments.quiet:
         print(f"{arguments.out}: Z D {tuple(A_hat.shape)}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .report import write_report
+
+    write_report(arguments.out, arguments.model)
+    if not arguments.quiet:
+        print(f"{arguments.out}: how the fit of {arguments.model} went")
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -18,11 +18,11 @@ _IN_HAND = 1 << 20
 
 @dataclass(frozen=True)
 class CodesInfo:
-    """mean_l0: mean number of non-zero codes a row. l0_histogram: rows by that number, in bars of
-    equal width, the last one up to l0_most. hoyer: mean Hoyer sparsity of the rows that have codes,
-    0 (all codes alike) to 1 (one code). energy: ‖Z_k‖² ‖D_k‖² of every concept, as a share of their
-    sum. dead_concepts: concepts whose codes or dictionary row are all zero. near_duplicates:
-    concepts that point as an earlier one does (cosine ≥ 0.99).
+    """mean_l0: mean number of non-zero codes a row. l0_most: the largest. l0_histogram: rows by
+    that number, from 0, in bars of ⌈(l0_most + 1) / bars⌉ numbers each. hoyer: mean Hoyer sparsity
+    of the rows that have codes, 0 (all codes alike) to 1 (one code). energy: ‖Z_k‖² ‖D_k‖² of every
+    concept, as a share of their sum. dead_concepts: concepts whose codes or dictionary row are all
+    zero. near_duplicates: concepts that point as an earlier one does (cosine ≥ 0.99).
     """
 
     mean_l0: float
@@ -51,7 +51,9 @@ def describe(Z: Tensor, D: Tensor) -> CodesInfo:
     lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     energy = squares * lengths.square()
     most = int(l0.max())
-    bars = torch.histc(l0.float(), min(_BARS, most + 1), 0, most + 1)
+    width = -(-(most + 1) // _BARS)
+    count = -(-(most + 1) // width)
+    bars = torch.histc(l0.float(), count, 0, count * width)
     return CodesInfo(
         mean_l0=float(used.sum()) / n,
         l0_histogram=tuple(bars.long().tolist()),

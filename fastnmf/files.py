@@ -111,6 +111,13 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> N
     return nmf
 
 
+def model_version(path: str | os.PathLike) -> str:
+    """The version of fastnmf that wrote a model. Raises as load_model does."""
+    path = _existing(path, MODEL_SUFFIXES)
+    with _refusing_damage(path):
+        return _read_model(path)[0]["fastnmf_version"]
+
+
 def check_output(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
     """The file that path names (links followed), after checking that it can be written.
 

@@ -67,7 +67,8 @@ class FitInfo:
         """Everything in it, as plain Python values."""
         return {**asdict(self), "converged": self.converged}
 
-    def __str__(self) -> str:
+    def lines(self) -> dict[str, str]:
+        """Name → value of every line that is printed."""
         reasons = {
             "tol": "converged: the codes have settled",
             "error": "converged: the error falls no more",
@@ -96,4 +97,7 @@ class FitInfo:
         if self.precision != self.dtype:
             drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
             lines["precision"] = f"{self.precision}, largest drift {drift}"
-        return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name + ':':<16}{value}" for name, value in self.lines().items())

@@ -6,13 +6,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import options, plan
+from . import options, pictures, plan
 from .backends import BACKENDS, select
 from .encoding import Encoder
 from .engine import STOPPING_RULES, Iteration
@@ -25,6 +25,9 @@ from .precision import PRECISIONS, products_in
 from .progress import Progress
 from .rows import as_numpy32, read_rows
 from .solvers import SOLVERS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class NMF(nn.Module):
@@ -224,6 +227,17 @@ class NMF(nn.Module):
         self.fit_info_ = None
         self._set_fitted()
         return self
+
+    def plot(self) -> Figure:
+        """A matplotlib Figure of fit_info_: error over time, active concepts of the rows, energy of
+        the concepts. pyplot is left alone: save it by `savefig`, or let a notebook display it.
+
+        Raises NotFitted without an account of a fit, ModuleNotFoundError without the extra `plot`.
+        """
+        self._assert_fitted()
+        if self.fit_info_ is None:
+            raise NotFitted("a loaded dictionary has no account of its fit to draw: call fit(A)")
+        return pictures.draw(self.fit_info_)
 
     def init_random_z(self, A: Any) -> Tensor:
         """Random codes (n, K): |normal| · sqrt(mean(A) / K)."""

@@ -13,7 +13,7 @@ import torch
 
 import fastnmf
 from fastnmf import NMF, cli
-from fastnmf.files import load_model, read_matrix
+from fastnmf.files import load_model, read_matrix, save_model
 
 A = np.random.default_rng(0).random((20, 6)).astype(np.float32)
 
@@ -119,6 +119,18 @@ def test_encode_and_decode_write_what_the_model_gives(suffix, model, capsys):
     assert f"A_hat{suffix}: Z D (20, 6)" in printed
 
 
+@pytest.mark.parametrize("option", ["-o", "--out"])
+def test_report_writes_a_page(option, model, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    assert cli.main(["report", str(model), option, "report.html"]) == 0
+    page = (model.parent / "report.html").read_text(encoding="utf-8")
+    assert load_model(model).fit_info_.lines()["relative error"] in page
+    assert capsys.readouterr().out == f"report.html: how the fit of {model} went\n"
+    assert sorted(contents(model.parent)) == ["A.npy", "Z.npy", model.name, "report.html"]
+    assert cli.main(["report", str(model), option, "report.html", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
 REFUSED = {
     "no such file": ("fit B.npy", "B.npy does not exist"),
     "suffix of input": ("fit A.csv", "A.csv must end in .npy, .npz"),
@@ -137,6 +149,11 @@ REFUSED = {
     "no model": ("encode A.npy A.npy", "A.npy must end in .safetensors"),
     "width of codes": ("decode model.safetensors A.npy", "Z has 6 concepts, the dictionary has 3"),
     "onto codes": ("decode model.safetensors Z.npy --out Z.npy", "Z.npy is named twice"),
+    "suffix of page": ("report model.safetensors -o page.pdf", "page.pdf must end in .html, .htm"),
+    "no model to report": ("report A.npy", "A.npy must end in .safetensors"),
+    "no such model": ("report B.safetensors", "B.safetensors does not exist"),
+    "no account": ("report loaded.safetensors", "holds no account of a fit: its dictionary was"),
+    "folder of page": ("report model.safetensors --out missing/x.html", "missing does not exist"),
     "picture": ("demo --out picture.jpg", "picture.jpg must end in .png"),
     "patches": ("demo --concepts 9 --patches 5", "concepts=9 must be from 1 to the number of pat"),
 }
@@ -150,11 +167,13 @@ def test_user_error_is_one_line_and_changes_nothing(case, model, capsys):
     np.save("negative.npy", np.where(np.arange(120).reshape(20, 6) == 13, -1, A))
     np.save("wide.npy", np.ones((4, 7)))
     np.savetxt("A.csv", A)
+    save_model("loaded.safetensors", NMF(2).load_dictionary(A[:2]))
     command, message = REFUSED[case]
     defaults = {
         "fit": "--out model.safetensors --concepts 3",
         "encode": "--out out.npy",
         "decode": "--out out.npy",
+        "report": "--out page.html",
         "demo": "",
     }
     name, *given = command.split()

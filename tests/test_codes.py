@@ -42,6 +42,17 @@ def test_histogram_counts_rows_by_their_active_concepts():
     assert codes.describe(Z, torch.eye(4)).l0_histogram == (0, 2, 0, 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("K", "width", "bars"), [(31, 1, 32), (32, 2, 17), (59, 2, 30), (96, 4, 25)]
+)
+def test_every_bar_holds_as_many_numbers(K, width, bars):
+    """Bars of 1.9 numbers held one or two in turn, and a smooth histogram became a comb."""
+    histogram = codes.describe(torch.tril(torch.ones(K, K)), torch.eye(K)).l0_histogram
+    counted = np.bincount(np.arange(1, K + 1) // width)
+    assert histogram == tuple(counted)
+    assert len(histogram) == bars
+
+
 @pytest.mark.parametrize("in_hand", [1, 12, 1 << 20])
 def test_concepts_that_point_as_an_earlier_one_are_counted(monkeypatch, in_hand):
     monkeypatch.setattr(codes, "_IN_HAND", in_hand)

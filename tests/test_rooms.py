@@ -19,10 +19,10 @@ FLOORS = [
     {"momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
     {"engine", "memory"},
     {"info", "options", "progress"},
-    {"encoding", "fitting", "nnls"},
+    {"encoding", "fitting", "nnls", "pictures"},
     {"nmf"},
     {"files", "overcomplete"},
-    {"demo"},
+    {"demo", "report"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -66,8 +66,8 @@ def run(code):
 def test_import_loads_only_what_every_user_needs():
     code = (
         "import sys, torch; before = set(sys.modules); import fastnmf;"
-        "print([m for m in ('triton', 'sklearn', 'scipy', 'overcomplete', 'fastnmf._C', 'PIL')"
-        " if m in sys.modules and m not in before], torch.cuda.is_initialized())"
+        "print([m for m in ('triton', 'sklearn', 'scipy', 'overcomplete', 'fastnmf._C', 'PIL',"
+        " 'matplotlib') if m in sys.modules and m not in before], torch.cuda.is_initialized())"
     )
     ran = run(code)
     assert ran.stdout.split("\n")[0] == "[] False"
