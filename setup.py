@@ -50,6 +50,11 @@ REASONS = (BaseError, CCompilerError, ImportError, OSError)
 
 
 class BuildKernels(build_ext):
+    def run(self):
+        # setuptools builds elsewhere first, and copies
+        self.here = self.inplace or self.editable_mode
+        super().run()
+
     def build_extensions(self):
         self.commands, self.refused = {}, {}
         for ext in self.extensions:
@@ -71,7 +76,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext):
         name = ext.name.removeprefix("fastnmf.")
-        missing = Path("" if self.editable_mode else self.build_lib, "fastnmf", f"{name}.missing")
+        missing = Path("" if self.here else self.build_lib, "fastnmf", f"{name}.missing")
         missing.unlink(missing_ok=True)
         try:
             if ext.name in self.refused:

@@ -23,10 +23,10 @@ constexpr unsigned all = ~0u;
 
 template <class T, int threads> struct Block : Lanes<Block<T, threads>, T> {
     static constexpr int width = threads;
-    T *values;
+    double *values;
     int *indices;
 
-    __device__ Block(T *values, int *indices) : values(values), indices(indices) {}
+    __device__ Block(double *values, int *indices) : values(values), indices(indices) {}
     __device__ int lane() const { return threadIdx.x; }
     __device__ void sync() const {
         if constexpr (threads == 32)
@@ -35,9 +35,9 @@ template <class T, int threads> struct Block : Lanes<Block<T, threads>, T> {
             __syncthreads();
     }
     // (x, i) ← the better of all lanes' pairs
-    template <class Better> __device__ void reduce(T &x, int &i, Better better) const {
+    template <class X, class Better> __device__ void reduce(X &x, int &i, Better better) const {
         for (int far = 16; far; far /= 2) {
-            const T other = __shfl_xor_sync(all, x, far);
+            const X other = __shfl_xor_sync(all, x, far);
             const int index = __shfl_xor_sync(all, i, far);
             better(x, i, other, index);
         }
@@ -52,15 +52,15 @@ template <class T, int threads> struct Block : Lanes<Block<T, threads>, T> {
                 indices[lane() / 32] = i;
             }
             sync();
-            x = values[0];
+            x = X(values[0]);
             i = indices[0];
             for (int warp = 1; warp < threads / 32; ++warp)
-                better(x, i, values[warp], indices[warp]);
+                better(x, i, X(values[warp]), indices[warp]);
         }
     }
-    __device__ T total(T x) const {
+    template <class X> __device__ X total(X x) const {
         int unused = 0;
-        reduce(x, unused, [](T &a, int &, T b, int) { a += b; });
+        reduce(x, unused, [](X &a, int &, X b, int) { a += b; });
         return x;
     }
     __device__ T top(T x) const {
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(threads)
     nnls_kernel(NnlsRows<S> rows, Layout<T> layout, double *sums, unsigned long long *next,
                 char *workspace) {
     extern __shared__ __align__(16) char shared[];
-    __shared__ T values[threads / 32];
+    __shared__ double values[threads / 32];
     __shared__ int indices[threads / 32];
     __shared__ unsigned long long taken;
     const Block<T, threads> team(values, indices);

@@ -6,6 +6,9 @@ Loaded by backends.py at first use.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -48,22 +51,24 @@ def _solve_rows(F, C, unit, scale, index, sums, warm, max_steps) -> tuple[NnlsIn
     rows = nnls_rows(F, C, unit, scale, index, warm, max_steps, account)
     gathers = index is not None and unit.dim() == 2
     K = F.shape[0] if index is None else index.shape[1]
-    number, stream, most = _place(device)
-    least, useful = _cuda.nnls_workspace(rows[0], K, m, K, gathers, number)
-    size = max(least, min(useful, most))
-    workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    _cuda.nnls(*rows, row_sums.data_ptr(), workspace.data_ptr(), size, number, stream)
+    with _place(device) as (number, stream, most):
+        least, useful = _cuda.nnls_workspace(rows[0], K, m, K, gathers, number)
+        size = max(least, min(useful, most))
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        _cuda.nnls(*rows, row_sums.data_ptr(), workspace.data_ptr(), size, number, stream)
     sums[:2] += row_sums.sum(0)
     return read_account(account)
 
 
-def _place(device: torch.device) -> tuple[int, int, int]:
-    """The number of a device, its current stream, and the bytes that a workspace there may have."""
-    return (
-        device.index,
-        torch.cuda.current_stream(device).cuda_stream,
-        workspace_share(torch.cuda.get_device_properties(device).total_memory),
-    )
+@contextlib.contextmanager
+def _place(device: torch.device) -> Iterator[tuple[int, int, int]]:
+    """Make the device current; its number, torch's stream there, and the bytes that a workspace may
+    have."""
+    # by torch, which makes no context on a device that is only passed by
+    with torch.cuda.device(device):
+        total = torch.cuda.get_device_properties(device).total_memory
+        stream = torch.cuda.current_stream(device).cuda_stream
+        yield device.index, stream, workspace_share(total)
 
 
 OPERATIONS = {"nnls_": nnls_, "nnls_on_": nnls_on_}
