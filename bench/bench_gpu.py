@@ -1,4 +1,5 @@
-"""Check every kernel on a GPU, then time whole iterations against Overcomplete on the same card.
+"""Check every kernel on a GPU, then time whole iterations against Overcomplete on the same card;
+exact least squares besides (nnls_gpu.py).
 
 python bench/bench_gpu.py [results.json]: under eight minutes on an H100 or H200. Not part of
 `pytest bench`. Nothing is timed unless all checks pass. Sizes that do not fit are left out by name.
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import nnls_gpu
 import torch
 from overcomplete_loop import overcomplete_loop
 
@@ -207,6 +209,11 @@ def million_rows() -> list[dict]:
     return [{**label, "contender": "fastnmf (triton)", **timed}]
 
 
+def exact() -> list[dict]:
+    """Exact non-negative least squares, and iterations of anls."""
+    return nnls_gpu.timings() if nnls_gpu.reason() is None else [{"left_out": nnls_gpu.reason()}]
+
+
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("bench_gpu needs a GPU; torch sees none here")
@@ -214,13 +221,17 @@ def main() -> None:
     card = torch.cuda.get_device_properties(0)
     results = {"card": card.name, "bytes": card.total_memory, "torch": torch.__version__}
     results["checks"] = checks()
+    if why := nnls_gpu.reason():
+        print(f"nnls left out, neither checked nor timed: {why}")
+    else:
+        results["checks"] += nnls_gpu.checks()
     failed = [check for check in results["checks"] if not check["passed"]]
     for check in failed:
         print("FAILED", check)
     if failed:
         sys.exit(1)
     print(f"{card.name}: {len(results['checks'])} checks passed")
-    for part in (many_concepts, few_concepts, million_rows):
+    for part in (many_concepts, few_concepts, exact, million_rows):
         if time.perf_counter() - begun > SECONDS:
             print(f"{part.__name__} left out: {SECONDS} s are over")
             continue

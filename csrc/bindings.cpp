@@ -12,6 +12,7 @@
 #include "arguments.h"
 #include "isa.h"
 #include "kernels_cpu.h"
+#include "nnls_arguments.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -152,33 +153,14 @@ void nnls(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, A
           Address index, Size K, Size m, bool warm, double tolerance, double rank_tolerance, int max_steps,
           int capacity, int block, Address account, Address sums, int threads) {
     check_sizes("K", K, m, threads);
-    if (capacity < 1 || block < 1 || max_steps < 0)
-        refuse("capacity = ", capacity, ", block = ", block, ", max_steps = ", max_steps,
-               ": at least 1, 1 and 0 are needed");
+    check_rules(max_steps, capacity, block);
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
         double *total = pointer<double>("sums", sums);
         if (K == 0 || m == 0) return;
-        view<T>("F", F, stride_fk, stride_fm, K, m);
-        view<const T>("C", C, stride_ck, stride_cm, K, m);
-        view<const T>("G", G, stride_g, 1, K, K);
-        const NnlsRows<T> rows{
-            pointer<T>("F", F),
-            stride_fk,
-            stride_fm,
-            pointer<const T>("C", C),
-            stride_ck,
-            stride_cm,
-            pointer<const T>("G", G),
-            stride_g,
-            stride_row,
-            pointer<const double>("scale", scale),
-            index ? pointer<const int32_t>("index", index) : nullptr,
-            static_cast<int32_t>(K),
-            m,
-            warm,
-            {tolerance, rank_tolerance, max_steps, std::min(capacity, static_cast<int>(K)), block},
-            pointer<NnlsAccount>("account", account)};
+        const auto rows = nnls_rows<T>(F, stride_fk, stride_fm, C, stride_ck, stride_cm, G,
+                                       stride_g, stride_row, scale, index, K, m, warm, tolerance,
+                                       rank_tolerance, max_steps, capacity, block, account);
         py::gil_scoped_release released;
         const NnlsKernels<T> &kernels = nnls_kernels<T>();
         // a row costs some K² flops at least

@@ -328,6 +328,10 @@ FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, int
     NnlsRow<Team, T, S> row{team, K, G, stride_g, rows.rules, at, M};
     NnlsAccount account = row.solve(rows.warm);
     account.gain /= double(unit) * double(unit);
+    if (rows.rules.draft && account.status != fastnmf::nnls_solved) {
+        if (team.leader()) rows.account[i] = account;
+        return;
+    }
     team.each(K, [&](int k) { at.w[k] = all; });
     team.sync();
     team.each(row.p, [&](int q) { at.w[at.passive[q]] = at.x[q] / unit; });
@@ -335,16 +339,17 @@ FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, int
     const auto updated = [&](int k) {
         return scale(k) > 0 ? S(at.w[k] * scale(k)) : F(k);
     };
-    const T change = team.sum(K, [&](int k) {
-        const T delta = T(updated(k)) - T(F(k));
+    // in float32 the squares of large data overflow
+    const double change = team.sum(K, [&](int k) {
+        const double delta = double(updated(k)) - double(F(k));
         return delta * delta;
     });
     team.each(K, [&](int k) { F(k) = updated(k); });
     team.sync();
-    const T norm = team.sum(K, [&](int k) { return T(F(k)) * T(F(k)); });
+    const double norm = team.sum(K, [&](int k) { return double(F(k)) * double(F(k)); });
     if (!team.leader()) return;
-    sums[0] = double(change);
-    sums[1] = double(norm);
+    sums[0] = change;
+    sums[1] = norm;
     rows.account[i] = account;
 }
 

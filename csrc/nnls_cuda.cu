@@ -4,28 +4,29 @@
 // blocks as fit, each takes the next row until there are none. The vectors of the passive concepts
 // and the first rows of their factor are in shared memory, 4 p (p + 1) / 2 + 32 p bytes in float32;
 // what does not fit, and what is as long as K, in a workspace. Float64 arithmetic where the card
-// has it at half the rate of float32, else float32 for float32 data.
-// Not yet run on a device; the same source is run on threads (tests/nnls_team.cpp).
+// has it at half the rate of float32; else float32 for float32 data, as far as that goes.
+// Not yet run on a device: tests run this file on one thread that takes the place of the lanes in
+// turn (tests/emulated_cuda), and the steps under it on many (tests/nnls_team.cpp).
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
-#include <cuda_runtime.h>
-
+#include "device.h"
 #include "nnls_cuda.h"
 #include "nnls_lanes.h"
+#include "nnls_layout.h"
 
 namespace {
+
+using namespace fastnmf;
 
 constexpr unsigned all = ~0u;
 
 template <class T, int threads> struct Block : Lanes<Block<T, threads>, T> {
     static constexpr int width = threads;
-    T *values;
+    double *values;
     int *indices;
 
-    __device__ Block(T *values, int *indices) : values(values), indices(indices) {}
+    __device__ Block(double *values, int *indices) : values(values), indices(indices) {}
     __device__ int lane() const { return threadIdx.x; }
     __device__ void sync() const {
         if constexpr (threads == 32)
@@ -34,28 +35,32 @@ template <class T, int threads> struct Block : Lanes<Block<T, threads>, T> {
             __syncthreads();
     }
     // (x, i) ← the better of all lanes' pairs
-    template <class Better> __device__ void reduce(T &x, int &i, Better better) const {
+    template <class X, class Better> __device__ void reduce(X &x, int &i, Better better) const {
         for (int far = 16; far; far /= 2) {
-            const T other = __shfl_xor_sync(all, x, far);
+            const X other = __shfl_xor_sync(all, x, far);
             const int index = __shfl_xor_sync(all, i, far);
             better(x, i, other, index);
         }
-        if constexpr (threads > 32) {
+        if constexpr (threads == 32) {
+            // of a NaN the lanes may have made different things: all take those of one
+            x = __shfl_sync(all, x, 0);
+            i = __shfl_sync(all, i, 0);
+        } else {
             sync();
             if (lane() % 32 == 0) {
                 values[lane() / 32] = x;
                 indices[lane() / 32] = i;
             }
             sync();
-            x = values[0];
+            x = X(values[0]);
             i = indices[0];
             for (int warp = 1; warp < threads / 32; ++warp)
-                better(x, i, values[warp], indices[warp]);
+                better(x, i, X(values[warp]), indices[warp]);
         }
     }
-    __device__ T total(T x) const {
+    template <class X> __device__ X total(X x) const {
         int unused = 0;
-        reduce(x, unused, [](T &a, int &, T b, int) { a += b; });
+        reduce(x, unused, [](X &a, int &, X b, int) { a += b; });
         return x;
     }
     __device__ T top(T x) const {
@@ -89,59 +94,12 @@ template <class T, int threads> struct Block : Lanes<Block<T, threads>, T> {
     }
 };
 
-// What a block needs, in bytes: in shared memory, and of the workspace
-template <class T> struct Layout {
-    int capacity, K, near_rows;
-    bool vectors_near;
-    ptrdiff_t gathered;
-
-    __host__ __device__ ptrdiff_t vectors() const {
-        return capacity * ptrdiff_t(6 * sizeof(T) + 2 * sizeof(int));
-    }
-    __host__ __device__ ptrdiff_t triangle(int rows) const {
-        return Triangle<T, 1>::offset(rows) * ptrdiff_t(sizeof(T));
-    }
-    __host__ __device__ ptrdiff_t near() const {
-        return triangle(near_rows) + (vectors_near ? vectors() : 0);
-    }
-    __host__ __device__ ptrdiff_t far() const {
-        const ptrdiff_t bytes = gathered + triangle(capacity) - triangle(near_rows) +
-                                (vectors_near ? 0 : vectors()) +
-                                K * ptrdiff_t(2 * sizeof(T) + 2 * sizeof(int));
-        return (bytes + 255) / 256 * 256;
-    }
-    // doubles, then T, then int: aligned without gaps
-    __device__ Triangle<T, 1> place(NnlsScratch<T> &at, char *shared, char *global) const {
-        global += gathered;
-        T *near_M = reinterpret_cast<T *>(shared), *far_M = reinterpret_cast<T *>(global);
-        shared += triangle(near_rows);
-        global += triangle(capacity) - triangle(near_rows);
-        T *vector = reinterpret_cast<T *>(vectors_near ? shared : global);
-        if (!vectors_near) global += capacity * ptrdiff_t(6 * sizeof(T));
-        T *wide = reinterpret_cast<T *>(global);
-        int *index = reinterpret_cast<int *>(wide + 2 * ptrdiff_t(K));
-        at.y = vector;
-        at.x = at.y + capacity;
-        at.s = at.x + capacity;
-        at.l = at.s + capacity;
-        at.h = at.l + capacity;
-        at.r = at.h + capacity;
-        at.w = wide;
-        at.c = wide + K;
-        at.entering = index;
-        at.blocked = index + K;
-        at.passive = vectors_near ? reinterpret_cast<int *>(at.r + capacity) : index + 2 * K;
-        at.moved = at.passive + capacity;
-        return {near_M, far_M, near_rows};
-    }
-};
-
 template <class T, class S, int threads>
 __global__ void __launch_bounds__(threads)
     nnls_kernel(NnlsRows<S> rows, Layout<T> layout, double *sums, unsigned long long *next,
                 char *workspace) {
     extern __shared__ __align__(16) char shared[];
-    __shared__ T values[threads / 32];
+    __shared__ double values[threads / 32];
     __shared__ int indices[threads / 32];
     __shared__ unsigned long long taken;
     const Block<T, threads> team(values, indices);
@@ -154,6 +112,7 @@ __global__ void __launch_bounds__(threads)
         team.sync();
         const ptrdiff_t i = static_cast<ptrdiff_t>(taken);
         if (i >= rows.m) return;
+        if (rows.rules.again && rows.account[i].status == nnls_solved) continue;
         const int K = concepts(rows, i);
         const S *G = rows.G + i * rows.stride_row;
         ptrdiff_t stride = rows.stride_g;
@@ -172,79 +131,102 @@ __global__ void __launch_bounds__(threads)
     }
 }
 
-void check(cudaError_t error, const char *what) {
-    if (error != cudaSuccess)
-        throw std::runtime_error(std::string("nnls on CUDA: ") + what + ": " +
-                                 cudaGetErrorString(error));
+// What is asked of one kernel: how its blocks lie in memory, and how many are of use.
+template <class T, class S, int threads> class Launch {
+  public:
+    explicit Launch(const NnlsRows<S> &rows) {
+        cudaFuncAttributes own;
+        check(cudaFuncGetAttributes(&own, kernel), "nnls: no kernel for this device");
+        const int room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
+                         static_cast<int>(own.sharedSizeBytes);
+        const bool gathers = rows.index && !rows.stride_row;
+        layout = laid_out<T>(rows.rules.capacity, rows.K, gathers ? sizeof(S) : 0, room);
+        // a limit, and the same for all: calls from several threads may set it
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room),
+              "nnls: shared memory");
+        int resident;
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads,
+                                                            layout.near()),
+              "nnls: occupancy");
+        const ptrdiff_t most = ptrdiff_t(resident) * attribute(cudaDevAttrMultiProcessorCount);
+        useful = std::max<ptrdiff_t>(1, std::min(rows.m, most));
+    }
+
+    NnlsWorkspace workspace() const {
+        return {workspace_bytes(1, layout.far()), workspace_bytes(useful, layout.far())};
+    }
+
+    void operator()(NnlsRows<S> rows, double *sums, void *workspace, ptrdiff_t bytes,
+                    cudaStream_t stream) {
+        const ptrdiff_t blocks = blocks_in(bytes, layout.far(), useful);
+        if (blocks < 1)
+            refuse("workspace has ", bytes, " bytes: at least ", workspace_bytes(1, layout.far()),
+                   " are needed");
+        auto *next = static_cast<unsigned long long *>(workspace);
+        char *start = static_cast<char *>(workspace) + counter_bytes;
+        check(cudaMemsetAsync(next, 0, sizeof *next, stream), "nnls: counter");
+        void *arguments[] = {&rows, &layout, &sums, &next, &start};
+        check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                               arguments, layout.near(), stream),
+              "nnls: launch");
+    }
+
+  private:
+    static constexpr auto kernel = nnls_kernel<T, S, threads>;
+    Layout<T> layout;
+    ptrdiff_t useful;
+};
+
+template <class T, class S, class Run> void by_width(const NnlsRows<S> &rows, Run run) {
+    if (rows.rules.capacity <= most_of_a_warp)
+        run(rows, Launch<T, S, 32>(rows));
+    else
+        run(rows, Launch<T, S, 128>(rows));
 }
 
-int attribute(cudaDeviceAttr name) {
-    int device, value;
-    check(cudaGetDevice(&device), "no current device");
-    check(cudaDeviceGetAttribute(&value, name, device), "device attribute");
-    return value;
+// run(rows, launch) in the arithmetic that suits the data and the device. Where float64 is slow it
+// is for the rows that float32 does not solve: concepts of theirs depend on each other
+template <class Run> void by_arithmetic(const NnlsRows<double> &rows, Run run) {
+    by_width<double>(rows, run);
 }
 
-// vectors first, then as many rows of the factor as there is room for
-template <class T, class S> Layout<T> laid_out(const NnlsRows<S> &rows, ptrdiff_t room) {
-    const ptrdiff_t entries = ptrdiff_t(rows.K) * rows.K;
-    const bool gathers = rows.index && !rows.stride_row;
-    Layout<T> layout{rows.rules.capacity, rows.K, 0, true,
-                     gathers ? (entries * ptrdiff_t(sizeof(S)) + 15) / 16 * 16 : 0};
-    layout.vectors_near = layout.near() <= room;
-    while (layout.near_rows < layout.capacity && layout.near() <= room) ++layout.near_rows;
-    if (layout.near() > room) --layout.near_rows;
-    return layout;
-}
-
-template <class T, class S, int threads>
-size_t launch(const NnlsRows<S> &rows, double *sums, void *workspace, cudaStream_t stream) {
-    const auto kernel = nnls_kernel<T, S, threads>;
-    // what is static in the kernel, and what the driver keeps for itself
-    const int room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - 2048;
-    const Layout<T> layout = laid_out<T>(rows, room);
-    const int near = static_cast<int>(layout.near());
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, near),
-          "shared memory");
-    int resident = 0;
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, near),
-          "occupancy");
-    const ptrdiff_t most = ptrdiff_t(resident) * attribute(cudaDevAttrMultiProcessorCount);
-    const unsigned blocks = static_cast<unsigned>(std::max<ptrdiff_t>(1, std::min(rows.m, most)));
-    const size_t bytes = 256 + blocks * static_cast<size_t>(layout.far());
-    if (!workspace) return bytes;
-    char *start = static_cast<char *>(workspace);
-    check(cudaMemsetAsync(start, 0, 256, stream), "counter");
-    kernel<<<blocks, threads, near, stream>>>(
-        rows, layout, sums, reinterpret_cast<unsigned long long *>(start), start + 256);
-    check(cudaGetLastError(), "launch");
-    return bytes;
-}
-
-template <class T, class S>
-size_t by_width(const NnlsRows<S> &rows, double *sums, void *workspace, cudaStream_t stream) {
-    return rows.rules.capacity <= 96 ? launch<T, S, 32>(rows, sums, workspace, stream)
-                                     : launch<T, S, 128>(rows, sums, workspace, stream);
+template <class Run> void by_arithmetic(const NnlsRows<float> &rows, Run run) {
+    if (attribute(cudaDevAttrSingleToDoublePrecisionPerfRatio) <= 2)
+        return by_width<double>(rows, run);
+    NnlsRows<float> rules = rows;
+    rules.rules.draft = true;
+    // what rounding leaves of a slope in float32
+    rules.rules.tolerance = std::max(rows.rules.tolerance, 5e-6);
+    by_width<float>(rules, run);
+    rules = rows;
+    rules.rules.again = true;
+    by_width<double>(rules, run);
 }
 
 } // namespace
 
 namespace fastnmf {
 
-template <>
-size_t nnls_cuda(const NnlsRows<double> &rows, double *sums, void *workspace, void *stream) {
-    return by_width<double>(rows, sums, workspace, static_cast<cudaStream_t>(stream));
+template <class S> NnlsWorkspace nnls_workspace(const NnlsRows<S> &rows) {
+    NnlsWorkspace bytes{0, 0};
+    by_arithmetic(rows, [&](const NnlsRows<S> &, auto launch) {
+        const NnlsWorkspace one = launch.workspace();
+        bytes = {std::max(bytes.least, one.least), std::max(bytes.most, one.most)};
+    });
+    return bytes;
 }
 
-template <>
-size_t nnls_cuda(const NnlsRows<float> &rows, double *sums, void *workspace, void *stream) {
-    const auto on = static_cast<cudaStream_t>(stream);
-    if (attribute(cudaDevAttrSingleToDoublePrecisionPerfRatio) <= 2)
-        return by_width<double>(rows, sums, workspace, on);
-    // what rounding leaves of a slope in float32
-    NnlsRows<float> coarse = rows;
-    coarse.rules.tolerance = std::max(rows.rules.tolerance, 5e-6);
-    return by_width<float>(coarse, sums, workspace, on);
+template <class S>
+void nnls_cuda(const NnlsRows<S> &rows, double *sums, void *workspace, ptrdiff_t bytes,
+               void *stream) {
+    by_arithmetic(rows, [&](const NnlsRows<S> &rules, auto launch) {
+        launch(rules, sums, workspace, bytes, static_cast<cudaStream_t>(stream));
+    });
 }
+
+template NnlsWorkspace nnls_workspace(const NnlsRows<float> &);
+template NnlsWorkspace nnls_workspace(const NnlsRows<double> &);
+template void nnls_cuda(const NnlsRows<float> &, double *, void *, ptrdiff_t, void *);
+template void nnls_cuda(const NnlsRows<double> &, double *, void *, ptrdiff_t, void *);
 
 } // namespace fastnmf

@@ -1,14 +1,24 @@
-// Non-negative least squares on a CUDA device, for bindings; nnls_cuda.cu.
+// Non-negative least squares on the current CUDA device, for bindings; nnls_cuda.cu.
 #pragma once
 
 #include "nnls_rows.h"
 
 namespace fastnmf {
 
+// bytes of a workspace: what one row at a time takes, and what is of use
+struct NnlsWorkspace {
+    ptrdiff_t least, most;
+};
+
+// For rows of which only K, m, rules.capacity, index and stride_row are read. Throws
+// std::runtime_error with CUDA's reason.
+template <class S> NnlsWorkspace nnls_workspace(const NnlsRows<S> &rows);
+
 // The rows as for the CPU, all addresses on the current device. sums (m, 2) float64 ← ‖ΔF_i‖²,
-// ‖F_i‖² of every row. On the stream; does not synchronise. workspace = nullptr: returns the bytes
-// that it must have and does nothing else. Throws std::runtime_error with CUDA's reason.
+// ‖F_i‖² of every row. On the stream; does not synchronise. Throws std::invalid_argument where the
+// workspace is smaller than the least, std::runtime_error with CUDA's reason.
 template <class S>
-size_t nnls_cuda(const NnlsRows<S> &rows, double *sums, void *workspace, void *stream);
+void nnls_cuda(const NnlsRows<S> &rows, double *sums, void *workspace, ptrdiff_t bytes,
+               void *stream);
 
 } // namespace fastnmf

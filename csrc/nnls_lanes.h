@@ -19,9 +19,9 @@ template <class Team, class T> struct Lanes {
     template <class F> FASTNMF_TEAM void each(int n, F f) const {
         for (int i = team().lane(); i < n; i += Team::width) f(i);
     }
-    template <class F> FASTNMF_TEAM T sum(int n, F f) const {
+    template <class F> FASTNMF_TEAM auto sum(int n, F f) const {
         team().sync();
-        T part = 0;
+        decltype(f(0)) part = 0;
         for (int i = team().lane(); i < n; i += Team::width) part += f(i);
         return team().total(part);
     }

@@ -12,10 +12,12 @@ enum NnlsStatus : int32_t { nnls_solved = 0, nnls_capped = 1, nnls_floored = 2 }
 // tolerance: the largest slope of a solved row, over its largest at zero. rank_tolerance: the square
 // of a unit concept's distance from the passive ones below which it depends on them. max_steps:
 // searches for concepts to enter. capacity: passive concepts at most. block: concepts entering
-// together at most.
+// together at most. draft: F is written only where a row is solved. again: the rows that the account
+// says are solved are left out.
 struct NnlsRules {
     double tolerance, rank_tolerance;
     int32_t max_steps, capacity, block;
+    bool draft = false, again = false;
 };
 
 // One for every row. support: passive concepts at the end. steps: searches, left: concepts that left.

@@ -51,24 +51,56 @@ class Backend:
         return self.probe()
 
 
-@functools.cache
-def _probe_cpp() -> str | None:
+def _not_installed(extension: str) -> str | None:
+    """Why an extension cannot be imported, or None."""
     try:
-        importlib.import_module("fastnmf._C")
+        importlib.import_module(f"fastnmf.{extension}")
     except ImportError as error:
         # setup.py leaves the reason here when it cannot build the extension
-        left = Path(__file__).with_name("_C.missing")
-        why = (
+        left = Path(__file__).with_name(f"{extension}.missing")
+        return (
             left.read_text().strip()
             if left.exists()
-            else f"{error}; built with FASTNMF_BUILD=none?"
+            else f"{error}; built with FASTNMF_BUILD={'none' if extension == '_C' else 'cpu'}?"
         )
-        return f"the compiled extension is not installed ({why})"
     return None
+
+
+@functools.cache
+def _probe_cpp() -> str | None:
+    why = _not_installed("_C")
+    return why and f"the compiled extension is not installed ({why})"
 
 
 def _load_cpp() -> dict[str, Callable]:
     return importlib.import_module("fastnmf.compiled").OPERATIONS
+
+
+# what the extension for CUDA is compiled for at least (setup.py)
+_CAPABILITY = (8, 0)
+
+
+@functools.cache
+def _probe_cuda() -> str | None:
+    if why := _not_installed("_cuda"):
+        return f"the extension for CUDA is not installed ({why})"
+    if torch.version.cuda is None:
+        return "this torch is not built for CUDA"
+    try:
+        # its CUDA is not torch's, and may want a newer driver
+        count = importlib.import_module("fastnmf._cuda").devices()
+    except RuntimeError as error:
+        return f"no GPU that it can use ({error})"
+    if not torch.cuda.is_available():
+        return "no GPU that torch can use"
+    best = max(torch.cuda.get_device_capability(number) for number in range(count))
+    if best < _CAPABILITY:
+        return f"the best GPU has capability {best[0]}.{best[1]}, and 8.0 is needed"
+    return None
+
+
+def _load_cuda() -> dict[str, Callable]:
+    return importlib.import_module("fastnmf.compiled_cuda").OPERATIONS
 
 
 # what torch calls the devices that Triton compiles for; AMD's are "cuda", too
@@ -108,6 +140,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("cpp", tuple(REFERENCE), ("cpu",), _probe_cpp, _load_cpp),
+        Backend("cuda", SOLVERS["anls"].operations, ("cuda",), _probe_cuda, _load_cuda),
         Backend(
             "triton",
             tuple(name for names in _KERNELS.values() for name in names),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import plan
+from .nnls_info import workspace_share
 from .plan import Machine, Plan
 from .precision import in_tf32
 
@@ -69,6 +70,8 @@ def choose(A: Tensor, K: int, solver: str, backend: str, free: int | None, **ask
         fixed, a_row = needed_bytes(n, d, K, size, solver, chosen, learn=learn)
         return int((_USABLE * free - fixed) // a_row)
 
+    if free is not None and solver == "anls" and A.device.type == "cuda":
+        free -= workspace_share(torch.cuda.get_device_properties(A.device).total_memory)
     chosen = plan.choose(n, d, K, size, solver, on=on, **asked)
     if free is None or chosen.piece_rows <= rows_that_fit(chosen):
         return chosen

@@ -13,6 +13,7 @@ from . import plan
 from .backends import select
 from .nnls_info import NnlsInfo
 from .options import whole
+from .precision import products_in
 from .rows import read_rows
 from .sweeps import Operations
 from .working_set import GRAM_BYTES, hold_concepts, working_set_
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 _SCRATCH = 1 << 24
 
 
+# exact whatever torch.set_float32_matmul_precision allows
+@products_in("highest")
 def nnls(
     A: Tensor | np.ndarray,
     D: Tensor | np.ndarray,

@@ -57,6 +57,11 @@ def most_steps(K: int) -> int:
     return 3 * K + 30
 
 
+def workspace_share(total_bytes: int) -> int:
+    """The bytes of a device's memory that the workspaces of exact half-steps may take."""
+    return total_bytes // 8
+
+
 def unit_gram(G: Tensor) -> tuple[Tensor, Tensor]:
     """G of unit concepts, in G's dtype, and 1 over their norms (K,) float64: 0 where G_kk is.
 

@@ -1,8 +1,13 @@
-"""Run fastnmf's own loop from a given start, for comparison with the oracle."""
+"""Run fastnmf's own loop from a given start, for comparison with the oracle; and GCC, for tests in
+C++."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import numpy as np
+import pytest
 import torch
 
 from fastnmf import plan
@@ -54,3 +59,10 @@ def iterate(solver, A, Z, D, *, form, dtype, iterations=1, learn=True, backend="
         learn=learn,
     )
     return Z.numpy(), D.numpy(), outcome
+
+
+def gcc(*arguments):
+    """Run GCC; another compiler does not know what the sources' attributes mean on the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    return subprocess.Popen(["g++", "-std=c++17", "-O1", "-fopenmp-simd", "-Wall", *arguments])

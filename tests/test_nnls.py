@@ -249,7 +249,7 @@ def test_anls_hands_very_many_concepts_to_hals_and_says_so():
 
 
 def test_fit_warns_when_columns_meet_the_cap(caplog, monkeypatch):
-    monkeypatch.setattr("fastnmf.compiled.most_steps", lambda K: 1, raising=False)
+    monkeypatch.setattr("fastnmf.addresses.most_steps", lambda K: 1)
     with caplog.at_level(logging.WARNING, logger="fastnmf.sweeps"):
         NMF(20, solver="anls", max_iter=1, tol=0, seed=0).fit(torch.rand(30, 40))
     if "cpp" in BACKENDS:

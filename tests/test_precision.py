@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from oracle import problem
 
-from fastnmf import NMF, InvalidInput, engine, plan, sweeps
+from fastnmf import NMF, InvalidInput, engine, nnls, plan, sweeps
 from fastnmf.engine import factorize_
 from fastnmf.precision import products_in, round_tf32
 from fastnmf.rows import Rows
@@ -123,3 +125,19 @@ def test_stop_is_decided_with_a_new_residual(in_coarse_products, asked_for_high,
     assert ended[-1][0] <= 0.2
     # the last iteration began with a residual computed anew
     assert ended[-1][1] == ended[-2][1] + 1
+
+
+def test_nnls_takes_no_products_in_tf32(monkeypatch):
+    """Codes from a Gram matrix in tf32 would be off by 1e-3, and called exact."""
+    seen = []
+
+    def nnls_(F, C, G, sums, **asked):
+        seen.append(torch.get_float32_matmul_precision())
+        return REFERENCE["nnls_"](F, C, G, sums, **asked)
+
+    room = sys.modules["fastnmf.nnls"]
+    monkeypatch.setattr(room, "select", lambda *asked: ("torch", {"nnls_": nnls_}))
+    with products_in("high"):
+        nnls(torch.rand(9, 5), torch.rand(3, 5))
+        assert torch.get_float32_matmul_precision() == "high"
+    assert seen == ["highest"]

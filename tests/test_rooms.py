@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # each room, from the ground up: it imports only rooms on the lines above its own
 FLOORS = [
-    {"_version", "errors", "nnls_info", "_C"},
-    {"active_set", "rows", "codes", "environment", "precision"},
-    {"solvers", "svd", "exemplars", "compiled", "working_set"},
+    {"_version", "errors", "nnls_info", "_C", "_cuda"},
+    {"active_set", "rows", "codes", "environment", "precision", "addresses"},
+    {"solvers", "svd", "exemplars", "compiled", "compiled_cuda", "working_set"},
     {"init"},
     {"momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
     {"engine", "memory"},
@@ -66,8 +66,9 @@ def run(code):
 def test_import_loads_only_what_every_user_needs():
     code = (
         "import sys, torch; before = set(sys.modules); import fastnmf;"
-        "print([m for m in ('triton', 'sklearn', 'scipy', 'overcomplete', 'fastnmf._C', 'PIL',"
-        " 'matplotlib') if m in sys.modules and m not in before], torch.cuda.is_initialized())"
+        "print([m for m in ('triton', 'sklearn', 'scipy', 'overcomplete', 'PIL', 'matplotlib',"
+        " 'fastnmf._C', 'fastnmf._cuda') if m in sys.modules and m not in before],"
+        " torch.cuda.is_initialized())"
     )
     ran = run(code)
     assert ran.stdout.split("\n")[0] == "[] False"

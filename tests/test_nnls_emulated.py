@@ -1,0 +1,303 @@
+"""The CUDA half of exact least squares run without a GPU: the extension compiled for the CPU, where
+one thread takes the place of the lanes in turn (emulated_cuda). No timing shows there."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import importlib.util
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import test_nnls
+import torch
+from half_steps import gcc
+from test_nnls import EVERY_FAMILY, family
+
+import fastnmf
+from fastnmf import NMF
+from fastnmf.backends import BACKENDS, _load
+
+pytestmark = pytest.mark.compiles
+
+HERE = Path(__file__).parent
+CSRC = HERE.parent / "csrc"
+
+
+class Emulated:
+    """The extension, its addresses on the CPU, and the device that it believes in."""
+
+    def __init__(self, path):
+        # by another name: pybind11 loads a name once
+        place = importlib.util.spec_from_file_location("emulated._cuda", path)
+        self.module = importlib.util.module_from_spec(place)
+        place.loader.exec_module(self.module)
+        self.library = ctypes.CDLL(str(path))
+        self.library.emulated_setting.restype = ctypes.c_long
+        self.library.emulate.argtypes = (ctypes.c_char_p, ctypes.c_long)
+        self.most = 1 << 20
+        self["launches"] = 0
+
+    def __setitem__(self, name, value):
+        self.library.emulate(name.encode(), value)
+
+    def __getitem__(self, name):
+        return self.library.emulated_setting(name.encode())
+
+    def __delitem__(self, name):
+        self.library.emulate_no(name.encode())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The path of the extension, compiled for the CPU against emulated_cuda."""
+    folder = tmp_path_factory.mktemp("emulated")
+    # torch brings pybind11's headers
+    headers = [HERE / "emulated_cuda", Path(torch.__file__).parent / "include"]
+    headers = [f"-I{path}" for path in (*headers, sysconfig.get_path("include"))]
+    # lanes are changed by longjmp, which hardened libraries take for a mistake
+    flags = ["-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", *headers, "-x", "c++", "-c"]
+    names = ("bindings_cuda.cpp", "nnls_cuda.cu")
+    compilers = [gcc(*flags, str(CSRC / name), "-o", f"{folder / name}.o") for name in names]
+    assert [compiler.wait() for compiler in compilers] == [0, 0]
+    path = folder / "_cuda.so"
+    objects = [f"{folder / name}.o" for name in names]
+    assert gcc("-shared", *objects, "-o", str(path)).wait() == 0
+    return path
+
+
+@pytest.fixture
+def emulated(built, monkeypatch):
+    """The backend `cuda`, on the CPU, on the device that is described here."""
+    found = Emulated(built)
+    monkeypatch.setitem(sys.modules, "fastnmf._cuda", found.module)
+    monkeypatch.setattr(fastnmf, "_cuda", found.module, raising=False)
+    monkeypatch.delitem(sys.modules, "fastnmf.compiled_cuda", raising=False)
+    compiled_cuda = importlib.import_module("fastnmf.compiled_cuda")
+
+    class place:
+        def __init__(self, device):
+            pass
+
+        def __enter__(self):
+            return 0, 4096, found.most
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(compiled_cuda, "_place", place)
+    here = dataclasses.replace(BACKENDS["cuda"], devices=("cpu",), probe=lambda: None)
+    monkeypatch.setitem(BACKENDS, "cuda", here)
+    _load.cache_clear()
+    yield found
+    for name, value in {"devices": 2, "current": 0, "ratio": 2, "shared": 8192}.items():
+        found[name] = value
+    _load.cache_clear()
+    del sys.modules["fastnmf.compiled_cuda"]
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    monkeypatch.setattr(test_nnls, "family", functools.partial(family, n=8))
+
+
+# cards with float64 at half the rate of float32, and at a 64th
+EVERY_CARD = pytest.mark.parametrize("ratio", [2, 64], ids=["full_float64", "slow_float64"])
+EVERY_DTYPE = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@EVERY_CARD
+@EVERY_DTYPE
+@EVERY_FAMILY
+def test_nnls_satisfies_the_kkt_conditions(name, dtype, ratio, emulated, few_rows):
+    emulated["ratio"] = ratio
+    test_nnls.test_nnls_satisfies_the_kkt_conditions(name, dtype, "cuda")
+    # a draft, and what it leaves
+    assert emulated["launches"] == (2 if dtype == "float32" and ratio == 64 else 1)
+
+
+@EVERY_CARD
+@EVERY_DTYPE
+def test_nnls_is_exact_from_any_start(dtype, ratio, emulated, few_rows):
+    emulated["ratio"] = ratio
+    test_nnls.test_nnls_is_exact_from_a_garbage_start(dtype, "cuda")
+    test_nnls.test_nnls_is_exact_from_a_solution_of_other_data("cuda")
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["gram", "own_grams"])
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@EVERY_DTYPE
+@EVERY_FAMILY
+def test_working_sets_end_at_the_solution(name, dtype, warm, shared, emulated, monkeypatch):
+    test_nnls.test_working_sets_end_at_the_solution_on_all_concepts(
+        name, dtype, warm, shared, "cuda", monkeypatch
+    )
+
+
+@EVERY_CARD
+@pytest.mark.parametrize("max_iter", [0, 1, 2, 4])
+def test_nnls_reports_rows_that_meet_the_cap(max_iter, ratio, emulated, caplog):
+    emulated["ratio"] = ratio
+    test_nnls.test_nnls_reports_rows_that_meet_the_cap(max_iter, "cuda", caplog)
+
+
+@pytest.mark.parametrize("shared", [64, 1000, 5000, 30_000, 200_000])
+@pytest.mark.parametrize("concepts", [90, 120])
+def test_nnls_has_the_same_bits_wherever_its_factor_lies(concepts, shared, emulated):
+    A, D = family("zero_residual", n=4, d=100, K=concepts)
+    expected = fastnmf.nnls(A, D, backend="cuda")
+    emulated["shared"], emulated.most = shared, 0
+    assert torch.equal(fastnmf.nnls(A, D, backend="cuda"), expected)
+    assert emulated["blocks"] == 1
+    assert emulated["threads"] == (32 if concepts == 90 else 128)
+
+
+def arguments(K=7, m=5, dtype=torch.float64):
+    """What nnls is given, by name, and the tensors that it lies in."""
+    B = torch.rand(K, 12, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    B /= B.norm(dim=1, keepdim=True)
+    kept = {
+        "F": torch.zeros(K, m, dtype=dtype),
+        "C": B @ torch.rand(12, m, dtype=dtype),
+        "G": B @ B.T,
+        "scale": torch.ones(K, dtype=torch.float64),
+        "account": torch.full((m, 4), torch.nan, dtype=torch.float64),
+        "sums": torch.full((m, 2), torch.nan, dtype=torch.float64),
+        "workspace": torch.full((1 << 20,), 0x5A, dtype=torch.uint8),
+    }
+    given = {name: tensor.data_ptr() for name, tensor in kept.items()} | {
+        "dtype": str(dtype).removeprefix("torch."), "stride_fk": m, "stride_fm": 1,
+        "stride_ck": m, "stride_cm": 1, "stride_g": K, "stride_row": 0, "index": 0, "K": K,
+        "m": m, "warm": False, "tolerance": 1e-12, "rank_tolerance": 1e-11, "max_steps": 99,
+        "capacity": K, "block": 4, "workspace_bytes": 1 << 19, "device": 0, "stream": 0,
+    }  # fmt: skip
+    return given, kept
+
+
+@EVERY_CARD
+@pytest.mark.parametrize("K", [7, 150])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nnls_stays_inside_its_workspace(dtype, K, ratio, emulated):
+    emulated["ratio"] = ratio
+    given, kept = arguments(K, dtype=dtype)
+    name = given["dtype"]
+    least, most = emulated.module.nnls_workspace(name, K, 5, K, False, 0)
+    for size, blocks in ((least, 1), ((least + most) // 2, None), (most, 4), (1 << 19, 4)):
+        kept["workspace"].fill_(0x5A)
+        emulated.module.nnls(**{**given, "workspace_bytes": size})
+        assert blocks is None or emulated["blocks"] == blocks
+        assert (kept["workspace"][min(size, most) :] == 0x5A).all()
+    with pytest.raises(ValueError, match=f"workspace has {least - 1} bytes: at least {least} "):
+        emulated.module.nnls(**{**given, "workspace_bytes": least - 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float16"}, "'float16' is neither"),
+        ({"capacity": 0}, "capacity = 0"),
+        ({"max_steps": -1}, "max_steps = -1"),
+        ({"G": 0}, "G is a null pointer"),
+        ({"sums": 0}, "sums is a null pointer"),
+        ({"workspace": 8}, "workspace = 8 is not aligned to 16"),
+        ({"scale": 4}, "scale = 4 is not aligned to 8"),
+        ({"stride_ck": 0}, r"C \(7 x 5\) has strides \(0, 1\)"),
+        ({"device": 1}, "F is not in the memory of CUDA device 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_nnls_refuses_what_cannot_be(changes, message, emulated):
+    given, _ = arguments()
+    with pytest.raises(ValueError, match=message):
+        emulated.module.nnls(**{**given, **changes})
+    assert emulated["current"] == 0
+
+
+@pytest.mark.parametrize("name", ["F", "C", "G", "scale", "account", "sums", "workspace"])
+def test_nnls_refuses_memory_of_the_host(name, emulated):
+    given, _ = arguments()
+    emulated["host address"] = given[name]
+    with pytest.raises(ValueError, match=f"^{name} is not in the memory of CUDA device 0"):
+        emulated.module.nnls(**given)
+    emulated["host address"] = 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("cudaFuncGetAttributes", "nnls: no kernel for this device"),
+        ("cudaOccupancyMaxActiveBlocksPerMultiprocessor", "nnls: occupancy"),
+        ("cudaMemsetAsync", "nnls: counter"),
+        ("cudaLaunchKernel", "nnls: launch"),
+    ],
+)
+def test_nnls_names_the_call_that_failed(call, message, emulated):
+    given, _ = arguments()
+    emulated[call] = 1
+    with pytest.raises(RuntimeError, match=f"CUDA, {message}: it was told to fail"):
+        emulated.module.nnls(**given)
+    del emulated[call]
+    with pytest.raises(RuntimeError, match="CUDA, device 7: "):
+        emulated.module.nnls(**{**given, "device": 7})
+
+
+def test_nnls_runs_on_the_stream_of_the_caller_and_leaves_the_device_as_it_was(emulated):
+    given, kept = arguments()
+    emulated["current"] = 1
+    emulated.module.nnls(**{**given, "stream": 12_345})
+    assert emulated["stream"] == 12_345
+    assert emulated["current"] == 1
+    assert (kept["account"][:, 2] <= 1e-12).all()
+
+
+@EVERY_CARD
+@pytest.mark.parametrize("where", ["C", "G", "F"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("K", [7, 150])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lanes_go_one_way_where_numbers_are_not_finite(dtype, K, value, where, ratio, emulated):
+    """Lanes made different maxima of a NaN, and a warp would have waited for ever."""
+    emulated["ratio"] = ratio
+    for warm in (False, True):
+        given, kept = arguments(K, dtype=dtype)
+        kept["F"][::2] = 0.5
+        kept[where][2, 3] = value
+        kept[where][K - 1, 0] = value
+        emulated.module.nnls(**{**given, "warm": warm})
+
+
+def test_empty_is_left_alone(emulated):
+    nowhere = dict.fromkeys(("F", "C", "G", "scale", "account", "sums", "workspace"), 0)
+    for sizes in ({"K": 0}, {"m": 0}):
+        emulated.module.nnls(**{**arguments()[0], **nowhere, **sizes})
+        assert emulated.module.nnls_workspace("float32", 0, 5, 1, False, 0) == (0, 0)
+
+
+@EVERY_CARD
+def test_sums_of_large_codes_are_finite(ratio, emulated):
+    """Squares of what float32 just holds were summed in float32."""
+    emulated["ratio"] = ratio
+    given, kept = arguments(dtype=torch.float32)
+    kept["C"] *= 1e30
+    emulated.module.nnls(**given)
+    expected = kept["F"].double().square().sum(0)
+    torch.testing.assert_close(kept["sums"][:, 1], expected)
+    torch.testing.assert_close(kept["sums"][:, 0], expected)
+
+
+@EVERY_CARD
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_a_fit_ends_where_that_of_torch_does(form, ratio, emulated):
+    emulated["ratio"] = ratio
+    A = torch.rand(60, 40, generator=torch.Generator().manual_seed(0))
+    options = {"solver": "anls", "tol": 0, "max_iter": 3, "seed": 0, "init": "random"}
+    errors = {}
+    for backend in ("cuda", "torch"):
+        model = NMF(12, backend=backend, form=form, **options)
+        model.fit(A)
+        assert model.fit_info_.backend == backend
+        errors[backend] = model.fit_info_.relative_error
+    assert errors["cuda"] == pytest.approx(errors["torch"], rel=1e-4)
