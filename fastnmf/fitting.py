@@ -1,4 +1,4 @@
-"""A whole fit of data in hand: plan, start, loop, account. The counterpart of encoding.py."""
+"""A whole fit: plan, start, loop, account. The counterpart of encoding.py."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import memory, plan
-from .codes import describe, r_squared
+from . import plan
 from .engine import Iteration, Outcome, factorize_
 from .info import FitInfo
-from .init import resolve, start
+from .init import resolve
 from .precision import in_tf32, products_in
-from .rows import Rows
-from .solvers import learner, squared_norm
-from .statistics import squared_error
+from .resident import Resident
+from .solvers import learner
+from .store import Store
+from .streamed import Streamed
 from .sweeps import Operations
 
 log = logging.getLogger(__name__)
@@ -49,26 +49,24 @@ class Fitter:
     each: Callable[[Iteration], bool | None] | None = None
 
     @torch.no_grad()
-    def __call__(self, A: Tensor) -> tuple[Tensor, Tensor, FitInfo]:
-        """Z (n, K), D (K, d) and the account for A (n, d), checked and on its device."""
-        n, d = A.shape
-        chosen = memory.choose(
-            A,
+    def __call__(self, data: Resident | Streamed) -> tuple[Tensor | Store, Tensor, FitInfo]:
+        """The codes, D (K, d) and the account for data that are in memory or read in passes."""
+        n, d = data.rows.n, data.rows.d
+        chosen = data.plan(
             self.K,
             self.solver,
             self.backend,
-            memory.free_bytes(A.device),
             form=self.form,
             chunk_rows=self.chunk_rows,
             block=self.block,
         )
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
-        Z, D = start(A, self.K, self.init, self.generator)
+        Z, D = data.start(self.K, self.init, self.generator)
         try:
             outcome = factorize_(
                 Z,
                 D,
-                Rows(A),
+                data.rows,
                 solver=self.solver,
                 ops=self.ops,
                 plan=chosen,
@@ -79,11 +77,12 @@ class Fitter:
         except torch.cuda.OutOfMemoryError as error:
             fewer = max(1, chosen.piece_rows // 2)
             raise torch.cuda.OutOfMemoryError(f"{error} Try chunk_rows={fewer}.") from error
-        info = self._account(A, Z, D, chosen, outcome)
+        info = self._account(data, Z, D, chosen, outcome)
+        data.keep(Z)
         if self.tol > 0 and info.stopped_by == "max_iter":
             log.warning(
-                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, above tol=%g; raise max_iter "
-                "or tol (tol=0 asks for exactly max_iter iterations)",
+                "not converged: the relative change is %.2g after %d iterations, above tol=%g; "
+                "raise max_iter or tol (tol=0 asks for exactly max_iter iterations)",
                 info.relative_change,
                 self.max_iter,
                 self.tol,
@@ -91,23 +90,26 @@ class Fitter:
         return Z, D, info
 
     def _account(
-        self, A: Tensor, Z: Tensor, D: Tensor, chosen: plan.Plan, outcome: Outcome
+        self,
+        data: Resident | Streamed,
+        Z: Tensor | Store,
+        D: Tensor,
+        chosen: plan.Plan,
+        outcome: Outcome,
     ) -> FitInfo:
-        n, d = A.shape
-        whole = float(squared_norm(A))
+        n, d = data.rows.n, data.rows.d
         with products_in("highest"):
-            error = float(squared_error(Rows(A), Z, D, chosen.piece_rows))
-            codes = describe(Z, D)
+            error, whole, r_squared, codes = data.measure(Z, D, chosen)
         # where sweeps.py lets tf32 in
         coarse = "residual" in chosen.form and (self.solver == "hals" or self.backend == "triton")
-        dtype = str(A.dtype).removeprefix("torch.")
+        dtype = str(D.dtype).removeprefix("torch.")
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(
             n=n,
             d=d,
             nb_concepts=self.K,
             dtype=dtype,
-            device=str(A.device),
+            device=str(D.device),
             solver=self.solver,
             dictionary_solver=learner(self.solver, self.K),
             backend=self.backend,
@@ -119,10 +121,13 @@ class Fitter:
             stopped_by=outcome.stopped_by,
             relative_error=(error / whole) ** 0.5 if whole > 0 else 0.0,
             relative_change=last,
-            r_squared=r_squared(A, error, whole),
+            r_squared=r_squared,
             **vars(codes),
             seconds=time.perf_counter() - self.begun,
-            precision="tf32" if coarse and in_tf32(A) else dtype,
+            precision="tf32" if coarse and in_tf32(D) else dtype,
             drift=outcome.drift,
+            codes=data.place,
+            chunk_rows=data.chunk_rows,
+            passes=data.passes,
             history=outcome.history,
         )
