@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -190,16 +190,17 @@ class NMF(nn.Module):
             self._taking(device, codes) as taking,
             torch.autocast(device.type, enabled=False),
             self._products(),
-            Progress(self.verbose, max_iter, None) as each,
+            ExitStack() as shown,
         ):
             taken = taking.take(A, K, features=d, dtype=self.D.dtype)
             n, dtype = shape_of(taken)
-            encoder = self._encoder(self.D.to(dtype), backend, ops, max_iter, tol, each)
             if Z0 is not None:
                 Z0 = read_rows(Z0, device=device, name="Z0", features=K, columns="concepts").A
                 if len(Z0) != n:
                     raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {n}; they must agree")
                 Z0 = Z0.to(dtype)
+            each = shown.enter_context(Progress(self.verbose, max_iter, None))
+            encoder = self._encoder(self.D.to(dtype), backend, ops, max_iter, tol, each)
             if isinstance(taken, Rows) and taking.codes == "memory":
                 keeps = isinstance(A, Tensor) and A.requires_grad
                 return encoder(A.to(taken.A) if keeps else taken.A, Z0)

@@ -29,15 +29,13 @@ _NUMBERS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (
 @dataclass(frozen=True)
 class Shard:
     """Rows (n, d) that lie together. name: what messages call them. dtype: float32 or float64, to
-    compute in. read(start, stop): these rows as they are stored, a copy or a view. path: the file,
-    if it is one.
+    compute in. read(start, stop): these rows as they are stored, a copy or a view.
     """
 
     name: str
     shape: tuple[int, int]
     dtype: torch.dtype
     read: Callable[[int, int], Part]
-    path: Path | None = None
 
 
 def paths_of(A: Any) -> Sequence[str | os.PathLike] | None:
@@ -93,7 +91,7 @@ def _open_npy(path: Path) -> Shard:
     array = np.lib.format.open_memmap(path, mode="r") if filled else np.empty(shape, dtype)
     shard = in_memory(as_matrix(array, str(path)), str(path))
     read = _raw(path, offset, array.shape[1], dtype) if array.flags.c_contiguous else shard.read
-    return Shard(str(path), shard.shape, shard.dtype, read, path)
+    return Shard(str(path), shard.shape, shard.dtype, read)
 
 
 def _open_safetensors(path: Path) -> Shard:
@@ -109,7 +107,7 @@ def _open_safetensors(path: Path) -> Shard:
         raise InvalidInput(f"{path} holds {given}; it must hold a dense, real matrix (n, d)")
     read = _raw(path, 8 + length + entry["data_offsets"][0], shape[1], np.dtype(_NUMBERS[number]))
     dtype = torch.float64 if number == "F64" else torch.float32
-    return Shard(str(path), shape, dtype, _bfloat16(read) if number == "BF16" else read, path)
+    return Shard(str(path), shape, dtype, _bfloat16(read) if number == "BF16" else read)
 
 
 def _bfloat16(read: Callable[[int, int], np.ndarray]) -> Callable[[int, int], Part]:

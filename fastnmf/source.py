@@ -8,7 +8,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +80,6 @@ class Shards:
         self.dtype = torch.float32
         for shard in shards:
             self.dtype = torch.promote_types(self.dtype, shard.dtype)
-        self.paths = {shard.path.resolve() for shard in shards if shard.path is not None}
 
     def pieces(self) -> Iterator[Piece]:
         step = max(1, _READ_ENTRIES // self.shape[1])
@@ -99,7 +97,6 @@ class Batches:
     """
 
     shape = None
-    paths: frozenset[Path] = frozenset()
 
     def __init__(self, A: Any, name: str) -> None:
         self.name, self._A = name, A

@@ -21,6 +21,7 @@ from .init import resolve
 from .plan import Plan
 from .resident import Measured, Resident
 from .rows import Rows
+from .shards import paths_of
 from .solvers import squared_norm
 from .source import Source, Summary, summarise, take
 from .store import InMemory, NotKept, OnDisk, Store, mapped, written
@@ -121,11 +122,14 @@ class Taking:
                 return True
             return self._needs(n, d, K, dtype, start).resident(copied) <= limit
 
-        taken = take(A, self.ahead, keep=keep, device=self.device, **wanted)
-        paths = frozenset() if isinstance(taken, Rows) else taken[0].paths
-        if self.codes in paths:
-            raise InvalidInput(f"{self.codes} is read and to be written; give another file")
-        return taken
+        if isinstance(self.codes, Path):
+            for path in map(Path, paths_of(A) or ()):
+                # a new file in a folder would be one of its shards the next time
+                if path.resolve() in (self.codes, self.codes.parent):
+                    raise InvalidInput(
+                        f"{self.codes} is to be written, but {path} is read; give another"
+                    )
+        return take(A, self.ahead, keep=keep, device=self.device, **wanted)
 
     def stream(self, source: Source, summary: Summary, K: int, start: str, most=None) -> Stream:
         """The rows of a source in chunks that fit, of `most` rows at most."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -146,17 +146,14 @@ def _dictionary_of_rows(stream: Stream, K: int, kind: str, generator: Generator 
         D = _nndsvda(stream, None, min(stream.n, stream.d), generator)
         norm = torch.linalg.vector_norm(D).clamp(min=TINY)
         D *= stream.squared_data**0.5 / norm * (len(D) / stream.n) ** 0.5
-    norms = torch.cat(
-        [torch.linalg.vector_norm(X, dim=1, dtype=torch.float64) for _, X, _ in stream.chunks()]
-    )
+    norms = _of_rows(stream, lambda X: torch.linalg.vector_norm(X.double(), dim=1))
     candidates = norms.nonzero()[:, 0]
     if kind == "spread":
 
         def cosine(drawn: Tensor) -> Tensor:
             rays = _take(stream, candidates[drawn]) / norms[candidates[drawn], None].to(D)
-            pieces = (X.split(piece_rows(len(drawn), 8)) for _, X, _ in stream.chunks())
-            nearest = [(X @ rays.T).amax(1) for X in itertools.chain.from_iterable(pieces)]
-            return (torch.cat(nearest)[candidates].double() / norms[candidates]).clamp(max=1)
+            nearest = _of_rows(stream, lambda X: (X @ rays.T).amax(1))
+            return (nearest[candidates] / norms[candidates]).clamp(max=1)
 
         rows = candidates[draw_spread(norms[candidates], cosine, K - len(D), generator)]
     else:
@@ -165,6 +162,18 @@ def _dictionary_of_rows(stream: Stream, K: int, kind: str, generator: Generator 
     if len(D) < K:
         D = torch.cat((D, _random_dictionary(stream, K, generator)[len(D) :]))
     return D
+
+
+def _of_rows(stream: Stream, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """measure(X) of all rows, in float64. Small results of chunks, kept one by one, would lie
+    between what each chunk takes and gives back, and keep it from being used again."""
+    measured = torch.empty(stream.n, dtype=wide(stream.device), device=stream.device)
+    for part, X, _ in stream.chunks():
+        rows = piece_rows(stream.d, 8)
+        for i, piece in enumerate(X.split(rows)):
+            first = part.start + i * rows
+            measured[first : first + len(piece)] = measure(piece)
+    return measured
 
 
 def _take(stream: Stream, rows: Tensor) -> Tensor:

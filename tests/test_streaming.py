@@ -311,8 +311,10 @@ def test_codes_that_are_not_kept_are_computed_anew(solver, fits, tmp_path):
     assert Z is None
     assert nmf.fit_info_.codes == "not kept"
     assert "‖D‖" in str(nmf.fit_info_)
-    # the codes of each pass are near their optimum, so the dictionary learns no worse
-    assert nmf.fit_info_.relative_error <= 1.02 * kept.fit_info_.relative_error
+    # another path to the dictionary, since codes are near their optimum in each pass
+    assert nmf.fit_info_.relative_error <= 1.1 * kept.fit_info_.relative_error
+    errors = [iteration.relative_error for iteration in nmf.fit_info_.history]
+    assert errors == sorted(errors, reverse=True)
     codes = nmf.encode(A, tol=0)
     assert relative_difference(codes @ D, A) <= 1.01 * nmf.fit_info_.relative_error
 
@@ -398,7 +400,10 @@ def test_codes_of_another_type_are_refused(codes):
 
 
 def test_codes_file_is_refused_before_the_fit(tmp_path):
-    for name, told in (("Z.txt", "must end in .npy"), ("A.npy", "read and to be written")):
+    for name, told in (
+        ("Z.txt", "must end in .npy"),
+        ("A.npy", "is to be written, but .*A.npy is read"),
+    ):
         save(tmp_path / "A.npy", A)
         with pytest.raises(InvalidInput, match=told):
             model(max_memory=tight()).fit(tmp_path / "A.npy", codes=tmp_path / name)
@@ -524,7 +529,10 @@ def test_command_line_streams(tmp_path, monkeypatch, capsys):
     assert cli.main(["encode", "m.safetensors", *shards, "--out", "Y.npy"]) == 0
     assert cli.main(["decode", "m.safetensors", "Y.npy", "--out", "A_hat.npy"]) == 0
     assert relative_difference(np.load("A_hat.npy"), A) < 0.2
-    assert cli.main(["fit", "A", "--concepts", "3", "--out", "m.safetensors", "--codes", "A/p.npy"])
+    assert (
+        cli.main(["fit", "A", "--concepts", "3", "--out", "m.safetensors", "--codes", "A/p.npy"])
+        == 2
+    )
 
 
 GROWTH = """
