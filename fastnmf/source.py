@@ -244,12 +244,28 @@ def _inspect(source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: di
 
 
 def _widened(source: Source) -> Iterator[Piece]:
-    """The pieces in what they are computed in, as copies: a generator may fill one buffer again and
-    again."""
+    """The pieces in what they are computed in, small ones together; as copies: a generator may fill
+    one buffer again and again."""
+    held, entries = [], 0
     for values, place, first in source.pieces():
         X = torch.empty(tuple(values.shape), dtype=compute_dtype(values))
         _widen(values, X)
-        yield Piece(X, place, first)
+        if held and (held[0].place != place or held[0].values.dtype != X.dtype):
+            yield _joined(held)
+            held, entries = [], 0
+        held.append(Piece(X, place, first))
+        entries += X.numel()
+        if entries >= _READ_ENTRIES:
+            yield _joined(held)
+            held, entries = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(held: list[Piece]) -> Piece:
+    if len(held) == 1:
+        return held[0]
+    return Piece(torch.cat([values for values, _, _ in held]), *held[0][1:])
 
 
 def _widen(values: Part, X: Tensor) -> None:

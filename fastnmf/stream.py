@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .ahead import Ahead
 from .source import Source, Summary, chunks_of
-from .store import NotKept, Store
+from .store import NotKept, OnDisk, Store
 
 
 class Stream:
@@ -40,8 +40,8 @@ class Stream:
             X = self._on_device(room, host)
             Z = None if codes is None else self._codes(codes, X, loaded)
             yield part, X, Z
-            if codes is not None and save:
-                self._ahead.later(codes.save, part, Z.cpu() if codes.place != "memory" else Z)
+            if isinstance(codes, OnDisk) and save:
+                self._ahead.later(codes.save, part, Z.cpu())
         self._ahead.settle()
         self.passes += 1
 

@@ -146,7 +146,7 @@ def _dictionary_of_rows(stream: Stream, K: int, kind: str, generator: Generator 
         D = _nndsvda(stream, None, min(stream.n, stream.d), generator)
         norm = torch.linalg.vector_norm(D).clamp(min=TINY)
         D *= stream.squared_data**0.5 / norm * (len(D) / stream.n) ** 0.5
-    norms = _of_rows(stream, lambda X: torch.linalg.vector_norm(X.double(), dim=1))
+    norms = _of_rows(stream, lambda X: torch.linalg.vector_norm(X.to(wide(X.device)), dim=1))
     candidates = norms.nonzero()[:, 0]
     if kind == "spread":
 

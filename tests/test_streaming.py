@@ -14,7 +14,7 @@ import torch
 from oracle import relative_difference
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastnmf import NMF, InvalidInput, budget, cli
+from fastnmf import NMF, InvalidInput, budget, cli, source
 from fastnmf.ahead import Ahead
 from fastnmf.budget import Needs
 from fastnmf.solvers import SOLVERS
@@ -76,11 +76,11 @@ def model(**options):
     return NMF(K, **options)
 
 
-def streamed(source, codes="memory", **options):
+def streamed(rows, codes="memory", **options):
     nmf = model(
         chunk_rows=CHUNK_ROWS, max_memory=tight(start=options.get("init", "nndsvda")), **options
     )
-    Z, D = nmf.fit(source, codes=codes)
+    Z, D = nmf.fit(rows, codes=codes)
     assert nmf.fit_info_.chunk_rows == CHUNK_ROWS
     return Z, D, nmf.fit_info_
 
@@ -204,7 +204,8 @@ def test_one_shot_generator_is_gathered_if_it_fits():
     assert torch.equal(Z, model(max_iter=3).fit(A)[0])
 
 
-def test_one_shot_generator_beyond_the_budget_is_refused():
+def test_one_shot_generator_beyond_the_budget_is_refused(monkeypatch):
+    monkeypatch.setattr(source, "_READ_ENTRIES", 1000)
     read = []
     batches = (read.append(1) or rows for rows in A.split(50))
     with pytest.raises(InvalidInput, match=r"only once.*give what can be read again.*__iter__"):
