@@ -176,9 +176,9 @@ class NMF(nn.Module):
         hundredth of the model's: then the training data are encoded at least as well as fit encoded
         them. Starts from Z0 (n, K) if given, else from codes that use all concepts alike: the same
         A gives the same codes. Large A is encoded in chunks of rows, each until it has settled. A
-        and codes: as for fit, but for None; with a file, Z has no gradient.
-        Differentiable with respect to A when A requires a gradient. Raises NotFitted, or
-        InvalidInput for data that cannot be used.
+        and codes: as for fit, but for None. Differentiable with respect to A when A requires a
+        gradient; then it must be in memory. Raises NotFitted, or InvalidInput for data that cannot
+        be used.
         """
         self._assert_fitted()
         max_iter = options.whole("max_iter", max_iter, at_least=0)
@@ -201,9 +201,11 @@ class NMF(nn.Module):
                 Z0 = Z0.to(dtype)
             each = shown.enter_context(Progress(self.verbose, max_iter, None))
             encoder = self._encoder(self.D.to(dtype), backend, ops, max_iter, tol, each)
+            keeps = isinstance(A, Tensor) and A.requires_grad
             if isinstance(taken, Rows) and taking.codes == "memory":
-                keeps = isinstance(A, Tensor) and A.requires_grad
                 return encoder(A.to(taken.A) if keeps else taken.A, Z0)
+
+            options.no_gradient("A", keeps)
 
             def encode(part: slice, X: Tensor) -> Tensor:
                 return encoder.encode(X, None if Z0 is None else Z0[part])[0]
@@ -215,11 +217,12 @@ class NMF(nn.Module):
         respect to Z.
 
         Z: what fit takes as A. out: the .npy file to write Â to; then a map of it is returned, on
-        the CPU and without a gradient.
+        the CPU, and Z may need no gradient.
         """
         self._assert_fitted()
         (K, d), device = self.D.shape, self.D.device
         if out is not None or not isinstance(Z, Tensor):
+            options.no_gradient("Z", isinstance(Z, Tensor) and Z.requires_grad)
             wanted = {"name": "Z", "features": K, "columns": "concepts", "signed": True}
             with self._taking(device, "memory" if out is None else out) as taking:
                 taken = taking.take(Z, d, dtype=self.D.dtype, **wanted)

@@ -116,6 +116,15 @@ def codes(value: Any, *, optional: bool) -> Path | str | None:
     return "memory" if value == "memory" else output(value)
 
 
+def no_gradient(name: str, wanted: bool) -> None:
+    """Refuse what needs a gradient where results go to a file, or do not fit in memory."""
+    if wanted and torch.is_grad_enabled():
+        raise InvalidInput(
+            f"{name} requires a gradient, which exists only where all is in memory; give "
+            f"{name}.detach(), or take no file and enough max_memory"
+        )
+
+
 def form_of_solver(form: str, solver: str) -> None:
     """Refuse a form that the solver does not have."""
     forms = SOLVERS[solver].forms

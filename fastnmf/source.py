@@ -270,6 +270,9 @@ def _joined(held: list[Piece]) -> Piece:
 
 def _widen(values: Part, X: Tensor) -> None:
     values = tensor_of(values)
+    if values.device.type != "cpu":
+        X.copy_(values)
+        return
     step = max(1, _CONVERTED // max(1, X.shape[1]))
     for i in range(0, len(X), step):
         X[i : i + step].copy_(values[i : i + step])

@@ -417,6 +417,21 @@ def test_encode_and_decode_need_a_place():
         nmf.encode(A, codes=None)
 
 
+def test_gradient_is_refused_where_there_is_none(tmp_path):
+    nmf = model(max_iter=1)
+    Z, _ = nmf.fit(A)
+    with pytest.raises(InvalidInput, match=r"Z requires a gradient.*Z.detach\(\)"):
+        nmf.decode(Z.requires_grad_(), out=tmp_path / "A_hat.npy")
+    with pytest.raises(InvalidInput, match="A requires a gradient"):
+        nmf.encode(A.clone().requires_grad_(), codes=tmp_path / "Z.npy")
+    nmf.max_memory = tight(rows=100)
+    wide = A.half().requires_grad_()
+    with pytest.raises(InvalidInput, match="A requires a gradient"):
+        nmf.encode(wide)
+    with torch.no_grad():
+        assert len(nmf.encode(wide)) == N
+
+
 def test_residual_form_is_refused_where_data_are_streamed(tmp_path):
     with pytest.raises(InvalidInput, match=r"form='residual' keeps a residual"):
         model(form="residual", max_memory=tight()).fit(sharded(tmp_path / "A"))
