@@ -13,7 +13,7 @@ from typing import Any
 from ._version import __version__
 
 FIT_OPTIONS = ("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows")
-FIT_OPTIONS += ("stop", "max_seconds")
+FIT_OPTIONS += ("max_memory", "stop", "max_seconds")
 ACCELERATE = {"auto": "auto", "yes": True, "no": False}
 
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_fit(fit: argparse.ArgumentParser) -> None:
-    fit.add_argument("A", type=Path, help="file of A (n × d)")
+    _add_matrix(fit, "A", "A (n × d)")
     fit.add_argument("--concepts", type=int, required=True, metavar="K", help="how many to learn")
     fit.add_argument("--out", type=Path, required=True, help="model to write, .safetensors")
     fit.add_argument("--codes", type=Path, help="file to write the codes Z (n × K) to")
@@ -105,7 +105,7 @@ def _add_encode(encode: argparse.ArgumentParser) -> None:
 
 def _add_files(command: argparse.ArgumentParser, given: str, made: str) -> None:
     command.add_argument("model", type=Path, help="model that fit wrote")
-    command.add_argument(given, type=Path, help=f"file of {given}")
+    _add_matrix(command, given, given)
     command.add_argument("--out", type=Path, required=True, help=f"file to write {made} to")
     _add_common(command)
 
@@ -114,6 +114,15 @@ def _add_report(report: argparse.ArgumentParser) -> None:
     report.add_argument("model", type=Path, help="model that fit wrote")
     report.add_argument("-o", "--out", type=Path, required=True, help="page to write, .html")
     report.add_argument("--quiet", action="store_true", help="do not say what was written")
+
+
+def _add_matrix(command: argparse.ArgumentParser, name: str, what: str) -> None:
+    several = "several .npy or .safetensors files, or a folder of them, are its rows in this order"
+    command.add_argument(name, type=Path, nargs="+", help=f"file of {what}; {several}")
+    help = (
+        "to grow by, as 2GB or 512MiB; what does not fit is read in passes; default: what is free"
+    )
+    command.add_argument("--max-memory", metavar="SIZE", help=help)
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
@@ -138,47 +147,57 @@ def _option(command: argparse.ArgumentParser, name: str, default: Any, help: str
 
 def _fit(arguments: argparse.Namespace) -> None:
     from . import NMF
-    from .files import MODEL_SUFFIXES, WRITERS, read_matrix, save_model, write_matrix
+    from .files import MODEL_SUFFIXES, WRITERS, save_model, write_matrix
 
     # before the work, so that none is lost
     codes = [(arguments.codes, WRITERS)] if arguments.codes else []
-    _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes], [arguments.A])
+    _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes], arguments.A)
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
     options["accelerate"] = ACCELERATE[arguments.accelerate]
     options["verbose"] = not arguments.quiet
     nmf = NMF(arguments.concepts, _device(arguments.device), **options)
-    Z, _ = nmf.fit(read_matrix(arguments.A))
+    Z, _ = nmf.fit(_matrix(arguments.A), **_streamed_into("codes", arguments.codes))
     save_model(arguments.out, nmf)
-    if arguments.codes:
+    if arguments.codes and not _streams(arguments.codes):
         write_matrix(arguments.codes, Z)
     if not arguments.quiet:
-        print(nmf.fit_info_, f"{'model:':<16}{arguments.out}", sep="\n")
-        print(f"{'codes:':<16}{arguments.codes or 'not written; --codes writes them'}")
+        print(nmf.fit_info_, f"{'model:':<16}{_with_size(arguments.out)}", sep="\n")
+        written = arguments.codes and _with_size(arguments.codes)
+        print(f"{'codes:':<16}{written or 'not written; --codes writes them'}")
 
 
 def _encode(arguments: argparse.Namespace) -> None:
-    from .files import WRITERS, load_model, read_matrix, write_matrix
+    from .files import WRITERS, write_matrix
 
-    _check_outputs([(arguments.out, WRITERS)], [arguments.model, arguments.A])
-    nmf = load_model(arguments.model, _device(arguments.device))
+    _check_outputs([(arguments.out, WRITERS)], [arguments.model, *arguments.A])
+    nmf = _model(arguments)
     nmf.verbose = not arguments.quiet
-    Z = nmf.encode(read_matrix(arguments.A), max_iter=arguments.max_iter, tol=arguments.tol)
-    write_matrix(arguments.out, Z)
+    Z = nmf.encode(
+        _matrix(arguments.A),
+        max_iter=arguments.max_iter,
+        tol=arguments.tol,
+        **_streamed_into("codes", arguments.out),
+    )
+    if not _streams(arguments.out):
+        write_matrix(arguments.out, Z)
     if not arguments.quiet:
-        mean_l0 = int(Z.count_nonzero()) / len(Z)
+        # a file that is mapped is read a piece at a time
+        mean_l0 = sum(int(piece.count_nonzero()) for piece in Z.split(1 << 16)) / len(Z)
         print(f"{arguments.out}: codes {tuple(Z.shape)}, mean L0 {mean_l0:.4g}")
 
 
 def _decode(arguments: argparse.Namespace) -> None:
-    from .files import WRITERS, load_model, read_matrix, write_matrix
-    from .rows import read_rows
+    import numpy as np
 
-    _check_outputs([(arguments.out, WRITERS)], [arguments.model, arguments.Z])
-    nmf = load_model(arguments.model, _device(arguments.device))
-    width = {"features": nmf.nb_concepts, "columns": "concepts"}
-    Z = read_rows(read_matrix(arguments.Z), device=nmf.device, name="Z", signed=True, **width).A
-    A_hat = nmf.decode(Z)
-    write_matrix(arguments.out, A_hat)
+    from .files import WRITERS, write_matrix
+
+    _check_outputs([(arguments.out, WRITERS)], [arguments.model, *arguments.Z])
+    # as an array a tensor is checked too
+    Z = _matrix(arguments.Z)
+    Z = np.asarray(Z.float()) if hasattr(Z, "float") else Z
+    A_hat = _model(arguments).decode(Z, **_streamed_into("out", arguments.out))
+    if not _streams(arguments.out):
+        write_matrix(arguments.out, A_hat)
     if not arguments.quiet:
         print(f"{arguments.out}: Z D {tuple(A_hat.shape)}")
 
@@ -214,6 +233,38 @@ def _demo(arguments: argparse.Namespace) -> None:
     )
     if not arguments.quiet:
         print(f"{account}\n{'picture:':<16}{arguments.out}")
+
+
+def _model(arguments: argparse.Namespace) -> Any:
+    from .budget import bytes_of
+    from .files import load_model
+
+    bytes_of(arguments.max_memory)
+    nmf = load_model(arguments.model, _device(arguments.device))
+    nmf.max_memory = arguments.max_memory
+    return nmf
+
+
+def _matrix(paths: list[Path]) -> Any:
+    """What the model reads: the paths of shards, or the matrix in a file of another kind."""
+    from .files import read_matrix
+    from .shards import SUFFIXES
+
+    whole = len(paths) == 1 and not paths[0].is_dir() and paths[0].suffix not in SUFFIXES
+    return read_matrix(paths[0]) if whole else paths
+
+
+def _streams(path: Path) -> bool:
+    return path.suffix == ".npy"
+
+
+def _streamed_into(option: str, path: Path | None) -> dict[str, Path]:
+    """The option by which a .npy file is written as it is computed."""
+    return {option: path} if path is not None and _streams(path) else {}
+
+
+def _with_size(path: Path) -> str:
+    return f"{path} ({path.stat().st_size:,} bytes)"
 
 
 def _check_outputs(outputs: list[tuple[Path, Iterable[str]]], inputs: list[Path]) -> None:

@@ -3,6 +3,7 @@ alike. Read-only, in pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -36,29 +37,39 @@ class CodesInfo:
 
 def describe(Z: Tensor, D: Tensor) -> CodesInfo:
     """The CodesInfo of Z (n, K) and D (K, d). 2 K² d flops for the near-duplicates."""
-    n, K = Z.shape
-    used = torch.zeros(K, dtype=torch.int64, device=Z.device)
-    squares = torch.zeros(K, dtype=torch.float64, device=Z.device)
-    l0, hoyer = [], []
+    return describe_pieces([Z], D)
+
+
+def describe_pieces(pieces: Iterable[Tensor], D: Tensor) -> CodesInfo:
+    """The same of codes that come a few rows at a time."""
+    K = D.shape[0]
+    used = torch.zeros(K, dtype=torch.int64, device=D.device)
+    squares = torch.zeros(K, dtype=torch.float64, device=D.device)
+    # rows by their number of active concepts; Hoyer sparsities, and rows that have one
+    rows = torch.zeros(K + 1, dtype=torch.int64, device=D.device)
+    hoyer = torch.zeros(2, dtype=torch.float64, device=D.device)
+    split = (part for Z in pieces for part in Z.split(max(1, _IN_HAND // K)))
     # Z ≥ 0: its signs are counted, in a small copy; count_nonzero takes 8 bytes an entry
-    for piece in Z.split(max(1, _IN_HAND // K)):
+    for piece in split:
         signs = piece.sign()
         used += signs.sum(0).long()
-        l0.append(signs.sum(1))
+        rows += torch.bincount(signs.sum(1).long(), minlength=K + 1)
         squares += torch.linalg.vector_norm(piece, dim=0, dtype=torch.float64).square()
-        hoyer.append(_hoyer(piece))
-    l0, hoyer = torch.cat(l0), torch.cat(hoyer)
+        sparsity = _hoyer(piece)
+        hoyer += torch.stack([sparsity.nansum(), (~sparsity.isnan()).sum()])
+    n = int(rows.sum())
     lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     energy = squares * lengths.square()
-    most = int(l0.max())
+    most = int(rows.nonzero().max())
     width = -(-(most + 1) // _BARS)
-    count = -(-(most + 1) // width)
-    bars = torch.histc(l0.float(), count, 0, count * width)
+    histogram = [0] * -(-(most + 1) // width)
+    for l0, count in enumerate(rows[: most + 1].tolist()):
+        histogram[l0 // width] += count
     return CodesInfo(
         mean_l0=float(used.sum()) / n,
-        l0_histogram=tuple(bars.long().tolist()),
+        l0_histogram=tuple(histogram),
         l0_most=most,
-        hoyer=float(hoyer.nanmean()) if not hoyer.isnan().all() else 0.0,
+        hoyer=float(hoyer[0] / hoyer[1].clamp(min=1)),
         energy=tuple((energy / energy.sum().clamp(min=1e-300)).tolist()),
         dead_concepts=int(((used == 0) | (lengths == 0)).sum()),
         near_duplicates=_near_duplicates(D, lengths),
@@ -76,6 +87,11 @@ def r_squared(A: Tensor, squared_error: float, squared_data: float) -> float:
         # a difference of nearly equal numbers
         pieces = A.split(max(1, _IN_HAND // A.shape[1]))
         spread = sum(float((piece - mean).square().sum()) for piece in pieces)
+    return r_squared_about(spread, squared_error, squared_data)
+
+
+def r_squared_about(spread: float, squared_error: float, squared_data: float) -> float:
+    """The same from the spread ‖A − its mean row‖²."""
     # rows that are alike still differ by the rounding of their mean
     if spread <= 1e-24 * squared_data:
         return 1.0 if squared_error == 0 else 0.0

@@ -62,7 +62,7 @@ class Encoder:
         Z = A.new_empty(A.shape[0], K)
         taken = []
         iterations = min(self.max_iter, 1) if SOLVERS[self.solver].exact else self.max_iter
-        for part, X in Rows(A).chunks(self._rows_in_hand()):
+        for part, X in Rows(A).chunks(self.rows_in_hand()):
             Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
             # what is kept for the sweeps of a chunk is bounded already
             chosen = memory.choose(
@@ -97,7 +97,7 @@ class Encoder:
         solver = SOLVERS[self.solver]
         G = self.D @ self.D.T
         downstream = torch.empty_like(A)
-        for (part, X), times in zip(Rows(A).chunks(self._rows_in_hand()), iterations, strict=True):
+        for (part, X), times in zip(Rows(A).chunks(self.rows_in_hand()), iterations, strict=True):
             with torch.enable_grad():
                 X = X.detach().requires_grad_()
                 if solver.exact:
@@ -114,7 +114,8 @@ class Encoder:
                 )
         return downstream
 
-    def _rows_in_hand(self) -> int:
+    def rows_in_hand(self) -> int:
+        """Rows that are encoded together."""
         K, d = self.D.shape
         # a GPU is filled by its memory only
         in_hand = max(_CHUNK_BYTES, (memory.free_bytes(self.D.device) or 0) // 4)

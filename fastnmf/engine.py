@@ -4,7 +4,7 @@ solver's arithmetic."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from .precision import products_in
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
+from .store import NotKept, Store
+from .stream import Stream
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
 
 # what ends a run: the codes or the error have settled, or it was told to
@@ -32,10 +34,10 @@ _MOST_DRIFT = 1e-2
 class Iteration:
     """What is known at the end of an iteration.
 
-    relative_change: ‖ΔZ‖ / ‖Z‖. relative_error: ‖A − Z D‖ / ‖A‖; for mu and pgd in residual form
-    with the dictionary the codes were computed from, since only that error costs no extra pass; NaN
-    where the dictionary is not learned. In float32 and normal form it is good to about 3e-4.
-    seconds: since the loop began.
+    relative_change: ‖ΔZ‖ / ‖Z‖; where codes are not kept, ‖ΔD‖ / ‖D‖. relative_error: ‖A − Z D‖ /
+    ‖A‖; for mu and pgd in residual form with the dictionary the codes were computed from, since
+    only that error costs no extra pass; NaN where the dictionary is not learned. In float32 and
+    normal form it is good to about 3e-4. seconds: since the loop began.
     """
 
     iteration: int
@@ -89,16 +91,17 @@ class Outcome:
 class _Run:
     """A run in progress: the factors, updated in place, and what the steps of the loop share."""
 
-    Z: Tensor
+    Z: Tensor | Store
     D: Tensor
-    rows: Rows
+    rows: Rows | Stream
     solver: str
     plan: Plan
     learn: bool
     sweep: Sweep
     statistics: Statistics
-    # X (m, d), its codes (m, K) and where their residual is kept, of each piece of rows: views
-    pieces: tuple[tuple[Tensor, Tensor, Tensor | None], ...]
+    # X (m, d), its codes (m, K) and where their residual is kept, of each piece of rows: views, or
+    # of a stream what is read anew in every pass
+    pieces: Iterable[tuple[Tensor, Tensor, Tensor | None]]
     # the residual A − Z D (n, d), where the dictionary half reads it; after so many iterations
     E: Tensor | None
     iterations_since_fresh: int = 0
@@ -114,9 +117,9 @@ class _Run:
 
 
 def factorize_(
-    Z: Tensor,
+    Z: Tensor | Store,
     D: Tensor,
-    rows: Rows,
+    rows: Rows | Stream,
     *,
     solver: str,
     ops: Operations,
@@ -131,8 +134,9 @@ def factorize_(
     """Iterate on Z (n, K) and D (K, d) in place until `Stopping` of these says so.
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
-    Synchronises once an iteration if it is watched or the plan accelerates, else once at the end.
-    Raises ArithmeticError when the factors overflow.
+    A Stream has its codes in a Store, learns, is not accelerated, and has a plan whose dictionary
+    half is in normal form. Synchronises once an iteration if it is watched or the plan accelerates,
+    else once at the end. Raises ArithmeticError when the factors overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
@@ -190,11 +194,17 @@ def _step_(run: _Run) -> None:
 
 def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "highest") -> _Run:
     moments = learn and plan.dictionary == "normal"
-    E = torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None
-    chunks = rows.chunks(plan.piece_rows)
     sweep = Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed)
     accelerates = learn and plan.accelerates
     share = SOLVERS[solver].least_share
+    E = None
+    if isinstance(rows, Stream):
+        pieces, squared_data = rows.pieces(Z, plan.piece_rows), rows.squared_data
+    else:
+        E = torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None
+        chunks = rows.chunks(plan.piece_rows)
+        pieces = tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks)
+        squared_data = squared_norm(rows.A)
     return _Run(
         Z,
         D,
@@ -203,8 +213,8 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
         plan,
         learn,
         sweep,
-        Statistics(rows, D.shape[0], moments=moments),
-        tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks),
+        Statistics(D, squared_data, moments=moments),
+        pieces,
         E,
         ahead=Extrapolation(Z, D, share, sweep.scratch) if accelerates else None,
     )
@@ -213,7 +223,7 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
 def _update_codes_(run: _Run) -> None:
     half_step_, sums = HALF_STEPS[run.solver], run.statistics.codes
     if run.learn:
-        held = hold(run.solver, run.plan.codes, run.sweep, run.D, run.G, len(run.Z))
+        held = hold(run.solver, run.plan.codes, run.sweep, run.D, run.G, run.rows.n)
         first = 0
         for X, Z, target in _code_pieces(run, held):
             for _ in range(run.plan.inner[0]):
@@ -224,7 +234,7 @@ def _update_codes_(run: _Run) -> None:
             run.statistics.add_(X, Z)
         return
     if run.kept is None:
-        held = hold(run.solver, run.plan.codes, run.sweep, run.D, m=len(run.Z))
+        held = hold(run.solver, run.plan.codes, run.sweep, run.D, m=run.rows.n)
         solver = SOLVERS[run.solver]
         run.kept = [(*piece, held, Momentum(solver)) for piece in _code_pieces(run, held)]
     for _, Z, target, held, momentum in run.kept:
@@ -295,6 +305,8 @@ def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> 
     sums = unread[0][1][None] if len(unread) == 1 else torch.stack([sums for _, sums, _ in unread])
     for (iteration, _, seconds), (codes, dictionary) in zip(unread, sums.tolist(), strict=True):
         (change, norm, _, drift), error = codes, dictionary[2]
+        if isinstance(run.Z, NotKept):
+            change, norm = dictionary[:2]
         if not (norm < float("inf") and error < float("inf")):
             raise ArithmeticError(
                 f"the factors overflowed in iteration {iteration}: A is too large for its dtype; "

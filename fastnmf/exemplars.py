@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
@@ -18,10 +20,14 @@ def any_rows(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
 
     Fewer than K only where A has fewer rows that are not zero.
     """
-    candidates = A.any(1).nonzero()[:, 0]
-    place = A.device if generator is None else generator.device
-    order = torch.randperm(len(candidates), generator=generator, device=place).to(A.device)
-    return candidates[order[:K]]
+    return draw_any(A.any(1).nonzero()[:, 0], K, generator)
+
+
+def draw_any(candidates: Tensor, K: int, generator: Generator | None = None) -> Tensor:
+    """K of these row numbers, all alike."""
+    place = candidates.device if generator is None else generator.device
+    order = torch.randperm(len(candidates), generator=generator, device=place)
+    return candidates[order[:K].to(candidates.device)]
 
 
 def spread_rows(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
@@ -32,8 +38,20 @@ def spread_rows(A: Tensor, K: int, generator: Generator | None = None) -> Tensor
     2012 (k-means‖); without replacement: Efraimidis & Spirakis, 2006.
     """
     candidates = A.any(1).nonzero()[:, 0]
-    K = min(K, len(candidates))
     norms = torch.linalg.vector_norm(A[candidates], dim=1, dtype=torch.float64)
+
+    def cosine(drawn: Tensor) -> Tensor:
+        return _cosine(A, candidates, norms, drawn)
+
+    return candidates[draw_spread(norms, cosine, K, generator)]
+
+
+def draw_spread(
+    norms: Tensor, cosine_with: Callable[[Tensor], Tensor], K: int, generator: Generator | None
+) -> Tensor:
+    """Which K of the candidates with these norms are drawn; cosine_with(drawn) is that of each
+    candidate with the nearest of those."""
+    K = min(K, len(norms))
     weight = (norms / norms.amax().clamp(min=1e-300)).square() if K else norms
     cosine = torch.zeros_like(weight)
     left = torch.ones_like(weight, dtype=torch.bool)
@@ -48,8 +66,8 @@ def spread_rows(A: Tensor, K: int, generator: Generator | None = None) -> Tensor
         left[drawn] = False
         taken.append(drawn)
         if following:
-            torch.maximum(cosine, _cosine(A, candidates, norms, drawn), out=cosine)
-    return candidates[torch.cat(taken)] if taken else candidates
+            torch.maximum(cosine, cosine_with(drawn), out=cosine)
+    return torch.cat(taken) if taken else torch.arange(len(norms), device=norms.device)
 
 
 def _cosine(A: Tensor, candidates: Tensor, norms: Tensor, drawn: Tensor) -> Tensor:

@@ -5,13 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import secrets
-import struct
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +19,7 @@ from torch import Tensor
 
 from ._version import __version__
 from .errors import InvalidInput
+from .paths import check_output, existing, only_one, refusing_damage, replacing
 
 if TYPE_CHECKING:
     from .nmf import NMF
@@ -31,10 +27,6 @@ if TYPE_CHECKING:
 FORMAT = "fastnmf"
 FORMAT_VERSION = 1
 MODEL_SUFFIXES = (".safetensors",)
-# what NumPy, torch and safetensors raise for files that are damaged, by experiment
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
-TEXT_ERRORS = (ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
-UNREADABLE = (RuntimeError, AssertionError, safetensors.SafetensorError, *ZIP_ERRORS, *TEXT_ERRORS)
 
 
 def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
@@ -43,8 +35,8 @@ def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
     A file of several arrays must name one of them 'A' or 'arr_0'. Nothing in a file is executed.
     Raises FileNotFoundError, or InvalidInput for a file that holds no matrix of real numbers.
     """
-    path = _existing(path, READERS)
-    with _refusing_damage(path):
+    path = existing(path, READERS)
+    with refusing_damage(path):
         matrix = READERS[path.suffix](path)
     if isinstance(matrix, Tensor):
         real = matrix.layout == torch.strided and not matrix.is_complex()
@@ -96,8 +88,8 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> N
     from .info import FitInfo
     from .nmf import NMF
 
-    path = _existing(path, MODEL_SUFFIXES)
-    with _refusing_damage(path):
+    path = existing(path, MODEL_SUFFIXES)
+    with refusing_damage(path):
         metadata, D = _read_model(path)
         concepts, tol = int(metadata["nb_concepts"]), float(metadata["tol"])
         solver, info = metadata["solver"], json.loads(metadata["fit_info"])
@@ -113,76 +105,15 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> N
 
 def model_version(path: str | os.PathLike) -> str:
     """The version of fastnmf that wrote a model. Raises as load_model does."""
-    path = _existing(path, MODEL_SUFFIXES)
-    with _refusing_damage(path):
+    path = existing(path, MODEL_SUFFIXES)
+    with refusing_damage(path):
         return _read_model(path)[0]["fastnmf_version"]
-
-
-def check_output(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
-    """The file that path names (links followed), after checking that it can be written.
-
-    Raises InvalidInput for an unknown suffix or a folder, FileNotFoundError when its folder does
-    not exist, PermissionError when it may not be written.
-    """
-    path = Path(os.path.realpath(path))
-    _check_name(path, suffixes)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
-    for place in (path.parent, path):
-        if place.exists() and not os.access(place, os.W_OK):
-            raise PermissionError(f"{place} may not be written to")
-    return path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write beside path, and put it in the place of path at the end.
-
-    The file that was there is replaced at once, by a whole file on the disk, or is left as it was
-    when anything is raised; no half-written file stays. The name keeps the suffix of path.
-    """
-    part = path.with_name(f".fastnmf-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        part.touch(exist_ok=False)
-        mode = (path if path.exists() else part).stat().st_mode
-        yield part
-        # safetensors lets only the owner read
-        part.chmod(mode)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _existing(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    _check_name(path, suffixes)
-    return path
-
-
-def _check_name(path: Path, suffixes: Iterable[str]) -> None:
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; give the name of a file")
-    if path.suffix not in suffixes:
-        raise InvalidInput(f"{path} must end in {', '.join(suffixes)}, not in {path.suffix!r}")
-
-
-def _only(path: Path, names: list[str]) -> str:
-    """The name of the one matrix among these."""
-    chosen = names if len(names) == 1 else [name for name in ("A", "arr_0") if name in names]
-    if not chosen:
-        held = f"holds {', '.join(sorted(names))}" if names else "holds no array"
-        raise InvalidInput(f"{path} {held}; it must hold one array, or one named 'A'")
-    return chosen[0]
 
 
 def _read_npz(path: Path) -> np.ndarray:
     # np.load would take any file that NumPy wrote
     with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-        return arrays[_only(path, arrays.files)]
+        return arrays[only_one(path, arrays.files)]
 
 
 def _read_pt(path: Path) -> Tensor:
@@ -194,7 +125,7 @@ def _read_pt(path: Path) -> Tensor:
         raise InvalidInput(f"{path} cannot be read as {path.suffix}: {hint}") from error
     if isinstance(held, dict):
         tensors = {str(key): value for key, value in held.items() if isinstance(value, Tensor)}
-        held = tensors[_only(path, list(tensors))]
+        held = tensors[only_one(path, list(tensors))]
     if not isinstance(held, Tensor):
         raise InvalidInput(f"{path} holds a {type(held).__name__}; it must hold a tensor")
     return held
@@ -202,7 +133,7 @@ def _read_pt(path: Path) -> Tensor:
 
 def _read_safetensors(path: Path) -> Tensor:
     with safetensors.safe_open(path, framework="pt") as file:
-        return file.get_tensor(_only(path, list(file.keys())))
+        return file.get_tensor(only_one(path, list(file.keys())))
 
 
 def _read_model(path: Path) -> tuple[dict[str, str], Tensor]:
@@ -216,17 +147,6 @@ def _read_model(path: Path) -> tuple[dict[str, str], Tensor]:
             own = f"fastnmf {__version__} reads up to format {FORMAT_VERSION}"
             raise InvalidInput(f"{path} is in {newer}; {own}: upgrade it")
         return metadata, file.get_tensor("D")
-
-
-@contextmanager
-def _refusing_damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InvalidInput:
-        raise
-    except UNREADABLE as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput(f"{path} cannot be read as {path.suffix}: {why}") from error
 
 
 def _array(matrix: np.ndarray | Tensor) -> np.ndarray:

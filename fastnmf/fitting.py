@@ -1,4 +1,4 @@
-"""A whole fit of data in hand: plan, start, loop, account. The counterpart of encoding.py."""
+"""A whole fit: plan, start, loop, account. The counterpart of encoding.py."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import memory, plan
-from .codes import describe, r_squared
+from . import plan
 from .engine import Iteration, Outcome, factorize_
+from .errors import InvalidInput
 from .info import FitInfo
-from .init import resolve, start
+from .init import resolve
 from .precision import in_tf32, products_in
-from .rows import Rows
-from .solvers import SOLVERS, learner, squared_norm
-from .statistics import squared_error
+from .resident import Resident
+from .solvers import SOLVERS, learner
+from .store import Store
+from .streamed import Streamed
 from .sweeps import Operations
 
 log = logging.getLogger(__name__)
@@ -52,28 +53,27 @@ class Fitter:
     deadline: float = float("inf")
 
     @torch.no_grad()
-    def __call__(self, A: Tensor) -> tuple[Tensor, Tensor, FitInfo]:
-        """Z (n, K), D (K, d) and the account for A (n, d), checked and on its device."""
-        n, d = A.shape
-        chosen = memory.choose(
-            A,
+    def __call__(self, data: Resident | Streamed) -> tuple[Tensor | Store, Tensor, FitInfo]:
+        """The codes, D (K, d) and the account for data that are in memory or read in passes."""
+        n, d = data.rows.n, data.rows.d
+        chosen = data.plan(
             self.K,
             self.solver,
             self.backend,
-            memory.free_bytes(A.device),
             form=self.form,
             chunk_rows=self.chunk_rows,
             block=self.block,
         )
-        if self._accelerates(chosen):
-            chosen = plan.accelerated(chosen, n, d, self.K, A.element_size(), self.solver)
+        accelerates = self._accelerates(chosen, isinstance(data, Streamed))
+        Z, D = data.start(self.K, self.init, self.generator)
+        if accelerates:
+            chosen = plan.accelerated(chosen, n, d, self.K, D.element_size(), self.solver)
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
-        Z, D = start(A, self.K, self.init, self.generator)
         try:
             outcome = factorize_(
                 Z,
                 D,
-                Rows(A),
+                data.rows,
                 solver=self.solver,
                 ops=self.ops,
                 plan=chosen,
@@ -86,11 +86,12 @@ class Fitter:
         except torch.cuda.OutOfMemoryError as error:
             fewer = max(1, chosen.piece_rows // 2)
             raise torch.cuda.OutOfMemoryError(f"{error} Try chunk_rows={fewer}.") from error
-        info = self._account(A, Z, D, chosen, outcome)
+        info = self._account(data, Z, D, chosen, outcome)
+        data.keep(Z)
         if self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
             log.warning(
-                "not converged: ‖ΔZ‖/‖Z‖ is %.2g after %d iterations, with tol=%g and stop=%r; "
-                "raise %s or tol (tol=0 asks for no more than that)",
+                "not converged: the relative change is %.2g after %d iterations, with tol=%g and "
+                "stop=%r; raise %s or tol (tol=0 asks for no more than that)",
                 info.relative_change,
                 info.iterations,
                 self.tol,
@@ -99,33 +100,41 @@ class Fitter:
             )
         return Z, D, info
 
-    def _accelerates(self, chosen: plan.Plan) -> bool:
+    def _accelerates(self, chosen: plan.Plan, streams: bool) -> bool:
         """Whether to extrapolate. 'auto' does where it pays, in normal form and where half-steps
         are not exact, unless the iterates of the plain loop may be meant: where a start or a form
-        is given (README, design)."""
-        if self.accelerate != "auto":
-            return bool(self.accelerate)
+        is given (README, design). Streamed codes have no copies to be moved ahead of."""
+        if streams and self.accelerate is True:
+            raise InvalidInput(
+                "accelerate=True keeps two copies of the codes in memory, and the data are read in "
+                "passes here; give accelerate='auto' or False, or more max_memory"
+            )
+        if streams or self.accelerate != "auto":
+            return self.accelerate is True
         free = isinstance(self.init, str) and self.form == "auto"
         return free and chosen.form == "normal" and not SOLVERS[self.solver].exact
 
     def _account(
-        self, A: Tensor, Z: Tensor, D: Tensor, chosen: plan.Plan, outcome: Outcome
+        self,
+        data: Resident | Streamed,
+        Z: Tensor | Store,
+        D: Tensor,
+        chosen: plan.Plan,
+        outcome: Outcome,
     ) -> FitInfo:
-        n, d = A.shape
-        whole = float(squared_norm(A))
+        n, d = data.rows.n, data.rows.d
         with products_in("highest"):
-            error = float(squared_error(Rows(A), Z, D, chosen.piece_rows))
-            codes = describe(Z, D)
+            error, whole, r_squared, codes = data.measure(Z, D, chosen)
         # where sweeps.py lets tf32 in
         coarse = "residual" in chosen.form and (self.solver == "hals" or self.backend == "triton")
-        dtype = str(A.dtype).removeprefix("torch.")
+        dtype = str(D.dtype).removeprefix("torch.")
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(
             n=n,
             d=d,
             nb_concepts=self.K,
             dtype=dtype,
-            device=str(A.device),
+            device=str(D.device),
             solver=self.solver,
             dictionary_solver=learner(self.solver, self.K),
             backend=self.backend,
@@ -139,10 +148,13 @@ class Fitter:
             stopped_by=outcome.stopped_by,
             relative_error=(error / whole) ** 0.5 if whole > 0 else 0.0,
             relative_change=last,
-            r_squared=r_squared(A, error, whole),
+            r_squared=r_squared,
             **vars(codes),
             seconds=time.perf_counter() - self.begun,
-            precision="tf32" if coarse and in_tf32(A) else dtype,
+            precision="tf32" if coarse and in_tf32(D) else dtype,
             drift=outcome.drift,
+            codes=data.place,
+            chunk_rows=data.chunk_rows,
+            passes=data.passes,
             history=outcome.history,
         )

@@ -19,9 +19,11 @@ class FitInfo:
     the factors were extrapolated, and half-steps of codes and dictionary in an iteration.
     iterations, stopped_by ('tol', 'error', 'max_iter', 'max_seconds' or 'callback'), converged: how
     it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned. relative_change: ‖ΔZ‖ / ‖Z‖
-    in the last iteration. precision: of the products, the dtype or 'tf32'. drift: the most by which
-    a residual carried in tf32 differed from a new one, or None. mean_l0: mean number of non-zero
-    codes a row.
+    in the last iteration (of D where codes are not kept). precision: of the products, the dtype or
+    'tf32'. drift: the most by which a residual carried in tf32 differed from a new one, or None.
+    codes: where they are kept: 'memory', a file, or 'not kept'. chunk_rows: rows in hand at a time
+    where the data are streamed, else None. passes: how often all of them were read, checks, start
+    and account included. mean_l0: mean number of non-zero codes a row.
     r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
     l0_histogram, energy: of codes and concepts, see CodesInfo. seconds: the whole fit, start
     included. history: one Iteration for each.
@@ -53,6 +55,9 @@ class FitInfo:
     seconds: float
     precision: str
     drift: float | None
+    codes: str
+    chunk_rows: int | None
+    passes: int
     l0_most: int
     l0_histogram: tuple[int, ...] = field(repr=False)
     energy: tuple[float, ...] = field(repr=False)
@@ -79,6 +84,7 @@ class FitInfo:
         solver = self.solver
         if self.dictionary_solver != solver:
             solver += f" (dictionary: {self.dictionary_solver})"
+        changed = "‖D‖" if self.codes == "not kept" else "‖Z‖"
         lines = {
             "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
             "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead and "
@@ -88,12 +94,16 @@ class FitInfo:
             "relative error": f"{self.relative_error:.6g}, R² {self.r_squared:.4g}",
             "mean L0": f"{self.mean_l0:.4g} concepts a row, Hoyer sparsity {self.hoyer:.3g}",
             "iterations": f"{self.iterations} ({reasons[self.stopped_by]})",
-            "last change": f"{self.relative_change:.3g} of ‖Z‖",
+            "last change": f"{self.relative_change:.3g} of {changed}",
             "time": f"{self.seconds:.3g} s",
         }
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
             lines["accelerated"] = f"{codes} + {dictionary} half-steps an iteration"
+        if self.chunk_rows is not None:
+            lines["streamed"] = f"{self.chunk_rows:,} rows at a time, {self.passes} passes"
+        if self.codes != "memory":
+            lines["codes kept"] = self.codes
         if self.precision != self.dtype:
             drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
             lines["precision"] = f"{self.precision}, largest drift {drift}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -28,12 +29,12 @@ def random_codes(A: Tensor, K: int, generator: Generator | None = None) -> Tenso
     On A's device, in its dtype. Drawn where the generator lives; None is torch's global generator
     of A's device.
     """
-    return _folded_normal((A.shape[0], K), A, K, generator)
+    return folded_normal((A.shape[0], K), A, A.mean() / K, generator)
 
 
 def random_dictionary(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
     """D (K, d) = |normal| · sqrt(mean(A) / K); the rest as for random_codes."""
-    return _folded_normal((K, A.shape[1]), A, K, generator)
+    return folded_normal((K, A.shape[1]), A, A.mean() / K, generator)
 
 
 @torch.no_grad()
@@ -58,20 +59,33 @@ def nndsvda(
         )
     U, S, Vt = leading_svd(A, K, generator) if svd is None else (F.clone() for F in svd)
     U, V = U.contiguous(), Vt.T.contiguous()
-    up, un = _part_norms(U)
-    vp, vn = _part_norms(V)
-    positive = up * vp > un * vn
-    S, mean = S / unit, A.mean() / unit
-    root = (S * torch.where(positive, up * vp, un * vn)).sqrt()
-    sign = torch.where(positive, 1.0, -1.0).to(A.dtype)
-    for F, norms in ((U, torch.where(positive, up, un)), (V, torch.where(positive, vp, vn))):
-        # the leading pair of A ≥ 0 has one sign, so it is used whole
-        leading = F[:, 0].abs() * S[0].sqrt()
-        F.mul_(sign).clamp_(min=0).mul_(root / norms.clamp(min=TINY))
-        F[:, 0] = leading
-        for Fi in F.split(piece_rows(K, F.itemsize)):
-            Fi.masked_fill_(Fi < NNDSVD_EPS, mean)
+    parts_of_u, parts_of_v = non_negative_parts(S / unit, part_norms(U), part_norms(V))
+    for F, parts in ((U, parts_of_u), (V, parts_of_v)):
+        take_parts_(F, *parts, A.mean() / unit)
     return U, V.T.contiguous()
+
+
+def non_negative_parts(
+    S: Tensor, u: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor]
+) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+    """(sign and factor of every column, factor of the first) with which take_parts_ makes U, and V,
+    of singular values S, the factors of NNDSVD; u, v: their part_norms."""
+    (up, un), (vp, vn) = u, v
+    positive = up * vp > un * vn
+    root = (S * torch.where(positive, up * vp, un * vn)).sqrt()
+    sign = torch.where(positive, 1.0, -1.0).to(S.dtype)
+    norms = torch.where(positive, up, un), torch.where(positive, vp, vn)
+    return tuple((sign, root / norm.clamp(min=TINY), S[0].sqrt()) for norm in norms)
+
+
+def take_parts_(F: Tensor, sign: Tensor, factors: Tensor, leading: Tensor, mean: Tensor) -> None:
+    """F (m, K) ← max(0, sign F) · factors, small entries ← mean, in place."""
+    # the leading pair of A ≥ 0 has one sign, so it is used whole
+    first = F[:, 0].abs() * leading
+    F.mul_(sign).clamp_(min=0).mul_(factors)
+    F[:, 0] = first
+    for Fi in F.split(piece_rows(F.shape[1], F.itemsize)):
+        Fi.masked_fill_(Fi < NNDSVD_EPS, mean)
 
 
 @torch.no_grad()
@@ -80,17 +94,23 @@ def scale_to_data_(Z: Tensor, D: Tensor, A: Tensor) -> None:
 
     Both are left alone when A or ZD is zero. Summed in float64 over pieces of rows; 2ndK flops.
     """
-    inner, square = torch.zeros(2, dtype=wide(A.device), device=A.device)
     rows = piece_rows(A.shape[1], 2 * A.itemsize)
-    for Zi, Ai in zip(Z.split(rows), A.split(rows), strict=True):
+    root = scale_of(zip(Z.split(rows), A.split(rows), strict=True), D)
+    if root is not None:
+        Z *= root
+        D *= root
+
+
+def scale_of(pieces: Iterable[tuple[Tensor, Tensor]], D: Tensor) -> float | None:
+    """√c for scale_to_data_, from the pieces (Z_i, A_i); None where both are left alone."""
+    inner, square = torch.zeros(2, dtype=wide(D.device), device=D.device)
+    for Zi, Ai in pieces:
         P = (Zi @ D).flatten()
         inner += P @ Ai.flatten()
         square += P @ P
     inner, square = inner.item(), square.item()
-    if 0 < inner < math.inf and 0 < square < math.inf:
-        root = math.sqrt(inner / square)
-        Z *= root
-        D *= root
+    usable = 0 < inner < math.inf and 0 < square < math.inf
+    return math.sqrt(inner / square) if usable else None
 
 
 def given(
@@ -104,8 +124,8 @@ def given(
     if not isinstance(init, (tuple, list)) or len(init) != 2:
         size = f" of {len(init)}" if isinstance(init, (tuple, list)) else ""
         raise InvalidInput(f"init is a {type(init).__name__}{size}; give {_ALLOWED}")
-    Z = _given_factor("Z0", init[0], (n, K), dtype, device)
-    return Z, _given_factor("D0", init[1], (K, d), dtype, device)
+    Z = given_factor("Z0", init[0], (n, K), dtype, device)
+    return Z, given_factor("D0", init[1], (K, d), dtype, device)
 
 
 def resolve(init: object, n: int, d: int, K: int) -> str:
@@ -182,20 +202,28 @@ def _dictionary_of_rows(A: Tensor, K: int, kind: str, generator: Generator | Non
 
 
 @torch.no_grad()
-def _folded_normal(shape: tuple[int, int], A: Tensor, K: int, source: Generator | None) -> Tensor:
-    return normal(shape, A, source).abs_().mul_((A.mean() / K).sqrt())
+def folded_normal(
+    shape: tuple[int, int], like: Tensor, square: Tensor, generator: Generator | None
+) -> Tensor:
+    """|normal| · √square, in like's dtype and on its device."""
+    return normal(shape, like, generator).abs_().mul_(square.sqrt())
 
 
-def _part_norms(F: Tensor) -> tuple[Tensor, Tensor]:
+def part_norms(F: Tensor) -> tuple[Tensor, Tensor]:
     """(‖max(0, F_k)‖, ‖max(0, −F_k)‖) for every column k."""
+    return tuple(part_squares(F).sqrt().to(F.dtype))
+
+
+def part_squares(F: Tensor) -> Tensor:
+    """Their squares (2, K), summed in float64."""
     squares = torch.zeros(2, F.shape[1], dtype=wide(F.device), device=F.device)
     for Fi in F.split(piece_rows(F.shape[1], 2 * F.itemsize)):
         squares[0] += Fi.clamp(min=0).square_().sum(dim=0, dtype=squares.dtype)
         squares[1] += Fi.clamp(max=0).square_().sum(dim=0, dtype=squares.dtype)
-    return tuple(squares.sqrt().to(F.dtype))
+    return squares
 
 
-def _given_factor(
+def given_factor(
     name: str, value: object, shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     try:

@@ -113,10 +113,13 @@ def needed_bytes(
     fixed = n * K + 5 * K * d + K * s + kept
     if "normal" in chosen.form:
         fixed += 3 * K * K
+    if chosen.form == "normal" and learn:
+        # what is extrapolated
+        fixed += 2 * n * K
     if chosen.dictionary == "residual" and learn:
         # hals rounds a block of the codes; mu and pgd hold a second residual for a moment
         fixed += n * s if solver == "hals" else n * d
     a_row = {"hals": 2 * s + d, "mu": 2 * s + d, "pgd": 4 * K + d}.get(solver, 4 * K)
-    a_row += 2 * K if chosen.codes == "normal" else d
+    a_row += 3 * K if chosen.codes == "normal" else d
     # a norm is taken in float64, a part at a time
     return fixed * itemsize + (1 << 28), a_row * itemsize

@@ -3,16 +3,18 @@ decode."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import options, pictures, plan
+from . import budget, options, pictures, plan
+from .ahead import Ahead
 from .backends import BACKENDS, select
 from .encoding import Encoder
 from .engine import STOPPING_RULES, Iteration
@@ -23,8 +25,9 @@ from .init import nndsvda as nndsvda_start
 from .init import random_codes, random_dictionary
 from .precision import PRECISIONS, products_in
 from .progress import Progress
-from .rows import as_numpy32, read_rows
+from .rows import Rows, as_numpy32, read_rows
 from .solvers import SOLVERS
+from .streamed import SWEEPS, Taking, shape_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,11 +51,13 @@ class NMF(nn.Module):
     form: 'auto', 'normal' or 'residual': how a half-step is computed (README, design); the iterates
     are the same. precision: 'auto' takes tf32 where torch.set_float32_matmul_precision allows it
     and it does no harm, 'strict' never. chunk_rows: rows in hand at a time at most; None lets the
-    plan choose. accelerate: True extrapolates the factors over iterations of several half-steps,
-    'auto' where it pays and neither a start nor a form is given (README, design), False gives the
-    iterates of the plain loop. stop: what must settle, the 'codes', ‖ΔZ‖ ≤ tol ‖Z‖, or the 'error',
-    by no more than tol of it over 10 iterations. max_seconds: by when fit ends, between iterations;
-    None is no limit. callback: called with an `Iteration` after each; a true answer ends the fit.
+    plan choose. max_memory: bytes, or '2GB', '512MiB', by which the process may grow; data that do
+    not fit are read in passes (README, larger than memory); None is what is free. accelerate: True
+    extrapolates the factors over iterations of several half-steps, 'auto' where it pays and neither
+    a start nor a form is given (README, design), False gives the iterates of the plain loop. stop:
+    what must settle, the 'codes', ‖ΔZ‖ ≤ tol ‖Z‖, or the 'error', by no more than tol of it over 10
+    iterations. max_seconds: by when fit ends, between iterations; None is no limit. callback:
+    called with an `Iteration` after each; a true answer ends the fit.
 
     After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError)
     for bad values and TypeError for bad types and unknown options. Sources of the methods:
@@ -77,6 +82,7 @@ class NMF(nn.Module):
         precision: str = "auto",
         block: int | None = None,
         chunk_rows: int | None = None,
+        max_memory: int | str | None = None,
         accelerate: bool | str = "auto",
         stop: str = "codes",
         max_seconds: float | None = None,
@@ -101,6 +107,8 @@ class NMF(nn.Module):
         self.accelerate = options.accelerate(accelerate)
         self.stop = options.one_of("stop", stop, STOPPING_RULES)
         self.max_seconds = options.seconds("max_seconds", max_seconds)
+        self.max_memory = max_memory
+        budget.bytes_of(max_memory)
         self.callback = options.function("callback", callback)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
@@ -108,27 +116,43 @@ class NMF(nn.Module):
         self._fitted_info: dict[str, Any] = {}
         self.register_buffer("D", None)
 
-    def fit(self, A: Any, max_iter: int | None = None) -> tuple[Tensor, Tensor]:
+    def fit(
+        self,
+        A: Any,
+        max_iter: int | None = None,
+        *,
+        codes: str | os.PathLike | None = "memory",
+    ) -> tuple[Tensor | None, Tensor]:
         """Learn the dictionary of A; returns (Z, D): (n, K) and (K, d), contiguous, on the model's
         device.
 
-        A (n, d) ≥ 0: a tensor, an array or memory map, a DataLoader, or an iterable of batches.
-        float64 is computed in float64, all else in float32. max_iter: None is the constructor's. A
-        fit that fails or is interrupted leaves the model as it was. Raises InvalidInput for data or
-        options that cannot be used, BackendUnavailable, ArithmeticError if the factors overflow.
+        A (n, d) ≥ 0: a tensor, an array or memory map, the path of a .npy or .safetensors file or
+        of a folder of them, a list of paths, a DataLoader, or an iterable of batches; what does not
+        fit in memory is read in every iteration. float64 is computed in float64, all else in
+        float32. max_iter: None is the constructor's. codes: 'memory'; the .npy file they are
+        written to, then Z is a map of it on the CPU; or None, then each pass computes them anew
+        and Z is None. A fit that fails or is interrupted leaves the model and that file as they
+        were. Raises InvalidInput for data or options that cannot be used, BackendUnavailable,
+        ArithmeticError if the factors overflow.
         """
         begun = time.perf_counter()
         max_iter = options.iterations(max_iter, self.max_iter)
         device = torch.device(self.device)
         backend, ops = select(self.solver, device, self.backend)
-        A = read_rows(A, device=device).A.detach()
+        K = self.nb_concepts
+
+        def encoder(D: Tensor) -> Encoder:
+            return self._encoder(D, backend, ops, SWEEPS, 0.0, None)
+
         with (
+            self._taking(device, codes, optional=True) as taking,
             torch.autocast(device.type, enabled=False),
             self._products(),
-            Progress(self.verbose, max_iter, self.callback) as each,
+            taking.for_fit(A, K, self.init, encoder) as data,
+            Progress(self.verbose, max_iter, self.callback, data.chunk_rows is not None) as each,
         ):
             fitter = Fitter(
-                self.nb_concepts,
+                K,
                 self.solver,
                 backend,
                 ops,
@@ -145,14 +169,21 @@ class NMF(nn.Module):
                 self.stop,
                 begun + self.max_seconds,
             )
-            Z, D, info = fitter(A)
+            Z, D, info = fitter(data)
+        Z = data.codes(Z)
         self.D = D
         self.fit_info_ = info
         self._set_fitted(**info.as_dict())
         return Z, D
 
     def encode(
-        self, A: Any, max_iter: int = 300, tol: float | None = None, *, Z0: Any = None
+        self,
+        A: Any,
+        max_iter: int = 300,
+        tol: float | None = None,
+        *,
+        Z0: Any = None,
+        codes: str | os.PathLike = "memory",
     ) -> Tensor:
         """Z (n, K) for A (n, d) with the dictionary as it is: argmin ‖A − Z D‖² over Z ≥ 0, by the
         model's solver.
@@ -160,9 +191,10 @@ class NMF(nn.Module):
         Stops when ‖ΔZ‖ ≤ tol ‖Z‖ or after max_iter iterations; anls is exact. tol=None is a
         hundredth of the model's: then the training data are encoded at least as well as fit encoded
         them. Starts from Z0 (n, K) if given, else from codes that use all concepts alike: the same
-        A gives the same codes. Large A is encoded in chunks of rows, each until it has settled.
-        Differentiable with respect to A when A requires a gradient. Raises NotFitted, or
-        InvalidInput for data that cannot be used.
+        A gives the same codes. Large A is encoded in chunks of rows, each until it has settled. A
+        and codes: as for fit, but for None. Differentiable with respect to A when A requires a
+        gradient; then it must be in memory. Raises NotFitted, or InvalidInput for data that cannot
+        be used.
         """
         self._assert_fitted()
         max_iter = options.whole("max_iter", max_iter, at_least=0)
@@ -170,41 +202,50 @@ class NMF(nn.Module):
         K, d = self.D.shape
         device = self.D.device
         backend, ops = select(self.solver, device, self.backend)
-        X = read_rows(A, device=device, features=d, dtype=self.D.dtype).A
-        if isinstance(A, Tensor) and A.requires_grad:
-            X = A.to(X)
-        D = self.D.to(X.dtype)
-        if Z0 is not None:
-            Z0 = read_rows(Z0, device=device, name="Z0", features=K, columns="concepts").A
-            if len(Z0) != len(X):
-                raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {len(X)}; they must agree")
-            Z0 = Z0.to(X.dtype)
         with (
+            self._taking(device, codes) as taking,
             torch.autocast(device.type, enabled=False),
             self._products(),
-            Progress(self.verbose, max_iter, None) as each,
+            ExitStack() as shown,
         ):
-            encoder = Encoder(
-                D,
-                self.solver,
-                backend,
-                ops,
-                self.form,
-                self.block,
-                self.chunk_rows,
-                max_iter,
-                tol,
-                each,
-            )
-            return encoder(X, Z0)
+            taken = taking.take(A, K, features=d, dtype=self.D.dtype)
+            n, dtype = shape_of(taken)
+            if Z0 is not None:
+                Z0 = read_rows(Z0, device=device, name="Z0", features=K, columns="concepts").A
+                if len(Z0) != n:
+                    raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {n}; they must agree")
+                Z0 = Z0.to(dtype)
+            each = shown.enter_context(Progress(self.verbose, max_iter, None))
+            encoder = self._encoder(self.D.to(dtype), backend, ops, max_iter, tol, each)
+            keeps = isinstance(A, Tensor) and A.requires_grad
+            if isinstance(taken, Rows) and taking.codes == "memory":
+                return encoder(A.to(taken.A) if keeps else taken.A, Z0)
 
-    def decode(self, Z: Any) -> Tensor:
+            options.no_gradient("A", keeps)
+
+            def encode(part: slice, X: Tensor) -> Tensor:
+                return encoder.encode(X, None if Z0 is None else Z0[part])[0]
+
+            return taking.through(taken, encode, K, encoder.rows_in_hand())
+
+    def decode(self, Z: Any, *, out: str | os.PathLike | None = None) -> Tensor:
         """Â (n, d) = Z D for codes Z (n, K) of any sign, on the model's device. Differentiable with
-        respect to Z."""
+        respect to Z.
+
+        Z: what fit takes as A. out: the .npy file to write Â to; then a map of it is returned, on
+        the CPU, and Z may need no gradient.
+        """
         self._assert_fitted()
-        K, device = self.D.shape[0], self.D.device
-        if not isinstance(Z, Tensor):
-            Z = read_rows(Z, device=device, name="Z", features=K, columns="concepts", signed=True).A
+        (K, d), device = self.D.shape, self.D.device
+        if out is not None or not isinstance(Z, Tensor):
+            options.no_gradient("Z", isinstance(Z, Tensor) and Z.requires_grad)
+            wanted = {"name": "Z", "features": K, "columns": "concepts", "signed": True}
+            with self._taking(device, "memory" if out is None else out) as taking:
+                taken = taking.take(Z, d, dtype=self.D.dtype, **wanted)
+                if not isinstance(taken, Rows) or out is not None:
+                    D = self.D.to(shape_of(taken)[1])
+                    return taking.through(taken, lambda _, Zi: Zi @ D, d)
+            Z = taken.A
         if Z.ndim != 2 or Z.shape[1] != K:
             raise InvalidInput(
                 f"Z has shape {tuple(Z.shape)}; codes must be (n, {K}), a column for each concept"
@@ -268,6 +309,17 @@ class NMF(nn.Module):
 
     def _products(self) -> AbstractContextManager:
         return products_in("highest") if self.precision == "strict" else nullcontext()
+
+    def _encoder(self, D: Tensor, backend: str, ops, max_iter: int, tol: float, each) -> Encoder:
+        sizes = self.form, self.block, self.chunk_rows
+        return Encoder(D, self.solver, backend, ops, *sizes, max_iter, tol, each)
+
+    @contextmanager
+    def _taking(self, device: torch.device, codes: Any, *, optional: bool = False):
+        """How data are taken and where what is made of them goes, with a thread that reads."""
+        codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
+        with Ahead() as ahead:
+            yield Taking(ahead, device, most, self.chunk_rows, codes)
 
     def _data(self, A: Any) -> Tensor:
         return read_rows(A, device=self.device).A

@@ -7,7 +7,9 @@ import difflib
 import inspect
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from .errors import InvalidInput
 from .init import STARTS
 from .solvers import SOLVERS
+from .store import output
 
 # iterations of fit where neither it nor the constructor says
 MAX_ITER = 500
@@ -118,6 +121,25 @@ def device(value: Any) -> str | torch.device:
             f"device={value!r} is no device of torch ({why}); give for example 'cpu' or 'cuda'"
         ) from error
     return value
+
+
+def codes(value: Any, *, optional: bool) -> Path | str | None:
+    """Where codes go: 'memory', the .npy file that value names, or None where that is optional."""
+    if value is None and optional:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        none = ", or None to compute them anew in every pass" if optional else ""
+        raise TypeError(f"codes={value!r} must be 'memory' or the path of a .npy file{none}")
+    return "memory" if value == "memory" else output(value)
+
+
+def no_gradient(name: str, wanted: bool) -> None:
+    """Refuse what needs a gradient where results go to a file, or do not fit in memory."""
+    if wanted and torch.is_grad_enabled():
+        raise InvalidInput(
+            f"{name} requires a gradient, which exists only where all is in memory; give "
+            f"{name}.detach(), or take no file and enough max_memory"
+        )
 
 
 def form_of_solver(form: str, solver: str) -> None:

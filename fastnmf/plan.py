@@ -168,13 +168,21 @@ def choose(
     sweeps: int = 1,
     block: int | None = None,
     on: Machine | None = None,
+    streams: bool = False,
 ) -> Plan:
     """The quickest Plan for A (n, d) and K concepts; form, chunk_rows and block are kept if given.
 
     learn: whether the dictionary is updated too. sweeps: code half-steps that one plan serves with
-    the dictionary unchanged. Raises InvalidInput if the solver does not have the form.
+    the dictionary unchanged. streams: the data are read in every pass and no residual is kept, so
+    the dictionary half is in normal form. Raises InvalidInput if the solver or a stream does not
+    have the form.
     """
     on = on or Machine()
+    if streams and form == "residual":
+        raise InvalidInput(
+            "form='residual' keeps a residual as large as the data, which are streamed here; give "
+            "form='auto' or 'normal', or more max_memory"
+        )
     forms = SOLVERS[solver].forms
     if form != "auto" and form not in forms:
         raise InvalidInput(
@@ -185,7 +193,7 @@ def choose(
     candidates = (
         (codes, dictionary, min(concepts, K), rows)
         for codes in forms
-        for dictionary in (forms if learn else (codes,))
+        for dictionary in (("normal",) if streams else forms if learn else (codes,))
         for concepts in ([block] if block else on.blocks if swept else on.wide_blocks)
         for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows, on)
     )

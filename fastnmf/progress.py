@@ -16,9 +16,13 @@ class Progress:
     """A context that gives what to call after every iteration, or None where there is nothing to
     show or to ask."""
 
-    def __init__(self, verbose: bool, max_iter: int, callback: Each | None) -> None:
+    def __init__(
+        self, verbose: bool, max_iter: int, callback: Each | None, streamed: bool = False
+    ) -> None:
         self._callback = callback
-        self._bar = tqdm(total=max_iter, unit="it") if verbose else None
+        # where data are streamed, an iteration is a pass through them
+        unit = "pass" if streamed else "it"
+        self._bar = tqdm(total=max_iter, unit=unit) if verbose else None
 
     def __enter__(self) -> Each | None:
         return self._each if self._bar is not None or self._callback is not None else None

@@ -68,13 +68,13 @@ def read_rows(
     its place (rows count on over batches), TypeError for no dense, real matrix. Synchronises once.
     """
     parts = _parts(A, name)
-    _check_shape(_shape(parts), name, features, columns)
+    check_shape(_shape(parts), name, features, columns)
     for part in parts:
-        dtype = torch.promote_types(dtype or torch.float32, _compute_dtype(part))
+        dtype = torch.promote_types(dtype or torch.float32, compute_dtype(part))
     numpy_like = isinstance(parts[0], np.ndarray)
-    shared = _shared(parts[0], dtype, device) if len(parts) == 1 else None
-    rows = Rows(_gather(parts, dtype, device) if shared is None else shared)
-    _check_values(rows, name, numpy_like, signed)
+    shared = in_place(parts[0], dtype, device) if len(parts) == 1 else None
+    rows = Rows(gather(parts, dtype, device) if shared is None else shared)
+    check_values(rows, name, numpy_like, signed)
     return rows
 
 
@@ -85,11 +85,11 @@ def as_numpy32(x: Any, name: str = "A", columns: int | None = None) -> np.ndarra
     number of columns than asked for. Values are not checked.
     """
     if isinstance(x, DataLoader):
-        x = _gather(_parts(x, name), torch.float32, "cpu")
-    matrix = _as_matrix(x, name)
+        x = gather(_parts(x, name), torch.float32, "cpu")
+    matrix = as_matrix(x, name)
     if isinstance(matrix, Tensor):
         matrix = matrix.to("cpu", torch.float32).numpy()
-    array = _two_dimensional(np.asanyarray(x if matrix is None else matrix, np.float32), name)
+    array = two_dimensional(np.asanyarray(x if matrix is None else matrix, np.float32), name)
     if columns is not None and array.shape[1] != columns:
         raise InvalidInput(f"{name} has {array.shape[1]} columns; it must have {columns}")
     return array
@@ -97,12 +97,12 @@ def as_numpy32(x: Any, name: str = "A", columns: int | None = None) -> np.ndarra
 
 def _parts(A: Any, name: str) -> deque[Part]:
     """A as matrices of one width, to be put below each other; not converted or moved yet."""
-    matrix = _as_matrix(A, name)
+    matrix = as_matrix(A, name)
     if matrix is not None:
-        return deque([_two_dimensional(matrix, name)])
+        return deque([two_dimensional(matrix, name)])
     parts = deque()
-    for number, batch in enumerate(_batches(A, name)):
-        part = _as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
+    for number, batch in enumerate(batches_of(A, name)):
+        part = as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
         if parts and part.shape[1] != parts[0].shape[1]:
             widths = f"{part.shape[1]} columns, the batches before it {parts[0].shape[1]}"
             raise InvalidInput(f"batch {number} of {name} has {widths}; give all the same features")
@@ -116,7 +116,7 @@ def _parts(A: Any, name: str) -> deque[Part]:
     return parts
 
 
-def _batches(A: Any, name: str) -> Iterable[Any]:
+def batches_of(A: Any, name: str) -> Iterable[Any]:
     if isinstance(A, Iterable) and not isinstance(A, str | bytes | Mapping):
         return A
     if hasattr(A, "__getitem__") and hasattr(A, "__len__") and not isinstance(A, Iterable):
@@ -126,16 +126,16 @@ def _batches(A: Any, name: str) -> Iterable[Any]:
     raise TypeError(f"{name} is {given}; give {allowed}")
 
 
-def _as_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
+def as_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    part = _as_matrix(first, name)
+    part = as_matrix(first, name)
     if part is None:
         allowed = "a tensor, an array, or a tuple that begins with one (nested list: torch.tensor)"
         raise TypeError(f"{name} is a {type(batch).__name__}; a batch must be {allowed}")
-    return _two_dimensional(part[None] if vector_is_row and part.ndim == 1 else part, name)
+    return two_dimensional(part[None] if vector_is_row and part.ndim == 1 else part, name)
 
 
-def _as_matrix(A: Any, name: str) -> Part | None:
+def as_matrix(A: Any, name: str) -> Part | None:
     """A as a tensor or an array of real numbers, not copied; None when it is neither."""
     if isinstance(A, Tensor):
         if A.layout != torch.strided:
@@ -157,7 +157,7 @@ def _as_matrix(A: Any, name: str) -> Part | None:
     return array
 
 
-def _two_dimensional(A: Part, name: str) -> Part:
+def two_dimensional(A: Part, name: str) -> Part:
     if A.ndim != 2:
         hint = f"with features last, {name}.reshape(-1, {A.shape[-1] if A.ndim else 1})"
         hint = f"a single row is {name}[None]" if A.ndim == 1 else hint
@@ -165,7 +165,7 @@ def _two_dimensional(A: Part, name: str) -> Part:
     return A
 
 
-def _check_shape(shape: tuple[int, int], name: str, features: int | None, columns: str) -> None:
+def check_shape(shape: tuple[int, int], name: str, features: int | None, columns: str) -> None:
     n, d = shape
     if n == 0 or d == 0:
         empty = "rows" if n == 0 else columns
@@ -175,12 +175,12 @@ def _check_shape(shape: tuple[int, int], name: str, features: int | None, column
         raise InvalidInput(f"{name} has {d} {columns}, the dictionary has {features}; {hint}")
 
 
-def _compute_dtype(part: Part) -> torch.dtype:
+def compute_dtype(part: Part) -> torch.dtype:
     real = part.is_floating_point() if isinstance(part, Tensor) else part.dtype.kind == "f"
     return torch.float64 if real and part.dtype.itemsize >= 8 else torch.float32
 
 
-def _shared(part: Part, dtype: torch.dtype, device: str | torch.device) -> Tensor | None:
+def in_place(part: Part, dtype: torch.dtype, device: str | torch.device) -> Tensor | None:
     """The part itself as a tensor when it can be used where it lies, else None."""
     if not isinstance(part, Tensor):
         whole = all(stride >= 0 and stride % part.itemsize == 0 for stride in part.strides)
@@ -202,24 +202,29 @@ def _shape(parts: deque[Part]) -> tuple[int, int]:
     return sum(part.shape[0] for part in parts), parts[0].shape[1]
 
 
-def _gather(parts: deque[Part], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+def gather(parts: deque[Part], dtype: torch.dtype, device: str | torch.device) -> Tensor:
     """Copy the parts into one new matrix piece by piece, letting go of each once it is read."""
     start, matrix = 0, torch.empty(_shape(parts), dtype=dtype, device=device)
     step = _piece_rows(matrix.shape[1])
     while parts:
         part = parts.popleft()
         for i in range(0, part.shape[0], step):
-            piece = part[i : i + step]
-            if not isinstance(piece, Tensor):
-                # NumPy's long double is none of torch's types
-                number = piece.dtype.newbyteorder("=") if piece.itemsize <= 8 else np.float64
-                piece = torch.from_numpy(np.array(piece, dtype=number, order="C"))
+            piece = tensor_of(part[i : i + step])
             matrix[start : start + len(piece)] = piece
             start += len(piece)
     return matrix
 
 
-def _check_values(rows: Rows, name: str, numpy_like: bool, signed: bool) -> None:
+def tensor_of(part: Part) -> Tensor:
+    """The part as a tensor; an array is copied."""
+    if isinstance(part, Tensor):
+        return part
+    # NumPy's long double is none of torch's types
+    number = part.dtype.newbyteorder("=") if part.itemsize <= 8 else np.float64
+    return torch.from_numpy(np.array(part, dtype=number, order="C"))
+
+
+def check_values(rows: Rows, name: str, numpy_like: bool, signed: bool) -> None:
     # by piece, as aminmax copies what is not contiguous; both are nan when any entry is
     pieces = rows.chunks(_piece_rows(rows.d))
     bounds = torch.stack([torch.stack(torch.aminmax(X)) for _, X in pieces])

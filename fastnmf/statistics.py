@@ -19,13 +19,13 @@ class Statistics:
     residual had drifted, squared, where one that was carried was computed anew.
     """
 
-    def __init__(self, rows: Rows, K: int, *, moments: bool) -> None:
-        A = rows.A
-        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=A.device)
+    def __init__(self, D: Tensor, squared_data: Tensor | float, *, moments: bool) -> None:
+        K = D.shape[0]
+        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
-        self.squared_data = squared_norm(A)
-        self.cross = A.new_zeros(K, A.shape[1]) if moments else None
-        self.gram = A.new_zeros(K, K) if moments else None
+        self.squared_data = squared_data
+        self.cross = torch.zeros_like(D) if moments else None
+        self.gram = D.new_zeros(K, K) if moments else None
         self._empty = True
 
     def clear_(self) -> None:

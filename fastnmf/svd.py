@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Generator, Tensor
 
+# (rows in a piece, which: every so many) → the pieces of X, in order
+Pieces = Callable[[int, int], Iterator[Tensor]]
 # of a piece of rows in hand; 1 to 32 MB cost the same on two cores with AVX-512
 WORKSPACE_BYTES = 8 * 2**20
 # columns of the random basis beyond K; scikit-learn's number
@@ -24,23 +28,9 @@ def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[
     Workspace: (min(n, d), K) and a few MB. Source: Halko, Martinsson & Tropp, 2011.
     """
     X = A if A.shape[0] >= A.shape[1] else A.T
-    p = X.shape[1]
-    size = K + OVERSAMPLES
-    # whole: 2 m p² flops in float64; iterated: 20 m p · size or more
-    whole = p <= 4 * size
-    # keeps XᵀX Q and the norms in range for data near the limits of the dtype, and Q times itself,
-    # where a draw may be 5, for data of zeros
-    inverse = 2**-4 / X.amax().clamp(min=TINY)
-    # one more than scikit-learn, whose 7 or 4 end with half a pass
-    passes = 8 if K < 0.1 * p else 5
-    Q = None if whole else _range_basis(X, inverse, normal((p, size), A, generator), passes)
-    G = torch.zeros(2 * [p if whole else size], dtype=wide(A.device), device=A.device)
-    for Xi in X.split(piece_rows(p, 8)):
-        Yi = (Xi if whole else Xi @ Q).to(G.dtype)
-        G.addmm_(Yi.T, Yi)
-    W = torch.linalg.eigh(G).eigenvectors[:, -K:].flip(1).to(A.dtype)  # largest first
-    V = W if whole else Q @ W  # (p, K)
-    V *= V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()
+    V, inverse = right_vectors(
+        lambda rows, every: X[::every].split(rows), X.shape, K, A, X.amax(), generator
+    )
     U = X @ (V * inverse)  # (m, K)
     norms = torch.linalg.vector_norm(U, dim=0)
     U /= norms.clamp(min=TINY)
@@ -48,14 +38,51 @@ def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[
     return (U, S, V.T) if X is A else (V, S, U.T)
 
 
-def _range_basis(X: Tensor, inverse: Tensor, Q: Tensor, passes: int) -> Tensor:
-    """Orthonormal Q (p, size) ≈ the leading right singular space of X (m, p): Q ← orth(XᵀX Q)."""
+def right_vectors(
+    pieces: Pieces,
+    shape: tuple[int, int],
+    K: int,
+    like: Tensor,
+    largest: Tensor,
+    generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """V (p, K), the K leading right singular vectors of X (m, p), the largest entry of each > 0;
+    and a number by which X V is kept in range.
+
+    Only products X Q and Xᵀ Q of pieces are taken, so X need not be in memory. like: a tensor of
+    its dtype and device. largest: its largest entry.
+    """
+    m, p = shape
+    size = K + OVERSAMPLES
+    # whole: 2 m p² flops in float64; iterated: 20 m p · size or more
+    whole = p <= 4 * size
+    # keeps XᵀX Q and the norms in range for data near the limits of the dtype, and Q times itself,
+    # where a draw may be 5, for data of zeros
+    inverse = 2**-4 / largest.clamp(min=TINY)
+    # one more than scikit-learn, whose 7 or 4 end with half a pass
+    passes = 8 if K < 0.1 * p else 5
     # a quarter of the rows does for all but the last three passes: at 0.6 of the time, the energy
     # that scikit-learn captures to 4e-4 on activations, to 2e-3 on a flat spectrum
-    sample = X[::4] if X.shape[0] >= 7 * X.shape[1] else X
+    every = 4 if m >= 7 * p else 1
+    if not whole:
+        Q = _range_basis(pieces, every, inverse, normal((p, size), like, generator), passes)
+    G = torch.zeros(2 * [p if whole else size], dtype=wide(like.device), device=like.device)
+    for Xi in pieces(piece_rows(p, 8), 1):
+        Yi = (Xi if whole else Xi @ Q).to(G.dtype)
+        G.addmm_(Yi.T, Yi)
+    W = torch.linalg.eigh(G).eigenvectors[:, -K:].flip(1).to(like.dtype)  # largest first
+    V = W if whole else Q @ W  # (p, K)
+    V *= V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()
+    return V, inverse
+
+
+def _range_basis(pieces: Pieces, every: int, inverse: Tensor, Q: Tensor, passes: int) -> Tensor:
+    """Orthonormal Q (p, size) ≈ the leading right singular space of X (m, p): Q ← orth(XᵀX Q); all
+    but the last three passes take so few rows."""
     for following in reversed(range(passes)):
         scaled, Y = Q * inverse, torch.zeros_like(Q)
-        for Xi in (X if following < 3 else sample).split(piece_rows(Q.shape[1], X.itemsize)):
+        rows = piece_rows(Q.shape[1], Q.itemsize)
+        for Xi in pieces(rows, 1 if following < 3 else every):
             Y.addmm_(Xi.T, Xi @ scaled)
         Q = torch.linalg.qr(Y).Q
     return Q

@@ -96,6 +96,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "accelerate": False,
         "stop": "error",
         "max_seconds": 9.0,
+        "max_memory": None,
         "verbose": False,
     }
 
@@ -134,7 +135,7 @@ def test_report_writes_a_page(option, model, capsys):
 REFUSED = {
     "no such file": ("fit B.npy", "B.npy does not exist"),
     "suffix of input": ("fit A.csv", "A.csv must end in .npy, .npz"),
-    "negative": ("fit negative.npy", "A has 1 negative entry, the first at row 2, column 1: −1"),
+    "negative": ("fit negative.npy", "the first in negative.npy at row 2, column 1: −1"),
     "concepts": ("fit A.npy --concepts 0", "nb_concepts=0 must be at least 1"),
     "solver": ("fit A.npy --solver magic", "solver='magic' is unknown"),
     "backend": ("fit A.npy --backend magic", "backend='magic' is unknown"),
@@ -196,7 +197,7 @@ def test_backend_that_is_not_usable_is_named(folder, capsys):
 
 
 def test_outputs_are_checked_before_the_fit(folder, monkeypatch, capsys):
-    monkeypatch.setattr(NMF, "fit", lambda *_: pytest.fail("the fit was started"))
+    monkeypatch.setattr(NMF, "fit", lambda *_, **__: pytest.fail("the fit was started"))
     assert fit("--codes", "missing/Z.npy") == 2
 
 
@@ -211,7 +212,7 @@ def test_unknown_command_shows_the_usage(command, capsys):
 def test_interrupt_leaves_files_as_they_were(model, monkeypatch, capsys):
     before = contents(model.parent)
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(NMF, "fit", interrupt)
@@ -221,7 +222,7 @@ def test_interrupt_leaves_files_as_they_were(model, monkeypatch, capsys):
 
 
 def test_bug_keeps_its_traceback(folder, monkeypatch):
-    monkeypatch.setattr(NMF, "fit", lambda *_: [][0])
+    monkeypatch.setattr(NMF, "fit", lambda *_, **__: [][0])
     with pytest.raises(IndexError):
         fit()
 

@@ -1,0 +1,320 @@
+"""Rows that are read in every pass and never held at once: shards, or batches that can be had
+again. Read through and checked once, before anything is computed."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .ahead import Ahead
+from .errors import InvalidInput
+from .rows import (
+    Part,
+    Rows,
+    as_batch,
+    as_matrix,
+    batches_of,
+    check_shape,
+    compute_dtype,
+    gather,
+    in_place,
+    read_rows,
+    tensor_of,
+)
+from .shards import Shard, in_memory, open_paths, paths_of
+from .solvers import squared_norm
+
+# entries read from a shard at once; converted by one thread, as torch does with no more than these
+_READ_ENTRIES = 1 << 19
+_CONVERTED = 1 << 15
+
+
+class Piece(NamedTuple):
+    """Rows as they are stored, and where: row `first` of `place` is the first."""
+
+    values: Part
+    place: str
+    first: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one pass tells of A (n, d): the dtype to compute in, ‖A‖², its largest entry, and the
+    sums of its columns (d,) in float64."""
+
+    n: int
+    d: int
+    dtype: torch.dtype
+    squares: float
+    largest: float
+    columns: Tensor
+
+    @property
+    def mean(self) -> float:
+        return float(self.columns.sum()) / (self.n * self.d)
+
+
+class Shards:
+    """The rows of shards, one below the other. Raises InvalidInput where their widths differ."""
+
+    once = False
+
+    def __init__(self, shards: tuple[Shard, ...], name: str) -> None:
+        self.name, self._shards = name, shards
+        for before, shard in itertools.pairwise(shards):
+            if shard.shape[1] != before.shape[1]:
+                raise InvalidInput(
+                    f"{shard.name} has {shard.shape[1]} columns, the shards of {name} before it "
+                    f"{before.shape[1]}; give all the same features"
+                )
+        self.shape = sum(shard.shape[0] for shard in shards), shards[0].shape[1]
+        self.dtype = torch.float32
+        for shard in shards:
+            self.dtype = torch.promote_types(self.dtype, shard.dtype)
+
+    def pieces(self) -> Iterator[Piece]:
+        step = max(1, _READ_ENTRIES // self.shape[1])
+        for shard in self._shards:
+            for first in range(0, shard.shape[0], step):
+                stop = min(first + step, shard.shape[0])
+                yield Piece(shard.read(first, stop), shard.name, first)
+
+
+class Batches:
+    """The rows of a DataLoader, a dataset or an iterable of batches, the same in every pass.
+
+    once: whether they can be had only once. pieces raises InvalidInput where a later pass gives
+    other numbers than the first.
+    """
+
+    shape = None
+
+    def __init__(self, A: Any, name: str) -> None:
+        self.name, self._A = name, A
+        self._prints: list[int] | None = None
+        self.once = isinstance(A, Iterator)
+        # so that what gives no batches is refused now
+        batches_of(A, name)
+
+    def pieces(self) -> Iterator[Piece]:
+        prints, first, width = [], 0, None
+        for number, batch in enumerate(batches_of(self._A, self.name)):
+            place = f"batch {number} of {self.name}"
+            part = as_batch(batch, place, not isinstance(self._A, DataLoader))
+            if width is not None and part.shape[1] != width:
+                widths = f"{part.shape[1]} columns, the batches before it {width}"
+                raise InvalidInput(f"{place} has {widths}; give all the same features")
+            width = part.shape[1]
+            prints.append(_print(part))
+            self._compare(prints, len(prints))
+            step = max(1, _READ_ENTRIES // max(1, width))
+            for i in range(0, part.shape[0], step):
+                yield Piece(part[i : i + step], self.name, first + i)
+            first += part.shape[0]
+        if not prints:
+            why = "it is empty, or a generator that has been read before (give a new one"
+            raise InvalidInput(f"{self.name} gave no batches: {why}, or a list)")
+        self._compare(prints, None)
+        self._prints = prints
+
+    def _compare(self, prints: list[int], seen: int | None) -> None:
+        if self._prints is not None and prints != self._prints[:seen]:
+            raise InvalidInput(
+                f"batch {len(prints) - 1} of {self.name} is not what it was in the pass before; "
+                f"give batches in the same order every time (DataLoader: shuffle=False)"
+            )
+
+
+Source = Shards | Batches
+
+
+def take(
+    A: Any,
+    ahead: Ahead,
+    *,
+    keep: Callable[[int, int, torch.dtype, bool, bool], bool],
+    device: str | torch.device,
+    name: str = "A",
+    features: int | None = None,
+    columns: str = "features",
+    dtype: torch.dtype | None = None,
+    signed: bool = False,
+) -> Rows | tuple[Source, Summary]:
+    """A, checked: as Rows where keep(n, d, dtype, copied, given) lets all of it be held, else what
+    gives its rows again, with its Summary.
+
+    A: what read_rows takes, or the path of a .npy or .safetensors file or of a folder of them, or a
+    list of paths. copied: whether holding it takes memory; given: whether it is held already, in
+    any dtype. The rest as for read_rows, and the same
+    errors; places in files are told by file and row. Batches that can be had only once must fit.
+    """
+    paths = paths_of(A)
+    matrix = as_matrix(A, name) if paths is None else None
+    wanted = {"name": name, "features": features, "columns": columns}
+    if matrix is not None and matrix.ndim == 2 and not isinstance(matrix, np.memmap):
+        found = torch.promote_types(dtype or torch.float32, compute_dtype(matrix))
+        if keep(*matrix.shape, found, in_place(matrix, found, device) is None, True):
+            return read_rows(A, device=device, dtype=dtype, signed=signed, **wanted)
+    if paths is not None:
+        source = Shards(open_paths(paths), name)
+    elif matrix is not None:
+        source = Shards((in_memory(matrix, name),), name)
+    else:
+        source = Batches(A, name)
+    return _inspect(source, ahead, keep, device, dtype, signed, wanted)
+
+
+def summarise(rows: Rows, ahead: Ahead) -> tuple[Source, Summary]:
+    """Rows in memory as what gives them again, with their Summary."""
+    source = Shards((in_memory(rows.A, "A"),), "A")
+    wanted = {"name": "A", "features": None, "columns": "features"}
+    return _inspect(source, ahead, lambda *_: False, "cpu", rows.A.dtype, True, wanted)
+
+
+def chunks_of(
+    source: Source, rows: int, room: Callable[[], Tensor]
+) -> Iterator[tuple[slice, Tensor]]:
+    """(which rows, these rows) in order, so many at a time and fewer at the end, widened into the
+    memory (rows, d) that room() gives, wherever shards and batches end."""
+    first, filled, X = 0, 0, None
+    for values, _, _ in source.pieces():
+        taken = 0
+        while taken < len(values):
+            X = room() if X is None else X
+            count = min(rows - filled, len(values) - taken)
+            _widen(values[taken : taken + count], X[filled : filled + count])
+            taken, filled = taken + count, filled + count
+            if filled == rows:
+                yield slice(first, first + rows), X
+                first, filled, X = first + rows, 0, None
+    if filled:
+        yield slice(first, first + filled), X[:filled]
+
+
+def _inspect(source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: dict):
+    """One pass: every check, the sums, and all rows together if they may be."""
+    name, n, matrix, parts = source.name, 0, None, deque()
+    check = _Check(name, signed)
+    if source.shape is not None:
+        check_shape(source.shape, **wanted)
+        dtype = torch.promote_types(dtype or torch.float32, source.dtype)
+        parts = None
+        if keep(*source.shape, dtype, True, False):
+            matrix = torch.empty(source.shape, dtype=dtype, device=device)
+    squares, largest, columns = 0.0, 0.0, None
+    for X, place, first in ahead(_widened(source)):
+        if n == 0:
+            check_shape(X.shape, **wanted)
+            columns = torch.zeros(X.shape[1], dtype=torch.float64)
+        largest = max(largest, check.largest(X, place, first))
+        squares += float(squared_norm(X))
+        columns += X.sum(0)
+        if matrix is not None:
+            matrix[n : n + len(X)] = X
+        n += len(X)
+        if source.shape is None:
+            dtype = torch.promote_types(dtype or torch.float32, X.dtype)
+            if parts is not None and keep(n, X.shape[1], dtype, True, False):
+                parts.append(X)
+            elif source.once:
+                raise InvalidInput(
+                    f"{name} is a {type(source._A).__name__} that can be read only once, and what "
+                    f"it gave, {n:,} rows so far, does not fit in memory (max_memory); give what "
+                    f"can be read again: an object with __iter__, a DataLoader, or a file"
+                )
+            else:
+                parts = None
+    if n == 0:
+        check_shape((0, 1), **wanted)
+    check.report()
+    if parts:
+        matrix = gather(parts, dtype, device)
+    if matrix is not None:
+        return Rows(matrix)
+    return source, Summary(n, len(columns), dtype, squares, largest, columns)
+
+
+def _widened(source: Source) -> Iterator[Piece]:
+    """The pieces in what they are computed in, small ones together; as copies: a generator may fill
+    one buffer again and again."""
+    held, entries = [], 0
+    for values, place, first in source.pieces():
+        X = torch.empty(tuple(values.shape), dtype=compute_dtype(values))
+        _widen(values, X)
+        if held and (held[0].place != place or held[0].values.dtype != X.dtype):
+            yield _joined(held)
+            held, entries = [], 0
+        held.append(Piece(X, place, first))
+        entries += X.numel()
+        if entries >= _READ_ENTRIES:
+            yield _joined(held)
+            held, entries = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(held: list[Piece]) -> Piece:
+    if len(held) == 1:
+        return held[0]
+    return Piece(torch.cat([values for values, _, _ in held]), *held[0][1:])
+
+
+def _widen(values: Part, X: Tensor) -> None:
+    values = tensor_of(values)
+    if values.device.type != "cpu":
+        X.copy_(values)
+        return
+    step = max(1, _CONVERTED // max(1, X.shape[1]))
+    for i in range(0, len(X), step):
+        X[i : i + step].copy_(values[i : i + step])
+
+
+class _Check:
+    """Finds entries that cannot be used: the first, and how many there are of its kind."""
+
+    def __init__(self, name: str, signed: bool) -> None:
+        self._name, self._signed = name, signed
+        self._kind, self._first, self._count = "", "", 0
+
+    def largest(self, X: Tensor, place: str, first: int) -> float:
+        """The largest entry of X."""
+        low, high = torch.stack(torch.aminmax(X)).tolist()
+        if high < float("inf") and (low >= 0 or (self._signed and low > -float("inf"))):
+            return high
+        if not self._kind:
+            self._kind = "negative" if X.isfinite().all() else "nan or inf"
+        bad = X < 0 if self._kind == "negative" else ~X.isfinite()
+        if not self._first:
+            i, j = divmod(int(bad.flatten().byte().argmax()), X.shape[1])
+            number = f"{float(X[i, j]):g}".replace("-", "−")
+            inside = "" if place == self._name else f"in {place} "
+            self._first = f"{inside}at row {first + i}, column {j}: {number}"
+        self._count += int(bad.sum())
+        return high
+
+    def report(self) -> None:
+        """Raise InvalidInput if any was found."""
+        if not self._count:
+            return
+        needed = "finite numbers"
+        if self._kind == "negative":
+            needed = f"{self._name} ≥ 0 (clip at 0?)"
+        entries = f"{self._kind} entry" if self._count == 1 else f"{self._kind} entries"
+        found = f"{self._count} {entries}, the first {self._first}"
+        raise InvalidInput(f"{self._name} has {found}; NMF needs {needed}")
+
+
+def _print(part: Part) -> int:
+    """What tells batches apart."""
+    if isinstance(part, Tensor):
+        part = part.cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return zlib.crc32(np.ascontiguousarray(part))

@@ -1,0 +1,124 @@
+"""Where rows that are computed go, a chunk at a time: memory, a file that appears whole or not at
+all, or nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .paths import check_output, replacing
+
+# bytes in hand where all rows are gone through without the data
+_IN_HAND = 16 << 20
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Rows in the matrix Z (n, K), on the device that computes."""
+
+    Z: Tensor
+    place = "memory"
+
+    def load(self, part: slice) -> Tensor:
+        return self.Z[part]
+
+    def save(self, part: slice, Z: Tensor) -> None:
+        # what load gave has been changed in place
+        if Z.data_ptr() != self.Z[part].data_ptr():
+            self.Z[part] = Z
+
+    def each_(self, change: Callable[[slice, Tensor], None]) -> None:
+        """Call change(part, Z[part]), which changes it in place, for all rows in order."""
+        change(slice(0, len(self.Z)), self.Z)
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Rows (n, K) in a .npy file, read and written by the system's calls: pages of a map would
+    count as memory of the process. place: the name the file will have."""
+
+    file: Path
+    place: str
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    offset: int
+
+    def load(self, part: slice) -> Tensor:
+        """A copy of these rows, on the CPU."""
+        K, number = self.shape[1], _number(self.dtype)
+        rows = part.stop - part.start
+        at = self.offset + part.start * K * number.itemsize
+        return torch.from_numpy(np.fromfile(self.file, number, rows * K, offset=at).reshape(-1, K))
+
+    def save(self, part: slice, Z: Tensor) -> None:
+        with open(self.file, "r+b") as file:
+            file.seek(self.offset + part.start * self.shape[1] * self.dtype.itemsize)
+            Z.cpu().contiguous().numpy().tofile(file)
+
+    def each_(self, change: Callable[[slice, Tensor], None]) -> None:
+        """Call change(part, Z[part]), which changes it in place, for all rows in order."""
+        n, K = self.shape
+        for part in row_blocks(n, max(1, _IN_HAND // (K * self.dtype.itemsize))):
+            Z = self.load(part)
+            change(part, Z)
+            self.save(part, Z)
+
+
+@dataclass(frozen=True)
+class NotKept:
+    """Codes that are computed anew in every pass: encode(X) gives those of a chunk."""
+
+    encode: Callable[[Tensor], Tensor]
+    place = "not kept"
+
+    def load(self, part: slice) -> None:
+        return None
+
+    def save(self, part: slice, Z: Tensor) -> None:
+        pass
+
+
+Store = InMemory | OnDisk | NotKept
+
+
+@contextmanager
+def written(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[OnDisk]:
+    """Rows of this shape in a .npy file, which takes the place of path at the end; see `replacing`.
+
+    Raises OSError at once where the disk has no room for it.
+    """
+    with replacing(path) as part:
+        with open(part, "r+b") as file:
+            described = {"descr": _number(dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, described)
+            offset = file.tell()
+            file.truncate(offset + shape[0] * shape[1] * dtype.itemsize)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        yield OnDisk(part, str(path), shape, dtype, offset)
+
+
+def output(path: str | os.PathLike) -> Path:
+    """The .npy file to write to; raises what `check_output` raises."""
+    return check_output(path, (".npy",))
+
+
+def mapped(path: Path) -> Tensor:
+    """The matrix in a .npy file, read when it is used; what is written into it stays in memory."""
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def row_blocks(n: int, rows: int) -> Iterator[slice]:
+    return (slice(i, min(i + rows, n)) for i in range(0, n, rows))
+
+
+def _number(dtype: torch.dtype) -> np.dtype:
+    return np.dtype(str(dtype).removeprefix("torch."))

@@ -1,0 +1,107 @@
+"""Data that are read in every pass: chunks brought to the device ahead of their use, with the codes
+that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .ahead import Ahead
+from .source import Source, Summary, chunks_of
+from .store import NotKept, OnDisk, Store
+
+
+class Stream:
+    """A (n, d), checked, of which chunk_rows rows are in hand and as many are being read.
+
+    squared_data: ‖A‖². passes: how often all rows were read, the checks included.
+    """
+
+    def __init__(
+        self, source: Source, summary: Summary, ahead: Ahead, device: torch.device, chunk_rows: int
+    ) -> None:
+        self.n, self.d, self.dtype = summary.n, summary.d, summary.dtype
+        self.squared_data, self.summary = summary.squares, summary
+        self.device, self.chunk_rows = device, chunk_rows
+        self.passes = 1
+        self._source, self._ahead = source, ahead
+        self._rooms = [self._room(), self._room()]
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def chunks(
+        self, codes: Store | None = None, save: bool = True
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """One pass: (which rows, X, their codes) on the device; what became of the codes is kept
+        unless save is False. A chunk is valid until the next one is asked for."""
+        for part, (room, host), loaded in self._ahead(self._read(codes)):
+            X = self._on_device(room, host)
+            Z = None if codes is None else self._codes(codes, X, loaded)
+            yield part, X, Z
+            if isinstance(codes, OnDisk) and save:
+                self._ahead.later(codes.save, part, Z.cpu())
+        self._ahead.settle()
+        self.passes += 1
+
+    def pieces(self, codes: Store, piece_rows: int, save: bool = True) -> Pieces:
+        """What the engine goes through in each iteration."""
+        return Pieces(self, codes, piece_rows, save)
+
+    def _read(self, codes: Store | None) -> Iterator:
+        """In the thread: a chunk, the room it is in, and its codes as they are stored."""
+        turn = -1
+
+        def room() -> Tensor:
+            nonlocal turn
+            turn = (turn + 1) % 2
+            if self._rooms[turn].copied is not None:
+                self._rooms[turn].copied.synchronize()
+            return self._rooms[turn].host
+
+        for part, host in chunks_of(self._source, self.chunk_rows, room):
+            yield part, (self._rooms[turn], host), None if codes is None else codes.load(part)
+
+    def _room(self) -> _Room:
+        pinned = self.device.type == "cuda"
+        shape = self.chunk_rows, self.d
+        return _Room(torch.empty(shape, dtype=self.dtype, pin_memory=pinned))
+
+    def _on_device(self, room: _Room, host: Tensor) -> Tensor:
+        """The chunk where it is computed with; the room may be filled again when `copied`."""
+        if self._copies is None:
+            return host.to(self.device)
+        here = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copies):
+            X = host.to(self.device, non_blocking=True)
+            room.copied = self._copies.record_event()
+        here.wait_event(room.copied)
+        X.record_stream(here)
+        return X
+
+    def _codes(self, codes: Store, X: Tensor, loaded: Tensor | None) -> Tensor:
+        return codes.encode(X) if isinstance(codes, NotKept) else loaded.to(self.device)
+
+
+@dataclass
+class _Room:
+    """Memory for a chunk, and the event after which its copy to the device is complete."""
+
+    host: Tensor
+    copied: torch.cuda.Event | None = None
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """X (m, d), its codes (m, K) and no residual, of each piece of rows; read anew every time."""
+
+    stream: Stream
+    codes: Store
+    piece_rows: int
+    save: bool = True
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, None]]:
+        for _, X, Z in self.stream.chunks(self.codes, self.save):
+            for i in range(0, len(X), self.piece_rows):
+                yield X[i : i + self.piece_rows], Z[i : i + self.piece_rows], None

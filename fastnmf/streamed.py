@@ -1,0 +1,200 @@
+"""What a fit asks of data that are read in passes, and where data go: into memory or through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from . import budget, memory, plan
+from .ahead import Ahead
+from .budget import Needs
+from .codes import describe_pieces, r_squared_about
+from .encoding import Encoder
+from .errors import InvalidInput
+from .init import resolve
+from .plan import Plan
+from .resident import Measured, Resident
+from .rows import Rows
+from .shards import paths_of
+from .solvers import squared_norm
+from .source import Source, Summary, summarise, take
+from .store import InMemory, NotKept, OnDisk, Store, mapped, written
+from .stream import Stream
+from .streamed_start import start
+
+# half-steps from nothing that codes which are not kept are given in every pass
+SWEEPS = 20
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A (n, d), read in passes. store: where the codes are kept, or None; encoder(D) then gives
+    what computes them."""
+
+    rows: Stream
+    store: InMemory | OnDisk | None
+    encoder: Callable[[Tensor], Encoder]
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.rows.chunk_rows
+
+    @property
+    def passes(self) -> int:
+        return self.rows.passes
+
+    @property
+    def place(self) -> str:
+        return NotKept.place if self.store is None else self.store.place
+
+    def plan(self, K: int, solver: str, backend: str, *, chunk_rows: int | None, **asked) -> Plan:
+        n, d, like = self.rows.n, self.rows.d, torch.empty(0, dtype=self.rows.dtype)
+        on = memory.machine_of(like.to(self.rows.device), backend)
+        asked["chunk_rows"] = self.rows.chunk_rows
+        return plan.choose(n, d, K, like.itemsize, solver, on=on, streams=True, **asked)
+
+    def start(self, K: int, init: Any, generator: Generator | None) -> tuple[Store, Tensor]:
+        D = start(self.rows, self.store, K, init, generator)
+        if self.store is not None:
+            return self.store, D
+        encoder = self.encoder(D)
+        return NotKept(lambda X: encoder.encode(X, None)[0]), D
+
+    def measure(self, Z: Store, D: Tensor, chosen: Plan) -> Measured:
+        mean = self.rows.summary.columns.to(D) / self.rows.n
+        error = spread = 0.0
+
+        def pieces() -> Iterator[Tensor]:
+            nonlocal error, spread
+            for X, codes, _ in self.rows.pieces(Z, chosen.piece_rows, save=False):
+                error += float(squared_norm(torch.addmm(X, codes, D, alpha=-1)))
+                spread += float(squared_norm(X - mean))
+                yield codes
+
+        codes = describe_pieces(pieces(), D)
+        whole = self.rows.squared_data
+        return Measured(error, whole, r_squared_about(spread, error, whole), codes)
+
+    def keep(self, Z: Store) -> None:
+        pass
+
+    def codes(self, Z: Store) -> Tensor | None:
+        """The codes for the caller, after all is done."""
+        if self.store is None:
+            return None
+        return Z.Z if isinstance(Z, InMemory) else mapped(Path(Z.place))
+
+
+def shape_of(taken: Rows | tuple[Source, Summary]) -> tuple[int, torch.dtype]:
+    """The number of rows, and the dtype to compute in."""
+    if isinstance(taken, Rows):
+        return taken.n, taken.A.dtype
+    return taken[1].n, taken[1].dtype
+
+
+@dataclass(frozen=True)
+class Taking:
+    """How data are taken: by whom they are read, where they go, and within which bytes.
+
+    asked: bytes that the process may grow by, or None for what is free. chunk_rows: rows in hand at
+    most. codes: where what is computed of them goes: 'memory', None, or a file.
+    """
+
+    ahead: Ahead
+    device: torch.device
+    asked: int | None
+    chunk_rows: int | None
+    codes: Path | str | None
+
+    def take(self, A: Any, K: int, start: str = "random", **wanted: Any):
+        """Rows, or what source.take gives for data that do not fit."""
+        limit = self._limit()
+
+        def keep(n: int, d: int, dtype: torch.dtype, copied: bool, given: bool) -> bool:
+            # what is in memory already is used there, as long as nobody asks for less
+            if given and self.asked is None:
+                return True
+            return self._needs(n, d, K, dtype, start).resident(copied) <= limit
+
+        if isinstance(self.codes, Path):
+            for path in map(Path, paths_of(A) or ()):
+                # a new file in a folder would be one of its shards the next time
+                if path.resolve() in (self.codes, self.codes.parent):
+                    raise InvalidInput(
+                        f"{self.codes} is to be written, but {path} is read; give another"
+                    )
+        return take(A, self.ahead, keep=keep, device=self.device, **wanted)
+
+    def stream(self, source: Source, summary: Summary, K: int, start: str, most=None) -> Stream:
+        """The rows of a source in chunks that fit, of `most` rows at most."""
+        needs = self._needs(summary.n, summary.d, K, summary.dtype, start)
+        wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
+        rows = needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None)
+        return Stream(source, summary, self.ahead, self.device, rows)
+
+    @contextmanager
+    def store(self, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[InMemory | OnDisk]:
+        """Where rows of this shape go."""
+        if isinstance(self.codes, Path):
+            with written(self.codes, shape, dtype) as store:
+                yield store
+        else:
+            yield InMemory(torch.empty(shape, dtype=dtype, device=self.device))
+
+    def through(
+        self,
+        taken: Rows | tuple[Source, Summary],
+        make: Callable[[slice, Tensor], Tensor],
+        K: int,
+        most: int | None = None,
+    ) -> Tensor:
+        """make(part, X) (m, K) of all rows, `most` together at most, in memory or a map of its
+        file."""
+        if isinstance(taken, Rows):
+            n, dtype, chunks = taken.n, taken.A.dtype, taken.chunks(most or budget.LEAST_ROWS)
+        else:
+            stream = self.stream(*taken, K, "random", most)
+            n, dtype, chunks = stream.n, stream.dtype, ((p, X) for p, X, _ in stream.chunks())
+        with self.store((n, K), dtype) as store:
+            for part, X in chunks:
+                store.save(part, make(part, X))
+        return store.Z if isinstance(store, InMemory) else mapped(Path(store.place))
+
+    @contextmanager
+    def for_fit(self, A: Any, K: int, init: Any, encoder) -> Iterator[Resident | Streamed]:
+        """A as what a fit asks of its data; a file for the codes is in its place at the end."""
+        name = init if isinstance(init, str) else "given"
+        # whichever start is taken, it has room
+        name = "nndsvda" if name == "auto" else name
+        taken = self.take(A, K, name)
+        if isinstance(taken, Rows):
+            taken = Rows(taken.A.detach())
+            if self.codes == "memory":
+                yield Resident(taken)
+                return
+            if isinstance(self.codes, Path):
+                with self.store((taken.n, K), taken.A.dtype) as target:
+                    yield Resident(taken, target)
+                return
+            taken = summarise(taken, self.ahead)
+        stream = self.stream(*taken, K, resolve(init, taken[1].n, taken[1].d, K))
+        if self.codes is None:
+            yield Streamed(stream, None, encoder)
+            return
+        with self.store((stream.n, K), stream.dtype) as store:
+            yield Streamed(stream, store, encoder)
+
+    def _needs(self, n: int, d: int, K: int, dtype: torch.dtype, start: str) -> Needs:
+        codes = "none" if self.codes is None else "memory" if self.codes == "memory" else "file"
+        return Needs(n, d, K, dtype.itemsize, codes, start)
+
+    def _limit(self) -> int:
+        asked = budget.available() if self.asked is None else self.asked
+        free = memory.free_bytes(self.device)
+        return asked if free is None else min(asked, int(0.9 * free))

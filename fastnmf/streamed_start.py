@@ -1,0 +1,185 @@
+"""Starts (Z, D) for data that are read in passes: those of init.py, by sums over chunks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from . import init
+from .errors import InvalidInput
+from .exemplars import draw_any, draw_spread
+from .init import cold_start, folded_normal, given_factor, resolve
+from .store import InMemory, OnDisk, row_blocks
+from .stream import Stream
+from .svd import TINY, piece_rows, right_vectors, wide
+
+# rows drawn at once: torch draws numbers in groups of 16, so pieces of whole groups continue each
+# other, and all but the last must hold such
+_GROUP = 16
+_DRAWN_BYTES = 16 << 20
+
+Codes = InMemory | OnDisk | None
+
+
+@torch.no_grad()
+def start(
+    stream: Stream, codes: Codes, K: int, asked: Any, generator: Generator | None = None
+) -> Tensor:
+    """D (K, d) to start from, and its codes into the store; None: codes are not kept, and are not
+    part of the start.
+
+    The numbers of init.start for the same data in memory, up to the rounding of sums; nndsvda with
+    n < d draws another basis. asked: a name in STARTS, or (Z0, D0), where Z0 is None for codes that
+    are not kept.
+    """
+    kind = resolve(asked, stream.n, stream.d, K)
+    if kind == "given":
+        return _given(stream, codes, K, asked)
+    if kind == "nndsvda" and min(stream.n, stream.d) >= K:
+        D = _nndsvda(stream, codes, K, generator)
+    elif kind == "random":
+        if codes is not None:
+            _draw_codes(stream, codes, K, generator)
+        D = _random_dictionary(stream, K, generator)
+    else:
+        D = _dictionary_of_rows(stream, K, kind, generator)
+        if codes is not None:
+            for part, X, _ in stream.chunks():
+                codes.save(part, cold_start(X, D))
+    if codes is not None:
+        _scale_to_data_(stream, codes, D)
+    return D
+
+
+def _given(stream: Stream, codes: Codes, K: int, asked: Any) -> Tensor:
+    like = {"dtype": stream.dtype, "device": stream.device}
+    if codes is not None:
+        Z, D = init.given(asked, stream.n, stream.d, K, **like)
+        for part in row_blocks(stream.n, stream.chunk_rows):
+            codes.save(part, Z[part])
+        return D
+    if asked[0] is not None:
+        raise InvalidInput(
+            "init=(Z0, D0) gives codes, and codes=None keeps none; give init=(None, D0)"
+        )
+    return given_factor("D0", asked[1], (K, stream.d), **like)
+
+
+def _like(stream: Stream) -> Tensor:
+    return torch.empty(0, dtype=stream.dtype, device=stream.device)
+
+
+def _mean(stream: Stream) -> Tensor:
+    return _like(stream).new_tensor(stream.summary.mean)
+
+
+def _draw_codes(stream: Stream, codes: Codes, K: int, generator: Generator | None) -> None:
+    """Z = |normal| · sqrt(mean(A) / K), the numbers of one draw of all."""
+    like, square = _like(stream), _mean(stream) / K
+    for part in _groups(stream.n, _DRAWN_BYTES // (K * like.itemsize)):
+        codes.save(part, folded_normal((part.stop - part.start, K), like, square, generator))
+
+
+def _groups(n: int, rows: int) -> Iterator[slice]:
+    """Slices of whole groups of rows, the last with up to a group more, never with less."""
+    step = max(_GROUP, rows // _GROUP * _GROUP)
+    bounds = [*range(0, max(1, n - _GROUP + 1), step), n]
+    return (slice(first, last) for first, last in itertools.pairwise(bounds))
+
+
+def _random_dictionary(stream: Stream, K: int, generator: Generator | None) -> Tensor:
+    return folded_normal((K, stream.d), _like(stream), _mean(stream) / K, generator)
+
+
+def _scale_to_data_(stream: Stream, codes: Codes, D: Tensor) -> None:
+    rows = piece_rows(stream.d, 2 * D.itemsize)
+    pieces = ((Z, X) for X, Z, _ in stream.pieces(codes, rows, save=False))
+    root = init.scale_of(pieces, D)
+    if root is not None:
+        codes.each_(lambda _, Z: Z.mul_(root))
+        D *= root
+
+
+def _nndsvda(stream: Stream, codes: Codes, K: int, generator: Generator | None) -> Tensor:
+    """D of NNDSVDa, of which init.nndsvda says more, with its codes where they are kept. The scale
+    is that of A / mean(A)."""
+    unit = _mean(stream).clamp(min=TINY)
+    largest = _like(stream).new_tensor(stream.summary.largest)
+
+    def pieces(rows: int, every: int) -> Iterator[Tensor]:
+        for part, X, _ in stream.chunks():
+            yield from X[-part.start % every :: every].split(rows)
+
+    V, inverse = right_vectors(pieces, (stream.n, stream.d), K, _like(stream), largest, generator)
+    scaled = V * inverse
+    squares = torch.zeros(2, K, dtype=wide(stream.device), device=stream.device)
+    for part, X, _ in stream.chunks():
+        U = X @ scaled
+        squares += init.part_squares(U)
+        if codes is not None:
+            codes.save(part, U)
+    norms = squares.sum(0).sqrt()
+    S = (norms / inverse / unit).to(V.dtype)
+    norms = norms.clamp(min=TINY)
+    of_u = tuple((squares.sqrt() / norms).to(V.dtype))
+    parts_of_u, parts_of_v = init.non_negative_parts(S, of_u, init.part_norms(V))
+    mean = _mean(stream) / unit
+
+    def take_(_: slice, U: Tensor) -> None:
+        U /= norms.to(U)
+        init.take_parts_(U, *(given.to(U) for given in parts_of_u), mean.to(U))
+
+    if codes is not None:
+        codes.each_(take_)
+    init.take_parts_(V, *parts_of_v, mean)
+    return V.T.contiguous()
+
+
+def _dictionary_of_rows(stream: Stream, K: int, kind: str, generator: Generator | None) -> Tensor:
+    """D (K, d) as init.start makes it of rows: after concepts of NNDSVDa, before random ones."""
+    D = _like(stream).new_empty(0, stream.d)
+    if kind == "nndsvda":
+        D = _nndsvda(stream, None, min(stream.n, stream.d), generator)
+        norm = torch.linalg.vector_norm(D).clamp(min=TINY)
+        D *= stream.squared_data**0.5 / norm * (len(D) / stream.n) ** 0.5
+    norms = _of_rows(stream, lambda X: torch.linalg.vector_norm(X.to(wide(X.device)), dim=1))
+    candidates = norms.nonzero()[:, 0]
+    if kind == "spread":
+
+        def cosine(drawn: Tensor) -> Tensor:
+            rays = _take(stream, candidates[drawn]) / norms[candidates[drawn], None].to(D)
+            nearest = _of_rows(stream, lambda X: (X @ rays.T).amax(1))
+            return (nearest[candidates] / norms[candidates]).clamp(max=1)
+
+        rows = candidates[draw_spread(norms[candidates], cosine, K - len(D), generator)]
+    else:
+        rows = draw_any(candidates, K - len(D), generator)
+    D = torch.cat((D, _take(stream, rows)))
+    if len(D) < K:
+        D = torch.cat((D, _random_dictionary(stream, K, generator)[len(D) :]))
+    return D
+
+
+def _of_rows(stream: Stream, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """measure(X) of all rows, in float64. Small results of chunks, kept one by one, would lie
+    between what each chunk takes and gives back, and keep it from being used again."""
+    measured = torch.empty(stream.n, dtype=wide(stream.device), device=stream.device)
+    for part, X, _ in stream.chunks():
+        rows = piece_rows(stream.d, 8)
+        for i, piece in enumerate(X.split(rows)):
+            first = part.start + i * rows
+            measured[first : first + len(piece)] = measure(piece)
+    return measured
+
+
+def _take(stream: Stream, rows: Tensor) -> Tensor:
+    """These rows of the data, in this order."""
+    taken = _like(stream).new_empty(len(rows), stream.d)
+    for part, X, _ in stream.chunks():
+        here = ((rows >= part.start) & (rows < part.stop)).nonzero()[:, 0]
+        taken[here] = X[rows[here] - part.start]
+    return taken
