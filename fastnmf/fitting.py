@@ -64,7 +64,7 @@ class Fitter:
             chunk_rows=self.chunk_rows,
             block=self.block,
         )
-        accelerates = self._accelerates(chosen, isinstance(data, Streamed))
+        accelerates = self._accelerates(chosen, min(n, d), isinstance(data, Streamed))
         Z, D = data.start(self.K, self.init, self.generator)
         if accelerates:
             chosen = plan.accelerated(chosen, n, d, self.K, D.element_size(), self.solver)
@@ -100,10 +100,11 @@ class Fitter:
             )
         return Z, D, info
 
-    def _accelerates(self, chosen: plan.Plan, streams: bool) -> bool:
-        """Whether to extrapolate. 'auto' does where it pays, in normal form and where half-steps
-        are not exact, unless the iterates of the plain loop may be meant: where a start or a form
-        is given (README, design). Streamed codes have no copies to be moved ahead of."""
+    def _accelerates(self, chosen: plan.Plan, most: int, streams: bool) -> bool:
+        """Whether to extrapolate. 'auto' does where it pays, up to `most` concepts, in normal form
+        and where half-steps are not exact, unless the iterates of the plain loop may be meant:
+        where a start or a form is given (README, design). Streamed codes have no copies to be moved
+        ahead of."""
         if streams and self.accelerate is True:
             raise InvalidInput(
                 "accelerate=True keeps two copies of the codes in memory, and the data are read in "
@@ -112,7 +113,8 @@ class Fitter:
         if streams or self.accelerate != "auto":
             return self.accelerate is True
         free = isinstance(self.init, str) and self.form == "auto"
-        return free and chosen.form == "normal" and not SOLVERS[self.solver].exact
+        pays = most >= self.K and chosen.form == "normal" and not SOLVERS[self.solver].exact
+        return free and pays
 
     def _account(
         self,

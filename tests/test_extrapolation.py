@@ -91,7 +91,7 @@ def test_auto_accelerates_where_neither_start_nor_form_is_given():
     A, Z0, D0 = (torch.tensor(M, dtype=torch.float32) for M in problem(50, 20, 5))
 
     def info(**options):
-        model = NMF(5, max_iter=3, tol=0, seed=0, **options)
+        model = NMF(**{"nb_concepts": 5, **options}, max_iter=3, tol=0, seed=0)
         model.fit(A)
         return model.fit_info_
 
@@ -104,6 +104,7 @@ def test_auto_accelerates_where_neither_start_nor_form_is_given():
         {"form": "residual"},
         {"solver": "anls"},
         {"accelerate": False},
+        {"nb_concepts": 21},
     ):
         told = info(**options)
         assert not told.accelerated
