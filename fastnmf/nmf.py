@@ -1,5 +1,5 @@
-"""The facade: NMF, an nn.Module with Overcomplete's interface. Arguments, state, fit, encode,
-decode."""
+"""The facade: NMF, an nn.Module with Overcomplete's interface. Arguments, state, fit, partial_fit,
+encode, decode."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from .encoding import Encoder
 from .engine import Iteration
 from .errors import InvalidInput, NotFitted
 from .fitting import Fitter
-from .info import FitInfo
+from .info import FitInfo, OnlineInfo
 from .init import nndsvda as nndsvda_start
 from .init import random_codes, random_dictionary
+from .online import OnlineFitter, Stream
 from .precision import PRECISIONS, products_in
 from .progress import Progress
 from .rows import as_numpy32, read_rows
@@ -46,8 +47,11 @@ class NMF(nn.Module):
     are the same. precision: 'auto' takes tf32 where torch.set_float32_matmul_precision allows it
     and it does no harm, 'strict' never. chunk_rows: rows in hand at a time at most; None lets the
     plan choose. callback: called with an `Iteration` after each; a true answer ends the fit.
+    half_life: rows after which partial_fit counts a row half; None is 16 rows a concept, math.inf
+    never forgets.
 
-    After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError)
+    After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
+    instead. Raises InvalidInput (a ValueError)
     for bad values and TypeError for bad types and unknown options. Sources of the methods:
     solvers.py.
     """
@@ -71,6 +75,7 @@ class NMF(nn.Module):
         block: int | None = None,
         chunk_rows: int | None = None,
         callback: Callable[[Iteration], bool | None] | None = None,
+        half_life: float | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -89,11 +94,16 @@ class NMF(nn.Module):
         self.block = options.whole("block", block, at_least=1, optional=True)
         self.chunk_rows = options.whole("chunk_rows", chunk_rows, at_least=1, optional=True)
         self.callback = options.function("callback", callback)
+        self.half_life = options.half_life(half_life)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
         self.fit_info_: FitInfo | None = None
+        self.online_info_: OnlineInfo | None = None
         self._fitted_info: dict[str, Any] = {}
         self.register_buffer("D", None)
+        # what a stream has left, beside D: moved, copied and pickled with the model
+        self.register_buffer("_gram", None, persistent=False)
+        self.register_buffer("_cross", None, persistent=False)
 
     def fit(self, A: Any, max_iter: int | None = None) -> tuple[Tensor, Tensor]:
         """Learn the dictionary of A; returns (Z, D): (n, K) and (K, d), contiguous, on the model's
@@ -134,6 +144,47 @@ class NMF(nn.Module):
         self.fit_info_ = info
         self._set_fitted(**info.as_dict())
         return Z, D
+
+    def partial_fit(self, A: Any) -> NMF:
+        """Learn from a batch A (m, d) ≥ 0 of a stream, whose rows are seen once; returns the model.
+
+        A is what fit takes, m any number from 1 on. Codes of the batch, by the model's solver, are
+        added to the statistics ZᵀZ (K, K) and ZᵀA (K, d), of which older rows lose half their
+        weight every half_life rows, and the dictionary follows by half-steps in normal form.
+
+        The first batch gives the start, by `init` (a pair must fit it; load_dictionary(D0) takes
+        any batch); a batch of zeros leaves that to the next. After fit or load_dictionary the
+        stream goes on from their dictionary, which counts as much as the rows of a half-life, 16 a
+        concept at most. A concept that no row has used stays as it is. State beside D is no part of
+        state_dict; copies and pickles have it, fit drops it. max_iter, tol and callback have no
+        part in it. A call that fails or is interrupted leaves the model as it was. The account is
+        online_info_. Raises as fit does. Source: Mairal, Bach, Ponce & Sapiro, 2010.
+        """
+        begun = time.perf_counter()
+        known = {} if self.D is None else {"features": self.D.shape[1], "dtype": self.D.dtype}
+        device = torch.device(self.device) if self.D is None else self.D.device
+        backend, ops = select(self.solver, device, self.backend)
+        A = read_rows(A, device=device, **known).A.detach()
+        with torch.autocast(device.type, enabled=False), self._products():
+            fitter = OnlineFitter(
+                self.nb_concepts,
+                self.solver,
+                backend,
+                ops,
+                self.init,
+                self._generator(0),
+                self.form,
+                self.block,
+                self.chunk_rows,
+                self.half_life,
+                begun,
+            )
+            stream = fitter(A, Stream(self.D, self._gram, self._cross, self.online_info_))
+        self.D = stream.D
+        self.fit_info_ = None
+        self._set_fitted(**stream.info.as_dict())
+        self._gram, self._cross, self.online_info_ = stream.gram, stream.cross, stream.info
+        return self
 
     def encode(
         self, A: Any, max_iter: int = 300, tol: float | None = None, *, Z0: Any = None
@@ -257,8 +308,10 @@ class NMF(nn.Module):
             raise NotFitted("the model must be fitted first: call fit(A), or load a dictionary")
 
     def _set_fitted(self, **info: Any) -> None:
+        """D is new: what a stream has left belongs to the one before."""
         self.fitted = True
         self._fitted_info = info
+        self._gram = self._cross = self.online_info_ = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMF:
         """Move as every module does, and let `device` follow; an unfitted model has no tensor to

@@ -59,6 +59,17 @@ def tolerance(tol: Any) -> float:
     return float(tol)
 
 
+def half_life(value: Any) -> float | None:
+    """The rows after which a row counts half: a number above zero, infinity included, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"half_life={value!r} must be a number of rows or None")
+    if not value > 0:
+        raise InvalidInput(f"half_life={value} must be above 0; math.inf never forgets")
+    return float(value)
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     """value, which must be one of these names."""
     allowed = list(allowed)

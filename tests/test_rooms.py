@@ -20,6 +20,7 @@ FLOORS = [
     {"engine", "memory"},
     {"info", "options", "progress"},
     {"encoding", "fitting", "nnls"},
+    {"online"},
     {"nmf"},
     {"files", "overcomplete"},
     {"demo"},
