@@ -12,7 +12,10 @@ from typing import Any
 
 from ._version import __version__
 
-FIT_OPTIONS = ("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows")
+FIT_OPTIONS = (
+    *("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows"),
+    *("checkpoint", "checkpoint_seconds"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +86,9 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     _option(fit, "--backend", "auto", "auto, or one that `fastnmf info` lists")
     _option(fit, "--form", "auto", "auto, normal or residual")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
+    fit.add_argument("--checkpoint", type=Path, help="file to save progress to, .safetensors")
+    _option(fit, "--checkpoint-seconds", 60.0, "between two saves at least")
+    fit.add_argument("--resume", action="store_true", help="go on from --checkpoint if it exists")
     _add_common(fit)
 
 
@@ -125,11 +131,12 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     # before the work, so that none is lost
     codes = [(arguments.codes, WRITERS)] if arguments.codes else []
-    _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes], [arguments.A])
+    saved = [(arguments.checkpoint, MODEL_SUFFIXES)] if arguments.checkpoint else []
+    _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes, *saved], [arguments.A])
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
     options["verbose"] = not arguments.quiet
     nmf = NMF(arguments.concepts, _device(arguments.device), **options)
-    Z, _ = nmf.fit(read_matrix(arguments.A))
+    Z, _ = nmf.fit(read_matrix(arguments.A), resume=arguments.resume)
     save_model(arguments.out, nmf)
     if arguments.codes:
         write_matrix(arguments.codes, Z)
@@ -175,7 +182,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _demo(arguments: argparse.Namespace) -> None:
     from .demo import learn_photograph
-    from .files import check_output
+    from .disk import check_output
 
     account = learn_photograph(
         check_output(arguments.out, (".png",)),
@@ -192,8 +199,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _check_outputs(outputs: list[tuple[Path, Iterable[str]]], inputs: list[Path]) -> None:
     """Refuse an output that cannot be written, or that is an input or another output."""
+    from .disk import check_output
     from .errors import InvalidInput
-    from .files import check_output
 
     taken = {os.path.realpath(path) for path in inputs}
     for path, suffixes in outputs:

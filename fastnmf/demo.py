@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .disk import replacing
 from .errors import InvalidInput
-from .files import replacing
 from .info import FitInfo
 from .nmf import NMF
 

@@ -3,6 +3,7 @@ solver's arithmetic."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,6 +50,24 @@ class Outcome:
     drift: float | None = None
 
 
+@dataclass(frozen=True)
+class State:
+    """What the loop carries from one iteration to the next, at the end of one: enough to go on to
+    the same bits.
+
+    Z (n, K), D (K, d): the factors in hand, no copies. E (n, d): the residual A − Z D, where a
+    later iteration reads it. The rest as in the run.
+    """
+
+    Z: Tensor
+    D: Tensor
+    E: Tensor | None
+    history: tuple[Iteration, ...]
+    iterations_since_fresh: int
+    refresh: int
+    drifts: tuple[float, ...]
+
+
 @dataclass
 class _Run:
     """A run in progress: the factors, updated in place, and what the steps of the loop share."""
@@ -74,6 +93,20 @@ class _Run:
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
     kept: list | None = None
 
+    def state(self, history: list[Iteration], drifts: list[float]) -> State:
+        # elsewhere E is computed anew before it is read; in tf32 its drift is measured then
+        read = self.iterations_since_fresh > 0 or self.sweep.allowed != "highest"
+        E = self.E if read else None
+        counters = self.iterations_since_fresh, self.refresh
+        return State(self.Z, self.D, E, tuple(history), *counters, tuple(drifts))
+
+    def restore(self, state: State) -> None:
+        """Go on after `state`, whose factors Z and D hold already."""
+        self.iterations_since_fresh, self.refresh = state.iterations_since_fresh, state.refresh
+        self.swept = len(state.history) > 0
+        if state.E is not None:
+            self.E.copy_(state.E)
+
 
 def factorize_(
     Z: Tensor,
@@ -87,28 +120,38 @@ def factorize_(
     tol: float,
     learn: bool = True,
     each: Callable[[Iteration], bool | None] | None = None,
+    keep: Callable[[Callable[[], State]], None] | None = None,
+    resumed: State | None = None,
 ) -> Outcome:
     """Iterate on Z (n, K) and D (K, d) in place until ‖ΔZ‖ ≤ tol ‖Z‖, max_iter, or each(iteration)
     is true.
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
-    tol ≤ 0 never stops. Synchronises once an iteration if tol or each asks for it, else once at the
-    end. Raises ArithmeticError when the factors overflow.
+    tol ≤ 0 never stops. keep is called at the end of every iteration that another may follow, with
+    a function that gives the State; from it, with its Z and D and the same plan, a run that is
+    `resumed` takes the iterations that are left to the same bits (D must be learned). Synchronises
+    once an iteration if tol, each or keep asks for it, else once at the end. Raises ArithmeticError
+    when the factors overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
-        return _iterate_(run, max_iter, tol, each)
+        if resumed is not None:
+            run.restore(resumed)
+        return _iterate_(run, max_iter, tol, each, keep, resumed)
 
 
-def _iterate_(run: _Run, max_iter: int, tol: float, each) -> Outcome:
+def _iterate_(run: _Run, max_iter: int, tol: float, each, keep, resumed: State | None) -> Outcome:
     learn = run.learn
-    watched = tol > 0 or each is not None
+    watched = tol > 0 or each is not None or keep is not None
     begun = time.perf_counter()
-    history: list[Iteration] = []
+    history, drifts = ([], []) if resumed is None else map(list, (resumed.history, resumed.drifts))
+    done = len(history)
+    if history:
+        begun -= history[-1].seconds
     unread: list[tuple[int, Tensor, float]] = []
     squared_data = float(run.statistics.squared_data)
-    stopped_by, drifts = "max_iter", []
-    for iteration in range(1, max_iter + 1):
+    stopped_by = "max_iter"
+    for iteration in range(done + 1, max_iter + 1):
         run.statistics.clear_()
         fresh = run.iterations_since_fresh == 0
         _update_codes_(run)
@@ -129,6 +172,8 @@ def _iterate_(run: _Run, max_iter: int, tol: float, each) -> Outcome:
                 break
             # what was carried in tf32 does not decide: once more, from a residual in float32
             run.iterations_since_fresh = 0
+        if keep is not None:
+            keep(functools.partial(run.state, history, drifts))
     history += _read(unread, run, squared_data, drifts)
     return Outcome(tuple(history), stopped_by, max(drifts, default=None))
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import secrets
-import struct
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ._version import __version__
+from .disk import check_output, existing, refusing_damage, replacing
 from .errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -31,10 +27,6 @@ if TYPE_CHECKING:
 FORMAT = "fastnmf"
 FORMAT_VERSION = 1
 MODEL_SUFFIXES = (".safetensors",)
-# what NumPy, torch and safetensors raise for files that are damaged, by experiment
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
-TEXT_ERRORS = (ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
-UNREADABLE = (RuntimeError, AssertionError, safetensors.SafetensorError, *ZIP_ERRORS, *TEXT_ERRORS)
 
 
 def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
@@ -43,8 +35,8 @@ def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
     A file of several arrays must name one of them 'A' or 'arr_0'. Nothing in a file is executed.
     Raises FileNotFoundError, or InvalidInput for a file that holds no matrix of real numbers.
     """
-    path = _existing(path, READERS)
-    with _refusing_damage(path):
+    path = existing(path, READERS)
+    with refusing_damage(path):
         matrix = READERS[path.suffix](path)
     if isinstance(matrix, Tensor):
         real = matrix.layout == torch.strided and not matrix.is_complex()
@@ -96,8 +88,8 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> N
     from .info import FitInfo
     from .nmf import NMF
 
-    path = _existing(path, MODEL_SUFFIXES)
-    with _refusing_damage(path):
+    path = existing(path, MODEL_SUFFIXES)
+    with refusing_damage(path):
         metadata, D = _read_model(path)
         concepts, tol = int(metadata["nb_concepts"]), float(metadata["tol"])
         solver, info = metadata["solver"], json.loads(metadata["fit_info"])
@@ -109,58 +101,6 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> N
             info[name] = tuple(info[name])
         nmf.fit_info_ = FitInfo(**info)
     return nmf
-
-
-def check_output(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
-    """The file that path names (links followed), after checking that it can be written.
-
-    Raises InvalidInput for an unknown suffix or a folder, FileNotFoundError when its folder does
-    not exist, PermissionError when it may not be written.
-    """
-    path = Path(os.path.realpath(path))
-    _check_name(path, suffixes)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
-    for place in (path.parent, path):
-        if place.exists() and not os.access(place, os.W_OK):
-            raise PermissionError(f"{place} may not be written to")
-    return path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write beside path, and put it in the place of path at the end.
-
-    The file that was there is replaced at once, by a whole file on the disk, or is left as it was
-    when anything is raised; no half-written file stays. The name keeps the suffix of path.
-    """
-    part = path.with_name(f".fastnmf-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        part.touch(exist_ok=False)
-        mode = (path if path.exists() else part).stat().st_mode
-        yield part
-        # safetensors lets only the owner read
-        part.chmod(mode)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _existing(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    _check_name(path, suffixes)
-    return path
-
-
-def _check_name(path: Path, suffixes: Iterable[str]) -> None:
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; give the name of a file")
-    if path.suffix not in suffixes:
-        raise InvalidInput(f"{path} must end in {', '.join(suffixes)}, not in {path.suffix!r}")
 
 
 def _only(path: Path, names: list[str]) -> str:
@@ -209,17 +149,6 @@ def _read_model(path: Path) -> tuple[dict[str, str], Tensor]:
             own = f"fastnmf {__version__} reads up to format {FORMAT_VERSION}"
             raise InvalidInput(f"{path} is in {newer}; {own}: upgrade it")
         return metadata, file.get_tensor("D")
-
-
-@contextmanager
-def _refusing_damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InvalidInput:
-        raise
-    except UNREADABLE as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput(f"{path} cannot be read as {path.suffix}: {why}") from error
 
 
 def _array(matrix: np.ndarray | Tensor) -> np.ndarray:

@@ -3,10 +3,11 @@ encode, decode."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from .precision import PRECISIONS, products_in
 from .progress import Progress
 from .rows import as_numpy32, read_rows
 from .solvers import SOLVERS
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 
 class NMF(nn.Module):
@@ -47,8 +51,10 @@ class NMF(nn.Module):
     are the same. precision: 'auto' takes tf32 where torch.set_float32_matmul_precision allows it
     and it does no harm, 'strict' never. chunk_rows: rows in hand at a time at most; None lets the
     plan choose. callback: called with an `Iteration` after each; a true answer ends the fit.
-    half_life: rows after which partial_fit counts a row half; None is 16 rows a concept, math.inf
-    never forgets.
+    checkpoint: a file (.safetensors) that fit saves its progress to, whole or not at all, at the
+    end of an iteration once checkpoint_seconds (60; 0 is every iteration) have passed, and before
+    it leaves on Ctrl-C or SIGTERM. half_life: rows after which partial_fit counts a row half; None
+    is 16 rows a concept, math.inf never forgets.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError)
@@ -75,6 +81,8 @@ class NMF(nn.Module):
         block: int | None = None,
         chunk_rows: int | None = None,
         callback: Callable[[Iteration], bool | None] | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_seconds: float = 60.0,
         half_life: float | None = None,
         **unknown: Any,
     ) -> None:
@@ -94,6 +102,8 @@ class NMF(nn.Module):
         self.block = options.whole("block", block, at_least=1, optional=True)
         self.chunk_rows = options.whole("chunk_rows", chunk_rows, at_least=1, optional=True)
         self.callback = options.function("callback", callback)
+        self.checkpoint = options.file("checkpoint", checkpoint)
+        self.checkpoint_seconds = options.seconds("checkpoint_seconds", checkpoint_seconds)
         self.half_life = options.half_life(half_life)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
@@ -105,19 +115,26 @@ class NMF(nn.Module):
         self.register_buffer("_gram", None, persistent=False)
         self.register_buffer("_cross", None, persistent=False)
 
-    def fit(self, A: Any, max_iter: int | None = None) -> tuple[Tensor, Tensor]:
+    def fit(
+        self, A: Any, max_iter: int | None = None, *, resume: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Learn the dictionary of A; returns (Z, D): (n, K) and (K, d), contiguous, on the model's
         device.
 
         A (n, d) ≥ 0: a tensor, an array or memory map, a DataLoader, or an iterable of batches.
         float64 is computed in float64, all else in float32. max_iter: None is the constructor's. A
-        fit that fails or is interrupted leaves the model as it was. Raises InvalidInput for data or
-        options that cannot be used, BackendUnavailable, ArithmeticError if the factors overflow.
+        fit that fails or is interrupted leaves the model as it was. resume: go on from the file
+        `checkpoint`, to the same bits as a fit that was not interrupted, on the same machine and
+        with as many threads; start where there is no such file yet. max_iter and tol may differ
+        from those before. Raises InvalidInput for data, options or a checkpoint that cannot be
+        used, BackendUnavailable, ArithmeticError if the factors overflow, OSError if the checkpoint
+        cannot be written.
         """
         begun = time.perf_counter()
         max_iter = options.iterations(max_iter, self.max_iter)
         device = torch.device(self.device)
         backend, ops = select(self.solver, device, self.backend)
+        checkpoint = self._checkpoint(backend, resume)
         A = read_rows(A, device=device).A.detach()
         with (
             torch.autocast(device.type, enabled=False),
@@ -138,6 +155,7 @@ class NMF(nn.Module):
                 self.tol,
                 begun,
                 each,
+                checkpoint,
             )
             Z, D, info = fitter(A)
         self.D = D
@@ -289,6 +307,21 @@ class NMF(nn.Module):
     def extra_repr(self) -> str:
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
+
+    def _checkpoint(self, backend: str, resume: bool) -> Checkpoint | None:
+        if self.checkpoint is None:
+            if resume:
+                raise InvalidInput("resume=True goes on from a file: name it, NMF(checkpoint=…)")
+            return None
+        from .checkpoint import Checkpoint
+
+        names = "nb_concepts", "solver", "seed", "form", "block", "chunk_rows", "precision"
+        settings = {name: getattr(self, name) for name in names}
+        settings |= {
+            "init": self.init if isinstance(self.init, str) else "given",
+            "backend": backend,
+        }
+        return Checkpoint(self.checkpoint, self.checkpoint_seconds, settings, resume=resume)
 
     def _products(self) -> AbstractContextManager:
         return products_in("highest") if self.precision == "strict" else nullcontext()

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,6 +58,20 @@ def tolerance(tol: Any) -> float:
     if math.isnan(tol):
         raise InvalidInput("tol is NaN; give a number, 0 never stops early")
     return float(tol)
+
+
+def file(name: str, value: Any) -> str | os.PathLike | None:
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}={value!r} must be the name of a file or None")
+    return value
+
+
+def seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number of seconds")
+    if not value >= 0:
+        raise InvalidInput(f"{name}={value} must be at least 0; 0 is after every iteration")
+    return float(value)
 
 
 def half_life(value: Any) -> float | None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata, util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
 
     monkeypatch.setattr(fastnmf, "NMF", record)
     options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
+    options += " --checkpoint c.safetensors --checkpoint-seconds 5"
     assert fit(*options.split(), "--form", "normal", "--chunk-rows", "8", "--quiet") == 0
     assert given == {
         "nb_concepts": 3,
@@ -77,6 +79,8 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "backend": "torch",
         "form": "normal",
         "chunk_rows": 8,
+        "checkpoint": Path("c.safetensors"),
+        "checkpoint_seconds": 5.0,
         "verbose": False,
     }
 
@@ -173,7 +177,7 @@ def test_unknown_command_shows_the_usage(command, capsys):
 def test_interrupt_leaves_files_as_they_were(model, monkeypatch, capsys):
     before = contents(model.parent)
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(NMF, "fit", interrupt)
@@ -183,7 +187,7 @@ def test_interrupt_leaves_files_as_they_were(model, monkeypatch, capsys):
 
 
 def test_bug_keeps_its_traceback(folder, monkeypatch):
-    monkeypatch.setattr(NMF, "fit", lambda *_: [][0])
+    monkeypatch.setattr(NMF, "fit", lambda *_, **__: [][0])
     with pytest.raises(IndexError):
         fit()
 

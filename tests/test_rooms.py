@@ -13,12 +13,12 @@ ROOT = Path(__file__).parent.parent
 # each room, from the ground up: it imports only rooms on the lines above its own
 FLOORS = [
     {"_version", "errors", "nnls_info", "_C"},
-    {"active_set", "rows", "codes", "environment", "precision"},
+    {"active_set", "rows", "codes", "disk", "environment", "precision"},
     {"solvers", "svd", "exemplars", "compiled", "working_set"},
     {"init"},
     {"momentum", "plan", "statistics", "sweeps", "backends"},
     {"engine", "memory"},
-    {"info", "options", "progress"},
+    {"info", "options", "progress", "checkpoint"},
     {"encoding", "fitting", "nnls"},
     {"online"},
     {"nmf"},

@@ -1,0 +1,92 @@
+"""Names of files, checked; files replaced whole or not at all; damage refused. What is in them is
+known to files.py and checkpoint.py."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors
+
+from .errors import InvalidInput
+
+# what NumPy, torch and safetensors raise for files that are damaged, by experiment
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
+TEXT_ERRORS = (ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
+UNREADABLE = (RuntimeError, AssertionError, safetensors.SafetensorError, *ZIP_ERRORS, *TEXT_ERRORS)
+
+
+def check_output(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
+    """The file that path names (links followed), after checking that it can be written.
+
+    Raises InvalidInput for an unknown suffix or a folder, FileNotFoundError when its folder does
+    not exist, PermissionError when it may not be written.
+    """
+    path = Path(os.path.realpath(path))
+    _check_name(path, suffixes)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(f"{place} may not be written to")
+    return path
+
+
+@contextmanager
+def replacing(path: Path, *, one_writer: bool = False) -> Iterator[Path]:
+    """Give the name of a file to write beside path, and put it in the place of path at the end.
+
+    The file that was there is replaced at once, by a whole file on the disk, or is left as it was
+    when anything is raised; no half-written file stays. The name keeps the suffix of path.
+    one_writer: nobody else writes path meanwhile, so that the name can be the same every time, and
+    what a killed process left there is written over.
+    """
+    mark = path.stem if one_writer else secrets.token_hex(4)
+    part = path.with_name(f".fastnmf-{mark}{path.suffix}")
+    try:
+        part.touch(exist_ok=one_writer)
+        mode = (path if path.exists() else part).stat().st_mode
+        yield part
+        # safetensors lets only the owner read
+        part.chmod(mode)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def existing(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
+    """The path of a file to read. Raises FileNotFoundError, or InvalidInput for a suffix or a
+    folder."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    _check_name(path, suffixes)
+    return path
+
+
+def _check_name(path: Path, suffixes: Iterable[str]) -> None:
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder; give the name of a file")
+    if path.suffix not in suffixes:
+        raise InvalidInput(f"{path} must end in {', '.join(suffixes)}, not in {path.suffix!r}")
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Within, whatever a damaged file makes its readers raise becomes an InvalidInput."""
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except UNREADABLE as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidInput(f"{path} cannot be read as {path.suffix}: {why}") from error
