@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ._version import __version__
-from .disk import check_output, refusing_damage, replacing
+from .disk import check_output, folder_of, refusing_damage, replacing
 from .engine import Iteration, State
 from .errors import InvalidInput
 from .plan import Plan
@@ -107,7 +107,8 @@ class Checkpoint:
             "refresh": str(state.refresh),
             "drifts": json.dumps(state.drifts),
         }
-        with replacing(self._path, one_writer=True) as part:
+        # safetensors, too, writes to a file of its own first
+        with folder_of(self._path) as folder, replacing(self._path, folder) as part:
             safetensors.torch.save_file(tensors, part, metadata=metadata)
 
     def __enter__(self) -> Checkpoint:
