@@ -23,14 +23,15 @@ from .sweeps import HALF_STEPS, Normal, Operations, Sweep, Workspace, hold
 
 log = logging.getLogger(__name__)
 
-# rows a concept that the half-life has where it is not told. One pass over 50,000 rows, K = 32 to
-# 256, held-out error: 8 to 64 are within 5 % of the best on low-rank data with noise, 16 of them on
-# patches too; never to forget leaves 1.2 to 3.5 times the error
+# rows a concept that the half-life has where it is not told. Held-out error after one pass over
+# 50,000 rows: on low-rank data with noise, K = 32 and 100, 16 to 64 are within 5 % of the best; on
+# patches fewer are better (K = 256: 1 leaves half of what 16 leave). To forget nothing leaves 1.3
+# to 3.5 times the error of 16
 _ROWS_A_CONCEPT = 16
 # of the codes of a batch from a cold start, and of the dictionary. hals: 8 for the codes take 1.4
 # times as long at K = 256 and leave 10 % more error on patches, 22 % less to 1 % more on low-rank
-# data; 2 leave 10 to 40 % more. 4 for the dictionary are the same to 3 %. mu: with 4 a stream after
-# a fit loses a tenth of what the fit had reached, with 8 a fiftieth
+# data; 2 leave 6 to 96 % more there. 4 for the dictionary are the same to 5 %. mu: with 4 a stream
+# after a fit loses a tenth of what the fit had reached, with 8 a fiftieth
 _CODE_SWEEPS, _MU_SWEEPS, _DICTIONARY_SWEEPS = 4, 8, 2
 
 
