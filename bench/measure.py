@@ -39,11 +39,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bench:
-    """The `benchmark` fixture for one problem; budget: seconds for its rounds, if that suffices."""
+    """The `benchmark` fixture for one problem; budget: seconds for its rounds, if that suffices for
+    the fewest of `rounds`, which are never more than the most."""
 
     benchmark: Any
     problem: Problem
     budget: float
+    rounds: tuple[int, int] = ROUNDS
 
     def record(self, timing: Timing, first_call: tuple | None = None, **more: Any) -> tuple | None:
         """Time it in rounds and note everything in extra_info; returns what the last call returned.
@@ -51,7 +53,7 @@ class Bench:
         first_call: (seconds, MiB) of an earlier call, to reckon the rounds from; None: the fewest.
         """
         first_seconds, growth = first_call or (self.budget, 0.0)
-        fewest, most = ROUNDS
+        fewest, most = self.rounds
         marks: list[int] = []
         risen: list[float] = [growth]
 

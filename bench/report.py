@@ -111,6 +111,14 @@ def fits_table(entries: list[Entry]) -> str:
     return markdown(["data", "library", "time of a fit", "‖A − ZD‖ / ‖A‖", "iterations"], rows)
 
 
+def passes_table(entries: list[Entry]) -> str:
+    rows = []
+    for entry in of_kind(entries, "pass"):
+        title, error = f"{entry['title']} ({entry['data']})", f"{entry['relative_error']:.4f}"
+        rows.append([title, entry["contender"], seconds_text(entry["seconds"]), error])
+    return markdown(["data", "library", "time of a pass", "‖A − ZD‖ / ‖A‖, held out"], rows)
+
+
 def rates_table(entries: list[Entry]) -> str:
     rows = []
     for entry in of_kind(entries, "half-step"):
@@ -197,6 +205,7 @@ def tables(entries: list[Entry]) -> str:
     for kind, title, table in (
         ("half-step", "Half-steps alone", rates_table),
         ("fit", "A whole fit with default options", fits_table),
+        ("pass", "One pass over a stream", passes_table),
         ("plan", "The cost model's choice", plans_table),
     ):
         if of_kind(entries, kind):

@@ -12,8 +12,10 @@ from typing import Any
 
 from ._version import __version__
 
-FIT_OPTIONS = ("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows")
-FIT_OPTIONS += ("max_memory", "stop", "max_seconds")
+FIT_OPTIONS = (
+    *("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows", "max_memory"),
+    *("stop", "max_seconds", "checkpoint", "checkpoint_seconds"),
+)
 ACCELERATE = {"auto": "auto", "yes": True, "no": False}
 
 
@@ -94,6 +96,9 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     _option(fit, "--stop", "codes", "what must settle, codes or error")
     fit.add_argument("--max-seconds", type=float, help="by when to end; default: no limit")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
+    fit.add_argument("--checkpoint", type=Path, help="file to save progress to, .safetensors")
+    _option(fit, "--checkpoint-seconds", 60.0, "between two saves at least")
+    fit.add_argument("--resume", action="store_true", help="go on from --checkpoint if it exists")
     _add_common(fit)
 
 
@@ -151,12 +156,14 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     # before the work, so that none is lost
     codes = [(arguments.codes, WRITERS)] if arguments.codes else []
-    _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes], arguments.A)
+    saved = [(arguments.checkpoint, MODEL_SUFFIXES)] if arguments.checkpoint else []
+    _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes, *saved], arguments.A)
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
     options["accelerate"] = ACCELERATE[arguments.accelerate]
     options["verbose"] = not arguments.quiet
     nmf = NMF(arguments.concepts, _device(arguments.device), **options)
-    Z, _ = nmf.fit(_matrix(arguments.A), **_streamed_into("codes", arguments.codes))
+    into = _streamed_into("codes", arguments.codes)
+    Z, _ = nmf.fit(_matrix(arguments.A), resume=arguments.resume, **into)
     save_model(arguments.out, nmf)
     if arguments.codes and not _streams(arguments.codes):
         write_matrix(arguments.codes, Z)
@@ -220,7 +227,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _demo(arguments: argparse.Namespace) -> None:
     from .demo import learn_photograph
-    from .files import check_output
+    from .paths import check_output
 
     account = learn_photograph(
         check_output(arguments.out, (".png",)),
@@ -270,7 +277,7 @@ def _with_size(path: Path) -> str:
 def _check_outputs(outputs: list[tuple[Path, Iterable[str]]], inputs: list[Path]) -> None:
     """Refuse an output that cannot be written, or that is an input or another output."""
     from .errors import InvalidInput
-    from .files import check_output
+    from .paths import check_output
 
     taken = {os.path.realpath(path) for path in inputs}
     for path, suffixes in outputs:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InvalidInput
-from .files import replacing
 from .info import FitInfo
 from .nmf import NMF
+from .paths import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

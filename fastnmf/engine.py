@@ -3,6 +3,7 @@ solver's arithmetic."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -87,6 +88,25 @@ class Outcome:
     drift: float | None = None
 
 
+@dataclass(frozen=True)
+class State:
+    """What the loop carries from one iteration to the next, at the end of one: enough to go on to
+    the same bits.
+
+    Z (n, K), D (K, d): the factors in hand, no copies. E (n, d): the residual A − Z D, where a
+    later iteration reads it. ahead: what Extrapolation.state gives. The rest as in the run.
+    """
+
+    Z: Tensor
+    D: Tensor
+    E: Tensor | None
+    history: tuple[Iteration, ...]
+    iterations_since_fresh: int
+    refresh: int
+    drifts: tuple[float, ...]
+    ahead: dict[str, Tensor] | None = None
+
+
 @dataclass
 class _Run:
     """A run in progress: the factors, updated in place, and what the steps of the loop share."""
@@ -115,6 +135,23 @@ class _Run:
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
     kept: list | None = None
 
+    def state(self, history: list[Iteration], drifts: list[float]) -> State:
+        # elsewhere E is computed anew before it is read; in tf32 its drift is measured then
+        read = self.iterations_since_fresh > 0 or self.sweep.allowed != "highest"
+        E = self.E if read else None
+        counters = self.iterations_since_fresh, self.refresh
+        ahead = None if self.ahead is None else self.ahead.state()
+        return State(self.Z, self.D, E, tuple(history), *counters, tuple(drifts), ahead)
+
+    def restore(self, state: State) -> None:
+        """Go on after `state`, whose factors Z and D hold already."""
+        self.iterations_since_fresh, self.refresh = state.iterations_since_fresh, state.refresh
+        self.swept = len(state.history) > 0
+        if state.E is not None:
+            self.E.copy_(state.E)
+        if state.ahead is not None:
+            self.ahead.restore(state.ahead)
+
 
 def factorize_(
     Z: Tensor | Store,
@@ -130,27 +167,37 @@ def factorize_(
     each: Callable[[Iteration], bool | None] | None = None,
     stop: str = "codes",
     deadline: float = float("inf"),
+    keep: Callable[[Callable[[], State]], None] | None = None,
+    resumed: State | None = None,
 ) -> Outcome:
     """Iterate on Z (n, K) and D (K, d) in place until `Stopping` of these says so.
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
     A Stream has its codes in a Store, learns, is not accelerated, and has a plan whose dictionary
-    half is in normal form. Synchronises once an iteration if it is watched or the plan accelerates,
-    else once at the end. Raises ArithmeticError when the factors overflow.
+    half is in normal form. keep is called at the end of every iteration that another may follow,
+    with a function that gives the State; from it, with its Z and D and the same plan, a run that is
+    `resumed` takes the iterations that are left to the same bits (D must be learned). Synchronises
+    once an iteration if it is watched or the plan accelerates, else once at the end. Raises
+    ArithmeticError when the factors overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
-        return _iterate_(run, Stopping(max_iter, tol, each, stop, deadline))
+        if resumed is not None:
+            run.restore(resumed)
+        return _iterate_(run, Stopping(max_iter, tol, each, stop, deadline), keep, resumed)
 
 
-def _iterate_(run: _Run, stopping: Stopping) -> Outcome:
-    watched = stopping.watches or run.ahead is not None
+def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Outcome:
+    watched = stopping.watches or run.ahead is not None or keep is not None
     begun = time.perf_counter()
-    history: list[Iteration] = []
+    history, drifts = ([], []) if resumed is None else map(list, (resumed.history, resumed.drifts))
+    done = len(history)
+    if history:
+        begun -= history[-1].seconds
     unread: list[tuple[int, Tensor, float]] = []
     squared_data = float(run.statistics.squared_data)
-    stopped_by, drifts = "max_iter", []
-    for iteration in range(1, stopping.max_iter + 1):
+    stopped_by = "max_iter"
+    for iteration in range(done + 1, stopping.max_iter + 1):
         if run.ahead is not None:
             run.ahead.begin_(run.Z, run.D)
         fresh = run.iterations_since_fresh == 0
@@ -176,6 +223,8 @@ def _iterate_(run: _Run, stopping: Stopping) -> Outcome:
                 break
             # what was carried in tf32 does not decide: once more, from a residual in float32
             run.iterations_since_fresh = 0
+        if keep is not None:
+            keep(functools.partial(run.state, history, drifts))
         if time.perf_counter() >= stopping.deadline:
             stopped_by = "max_seconds"
             break

@@ -77,6 +77,19 @@ class Extrapolation:
         D.copy_(self._D)
         self._still = True
 
+    def state(self) -> dict[str, Tensor]:
+        """What it carries from one iteration to the next, at the end of one; no copies."""
+        numbers = self._beta, self._bound, self._beta_before, self._squared_error
+        numbers = torch.tensor(numbers, dtype=torch.float64)
+        return {"swept": self._swept, "D": self._D, "norms": self._norms, "numbers": numbers}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on after `state`."""
+        for F, kept in ((self._swept, "swept"), (self._D, "D"), (self._norms, "norms")):
+            F.copy_(state[kept])
+        numbers = state["numbers"].tolist()
+        self._beta, self._bound, self._beta_before, self._squared_error = numbers
+
     def _move_(self, F: Tensor, swept: Tensor, delta: Tensor) -> None:
         if self._still:
             return

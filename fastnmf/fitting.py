@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import plan
-from .engine import Iteration, Outcome, factorize_
+from .engine import Iteration, Outcome, State, factorize_
 from .errors import InvalidInput
 from .info import FitInfo
 from .init import resolve
 from .precision import in_tf32, products_in
 from .resident import Resident
-from .solvers import SOLVERS, learner
+from .solvers import SOLVERS, learner, squared_norm
 from .store import Store
 from .streamed import Streamed
 from .sweeps import Operations
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Fitter:
     """min ‖A − Z D‖² over Z ≥ 0, D ≥ 0 with K concepts by one of the solvers, from a start that is
-    drawn or given.
+    drawn or given, or from where a checkpoint was left.
 
     backend is the name of what supplies ops. begun: when the fit began, by time.perf_counter;
     deadline: when it is to end. The rest as for NMF.
@@ -51,42 +55,42 @@ class Fitter:
     accelerate: bool | str = "auto"
     stop: str = "codes"
     deadline: float = float("inf")
+    checkpoint: Checkpoint | None = None
 
     @torch.no_grad()
     def __call__(self, data: Resident | Streamed) -> tuple[Tensor | Store, Tensor, FitInfo]:
         """The codes, D (K, d) and the account for data that are in memory or read in passes."""
         n, d = data.rows.n, data.rows.d
-        chosen = data.plan(
-            self.K,
-            self.solver,
-            self.backend,
-            form=self.form,
-            chunk_rows=self.chunk_rows,
-            block=self.block,
-        )
-        accelerates = self._accelerates(chosen, min(n, d), isinstance(data, Streamed))
-        Z, D = data.start(self.K, self.init, self.generator)
-        if accelerates:
-            chosen = plan.accelerated(chosen, n, d, self.K, D.element_size(), self.solver)
+        self._refuse(isinstance(data, Streamed))
+        chosen, resumed = self._resumed(data)
+        if resumed is None:
+            Z, D = data.start(self.K, self.init, self.generator)
+        else:
+            Z, D = resumed.Z, resumed.D
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
+        keeping = nullcontext() if self.checkpoint is None else self.checkpoint.follow(chosen)
         try:
-            outcome = factorize_(
-                Z,
-                D,
-                data.rows,
-                solver=self.solver,
-                ops=self.ops,
-                plan=chosen,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                each=self.each,
-                stop=self.stop,
-                deadline=self.deadline,
-            )
+            with keeping as kept:
+                outcome = factorize_(
+                    Z,
+                    D,
+                    data.rows,
+                    solver=self.solver,
+                    ops=self.ops,
+                    plan=chosen,
+                    max_iter=self.max_iter,
+                    tol=self.tol,
+                    each=self.each,
+                    stop=self.stop,
+                    deadline=self.deadline,
+                    keep=None if kept is None else kept.keep,
+                    resumed=resumed,
+                )
         except torch.cuda.OutOfMemoryError as error:
             fewer = max(1, chosen.piece_rows // 2)
             raise torch.cuda.OutOfMemoryError(f"{error} Try chunk_rows={fewer}.") from error
-        info = self._account(data, Z, D, chosen, outcome)
+        earlier = resumed.history[-1].seconds if resumed is not None else 0.0
+        info = self._account(data, Z, D, chosen, outcome, earlier)
         data.keep(Z)
         if self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
             log.warning(
@@ -100,21 +104,43 @@ class Fitter:
             )
         return Z, D, info
 
-    def _accelerates(self, chosen: plan.Plan, most: int, streams: bool) -> bool:
-        """Whether to extrapolate. 'auto' does where it pays, up to `most` concepts, in normal form
-        and where half-steps are not exact, unless the iterates of the plain loop may be meant:
-        where a start or a form is given (README, design). Streamed codes have no copies to be moved
-        ahead of."""
+    def _refuse(self, streams: bool) -> None:
+        """Refuse what needs the codes in memory where data are read in passes."""
         if streams and self.accelerate is True:
             raise InvalidInput(
                 "accelerate=True keeps two copies of the codes in memory, and the data are read in "
                 "passes here; give accelerate='auto' or False, or more max_memory"
             )
-        if streams or self.accelerate != "auto":
+        if streams and self.checkpoint is not None:
+            raise InvalidInput(
+                "checkpoint= saves codes that are in memory, and the data are read in passes here; "
+                "give more max_memory, or no checkpoint"
+            )
+
+    def _resumed(self, data: Resident | Streamed) -> tuple[plan.Plan, State | None]:
+        """The plan, and the state to go on from if a checkpoint has one."""
+        if self.checkpoint is not None:
+            A = data.rows.A
+            found = self.checkpoint.begin(A, float(squared_norm(A)))
+            if found is not None:
+                return found
+        sizes = {"form": self.form, "chunk_rows": self.chunk_rows, "block": self.block}
+        chosen = data.plan(self.K, self.solver, self.backend, **sizes)
+        if self._accelerates(chosen, data):
+            n, d, itemsize = data.rows.n, data.rows.d, data.rows.dtype.itemsize
+            chosen = plan.accelerated(chosen, n, d, self.K, itemsize, self.solver)
+        return chosen, None
+
+    def _accelerates(self, chosen: plan.Plan, data: Resident | Streamed) -> bool:
+        """Whether to extrapolate. 'auto' does where it pays, up to min(n, d) concepts, in normal
+        form and where half-steps are not exact, unless the iterates of the plain loop may be meant:
+        where a start or a form is given (README, design). Streamed codes have no copies to be moved
+        ahead of."""
+        if isinstance(data, Streamed) or self.accelerate != "auto":
             return self.accelerate is True
         free = isinstance(self.init, str) and self.form == "auto"
-        pays = most >= self.K and chosen.form == "normal" and not SOLVERS[self.solver].exact
-        return free and pays
+        few = min(data.rows.n, data.rows.d) >= self.K
+        return free and few and chosen.form == "normal" and not SOLVERS[self.solver].exact
 
     def _account(
         self,
@@ -123,6 +149,7 @@ class Fitter:
         D: Tensor,
         chosen: plan.Plan,
         outcome: Outcome,
+        earlier: float,
     ) -> FitInfo:
         n, d = data.rows.n, data.rows.d
         with products_in("highest"):
@@ -152,7 +179,7 @@ class Fitter:
             relative_change=last,
             r_squared=r_squared,
             **vars(codes),
-            seconds=time.perf_counter() - self.begun,
+            seconds=earlier + time.perf_counter() - self.begun,
             precision="tf32" if coarse and in_tf32(D) else dtype,
             drift=outcome.drift,
             codes=data.place,

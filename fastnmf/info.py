@@ -1,5 +1,5 @@
-"""The account of a fit: what was run, how it ended, and what a reader of the codes wants to know
-first."""
+"""The account of a fit or of a stream: what was run, how it ended, and what a reader of the codes
+wants to know first."""
 
 from __future__ import annotations
 
@@ -81,15 +81,13 @@ class FitInfo:
             "max_seconds": "not converged: max_seconds reached",
             "callback": "stopped by the callback",
         }
-        solver = self.solver
-        if self.dictionary_solver != solver:
-            solver += f" (dictionary: {self.dictionary_solver})"
         changed = "‖D‖" if self.codes == "not kept" else "‖Z‖"
         lines = {
             "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
             "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead and "
             f"{self.near_duplicates:,} near-duplicates",
-            "solver": f"{solver}, {self.form} form, backend {self.backend}, start {self.init}",
+            "solver": f"{_solver_text(self)}, {self.form} form, backend {self.backend}, "
+            f"start {self.init}",
             "pieces": f"{self.piece_rows:,} rows, blocks of {self.block} concepts",
             "relative error": f"{self.relative_error:.6g}, R² {self.r_squared:.4g}",
             "mean L0": f"{self.mean_l0:.4g} concepts a row, Hoyer sparsity {self.hoyer:.3g}",
@@ -110,4 +108,58 @@ class FitInfo:
         return lines
 
     def __str__(self) -> str:
-        return "\n".join(f"{name + ':':<16}{value}" for name, value in self.lines().items())
+        return _aligned(self.lines())
+
+
+@dataclass(frozen=True)
+class OnlineInfo:
+    """How a stream went so far; printed, a readable account.
+
+    rows, batches: what was seen. d, nb_concepts, dtype, device, solver, dictionary_solver, backend:
+    as in FitInfo. half_life: rows after which a row weighs half. relative_error: ‖A − Z D‖ / ‖A‖ of
+    the last batch, with the dictionary as it was before it learned from that batch (the first batch
+    of all is measured with the start). unused_concepts: concepts that no row has used; they are as
+    they started. seconds: in all batches.
+    """
+
+    rows: int
+    batches: int
+    d: int
+    nb_concepts: int
+    dtype: str
+    device: str
+    solver: str
+    dictionary_solver: str
+    backend: str
+    half_life: float
+    relative_error: float
+    unused_concepts: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything in it, as plain Python values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        half_life = f"half-life {self.half_life:,.6g} rows"
+        return _aligned(
+            {
+                "data": f"{self.rows:,} × {self.d:,} {self.dtype} on {self.device}, "
+                f"{self.batches:,} batches",
+                "concepts": f"{self.nb_concepts:,}, of which {self.unused_concepts:,} unused",
+                "solver": f"{_solver_text(self)}, backend {self.backend}",
+                "memory": half_life if self.half_life < float("inf") else "nothing is forgotten",
+                "relative error": f"{self.relative_error:.6g} (the last batch, before learning)",
+                "time": f"{self.seconds:.3g} s",
+            }
+        )
+
+
+def _solver_text(info: FitInfo | OnlineInfo) -> str:
+    if info.dictionary_solver == info.solver:
+        return info.solver
+    return f"{info.solver} (dictionary: {info.dictionary_solver})"
+
+
+def _aligned(lines: dict[str, str]) -> str:
+    return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())

@@ -1,5 +1,5 @@
-"""The facade: NMF, an nn.Module with Overcomplete's interface. Arguments, state, fit, encode,
-decode."""
+"""The facade: NMF, an nn.Module with Overcomplete's interface. Arguments, state, fit, partial_fit,
+encode, decode."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from .encoding import Encoder
 from .engine import STOPPING_RULES, Iteration
 from .errors import InvalidInput, NotFitted
 from .fitting import Fitter
-from .info import FitInfo
+from .info import FitInfo, OnlineInfo
 from .init import nndsvda as nndsvda_start
 from .init import random_codes, random_dictionary
+from .online import OnlineFitter, Stream
 from .precision import PRECISIONS, products_in
 from .progress import Progress
 from .rows import Rows, as_numpy32, read_rows
@@ -31,6 +32,9 @@ from .streamed import SWEEPS, Taking, shape_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 
 class NMF(nn.Module):
@@ -58,8 +62,13 @@ class NMF(nn.Module):
     what must settle, the 'codes', ‖ΔZ‖ ≤ tol ‖Z‖, or the 'error', by no more than tol of it over 10
     iterations. max_seconds: by when fit ends, between iterations; None is no limit. callback:
     called with an `Iteration` after each; a true answer ends the fit.
+    checkpoint: a file (.safetensors) that fit saves its progress to, whole or not at all, at the
+    end of an iteration once checkpoint_seconds (60; 0 is every iteration) have passed, and before
+    it leaves on Ctrl-C or SIGTERM. half_life: rows after which partial_fit counts a row half; None
+    is 16 rows a concept, math.inf never forgets.
 
-    After fit: D, fitted, and fit_info_, the account (printable). Raises InvalidInput (a ValueError)
+    After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
+    instead. Raises InvalidInput (a ValueError)
     for bad values and TypeError for bad types and unknown options. Sources of the methods:
     solvers.py.
     """
@@ -87,6 +96,9 @@ class NMF(nn.Module):
         stop: str = "codes",
         max_seconds: float | None = None,
         callback: Callable[[Iteration], bool | None] | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_seconds: float = 60.0,
+        half_life: float | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -106,15 +118,22 @@ class NMF(nn.Module):
         self.chunk_rows = options.whole("chunk_rows", chunk_rows, at_least=1, optional=True)
         self.accelerate = options.accelerate(accelerate)
         self.stop = options.one_of("stop", stop, STOPPING_RULES)
-        self.max_seconds = options.seconds("max_seconds", max_seconds)
+        self.max_seconds = options.time_limit("max_seconds", max_seconds)
         self.max_memory = max_memory
         budget.bytes_of(max_memory)
         self.callback = options.function("callback", callback)
+        self.checkpoint = options.file("checkpoint", checkpoint)
+        self.checkpoint_seconds = options.seconds("checkpoint_seconds", checkpoint_seconds)
+        self.half_life = options.half_life(half_life)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
         self.fit_info_: FitInfo | None = None
+        self.online_info_: OnlineInfo | None = None
         self._fitted_info: dict[str, Any] = {}
         self.register_buffer("D", None)
+        # what a stream has left, beside D: moved, copied and pickled with the model
+        self.register_buffer("_gram", None, persistent=False)
+        self.register_buffer("_cross", None, persistent=False)
 
     def fit(
         self,
@@ -122,6 +141,7 @@ class NMF(nn.Module):
         max_iter: int | None = None,
         *,
         codes: str | os.PathLike | None = "memory",
+        resume: bool = False,
     ) -> tuple[Tensor | None, Tensor]:
         """Learn the dictionary of A; returns (Z, D): (n, K) and (K, d), contiguous, on the model's
         device.
@@ -132,14 +152,18 @@ class NMF(nn.Module):
         float32. max_iter: None is the constructor's. codes: 'memory'; the .npy file they are
         written to, then Z is a map of it on the CPU; or None, then each pass computes them anew
         and Z is None. A fit that fails or is interrupted leaves the model and that file as they
-        were. Raises InvalidInput for data or options that cannot be used, BackendUnavailable,
-        ArithmeticError if the factors overflow.
+        were. resume: go on from the file `checkpoint`, to the same bits as a fit that was not
+        interrupted, on the same machine and with as many threads; start where there is no such file
+        yet. max_iter and tol may differ from those before. Raises InvalidInput for data, options or
+        a checkpoint that cannot be used, BackendUnavailable, ArithmeticError if the factors
+        overflow, OSError if the checkpoint cannot be written.
         """
         begun = time.perf_counter()
         max_iter = options.iterations(max_iter, self.max_iter)
         device = torch.device(self.device)
         backend, ops = select(self.solver, device, self.backend)
         K = self.nb_concepts
+        checkpoint = self._checkpoint(backend, resume)
 
         def encoder(D: Tensor) -> Encoder:
             return self._encoder(D, backend, ops, SWEEPS, 0.0, None)
@@ -168,6 +192,7 @@ class NMF(nn.Module):
                 self.accelerate,
                 self.stop,
                 begun + self.max_seconds,
+                checkpoint,
             )
             Z, D, info = fitter(data)
         Z = data.codes(Z)
@@ -175,6 +200,47 @@ class NMF(nn.Module):
         self.fit_info_ = info
         self._set_fitted(**info.as_dict())
         return Z, D
+
+    def partial_fit(self, A: Any) -> NMF:
+        """Learn from a batch A (m, d) ≥ 0 of a stream, whose rows are seen once; returns the model.
+
+        A is what fit takes, m any number from 1 on. Codes of the batch, by the model's solver, are
+        added to the statistics ZᵀZ (K, K) and ZᵀA (K, d), of which older rows lose half their
+        weight every half_life rows, and the dictionary follows by half-steps in normal form.
+
+        The first batch gives the start, by `init` (a pair must fit it; load_dictionary(D0) takes
+        any batch); a batch of zeros leaves that to the next. After fit or load_dictionary the
+        stream goes on from their dictionary, which counts as much as the rows of a half-life, 16 a
+        concept at most. A concept that no row has used stays as it is. State beside D is no part of
+        state_dict; copies and pickles have it, fit drops it. max_iter, tol and callback have no
+        part in it. A call that fails or is interrupted leaves the model as it was. The account is
+        online_info_. Raises as fit does. Source: Mairal, Bach, Ponce & Sapiro, 2010.
+        """
+        begun = time.perf_counter()
+        known = {} if self.D is None else {"features": self.D.shape[1], "dtype": self.D.dtype}
+        device = torch.device(self.device) if self.D is None else self.D.device
+        backend, ops = select(self.solver, device, self.backend)
+        A = read_rows(A, device=device, **known).A.detach()
+        with torch.autocast(device.type, enabled=False), self._products():
+            fitter = OnlineFitter(
+                self.nb_concepts,
+                self.solver,
+                backend,
+                ops,
+                self.init,
+                self._generator(0),
+                self.form,
+                self.block,
+                self.chunk_rows,
+                self.half_life,
+                begun,
+            )
+            stream = fitter(A, Stream(self.D, self._gram, self._cross, self.online_info_))
+        self.D = stream.D
+        self.fit_info_ = None
+        self._set_fitted(**stream.info.as_dict())
+        self._gram, self._cross, self.online_info_ = stream.gram, stream.cross, stream.info
+        return self
 
     def encode(
         self,
@@ -307,6 +373,22 @@ class NMF(nn.Module):
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
 
+    def _checkpoint(self, backend: str, resume: bool) -> Checkpoint | None:
+        if self.checkpoint is None:
+            if resume:
+                raise InvalidInput("resume=True goes on from a file: name it, NMF(checkpoint=…)")
+            return None
+        from .checkpoint import Checkpoint
+
+        names = "nb_concepts", "solver", "seed", "form", "block", "chunk_rows", "precision"
+        names = *names, "accelerate"
+        settings = {name: getattr(self, name) for name in names}
+        settings |= {
+            "init": self.init if isinstance(self.init, str) else "given",
+            "backend": backend,
+        }
+        return Checkpoint(self.checkpoint, self.checkpoint_seconds, settings, resume=resume)
+
     def _products(self) -> AbstractContextManager:
         return products_in("highest") if self.precision == "strict" else nullcontext()
 
@@ -336,8 +418,10 @@ class NMF(nn.Module):
             raise NotFitted("the model must be fitted first: call fit(A), or load a dictionary")
 
     def _set_fitted(self, **info: Any) -> None:
+        """D is new: what a stream has left belongs to the one before."""
         self.fitted = True
         self._fitted_info = info
+        self._gram = self._cross = self.online_info_ = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMF:
         """Move as every module does, and let `device` follow; an unfitted model has no tensor to

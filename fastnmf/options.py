@@ -62,6 +62,31 @@ def tolerance(tol: Any) -> float:
     return float(tol)
 
 
+def file(name: str, value: Any) -> str | os.PathLike | None:
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}={value!r} must be the name of a file or None")
+    return value
+
+
+def seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number of seconds")
+    if not value >= 0:
+        raise InvalidInput(f"{name}={value} must be at least 0; 0 is after every iteration")
+    return float(value)
+
+
+def half_life(value: Any) -> float | None:
+    """The rows after which a row counts half: a number above zero, infinity included, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"half_life={value!r} must be a number of rows or None")
+    if not value > 0:
+        raise InvalidInput(f"half_life={value} must be above 0; math.inf never forgets")
+    return float(value)
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     """value, which must be one of these names."""
     allowed = list(allowed)
@@ -94,7 +119,7 @@ def accelerate(value: Any) -> bool | str:
     raise InvalidInput(f"accelerate={value!r} must be 'auto', True or False")
 
 
-def seconds(name: str, value: Any) -> float:
+def time_limit(name: str, value: Any) -> float:
     """value > 0 as a float; None is no limit."""
     if value is None:
         return math.inf

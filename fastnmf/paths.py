@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import struct
 import tokenize
 import zipfile
@@ -40,13 +41,14 @@ def check_output(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write beside path, and put it in the place of path at the end.
+def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Give the name of a file to write beside path, or in a folder of the same disk, and put it in
+    the place of path at the end.
 
     The file that was there is replaced at once, by a whole file on the disk, or is left as it was
     when anything is raised; no half-written file stays. The name keeps the suffix of path.
     """
-    part = path.with_name(f".fastnmf-{secrets.token_hex(4)}{path.suffix}")
+    part = (folder or path.parent) / f".fastnmf-{secrets.token_hex(4)}{path.suffix}"
     try:
         part.touch(exist_ok=False)
         mode = (path if path.exists() else part).stat().st_mode
@@ -58,6 +60,19 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_of(path: Path) -> Iterator[Path]:
+    """A new folder beside path for what is being written, removed at the end; what was in it was
+    left by a process that was killed, and is removed too. For files that one process writes."""
+    folder = path.with_name(f".{path.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def existing(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:

@@ -37,5 +37,6 @@ class Progress:
             if info.relative_error == info.relative_error:
                 shown["error"] = f"{info.relative_error:.5f}"
             self._bar.set_postfix(shown, refresh=False)
-            self._bar.update()
+            # a fit that goes on from a checkpoint has iterations behind it
+            self._bar.update(max(1, info.iteration - self._bar.n))
         return self._callback(info) if self._callback is not None else None

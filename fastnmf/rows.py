@@ -35,6 +35,10 @@ class Rows:
     def d(self) -> int:
         return self.A.shape[1]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.A.dtype
+
     def chunks(self, chunk_rows: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Go through A in order, as (rows, A[rows]) of at most chunk_rows rows; None: all at once.
 

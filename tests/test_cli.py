@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata, util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,23 +66,9 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
 
     monkeypatch.setattr(fastnmf, "NMF", record)
     options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
-    assert (
-        fit(
-            *options.split(),
-            "--form",
-            "normal",
-            "--chunk-rows",
-            "8",
-            "--quiet",
-            "--accelerate",
-            "no",
-            "--stop",
-            "error",
-            "--max-seconds",
-            "9",
-        )
-        == 0
-    )
+    options += " --checkpoint c.safetensors --checkpoint-seconds 5 --form normal --chunk-rows 8"
+    options += " --accelerate no --stop error --max-seconds 9 --quiet"
+    assert fit(*options.split()) == 0
     assert given == {
         "nb_concepts": 3,
         "device": "cpu",
@@ -97,6 +84,8 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "stop": "error",
         "max_seconds": 9.0,
         "max_memory": None,
+        "checkpoint": Path("c.safetensors"),
+        "checkpoint_seconds": 5.0,
         "verbose": False,
     }
 

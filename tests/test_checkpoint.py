@@ -1,0 +1,467 @@
+"""Checkpoints of fit: the same bits from any iteration on, files whole or absent, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from half_steps import DTYPES, strided
+from oracle import problem
+
+from fastnmf import NMF, InvalidInput, cli
+from fastnmf.files import load_model, read_matrix, save_model
+from fastnmf.plan import REFRESH
+from fastnmf.solvers import SOLVERS
+
+FORMS = [(name, form) for name, solver in SOLVERS.items() for form in solver.forms]
+HERE = Path(__file__).parent
+
+
+def numbers(n=60, d=20, dtype=torch.float32):
+    return torch.tensor(problem(n, d, 5)[0], dtype=dtype)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_in(iteration):
+    def stop(info):
+        if info.iteration == iteration:
+            raise Stopped
+
+    return stop
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "fit.safetensors"
+
+
+def left_in(iteration, path, A, **options):
+    """A checkpoint of a fit that was left in this iteration: of the one before."""
+    options = {"checkpoint": path, "checkpoint_seconds": 0, **options}
+    with pytest.raises(Stopped):
+        NMF(25, seed=0, callback=stop_in(iteration), **options).fit(A)
+
+
+def assert_same_fit(model, factors, expected, expected_factors):
+    for F, its in zip(factors, expected_factors, strict=True):
+        assert torch.equal(F, its)
+    errors, its = (
+        [(i.iteration, i.relative_change, i.relative_error) for i in m.fit_info_.history]
+        for m in (model, expected)
+    )
+    assert errors == its
+    assert model.fit_info_.stopped_by == expected.fit_info_.stopped_by
+
+
+@pytest.mark.parametrize(("solver", "form"), FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("left", [2, 5, REFRESH, REFRESH + 1, REFRESH + 2, 19])
+def test_resumed_fit_gives_the_same_bits(solver, form, dtype, left, path):
+    """Also where the residual was carried from iteration to iteration, and is not new."""
+    A = numbers(dtype=dtype)
+    options = {"solver": solver, "form": form, "max_iter": 20, "tol": 0}
+    expected = NMF(25, seed=0, **options)
+    factors = expected.fit(A)
+    left_in(left, path, A, **options)
+    resumed = NMF(25, seed=0, checkpoint=path, **options)
+    seen = []
+    resumed.callback = seen.append
+    assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+    assert [info.iteration for info in seen] == list(range(left, 21))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_fit_that_is_left_many_times_gives_the_same_bits(solver, path):
+    A = strided(numbers())
+    options = {"solver": solver, "max_iter": 40, "tol": 0}
+    expected = NMF(25, seed=0, **options)
+    factors = expected.fit(A)
+    for left in (1, 2, 3, 11, 12, 30):
+        with pytest.raises(Stopped):
+            NMF(
+                25,
+                seed=0,
+                checkpoint=path,
+                checkpoint_seconds=0,
+                callback=stop_in(left),
+                **options,
+            ).fit(A, resume=True)
+    resumed = NMF(25, seed=0, checkpoint=path, **options)
+    assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_fit_that_converged_resumes_to_the_same_end(solver, path):
+    A = numbers()
+    options = {"solver": solver, "tol": 1e-2, "max_iter": 500}
+    expected = NMF(4, seed=0, **options)
+    factors = expected.fit(A)
+    assert expected.fit_info_.stopped_by == "tol"
+    NMF(4, seed=0, checkpoint=path, checkpoint_seconds=0, **options).fit(A)
+    resumed = NMF(4, seed=0, checkpoint=path, **options)
+    assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+
+
+def test_checkpoint_does_not_change_the_fit(path):
+    A = numbers()
+    plain, kept = NMF(25, seed=0, max_iter=20, tol=0), NMF(25, seed=0, max_iter=20, tol=0)
+    kept.checkpoint, kept.checkpoint_seconds = path, 0
+    assert_same_fit(kept, kept.fit(A), plain, plain.fit(A))
+
+
+def test_more_iterations_than_before_go_on_from_the_last(path):
+    A = numbers()
+    options = {"checkpoint": path, "checkpoint_seconds": 0, "tol": 0, "seed": 0}
+    NMF(25, max_iter=7, **options).fit(A)
+    seen = []
+    more = NMF(25, max_iter=20, callback=seen.append, **options)
+    expected = NMF(25, max_iter=20, tol=0, seed=0)
+    assert_same_fit(more, more.fit(A, resume=True), expected, expected.fit(A))
+    assert seen[0].iteration == 8
+    assert more.fit_info_.iterations == 20
+    seconds = [info.seconds for info in more.fit_info_.history]
+    assert seconds == sorted(seconds)
+    assert more.fit_info_.seconds > seconds[-1]
+
+
+def test_resume_without_a_file_starts(path):
+    A = numbers()
+    options = {"max_iter": 5, "tol": 0, "seed": 0}
+    model, expected = NMF(4, checkpoint=path, **options), NMF(4, **options)
+    assert_same_fit(model, model.fit(A, resume=True), expected, expected.fit(A))
+
+
+def test_unseeded_fit_resumes_from_its_own_start(path):
+    A = numbers()
+    with pytest.raises(Stopped):
+        NMF(25, checkpoint=path, checkpoint_seconds=0, callback=stop_in(5)).fit(A)
+    ends = [NMF(25, checkpoint=path, max_iter=20, tol=0).fit(A, resume=True) for _ in range(2)]
+    assert all(map(torch.equal, *ends))
+
+
+def test_saves_are_as_far_apart_as_was_asked(path, monkeypatch):
+    saved = []
+    save_file = safetensors.torch.save_file
+    monkeypatch.setattr(
+        safetensors.torch, "save_file", lambda *a, **k: (saved.append(1), save_file(*a, **k))
+    )
+    for seconds, expected in ((0, 20), (60, 0)):
+        saved.clear()
+        options = {"checkpoint": path, "checkpoint_seconds": seconds}
+        NMF(4, max_iter=20, tol=0, **options).fit(numbers())
+        assert len(saved) == expected
+
+
+def test_new_fit_takes_the_place_of_an_old_checkpoint(path):
+    A = numbers()
+    left_in(9, path, A, solver="mu")
+    left_in(3, path, A, solver="hals")
+    with safetensors.safe_open(path, "pt") as file:
+        assert len(file.get_tensor("history")) == 2
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut_in_the_header(path):
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def model_file(path):
+    model = NMF(4, max_iter=1, tol=0)
+    model.fit(numbers())
+    save_model(path, model)
+
+
+def foreign(path):
+    safetensors.torch.save_file({"weight": torch.rand(3)}, path)
+
+
+def rewritten(path, **changes):
+    with safetensors.safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    safetensors.torch.save_file(tensors, path, metadata={**metadata, **changes})
+
+
+def newer(path):
+    rewritten(path, format_version="2", fastnmf_version="9.0")
+
+
+def without_settings(path):
+    rewritten(path, settings="{")
+
+
+BROKEN = {
+    truncated: "cannot be read as .safetensors",
+    cut_in_the_header: "cannot be read as .safetensors",
+    empty: "cannot be read as .safetensors",
+    model_file: "holds D, and is no checkpoint",
+    foreign: "holds weight, and is no checkpoint",
+    newer: "is in format 2 of fastnmf 9.0.*upgrade",
+    without_settings: "cannot be read as .safetensors",
+}
+
+
+@pytest.mark.parametrize(
+    ("breaking", "resume"),
+    # what is written over is not read to the end
+    [(each, resume) for each in BROKEN for resume in (True, False) if each is not without_settings]
+    + [(without_settings, True)],
+    ids=lambda value: getattr(value, "__name__", "resume" if value else "new"),
+)
+def test_file_that_is_no_checkpoint_is_refused_and_left_alone(breaking, resume, path):
+    left_in(3, path, numbers())
+    breaking(path)
+    before = path.read_bytes()
+    model = NMF(
+        25,
+        seed=0,
+        checkpoint=path,
+        checkpoint_seconds=0,
+        callback=lambda info: pytest.fail("computed"),
+    )
+    with pytest.raises(InvalidInput, match=f"fit.safetensors {BROKEN[breaking]}"):
+        model.fit(numbers(), resume=resume)
+    assert path.read_bytes() == before
+    assert not model.fitted
+
+
+OTHER = {
+    "nb_concepts": {"nb_concepts": 24},
+    "solver": {"solver": "mu"},
+    "seed": {"seed": 1},
+    "form": {"form": "residual"},
+    "init": {"init": "rows"},
+    "backend": {"backend": "torch"},
+    "chunk_rows": {"chunk_rows": 7},
+    "block": {"block": 8},
+}
+
+
+@pytest.mark.parametrize("what", [*OTHER, "n", "d", "dtype", "data"])
+def test_checkpoint_of_another_fit_is_refused_and_left_alone(what, path):
+    left_in(3, path, numbers())
+    before = path.read_bytes()
+    A = {
+        "n": numbers(59),
+        "d": numbers(60, 19),
+        "dtype": numbers().double(),
+        "data": numbers() * 1.01,
+    }.get(what, numbers())
+    options = {"nb_concepts": 25, "seed": 0, "checkpoint": path, **OTHER.get(what, {})}
+    model = NMF(**options)
+    if what == "backend" and model.backend == "torch":
+        first = safetensors.safe_open(path, "pt").metadata()["settings"]
+        if '"backend": "torch"' in first:
+            pytest.skip("there is no other backend here")
+    name = "‖A‖²" if what == "data" else what
+    with pytest.raises(InvalidInput, match=rf"another fit: {name}=.* there, .* here"):
+        model.fit(A, resume=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"checkpoint": 3}, TypeError),
+        ({"checkpoint_seconds": -1}, InvalidInput),
+        ({"checkpoint_seconds": float("nan")}, InvalidInput),
+        ({"checkpoint_seconds": "60"}, TypeError),
+    ],
+    ids=str,
+)
+def test_bad_option_is_refused_by_the_constructor(options, kind):
+    with pytest.raises(kind, match=next(iter(options))):
+        NMF(4, **options)
+
+
+def test_place_that_cannot_be_written_is_refused_before_the_fit(tmp_path):
+    for place, error in (
+        (tmp_path / "no" / "fit.safetensors", FileNotFoundError),
+        (tmp_path / "fit.pt", InvalidInput),
+        (tmp_path, InvalidInput),
+    ):
+        with pytest.raises(error):
+            NMF(4, checkpoint=place, callback=lambda _: pytest.fail("computed")).fit(numbers())
+
+
+def test_resume_needs_a_checkpoint():
+    with pytest.raises(InvalidInput, match="checkpoint"):
+        NMF(4).fit(numbers(), resume=True)
+
+
+def test_save_that_fails_leaves_the_checkpoint_before(path, monkeypatch):
+    left_in(4, path, numbers())
+    before = path.read_bytes()
+
+    def full(_, part, **__):
+        part.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        NMF(25, seed=0, checkpoint=path, checkpoint_seconds=0).fit(numbers(), resume=True)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.fixture
+def handlers():
+    """What is to be there after a fit: two handlers that note the signals they are given."""
+    noted = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, _: noted.append(number))
+    yield noted
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def told_in(iteration, number, times=1):
+    def tell(info):
+        for _ in range(times if info.iteration == iteration else 0):
+            signal.raise_signal(number)
+
+    return tell
+
+
+def saved_iterations(path):
+    with safetensors.safe_open(path, "pt") as file:
+        return len(file.get_tensor("history"))
+
+
+def test_ctrl_c_saves_the_iteration_and_then_interrupts(path):
+    before = signal.getsignal(signal.SIGINT)
+    model = NMF(25, seed=0, max_iter=20, tol=0, checkpoint=path)
+    model.callback = told_in(5, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(numbers())
+    assert saved_iterations(path) == 5
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not model.fitted
+    expected = NMF(25, seed=0, max_iter=20, tol=0)
+    model.callback = None
+    assert_same_fit(model, model.fit(numbers(), resume=True), expected, expected.fit(numbers()))
+
+
+def test_second_ctrl_c_interrupts_at_once(path):
+    model = NMF(25, checkpoint=path, callback=told_in(5, signal.SIGINT, times=2))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(numbers())
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_handler_that_was_there_is_called_after_the_save_and_stays(number, path, handlers):
+    mine = signal.getsignal(number)
+    model = NMF(25, seed=0, max_iter=20, tol=0, checkpoint=path)
+    model.callback = told_in(5, number)
+    model.fit(numbers())
+    assert handlers == [number]
+    assert saved_iterations(path) == 5
+    assert signal.getsignal(number) is mine
+    assert model.fit_info_.iterations == 20
+
+
+def test_signals_are_left_alone_without_a_checkpoint_and_in_other_threads(path, handlers):
+    seen = []
+
+    def look(_):
+        seen.append([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
+
+    expected = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    NMF(4, max_iter=2, tol=0, callback=look).fit(numbers())
+    model = NMF(4, max_iter=2, tol=0, callback=look, checkpoint=path)
+    thread = threading.Thread(target=model.fit, args=(numbers(),))
+    thread.start()
+    thread.join()
+    assert seen == [expected] * 4
+    assert model.fitted
+
+
+def test_handlers_are_back_after_a_fit_that_failed(path, handlers):
+    expected = signal.getsignal(signal.SIGTERM)
+    left_in(3, path, numbers())
+    assert signal.getsignal(signal.SIGTERM) is expected
+
+
+def in_a_process(code, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=HERE,
+    )
+
+
+LONG_FIT = """
+import sys, torch
+sys.path.insert(0, ".")
+from test_checkpoint import NMF, numbers
+def tell(info):
+    if info.iteration == 3:
+        print("running", flush=True)
+NMF(25, seed=0, max_iter=10**9, tol=0, checkpoint=sys.argv[1], callback=tell).fit(numbers())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_process_that_is_told_to_leave_saves_and_leaves_as_it_would_have(number, path):
+    fit = in_a_process(LONG_FIT, path)
+    assert fit.stdout.readline() == "running\n"
+    fit.send_signal(number)
+    _, said = fit.communicate(timeout=60)
+    # Python, too, ends an interrupt that nobody caught by the signal itself
+    assert fit.returncode == -number
+    assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
+    saved = saved_iterations(path)
+    assert saved >= 3
+    expected, resumed = (NMF(25, seed=0, max_iter=saved + 5, tol=0) for _ in range(2))
+    resumed.checkpoint = path
+    factors = [F.clone() for F in expected.fit(numbers())]
+    assert_same_fit(resumed, resumed.fit(numbers(), resume=True), expected, factors)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork: not here")
+def test_fits_that_are_killed_at_random_moments_end_with_the_same_bits():
+    """Of every solver in every form; `python tests/killed_fits.py 100` kills more often."""
+    command = [sys.executable, HERE / "killed_fits.py", str(3 * len(FORMS))]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    for solver, form in FORMS:
+        assert f"{solver} {form}: 3 kills" in ran.stdout
+
+
+def test_command_line_saves_and_resumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", numbers().numpy())
+    command = "fit A.npy --concepts 25 --out m.safetensors --codes Z.npy --seed 0 --tol 0 --quiet"
+    keeping = "--checkpoint c.safetensors --checkpoint-seconds 0"
+    assert cli.main([*command.split(), *keeping.split(), "--max-iter", "5"]) == 0
+    assert saved_iterations("c.safetensors") == 5
+    assert cli.main([*command.split(), *keeping.split(), "--max-iter", "12", "--resume"]) == 0
+    assert saved_iterations("c.safetensors") == 12
+    Z, D = NMF(25, seed=0, max_iter=12, tol=0).fit(numbers())
+    np.testing.assert_array_equal(read_matrix("Z.npy"), Z.numpy())
+    assert torch.equal(load_model("m.safetensors").D, D)
+    assert cli.main([*command.split(), "--resume"]) == 2
+    assert "checkpoint" in capsys.readouterr().err
+    assert cli.main([*command.split(), "--checkpoint", "m.safetensors"]) == 2
+    assert "m.safetensors is named twice" in capsys.readouterr().err
