@@ -238,6 +238,8 @@ def _step_(run: _Run) -> None:
     _update_codes_(run)
     if run.learn:
         _update_dictionary_(run)
+    if run.ahead is not None:
+        run.ahead.end_(run.Z, run.D, run.statistics.codes)
     run.swept = True
 
 
@@ -278,7 +280,7 @@ def _update_codes_(run: _Run) -> None:
             for _ in range(run.plan.inner[0]):
                 half_step_(Z.T, target, held, run.sweep, sums)
             if run.ahead is not None:
-                run.ahead.move_codes_(Z, slice(first, first + len(Z)), sums)
+                run.ahead.move_codes_(Z, slice(first, first + len(Z)))
                 first += len(Z)
             run.statistics.add_(X, Z)
         return

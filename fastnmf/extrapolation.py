@@ -11,8 +11,10 @@ from .solvers import squared_norm
 
 # β at the start; its divisor when the error rose; how it and its bound grow when it fell
 _BETA, _SHRINK, _GROW, _GROW_BOUND = 0.5, 1.5, 1.05, 1.01
-# powers of two by which the norm of a concept may leave that of its start
-_MOST_POWERS = 2
+# the share by which the norm of a concept may leave that of its start
+_MOST_GROWTH = 0.01
+# entries of the codes in hand
+_IN_HAND = 1 << 20
 
 
 class Extrapolation:
@@ -37,39 +39,43 @@ class Extrapolation:
 
     def begin_(self, Z: Tensor, D: Tensor) -> None:
         """Keep the pair that an iteration begins with, and move the dictionary on."""
-        self._balance_(Z, D)
         self._Z.copy_(Z)
         delta = torch.sub(D, self._D, out=self._scratch("moved", *D.shape))
         self._D.copy_(D)
         self._still = False
         self._move_(D, self._D, delta)
 
-    def move_codes_(self, Z: Tensor, rows: slice, sums: Tensor) -> None:
-        """Move a piece of the codes on, between the half-steps; sums become ‖ΔZ‖² and ‖Z‖² of the
-        whole iteration, a piece added to the ones before it."""
-        if rows.start == 0:
-            self._sums = torch.zeros_like(sums[:2])
+    def move_codes_(self, Z: Tensor, rows: slice) -> None:
+        """Move a piece of the codes on, between the half-steps."""
         swept = self._swept[rows]
         delta = torch.sub(Z, swept, out=self._scratch("moved", *Z.shape))
         swept.copy_(Z)
         self._move_(Z, swept, delta)
-        torch.sub(Z, self._Z[rows], out=delta)
-        self._sums += torch.stack((squared_norm(delta), squared_norm(Z)))
-        # in the place of those of single half-steps
-        sums[:2] = self._sums
+
+    def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> None:
+        """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
+        ‖Z‖² of the whole iteration."""
+        self._balance_(Z, D)
+        sums[:2] = 0
+        rows = max(1, _IN_HAND // Z.shape[1])
+        for piece, before in zip(Z.split(rows), self._Z.split(rows), strict=True):
+            delta = torch.sub(piece, before, out=self._scratch("moved", *piece.shape))
+            sums[:2] += torch.stack((squared_norm(delta), squared_norm(piece)))
 
     def rose(self, relative_error: float) -> bool:
-        """Whether the error of the pair is above that of the one before; β is chosen by that."""
-        squared = relative_error**2
-        if squared > self._squared_error + self._noise and not self._still:
+        """Whether the error of the pair is above that of the one before, by more than rounding; β
+        is chosen by that."""
+        squared, before = relative_error**2, self._squared_error
+        self._squared_error = squared
+        if self._still:
+            return False
+        if squared > before:
             self._bound, self._beta = self._beta_before, self._beta / _SHRINK
-            return True
-        if not self._still:
+        else:
             self._beta_before = self._beta
             self._beta = min(self._bound, _GROW * self._beta)
             self._bound = min(1.0, _GROW_BOUND * self._bound)
-        self._squared_error = squared
-        return False
+        return squared > before + self._noise
 
     def take_back_(self, Z: Tensor, D: Tensor) -> None:
         """The pair that the iteration began with again; nothing moves on in the next."""
@@ -97,18 +103,16 @@ class Extrapolation:
         torch.maximum(F, torch.mul(swept, self._least_share, out=delta), out=F)
 
     def _balance_(self, Z: Tensor, D: Tensor) -> None:
-        """Give concepts that grew or shrank beyond measure the norm of their start again, and their
-        codes the inverse: extrapolated, one factor may grow and the other shrink without end.
+        """Give concepts that grew or shrank their norm again, and their codes the inverse.
 
-        By powers of two, so that nothing is rounded.
+        What grows in one factor and shrinks in the other changes no error, so no β would bound it:
+        extrapolated, it doubles in every iteration.
         """
         norms = torch.linalg.vector_norm(D, dim=1)
         alive = (norms > 0) & (self._norms > 0)
-        powers = torch.where(alive, (norms / self._norms).log2().round(), 0)
-        if not (powers.abs() >= _MOST_POWERS).any():
+        scale = torch.where(alive, norms / self._norms, 1)
+        if not ((scale - 1).abs() > _MOST_GROWTH).any():
             return
-        scale = torch.exp2(powers)
-        for F in (Z, self._swept):
-            F.mul_(scale)
-        for F in (D, self._D):
-            F.div_(scale[:, None])
+        Z.mul_(scale)
+        self._swept.mul_(scale)
+        D.div_(scale[:, None])

@@ -81,6 +81,19 @@ def test_resumed_fit_gives_the_same_bits(solver, form, dtype, left, path):
     assert [info.iteration for info in seen] == list(range(left, 21))
 
 
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("left", [2, 9])
+def test_accelerated_fit_resumes_to_the_same_bits(left, solver, form, path):
+    A = numbers()
+    options = {"solver": solver, "form": form, "accelerate": True, "max_iter": 20, "tol": 0}
+    expected = NMF(25, seed=0, **options)
+    factors = expected.fit(A)
+    left_in(left, path, A, **options)
+    resumed = NMF(25, seed=0, checkpoint=path, **options)
+    assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_fit_that_is_left_many_times_gives_the_same_bits(solver, path):
     A = strided(numbers())

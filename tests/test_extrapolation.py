@@ -133,8 +133,8 @@ def test_concepts_keep_their_size_however_long_a_fit_goes_on():
     before = D.norm(dim=1)
     factorize_(Z, D, Rows(A), solver="hals", ops=ops, plan=chosen, max_iter=600, tol=0)
     grown = D.norm(dim=1) / before
-    assert 1 / 16 < grown.min()
-    assert grown.max() < 16
+    assert 0.98 < grown.min()
+    assert grown.max() < 1.02
 
 
 def ahead_of(Z, D):
@@ -146,17 +146,17 @@ def factors():
     return [torch.rand(*shape, generator=generator) for shape in ((7, 3), (3, 5))]
 
 
-def test_balance_changes_neither_product_nor_bits():
+def test_concepts_have_the_norm_of_their_start_after_an_iteration():
     Z, D = factors()
     ahead = ahead_of(Z, D)
     norms = D.norm(dim=1)
-    ahead._beta = 0.0
     D[0] *= 37
     D[2] = 0
     product = Z @ D
-    ahead.begin_(Z, D)
-    assert torch.equal(Z @ D, product)
-    assert 0.5 <= D[0].norm() / norms[0] <= 2
+    ahead.begin_(Z, D.clone())
+    ahead.end_(Z, D, torch.zeros(4, dtype=torch.float64))
+    assert torch.allclose(Z @ D, product)
+    assert torch.allclose(D.norm(dim=1)[:2], norms[:2])
     assert (D[2] == 0).all()
 
 
@@ -170,22 +170,25 @@ def test_error_that_rises_takes_the_pair_back():
         Z.mul_(0.9)
         swept = Z.clone()
         for rows in (slice(0, 4), slice(4, 7)):
-            ahead.move_codes_(Z[rows], rows, sums)
-        D.mul_(1.05)
+            ahead.move_codes_(Z[rows], rows)
+        # another direction, as long as before
+        D.copy_(D.flip(0) / D.flip(0).norm(dim=1, keepdim=True) * D.norm(dim=1, keepdim=True))
+        ahead.end_(Z, D, sums)
         return swept, (Z.clone(), D.clone()), ahead.rose(error)
 
     def squares(F):
         return pytest.approx(float(F.double().square().sum()), rel=1e-5)
 
     ahead.begin_(Z, D)
-    before = Z.clone()
+    before, start = Z.clone(), D.clone()
     swept, first, rose = step(0.5)
     assert not rose
     assert torch.allclose(Z, swept + 0.5 * (swept - before))
     assert float(sums[0]) == squares(Z - before)
     assert float(sums[1]) == squares(Z)
     ahead.begin_(Z, D)
-    assert torch.allclose(D, first[1] * (1 + 0.525 * 0.05 / 1.05))
+    moved = first[1] + 0.525 * (first[1] - start)
+    assert torch.allclose(D, moved.clamp(min=0))
     _, _, rose = step(0.6)
     assert rose
     ahead.take_back_(Z, D)
