@@ -343,7 +343,10 @@ class NMF(nn.Module):
         """
         self._assert_fitted()
         if self.fit_info_ is None:
-            raise NotFitted("a loaded dictionary has no account of its fit to draw: call fit(A)")
+            raise NotFitted(
+                "there is no account of a fit to draw, the dictionary was loaded or learned by "
+                "partial_fit: call fit(A)"
+            )
         return pictures.draw(self.fit_info_)
 
     def init_random_z(self, A: Any) -> Tensor:

@@ -57,8 +57,8 @@ def write_report(path: str | Path, model: str | Path) -> None:
     info = load_model(model).fit_info_
     if info is None:
         raise InvalidInput(
-            f"{model} holds no account of a fit: its dictionary was loaded, or another version of "
-            "fastnmf wrote it; make one by fit"
+            f"{model} holds no account of a fit: its dictionary was loaded or learned by "
+            "partial_fit, or another version of fastnmf wrote it; make one by fit"
         )
     page = compose(info, Path(model).name, model_version(model))
     with replacing(path) as part:
