@@ -236,7 +236,7 @@ def test_failure_leaves_the_page_as_it_was(model, tmp_path, monkeypatch):
 
 def test_model_without_an_account_says_what_to_do(tmp_path):
     save_model(tmp_path / "model.safetensors", NMF(2).load_dictionary(A[:2]))
-    with pytest.raises(InvalidInput, match="no account of a fit: its dictionary was loaded, or"):
+    with pytest.raises(InvalidInput, match="no account of a fit: its dictionary was loaded or"):
         report.write_report(tmp_path / "page.html", tmp_path / "model.safetensors")
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
