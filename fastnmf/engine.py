@@ -22,8 +22,6 @@ from .store import NotKept, Store
 from .stream import Stream
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
 
-# what ends a run: the codes or the error have settled, or it was told to
-STOPS = ("tol", "error", "max_iter", "max_seconds", "callback")
 STOPPING_RULES = ("codes", "error")
 # iterations over which the error must fall by more than tol of it, with stop='error'
 WINDOW = 10
@@ -79,8 +77,9 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. stopped_by: one of STOPS. drift: the most by which a residual carried in
-    tf32 was found to differ from a new one, relative to it, or None.
+    """How a run ended. stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. drift:
+    the most by which a residual carried in tf32 was found to differ from a new one, relative to it,
+    or None.
     """
 
     history: tuple[Iteration, ...]
@@ -135,10 +134,16 @@ class _Run:
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
     kept: list | None = None
 
+    @property
+    def carries(self) -> bool:
+        """Whether each half leaves its residual to the next: not where factors move on from it."""
+        kept = self.plan.codes == "residual" and self.E is not None
+        return self.solver == "hals" and kept and self.ahead is None
+
     def state(self, history: list[Iteration], drifts: list[float]) -> State:
         # elsewhere E is computed anew before it is read; in tf32 its drift is measured then
         read = self.iterations_since_fresh > 0 or self.sweep.allowed != "highest"
-        E = self.E if read else None
+        E = self.E if self.carries and read else None
         counters = self.iterations_since_fresh, self.refresh
         ahead = None if self.ahead is None else self.ahead.state()
         return State(self.Z, self.D, E, tuple(history), *counters, tuple(drifts), ahead)
@@ -309,7 +314,7 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal
         else:
             fresh = run.iterations_since_fresh > 0
             # what an earlier iteration left in E, and what became of it since
-            carried = run.swept and E is not None and not fresh
+            carried = run.swept and run.carries and not fresh
             E = scratch("E", *X.shape) if E is None else E
             yield X, Z, Residual(X.T, E.T, fresh, carried=carried, swept=run.swept)
 
@@ -332,11 +337,9 @@ def _update_dictionary_(run: _Run) -> None:
 def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
     sweep, D = run.sweep, run.D
     held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1])
-    # factors that move on leave the residual behind
-    stays = run.ahead is None and run.plan.codes == "residual"
-    carried = run.solver == "hals" and stays
-    HALF_STEPS[solver](D, Residual(run.rows.A, run.E, carried, swept=run.swept), held, sweep, sums)
-    if carried:
+    target = Residual(run.rows.A, run.E, run.carries, swept=run.swept)
+    HALF_STEPS[solver](D, target, held, sweep, sums)
+    if run.carries:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":
         sums[2] = squared_norm(run.E)

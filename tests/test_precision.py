@@ -51,6 +51,15 @@ def run(ops, n=60, d=20, K=35, **options):
     return A, Z, D, outcome
 
 
+def test_extrapolation_is_not_taken_for_drift(in_coarse_products, asked_for_high):
+    """A residual that factors have moved away from is not one that rounding has changed."""
+    A, Z, D = (torch.tensor(M, dtype=torch.float32) for M in problem(60, 20, 35))
+    chosen = plan.Plan("residual", "residual", 16, 25, 0.0, accelerates=True)
+    ops = in_coarse_products
+    outcome = factorize_(Z, D, Rows(A), solver="hals", ops=ops, plan=chosen, max_iter=12, tol=0)
+    assert outcome.drift is None
+
+
 def test_round_tf32_is_to_nearest():
     X = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     kept = X.clone()
