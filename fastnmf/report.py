@@ -19,8 +19,9 @@ import torch
 from . import pictures
 from ._version import __version__
 from .errors import InvalidInput
-from .files import check_output, load_model, model_version, replacing
+from .files import load_model, model_version
 from .info import FitInfo
+from .paths import check_output, replacing
 
 SUFFIXES = (".html", ".htm")
 # rows of the tables, at most

@@ -105,19 +105,28 @@ def _parts(A: Any, name: str) -> deque[Part]:
     if matrix is not None:
         return deque([two_dimensional(matrix, name)])
     parts = deque()
-    for number, batch in enumerate(batches_of(A, name)):
-        part = as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
-        if parts and part.shape[1] != parts[0].shape[1]:
-            widths = f"{part.shape[1]} columns, the batches before it {parts[0].shape[1]}"
-            raise InvalidInput(f"batch {number} of {name} has {widths}; give all the same features")
+    for part in batches_in(A, name):
         # a generator may fill one buffer again and again
         if not isinstance(A, list | tuple | DataLoader):
             part = part.clone() if isinstance(part, Tensor) else part.copy()
         parts.append(part)
-    if not parts:
+    return parts
+
+
+def batches_in(A: Any, name: str) -> Iterator[Part]:
+    """The batches that A gives, as matrices; raises InvalidInput for none, and for another width
+    than that of the first."""
+    width = None
+    for number, batch in enumerate(batches_of(A, name)):
+        part = _as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
+        if width is not None and part.shape[1] != width:
+            widths = f"{part.shape[1]} columns, the batches before it {width}"
+            raise InvalidInput(f"batch {number} of {name} has {widths}; give all the same features")
+        width = part.shape[1]
+        yield part
+    if width is None:
         why = "it is empty, or a generator that has been read before (give a new one, or a list)"
         raise InvalidInput(f"{name} gave no batches: {why}")
-    return parts
 
 
 def batches_of(A: Any, name: str) -> Iterable[Any]:
@@ -130,7 +139,7 @@ def batches_of(A: Any, name: str) -> Iterable[Any]:
     raise TypeError(f"{name} is {given}; give {allowed}")
 
 
-def as_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
+def _as_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     part = as_matrix(first, name)
     if part is None:

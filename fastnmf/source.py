@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from .ahead import Ahead
 from .errors import InvalidInput
 from .rows import (
     Part,
     Rows,
-    as_batch,
     as_matrix,
+    batches_in,
     batches_of,
     check_shape,
     compute_dtype,
@@ -106,23 +105,14 @@ class Batches:
         batches_of(A, name)
 
     def pieces(self) -> Iterator[Piece]:
-        prints, first, width = [], 0, None
-        for number, batch in enumerate(batches_of(self._A, self.name)):
-            place = f"batch {number} of {self.name}"
-            part = as_batch(batch, place, not isinstance(self._A, DataLoader))
-            if width is not None and part.shape[1] != width:
-                widths = f"{part.shape[1]} columns, the batches before it {width}"
-                raise InvalidInput(f"{place} has {widths}; give all the same features")
-            width = part.shape[1]
+        prints, first = [], 0
+        for part in batches_in(self._A, self.name):
             prints.append(_print(part))
             self._compare(prints, len(prints))
-            step = max(1, _READ_ENTRIES // max(1, width))
+            step = max(1, _READ_ENTRIES // max(1, part.shape[1]))
             for i in range(0, part.shape[0], step):
                 yield Piece(part[i : i + step], self.name, first + i)
             first += part.shape[0]
-        if not prints:
-            why = "it is empty, or a generator that has been read before (give a new one"
-            raise InvalidInput(f"{self.name} gave no batches: {why}, or a list)")
         self._compare(prints, None)
         self._prints = prints
 
