@@ -124,7 +124,8 @@ def test_stream_is_accelerated_only_by_an_error_that_says_so(tmp_path):
 
 
 def test_streamed_fit_takes_given_start(tmp_path):
-    start = torch.rand(N, K), torch.rand(K, D)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand(N, K, generator=generator), torch.rand(K, D, generator=generator)
     _, expected = model(init=start).fit(A)
     _, given, _ = streamed(sharded(tmp_path / "A"), init=start)
     assert relative_difference(given, expected) <= 1e-5
