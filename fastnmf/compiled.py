@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .addresses import nnls_rows, placed, read_account, typed
-from .nnls_info import NnlsInfo, unit_gram
+from .addresses import nnls_operations, nnls_rows, placed, read_account, typed
+from .nnls_info import NnlsInfo
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -70,27 +70,6 @@ def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) 
     )
 
 
-def nnls_(
-    F: Tensor, C: Tensor, G: Tensor, sums: Tensor, *, warm: bool, max_steps: int | None = None
-) -> NnlsInfo:
-    """As active_set.nnls_, entering concepts in blocks; C in any layout. About m q³ flops."""
-    return _solve_rows(F, C, *unit_gram(G), None, sums, warm, max_steps)[0]
-
-
-def nnls_on_(
-    F: Tensor,
-    C: Tensor,
-    unit: Tensor,
-    scale: Tensor,
-    index: Tensor,
-    *,
-    warm: bool,
-    max_steps: int | None = None,
-) -> tuple[NnlsInfo, Tensor]:
-    """As active_set.nnls_on_; C in any layout."""
-    return _solve_rows(F, C, unit, scale, index, F.new_zeros(2).double(), warm, max_steps)
-
-
 def _solve_rows(F, C, unit, scale, index, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
     account = torch.empty(F.shape[1], 4, dtype=torch.float64)
     rows = nnls_rows(F, C, unit, scale, index, warm, max_steps, account)
@@ -103,6 +82,5 @@ OPERATIONS = {
     "hals_sweep_": hals_sweep_,
     "mu_": mu_,
     "pgd_": pgd_,
-    "nnls_": nnls_,
-    "nnls_on_": nnls_on_,
+    **nnls_operations(_solve_rows),
 }

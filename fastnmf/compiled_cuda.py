@@ -13,38 +13,14 @@ import torch
 from torch import Tensor
 
 from . import _cuda
-from .addresses import nnls_rows, read_account
-from .nnls_info import NnlsInfo, unit_gram, workspace_share
-
-
-def nnls_(
-    F: Tensor, C: Tensor, G: Tensor, sums: Tensor, *, warm: bool, max_steps: int | None = None
-) -> NnlsInfo:
-    """As active_set.nnls_, entering concepts in blocks; C in any layout. About m q³ flops.
-
-    On the current stream; does not synchronise. float32 is computed in float64 where the device has
-    that at half the rate, else in float32: to a slope of 5e-6 of the largest then. Raises
-    torch.cuda.OutOfMemoryError, and RuntimeError with CUDA's reason.
-    """
-    return _solve_rows(F, C, *unit_gram(G), None, sums, warm, max_steps)[0]
-
-
-def nnls_on_(
-    F: Tensor,
-    C: Tensor,
-    unit: Tensor,
-    scale: Tensor,
-    index: Tensor,
-    *,
-    warm: bool,
-    max_steps: int | None = None,
-) -> tuple[NnlsInfo, Tensor]:
-    """As active_set.nnls_on_; C in any layout. The rest as for nnls_."""
-    sums = torch.zeros(2, dtype=torch.float64, device=F.device)
-    return _solve_rows(F, C, unit, scale, index, sums, warm, max_steps)
+from .addresses import nnls_operations, nnls_rows, read_account
+from .nnls_info import NnlsInfo, workspace_share
 
 
 def _solve_rows(F, C, unit, scale, index, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
+    """On the current stream; does not synchronise. float32 is computed in float64 where the device
+    has that at half the rate, else in float32: to a slope of 5e-6 of the largest then. Raises
+    torch.cuda.OutOfMemoryError, and RuntimeError with CUDA's reason."""
     m, device = F.shape[1], F.device
     account = torch.empty(m, 4, dtype=torch.float64, device=device)
     row_sums = torch.empty(m, 2, dtype=torch.float64, device=device)
@@ -71,4 +47,4 @@ def _place(device: torch.device) -> Iterator[tuple[int, int, int]]:
         yield device.index, stream, workspace_share(total)
 
 
-OPERATIONS = {"nnls_": nnls_, "nnls_on_": nnls_on_}
+OPERATIONS = nnls_operations(_solve_rows)
