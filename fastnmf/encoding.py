@@ -24,22 +24,28 @@ _USUAL_SWEEPS = 50
 
 
 @dataclass(frozen=True)
+class Method:
+    """How half-steps are computed, whatever they are for: the solver, its operations, and backend,
+    the name of what supplies them; form, block and chunk_rows as in plan.choose."""
+
+    solver: str
+    backend: str
+    ops: Operations
+    form: str = "auto"
+    block: int | None = None
+    chunk_rows: int | None = None
+
+
+@dataclass(frozen=True)
 class Encoder:
     """argmin ‖A − Z D‖² over Z ≥ 0 by one of the solvers, each chunk of rows until ‖ΔZ‖ ≤ tol ‖Z‖
     or max_iter.
 
-    D (K, d) is not changed. backend is the name of what supplies ops; form, block and
-    chunk_rows as in plan.choose. each is called after every
-    iteration of every chunk.
+    D (K, d) is not changed. each is called after every iteration of every chunk.
     """
 
     D: Tensor
-    solver: str
-    backend: str
-    ops: Operations
-    form: str
-    block: int | None
-    chunk_rows: int | None
+    by: Method
     max_iter: int
     tol: float
     each: Callable[[Iteration], bool | None] | None = None
@@ -61,27 +67,27 @@ class Encoder:
         K = self.D.shape[0]
         Z = A.new_empty(A.shape[0], K)
         taken = []
-        iterations = min(self.max_iter, 1) if SOLVERS[self.solver].exact else self.max_iter
+        iterations = min(self.max_iter, 1) if SOLVERS[self.by.solver].exact else self.max_iter
         for part, X in Rows(A).chunks(self.rows_in_hand()):
             Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
             # what is kept for the sweeps of a chunk is bounded already
             chosen = memory.choose(
                 X,
                 K,
-                self.solver,
-                self.backend,
+                self.by.solver,
+                self.by.backend,
                 None,
-                form=self.form,
+                form=self.by.form,
                 learn=False,
                 sweeps=_USUAL_SWEEPS,
-                block=self.block,
+                block=self.by.block,
             )
             outcome = factorize_(
                 Z[part],
                 self.D,
                 Rows(X),
-                solver=self.solver,
-                ops=self.ops,
+                solver=self.by.solver,
+                ops=self.by.ops,
                 plan=chosen,
                 max_iter=iterations,
                 tol=self.tol,
@@ -94,7 +100,7 @@ class Encoder:
     def gradient(self, A: Tensor, Z0: Tensor | None, iterations: list[int], upstream: Tensor):
         """(∂Z / ∂A)ᵀ upstream (n, d), repeating the iterations of each chunk of rows under
         autograd."""
-        solver = SOLVERS[self.solver]
+        solver = SOLVERS[self.by.solver]
         G = self.D @ self.D.T
         downstream = torch.empty_like(A)
         for (part, X), times in zip(Rows(A).chunks(self.rows_in_hand()), iterations, strict=True):
@@ -120,7 +126,7 @@ class Encoder:
         # a GPU is filled by its memory only
         in_hand = max(_CHUNK_BYTES, (memory.free_bytes(self.D.device) or 0) // 4)
         bounded = max(1, in_hand // ((5 * K + 2 * d) * self.D.element_size()))
-        return min(bounded, self.chunk_rows or bounded)
+        return min(bounded, self.by.chunk_rows or bounded)
 
 
 class _Differentiable(torch.autograd.Function):

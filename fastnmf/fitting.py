@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import plan
+from .encoding import Method
 from .engine import Iteration, Outcome, State, factorize_
 from .errors import InvalidInput
 from .info import FitInfo
@@ -22,7 +23,6 @@ from .resident import Resident
 from .solvers import SOLVERS, learner, squared_norm
 from .store import Store
 from .streamed import Streamed
-from .sweeps import Operations
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -35,19 +35,14 @@ class Fitter:
     """min ‖A − Z D‖² over Z ≥ 0, D ≥ 0 with K concepts by one of the solvers, from a start that is
     drawn or given, or from where a checkpoint was left.
 
-    backend is the name of what supplies ops. begun: when the fit began, by time.perf_counter;
-    deadline: when it is to end. The rest as for NMF.
+    begun: when the fit began, by time.perf_counter; deadline: when it is to end. The rest as for
+    NMF.
     """
 
     K: int
-    solver: str
-    backend: str
-    ops: Operations
+    by: Method
     init: str | tuple[Any, Any]
     generator: torch.Generator | None
-    form: str
-    block: int | None
-    chunk_rows: int | None
     max_iter: int
     tol: float
     begun: float
@@ -75,8 +70,8 @@ class Fitter:
                     Z,
                     D,
                     data.rows,
-                    solver=self.solver,
-                    ops=self.ops,
+                    solver=self.by.solver,
+                    ops=self.by.ops,
                     plan=chosen,
                     max_iter=self.max_iter,
                     tol=self.tol,
@@ -124,11 +119,11 @@ class Fitter:
             found = self.checkpoint.begin(A, float(squared_norm(A)))
             if found is not None:
                 return found
-        sizes = {"form": self.form, "chunk_rows": self.chunk_rows, "block": self.block}
-        chosen = data.plan(self.K, self.solver, self.backend, **sizes)
+        sizes = {"form": self.by.form, "chunk_rows": self.by.chunk_rows, "block": self.by.block}
+        chosen = data.plan(self.K, self.by.solver, self.by.backend, **sizes)
         if self._accelerates(chosen, data):
             n, d, itemsize = data.rows.n, data.rows.d, data.rows.dtype.itemsize
-            chosen = plan.accelerated(chosen, n, d, self.K, itemsize, self.solver)
+            chosen = plan.accelerated(chosen, n, d, self.K, itemsize, self.by.solver)
         return chosen, None
 
     def _accelerates(self, chosen: plan.Plan, data: Resident | Streamed) -> bool:
@@ -138,9 +133,9 @@ class Fitter:
         ahead of."""
         if isinstance(data, Streamed) or self.accelerate != "auto":
             return self.accelerate is True
-        free = isinstance(self.init, str) and self.form == "auto"
+        free = isinstance(self.init, str) and self.by.form == "auto"
         few = min(data.rows.n, data.rows.d) >= self.K
-        return free and few and chosen.form == "normal" and not SOLVERS[self.solver].exact
+        return free and few and chosen.form == "normal" and not SOLVERS[self.by.solver].exact
 
     def _account(
         self,
@@ -155,7 +150,9 @@ class Fitter:
         with products_in("highest"):
             error, whole, r_squared, codes = data.measure(Z, D, chosen)
         # where sweeps.py lets tf32 in
-        coarse = "residual" in chosen.form and (self.solver == "hals" or self.backend == "triton")
+        coarse = "residual" in chosen.form and (
+            self.by.solver == "hals" or self.by.backend == "triton"
+        )
         dtype = str(D.dtype).removeprefix("torch.")
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(
@@ -164,9 +161,9 @@ class Fitter:
             nb_concepts=self.K,
             dtype=dtype,
             device=str(D.device),
-            solver=self.solver,
-            dictionary_solver=learner(self.solver, self.K),
-            backend=self.backend,
+            solver=self.by.solver,
+            dictionary_solver=learner(self.by.solver, self.K),
+            backend=self.by.backend,
             form=chosen.form,
             block=chosen.block,
             piece_rows=chosen.piece_rows,

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from . import budget, options, pictures, plan
 from .ahead import Ahead
 from .backends import BACKENDS, select
-from .encoding import Encoder
+from .encoding import Encoder, Method
 from .engine import STOPPING_RULES, Iteration
 from .errors import InvalidInput, NotFitted
 from .fitting import Fitter
 from .info import FitInfo, OnlineInfo
 from .init import nndsvda as nndsvda_start
 from .init import random_codes, random_dictionary
-from .online import OnlineFitter, Stream
+from .online import Learned, OnlineFitter
 from .precision import PRECISIONS, products_in
 from .progress import Progress
 from .rows import Rows, as_numpy32, read_rows
@@ -61,16 +61,15 @@ class NMF(nn.Module):
     a start nor a form is given (README, design), False gives the iterates of the plain loop. stop:
     what must settle, the 'codes', ‖ΔZ‖ ≤ tol ‖Z‖, or the 'error', by no more than tol of it over 10
     iterations. max_seconds: by when fit ends, between iterations; None is no limit. callback:
-    called with an `Iteration` after each; a true answer ends the fit.
-    checkpoint: a file (.safetensors) that fit saves its progress to, whole or not at all, at the
-    end of an iteration once checkpoint_seconds (60; 0 is every iteration) have passed, and before
-    it leaves on Ctrl-C or SIGTERM. half_life: rows after which partial_fit counts a row half; None
-    is 16 rows a concept, math.inf never forgets.
+    called with an `Iteration` after each; a true answer ends the fit. checkpoint: a file
+    (.safetensors) that fit saves its progress to, whole or not at all, at the end of an iteration
+    once checkpoint_seconds (60; 0 is every iteration) have passed, and before it leaves on Ctrl-C
+    or SIGTERM. half_life: rows after which partial_fit counts a row half; None is 16 rows a
+    concept, math.inf never forgets.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
-    instead. Raises InvalidInput (a ValueError)
-    for bad values and TypeError for bad types and unknown options. Sources of the methods:
-    solvers.py.
+    instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
+    unknown options. Sources of the methods: solvers.py.
     """
 
     _SOLVERS = SOLVERS
@@ -161,12 +160,11 @@ class NMF(nn.Module):
         begun = time.perf_counter()
         max_iter = options.iterations(max_iter, self.max_iter)
         device = torch.device(self.device)
-        backend, ops = select(self.solver, device, self.backend)
-        K = self.nb_concepts
-        checkpoint = self._checkpoint(backend, resume)
+        K, by = self.nb_concepts, self._method(device)
+        checkpoint = self._checkpoint(by.backend, resume)
 
         def encoder(D: Tensor) -> Encoder:
-            return self._encoder(D, backend, ops, SWEEPS, 0.0, None)
+            return Encoder(D, by, SWEEPS, 0.0)
 
         with (
             self._taking(device, codes, optional=True) as taking,
@@ -177,14 +175,9 @@ class NMF(nn.Module):
         ):
             fitter = Fitter(
                 K,
-                self.solver,
-                backend,
-                ops,
+                by,
                 self.init,
                 self._generator(0),
-                self.form,
-                self.block,
-                self.chunk_rows,
                 max_iter,
                 self.tol,
                 begun,
@@ -219,23 +212,11 @@ class NMF(nn.Module):
         begun = time.perf_counter()
         known = {} if self.D is None else {"features": self.D.shape[1], "dtype": self.D.dtype}
         device = torch.device(self.device) if self.D is None else self.D.device
-        backend, ops = select(self.solver, device, self.backend)
+        K, by = self.nb_concepts, self._method(device)
         A = read_rows(A, device=device, **known).A.detach()
         with torch.autocast(device.type, enabled=False), self._products():
-            fitter = OnlineFitter(
-                self.nb_concepts,
-                self.solver,
-                backend,
-                ops,
-                self.init,
-                self._generator(0),
-                self.form,
-                self.block,
-                self.chunk_rows,
-                self.half_life,
-                begun,
-            )
-            stream = fitter(A, Stream(self.D, self._gram, self._cross, self.online_info_))
+            fitter = OnlineFitter(K, by, self.init, self._generator(0), self.half_life, begun)
+            stream = fitter(A, Learned(self.D, self._gram, self._cross, self.online_info_))
         self.D = stream.D
         self.fit_info_ = None
         self._set_fitted(**stream.info.as_dict())
@@ -267,7 +248,7 @@ class NMF(nn.Module):
         tol = self.tol / 100 if tol is None else options.tolerance(tol)
         K, d = self.D.shape
         device = self.D.device
-        backend, ops = select(self.solver, device, self.backend)
+        by = self._method(device)
         with (
             self._taking(device, codes) as taking,
             torch.autocast(device.type, enabled=False),
@@ -282,7 +263,7 @@ class NMF(nn.Module):
                     raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {n}; they must agree")
                 Z0 = Z0.to(dtype)
             each = shown.enter_context(Progress(self.verbose, max_iter, None))
-            encoder = self._encoder(self.D.to(dtype), backend, ops, max_iter, tol, each)
+            encoder = Encoder(self.D.to(dtype), by, max_iter, tol, each)
             keeps = isinstance(A, Tensor) and A.requires_grad
             if isinstance(taken, Rows) and taking.codes == "memory":
                 return encoder(A.to(taken.A) if keeps else taken.A, Z0)
@@ -395,9 +376,9 @@ class NMF(nn.Module):
     def _products(self) -> AbstractContextManager:
         return products_in("highest") if self.precision == "strict" else nullcontext()
 
-    def _encoder(self, D: Tensor, backend: str, ops, max_iter: int, tol: float, each) -> Encoder:
-        sizes = self.form, self.block, self.chunk_rows
-        return Encoder(D, self.solver, backend, ops, *sizes, max_iter, tol, each)
+    def _method(self, device: torch.device) -> Method:
+        backend, ops = select(self.solver, device, self.backend)
+        return Method(self.solver, backend, ops, self.form, self.block, self.chunk_rows)
 
     @contextmanager
     def _taking(self, device: torch.device, codes: Any, *, optional: bool = False):

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from . import memory
-from .encoding import Encoder
+from .encoding import Encoder, Method
 from .info import OnlineInfo
 from .init import start
 from .precision import products_in
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import squared_error
-from .sweeps import HALF_STEPS, Normal, Operations, Sweep, Workspace, hold
+from .sweeps import HALF_STEPS, Normal, Sweep, Workspace, hold
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _CODE_SWEEPS, _MU_SWEEPS, _DICTIONARY_SWEEPS = 4, 8, 2
 
 
 @dataclass(frozen=True)
-class Stream:
+class Learned:
     """What a stream has left: D (K, d), the statistics gram (K, K) = Σ ZᵀZ and cross (K, d) = Σ ZᵀA
     over batches, older ones weighing less, and the account.
 
@@ -62,19 +62,14 @@ class OnlineFitter:
     """
 
     K: int
-    solver: str
-    backend: str
-    ops: Operations
+    by: Method
     init: str | tuple[Any, Any]
     generator: torch.Generator | None
-    form: str
-    block: int | None
-    chunk_rows: int | None
     half_life: float | None
     begun: float
 
     @torch.no_grad()
-    def __call__(self, A: Tensor, before: Stream) -> Stream:
+    def __call__(self, A: Tensor, before: Learned) -> Learned:
         """The stream after the batch A (m, d), checked and on its device; `before` is not changed.
 
         Raises ArithmeticError when the factors overflow. 2 m K (d + K) flops beside the sweeps.
@@ -86,21 +81,22 @@ class OnlineFitter:
         D = D.to(A.dtype)
         Z = self._encoder(D).encode(A, Z0)[0]
         with products_in("highest"):
-            error = squared_error(Rows(A), Z, D, self.chunk_rows or len(A))
+            error = squared_error(Rows(A), Z, D, self.by.chunk_rows or len(A))
             gram, cross = Z.T @ Z, Z.T @ A
             if not fresh:
                 self._remember_(gram, cross, Z, D, before)
             D = self._updated(D, gram, cross, warm=before.gram is not None)
         info, weight = self._account(A, error, gram, cross, D, before.info)
         log.info("batch %d of %d rows: error %.4g", info.batches, len(A), info.relative_error)
-        return Stream(D, gram, cross, info) if weight > 0 else Stream(D, info=info)
+        return Learned(D, gram, cross, info) if weight > 0 else Learned(D, info=info)
 
     def _encoder(self, D: Tensor) -> Encoder:
-        plan = self.form, self.block, self.chunk_rows
-        sweeps = _MU_SWEEPS if self.solver == "mu" else _CODE_SWEEPS
-        return Encoder(D, self.solver, self.backend, self.ops, *plan, sweeps, 0.0)
+        sweeps = _MU_SWEEPS if self.by.solver == "mu" else _CODE_SWEEPS
+        return Encoder(D, self.by, sweeps, 0.0)
 
-    def _remember_(self, gram: Tensor, cross: Tensor, Z: Tensor, D: Tensor, before: Stream) -> None:
+    def _remember_(
+        self, gram: Tensor, cross: Tensor, Z: Tensor, D: Tensor, before: Learned
+    ) -> None:
         """Add what there was to gram = ZᵀZ and cross = ZᵀA."""
         m = len(Z)
         if before.gram is not None:
@@ -119,9 +115,9 @@ class OnlineFitter:
 
     def _updated(self, D: Tensor, gram: Tensor, cross: Tensor, *, warm: bool) -> Tensor:
         """D after its half-steps; a concept that no row has used is left as it is."""
-        D, solver = D.clone(), learner(self.solver, self.K)
-        block = self.block or memory.machine_of(D, self.backend).blocks[-1]
-        sweep = Sweep(self.ops, min(block, self.K), Workspace(D.dtype, D.device))
+        D, solver = D.clone(), learner(self.by.solver, self.K)
+        block = self.by.block or memory.machine_of(D, self.by.backend).blocks[-1]
+        sweep = Sweep(self.by.ops, min(block, self.K), Workspace(D.dtype, D.device))
         held = hold(solver, "normal", sweep, None, gram)
         unread = torch.zeros(4, dtype=torch.float64, device=D.device)
         for _ in range(1 if SOLVERS[solver].exact else _DICTIONARY_SWEEPS):
@@ -149,9 +145,9 @@ class OnlineFitter:
             nb_concepts=self.K,
             dtype=str(A.dtype).removeprefix("torch."),
             device=str(A.device),
-            solver=self.solver,
-            dictionary_solver=learner(self.solver, self.K),
-            backend=self.backend,
+            solver=self.by.solver,
+            dictionary_solver=learner(self.by.solver, self.K),
+            backend=self.by.backend,
             half_life=self._half_life,
             relative_error=(error / squared_data) ** 0.5 if squared_data > 0 else 0.0,
             unused_concepts=int(unused),

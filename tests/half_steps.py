@@ -1,8 +1,9 @@
-"""Run fastnmf's own loop from a given start, for comparison with the oracle; and GCC, for tests in
-C++."""
+"""Run fastnmf's own loop from a given start, for comparison with the oracle; what several tests
+need: a model saved and loaded, GCC for tests in C++."""
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 
@@ -29,6 +30,13 @@ def dtype_name(dtype):
 def supplies(backend, solver):
     needed = {*SOLVERS[solver].operations, *SOLVERS[solver].fused}
     return bool(needed & set(BACKENDS[backend].operations))
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def strided(A):

@@ -7,12 +7,12 @@ its NMF, asked of ours.
 from __future__ import annotations
 
 import inspect
-import io
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from half_steps import saved_and_loaded
 
 from fastnmf import NMF
 from fastnmf.solvers import SOLVERS
@@ -40,13 +40,6 @@ def mean_relative_row_error(A, A_hat):
     """Mean over rows of ‖a − â‖ / ‖a‖: Overcomplete's relative_avg_l2_loss."""
     A, A_hat = (torch.as_tensor(M).double() for M in (A, A_hat))
     return float(((A - A_hat).norm(dim=1) / (A.norm(dim=1) + 1e-6)).mean())
-
-
-def saved_and_loaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 # what Overcomplete's own tests ask

@@ -11,7 +11,7 @@ import torch
 from oracle import kkt_residual, problem, relative_difference
 
 from fastnmf import NMF, InvalidInput
-from fastnmf.encoding import Encoder, cold_start
+from fastnmf.encoding import Encoder, Method, cold_start
 from fastnmf.solvers import REFERENCE, SOLVERS
 
 
@@ -85,9 +85,8 @@ def test_encode_from_the_solution_stops_at_once_and_keeps_it():
     model, A, _ = fitted("hals")
     Z = model.encode(A, max_iter=5000, tol=1e-15)
     calls = []
-    encoder = Encoder(
-        model.D, "hals", "torch", REFERENCE, "auto", None, None, 300, 1e-9, calls.append
-    )
+    by = Method("hals", "torch", REFERENCE)
+    encoder = Encoder(model.D, by, 300, 1e-9, calls.append)
     assert relative_difference(encoder(A, Z), Z) <= 1e-9
     assert len(calls) == 1
 

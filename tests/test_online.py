@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import math
 import pickle
@@ -11,7 +10,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from half_steps import strided
+from half_steps import saved_and_loaded, strided
 from oracle import TOLERANCES, relative_difference
 from oracle import hals_half_step as oracle_hals
 
@@ -321,13 +320,6 @@ def test_seed_leaves_the_global_generator_alone():
     torch.manual_seed(7)
     learned(NMF(5, seed=0), stream(2))
     assert torch.equal(torch.rand(3), expected)
-
-
-def saved_and_loaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
