@@ -100,9 +100,9 @@ def nnls_on_(
     return NnlsInfo.join(accounts), gain
 
 
-def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
+def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
     """The solution F' (K, m), differentiable with respect to C: on the support P of the solution F,
-    F'_P = G_PP⁻¹ C_P.
+    F'_P = G_PP⁻¹ (C_P − l1), l1 the slope of a penalty.
 
     Where concepts of P depend on each other F'_P is not unique: the smallest is taken.
     """
@@ -111,7 +111,7 @@ def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
     index, used = _padded_support(passive)
     gram = _gather_gram(G.double(), index, used)
     gram = gram + torch.diag_embed(RANK_TOLERANCE[torch.float64] * gram.diagonal(dim1=1, dim2=2))
-    solved = torch.linalg.solve(gram, C.double().T.gather(1, index) * used).to(C.dtype)
+    solved = torch.linalg.solve(gram, (C.double() - l1).T.gather(1, index) * used).to(C.dtype)
     return torch.zeros_like(C.T).scatter_add(1, index, solved * used).T
 
 

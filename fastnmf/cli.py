@@ -15,6 +15,7 @@ from ._version import __version__
 FIT_OPTIONS = (
     *("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows", "max_memory"),
     *("stop", "max_seconds", "checkpoint", "checkpoint_seconds"),
+    *("alpha_Z", "alpha_D", "l1_ratio"),
 )
 ACCELERATE = {"auto": "auto", "yes": True, "no": False}
 
@@ -94,6 +95,14 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
         help="extrapolate the factors: auto, yes or no; default: auto",
     )
     _option(fit, "--stop", "codes", "what must settle, codes or error")
+    _option(fit, "--alpha-Z", 0.0, "penalty on the codes")
+    fit.add_argument(
+        "--alpha-D",
+        type=_number_or_word,
+        default="same",
+        help="penalty on the dictionary, or same: as on the codes; default: same",
+    )
+    _option(fit, "--l1-ratio", 0.0, "of the penalties, from 0 (squares) to 1 (sums)")
     fit.add_argument("--max-seconds", type=float, help="by when to end; default: no limit")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
     fit.add_argument("--checkpoint", type=Path, help="file to save progress to, .safetensors")
@@ -148,6 +157,13 @@ def _option(command: argparse.ArgumentParser, name: str, default: Any, help: str
     """Add an option of the default's type, whose help says the default."""
     described = f"{help}; default: {default}"
     command.add_argument(name, type=type(default), default=default, help=described)
+
+
+def _number_or_word(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _fit(arguments: argparse.Namespace) -> None:

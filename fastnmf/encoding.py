@@ -13,6 +13,7 @@ from . import memory
 from .engine import Iteration, factorize_
 from .init import cold_start
 from .momentum import Momentum
+from .penalties import NO_PENALTIES, Penalties
 from .rows import Rows
 from .solvers import SOLVERS
 from .sweeps import Operations
@@ -26,7 +27,8 @@ _USUAL_SWEEPS = 50
 @dataclass(frozen=True)
 class Method:
     """How half-steps are computed, whatever they are for: the solver, its operations, and backend,
-    the name of what supplies them; form, block and chunk_rows as in plan.choose."""
+    the name of what supplies them; form, block and chunk_rows as in plan.choose; and what is added
+    to the objective."""
 
     solver: str
     backend: str
@@ -34,12 +36,13 @@ class Method:
     form: str = "auto"
     block: int | None = None
     chunk_rows: int | None = None
+    penalties: Penalties = NO_PENALTIES
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """argmin ‖A − Z D‖² over Z ≥ 0 by one of the solvers, each chunk of rows until ‖ΔZ‖ ≤ tol ‖Z‖
-    or max_iter.
+    """argmin ½‖A − Z D‖² and the penalty of Z over Z ≥ 0 by one of the solvers, each chunk of rows
+    until ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
 
     D (K, d) is not changed. each is called after every iteration of every chunk.
     """
@@ -81,6 +84,7 @@ class Encoder:
                 learn=False,
                 sweeps=_USUAL_SWEEPS,
                 block=self.by.block,
+                penalised=bool(self.by.penalties.of_codes(A.shape[1])),
             )
             outcome = factorize_(
                 Z[part],
@@ -92,6 +96,7 @@ class Encoder:
                 max_iter=iterations,
                 tol=self.tol,
                 learn=False,
+                penalties=self.by.penalties,
                 each=self.each,
             )
             taken.append(len(outcome.history))
@@ -101,7 +106,8 @@ class Encoder:
         """(∂Z / ∂A)ᵀ upstream (n, d), repeating the iterations of each chunk of rows under
         autograd."""
         solver = SOLVERS[self.by.solver]
-        G = self.D @ self.D.T
+        penalty = self.by.penalties.of_codes(A.shape[1])
+        G = penalty.gram(self.D @ self.D.T)
         downstream = torch.empty_like(A)
         for (part, X), times in zip(Rows(A).chunks(self.rows_in_hand()), iterations, strict=True):
             with torch.enable_grad():
@@ -114,7 +120,7 @@ class Encoder:
                 C = self.D @ X.T
                 momentum = Momentum(solver)
                 for _ in range(times):
-                    F = solver.unrolled(momentum.extrapolate(F), C, G)
+                    F = solver.unrolled(momentum.extrapolate(F), C, G, penalty.l1)
                 (downstream[part],) = torch.autograd.grad(
                     F.T, X, upstream[part], allow_unused=True, materialize_grads=True
                 )

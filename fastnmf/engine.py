@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .extrapolation import Extrapolation
 from .momentum import Momentum
+from .penalties import NO_PENALTIES, Penalties, Penalty
 from .plan import REFRESH, Plan
 from .precision import products_in
 from .rows import Rows
@@ -20,7 +21,17 @@ from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
 from .store import NotKept, Store
 from .stream import Stream
-from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
+from .sweeps import (
+    HALF_STEPS,
+    Held,
+    Normal,
+    Operations,
+    Residual,
+    Sweep,
+    Workspace,
+    hold,
+    penalised,
+)
 
 STOPPING_RULES = ("codes", "error")
 # iterations over which the error must fall by more than tol of it, with stop='error'
@@ -36,20 +47,22 @@ class Iteration:
     relative_change: ‖ΔZ‖ / ‖Z‖; where codes are not kept, ‖ΔD‖ / ‖D‖. relative_error: ‖A − Z D‖ /
     ‖A‖; for mu and pgd in residual form with the dictionary the codes were computed from, since
     only that error costs no extra pass; NaN where the dictionary is not learned. In float32 and
-    normal form it is good to about 3e-4. seconds: since the loop began.
+    normal form it is good to about 3e-4. seconds: since the loop began. relative_objective: the
+    same with the penalties, √(‖A − Z D‖² + twice these) / ‖A‖.
     """
 
     iteration: int
     relative_change: float
     relative_error: float
     seconds: float
+    relative_objective: float = float("nan")
 
 
 @dataclass(frozen=True)
 class Stopping:
     """When a run ends: after max_iter iterations; when ‖ΔZ‖ ≤ tol ‖Z‖ or, by the rule 'error', when
-    the relative error fell by no more than tol of it over WINDOW iterations; at the deadline, of
-    time.perf_counter; where each(iteration) is true. tol ≤ 0 never stops early.
+    the relative objective fell by no more than tol of it over WINDOW iterations; at the deadline,
+    of time.perf_counter; where each(iteration) is true. tol ≤ 0 never stops early.
     """
 
     max_iter: int
@@ -71,7 +84,7 @@ class Stopping:
             return "tol" if history[-1].relative_change <= self.tol else None
         if len(history) <= WINDOW:
             return None
-        before, now = history[-1 - WINDOW].relative_error, history[-1].relative_error
+        before, now = (history[i].relative_objective for i in (-1 - WINDOW, -1))
         return "error" if before - now <= self.tol * before else None
 
 
@@ -116,6 +129,8 @@ class _Run:
     solver: str
     plan: Plan
     learn: bool
+    # of codes and dictionary
+    penalties: tuple[Penalty, Penalty]
     sweep: Sweep
     statistics: Statistics
     # X (m, d), its codes (m, K) and where their residual is kept, of each piece of rows: views, or
@@ -169,6 +184,7 @@ def factorize_(
     max_iter: int,
     tol: float,
     learn: bool = True,
+    penalties: Penalties = NO_PENALTIES,
     each: Callable[[Iteration], bool | None] | None = None,
     stop: str = "codes",
     deadline: float = float("inf"),
@@ -178,15 +194,16 @@ def factorize_(
     """Iterate on Z (n, K) and D (K, d) in place until `Stopping` of these says so.
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
-    A Stream has its codes in a Store, learns, is not accelerated, and has a plan whose dictionary
-    half is in normal form. keep is called at the end of every iteration that another may follow,
+    penalties: with plans in normal form that do not accelerate. A Stream has its codes in a Store,
+    learns, is not accelerated, and has a plan whose dictionary half is in normal form. keep is
+    called at the end of every iteration that another may follow,
     with a function that gives the State; from it, with its Z and D and the same plan, a run that is
     `resumed` takes the iterations that are left to the same bits (D must be learned). Synchronises
     once an iteration if it is watched or the plan accelerates, else once at the end. Raises
     ArithmeticError when the factors overflow.
     """
     with products_in("highest") as allowed:
-        run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
+        run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed, penalties)
         if resumed is not None:
             run.restore(resumed)
         return _iterate_(run, Stopping(max_iter, tol, each, stop, deadline), keep, resumed)
@@ -248,7 +265,18 @@ def _step_(run: _Run) -> None:
     run.swept = True
 
 
-def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "highest") -> _Run:
+def _prepare(
+    Z,
+    D,
+    rows,
+    solver,
+    ops,
+    plan: Plan,
+    learn: bool,
+    allowed: str = "highest",
+    penalties: Penalties = NO_PENALTIES,
+) -> _Run:
+    penalties = penalties.of_codes(D.shape[1]), penalties.of_dictionary(rows.n)
     moments = learn and plan.dictionary == "normal"
     sweep = Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed)
     accelerates = learn and plan.accelerates
@@ -268,8 +296,9 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
         solver,
         plan,
         learn,
+        penalties,
         sweep,
-        Statistics(D, squared_data, moments=moments),
+        Statistics(D, squared_data, moments=moments, penalties=penalties),
         pieces,
         E,
         ahead=Extrapolation(Z, D, share, sweep.scratch) if accelerates else None,
@@ -278,8 +307,9 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
 
 def _update_codes_(run: _Run) -> None:
     half_step_, sums = HALF_STEPS[run.solver], run.statistics.codes
+    by, penalty = (run.solver, run.plan.codes, run.sweep), run.penalties[0]
     if run.learn:
-        held = hold(run.solver, run.plan.codes, run.sweep, run.D, run.G, run.rows.n)
+        held = hold(*by, run.D, run.G, run.rows.n, penalty)
         first = 0
         for X, Z, target in _code_pieces(run, held):
             for _ in range(run.plan.inner[0]):
@@ -290,7 +320,7 @@ def _update_codes_(run: _Run) -> None:
             run.statistics.add_(X, Z)
         return
     if run.kept is None:
-        held = hold(run.solver, run.plan.codes, run.sweep, run.D, m=run.rows.n)
+        held = hold(*by, run.D, m=run.rows.n, penalty=penalty)
         solver = SOLVERS[run.solver]
         run.kept = [(*piece, held, Momentum(solver)) for piece in _code_pieces(run, held)]
     for _, Z, target, held, momentum in run.kept:
@@ -310,7 +340,7 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal
         if run.plan.codes == "normal":
             # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
             C = torch.mm(X, run.D.T, out=scratch("C", *Z.shape)).T
-            yield X, Z, Normal(C, run.swept)
+            yield X, Z, penalised(run.solver, C, held, run.swept, out=C)
         else:
             fresh = run.iterations_since_fresh > 0
             # what an earlier iteration left in E, and what became of it since
@@ -324,9 +354,10 @@ def _update_dictionary_(run: _Run) -> None:
     solver, sweep, D = learner(run.solver, len(run.D)), run.sweep, run.D
     half_step_, sums = HALF_STEPS[solver], run.statistics.dictionary
     if run.plan.dictionary == "normal":
-        held = hold(solver, "normal", sweep, None, run.statistics.gram)
+        held = hold(solver, "normal", sweep, None, run.statistics.gram, penalty=run.penalties[1])
+        target = penalised(solver, run.statistics.cross, held, run.swept)
         for _ in range(run.plan.inner[1]):
-            half_step_(D, Normal(run.statistics.cross, run.swept), held, sweep, sums)
+            half_step_(D, target, held, sweep, sums)
         G = D @ D.T
         run.G = G if run.plan.codes == "normal" and run.ahead is None else None
         run.statistics.measure_error_(D, G)
@@ -358,7 +389,7 @@ def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> 
     read = []
     sums = unread[0][1][None] if len(unread) == 1 else torch.stack([sums for _, sums, _ in unread])
     for (iteration, _, seconds), (codes, dictionary) in zip(unread, sums.tolist(), strict=True):
-        (change, norm, _, drift), error = codes, dictionary[2]
+        (change, norm, _, drift), (error, twice) = codes, dictionary[2:]
         if isinstance(run.Z, NotKept):
             change, norm = dictionary[:2]
         if not (norm < float("inf") and error < float("inf")):
@@ -370,9 +401,12 @@ def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> 
             drifts.append((drift / error) ** 0.5)
             run.refresh = max(1, run.refresh // 2) if drifts[-1] > _MOST_DRIFT else run.refresh
         relative_change = (change / norm) ** 0.5 if norm > 0 else 0.0 if change == 0 else 1.0
-        relative_error = (max(0.0, error) / squared_data) ** 0.5 if squared_data > 0 else 0.0
+        relative = [
+            (squared / squared_data) ** 0.5 if squared_data > 0 else 0.0
+            for squared in (max(0.0, error), max(0.0, error) + twice)
+        ]
         if not run.learn:
-            relative_error = float("nan")
-        read.append(Iteration(iteration, relative_change, relative_error, seconds))
+            relative = [float("nan")] * 2
+        read.append(Iteration(iteration, relative_change, relative[0], seconds, relative[1]))
     unread.clear()
     return read

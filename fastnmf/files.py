@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "fastnmf"
 FORMAT_VERSION = 1
 MODEL_SUFFIXES = (".safetensors",)
+PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio")
 
 
 def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
@@ -59,7 +60,7 @@ def write_matrix(path: str | os.PathLike, matrix: np.ndarray | Tensor) -> None:
 
 
 def save_model(path: str | os.PathLike, nmf: NMF) -> None:
-    """Write a fitted model (D, solver, tol and fit_info_) as .safetensors; see `replacing`.
+    """Write a fitted model (D, solver, tol, penalties, fit_info_) as .safetensors; see `replacing`.
 
     Raises NotFitted or what `check_output` raises before it writes.
     """
@@ -73,6 +74,7 @@ def save_model(path: str | os.PathLike, nmf: NMF) -> None:
         "solver": nmf.solver,
         "nb_concepts": str(nmf.nb_concepts),
         "tol": repr(nmf.tol),
+        "penalties": json.dumps({name: getattr(nmf, name) for name in PENALTIES}),
         "fit_info": json.dumps(info),
     }
     with replacing(path) as part:
@@ -93,7 +95,9 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> N
         metadata, D = _read_model(path)
         concepts, tol = int(metadata["nb_concepts"]), float(metadata["tol"])
         solver, info = metadata["solver"], json.loads(metadata["fit_info"])
-    nmf = NMF(concepts, device=device, solver=solver, tol=tol).load_dictionary(D)
+        # models of versions without them have none
+        penalties = json.loads(metadata.get("penalties", "{}"))
+    nmf = NMF(concepts, device=device, solver=solver, tol=tol, **penalties).load_dictionary(D)
     # another version may account for other things
     if info is not None and info.keys() == {field.name for field in fields(FitInfo)}:
         info["history"] = tuple(Iteration(**iteration) for iteration in info["history"])

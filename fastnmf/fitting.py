@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitter:
-    """min ‖A − Z D‖² over Z ≥ 0, D ≥ 0 with K concepts by one of the solvers, from a start that is
-    drawn or given, or from where a checkpoint was left.
+    """min ½‖A − Z D‖² and penalties over Z ≥ 0, D ≥ 0 with K concepts by one of the solvers, from a
+    start that is drawn or given, or from where a checkpoint was left.
 
     begun: when the fit began, by time.perf_counter; deadline: when it is to end. The rest as for
     NMF.
@@ -75,6 +75,7 @@ class Fitter:
                     plan=chosen,
                     max_iter=self.max_iter,
                     tol=self.tol,
+                    penalties=self.by.penalties,
                     each=self.each,
                     stop=self.stop,
                     deadline=self.deadline,
@@ -100,7 +101,13 @@ class Fitter:
         return Z, D, info
 
     def _refuse(self, streams: bool) -> None:
-        """Refuse what needs the codes in memory where data are read in passes."""
+        """Refuse what penalties do not have, or needs the codes in memory where data are read in
+        passes."""
+        if self.by.penalties and self.accelerate is True:
+            raise InvalidInput(
+                "accelerate=True does not go with alpha_Z or alpha_D: it scales concepts, which "
+                "penalties count; give accelerate='auto' or False"
+            )
         if streams and self.accelerate is True:
             raise InvalidInput(
                 "accelerate=True keeps two copies of the codes in memory, and the data are read in "
@@ -120,6 +127,7 @@ class Fitter:
             if found is not None:
                 return found
         sizes = {"form": self.by.form, "chunk_rows": self.by.chunk_rows, "block": self.by.block}
+        sizes["penalised"] = bool(self.by.penalties)
         chosen = data.plan(self.K, self.by.solver, self.by.backend, **sizes)
         if self._accelerates(chosen, data):
             n, d, itemsize = data.rows.n, data.rows.d, data.rows.dtype.itemsize
@@ -128,12 +136,12 @@ class Fitter:
 
     def _accelerates(self, chosen: plan.Plan, data: Resident | Streamed) -> bool:
         """Whether to extrapolate. 'auto' does where it pays, up to min(n, d) concepts, in normal
-        form and where half-steps are not exact, unless the iterates of the plain loop may be meant:
-        where a start or a form is given (README, design). Streamed codes have no copies to be moved
-        ahead of."""
+        form and where half-steps are not exact or penalised, unless the iterates of the plain loop
+        may be meant: where a start or a form is given (README, design). Streamed codes have no
+        copies to be moved ahead of."""
         if isinstance(data, Streamed) or self.accelerate != "auto":
             return self.accelerate is True
-        free = isinstance(self.init, str) and self.by.form == "auto"
+        free = isinstance(self.init, str) and self.by.form == "auto" and not self.by.penalties
         few = min(data.rows.n, data.rows.d) >= self.K
         return free and few and chosen.form == "normal" and not SOLVERS[self.by.solver].exact
 
@@ -146,9 +154,11 @@ class Fitter:
         outcome: Outcome,
         earlier: float,
     ) -> FitInfo:
-        n, d = data.rows.n, data.rows.d
+        n, d, penalties = data.rows.n, data.rows.d, self.by.penalties
         with products_in("highest"):
-            error, whole, r_squared, codes = data.measure(Z, D, chosen)
+            on_codes, on_dictionary = penalties.of_codes(d), penalties.of_dictionary(n)
+            error, whole, r_squared, codes, penalty = data.measure(Z, D, chosen, on_codes)
+            penalty += float(on_dictionary.value(D))
         # where sweeps.py lets tf32 in
         coarse = "residual" in chosen.form and (
             self.by.solver == "hals" or self.by.backend == "triton"
@@ -174,6 +184,8 @@ class Fitter:
             stopped_by=outcome.stopped_by,
             relative_error=(error / whole) ** 0.5 if whole > 0 else 0.0,
             relative_change=last,
+            objective=0.5 * error + penalty,
+            **vars(penalties),
             r_squared=r_squared,
             **vars(codes),
             seconds=earlier + time.perf_counter() - self.begun,

@@ -19,7 +19,8 @@ class FitInfo:
     the factors were extrapolated, and half-steps of codes and dictionary in an iteration.
     iterations, stopped_by ('tol', 'error', 'max_iter', 'max_seconds' or 'callback'), converged: how
     it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned. relative_change: ‖ΔZ‖ / ‖Z‖
-    in the last iteration (of D where codes are not kept). precision: of the products, the dtype or
+    in the last iteration (of D where codes are not kept). objective: ½‖A − Z D‖² and the penalties
+    alpha_Z, alpha_D (a number), l1_ratio. precision: of the products, the dtype or
     'tf32'. drift: the most by which a residual carried in tf32 differed from a new one, or None.
     codes: where they are kept: 'memory', a file, or 'not kept'. chunk_rows: rows in hand at a time
     where the data are streamed, else None. passes: how often all of them were read, checks, start
@@ -47,6 +48,10 @@ class FitInfo:
     stopped_by: str
     relative_error: float
     relative_change: float
+    objective: float
+    alpha_Z: float
+    alpha_D: float
+    l1_ratio: float
     mean_l0: float
     hoyer: float
     r_squared: float
@@ -95,6 +100,11 @@ class FitInfo:
             "last change": f"{self.relative_change:.3g} of {changed}",
             "time": f"{self.seconds:.3g} s",
         }
+        if self.alpha_Z or self.alpha_D:
+            lines["penalties"] = (
+                f"alpha_Z {self.alpha_Z:g}, alpha_D {self.alpha_D:g}, l1_ratio {self.l1_ratio:g}; "
+                f"objective {self.objective:.6g}"
+            )
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
             lines["accelerated"] = f"{codes} + {dictionary} half-steps an iteration"

@@ -24,6 +24,7 @@ from .info import FitInfo, OnlineInfo
 from .init import nndsvda as nndsvda_start
 from .init import random_codes, random_dictionary
 from .online import Learned, OnlineFitter
+from .penalties import Penalties
 from .precision import PRECISIONS, products_in
 from .progress import Progress
 from .rows import Rows, as_numpy32, read_rows
@@ -65,7 +66,11 @@ class NMF(nn.Module):
     (.safetensors) that fit saves its progress to, whole or not at all, at the end of an iteration
     once checkpoint_seconds (60; 0 is every iteration) have passed, and before it leaves on Ctrl-C
     or SIGTERM. half_life: rows after which partial_fit counts a row half; None is 16 rows a
-    concept, math.inf never forgets.
+    concept, math.inf never forgets. alpha_Z, alpha_D, l1_ratio: fit minimises ½‖A − Z D‖² +
+    alpha_Z d P(Z) + alpha_D n P(D), P(F) = l1_ratio ΣF + ½ (1 − l1_ratio) ‖F‖², as scikit-learn's
+    NMF does (alpha_W, alpha_H), and encode has the penalty of the codes. Numbers ≥ 0, l1_ratio ≤ 1;
+    alpha_D='same' is alpha_Z. Penalties take the normal form, and have no accelerate=True and no
+    partial_fit.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -98,6 +103,9 @@ class NMF(nn.Module):
         checkpoint: str | os.PathLike | None = None,
         checkpoint_seconds: float = 60.0,
         half_life: float | None = None,
+        alpha_Z: float = 0.0,
+        alpha_D: float | str = "same",
+        l1_ratio: float = 0.0,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -124,7 +132,10 @@ class NMF(nn.Module):
         self.checkpoint = options.file("checkpoint", checkpoint)
         self.checkpoint_seconds = options.seconds("checkpoint_seconds", checkpoint_seconds)
         self.half_life = options.half_life(half_life)
-        options.form_of_solver(self.form, self.solver)
+        self.alpha_Z = options.penalty("alpha_Z", alpha_Z)
+        self.alpha_D = options.penalty("alpha_D", alpha_D, other="same")
+        self.l1_ratio = options.penalty("l1_ratio", l1_ratio, most=1.0)
+        plan.forms_of(self.solver, self.form, penalised=bool(self._penalties))
         self.fitted = False
         self.fit_info_: FitInfo | None = None
         self.online_info_: OnlineInfo | None = None
@@ -209,6 +220,11 @@ class NMF(nn.Module):
         part in it. A call that fails or is interrupted leaves the model as it was. The account is
         online_info_. Raises as fit does. Source: Mairal, Bach, Ponce & Sapiro, 2010.
         """
+        if self._penalties:
+            raise InvalidInput(
+                "partial_fit has no penalties, whose weight goes by the number of rows; use fit, "
+                "or alpha_Z=0 and alpha_D=0"
+            )
         begun = time.perf_counter()
         known = {} if self.D is None else {"features": self.D.shape[1], "dtype": self.D.dtype}
         device = torch.device(self.device) if self.D is None else self.D.device
@@ -233,7 +249,7 @@ class NMF(nn.Module):
         codes: str | os.PathLike = "memory",
     ) -> Tensor:
         """Z (n, K) for A (n, d) with the dictionary as it is: argmin ‖A − Z D‖² over Z ≥ 0, by the
-        model's solver.
+        model's solver; with alpha_Z, of ½‖A − Z D‖² + alpha_Z d P(Z).
 
         Stops when ‖ΔZ‖ ≤ tol ‖Z‖ or after max_iter iterations; anls is exact. tol=None is a
         hundredth of the model's: then the training data are encoded at least as well as fit encoded
@@ -365,7 +381,7 @@ class NMF(nn.Module):
         from .checkpoint import Checkpoint
 
         names = "nb_concepts", "solver", "seed", "form", "block", "chunk_rows", "precision"
-        names = *names, "accelerate"
+        names = *names, "accelerate", "alpha_Z", "alpha_D", "l1_ratio"
         settings = {name: getattr(self, name) for name in names}
         settings |= {
             "init": self.init if isinstance(self.init, str) else "given",
@@ -378,7 +394,13 @@ class NMF(nn.Module):
 
     def _method(self, device: torch.device) -> Method:
         backend, ops = select(self.solver, device, self.backend)
-        return Method(self.solver, backend, ops, self.form, self.block, self.chunk_rows)
+        asked = self.form, self.block, self.chunk_rows
+        return Method(self.solver, backend, ops, *asked, self._penalties)
+
+    @property
+    def _penalties(self) -> Penalties:
+        alpha_D = self.alpha_Z if self.alpha_D == "same" else self.alpha_D
+        return Penalties(self.alpha_Z, alpha_D, self.l1_ratio)
 
     @contextmanager
     def _taking(self, device: torch.device, codes: Any, *, optional: bool = False):

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .errors import InvalidInput
 from .init import STARTS
-from .solvers import SOLVERS
 from .store import output
 
 # iterations of fit where neither it nor the constructor says
@@ -84,6 +83,19 @@ def half_life(value: Any) -> float | None:
         raise TypeError(f"half_life={value!r} must be a number of rows or None")
     if not value > 0:
         raise InvalidInput(f"half_life={value} must be above 0; math.inf never forgets")
+    return float(value)
+
+
+def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None = None):
+    """value as a float from 0 to `most`, finite; the word `other` passes."""
+    words = "" if other is None else f" or {other!r}"
+    if value == other and isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number{words}")
+    if not 0 <= value <= most or value == math.inf:
+        bound = "finite and at least 0" if most == math.inf else f"from 0 to {most:g}"
+        raise InvalidInput(f"{name}={value} must be {bound}{words}")
     return float(value)
 
 
@@ -164,15 +176,6 @@ def no_gradient(name: str, wanted: bool) -> None:
         raise InvalidInput(
             f"{name} requires a gradient, which exists only where all is in memory; give "
             f"{name}.detach(), or take no file and enough max_memory"
-        )
-
-
-def form_of_solver(form: str, solver: str) -> None:
-    """Refuse a form that the solver does not have."""
-    forms = SOLVERS[solver].forms
-    if form != "auto" and form not in forms:
-        raise InvalidInput(
-            f"form={form!r} does not exist for solver={solver!r}; it has: auto, {', '.join(forms)}"
         )
 
 

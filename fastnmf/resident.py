@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from . import memory
 from .codes import CodesInfo, describe, r_squared
 from .init import start
+from .penalties import Penalty
 from .plan import Plan
 from .rows import Rows
 from .solvers import squared_norm
@@ -19,12 +20,13 @@ from .store import OnDisk, mapped
 
 
 class Measured(NamedTuple):
-    """‖A − Z D‖² and ‖A‖², R², and what is said of the codes."""
+    """‖A − Z D‖² and ‖A‖², R², what is said of the codes, and their penalty."""
 
     squared_error: float
     squared_data: float
     r_squared: float
     codes: CodesInfo
+    penalty: float
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class Resident:
     def start(self, K: int, init: Any, generator: Generator | None) -> tuple[Tensor, Tensor]:
         return start(self.rows.A, K, init, generator)
 
-    def measure(self, Z: Tensor, D: Tensor, chosen: Plan) -> Measured:
+    def measure(self, Z: Tensor, D: Tensor, chosen: Plan, penalty: Penalty) -> Measured:
         A = self.rows.A
         whole, error = float(squared_norm(A)), squared_error(self.rows, Z, D, chosen.piece_rows)
-        return Measured(float(error), whole, r_squared(A, float(error), whole), describe(Z, D))
+        explained = r_squared(A, float(error), whole)
+        return Measured(float(error), whole, explained, describe(Z, D), float(penalty.value(Z)))
 
     @property
     def place(self) -> str:

@@ -85,10 +85,10 @@ def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) 
     F.copy_(updated)
 
 
-def hals_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
+def hals_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
     """One sweep F → F' of all concepts out of place, for autograd with respect to C (K, m) and F
-    (K, m)."""
-    R = C - G @ F
+    (K, m). l1: the slope of a penalty."""
+    R = C - l1 - G @ F
     inverse = _inverse_or_zero(G.diagonal())
     swept = []
     for k, row in enumerate(F.unbind(0)):
@@ -98,20 +98,20 @@ def hals_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
     return torch.stack(swept)
 
 
-def mu_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
+def mu_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
     """One multiplicative update F → F' out of place, for autograd with respect to C (K, m) and F
-    (K, m)."""
-    updated = F * C / (G @ F).clamp(min=torch.finfo(F.dtype).tiny)
+    (K, m). l1: the slope of a penalty."""
+    updated = F * C / (G @ F + l1).clamp(min=torch.finfo(F.dtype).tiny)
     return torch.where(G.diagonal()[:, None] > 0, updated, F)
 
 
-def pgd_unrolled(F: Tensor, C: Tensor, G: Tensor) -> Tensor:
+def pgd_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
     """One half-step of projected gradient F → F' out of place, for autograd with respect to C and
-    F."""
+    F. l1: the slope of a penalty."""
     step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal())
     Y = F
     for momentum in pgd_momenta():
-        updated = (Y - step * (G @ Y - C)).clamp(min=0)
+        updated = (Y - step * (G @ Y - C + l1)).clamp(min=0)
         Y = torch.lerp(F, updated, 1 + momentum)
         F = updated
     return F
@@ -183,14 +183,14 @@ class Solver:
     exact: whether one half-step solves its problem. most_momentum, least_share: the largest β
     of an extrapolation (momentum.py), and how much of a code it must leave. learns_up_to: the
     concepts up to which it updates the dictionary; beyond, one sweep of hals does. unrolled(F, C,
-    G) → F': one half-step out of place, through which `encode` differentiates.
+    G, l1) → F': one half-step out of place, through which `encode` differentiates.
     """
 
     name: str
     title: str
     operations: tuple[str, ...]
     forms: tuple[str, ...]
-    unrolled: Callable[[Tensor, Tensor, Tensor], Tensor]
+    unrolled: Callable[..., Tensor]
     fused: tuple[str, ...] = ()
     exact: bool = False
     # anls: the time of a column of D grows with the cube of its support, a third of the concepts:

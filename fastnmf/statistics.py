@@ -6,8 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .penalties import Penalty
 from .rows import Rows
 from .solvers import squared_norm
+
+# of codes and dictionary
+_NONE = (Penalty(), Penalty())
 
 
 class Statistics:
@@ -15,17 +19,21 @@ class Statistics:
     float64 sums.
 
     sums (2, 4), of the codes and of the dictionary half, rows that have these names: ‖ΔF‖², ‖F‖²;
-    ‖A − Z D‖² where the half-step comes by it, after the dictionary half always; and how far a
-    residual had drifted, squared, where one that was carried was computed anew.
+    ‖A − Z D‖² where the half-step comes by it, after the dictionary half always; and of the codes
+    how far a residual had drifted, squared, where one that was carried was computed anew, of the
+    dictionary half twice the penalties of both factors.
     """
 
-    def __init__(self, D: Tensor, squared_data: Tensor | float, *, moments: bool) -> None:
+    def __init__(
+        self, D: Tensor, squared_data: Tensor | float, *, moments: bool, penalties=_NONE
+    ) -> None:
         K = D.shape[0]
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         self.squared_data = squared_data
         self.cross = torch.zeros_like(D) if moments else None
         self.gram = D.new_zeros(K, K) if moments else None
+        self._on_codes, self._on_dictionary = penalties
         self._empty = True
 
     def clear_(self) -> None:
@@ -42,9 +50,11 @@ class Statistics:
         self.cross.addmm_(Z.T, X, beta=beta)
         self.gram.addmm_(Z.T, Z, beta=beta)
         self._empty = False
+        if self._on_codes:
+            self.dictionary[3] += 2 * self._on_codes.value(Z)
 
     def measure_error_(self, D: Tensor, G: Tensor) -> None:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums.
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums; and D's penalty.
 
         It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
         so at times below zero.
@@ -52,6 +62,8 @@ class Statistics:
         cross = (self.cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
         torch.add(gram + self.squared_data, cross, alpha=-2, out=self.dictionary[2])
+        if self._on_dictionary:
+            self.dictionary[3] += 2 * self._on_dictionary.value(D)
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:

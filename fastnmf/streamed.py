@@ -18,6 +18,7 @@ from .codes import describe_pieces, r_squared_about
 from .encoding import Encoder
 from .errors import InvalidInput
 from .init import resolve
+from .penalties import Penalty
 from .plan import Plan
 from .resident import Measured, Resident
 from .rows import Rows
@@ -66,20 +67,21 @@ class Streamed:
         encoder = self.encoder(D)
         return NotKept(lambda X: encoder.encode(X, None)[0]), D
 
-    def measure(self, Z: Store, D: Tensor, chosen: Plan) -> Measured:
+    def measure(self, Z: Store, D: Tensor, chosen: Plan, penalty: Penalty) -> Measured:
         mean = self.rows.summary.columns.to(D) / self.rows.n
-        error = spread = 0.0
+        error = spread = penalties = 0.0
 
         def pieces() -> Iterator[Tensor]:
-            nonlocal error, spread
+            nonlocal error, spread, penalties
             for X, codes, _ in self.rows.pieces(Z, chosen.piece_rows, save=False):
                 error += float(squared_norm(torch.addmm(X, codes, D, alpha=-1)))
                 spread += float(squared_norm(X - mean))
+                penalties += float(penalty.value(codes))
                 yield codes
 
         codes = describe_pieces(pieces(), D)
         whole = self.rows.squared_data
-        return Measured(error, whole, r_squared_about(spread, error, whole), codes)
+        return Measured(error, whole, r_squared_about(spread, error, whole), codes, penalties)
 
     def keep(self, Z: Store) -> None:
         pass

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .penalties import Penalty
 from .precision import in_tf32, products_in, round_tf32
 from .solvers import SOLVERS, add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 from .working_set import Concepts, hold_concepts, working_set_
@@ -22,6 +23,7 @@ from .working_set import Concepts, hold_concepts, working_set_
 log = logging.getLogger(__name__)
 
 Operations = dict[str, Callable]
+_NO_PENALTY = Penalty()
 
 
 class Workspace:
@@ -69,7 +71,8 @@ class Held:
 
     G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: B_S B_Sᵀ of every
     block, for hals in residual form. step: 1 / L, L a bound of the largest eigenvalue of G, for
-    pgd. concepts: norms of B and perhaps G of unit concepts, for anls in residual form.
+    pgd. concepts: norms of B and perhaps G of unit concepts, for anls in residual form. l1: the
+    slope of a penalty on F, of which G has the curvature already.
     """
 
     B: Tensor | None
@@ -77,21 +80,28 @@ class Held:
     grams: tuple[Tensor, ...] = ()
     step: Tensor | None = None
     concepts: Concepts | None = None
+    l1: float = 0.0
 
 
 def hold(
-    solver: str, form: str, sweep: Sweep, B: Tensor | None, G: Tensor | None = None, m: int = 1
+    solver: str,
+    form: str,
+    sweep: Sweep,
+    B: Tensor | None,
+    G: Tensor | None = None,
+    m: int = 1,
+    penalty: Penalty = _NO_PENALTY,
 ) -> Held:
     """What a half-step of this solver and form on m columns needs to know of B, computed once for
-    all pieces.
+    all pieces. penalty: on F, in normal form.
 
     2 K² p flops in normal form unless G is given; 2 K |S| p for hals in residual form, where G is
     never formed.
     """
     if form == "normal":
-        G = B @ B.T if G is None else G
+        G = penalty.gram(B @ B.T if G is None else G)
         step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal()) if solver == "pgd" else None
-        return Held(B, G, step=step)
+        return Held(B, G, step=step, l1=penalty.l1)
     if solver == "hals":
         return Held(B, grams=tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0])))
     if solver == "pgd":
@@ -105,13 +115,25 @@ def hold(
 
 @dataclass(frozen=True)
 class Normal:
-    """The data of a half-step in normal form: C (K, m) = B Xᵀ.
+    """The data of a half-step in normal form: C (K, m) = B Xᵀ; see `penalised`.
 
     swept: F is what a half-step of the same kind left, for anls an exact solution to start from.
     """
 
     C: Tensor
     swept: bool = False
+
+
+def penalised(
+    solver: str, C: Tensor, held: Held, swept: bool = False, out: Tensor | None = None
+) -> Normal:
+    """The data of a half-step on penalised F: C = B Xᵀ less the slope l1, in `out` if given.
+
+    mu, which keeps F positive, has l1 in its denominator instead, and C as it is.
+    """
+    if held.l1 and solver != "mu":
+        C = torch.sub(C, held.l1, out=out)
+    return Normal(C, swept)
 
 
 @dataclass(frozen=True)
@@ -178,7 +200,7 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     2 m K² flops in normal form, 6 m p K in residual form, where the Gram matrix is never formed.
     """
     if isinstance(piece, Normal):
-        return _mu_normal_(F, piece.C, held.G, sweep, sums)
+        return _mu_normal_(F, piece.C, held, sweep, sums)
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)
     if fused_ := sweep.ops.get("mu_residual_"):
@@ -191,13 +213,16 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
         sweep.ops["mu_"](F[S], C, denominator, sums)
 
 
-def _mu_normal_(F: Tensor, C: Tensor, G: Tensor, sweep: Sweep, sums: Tensor) -> None:
-    if fused_ := sweep.ops.get("mu_normal_"):
+def _mu_normal_(F: Tensor, C: Tensor, held: Held, sweep: Sweep, sums: Tensor) -> None:
+    # the fused kernel has no room for a slope
+    if (fused_ := sweep.ops.get("mu_normal_")) and not held.l1:
         updated = sweep.scratch.like(F, "updated")
-        fused_(F, C, G, updated, sums)
+        fused_(F, C, held.G, updated, sums)
         F.copy_(updated)
         return
-    denominator = torch.mm(G, F, out=sweep.scratch.like(F, "denominator"))
+    denominator = torch.mm(held.G, F, out=sweep.scratch.like(F, "denominator"))
+    if held.l1:
+        denominator.add_(held.l1)
     sweep.ops["mu_"](F, C, denominator, sums)
 
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"_version", "errors", "nnls_info", "_C", "_cuda", "ahead"},
     {"active_set", "rows", "codes", "environment", "precision", "addresses", "paths"},
     {"solvers", "svd", "exemplars", "compiled", "compiled_cuda", "working_set", "shards", "store"},
-    {"init", "source", "budget"},
+    {"init", "source", "budget", "penalties"},
     {"stream", "momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
     {"engine", "memory", "streamed_start"},
     {"info", "options", "progress", "resident", "checkpoint"},
