@@ -14,6 +14,7 @@ import torch
 from fastnmf import plan
 from fastnmf.backends import BACKENDS, select
 from fastnmf.engine import factorize_
+from fastnmf.penalties import NO_PENALTIES
 from fastnmf.rows import Rows
 from fastnmf.solvers import SOLVERS
 
@@ -46,7 +47,20 @@ def strided(A):
     return wide[:, 2:-3]
 
 
-def iterate(solver, A, Z, D, *, form, dtype, iterations=1, learn=True, backend="torch", wide=False):
+def iterate(
+    solver,
+    A,
+    Z,
+    D,
+    *,
+    form,
+    dtype,
+    iterations=1,
+    learn=True,
+    backend="torch",
+    wide=False,
+    penalties=NO_PENALTIES,
+):
     """(Z, D, outcome) of so many iterations of factorize_ on copies of arrays, in this form.
 
     wide: A is a view of wider rows.
@@ -65,6 +79,7 @@ def iterate(solver, A, Z, D, *, form, dtype, iterations=1, learn=True, backend="
         max_iter=iterations,
         tol=0,
         learn=learn,
+        penalties=penalties,
     )
     return Z.numpy(), D.numpy(), outcome
 

@@ -74,6 +74,51 @@ def pgd_half_step(F, X, B, L, steps):
 HALF_STEPS = {"hals": hals_half_step, "mu": mu_half_step}
 
 
+def curvature_of_penalty(B, l1, l2):
+    """l2 for every concept; where l2 = 0, 1 for a concept B_k = 0 under l1: its minimum is zero."""
+    return np.where(B.any(1) | (l1 == 0), l2, l2 if l2 > 0 else 1.0)[:, None]
+
+
+def penalised_hals_half_step(F, X, B, l1, l2):
+    """F_k ← max(0, F_k + (B_k Xᵀ − B_k (Fᵀ B)ᵀ − l1 − l2 F_k) / (‖B_k‖² + l2)), k in order."""
+    F, X, B = (M.astype(np.float64) for M in (F.copy(), X, B))
+    curvature = curvature_of_penalty(B, l1, l2)
+    for k in range(F.shape[0]):
+        slope = B[k] @ (X - F.T @ B).T - l1 - curvature[k] * F[k]
+        if B[k] @ B[k] + curvature[k] > 0:
+            F[k] = np.maximum(0, F[k] + slope / (B[k] @ B[k] + curvature[k]))
+    return F
+
+
+def penalised_mu_half_step(F, X, B, l1, l2):
+    """F ← F ∘ (B Xᵀ) / (B Bᵀ F + l1 + l2 F), for l1 > 0."""
+    F, X, B = (M.astype(np.float64) for M in (F, X, B))
+    return F * (B @ X.T) / (B @ (F.T @ B).T + l1 + l2 * F)
+
+
+def penalised_pgd_half_step(F, X, B, L, steps, l1, l2):
+    """pgd_half_step on ½‖X − Fᵀ B‖² + l1 ΣF + ½ l2 ‖F‖²; L bounds B Bᵀ with what l2 adds."""
+    F, X, B = (M.astype(np.float64) for M in (F, X, B))
+    curvature = curvature_of_penalty(B, l1, l2)
+    Y, t = F.copy(), 1.0
+    for _ in range(steps):
+        slope = B @ (X - Y.T @ B).T - l1 - curvature * Y
+        updated = np.maximum(0, Y + slope / L)
+        following = (1 + np.sqrt(1 + 4 * t * t)) / 2
+        Y = updated + (t - 1) / following * (updated - F)
+        F, t = updated, following
+    return F
+
+
+def objective(A, Z, D, alpha_Z, alpha_D, l1_ratio):
+    """½‖A − Z D‖² + Σ of α (l1_ratio ΣF + ½ (1 − l1_ratio) ‖F‖²), times d for Z and n for D."""
+    n, d = A.shape
+    whole = 0.5 * ((A - Z @ D) ** 2).sum()
+    for F, weight in ((Z, d * alpha_Z), (D, n * alpha_D)):
+        whole += weight * (l1_ratio * F.sum() + 0.5 * (1 - l1_ratio) * (F**2).sum())
+    return float(whole)
+
+
 def iterate(solver, A, Z, D, iterations):
     """Codes then dictionary, so many times; Z (n, K), D (K, d)."""
     half_step = HALF_STEPS[solver]
@@ -83,9 +128,9 @@ def iterate(solver, A, Z, D, iterations):
     return Z, D
 
 
-def kkt_residual(F, X, B):
-    """How far F is from argmin ½‖X − Fᵀ B‖², F ≥ 0: the largest violation over the largest slope at
-    zero, a column.
+def kkt_residual(F, X, B, l1=0.0, l2=0.0):
+    """How far F is from argmin ½‖X − Fᵀ B‖² + l1 ΣF + ½ l2 ‖F‖², F ≥ 0: the largest violation over
+    the largest slope at zero without the penalty, a column.
 
     Concepts count with unit norm. Zero when all slopes at zero are ≤ 0 and F = 0.
     """
@@ -95,7 +140,7 @@ def kkt_residual(F, X, B):
     if not alive.any():
         return 0.0
     F, B = F[alive], B[alive] / norms[alive, None]
-    slope = B @ (X - (F * norms[alive, None]).T @ B).T
+    slope = B @ (X - (F * norms[alive, None]).T @ B).T - (l1 + l2 * F) / norms[alive, None]
     reference = np.abs(B @ X.T).max(0)
     violation = np.where(F > 0, np.abs(slope), np.maximum(slope, 0)).max(0)
     return float(np.max(violation / np.where(reference > 0, reference, 1)))

@@ -1,0 +1,283 @@
+"""Penalties on codes and dictionary: those of scikit-learn, in all solvers, and what has none."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, saved_and_loaded, supplies
+from oracle import (
+    KINDS,
+    SHAPES,
+    TOLERANCES,
+    WIDE,
+    curvature_of_penalty,
+    kkt_residual,
+    objective,
+    penalised_hals_half_step,
+    penalised_mu_half_step,
+    penalised_pgd_half_step,
+    problem,
+    relative_difference,
+)
+
+from fastnmf import NMF
+from fastnmf.cli import main
+from fastnmf.errors import InvalidInput
+from fastnmf.files import load_model, save_model
+from fastnmf.penalties import Penalties
+from fastnmf.solvers import largest_eigenvalue, pgd_momenta
+
+SOLVERS = ["hals", "mu", "pgd", "anls"]
+# alpha_Z, alpha_D, l1_ratio
+BOTH = [(0.01, "same", 0.0), (0.01, "same", 1.0), (0.01, 0.002, 0.5), (0.05, 0.01, 0.2)]
+ONE = [(0.01, 0.0, 0.0), (0.01, 0.0, 1.0), (0.0, 0.01, 0.5)]
+
+
+def weights(alpha_Z, alpha_D, l1_ratio):
+    return alpha_Z, alpha_Z if alpha_D == "same" else alpha_D, l1_ratio
+
+
+def fitted(solver, A, Z, D, asked, iterations, **options):
+    names = ("alpha_Z", "alpha_D", "l1_ratio")
+    options |= dict(zip(names, asked, strict=True))
+    model = NMF(Z.shape[1], solver=solver, init=(Z.copy(), D.copy()), tol=0, **options)
+    model.fit(torch.tensor(A), iterations)
+    return model
+
+
+@pytest.mark.parametrize("asked", BOTH, ids=str)
+def test_hals_ends_where_coordinate_descent_of_scikit_learn_does(asked):
+    decomposition = pytest.importorskip("sklearn.decomposition", reason="no scikit-learn")
+    A, Z, D = problem(60, 20, 7)
+    alpha_Z, alpha_D, l1_ratio = asked
+    theirs = decomposition.NMF(
+        7, init="custom", tol=1e-10, max_iter=2000,
+        alpha_W=alpha_Z, alpha_H=alpha_D, l1_ratio=l1_ratio,
+    )  # fmt: skip
+    W = theirs.fit_transform(A, W=Z.copy(), H=D.copy())
+    expected = objective(A, W, theirs.components_, *weights(*asked))
+    assert fitted("hals", A, Z, D, asked, 1000).fit_info_.objective == pytest.approx(
+        expected, rel=1e-4
+    )
+    # other solvers may end in other minima
+    for solver, within in (("anls", 0.03), ("pgd", 0.03), ("mu", 0.03)):
+        assert fitted(solver, A, Z, D, asked, 1000).fit_info_.objective <= expected * (1 + within)
+
+
+@pytest.mark.parametrize("asked", [(0.003, 0.0, 0.0), (0.02, 0.0, 1.0), (0.02, 0.0, 0.4)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_half_steps_are_those_of_the_loop(n, d, K, kind, dtype, asked, backend):
+    A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
+    penalties = Penalties(*asked)
+    l1, l2 = d * asked[0] * asked[2], d * asked[0] * (1 - asked[2])
+    G = torch.tensor(D.astype(np.float64) @ D.T.astype(np.float64))
+    G.diagonal().add_(torch.tensor(curvature_of_penalty(D, l1, l2)[:, 0]))
+    L = float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))
+    expected = {
+        "hals": lambda: penalised_hals_half_step(Z.T, A, D, l1, l2).T,
+        "pgd": lambda: penalised_pgd_half_step(Z.T, A, D, L, len(pgd_momenta()), l1, l2).T,
+    }
+    if l1 > 0:
+        expected["mu"] = lambda: penalised_mu_half_step(Z.T, A, D, l1, l2).T
+    options = {"form": "normal", "dtype": dtype, "learn": False, "backend": backend}
+    for solver, loop in expected.items():
+        if not supplies(backend, solver):
+            continue
+        Z1, _, _ = iterate(solver, A, Z, D, penalties=penalties, **options)
+        tolerance = TOLERANCES[solver, dtype_name(dtype)]
+        assert relative_difference(Z1, loop()) <= tolerance, solver
+
+
+@pytest.mark.parametrize("asked", [(0.003, 0.004, 0.0), (0.02, 0.01, 1.0)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, asked, dtype):
+    A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
+    options = {"form": "normal", "dtype": dtype, "penalties": Penalties(*asked)}
+    Z1, D1, _ = iterate("anls", A, Z, D, **options)
+    alpha_Z, alpha_D, ratio = asked
+    tolerance = TOLERANCES["anls", dtype_name(dtype)]
+    assert kkt_residual(Z1.T, A, D, d * alpha_Z * ratio, d * alpha_Z * (1 - ratio)) <= tolerance
+    assert kkt_residual(D1, A.T, Z1.T, n * alpha_D * ratio, n * alpha_D * (1 - ratio)) <= tolerance
+    assert not Z1[:, ~D.any(1)].any()
+    assert not D1[~Z1.any(0)].any()
+
+
+@pytest.mark.parametrize("asked", BOTH + ONE, ids=str)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("n", "d", "K"), [(60, 20, 7), (30, 12, 25)])
+def test_the_objective_never_rises_and_is_what_is_said(n, d, K, solver, asked):
+    A, Z, D = problem(n, d, K)
+    before = objective(A, Z, D, *weights(*asked))
+    model = fitted(solver, A, Z, D, asked, 60)
+    half = 0.5 * (A**2).sum()
+    seen = [before, *(i.relative_objective**2 * half for i in model.fit_info_.history)]
+    assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(seen))
+    assert seen[-1] < 0.9 * before
+    assert model.fit_info_.objective == pytest.approx(seen[-1], rel=1e-9)
+    again = model.encode(A, 2000, 0).numpy()
+    assert objective(A, again, model.D.numpy(), *weights(*asked)) <= seen[-1] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_penalty_gives_the_bits_of_before(solver):
+    A, Z, D = problem(40, 13, 6)
+    plain = NMF(6, solver=solver, init=(Z.copy(), D.copy()), tol=0)
+    Z0, D0 = plain.fit(A, 10)
+    asked = fitted(solver, A, Z, D, (0.0, "same", 0.7), 10)
+    assert torch.equal(asked.D, D0)
+    assert torch.equal(asked.encode(A), plain.encode(A))
+    info = plain.fit_info_
+    assert [i.relative_objective for i in info.history] == [i.relative_error for i in info.history]
+    assert info.objective == pytest.approx(0.5 * ((A - (Z0 @ D0).numpy()) ** 2).sum())
+    assert "penalties" not in info.lines()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_anls_codes_satisfy_the_kkt_conditions(ratio):
+    A, Z, D = problem(50, 20, 30)
+    model = NMF(30, solver="anls", alpha_Z=0.02, l1_ratio=ratio).load_dictionary(D)
+    found = model.encode(A).numpy()
+    l1, l2 = 20 * 0.02 * ratio, 20 * 0.02 * (1 - ratio)
+    assert kkt_residual(found.T, A, D, l1, l2) <= 1e-9
+    assert kkt_residual(found.T, A, D) > 1e-3
+    for solver in ("hals", "pgd", "mu"):
+        model = NMF(30, solver=solver, alpha_Z=0.02, l1_ratio=ratio).load_dictionary(D)
+        reached = objective(A, model.encode(A, 3000, 1e-9).numpy(), D, 0.02, 0, ratio)
+        assert reached <= objective(A, found, D, 0.02, 0, ratio) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.6])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_codes_have_the_gradient_of_the_penalised_problem(solver, ratio):
+    A, _, D = problem(4, 9, 3)
+    model = NMF(3, solver=solver, alpha_Z=0.02, l1_ratio=ratio).load_dictionary(D)
+    A = torch.tensor(A + 0.1, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda X: model.encode(X, 30, 0), (A,), atol=1e-6)
+
+
+def test_sums_make_codes_sparse():
+    A, Z, D = problem(80, 20, 15)
+    plain, sparse = (
+        fitted("hals", A, Z, D, (alpha, 0.01, 1.0), 200).fit_info_ for alpha in (0, 0.05)
+    )
+    assert sparse.mean_l0 < 0.8 * plain.mean_l0
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("codes", ["file", None])
+def test_streamed_data_have_penalties(solver, codes, tmp_path):
+    A, Z, D = problem(3000, 40, 6)
+    np.save(tmp_path / "A.npy", A)
+    kept = tmp_path / "Z.npy" if codes else None
+    start = (Z if codes else None, D)
+    options = {"alpha_Z": 0.01, "alpha_D": 0.001, "l1_ratio": 0.5, "tol": 0}
+    resident = fitted(solver, A, Z, D, (0.01, 0.001, 0.5), 5)
+    model = NMF(6, solver=solver, init=start, max_memory="1MB", **options)
+    model.fit(tmp_path / "A.npy", 5, codes=kept)
+    assert model.fit_info_.chunk_rows < 3000
+    if codes:
+        assert model.fit_info_.objective == pytest.approx(resident.fit_info_.objective, rel=1e-9)
+        assert relative_difference(model.D, resident.D) <= 1e-9
+    else:
+        last = model.fit_info_.history
+        assert last[-1].relative_objective < last[0].relative_objective
+
+
+def test_the_rule_error_watches_the_objective():
+    A, Z, D = problem(60, 20, 7)
+    model = NMF(7, init=(Z, D), alpha_Z=0.05, l1_ratio=0.5, tol=1e-5, stop="error")
+    model.fit(A, 5000)
+    history = [i.relative_objective for i in model.fit_info_.history]
+    assert model.fit_info_.stopped_by == "error"
+    assert history[-11] - history[-1] <= 1e-5 * history[-11]
+    assert history[-12] - history[-2] > 1e-5 * history[-12]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        *itertools.product(["alpha_Z", "alpha_D"], [-0.1, math.nan, math.inf], [InvalidInput]),
+        *itertools.product(["l1_ratio"], [-0.1, 1.1, math.nan], [InvalidInput]),
+        *itertools.product(["alpha_Z", "l1_ratio"], ["same", None, True, [1]], [TypeError]),
+        *itertools.product(["alpha_D"], ["other", None, False, [1]], [TypeError]),
+    ],
+)
+def test_bad_penalties_are_refused(name, value, kind):
+    with pytest.raises(kind, match=name):
+        NMF(3, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["alpha_Z", "alpha_D"])
+def test_what_has_no_penalties_says_so(name):
+    A, _, _ = problem(20, 8, 3)
+    with pytest.raises(InvalidInput, match="form='residual' has no penalties"):
+        NMF(3, form="residual", **{name: 0.1})
+    with pytest.raises(InvalidInput, match="accelerate=True does not go with alpha_Z or alpha_D"):
+        NMF(3, accelerate=True, **{name: 0.1}).fit(A, 3)
+    with pytest.raises(InvalidInput, match="partial_fit has no penalties"):
+        NMF(3, **{name: 0.1}).partial_fit(A)
+    info = NMF(3, **{name: 0.1}, tol=0).fit(A, 3) and None
+    assert info is None
+
+
+def test_the_plan_takes_the_normal_form_and_does_not_accelerate():
+    A, _, _ = problem(60, 16, 12)
+    model = NMF(12, alpha_Z=0.01, l1_ratio=0.25, seed=0)
+    model.fit(A, 5)
+    info = model.fit_info_
+    assert (info.form, info.accelerated) == ("normal", False)
+    assert (info.alpha_Z, info.alpha_D, info.l1_ratio) == (0.01, 0.01, 0.25)
+    assert f"objective {info.objective:.6g}" in str(info)
+    # wide data with many concepts, where the residual form is quicker
+    A, _, _ = problem(50, 30, 400)
+    assert NMF(400, seed=0).fit(A, 1) and True
+
+
+def test_saved_models_and_copies_keep_penalties(tmp_path):
+    A, _, _ = problem(30, 9, 4)
+    model = NMF(4, alpha_Z=0.02, alpha_D=0.03, l1_ratio=0.5, seed=0)
+    model.fit(A.astype(np.float32), 5)
+    save_model(tmp_path / "model.safetensors", model)
+    for other in (load_model(tmp_path / "model.safetensors"), saved_and_loaded(model)):
+        assert (other.alpha_Z, other.alpha_D, other.l1_ratio) == (0.02, 0.03, 0.5)
+        assert other.fit_info_ == model.fit_info_
+        assert torch.equal(other.encode(A), model.encode(A))
+
+
+def test_a_checkpoint_goes_on_with_its_penalties_only(tmp_path):
+    A, _, _ = problem(30, 9, 4)
+    asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "seed": 0, "tol": 0}
+    saving = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_seconds": 0}
+    _, whole = NMF(4, **asked).fit(A, 8)
+    NMF(4, **asked, **saving).fit(A, 5)
+    resumed = NMF(4, **asked, **saving)
+    assert torch.equal(resumed.fit(A, 8, resume=True)[1], whole)
+    history = [i.relative_objective for i in resumed.fit_info_.history]
+    assert len(history) == 8
+    assert all(b <= a for a, b in itertools.pairwise(history))
+    for name in ("alpha_Z", "l1_ratio"):
+        with pytest.raises(InvalidInput, match=f"{name}="):
+            NMF(4, **{**asked, name: 0.1}, **saving).fit(A, 8, resume=True)
+
+
+def test_the_command_takes_penalties(tmp_path, capsys):
+    A, _, _ = problem(30, 9, 4)
+    np.save(tmp_path / "A.npy", A.astype(np.float32))
+    out = tmp_path / "model.safetensors"
+    command = ["fit", str(tmp_path / "A.npy"), "--concepts", "4", "--out", str(out), "--seed", "0"]
+    assert main([*command, "--alpha-Z", "0.02", "--alpha-D", "0.03", "--l1-ratio", "0.5"]) == 0
+    assert "alpha_Z 0.02, alpha_D 0.03, l1_ratio 0.5" in capsys.readouterr().out
+    assert load_model(out).alpha_D == 0.03
+    assert main([*command, "--alpha-Z", "0.02", "--quiet"]) == 0
+    assert load_model(out).alpha_D == "same"
+    assert main([*command, "--alpha-Z", "-1", "--quiet"]) == 2
+    assert "alpha_Z" in capsys.readouterr().err
