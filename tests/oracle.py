@@ -111,7 +111,7 @@ def penalised_pgd_half_step(F, X, B, L, steps, l1, l2):
 
 
 def objective(A, Z, D, alpha_Z, alpha_D, l1_ratio):
-    """½‖A − Z D‖² + Σ of α (l1_ratio ΣF + ½ (1 − l1_ratio) ‖F‖²), times d for Z and n for D."""
+    """½‖A − Z D‖² + Σ alpha (l1_ratio ΣF + ½ (1 − l1_ratio) ‖F‖²), times d for Z and n for D."""
     n, d = A.shape
     whole = 0.5 * ((A - Z @ D) ** 2).sum()
     for F, weight in ((Z, d * alpha_Z), (D, n * alpha_D)):
