@@ -322,7 +322,10 @@ def _update_codes_(run: _Run) -> None:
     if run.kept is None:
         held = hold(*by, run.D, m=run.rows.n, penalty=penalty)
         solver = SOLVERS[run.solver]
-        run.kept = [(*piece, held, Momentum(solver)) for piece in _code_pieces(run, held)]
+        run.kept = [
+            (*piece, held, Momentum(solver, penalised=bool(penalty)))
+            for piece in _code_pieces(run, held)
+        ]
     for _, Z, target, held, momentum in run.kept:
         F = Z.T
         F.copy_(momentum.extrapolate(F))

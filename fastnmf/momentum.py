@@ -21,8 +21,9 @@ class Momentum:
     Candès, 2015.
     """
 
-    def __init__(self, solver: Solver) -> None:
-        self._most, self._least_share = solver.most_momentum, solver.least_share
+    def __init__(self, solver: Solver, *, penalised: bool) -> None:
+        self._most = solver.penalised_momentum if penalised else solver.most_momentum
+        self._least_share = solver.least_share
         self._before: Tensor | None = None
         self._taken = 0
         self._t = 1.0

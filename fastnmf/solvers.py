@@ -180,10 +180,11 @@ class Solver:
     operations: what a backend supplies for it, by name. fused: products and update in one, which a
     backend may supply besides; without, sweeps.py makes them of torch's products and the first
     kind. forms: the forms its half-steps exist in.
-    exact: whether one half-step solves its problem. most_momentum, least_share: the largest β
-    of an extrapolation (momentum.py), and how much of a code it must leave. learns_up_to: the
-    concepts up to which it updates the dictionary; beyond, one sweep of hals does. unrolled(F, C,
-    G, l1) → F': one half-step out of place, through which `encode` differentiates.
+    exact: whether one half-step solves its problem. most_momentum, penalised_momentum: the largest
+    β of an extrapolation (momentum.py), without and with penalties; least_share: how much of a code
+    it must leave. learns_up_to: the concepts up to which it updates the dictionary; beyond, one
+    sweep of hals does. unrolled(F, C, G, l1) → F': one half-step out of place, through which
+    `encode` differentiates.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Solver:
     # 5 ms at K = 1,000, 25 ms at 2,000 (one thread, AVX2), so some 0.2 s at 4,000
     learns_up_to: float = float("inf")
     most_momentum: float = 1.0
+    penalised_momentum: float = 1.0
     least_share: float = 0.0
 
 
@@ -212,6 +214,8 @@ SOLVERS = {
             # a sweep is not a gradient step: from 0.8 on similar concepts make it swing, and the
             # loss at K > d is ten times that of 0.7
             most_momentum=0.7,
+            # at K > d a sweep of penalised codes swings at 0.7, and settles quickly without
+            penalised_momentum=0.0,
         ),
         Solver(
             "mu",
