@@ -84,7 +84,6 @@ class Encoder:
                 learn=False,
                 sweeps=_USUAL_SWEEPS,
                 block=self.by.block,
-                penalised=bool(self.by.penalties.of_codes(A.shape[1])),
             )
             outcome = factorize_(
                 Z[part],

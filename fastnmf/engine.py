@@ -194,7 +194,7 @@ def factorize_(
     """Iterate on Z (n, K) and D (K, d) in place until `Stopping` of these says so.
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
-    penalties: with plans in normal form that do not accelerate. A Stream has its codes in a Store,
+    penalties: with plans that do not accelerate. A Stream has its codes in a Store,
     learns, is not accelerated, and has a plan whose dictionary half is in normal form. keep is
     called at the end of every iteration that another may follow,
     with a function that gives the State; from it, with its Z and D and the same plan, a run that is
@@ -364,15 +364,21 @@ def _update_dictionary_(run: _Run) -> None:
         G = D @ D.T
         run.G = G if run.plan.codes == "normal" and run.ahead is None else None
         run.statistics.measure_error_(D, G)
+        run.statistics.penalise_(D)
         return
     _update_by_residual_(run, solver, sums)
 
 
 def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
     sweep, D = run.sweep, run.D
-    held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1])
+    held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1], penalty=run.penalties[1])
     target = Residual(run.rows.A, run.E, run.carries, swept=run.swept)
+    # the penalty of the dictionary whose error is known
+    if solver in ("mu", "pgd"):
+        run.statistics.penalise_(D)
     HALF_STEPS[solver](D, target, held, sweep, sums)
+    if solver not in ("mu", "pgd"):
+        run.statistics.penalise_(D)
     if run.carries:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":

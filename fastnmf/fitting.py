@@ -127,7 +127,6 @@ class Fitter:
             if found is not None:
                 return found
         sizes = {"form": self.by.form, "chunk_rows": self.by.chunk_rows, "block": self.by.block}
-        sizes["penalised"] = bool(self.by.penalties)
         chosen = data.plan(self.K, self.by.solver, self.by.backend, **sizes)
         if self._accelerates(chosen, data):
             n, d, itemsize = data.rows.n, data.rows.d, data.rows.dtype.itemsize

@@ -135,7 +135,7 @@ class NMF(nn.Module):
         self.alpha_Z = options.penalty("alpha_Z", alpha_Z)
         self.alpha_D = options.penalty("alpha_D", alpha_D, other="same")
         self.l1_ratio = options.penalty("l1_ratio", l1_ratio, most=1.0)
-        plan.forms_of(self.solver, self.form, penalised=bool(self._penalties))
+        plan.forms_of(self.solver, self.form)
         self.fitted = False
         self.fit_info_: FitInfo | None = None
         self.online_info_: OnlineInfo | None = None

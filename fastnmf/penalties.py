@@ -1,5 +1,4 @@
-"""Penalties on the factors: what they add to the objective, and to the normal equations of a
-half-step."""
+"""Penalties on the factors: what they add to the objective, and to the slopes of a half-step."""
 
 from __future__ import annotations
 
@@ -21,16 +20,22 @@ class Penalty:
     def __bool__(self) -> bool:
         return self.l1 > 0 or self.l2 > 0
 
-    def gram(self, G: Tensor) -> Tensor:
-        """G (K, K) + l2 I, a copy; G itself where nothing is penalised.
+    def curvature(self, squares: Tensor) -> Tensor:
+        """What is added to the diagonal (K,) of G: l2.
 
         A concept with G_kk = 0 has the slope l1 alone: with any curvature its minimum is zero.
         """
+        added = torch.full_like(squares, self.l2)
+        if self.l1:
+            added.masked_fill_(squares + self.l2 < torch.finfo(squares.dtype).tiny, 1.0)
+        return added
+
+    def gram(self, G: Tensor) -> Tensor:
+        """G (K, K) and its curvature, a copy; G itself where nothing is penalised."""
         if not self:
             return G
         G = G.clone()
-        diagonal = G.diagonal().add_(self.l2)
-        diagonal.masked_fill_(diagonal < torch.finfo(G.dtype).tiny, 1.0)
+        G.diagonal().add_(self.curvature(G.diagonal()))
         return G
 
     def value(self, F: Tensor) -> Tensor | float:
@@ -65,4 +70,4 @@ class Penalties:
         return Penalty(weight * self.l1_ratio, weight * (1 - self.l1_ratio))
 
 
-NO_PENALTIES = Penalties()
+NO_PENALTY, NO_PENALTIES = Penalty(), Penalties()

@@ -156,20 +156,14 @@ def _squares(K: int, block: int) -> int:
     return K // block * block**2 + (K % block) ** 2
 
 
-def forms_of(solver: str, form: str, *, penalised: bool) -> tuple[str, ...]:
+def forms_of(solver: str, form: str) -> tuple[str, ...]:
     """The forms that a half-step may take where `form` is asked for. Raises InvalidInput for one
-    that the solver, or penalties, do not have."""
+    that the solver does not have."""
     forms = SOLVERS[solver].forms
     if form != "auto" and form not in forms:
         raise InvalidInput(
             f"form={form!r} does not exist for solver={solver!r}; it has: auto, {', '.join(forms)}"
         )
-    if form == "residual" and penalised:
-        raise InvalidInput(
-            "form='residual' has no penalties; with alpha_Z or alpha_D give form='auto' or 'normal'"
-        )
-    if penalised:
-        return ("normal",)
     return forms if form == "auto" else (form,)
 
 
@@ -186,14 +180,13 @@ def choose(
     block: int | None = None,
     on: Machine | None = None,
     streams: bool = False,
-    penalised: bool = False,
 ) -> Plan:
     """The quickest Plan for A (n, d) and K concepts; form, chunk_rows and block are kept if given.
 
     learn: whether the dictionary is updated too. sweeps: code half-steps that one plan serves with
     the dictionary unchanged. streams: the data are read in every pass and no residual is kept, so
-    the dictionary half is in normal form. penalised: both are. Raises InvalidInput if the solver,
-    a stream or penalties do not have the form.
+    the dictionary half is in normal form. Raises InvalidInput if the solver or a stream does not
+    have the form.
     """
     on = on or Machine()
     if streams and form == "residual":
@@ -201,7 +194,7 @@ def choose(
             "form='residual' keeps a residual as large as the data, which are streamed here; give "
             "form='auto' or 'normal', or more max_memory"
         )
-    forms = forms_of(solver, form, penalised=penalised)
+    forms = forms_of(solver, form)
     swept = "hals" in (solver, learner(solver, K))
     candidates = (
         (codes, dictionary, min(concepts, K), rows)

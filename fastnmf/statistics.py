@@ -42,7 +42,9 @@ class Statistics:
 
     def add_(self, X: Tensor, Z: Tensor) -> None:
         """cross += ZᵀX, gram += ZᵀZ for a piece X (m, d) with its codes Z (m, K); 2 m K (d + K)
-        flops."""
+        flops. And the penalty of Z."""
+        if self._on_codes:
+            self.dictionary[3] += 2 * self._on_codes.value(Z)
         if self.cross is None:
             return
         # the first piece need not be added to zeros
@@ -50,11 +52,14 @@ class Statistics:
         self.cross.addmm_(Z.T, X, beta=beta)
         self.gram.addmm_(Z.T, Z, beta=beta)
         self._empty = False
-        if self._on_codes:
-            self.dictionary[3] += 2 * self._on_codes.value(Z)
+
+    def penalise_(self, D: Tensor) -> None:
+        """Add the penalty of D."""
+        if self._on_dictionary:
+            self.dictionary[3] += 2 * self._on_dictionary.value(D)
 
     def measure_error_(self, D: Tensor, G: Tensor) -> None:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums; and D's penalty.
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums.
 
         It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
         so at times below zero.
@@ -62,8 +67,6 @@ class Statistics:
         cross = (self.cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
         torch.add(gram + self.squared_data, cross, alpha=-2, out=self.dictionary[2])
-        if self._on_dictionary:
-            self.dictionary[3] += 2 * self._on_dictionary.value(D)
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:

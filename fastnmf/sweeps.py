@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .nnls_info import RANK_TOLERANCE
-from .penalties import Penalty
+from .penalties import NO_PENALTY, Penalty
 from .precision import in_tf32, products_in, round_tf32
 from .solvers import SOLVERS, add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 from .working_set import Concepts, hold_concepts, working_set_
@@ -24,7 +24,6 @@ from .working_set import Concepts, hold_concepts, working_set_
 log = logging.getLogger(__name__)
 
 Operations = dict[str, Callable]
-_NO_PENALTY = Penalty()
 
 
 class Workspace:
@@ -72,8 +71,8 @@ class Held:
 
     G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: B_S B_Sᵀ of every
     block, for hals in residual form. step: 1 / L, L a bound of the largest eigenvalue of G, for
-    pgd. concepts: norms of B and perhaps G of unit concepts, for anls in residual form. l1: the
-    slope of a penalty on F, of which G has the curvature already.
+    pgd. concepts: norms of B and perhaps G of unit concepts, for anls in residual form. l1,
+    curvature (K, 1): of a penalty on F, or zero and None; G and grams have the curvature already.
     """
 
     B: Tensor | None
@@ -82,6 +81,12 @@ class Held:
     step: Tensor | None = None
     concepts: Concepts | None = None
     l1: float = 0.0
+    curvature: Tensor | None = None
+
+    def penalise_(self, slope: Tensor, F: Tensor, S: slice, sign: int = 1) -> None:
+        """slope ← slope + sign (l1 + curvature F), for a block S of concepts F (s, m)."""
+        if self.curvature is not None:
+            slope.add_(sign * self.l1).addcmul_(self.curvature[S], F, value=sign)
 
 
 def hold(
@@ -91,10 +96,10 @@ def hold(
     B: Tensor | None,
     G: Tensor | None = None,
     m: int = 1,
-    penalty: Penalty = _NO_PENALTY,
+    penalty: Penalty = NO_PENALTY,
 ) -> Held:
     """What a half-step of this solver and form on m columns needs to know of B, computed once for
-    all pieces. penalty: on F, in normal form.
+    all pieces. penalty: on F.
 
     2 K² p flops in normal form unless G is given; 2 K |S| p for hals in residual form, where G is
     never formed.
@@ -107,15 +112,27 @@ def hold(
             # find where pivots are above their bound
             G.diagonal().mul_(1 + 4 * RANK_TOLERANCE[G.dtype])
         return Held(B, G, step=step, l1=penalty.l1)
-    if solver == "hals":
-        return Held(B, grams=tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0])))
-    if solver == "pgd":
-        # no B.square(): B may be all codes
-        squares = torch.linalg.vector_norm(B, dim=1).square()
-        return Held(B, step=1 / largest_eigenvalue(lambda v: B @ (B.T @ v), squares))
     if solver == "anls":
-        return Held(B, concepts=hold_concepts(B, m))
-    return Held(B)
+        return Held(B, concepts=hold_concepts(B, m, penalty))
+    if solver == "hals":
+        grams = tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0]))
+        if not penalty:
+            return Held(B, grams=grams)
+        curvature = torch.cat([penalty.curvature(gram.diagonal()) for gram in grams])
+        for gram, S in zip(grams, sweep.blocks(B.shape[0]), strict=True):
+            gram.diagonal().add_(curvature[S])
+        return Held(B, grams=grams, l1=penalty.l1, curvature=curvature[:, None])
+    if solver == "mu" and not penalty:
+        return Held(B)
+    # no B.square(): B may be all codes
+    squares = torch.linalg.vector_norm(B, dim=1).square()
+    curvature = penalty.curvature(squares) if penalty else torch.zeros_like(squares)
+    step = None
+    if solver == "pgd":
+        bound = largest_eigenvalue(lambda v: B @ (B.T @ v) + curvature * v, squares + curvature)
+        step = 1 / bound
+    kept = curvature[:, None] if penalty else None
+    return Held(B, step=step, l1=penalty.l1, curvature=kept)
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,7 @@ def _hals_residual_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: 
         for S, gram in zip(sweep.blocks(F.shape[0]), held.grams, strict=True):
             B = held.B[S]
             R = torch.mm(B, piece.Et, out=sweep.scratch("R", len(B), F.shape[1]))
+            held.penalise_(R, F[S], S, sign=-1)
             delta = sweep.scratch("delta", *R.shape)
             sweep.ops["hals_block_"](F[S], R, gram, delta, sums)
             if in_tf32(B):
@@ -208,12 +226,14 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
         return _mu_normal_(F, piece.C, held, sweep, sums)
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)
-    if fused_ := sweep.ops.get("mu_residual_"):
+    # the fused kernel has no room for a penalty
+    if (fused_ := sweep.ops.get("mu_residual_")) and held.curvature is None:
         with products_in(sweep.allowed):
             return fused_(F, piece.Xt.T, reconstruction.T, held.B, sums)
     for S in sweep.blocks(F.shape[0]):
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
+        held.penalise_(denominator, F[S], S)
         C = torch.mm(B, piece.Xt, out=sweep.scratch.like(F[S], "numerator"))
         sweep.ops["mu_"](F[S], C, denominator, sums)
 
@@ -237,7 +257,8 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
     Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is
     never formed. The momentum starts anew in every half-step.
     """
-    if SOLVERS["pgd"].fused[0] in sweep.ops:
+    # the kernel for the residual form has no room for a penalty
+    if SOLVERS["pgd"].fused[0] in sweep.ops and held.curvature is None:
         return _pgd_fused_(F, piece, held, sweep, sums)
     start = sweep.scratch.like(F, "start").copy_(F)
     Y = sweep.scratch.like(F, "Y").copy_(F)
@@ -253,6 +274,7 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
         for S in sweep.blocks(F.shape[0]):
             gradient = sweep.scratch.like(F[S], "gradient")
             torch.mm(held.B[S], piece.Et, out=gradient)
+            held.penalise_(gradient, Y[S], S)
             sweep.ops["pgd_"](F[S], Y[S], gradient, held.step, momentum)
     add_squares_(sums, start.sub_(F), F)
 

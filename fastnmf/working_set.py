@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .nnls_info import CAPPED, FLOORED, SOLVED, TOLERANCE, NnlsInfo
+from .nnls_info import CAPPED, FLOORED, RANK_TOLERANCE, SOLVED, TOLERANCE, NnlsInfo
+from .penalties import NO_PENALTY, Penalty
 
 # concepts that may join a row's set in a round
 GROWTH = 128
@@ -32,16 +33,26 @@ _SCRATCH = 1 << 24
 class Concepts:
     """The factor held fixed, B (K, p), and what all rows need of it: scale (K,) float64, 1 over the
     norms of its concepts and 0 for zero concepts; unit (K, K), the Gram matrix of unit concepts, or
-    None where each row forms its own."""
+    None where each row forms its own. l1, curvature (K,): of a penalty, or zero and None; norms and
+    unit count the curvature."""
 
     B: Tensor
     scale: Tensor
     unit: Tensor | None
+    l1: float = 0.0
+    curvature: Tensor | None = None
 
 
-def hold_concepts(B: Tensor, rows: int) -> Concepts:
-    """What working_set_ needs of B (K, p) for so many rows."""
-    norms = torch.linalg.vector_norm(B, dim=1, dtype=torch.float64)
+def hold_concepts(B: Tensor, rows: int, penalty: Penalty = NO_PENALTY) -> Concepts:
+    """What working_set_ needs of B (K, p) for so many rows of penalised F."""
+    norms, curvature = torch.linalg.vector_norm(B, dim=1, dtype=torch.float64), None
+    if penalty:
+        squares = norms.square()
+        bent = penalty.curvature(squares)
+        if penalty.l1:
+            # as in normal form: what depends on others is told from them
+            bent += 4 * RANK_TOLERANCE[B.dtype] * (squares + bent)
+        norms, curvature = (squares + bent).sqrt(), bent.to(B.dtype)
     scale = torch.where(norms > 0, 1 / torch.where(norms > 0, norms, 1), 0)
     K = B.shape[0]
     # K² p flops once, or (2 GROWTH)² p for every row and round
@@ -53,7 +64,9 @@ def hold_concepts(B: Tensor, rows: int) -> Concepts:
             part = slice(int(part[0]), int(part[-1]) + 1)
             torch.mm(_scaled(B[part], scale[part]), B.T, out=unit[part])
             unit[part] *= scale.to(B.dtype)
-    return Concepts(B, scale, unit)
+        if penalty:
+            unit.diagonal().copy_(scale > 0)
+    return Concepts(B, scale, unit, penalty.l1, curvature)
 
 
 def working_set_(
@@ -66,7 +79,7 @@ def working_set_(
     warm: bool,
     max_steps: int | None = None,
 ) -> NnlsInfo:
-    """F ← argmin ½ ‖X − Fᵀ B‖² over F ≥ 0, in place, every column for itself.
+    """F ← argmin ½ ‖X − Fᵀ B‖² and the penalty of F over F ≥ 0, in place, every column for itself.
 
     F (K, m), Xt (p, m) = Xᵀ. warm: start from F, else from zero; zero concepts keep their F_k.
     sums (3,) float64 is increased by ‖Δ‖², ‖F‖² and the squared residual. Synchronises.
@@ -92,6 +105,7 @@ def _solve_(Z: Tensor, X: Tensor, held: Concepts, sums: Tensor, nnls_on_, max_st
     scale = held.scale.to(Z.dtype)
     C = X @ B.T
     reference = (C * scale).amax(1).clamp(min=torch.finfo(Z.dtype).tiny)
+    C.sub_(held.l1)
     status = torch.full((len(Z),), SOLVED, dtype=torch.int32, device=Z.device)
     kkt = torch.zeros(len(Z), dtype=torch.float64, device=Z.device)
     gain = torch.full_like(kkt, -torch.inf)
@@ -100,7 +114,10 @@ def _solve_(Z: Tensor, X: Tensor, held: Concepts, sums: Tensor, nnls_on_, max_st
     z, x, c = Z, X, C
     while True:
         E = torch.addmm(x, z, B, alpha=-1)
-        slope = torch.mm(E, B.T).mul_(scale).div_(reference[going, None])
+        slope = torch.mm(E, B.T)
+        if held.curvature is not None:
+            slope.sub_(held.l1).addcmul_(held.curvature, z, value=-1)
+        slope.mul_(scale).div_(reference[going, None])
         used = (z > 0) & (scale > 0)
         violation = torch.where(used, slope.abs(), slope).amax(1).clamp_(min=0).double()
         slope.masked_fill_(used, torch.inf)
@@ -150,6 +167,8 @@ def _solve_on(z: Tensor, c: Tensor, held: Concepts, index: Tensor, nnls_on_, max
         concepts = index[part].long().clamp(min=0)
         own = _scaled(held.B[concepts], held.scale[concepts])
         unit = own @ own.mT
+        if held.curvature is not None:
+            unit.diagonal(dim1=1, dim2=2).copy_(held.scale[concepts] > 0)
         info, gain = nnls_on_(z[part].T, c[part].T, unit, held.scale, index[part], **limits)
         accounts.append(info)
         gains.append(gain)

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"_version", "errors", "nnls_info", "_C", "_cuda", "ahead"},
     {"active_set", "rows", "codes", "environment", "precision", "addresses", "paths"},
-    {"solvers", "svd", "exemplars", "compiled", "compiled_cuda", "working_set", "shards", "store"},
+    {"solvers", "svd", "exemplars", "compiled", "compiled_cuda", "shards", "store"},
     {"init", "source", "budget", "penalties"},
+    {"working_set"},
     {"stream", "momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
     {"engine", "memory", "streamed_start"},
     {"info", "options", "progress", "resident", "checkpoint"},
