@@ -123,7 +123,9 @@ def test_both_forms_give_the_same_iterates(n, d, K, solver, dtype, asked):
     runs = {}
     for form in FORMS:
         options = {"form": form, "dtype": dtype, "penalties": Penalties(*asked)}
-        *factors, outcome = iterate(solver, A, Z, D, iterations=10, **options)
+        # in float32 what the normal form loses by cancellation grows with the iterations
+        iterations = 10 if dtype == torch.float64 else 1
+        *factors, outcome = iterate(solver, A, Z, D, iterations=iterations, **options)
         runs[form] = factors, outcome.history[-1]
     tolerance = TOLERANCES[solver, dtype_name(dtype)]
     for one, other in zip(runs["normal"][0], runs["residual"][0], strict=True):
@@ -259,11 +261,11 @@ def test_what_has_no_penalties_says_so(name):
 def test_a_stream_with_many_concepts_has_the_iterates_of_memory(solver, tmp_path, monkeypatch):
     for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
         monkeypatch.setattr(budget, name, value)
-    K = 30 if solver == "anls" else 150
-    A, Z, D = problem(400, 16, K)
+    K = 60 if solver == "anls" else 200
+    A, Z, D = problem(2000, 30, K)
     np.save(tmp_path / "A.npy", A)
     options = {"alpha_Z": 0.02, "alpha_D": 0.001, "l1_ratio": 0.5, "tol": 0}
-    model = NMF(K, solver=solver, init=(Z, D), chunk_rows=130, max_memory="1.5MB", **options)
+    model = NMF(K, solver=solver, init=(Z, D), max_memory="3MB", **options)
     model.fit(tmp_path / "A.npy", 4, codes=tmp_path / "Z.npy")
     info = model.fit_info_
     assert info.chunk_rows is not None
