@@ -15,7 +15,7 @@ from ._version import __version__
 FIT_OPTIONS = (
     *("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows", "max_memory"),
     *("stop", "max_seconds", "checkpoint", "checkpoint_seconds"),
-    *("alpha_Z", "alpha_D", "l1_ratio"),
+    *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm"),
 )
 ACCELERATE = {"auto": "auto", "yes": True, "no": False}
 
@@ -103,6 +103,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
         help="penalty on the dictionary, or same: as on the codes; default: same",
     )
     _option(fit, "--l1-ratio", 0.0, "of the penalties, from 0 (squares) to 1 (sums)")
+    fit.add_argument("--unit-norm", action="store_true", help="keep concepts at norm 1")
     fit.add_argument("--max-seconds", type=float, help="by when to end; default: no limit")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
     fit.add_argument("--checkpoint", type=Path, help="file to save progress to, .safetensors")

@@ -32,6 +32,7 @@ from .sweeps import (
     hold,
     penalised,
 )
+from .unit_norm import UnitNorm
 
 STOPPING_RULES = ("codes", "error")
 # iterations over which the error must fall by more than tol of it, with stop='error'
@@ -48,7 +49,7 @@ class Iteration:
     ‖A‖; for mu and pgd in residual form with the dictionary the codes were computed from, since
     only that error costs no extra pass; NaN where the dictionary is not learned. In float32 and
     normal form it is good to about 3e-4. seconds: since the loop began. relative_objective: the
-    same with the penalties, √(‖A − Z D‖² + twice these) / ‖A‖.
+    same pair with the penalties, √(‖A − Z D‖² + twice these) / ‖A‖.
     """
 
     iteration: int
@@ -146,6 +147,8 @@ class _Run:
     G: Tensor | None = None
     # where half-steps start, if not from what the last ones left
     ahead: Extrapolation | None = None
+    # where concepts have norm 1 after every iteration
+    unit: UnitNorm | None = None
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
     kept: list | None = None
 
@@ -156,6 +159,8 @@ class _Run:
         return self.solver == "hals" and kept and self.ahead is None
 
     def state(self, history: list[Iteration], drifts: list[float]) -> State:
+        if self.unit is not None:
+            self.unit.settle_(self.Z)
         # elsewhere E is computed anew before it is read; in tf32 its drift is measured then
         read = self.iterations_since_fresh > 0 or self.sweep.allowed != "highest"
         E = self.E if self.carries and read else None
@@ -194,7 +199,8 @@ def factorize_(
     """Iterate on Z (n, K) and D (K, d) in place until `Stopping` of these says so.
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
-    penalties: with plans that do not accelerate. A Stream has its codes in a Store,
+    penalties: with plans that do not accelerate; with unit_norm concepts that are learned have norm
+    1 after the start and after every iteration. A Stream has its codes in a Store,
     learns, is not accelerated, and has a plan whose dictionary half is in normal form. keep is
     called at the end of every iteration that another may follow,
     with a function that gives the State; from it, with its Z and D and the same plan, a run that is
@@ -206,6 +212,8 @@ def factorize_(
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed, penalties)
         if resumed is not None:
             run.restore(resumed)
+        elif run.unit is not None:
+            run.unit.normalise_(D, D, run.statistics)
         return _iterate_(run, Stopping(max_iter, tol, each, stop, deadline), keep, resumed)
 
 
@@ -251,6 +259,8 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             stopped_by = "max_seconds"
             break
     history += _read(unread, run, squared_data, drifts)
+    if run.unit is not None:
+        run.unit.settle_(run.Z)
     return Outcome(tuple(history), stopped_by, max(drifts, default=None))
 
 
@@ -276,6 +286,7 @@ def _prepare(
     allowed: str = "highest",
     penalties: Penalties = NO_PENALTIES,
 ) -> _Run:
+    unit = UnitNorm() if learn and penalties.unit_norm else None
     penalties = penalties.of_codes(D.shape[1]), penalties.of_dictionary(rows.n)
     moments = learn and plan.dictionary == "normal"
     sweep = Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed)
@@ -302,6 +313,7 @@ def _prepare(
         pieces,
         E,
         ahead=Extrapolation(Z, D, share, sweep.scratch) if accelerates else None,
+        unit=unit,
     )
 
 
@@ -318,6 +330,8 @@ def _update_codes_(run: _Run) -> None:
                 run.ahead.move_codes_(Z, slice(first, first + len(Z)))
                 first += len(Z)
             run.statistics.add_(X, Z)
+        if run.unit is not None:
+            run.unit.moved()
         return
     if run.kept is None:
         held = hold(*by, run.D, m=run.rows.n, penalty=penalty)
@@ -340,6 +354,8 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal
     """
     scratch = run.sweep.scratch if run.learn else lambda name, *shape: run.D.new_empty(shape)
     for X, Z, E in run.pieces:
+        if run.unit is not None and not isinstance(run.Z, NotKept):
+            run.unit.move_(Z)
         if run.plan.codes == "normal":
             # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
             C = torch.mm(X, run.D.T, out=scratch("C", *Z.shape)).T
@@ -356,29 +372,37 @@ def _update_dictionary_(run: _Run) -> None:
     """One half-step on D, in place; the statistics receive ‖A − Z D‖²."""
     solver, sweep, D = learner(run.solver, len(run.D)), run.sweep, run.D
     half_step_, sums = HALF_STEPS[solver], run.statistics.dictionary
+    penalty, before = run.penalties[1], None
+    if run.unit is not None:
+        penalty, before = run.statistics.penalty_of_norms(), D.clone()
     if run.plan.dictionary == "normal":
-        held = hold(solver, "normal", sweep, None, run.statistics.gram, penalty=run.penalties[1])
+        held = hold(solver, "normal", sweep, None, run.statistics.gram, penalty=penalty)
         target = penalised(solver, run.statistics.cross, held, run.swept)
         for _ in range(run.plan.inner[1]):
             half_step_(D, target, held, sweep, sums)
+        if run.unit is not None:
+            run.unit.normalise_(D, before, run.statistics)
         G = D @ D.T
         run.G = G if run.plan.codes == "normal" and run.ahead is None else None
         run.statistics.measure_error_(D, G)
         run.statistics.penalise_(D)
         return
-    _update_by_residual_(run, solver, sums)
+    # where the error known is that of the dictionary before, so is the penalty
+    late = solver in ("mu", "pgd")
+    if late:
+        run.statistics.penalise_(D)
+    _update_by_residual_(run, solver, sums, penalty)
+    if run.unit is not None:
+        run.unit.normalise_(D, before, run.statistics)
+    if not late:
+        run.statistics.penalise_(D)
 
 
-def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
+def _update_by_residual_(run: _Run, solver: str, sums: Tensor, penalty: Penalty) -> None:
     sweep, D = run.sweep, run.D
-    held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1], penalty=run.penalties[1])
+    held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1], penalty=penalty)
     target = Residual(run.rows.A, run.E, run.carries, swept=run.swept)
-    # the penalty of the dictionary whose error is known
-    if solver in ("mu", "pgd"):
-        run.statistics.penalise_(D)
     HALF_STEPS[solver](D, target, held, sweep, sums)
-    if solver not in ("mu", "pgd"):
-        run.statistics.penalise_(D)
     if run.carries:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":

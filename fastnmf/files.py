@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "fastnmf"
 FORMAT_VERSION = 1
 MODEL_SUFFIXES = (".safetensors",)
-PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio")
+PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
 
 
 def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:

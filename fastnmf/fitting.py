@@ -105,8 +105,8 @@ class Fitter:
         passes."""
         if self.by.penalties and self.accelerate is True:
             raise InvalidInput(
-                "accelerate=True does not go with alpha_Z or alpha_D: it scales concepts, which "
-                "penalties count; give accelerate='auto' or False"
+                "accelerate=True does not go with alpha_Z or alpha_D, nor with unit_norm: it "
+                "scales concepts, which they count; give accelerate='auto' or False"
             )
         if streams and self.accelerate is True:
             raise InvalidInput(

@@ -20,10 +20,10 @@ class FitInfo:
     iterations, stopped_by ('tol', 'error', 'max_iter', 'max_seconds' or 'callback'), converged: how
     it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned. relative_change: ‖ΔZ‖ / ‖Z‖
     in the last iteration (of D where codes are not kept). objective: ½‖A − Z D‖² and the penalties
-    alpha_Z, alpha_D (a number), l1_ratio. precision: of the products, the dtype or
-    'tf32'. drift: the most by which a residual carried in tf32 differed from a new one, or None.
-    codes: where they are kept: 'memory', a file, or 'not kept'. chunk_rows: rows in hand at a time
-    where the data are streamed, else None. passes: how often all of them were read, checks, start
+    alpha_Z, alpha_D (a number), l1_ratio. unit_norm: whether concepts have norm 1. precision: of
+    the products, the dtype or 'tf32'. drift: the most by which a residual carried in tf32 differed
+    from a new one, or None. codes: where they are kept: 'memory', a file, or 'not kept'.
+    chunk_rows: rows in hand at a time where the data are streamed, else None. passes: how often all of them were read, checks, start
     and account included. mean_l0: mean number of non-zero codes a row.
     r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
     l0_histogram, energy: of codes and concepts, see CodesInfo. seconds: the whole fit, start
@@ -52,6 +52,7 @@ class FitInfo:
     alpha_Z: float
     alpha_D: float
     l1_ratio: float
+    unit_norm: bool
     mean_l0: float
     hoyer: float
     r_squared: float
@@ -90,7 +91,7 @@ class FitInfo:
         lines = {
             "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
             "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead and "
-            f"{self.near_duplicates:,} near-duplicates",
+            f"{self.near_duplicates:,} near-duplicates" + (", of norm 1" if self.unit_norm else ""),
             "solver": f"{_solver_text(self)}, {self.form} form, backend {self.backend}, "
             f"start {self.init}",
             "pieces": f"{self.piece_rows:,} rows, blocks of {self.block} concepts",

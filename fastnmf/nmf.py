@@ -69,8 +69,9 @@ class NMF(nn.Module):
     concept, math.inf never forgets. alpha_Z, alpha_D, l1_ratio: fit minimises ½‖A − Z D‖² +
     alpha_Z d P(Z) + alpha_D n P(D), P(F) = l1_ratio ΣF + ½ (1 − l1_ratio) ‖F‖², as scikit-learn's
     NMF does (alpha_W, alpha_H), and encode has the penalty of the codes. Numbers ≥ 0, l1_ratio ≤ 1;
-    alpha_D='same' is alpha_Z. Penalties take the normal form, and have no accelerate=True and no
-    partial_fit.
+    alpha_D='same' is alpha_Z, or 0 with unit_norm. unit_norm: True keeps concepts at Euclidean norm
+    1, zero ones at zero, and their scale in Z, so that a penalty of the codes alone says something;
+    encode takes D as it is. Penalties and unit_norm have no accelerate=True and no partial_fit.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -106,6 +107,7 @@ class NMF(nn.Module):
         alpha_Z: float = 0.0,
         alpha_D: float | str = "same",
         l1_ratio: float = 0.0,
+        unit_norm: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -135,6 +137,7 @@ class NMF(nn.Module):
         self.alpha_Z = options.penalty("alpha_Z", alpha_Z)
         self.alpha_D = options.penalty("alpha_D", alpha_D, other="same")
         self.l1_ratio = options.penalty("l1_ratio", l1_ratio, most=1.0)
+        self.unit_norm = options.unit_norm(unit_norm, self.alpha_D)
         plan.forms_of(self.solver, self.form)
         self.fitted = False
         self.fit_info_: FitInfo | None = None
@@ -222,8 +225,8 @@ class NMF(nn.Module):
         """
         if self._penalties:
             raise InvalidInput(
-                "partial_fit has no penalties, whose weight goes by the number of rows; use fit, "
-                "or alpha_Z=0 and alpha_D=0"
+                "partial_fit has no penalties, whose weight goes by the number of rows, and no "
+                "unit_norm; use fit, or alpha_Z=0, alpha_D=0 and unit_norm=False"
             )
         begun = time.perf_counter()
         known = {} if self.D is None else {"features": self.D.shape[1], "dtype": self.D.dtype}
@@ -381,7 +384,7 @@ class NMF(nn.Module):
         from .checkpoint import Checkpoint
 
         names = "nb_concepts", "solver", "seed", "form", "block", "chunk_rows", "precision"
-        names = *names, "accelerate", "alpha_Z", "alpha_D", "l1_ratio"
+        names = *names, "accelerate", "alpha_Z", "alpha_D", "l1_ratio", "unit_norm"
         settings = {name: getattr(self, name) for name in names}
         settings |= {
             "init": self.init if isinstance(self.init, str) else "given",
@@ -399,8 +402,9 @@ class NMF(nn.Module):
 
     @property
     def _penalties(self) -> Penalties:
-        alpha_D = self.alpha_Z if self.alpha_D == "same" else self.alpha_D
-        return Penalties(self.alpha_Z, alpha_D, self.l1_ratio)
+        same = 0.0 if self.unit_norm else self.alpha_Z
+        alpha_D = same if self.alpha_D == "same" else self.alpha_D
+        return Penalties(self.alpha_Z, alpha_D, self.l1_ratio, self.unit_norm)
 
     @contextmanager
     def _taking(self, device: torch.device, codes: Any, *, optional: bool = False):

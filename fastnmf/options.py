@@ -99,6 +99,18 @@ def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None 
     return float(value)
 
 
+def unit_norm(value: Any, alpha_D: float | str) -> bool:
+    """value, True or False; True where the dictionary has no penalty."""
+    if not isinstance(value, bool):
+        raise TypeError(f"unit_norm={value!r} must be True or False")
+    if value and alpha_D not in ("same", 0):
+        raise InvalidInput(
+            f"alpha_D={alpha_D} does not go with unit_norm=True, which bounds the dictionary "
+            "already; give alpha_D=0, or leave it out"
+        )
+    return value
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     """value, which must be one of these names."""
     allowed = list(allowed)

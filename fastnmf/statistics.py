@@ -30,21 +30,26 @@ class Statistics:
         K = D.shape[0]
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
-        self.squared_data = squared_data
+        self.squared_data, self._dtype = squared_data, D.dtype
         self.cross = torch.zeros_like(D) if moments else None
         self.gram = D.new_zeros(K, K) if moments else None
         self._on_codes, self._on_dictionary = penalties
+        # of the codes of each concept: their sum and the sum of their squares
+        self._loads = self.sums.new_zeros(2, K)
         self._empty = True
 
     def clear_(self) -> None:
         self.sums.zero_()
+        self._loads.zero_()
         self._empty = True
 
     def add_(self, X: Tensor, Z: Tensor) -> None:
         """cross += ZᵀX, gram += ZᵀZ for a piece X (m, d) with its codes Z (m, K); 2 m K (d + K)
-        flops. And the penalty of Z."""
-        if self._on_codes:
-            self.dictionary[3] += 2 * self._on_codes.value(Z)
+        flops. And what the penalty of Z is made of."""
+        if self._on_codes.l1:
+            self._loads[0] += Z.sum(0, dtype=torch.float64)
+        if self._on_codes.l2:
+            self._loads[1] += torch.linalg.vector_norm(Z, dim=0).double().square()
         if self.cross is None:
             return
         # the first piece need not be added to zeros
@@ -54,9 +59,31 @@ class Statistics:
         self._empty = False
 
     def penalise_(self, D: Tensor) -> None:
-        """Add the penalty of D."""
+        """Add the penalties of the codes and of D."""
+        if self._on_codes:
+            self.dictionary[3] += 2 * self._on_codes.l1 * self._loads[0].sum()
+            self.dictionary[3] += self._on_codes.l2 * self._loads[1].sum()
         if self._on_dictionary:
             self.dictionary[3] += 2 * self._on_dictionary.value(D)
+
+    def penalty_of_norms(self) -> Penalty:
+        """On a dictionary of norm 1 whose norms are to be moved into the codes: its ½ l2 ‖F‖² rises
+        by no less than the penalty of the codes then does.
+
+        That is Σ l1 ‖D_k‖ ΣZ_k + ½ l2 ‖D_k‖² ‖Z_k‖², and ‖D_k‖ ≤ ½ (1 + ‖D_k‖²), with equality at
+        norm 1. Source: Marmin, Goulart & Févotte, 2023, with the Euclidean norm.
+        """
+        if not self._on_codes:
+            return self._on_dictionary
+        weights = self._on_codes.l1 * self._loads[0] + self._on_codes.l2 * self._loads[1]
+        return Penalty(l2=weights.to(self._dtype))
+
+    def scale_codes_(self, scale: Tensor) -> None:
+        """What it would hold for the codes Z · scale, scale (K,)."""
+        self._loads.mul_(torch.stack((scale, scale.square())))
+        if self.cross is not None:
+            self.cross.mul_(scale[:, None])
+            self.gram.mul_(scale[:, None]).mul_(scale)
 
     def measure_error_(self, D: Tensor, G: Tensor) -> None:
         """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums.

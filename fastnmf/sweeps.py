@@ -118,7 +118,7 @@ def hold(
         grams = tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0]))
         if not penalty:
             return Held(B, grams=grams)
-        curvature = torch.cat([penalty.curvature(gram.diagonal()) for gram in grams])
+        curvature = penalty.curvature(torch.cat([gram.diagonal() for gram in grams]))
         for gram, S in zip(grams, sweep.blocks(B.shape[0]), strict=True):
             gram.diagonal().add_(curvature[S])
         return Held(B, grams=grams, l1=penalty.l1, curvature=curvature[:, None])

@@ -99,7 +99,7 @@ def test_half_steps_are_those_of_the_loop(n, d, K, kind, dtype, asked, form, bac
 
 @pytest.mark.parametrize("asked", [(0.003, 0.004, 0.0), (0.02, 0.01, 1.0)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+@pytest.mark.parametrize(("n", "d", "K"), [*SHAPES[:-1], *WIDE, (37, 23, 71)], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, asked, form, dtype):
@@ -192,6 +192,19 @@ def test_codes_have_the_gradient_of_the_penalised_problem(solver, ratio):
     model = NMF(3, solver=solver, alpha_Z=0.02, l1_ratio=ratio).load_dictionary(D)
     A = torch.tensor(A + 0.1, requires_grad=True)
     assert torch.autograd.gradcheck(lambda X: model.encode(X, 30, 0), (A,), atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("K", [12, 130])
+def test_codes_are_the_same_in_both_forms(K, solver, ratio):
+    A, _, D = problem(50, 20, K)
+    asked = {"solver": solver, "alpha_Z": 0.02, "l1_ratio": ratio}
+    one, other = (
+        NMF(K, form=form, **asked).load_dictionary(D).encode(A, 30, 0).numpy() for form in FORMS
+    )
+    # exact ones are as good as their slopes
+    assert relative_difference(one, other) <= (1e-8 if solver == "anls" else 1e-10)
 
 
 def test_sums_make_codes_sparse():
