@@ -25,9 +25,9 @@ class FitInfo:
     from a new one, or None. codes: where they are kept: 'memory', a file, or 'not kept'.
     chunk_rows: rows in hand at a time where the data are streamed, else None. passes: how often all
     of them were read, checks, start and account included. mean_l0: mean number of non-zero codes a
-    row. r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
-    l0_histogram, energy: of codes and concepts, see CodesInfo. seconds: the whole fit, start
-    included. history: one Iteration for each.
+    row. r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates,
+    l0_most, l0_histogram, energy: of codes and concepts, see CodesInfo. seconds: the whole fit,
+    start included. history: one Iteration for each.
     """
 
     n: int

@@ -99,12 +99,13 @@ def test_half_steps_are_those_of_the_loop(n, d, K, kind, dtype, asked, form, bac
 
 @pytest.mark.parametrize("asked", [(0.003, 0.004, 0.0), (0.02, 0.01, 1.0)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "d", "K"), [*SHAPES[:-1], *WIDE, (37, 23, 71)], ids=str)
+@pytest.mark.parametrize(("n", "d", "K"), [SHAPES[0], *SHAPES[3:5], *WIDE, (27, 15, 41)], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, asked, form, dtype):
+@pytest.mark.parametrize("backend", [name for name in BACKEND_NAMES if supplies(name, "anls")])
+def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, asked, form, dtype, backend):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
-    options = {"form": form, "dtype": dtype, "penalties": Penalties(*asked)}
+    options = {"form": form, "dtype": dtype, "penalties": Penalties(*asked), "backend": backend}
     Z1, D1, _ = iterate("anls", A, Z, D, **options)
     alpha_Z, alpha_D, ratio = asked
     tolerance = TOLERANCES["anls", dtype_name(dtype)]
@@ -144,7 +145,7 @@ def test_both_forms_give_the_same_iterates(n, d, K, solver, dtype, asked):
 def test_the_objective_never_rises_and_is_what_is_said(n, d, K, solver, asked, form):
     A, Z, D = problem(n, d, K)
     before = objective(A, Z, D, *weights(*asked))
-    model = fitted(solver, A, Z, D, asked, 60, form=form)
+    model = fitted(solver, A, Z, D, asked, 40, form=form)
     half = 0.5 * (A**2).sum()
     seen = [before, *(i.relative_objective**2 * half for i in model.fit_info_.history)]
     assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(seen))
@@ -153,7 +154,7 @@ def test_the_objective_never_rises_and_is_what_is_said(n, d, K, solver, asked, f
     late = form == "residual" and solver in ("mu", "pgd")
     assert model.fit_info_.objective <= seen[-1] * (1 + 1e-12)
     assert model.fit_info_.objective == pytest.approx(seen[-1], rel=1e-2 if late else 1e-9)
-    again = model.encode(A, 2000, 0).numpy()
+    again = model.encode(A, 600, 0).numpy()
     assert objective(A, again, model.D.numpy(), *weights(*asked)) <= seen[-1] * (1 + 1e-6)
 
 
