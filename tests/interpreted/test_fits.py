@@ -12,6 +12,7 @@ from oracle import iterate as expected_iterates
 import fastnmf
 from fastnmf import NMF
 from fastnmf.backends import select
+from fastnmf.penalties import Penalties
 from fastnmf.solvers import largest_eigenvalue, pgd_momenta
 
 
@@ -41,6 +42,19 @@ def test_pgd_half_step_is_that_of_fista(form, dtype):
     assert relative_difference(Z1, expected) <= TOLERANCES["pgd", dtype]
     change = np.linalg.norm(Z1 - Z) / np.linalg.norm(Z1)
     assert outcome.history[0].relative_change == pytest.approx(change, rel=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("penalties", [Penalties(0.02, 0.01, 0.5), Penalties(0.02, 0, 1.0, True)])
+def test_penalised_iterates_are_those_of_the_reference(penalties, form, solver):
+    A, Z, D = problem(13, 7, 18)
+    asked = {"form": form, "dtype": torch.float64, "iterations": 2, "penalties": penalties}
+    on_kernels, reference = (
+        iterate(solver, A, Z, D, backend=backend, **asked)[:2] for backend in ("triton", "torch")
+    )
+    for F, expected in zip(on_kernels, reference, strict=True):
+        assert relative_difference(F, expected) <= TOLERANCES[solver, "float64"]
 
 
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
