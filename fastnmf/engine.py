@@ -15,6 +15,7 @@ from .extrapolation import Extrapolation
 from .momentum import Momentum
 from .plan import REFRESH, Plan
 from .precision import products_in
+from .ranks import ALONE, Ranks
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
@@ -118,6 +119,7 @@ class _Run:
     learn: bool
     sweep: Sweep
     statistics: Statistics
+    ranks: Ranks
     # X (m, d), its codes (m, K) and where their residual is kept, of each piece of rows: views, or
     # of a stream what is read anew in every pass
     pieces: Iterable[tuple[Tensor, Tensor, Tensor | None]]
@@ -179,11 +181,12 @@ def factorize_(
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
     A Stream has its codes in a Store, learns, is not accelerated, and has a plan whose dictionary
-    half is in normal form. keep is called at the end of every iteration that another may follow,
-    with a function that gives the State; from it, with its Z and D and the same plan, a run that is
-    `resumed` takes the iterations that are left to the same bits (D must be learned). Synchronises
-    once an iteration if it is watched or the plan accelerates, else once at the end. Raises
-    ArithmeticError when the factors overflow.
+    half is in normal form; its rows may be those of one of several processes, which then end
+    together, with the D of process 0. keep is called at the end of every iteration that another may
+    follow, with a function that gives the State; from it, with its Z and D and the same plan, a run
+    that is `resumed` takes the iterations that are left to the same bits (D must be learned).
+    Synchronises once an iteration if it is watched or the plan accelerates, else once at the end.
+    Raises ArithmeticError when the factors overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
@@ -193,7 +196,7 @@ def factorize_(
 
 
 def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Outcome:
-    watched = stopping.watches or run.ahead is not None or keep is not None
+    watched = stopping.watches or run.ahead is not None or keep is not None or not run.ranks.alone
     begun = time.perf_counter()
     history, drifts = ([], []) if resumed is None else map(list, (resumed.history, resumed.drifts))
     done = len(history)
@@ -219,7 +222,9 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             read = _read(unread, run, squared_data, drifts)
             run.ahead.rose(read[0].relative_error)
         history += read
-        if stopping.each is not None and stopping.each(history[-1]):
+        told = stopping.each is not None and bool(stopping.each(history[-1]))
+        told, late = run.ranks.any(told, time.perf_counter() >= stopping.deadline)
+        if told:
             stopped_by = "callback"
             break
         if settled := stopping.settled(history):
@@ -230,7 +235,7 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             run.iterations_since_fresh = 0
         if keep is not None:
             keep(functools.partial(run.state, history, drifts))
-        if time.perf_counter() >= stopping.deadline:
+        if late:
             stopped_by = "max_seconds"
             break
     history += _read(unread, run, squared_data, drifts)
@@ -241,8 +246,10 @@ def _step_(run: _Run) -> None:
     """One iteration: both halves, or the codes alone."""
     run.statistics.clear_()
     _update_codes_(run)
+    run.statistics.reduce_()
     if run.learn:
         _update_dictionary_(run)
+        run.ranks.share_(run.D, run.statistics.dictionary)
     if run.ahead is not None:
         run.ahead.end_(run.Z, run.D, run.statistics.codes)
     run.swept = True
@@ -253,9 +260,10 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
     sweep = Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed)
     accelerates = learn and plan.accelerates
     share = SOLVERS[solver].least_share
-    E = None
+    E, ranks = None, ALONE
     if isinstance(rows, Stream):
         pieces, squared_data = rows.pieces(Z, plan.piece_rows), rows.squared_data
+        ranks = rows.ranks
     else:
         E = torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None
         chunks = rows.chunks(plan.piece_rows)
@@ -269,7 +277,8 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
         plan,
         learn,
         sweep,
-        Statistics(D, squared_data, moments=moments),
+        Statistics(D, squared_data, ranks, moments=moments),
+        ranks,
         pieces,
         E,
         ahead=Extrapolation(Z, D, share, sweep.scratch) if accelerates else None,

@@ -26,6 +26,7 @@ from .init import random_codes, random_dictionary
 from .online import Learned, OnlineFitter
 from .precision import PRECISIONS, products_in
 from .progress import Progress
+from .ranks import ALONE, Ranks
 from .rows import Rows, as_numpy32, read_rows
 from .solvers import SOLVERS
 from .streamed import SWEEPS, Taking, shape_of
@@ -65,7 +66,8 @@ class NMF(nn.Module):
     (.safetensors) that fit saves its progress to, whole or not at all, at the end of an iteration
     once checkpoint_seconds (60; 0 is every iteration) have passed, and before it leaves on Ctrl-C
     or SIGTERM. half_life: rows after which partial_fit counts a row half; None is 16 rows a
-    concept, math.inf never forgets.
+    concept, math.inf never forgets. distributed: whether fit is shared by the processes of
+    torch.distributed's default group, each of which gives rows of its own.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -98,6 +100,7 @@ class NMF(nn.Module):
         checkpoint: str | os.PathLike | None = None,
         checkpoint_seconds: float = 60.0,
         half_life: float | None = None,
+        distributed: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -124,6 +127,7 @@ class NMF(nn.Module):
         self.checkpoint = options.file("checkpoint", checkpoint)
         self.checkpoint_seconds = options.seconds("checkpoint_seconds", checkpoint_seconds)
         self.half_life = options.half_life(half_life)
+        self.distributed = options.flag("distributed", distributed)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
         self.fit_info_: FitInfo | None = None
@@ -156,21 +160,28 @@ class NMF(nn.Module):
         yet. max_iter and tol may differ from those before. Raises InvalidInput for data, options or
         a checkpoint that cannot be used, BackendUnavailable, ArithmeticError if the factors
         overflow, OSError if the checkpoint cannot be written.
+
+        distributed: A is the rows of this process, which may be none, and Z their codes; a file for
+        them is named Z-00000-of-00004.npy for 'Z.npy'. All processes call fit, with the same
+        options, and get the same D. What fails in one before the first iteration fails in
+        all; where one ends later, the others raise ConnectionError, at the latest after the timeout
+        of the group.
         """
         begun = time.perf_counter()
         max_iter = options.iterations(max_iter, self.max_iter)
         device = torch.device(self.device)
         K, by = self.nb_concepts, self._method(device)
+        ranks = Ranks.joined(device) if self.distributed else ALONE
         checkpoint = self._checkpoint(by.backend, resume)
 
         def encoder(D: Tensor) -> Encoder:
             return Encoder(D, by, SWEEPS, 0.0)
 
         with (
-            self._taking(device, codes, optional=True) as taking,
+            self._taking(device, codes, optional=True, ranks=ranks) as taking,
             torch.autocast(device.type, enabled=False),
             self._products(),
-            taking.for_fit(A, K, self.init, encoder) as data,
+            taking.for_fit(A, K, self.init, encoder, ranks) as data,
             Progress(self.verbose, max_iter, self.callback, data.chunk_rows is not None) as each,
         ):
             fitter = Fitter(
@@ -210,6 +221,8 @@ class NMF(nn.Module):
         online_info_. Raises as fit does. Source: Mairal, Bach, Ponce & Sapiro, 2010.
         """
         begun = time.perf_counter()
+        if self.distributed:
+            raise InvalidInput("partial_fit learns in one process; distributed=True is for fit")
         known = {} if self.D is None else {"features": self.D.shape[1], "dtype": self.D.dtype}
         device = torch.device(self.device) if self.D is None else self.D.device
         K, by = self.nb_concepts, self._method(device)
@@ -381,8 +394,12 @@ class NMF(nn.Module):
         return Method(self.solver, backend, ops, self.form, self.block, self.chunk_rows)
 
     @contextmanager
-    def _taking(self, device: torch.device, codes: Any, *, optional: bool = False):
+    def _taking(
+        self, device: torch.device, codes: Any, *, optional: bool = False, ranks: Ranks = ALONE
+    ):
         """How data are taken and where what is made of them goes, with a thread that reads."""
+        if isinstance(codes, str | os.PathLike) and codes != "memory":
+            codes = ranks.own(codes)
         codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
         with Ahead() as ahead:
             yield Taking(ahead, device, most, self.chunk_rows, codes)

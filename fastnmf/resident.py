@@ -12,6 +12,7 @@ from . import memory
 from .codes import CodesInfo, describe, r_squared
 from .init import start
 from .plan import Plan
+from .ranks import ALONE
 from .rows import Rows
 from .solvers import squared_norm
 from .statistics import squared_error
@@ -33,6 +34,7 @@ class Resident:
 
     rows: Rows
     target: OnDisk | None = None
+    ranks = ALONE
     chunk_rows = None
     passes = 1
 

@@ -37,6 +37,11 @@ class Shard:
     dtype: torch.dtype
     read: Callable[[int, int], Part]
 
+    def part(self, start: int, stop: int) -> Shard:
+        """Rows start to stop of it, which count from 0."""
+        shape = stop - start, self.shape[1]
+        return Shard(self.name, shape, self.dtype, lambda i, j: self.read(start + i, start + j))
+
 
 def paths_of(A: Any) -> Sequence[str | os.PathLike] | None:
     """The paths that A is or holds; None where it is something else."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ranks import Ranks
 from .rows import Rows
 from .solvers import squared_norm
 
@@ -19,13 +20,18 @@ class Statistics:
     residual had drifted, squared, where one that was carried was computed anew.
     """
 
-    def __init__(self, D: Tensor, squared_data: Tensor | float, *, moments: bool) -> None:
-        K = D.shape[0]
+    def __init__(
+        self, D: Tensor, squared_data: Tensor | float, ranks: Ranks, *, moments: bool
+    ) -> None:
+        K, d = D.shape
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         self.squared_data = squared_data
-        self.cross = torch.zeros_like(D) if moments else None
-        self.gram = D.new_zeros(K, K) if moments else None
+        # one piece of memory, so that one call sums both over processes
+        self._moments = D.new_zeros(K * (d + K) if moments else 0)
+        self.cross = self._moments[: K * d].view(K, d) if moments else None
+        self.gram = self._moments[K * d :].view(K, K) if moments else None
+        self._ranks = ranks
         self._empty = True
 
     def clear_(self) -> None:
@@ -42,6 +48,14 @@ class Statistics:
         self.cross.addmm_(Z.T, X, beta=beta)
         self.gram.addmm_(Z.T, Z, beta=beta)
         self._empty = False
+
+    def reduce_(self) -> None:
+        """What was gathered of the codes becomes that of all processes."""
+        if self._ranks.alone:
+            return
+        if self._empty:
+            self._moments.zero_()
+        self._ranks.sum_(self._moments, self.codes)
 
     def measure_error_(self, D: Tensor, G: Tensor) -> None:
         """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums.

@@ -10,32 +10,43 @@ import torch
 from torch import Tensor
 
 from .ahead import Ahead
-from .source import Source, Summary, chunks_of
-from .store import NotKept, OnDisk, Store
+from .ranks import Ranks
+from .source import Source, Summary, chunks_of, held_by
+from .store import NotKept, OnDisk, Store, row_blocks
 
 
 class Stream:
     """A (n, d), checked, of which chunk_rows rows are in hand and as many are being read.
 
+    here: which rows of A this process has; the others' are with the other ranks. summary: of all.
     squared_data: ‖A‖². passes: how often all rows were read, the checks included.
     """
 
     def __init__(
-        self, source: Source, summary: Summary, ahead: Ahead, device: torch.device, chunk_rows: int
+        self,
+        source: Source,
+        summary: Summary,
+        ahead: Ahead,
+        device: torch.device,
+        chunk_rows: int,
+        ranks: Ranks,
+        here: slice,
     ) -> None:
         self.n, self.d, self.dtype = summary.n, summary.d, summary.dtype
         self.squared_data, self.summary = summary.squares, summary
+        self.ranks, self.first, self.n_here = ranks, here.start, here.stop - here.start
         self.device, self.chunk_rows = device, chunk_rows
         self.passes = 1
         self._source, self._ahead = source, ahead
-        self._rooms = [self._room(), self._room()]
+        self._held = held_by(source, self.dtype, device)
+        self._rooms = [] if self._held is not None else [self._room(), self._room()]
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def chunks(
         self, codes: Store | None = None, save: bool = True
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """One pass: (which rows, X, their codes) on the device; what became of the codes is kept
-        unless save is False. A chunk is valid until the next one is asked for."""
+        """One pass: (which of the rows here, X, their codes) on the device; what became of the
+        codes is kept unless save is False. A chunk is valid until the next one is asked for."""
         for part, (room, host), loaded in self._ahead(self._read(codes)):
             X = self._on_device(room, host)
             Z = None if codes is None else self._codes(codes, X, loaded)
@@ -51,6 +62,10 @@ class Stream:
 
     def _read(self, codes: Store | None) -> Iterator:
         """In the thread: a chunk, the room it is in, and its codes as they are stored."""
+        if self._held is not None:
+            for part in row_blocks(self.n_here, self.chunk_rows):
+                yield part, (None, self._held[part]), None if codes is None else codes.load(part)
+            return
         turn = -1
 
         def room() -> Tensor:
@@ -68,9 +83,9 @@ class Stream:
         shape = self.chunk_rows, self.d
         return _Room(torch.empty(shape, dtype=self.dtype, pin_memory=pinned))
 
-    def _on_device(self, room: _Room, host: Tensor) -> Tensor:
+    def _on_device(self, room: _Room | None, host: Tensor) -> Tensor:
         """The chunk where it is computed with; the room may be filled again when `copied`."""
-        if self._copies is None:
+        if self._copies is None or room is None:
             return host.to(self.device)
         here = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):

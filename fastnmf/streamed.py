@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from .encoding import Encoder
 from .errors import InvalidInput
 from .init import resolve
 from .plan import Plan
+from .ranks import ALONE, Ranks
 from .resident import Measured, Resident
 from .rows import Rows
 from .shards import paths_of
 from .solvers import squared_norm
-from .source import Source, Summary, summarise, take
+from .source import Source, Summary, joined, summarise, take
 from .store import InMemory, NotKept, OnDisk, Store, mapped, written
 from .stream import Stream
 from .streamed_start import start
@@ -34,12 +35,16 @@ SWEEPS = 20
 
 @dataclass(frozen=True)
 class Streamed:
-    """A (n, d), read in passes. store: where the codes are kept, or None; encoder(D) then gives
-    what computes them."""
+    """A (n, d), read in passes, of which the rows here may be a part. store: where their codes are
+    kept, or None; encoder(D) then gives what computes them."""
 
     rows: Stream
     store: InMemory | OnDisk | None
     encoder: Callable[[Tensor], Encoder]
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.rows.ranks
 
     @property
     def chunk_rows(self) -> int:
@@ -54,13 +59,14 @@ class Streamed:
         return NotKept.place if self.store is None else self.store.place
 
     def plan(self, K: int, solver: str, backend: str, *, chunk_rows: int | None, **asked) -> Plan:
-        n, d, like = self.rows.n, self.rows.d, torch.empty(0, dtype=self.rows.dtype)
+        n, d, like = max(1, self.rows.n_here), self.rows.d, torch.empty(0, dtype=self.rows.dtype)
         on = memory.machine_of(like.to(self.rows.device), backend)
         asked["chunk_rows"] = self.rows.chunk_rows
         return plan.choose(n, d, K, like.itemsize, solver, on=on, streams=True, **asked)
 
     def start(self, K: int, init: Any, generator: Generator | None) -> tuple[Store, Tensor]:
-        D = start(self.rows, self.store, K, init, generator)
+        D = start(self.rows, self.store, K, init, generator or self.rows.ranks.generator())
+        self.rows.ranks.share_(D)
         if self.store is not None:
             return self.store, D
         encoder = self.encoder(D)
@@ -68,16 +74,17 @@ class Streamed:
 
     def measure(self, Z: Store, D: Tensor, chosen: Plan) -> Measured:
         mean = self.rows.summary.columns.to(D) / self.rows.n
-        error = spread = 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=D.device)
 
         def pieces() -> Iterator[Tensor]:
-            nonlocal error, spread
             for X, codes, _ in self.rows.pieces(Z, chosen.piece_rows, save=False):
-                error += float(squared_norm(torch.addmm(X, codes, D, alpha=-1)))
-                spread += float(squared_norm(X - mean))
+                sums[0] += squared_norm(torch.addmm(X, codes, D, alpha=-1))
+                sums[1] += squared_norm(X - mean)
                 yield codes
 
-        codes = describe_pieces(pieces(), D)
+        codes = describe_pieces(pieces(), D, self.rows.ranks)
+        self.rows.ranks.sum_(sums)
+        error, spread = sums.tolist()
         whole = self.rows.squared_data
         return Measured(error, whole, r_squared_about(spread, error, whole), codes)
 
@@ -131,12 +138,23 @@ class Taking:
                     )
         return take(A, self.ahead, keep=keep, device=self.device, **wanted)
 
-    def stream(self, source: Source, summary: Summary, K: int, start: str, most=None) -> Stream:
-        """The rows of a source in chunks that fit, of `most` rows at most."""
-        needs = self._needs(summary.n, summary.d, K, summary.dtype, start)
+    def stream(
+        self,
+        source: Source,
+        summary: Summary,
+        K: int,
+        start: str,
+        most=None,
+        ranks=ALONE,
+        here=None,
+    ) -> Stream:
+        """The rows of a source in chunks that fit, of `most` rows at most. summary: of all ranks'
+        rows, of which the source has those of the slice here; None: all."""
+        here = slice(0, summary.n) if here is None else here
+        needs = self._needs(max(1, here.stop - here.start), summary.d, K, summary.dtype, start)
         wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
         rows = needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None)
-        return Stream(source, summary, self.ahead, self.device, rows)
+        return Stream(source, summary, self.ahead, self.device, rows, ranks, here)
 
     @contextmanager
     def store(self, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[InMemory | OnDisk]:
@@ -167,28 +185,39 @@ class Taking:
         return store.Z if isinstance(store, InMemory) else mapped(Path(store.place))
 
     @contextmanager
-    def for_fit(self, A: Any, K: int, init: Any, encoder) -> Iterator[Resident | Streamed]:
-        """A as what a fit asks of its data; a file for the codes is in its place at the end."""
+    def for_fit(
+        self, A: Any, K: int, init: Any, encoder, ranks: Ranks = ALONE
+    ) -> Iterator[Resident | Streamed]:
+        """A as what a fit asks of its data; a file for the codes is in its place at the end. Where
+        A is the rows of one of several ranks, they are read as those that do not fit."""
         name = init if isinstance(init, str) else "given"
         # whichever start is taken, it has room
         name = "nndsvda" if name == "auto" else name
-        taken = self.take(A, K, name)
+        with ExitStack() as stack:
+            with ranks.agreed():
+                taken = self.take(A, K, name, empty=not ranks.alone)
+            yield self._for_fit(taken, K, init, encoder, ranks, stack)
+
+    def _for_fit(self, taken, K: int, init: Any, encoder, ranks: Ranks, stack: ExitStack):
         if isinstance(taken, Rows):
             taken = Rows(taken.A.detach())
-            if self.codes == "memory":
-                yield Resident(taken)
-                return
-            if isinstance(self.codes, Path):
-                with self.store((taken.n, K), taken.A.dtype) as target:
-                    yield Resident(taken, target)
-                return
+            if ranks.alone and self.codes is not None:
+                shape, dtype = (taken.n, K), taken.A.dtype
+                on_disk = isinstance(self.codes, Path)
+                target = stack.enter_context(self.store(shape, dtype)) if on_disk else None
+                return Resident(taken, target)
             taken = summarise(taken, self.ahead)
-        stream = self.stream(*taken, K, resolve(init, taken[1].n, taken[1].d, K))
-        if self.codes is None:
-            yield Streamed(stream, None, encoder)
-            return
-        with self.store((stream.n, K), stream.dtype) as store:
-            yield Streamed(stream, store, encoder)
+        source, summary = taken
+        summaries = ranks.gather(summary)
+        whole, first = joined(summaries), sum(part.n for part in summaries[: ranks.rank])
+        start = resolve(init, whole.n, whole.d, K)
+        with ranks.agreed():
+            here = slice(first, first + summary.n)
+            stream = self.stream(source, whole, K, start, ranks=ranks, here=here)
+            store = None
+            if self.codes is not None:
+                store = stack.enter_context(self.store((stream.n_here, K), stream.dtype))
+        return Streamed(stream, store, encoder)
 
     def _needs(self, n: int, d: int, K: int, dtype: torch.dtype, start: str) -> Needs:
         codes = "none" if self.codes is None else "memory" if self.codes == "memory" else "file"

@@ -13,8 +13,18 @@ ROOT = Path(__file__).parent.parent
 # each room, from the ground up: it imports only rooms on the lines above its own
 FLOORS = [
     {"_version", "errors", "nnls_info", "_C", "_cuda", "ahead"},
-    {"active_set", "rows", "codes", "environment", "precision", "addresses", "paths"},
-    {"solvers", "svd", "exemplars", "compiled", "compiled_cuda", "working_set", "shards", "store"},
+    {"active_set", "rows", "ranks", "environment", "precision", "addresses", "paths"},
+    {
+        "solvers",
+        "svd",
+        "exemplars",
+        "compiled",
+        "compiled_cuda",
+        "working_set",
+        "shards",
+        "store",
+        "codes",
+    },
     {"init", "source", "budget"},
     {"stream", "momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
     {"engine", "memory", "streamed_start"},

@@ -1,0 +1,200 @@
+"""A fit shared by several processes is that of one, however the rows are split."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import relative_difference
+
+from fastnmf import NMF
+from fastnmf.errors import InvalidInput
+
+HERE = Path(__file__).parent
+SIZES = [2, 4]
+n, d, K = 203, 19, 6
+
+
+def data(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    Z = torch.rand(n, K, generator=generator, dtype=torch.float64) ** 4
+    D = torch.rand(K, d, generator=generator, dtype=torch.float64) ** 2
+    noise = 0.05 * torch.rand(n, d, generator=generator, dtype=torch.float64)
+    A = Z @ D + noise
+    A[5] = 0
+    return A.to(dtype)
+
+
+PLAIN = {"nb_concepts": K, "max_iter": 20, "tol": 0, "seed": 1}
+FITS = {
+    f"{solver}-{how}-{init}": (data(), {**PLAIN, "solver": solver, "how": how, "init": init})
+    for solver, (how, init) in itertools.product(
+        ["hals", "mu", "pgd", "anls"], [("even", "random"), ("uneven", "nndsvda")]
+    )
+}
+FITS |= {
+    f"hals-uneven-{init}": (data(), {**PLAIN, "how": "uneven", "init": init})
+    for init in ("rows", "spread")
+}
+FITS |= {
+    "many concepts": (
+        data(torch.float64),
+        {**PLAIN, "nb_concepts": 40, "how": "uneven", "init": "nndsvda"},
+    ),
+    "float64": (data(torch.float64), {**PLAIN, "how": "uneven"}),
+    "float16": (data(torch.float16), {**PLAIN, "how": "even"}),
+    "stops by tol": (data(), {**PLAIN, "tol": 1e-2, "max_iter": 500, "how": "uneven"}),
+    "stops by error": (
+        data(),
+        {**PLAIN, "tol": 1e-2, "stop": "error", "max_iter": 500, "how": "even"},
+    ),
+    "fewer rows than processes": (data()[:1], {**PLAIN, "nb_concepts": 1, "how": "even"}),
+    "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
+}
+BAD = data().clone()
+BAD[n - 1 - n // 4, 2] = -1
+OTHERS = {
+    "no seed": (data(), {**PLAIN, "seed": None, "how": "even", "init": "random"}),
+    "codes on disk": (data(), {**PLAIN, "how": "uneven", "file": "Z.npy"}),
+    "codes not kept": (data(), {**PLAIN, "how": "even", "codes": None}),
+    "negative": (BAD, {**PLAIN, "how": "even"}),
+    "max_seconds": (data(), {**PLAIN, "max_iter": 10**6, "max_seconds": 0.5, "how": "even"}),
+    "accelerate": (data(), {**PLAIN, "accelerate": True, "how": "even"}),
+}
+ALL = FITS | OTHERS
+
+
+def begin(folder: Path, size: int) -> list[subprocess.Popen]:
+    command = [sys.executable, str(HERE / "ranks_program.py"), str(folder)]
+    return [
+        subprocess.Popen(
+            [*command, str(rank), str(size)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for rank in range(size)
+    ]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Results of every case: by number of processes, name and rank."""
+    found = {}
+    for size in SIZES:
+        folder = tmp_path_factory.mktemp(f"ranks{size}")
+        torch.save(list(ALL.values()), folder / "cases.pt")
+        processes = begin(folder, size)
+        told = [process.communicate(timeout=200)[0].decode() for process in processes]
+        assert all(process.returncode == 0 for process in processes), "\n".join(told)
+        results = [torch.load(folder / f"results-{rank}.pt") for rank in range(size)]
+        found[size] = dict(zip(ALL, zip(*results, strict=True), strict=True))
+    return found
+
+
+def alone(name: str):
+    A, case = ALL[name]
+    options = {key: value for key, value in case.items() if key not in ("how", "file", "codes")}
+    nmf = NMF(accelerate=False, **options)
+    Z, D = nmf.fit(A)
+    return Z, D, nmf.fit_info_
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", FITS)
+def test_fit_of_several_processes_is_that_of_one(name, size, shared):
+    results = shared[size][name]
+    assert not any("error" in result for result in results), results
+    Z, D, info = alone(name)
+    bound = 1e-10 if D.dtype == torch.float64 else 1e-5
+    for result in results:
+        assert torch.equal(result["D"], results[0]["D"])
+        assert relative_difference(result["D"], D) <= bound
+        told = result["info"]
+        assert told["iterations"] == info.iterations
+        assert told["stopped_by"] == info.stopped_by
+        assert (told["n"], told["processes"]) == (len(Z), size)
+        for measured in ("relative_error", "r_squared", "mean_l0", "hoyer"):
+            assert told[measured] == pytest.approx(getattr(info, measured), rel=1e-3, abs=1e-6)
+    codes = torch.cat([result["Z"] for result in results])
+    assert relative_difference(codes, Z) <= 10 * bound
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_that_are_summed_are_told(size, shared):
+    for result in shared[size]["hals-even-random"]:
+        assert result["info"]["reduced_bytes"] == 4 * K * (d + K) + 8 * 4
+        assert f"{size}, 632 bytes summed an iteration" in result["text"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_without_a_seed_all_draw_the_same(size, shared):
+    first, *others = shared[size]["no seed"]
+    assert all(torch.equal(first["D"], other["D"]) for other in others)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_process_writes_its_codes(size, shared, tmp_path):
+    results = shared[size]["codes on disk"]
+    Z, _, _ = alone("codes on disk")
+    files = [Path(result["info"]["codes"]) for result in results]
+    assert [file.name for file in files] == [
+        f"Z-{rank:05d}-of-{size:05d}.npy" for rank in range(size)
+    ]
+    written = np.concatenate([np.load(file) for file in files])
+    assert relative_difference(written, Z) <= 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_codes_need_not_be_kept(size, shared):
+    for result in shared[size]["codes not kept"]:
+        assert result["Z"] is None
+        assert result["info"]["relative_error"] < 0.1
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("negative", "1 negative entry"), ("accelerate", "shared by several processes")],
+)
+def test_what_fails_in_one_fails_in_all(name, message, size, shared):
+    for result in shared[size][name]:
+        assert message in result["error"]
+        assert "InvalidInput" in result["error"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_end_in_time_together(size, shared):
+    told = [result["info"] for result in shared[size]["max_seconds"]]
+    assert {info["stopped_by"] for info in told} == {"max_seconds"}
+    assert len({info["iterations"] for info in told}) == 1
+
+
+def test_process_that_is_killed_ends_the_others(tmp_path):
+    A = torch.rand(400, 60)
+    case = {"nb_concepts": 30, "max_iter": 10**7, "tol": 0, "how": "even"}
+    torch.save([(A, case)], tmp_path / "cases.pt")
+    first, second = begin(tmp_path, 2)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            first.wait(timeout=8)
+        second.kill()
+        told = first.communicate(timeout=40)[0].decode()
+    finally:
+        first.kill()
+        second.kill()
+    assert first.returncode is not None
+    (result,) = torch.load(tmp_path / "results-0.pt")
+    assert "ConnectionError" in result["error"], told
+    assert "process 0 of 2" in result["error"]
+
+
+def test_distributed_needs_processes():
+    with pytest.raises(InvalidInput, match="init_process_group"):
+        NMF(2, distributed=True).fit(torch.rand(4, 3))
+    with pytest.raises(TypeError, match="distributed=1 must be True or False"):
+        NMF(2, distributed=1)
+    with pytest.raises(InvalidInput, match="distributed=True is for fit"):
+        NMF(2, distributed=True).partial_fit(torch.rand(4, 3))
