@@ -182,7 +182,7 @@ def factorize_(
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
     A Stream has its codes in a Store, learns, is not accelerated, and has a plan whose dictionary
     half is in normal form; its rows may be those of one of several processes, which then end
-    together, with the D of process 0. keep is called at the end of every iteration that another may
+    together, with the same D. keep is called at the end of every iteration that another may
     follow, with a function that gives the State; from it, with its Z and D and the same plan, a run
     that is `resumed` takes the iterations that are left to the same bits (D must be learned).
     Synchronises once an iteration if it is watched or the plan accelerates, else once at the end.
@@ -249,7 +249,6 @@ def _step_(run: _Run) -> None:
     run.statistics.reduce_()
     if run.learn:
         _update_dictionary_(run)
-        run.ranks.share_(run.D, run.statistics.dictionary)
     if run.ahead is not None:
         run.ahead.end_(run.Z, run.D, run.statistics.codes)
     run.swept = True
@@ -334,11 +333,15 @@ def _update_dictionary_(run: _Run) -> None:
     half_step_, sums = HALF_STEPS[solver], run.statistics.dictionary
     if run.plan.dictionary == "normal":
         held = hold(solver, "normal", sweep, None, run.statistics.gram)
-        for _ in range(run.plan.inner[1]):
-            half_step_(D, Normal(run.statistics.cross, run.swept), held, sweep, sums)
-        G = D @ D.T
-        run.G = G if run.plan.codes == "normal" and run.ahead is None else None
-        run.statistics.measure_error_(D, G)
+        # given the statistics every feature is for itself: each of several processes has some
+        some, cross = run.ranks.columns(D), run.ranks.columns(run.statistics.cross)
+        for _ in range(run.plan.inner[1] if some.numel() else 0):
+            half_step_(some, Normal(cross, run.swept), held, sweep, sums)
+        G = some @ some.T
+        run.statistics.measure_error_(some, cross, G)
+        run.ranks.join_columns_(D, some)
+        reads = run.plan.codes == "normal" and run.ahead is None and run.ranks.alone
+        run.G = G if reads else None
         return
     _update_by_residual_(run, solver, sums)
 

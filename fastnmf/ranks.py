@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class Ranks:
     """Number `rank` of `size` processes; alone there is nothing to do. All of them make the same
     calls in the same order.
 
-    device: where collectives of numbers lie. summed: bytes that were summed so far.
+    device: where collectives of numbers lie. summed: bytes that were summed or gathered so far.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu") -> None:
@@ -56,6 +57,31 @@ class Ranks:
         for tensor in tensors:
             with self._waiting():
                 distributed.broadcast(tensor, 0)
+
+    def columns(self, matrix: Tensor) -> Tensor:
+        """Those of a matrix (K, d) that this process works on: a copy; alone, the matrix."""
+        if self.alone:
+            return matrix
+        return matrix[:, self._columns(matrix.shape[1], self.rank)].contiguous()
+
+    def join_columns_(self, matrix: Tensor, mine: Tensor) -> None:
+        """The matrix becomes what all processes made of the columns they have."""
+        if self.alone:
+            return
+        K, d = matrix.shape
+        # all send as many
+        sent = matrix.new_zeros(K, -(-d // self.size))
+        sent[:, : mine.shape[1]] = mine
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        with self._waiting():
+            distributed.all_gather(received, sent)
+        self.summed += matrix.numel() * matrix.itemsize
+        for rank, part in enumerate(received):
+            where = self._columns(d, rank)
+            matrix[:, where] = part[:, : where.stop - where.start]
+
+    def _columns(self, d: int, rank: int) -> slice:
+        return slice(d * rank // self.size, d * (rank + 1) // self.size)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether each is true in some process."""
@@ -116,3 +142,20 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def torchrun_size() -> int:
+    """How many processes torchrun started together with this one, itself included."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def together(device: str, seconds: float) -> Iterator[Ranks]:
+    """The processes that torchrun started, joined in a group of torch.distributed: NCCL on CUDA,
+    else gloo. seconds: how long one waits for the others at most."""
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    try:
+        yield Ranks.joined(torch.device(device))
+    finally:
+        distributed.destroy_process_group()

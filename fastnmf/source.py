@@ -186,6 +186,13 @@ def take(
     return _inspect(source, ahead, keep, device, dtype, signed, wanted, empty)
 
 
+def part_of(A: Any, number: int, of: int) -> Shards:
+    """Part `number` of so many of the rows of A, paths or a matrix: what take takes."""
+    paths, name = paths_of(A), "A"
+    shards = (in_memory(as_matrix(A, name), name),) if paths is None else open_paths(paths)
+    return Shards(shards, name).part(number, of)
+
+
 def summarise(rows: Rows, ahead: Ahead) -> tuple[Source, Summary]:
     """Rows in memory as what gives them again, with their Summary."""
     source = Shards((in_memory(rows.A, "A"),), "A", rows.A)

@@ -57,15 +57,18 @@ class Statistics:
             self._moments.zero_()
         self._ranks.sum_(self._moments, self.codes)
 
-    def measure_error_(self, D: Tensor, G: Tensor) -> None:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums.
+    def measure_error_(self, D: Tensor, cross: Tensor, G: Tensor) -> None:
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums, which are then
+        those of all processes. D, cross: of the features that this one has.
 
         It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
         so at times below zero.
         """
-        cross = (self.cross * D).sum(dtype=torch.float64)
+        cross = (cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
-        torch.add(gram + self.squared_data, cross, alpha=-2, out=self.dictionary[2])
+        once = self.squared_data if self._ranks.rank == 0 else 0
+        torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
+        self._ranks.sum_(self.dictionary)
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:

@@ -48,12 +48,13 @@ FITS |= {
     ),
     "float64": (data(torch.float64), {**PLAIN, "how": "uneven"}),
     "float16": (data(torch.float16), {**PLAIN, "how": "even"}),
-    "stops by tol": (data(), {**PLAIN, "tol": 1e-2, "max_iter": 500, "how": "uneven"}),
+    "stops by tol": (data(torch.float64), {**PLAIN, "tol": 1e-2, "max_iter": 500, "how": "uneven"}),
     "stops by error": (
-        data(),
+        data(torch.float64),
         {**PLAIN, "tol": 1e-2, "stop": "error", "max_iter": 500, "how": "even"},
     ),
     "fewer rows than processes": (data()[:1], {**PLAIN, "nb_concepts": 1, "how": "even"}),
+    "fewer features than processes": (data()[:, :1], {**PLAIN, "nb_concepts": 2, "how": "even"}),
     "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
 }
 BAD = data().clone()
@@ -125,8 +126,8 @@ def test_fit_of_several_processes_is_that_of_one(name, size, shared):
 @pytest.mark.parametrize("size", SIZES)
 def test_bytes_that_are_summed_are_told(size, shared):
     for result in shared[size]["hals-even-random"]:
-        assert result["info"]["reduced_bytes"] == 4 * K * (d + K) + 8 * 4
-        assert f"{size}, 632 bytes summed an iteration" in result["text"]
+        assert result["info"]["reduced_bytes"] == 4 * K * (d + K) + 4 * K * d + 2 * 8 * 4
+        assert f"{size}, 1,120 bytes exchanged an iteration" in result["text"]
 
 
 @pytest.mark.parametrize("size", SIZES)
