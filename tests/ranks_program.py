@@ -44,6 +44,8 @@ def main(folder: Path, rank: int, size: int) -> None:
     for A, case in cases:
         case = dict(case)
         name = case.pop("file", None)
+        if begun := case.pop("begun", None):
+            case["callback"] = lambda _, begun=begun: (folder / begun).touch()
         codes = str(folder / name) if name else case.pop("codes", "memory")
         try:
             Z, D, info = fitted(A, rank, size, codes=codes, **case)
