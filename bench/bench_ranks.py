@@ -26,6 +26,8 @@ ITERATIONS = 20
 # a GPU as the H100: products in tf32 as measured by others at some 60 % of the peak, bytes a second
 # of its memory, and of the links between GPUs, each way
 FLOPS, MEMORY, LINK = 250e12, 2.5e12, 50e9
+# bytes that its memory has for rows and codes, and a second from and to its host
+HOLDS, HOST = 70e9, 25e9
 # seconds that a collective takes however small, for each doubling of the processes
 LATENCY = 15e-6
 
@@ -79,28 +81,33 @@ def measure() -> None:
 
 def reckon(n: float, d: int) -> None:
     """The codes' half in residual form, the sums ZᵀA and ZᵀZ, their ring all-reduce with the gather
-    of D, and the dictionary's half, of which every GPU has some features."""
+    of D, and the dictionary's half, of which every GPU has some features. Rows and codes that do
+    not fit a GPU come from its host, and codes go back, while it computes."""
     print(f"n = {n:,.0f}, d = {d:,}, float32 held, tf32 products\n")
-    print("| K | GPUs | codes | sums | all-reduce | dictionary | iteration | summed | most time |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| K | GPUs | rows and codes | codes | sums over rows | from host | all-reduce ", end="")
+    print("| dictionary | iteration | over the network | what limits |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for K in (10_000, 32_000):
-        for gpus in (8, 32, 128, 512):
+        for gpus in (8, 64, 512):
             rows, summed = n / gpus, 4 * K * (d + K)
             gathered = 4 * K * d
+            held = 4 * rows * (d + K)
             # the residual is read and written once for each block of 128 concepts, codes once
             traffic = 4 * rows * (2 * d * K / 128 + 2 * K)
-            parts = {
-                "codes": max(4 * rows * d * K / FLOPS, traffic / MEMORY),
-                "sums": 2 * rows * K * (d + K) / FLOPS,
-                "all-reduce": (gpus - 1) / gpus * (2 * summed + gathered) / LINK
-                + 3 * LATENCY * gpus.bit_length(),
-                "dictionary": 4 * K * K * d / FLOPS / gpus,
-            }
-            told = " | ".join(f"{seconds:.3g} s" for seconds in parts.values())
-            most = max(parts, key=parts.get)
-            whole = sum(parts.values())
-            sent = (summed + gathered) / 1e9
-            print(f"| {K:,} | {gpus} | {told} | {whole:.3g} s | {sent:.2f} GB | {most} |")
+            codes = max(4 * rows * d * K / FLOPS, traffic / MEMORY)
+            sums = 2 * rows * K * (d + K) / FLOPS
+            host = 4 * rows * (d + 2 * K) / HOST if held > HOLDS else 0.0
+            reduced = (gpus - 1) / gpus * (2 * summed + gathered) / LINK
+            reduced += 3 * LATENCY * gpus.bit_length()
+            dictionary = 4 * K * K * d / FLOPS / gpus
+            limits = {"products": codes + sums, "host memory": host, "network": reduced}
+            whole = max(codes + sums, host) + reduced + dictionary
+            parts = (codes, sums, host, reduced, dictionary, whole)
+            told = " | ".join(f"{seconds:.3g} s" for seconds in parts)
+            print(
+                f"| {K:,} | {gpus} | {held / 1e9:,.0f} GB | {told} | "
+                f"{(summed + gathered) / 1e9:.2f} GB | {max(limits, key=limits.get)} |"
+            )
 
 
 def main() -> None:
