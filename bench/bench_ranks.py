@@ -2,7 +2,7 @@
 
 python bench/bench_ranks.py: 2 processes of one thread beside one of two, plain HALS from the same
 start, seconds of an iteration and how far the dictionaries differ. python bench/bench_ranks.py
---reckon: seconds of an iteration on 8 to 512 GPUs, from flops and bytes, nothing is run. Not part
+--reckon: seconds of an iteration on 8 to 512 GPUs, by the cost model, nothing is run. Not part
 of `pytest bench`.
 """
 
@@ -19,17 +19,12 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from fastnmf import NMF
+from fastnmf import NMF, memory, plan
 
 SHAPES = [(20_000, 384, 50), (20_000, 384, 500), (4_000, 384, 2_000)]
 ITERATIONS = 20
-# a GPU as the H100: products in tf32 as measured by others at some 60 % of the peak, bytes a second
-# of its memory, and of the links between GPUs, each way
-FLOPS, MEMORY, LINK = 250e12, 2.5e12, 50e9
-# bytes that its memory has for rows and codes, and a second from and to its host
+# bytes that an H100 has for rows, codes and a residual, and a second from and to its host
 HOLDS, HOST = 70e9, 25e9
-# seconds that a collective takes however small, for each doubling of the processes
-LATENCY = 15e-6
 
 
 def data(n: int, d: int) -> torch.Tensor:
@@ -44,7 +39,7 @@ def fit(folder: Path, rank: int, size: int, threads: int) -> None:
     told = []
     for n, d, K in SHAPES:
         A = data(n, d)[n * rank // size : n * (rank + 1) // size].clone()
-        options = {"init": "random", "seed": 0, "tol": 0, "accelerate": False, "form": "normal"}
+        options = {"init": "random", "seed": 0, "tol": 0, "accelerate": False}
         nmf = NMF(K, distributed=size > 1, max_iter=ITERATIONS, callback=lambda _: False, **options)
         nmf.fit(A)
         seconds = [iteration.seconds for iteration in nmf.fit_info_.history]
@@ -80,34 +75,31 @@ def measure() -> None:
 
 
 def reckon(n: float, d: int) -> None:
-    """The codes' half in residual form, the sums ZᵀA and ZᵀZ, their ring all-reduce with the gather
-    of D, and the dictionary's half, of which every GPU has some features. Rows and codes that do
-    not fit a GPU come from its host, and codes go back, while it computes."""
+    """By the cost model of fastnmf/plan.py, at the rates it assumes of an H100 and its network, for
+    whichever form it takes. Rows and codes that do not fit a GPU come from its host, and codes go
+    back, while it computes."""
     print(f"n = {n:,.0f}, d = {d:,}, float32 held, tf32 products\n")
-    print("| K | GPUs | rows and codes | codes | sums over rows | from host | all-reduce ", end="")
-    print("| dictionary | iteration | over the network | what limits |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for K in (10_000, 32_000):
-        for gpus in (8, 64, 512):
-            rows, summed = n / gpus, 4 * K * (d + K)
-            gathered = 4 * K * d
-            held = 4 * rows * (d + K)
-            # the residual is read and written once for each block of 128 concepts, codes once
-            traffic = 4 * rows * (2 * d * K / 128 + 2 * K)
-            codes = max(4 * rows * d * K / FLOPS, traffic / MEMORY)
-            sums = 2 * rows * K * (d + K) / FLOPS
-            host = 4 * rows * (d + 2 * K) / HOST if held > HOLDS else 0.0
-            reduced = (gpus - 1) / gpus * (2 * summed + gathered) / LINK
-            reduced += 3 * LATENCY * gpus.bit_length()
-            dictionary = 4 * K * K * d / FLOPS / gpus
-            limits = {"products": codes + sums, "host memory": host, "network": reduced}
-            whole = max(codes + sums, host) + reduced + dictionary
-            parts = (codes, sums, host, reduced, dictionary, whole)
-            told = " | ".join(f"{seconds:.3g} s" for seconds in parts)
-            print(
-                f"| {K:,} | {gpus} | {held / 1e9:,.0f} GB | {told} | "
-                f"{(summed + gathered) / 1e9:.2f} GB | {max(limits, key=limits.get)} |"
-            )
+    print("| K | GPUs | rows and codes, a GPU | form, block | computing | from the host ", end="")
+    print("| network | iteration | over the network | what limits |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for K, gpus in itertools.product((10_000, 32_000), (8, 64, 512)):
+        rows = int(n / gpus)
+        held = 4 * rows * (d + K)
+        fits = held + 4 * rows * d < HOLDS
+        chosen = plan.choose(
+            rows, d, K, 4, "hals", on=memory.H100, streams=not fits, processes=gpus
+        )
+        asked = chosen.dictionary, d, K, chosen.block, 4, gpus, memory.H100
+        summed, network = plan.exchange(*asked)
+        computing = chosen.seconds - network
+        host = 0.0 if fits else 4 * rows * (d + 2 * K) / HOST
+        limits = {"products": computing, "host memory": host, "network": network}
+        whole = max(computing, host) + network
+        told = " | ".join(f"{seconds:.3g} s" for seconds in (computing, host, network, whole))
+        print(
+            f"| {K:,} | {gpus} | {held / 1e9:,.0f} GB | {chosen.form}, {chosen.block} | {told} | "
+            f"{summed / 1e9:.2f} GB | {max(limits, key=limits.get)} |"
+        )
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .ranks import ALONE, Ranks
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
-from .store import NotKept, Store
+from .store import InMemory, NotKept, Store
 from .stream import Stream
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
 
@@ -181,12 +181,12 @@ def factorize_(
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
     A Stream has its codes in a Store, learns, is not accelerated, and has a plan whose dictionary
-    half is in normal form; its rows may be those of one of several processes, which then end
-    together, with the same D. keep is called at the end of every iteration that another may
-    follow, with a function that gives the State; from it, with its Z and D and the same plan, a run
-    that is `resumed` takes the iterations that are left to the same bits (D must be learned).
-    Synchronises once an iteration if it is watched or the plan accelerates, else once at the end.
-    Raises ArithmeticError when the factors overflow.
+    half is in normal form unless all is in memory; its rows may be those of one of several
+    processes, which then end together, with the same D. keep is called at the end of every
+    iteration that another may follow, with a function that gives the State; from it, with its Z and
+    D and the same plan, a run that is `resumed` takes the iterations that are left to the same bits
+    (D must be learned). Synchronises once an iteration if it is watched or the plan accelerates,
+    else once at the end. Raises ArithmeticError when the factors overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
@@ -260,11 +260,12 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
     accelerates = learn and plan.accelerates
     share = SOLVERS[solver].least_share
     E, ranks = None, ALONE
+    if learn and plan.dictionary == "residual":
+        E = torch.empty_like(rows.A)
     if isinstance(rows, Stream):
-        pieces, squared_data = rows.pieces(Z, plan.piece_rows), rows.squared_data
+        pieces, squared_data = rows.pieces(Z, plan.piece_rows, E=E), rows.squared_data
         ranks = rows.ranks
     else:
-        E = torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None
         chunks = rows.chunks(plan.piece_rows)
         pieces = tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks)
         squared_data = squared_norm(rows.A)
@@ -347,17 +348,21 @@ def _update_dictionary_(run: _Run) -> None:
 
 
 def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
-    sweep, D = run.sweep, run.D
-    held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1])
+    sweep, D = replace(run.sweep, sum_=run.ranks.sum_), run.D
+    Z = run.Z.Z if isinstance(run.Z, InMemory) else run.Z
+    held = hold(solver, "residual", sweep, Z.T, m=D.shape[1])
     target = Residual(run.rows.A, run.E, run.carries, swept=run.swept)
     HALF_STEPS[solver](D, target, held, sweep, sums)
     if run.carries:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":
         sums[2] = squared_norm(run.E)
+        run.ranks.sum_(sums[2:])
+        # by rounding, machines might differ
+        run.ranks.share_(D)
     elif run.ahead is not None:
         # it is judged by the error of the pair, not of the dictionary before
-        sums[2] = squared_error(run.rows, run.Z, D, run.plan.piece_rows)
+        sums[2] = squared_error(run.rows, Z, D, run.plan.piece_rows)
 
 
 def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> list[Iteration]:

@@ -53,9 +53,11 @@ class Statistics:
         """What was gathered of the codes becomes that of all processes."""
         if self._ranks.alone:
             return
-        if self._empty:
-            self._moments.zero_()
-        self._ranks.sum_(self._moments, self.codes)
+        if self.cross is not None:
+            if self._empty:
+                self._moments.zero_()
+            self._ranks.sum_(self._moments)
+        self._ranks.sum_(self.codes)
 
     def measure_error_(self, D: Tensor, cross: Tensor, G: Tensor) -> None:
         """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums, which are then

@@ -19,7 +19,8 @@ class Stream:
     """A (n, d), checked, of which chunk_rows rows are in hand and as many are being read.
 
     here: which rows of A this process has; the others' are with the other ranks. summary: of all.
-    squared_data: ‖A‖². passes: how often all rows were read, the checks included.
+    resident: all rows are in memory, and so may be a residual (n, d). squared_data: ‖A‖². passes:
+    how often all rows were read, the checks included.
     """
 
     def __init__(
@@ -31,15 +32,18 @@ class Stream:
         chunk_rows: int,
         ranks: Ranks,
         here: slice,
+        resident: bool = False,
     ) -> None:
         self.n, self.d, self.dtype = summary.n, summary.d, summary.dtype
         self.squared_data, self.summary = summary.squares, summary
         self.ranks, self.first, self.n_here = ranks, here.start, here.stop - here.start
         self.device, self.chunk_rows = device, chunk_rows
-        self.passes = 1
+        self.passes, self.resident = 1, resident
         self._source, self._ahead = source, ahead
-        self._held = held_by(source, self.dtype, device)
-        self._rooms = [] if self._held is not None else [self._room(), self._room()]
+        # all rows here (n, d), where they are in memory
+        none = torch.empty(0, self.d, dtype=self.dtype, device=device)
+        self.A = held_by(source, self.dtype, device) if self.n_here else none
+        self._rooms = [] if self.A is not None else [self._room(), self._room()]
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def chunks(
@@ -56,15 +60,17 @@ class Stream:
         self._ahead.settle()
         self.passes += 1
 
-    def pieces(self, codes: Store, piece_rows: int, save: bool = True) -> Pieces:
-        """What the engine goes through in each iteration."""
-        return Pieces(self, codes, piece_rows, save)
+    def pieces(
+        self, codes: Store, piece_rows: int, save: bool = True, E: Tensor | None = None
+    ) -> Pieces:
+        """What the engine goes through in each iteration. E (n, d): where the residual is kept."""
+        return Pieces(self, codes, piece_rows, save, E)
 
     def _read(self, codes: Store | None) -> Iterator:
         """In the thread: a chunk, the room it is in, and its codes as they are stored."""
-        if self._held is not None:
+        if self.A is not None:
             for part in row_blocks(self.n_here, self.chunk_rows):
-                yield part, (None, self._held[part]), None if codes is None else codes.load(part)
+                yield part, (None, self.A[part]), None if codes is None else codes.load(part)
             return
         turn = -1
 
@@ -109,14 +115,18 @@ class _Room:
 
 @dataclass(frozen=True)
 class Pieces:
-    """X (m, d), its codes (m, K) and no residual, of each piece of rows; read anew every time."""
+    """X (m, d), its codes (m, K) and its residual, if it is kept, of each piece of rows; read anew
+    every time."""
 
     stream: Stream
     codes: Store
     piece_rows: int
     save: bool = True
+    E: Tensor | None = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, None]]:
-        for _, X, Z in self.stream.chunks(self.codes, self.save):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        for part, X, Z in self.stream.chunks(self.codes, self.save):
+            E = None if self.E is None else self.E[part]
             for i in range(0, len(X), self.piece_rows):
-                yield X[i : i + self.piece_rows], Z[i : i + self.piece_rows], None
+                rows = slice(i, i + self.piece_rows)
+                yield X[rows], Z[rows], None if E is None else E[rows]

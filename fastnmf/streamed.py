@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,23 @@ class Streamed:
         return NotKept.place if self.store is None else self.store.place
 
     def plan(self, K: int, solver: str, backend: str, *, chunk_rows: int | None, **asked) -> Plan:
-        n, d, like = max(1, self.rows.n_here), self.rows.d, torch.empty(0, dtype=self.rows.dtype)
-        on = memory.machine_of(like.to(self.rows.device), backend)
-        asked["chunk_rows"] = self.rows.chunk_rows
-        return plan.choose(n, d, K, like.itemsize, solver, on=on, streams=True, **asked)
+        rows, ranks = self.rows, self.rows.ranks
+        like = torch.empty(0, dtype=rows.dtype, device=rows.device)
+        chosen = plan.choose(
+            # of a process, on average
+            -(-rows.n // ranks.size),
+            rows.d,
+            K,
+            like.itemsize,
+            solver,
+            chunk_rows=rows.chunk_rows,
+            on=memory.machine_of(like, backend),
+            streams=not rows.resident,
+            processes=ranks.size,
+            **asked,
+        )
+        # the same in all of them, but for the pieces
+        return replace(ranks.gather(chosen)[0], piece_rows=chosen.piece_rows)
 
     def start(self, K: int, init: Any, generator: Generator | None) -> tuple[Store, Tensor]:
         D = start(self.rows, self.store, K, init, generator or self.rows.ranks.generator())
@@ -147,14 +160,15 @@ class Taking:
         most=None,
         ranks=ALONE,
         here=None,
+        resident=False,
     ) -> Stream:
         """The rows of a source in chunks that fit, of `most` rows at most. summary: of all ranks'
-        rows, of which the source has those of the slice here; None: all."""
+        rows, of which the source has those of the slice here; None: all. resident: see Stream."""
         here = slice(0, summary.n) if here is None else here
         needs = self._needs(max(1, here.stop - here.start), summary.d, K, summary.dtype, start)
         wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
         rows = needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None)
-        return Stream(source, summary, self.ahead, self.device, rows, ranks, here)
+        return Stream(source, summary, self.ahead, self.device, rows, ranks, here, resident)
 
     @contextmanager
     def store(self, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[InMemory | OnDisk]:
@@ -199,7 +213,8 @@ class Taking:
             yield self._for_fit(taken, K, init, encoder, ranks, stack)
 
     def _for_fit(self, taken, K: int, init: Any, encoder, ranks: Ranks, stack: ExitStack):
-        if isinstance(taken, Rows):
+        resident = isinstance(taken, Rows)
+        if resident:
             taken = Rows(taken.A.detach())
             if ranks.alone and self.codes is not None:
                 shape, dtype = (taken.n, K), taken.A.dtype
@@ -208,12 +223,17 @@ class Taking:
                 return Resident(taken, target)
             taken = summarise(taken, self.ahead)
         source, summary = taken
-        summaries = ranks.gather(summary)
+        summaries, everywhere = zip(
+            *ranks.gather((summary, resident or summary.n == 0)), strict=True
+        )
         whole, first = joined(summaries), sum(part.n for part in summaries[: ranks.rank])
         start = resolve(init, whole.n, whole.d, K)
         with ranks.agreed():
             here = slice(first, first + summary.n)
-            stream = self.stream(source, whole, K, start, ranks=ranks, here=here)
+            # a residual is kept beside data and codes that are all in memory, as they are
+            kept = all(everywhere) and self.codes == "memory" and not ranks.alone
+            kept = kept and len({part.dtype for part in summaries if part.n}) == 1
+            stream = self.stream(source, whole, K, start, ranks=ranks, here=here, resident=kept)
             store = None
             if self.codes is not None:
                 store = stack.enter_context(self.store((stream.n_here, K), stream.dtype))
