@@ -93,11 +93,12 @@ class State:
     """What the loop carries from one iteration to the next, at the end of one: enough to go on to
     the same bits.
 
-    Z (n, K), D (K, d): the factors in hand, no copies. E (n, d): the residual A − Z D, where a
-    later iteration reads it. ahead: what Extrapolation.state gives. The rest as in the run.
+    Z (n, K), D (K, d): the factors in hand, no copies, Z as it was given. E (n, d): the residual
+    A − Z D, where a later iteration reads it. ahead: what Extrapolation.state gives. The rest as in
+    the run.
     """
 
-    Z: Tensor
+    Z: Tensor | Store | None
     D: Tensor
     E: Tensor | None
     history: tuple[Iteration, ...]

@@ -20,7 +20,7 @@ from .info import FitInfo
 from .init import resolve
 from .precision import in_tf32, products_in
 from .resident import Resident
-from .solvers import SOLVERS, learner, squared_norm
+from .solvers import SOLVERS, learner
 from .store import Store
 from .streamed import Streamed
 
@@ -61,7 +61,7 @@ class Fitter:
         if resumed is None:
             Z, D = data.start(self.K, self.init, self.generator)
         else:
-            Z, D = resumed.Z, resumed.D
+            Z, D = data.resume(resumed.Z, resumed.D)
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
         summed = data.ranks.summed
         keeping = nullcontext() if self.checkpoint is None else self.checkpoint.follow(chosen)
@@ -114,17 +114,15 @@ class Fitter:
                 f"accelerate=True keeps two copies of the codes in memory, and {why}; "
                 f"give accelerate='auto' or False{instead}"
             )
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and not data.ranks.alone:
             raise InvalidInput(
-                f"checkpoint= saves codes that are in memory, and {why}; give "
-                f"no checkpoint{instead}"
+                f"checkpoint= saves what one process has, and {why}; give no checkpoint"
             )
 
     def _resumed(self, data: Resident | Streamed) -> tuple[plan.Plan, State | None]:
         """The plan, and the state to go on from if a checkpoint has one."""
         if self.checkpoint is not None:
-            A = data.rows.A
-            found = self.checkpoint.begin(A, float(squared_norm(A)))
+            found = self.checkpoint.begin(data.rows, data.store)
             if found is not None:
                 return found
         sizes = {"form": self.by.form, "chunk_rows": self.by.chunk_rows, "block": self.by.block}

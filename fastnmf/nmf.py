@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -402,7 +403,8 @@ class NMF(nn.Module):
             codes = ranks.own(codes)
         codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
         with Ahead() as ahead:
-            yield Taking(ahead, device, most, self.chunk_rows, codes)
+            saved = None if self.checkpoint is None else Path(self.checkpoint).resolve()
+            yield Taking(ahead, device, most, self.chunk_rows, codes, saved)
 
     def _data(self, A: Any) -> Tensor:
         return read_rows(A, device=self.device).A

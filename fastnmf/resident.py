@@ -35,6 +35,7 @@ class Resident:
     rows: Rows
     target: OnDisk | None = None
     ranks = ALONE
+    store = None
     chunk_rows = None
     passes = 1
 
@@ -44,6 +45,9 @@ class Resident:
 
     def start(self, K: int, init: Any, generator: Generator | None) -> tuple[Tensor, Tensor]:
         return start(self.rows.A, K, init, generator)
+
+    def resume(self, Z: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+        return Z, D
 
     def measure(self, Z: Tensor, D: Tensor, chosen: Plan) -> Measured:
         A = self.rows.A

@@ -37,14 +37,19 @@ class Stream:
         self.n, self.d, self.dtype = summary.n, summary.d, summary.dtype
         self.squared_data, self.summary = summary.squares, summary
         self.ranks, self.first, self.n_here = ranks, here.start, here.stop - here.start
-        self.device, self.chunk_rows = device, chunk_rows
+        self.device = device
         self.passes, self.resident = 1, resident
         self._source, self._ahead = source, ahead
         # all rows here (n, d), where they are in memory
         none = torch.empty(0, self.d, dtype=self.dtype, device=device)
         self.A = held_by(source, self.dtype, device) if self.n_here else none
-        self._rooms = [] if self.A is not None else [self._room(), self._room()]
+        self.take_chunks(chunk_rows)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def take_chunks(self, rows: int) -> None:
+        """From now on have so many rows in hand."""
+        self.chunk_rows = rows
+        self._rooms = [] if self.A is not None else [self._room(), self._room()]
 
     def chunks(
         self, codes: Store | None = None, save: bool = True

@@ -80,8 +80,12 @@ class Streamed:
     def start(self, K: int, init: Any, generator: Generator | None) -> tuple[Store, Tensor]:
         D = start(self.rows, self.store, K, init, generator or self.rows.ranks.generator())
         self.rows.ranks.share_(D)
-        if self.store is not None:
-            return self.store, D
+        return self.resume(self.store, D)
+
+    def resume(self, Z: Store | None, D: Tensor) -> tuple[Store, Tensor]:
+        """Codes and dictionary to go on from, Z where they are kept."""
+        if Z is not None:
+            return Z, D
         encoder = self.encoder(D)
         return NotKept(lambda X: encoder.encode(X, None)[0]), D
 
@@ -123,7 +127,8 @@ class Taking:
     """How data are taken: by whom they are read, where they go, and within which bytes.
 
     asked: bytes that the process may grow by, or None for what is free. chunk_rows: rows in hand at
-    most. codes: where what is computed of them goes: 'memory', None, or a file.
+    most. codes: where what is computed of them goes: 'memory', None, or a file. checkpoint: another
+    file that is written, or None.
     """
 
     ahead: Ahead
@@ -131,6 +136,7 @@ class Taking:
     asked: int | None
     chunk_rows: int | None
     codes: Path | str | None
+    checkpoint: Path | None = None
 
     def take(self, A: Any, K: int, start: str = "random", **wanted: Any):
         """Rows, or what source.take gives for data that do not fit."""
@@ -142,13 +148,11 @@ class Taking:
                 return True
             return self._needs(n, d, K, dtype, start).resident(copied) <= limit
 
-        if isinstance(self.codes, Path):
-            for path in map(Path, paths_of(A) or ()):
+        for file in (self.codes, self.checkpoint):
+            for path in map(Path, paths_of(A) or () if isinstance(file, Path) else ()):
                 # a new file in a folder would be one of its shards the next time
-                if path.resolve() in (self.codes, self.codes.parent):
-                    raise InvalidInput(
-                        f"{self.codes} is to be written, but {path} is read; give another"
-                    )
+                if path.resolve() in (file, file.parent):
+                    raise InvalidInput(f"{file} is to be written, but {path} is read; give another")
         return take(A, self.ahead, keep=keep, device=self.device, **wanted)
 
     def stream(
