@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.run is not _fit:
+            _refuse_torchrun()
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -155,11 +157,14 @@ def _option(command: argparse.ArgumentParser, name: str, default: Any, help: str
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from .ranks import ALONE, together, torchrun_size
+    from .errors import InvalidInput
+    from .ranks import ALONE, together
 
-    if torchrun_size() == 1:
+    if not _by_torchrun():
         _fit_by(arguments, ALONE)
         return
+    if not 0 < arguments.timeout < float("inf"):
+        raise InvalidInput(f"--timeout {arguments.timeout:g} must be a number of seconds above 0")
     if arguments.device == "cuda":
         arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
     with together(_device(arguments.device), arguments.timeout) as ranks:
@@ -168,12 +173,25 @@ def _fit(arguments: argparse.Namespace) -> None:
         _fit_by(arguments, ranks)
 
 
+def _by_torchrun() -> bool:
+    """Whether torchrun started this process, together with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def _refuse_torchrun() -> None:
+    if _by_torchrun():
+        from .errors import InvalidInput
+
+        raise InvalidInput("of all commands only fit is shared by the processes of torchrun")
+
+
 def _fit_by(arguments: argparse.Namespace, ranks: Ranks) -> None:
     from . import NMF
     from .files import MODEL_SUFFIXES, WRITERS, save_model, write_matrix
 
     # before the work, so that none is lost
-    codes = [(arguments.codes, WRITERS)] if arguments.codes else []
+    own = ranks.own(arguments.codes) if arguments.codes else None
+    codes = [(own, WRITERS)] if own else []
     saved = [(arguments.checkpoint, MODEL_SUFFIXES)] if arguments.checkpoint else []
     _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes, *saved], arguments.A)
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
@@ -185,13 +203,11 @@ def _fit_by(arguments: argparse.Namespace, ranks: Ranks) -> None:
     Z, _ = nmf.fit(_matrix(arguments.A, ranks), resume=arguments.resume, **into)
     if ranks.rank == 0:
         save_model(arguments.out, nmf)
-    if arguments.codes:
-        arguments.codes = ranks.own(arguments.codes)
-        if not _streams(arguments.codes):
-            write_matrix(arguments.codes, Z)
+    if own and not _streams(own):
+        write_matrix(own, Z)
     if not arguments.quiet:
         print(nmf.fit_info_, f"{'model:':<16}{_with_size(arguments.out)}", sep="\n")
-        written = arguments.codes and _with_size(arguments.codes)
+        written = own and _with_size(own)
         print(f"{'codes:':<16}{written or 'not written; --codes writes them'}")
 
 

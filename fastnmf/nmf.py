@@ -35,8 +35,10 @@ from .streamed import SWEEPS, Taking, shape_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
     from .checkpoint import Checkpoint
+
+# options that a fit which goes on, or is shared, must have as they were, or as others have them
+_OF_A_FIT = ("nb_concepts", "solver", "seed", "form", "block", "precision", "accelerate")
 
 
 class NMF(nn.Module):
@@ -164,27 +166,48 @@ class NMF(nn.Module):
 
         distributed: A is the rows of this process, which may be none, and Z their codes; a file for
         them is named Z-00000-of-00004.npy for 'Z.npy'. All processes call fit, with the same
-        options, and get the same D. What fails in one before the first iteration fails in
-        all; where one ends later, the others raise ConnectionError, at the latest after the timeout
-        of the group.
+        options, and get the same D, that of one process which does not accelerate. Options, data
+        and files that one of them cannot use are an InvalidInput in all; where one fails otherwise
+        or ends, the others raise ConnectionError, at the latest after the timeout of the default
+        group (where it is NCCL's, torch may end the process instead).
         """
-        begun = time.perf_counter()
-        max_iter = options.iterations(max_iter, self.max_iter)
-        device = torch.device(self.device)
-        K, by = self.nb_concepts, self._method(device)
-        ranks = Ranks.joined(device) if self.distributed else ALONE
-        checkpoint = self._checkpoint(by.backend, resume)
+        begun, device = time.perf_counter(), torch.device(self.device)
+        with Ranks.joined(device) if self.distributed else nullcontext(ALONE) as ranks:
+            Z, D, info = self._fit(A, max_iter, codes, resume, begun, device, ranks)
+        self.D = D
+        self.fit_info_ = info
+        self._set_fitted(**info.as_dict())
+        return Z, D
 
-        def encoder(D: Tensor) -> Encoder:
-            return Encoder(D, by, SWEEPS, 0.0)
+    def _fit(
+        self,
+        A: Any,
+        max_iter: int | None,
+        codes: str | os.PathLike | None,
+        resume: bool,
+        begun: float,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> tuple[Tensor | None, Tensor, FitInfo]:
+        K = self.nb_concepts
+        with ExitStack() as stack:
+            with ranks.agreed():
+                max_iter = options.iterations(max_iter, self.max_iter)
+                by = self._method(device)
+                checkpoint = self._checkpoint(by.backend, resume)
+                asked = self._taking(device, codes, optional=True, ranks=ranks)
+                taking = stack.enter_context(asked)
+            kept = "in a file" if isinstance(taking.codes, Path) else taking.codes
+            shared = {name: getattr(self, name) for name in (*_OF_A_FIT, "tol", "stop")}
+            ranks.agree({**shared, "init": self._init_name(), "max_iter": max_iter, "codes": kept})
 
-        with (
-            self._taking(device, codes, optional=True, ranks=ranks) as taking,
-            torch.autocast(device.type, enabled=False),
-            self._products(),
-            taking.for_fit(A, K, self.init, encoder, ranks) as data,
-            Progress(self.verbose, max_iter, self.callback, data.chunk_rows is not None) as each,
-        ):
+            def encoder(D: Tensor) -> Encoder:
+                return Encoder(D, by, SWEEPS, 0.0)
+
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(self._products())
+            data = stack.enter_context(taking.for_fit(A, K, self.init, encoder, ranks))
+            progress = Progress(self.verbose, max_iter, self.callback, data.chunk_rows is not None)
             fitter = Fitter(
                 K,
                 by,
@@ -193,18 +216,15 @@ class NMF(nn.Module):
                 max_iter,
                 self.tol,
                 begun,
-                each,
+                stack.enter_context(progress),
                 self.accelerate,
                 self.stop,
                 begun + self.max_seconds,
                 checkpoint,
             )
             Z, D, info = fitter(data)
-        Z = data.codes(Z)
-        self.D = D
-        self.fit_info_ = info
-        self._set_fitted(**info.as_dict())
-        return Z, D
+        # a file of codes is in its place now
+        return data.codes(Z), D, info
 
     def partial_fit(self, A: Any) -> NMF:
         """Learn from a batch A (m, d) ≥ 0 of a stream, whose rows are seen once; returns the model.
@@ -378,14 +398,12 @@ class NMF(nn.Module):
             return None
         from .checkpoint import Checkpoint
 
-        names = "nb_concepts", "solver", "seed", "form", "block", "chunk_rows", "precision"
-        names = *names, "accelerate"
-        settings = {name: getattr(self, name) for name in names}
-        settings |= {
-            "init": self.init if isinstance(self.init, str) else "given",
-            "backend": backend,
-        }
+        settings = {name: getattr(self, name) for name in (*_OF_A_FIT, "chunk_rows")}
+        settings |= {"init": self._init_name(), "backend": backend}
         return Checkpoint(self.checkpoint, self.checkpoint_seconds, settings, resume=resume)
+
+    def _init_name(self) -> str:
+        return self.init if isinstance(self.init, str) else "given"
 
     def _products(self) -> AbstractContextManager:
         return products_in("highest") if self.precision == "strict" else nullcontext()
@@ -404,7 +422,7 @@ class NMF(nn.Module):
         codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
         with Ahead() as ahead:
             saved = None if self.checkpoint is None else Path(self.checkpoint).resolve()
-            yield Taking(ahead, device, most, self.chunk_rows, codes, saved)
+            yield Taking(ahead, device, most, self.chunk_rows, codes, saved, ranks.on_host)
 
     def _data(self, A: Any) -> Tensor:
         return read_rows(A, device=self.device).A

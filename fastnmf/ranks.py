@@ -4,8 +4,8 @@ over them. All of torch.distributed that the package uses."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,43 +20,72 @@ class Ranks:
     """Number `rank` of `size` processes; alone there is nothing to do. All of them make the same
     calls in the same order.
 
-    device: where collectives of numbers lie. summed: bytes that were summed or gathered so far.
+    device: where collectives of numbers lie. group: of torch.distributed. summed: bytes that were
+    summed, shared or gathered so far.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu") -> None:
-        self.rank, self.size, self.device = rank, size, device
+    def __init__(
+        self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu", group: Any = None
+    ) -> None:
+        self.rank, self.size, self.device = rank, size, torch.device(device)
+        self.group = group
         self.summed = 0
 
     @classmethod
-    def joined(cls, device: torch.device) -> Ranks:
-        """Those of the default group. Raises InvalidInput where there is none."""
+    @contextmanager
+    def joined(cls, device: torch.device) -> Iterator[Ranks]:
+        """Those of the default group, within a group of their own that ends with the context: where
+        one leaves by an error the others need not wait for it. Raises InvalidInput where there is
+        no group, or one that cannot bring what is on the device."""
         if not (distributed.is_available() and distributed.is_initialized()):
             raise InvalidInput(
                 "distributed=True needs the processes of torch.distributed: call "
                 "torch.distributed.init_process_group() first and run by torchrun"
             )
-        return cls(distributed.get_rank(), distributed.get_world_size(), device)
+        backend = distributed.get_backend()
+        if backend == "nccl" and device.type != "cuda":
+            raise InvalidInput(
+                f"a group with backend 'nccl' cannot bring what is on device {str(device)!r}; give "
+                "NMF(device=f'cuda:{LOCAL_RANK}'), or init_process_group('gloo')"
+            )
+        group = distributed.new_group(timeout=_timeout(device), backend=backend)
+        ranks = cls(distributed.get_rank(), distributed.get_world_size(), device, group)
+        try:
+            yield ranks
+        finally:
+            # connections close when nobody holds the group any more
+            ranks.group = None
+            distributed.destroy_process_group(group)
+            del group
 
     @property
     def alone(self) -> bool:
         return self.size == 1
 
+    @property
+    def on_host(self) -> int:
+        """How many of them share the memory of this machine, as far as torchrun said."""
+        return 1 if self.alone else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
     def sum_(self, *tensors: Tensor) -> None:
         """Every tensor becomes its sum over the processes; the same bits in all of them."""
-        if self.alone:
-            return
-        for tensor in tensors:
-            with self._waiting():
-                distributed.all_reduce(tensor)
-            self.summed += tensor.numel() * tensor.itemsize
+        self._each_(tensors, lambda tensor: distributed.all_reduce(tensor, group=self.group))
 
     def share_(self, *tensors: Tensor) -> None:
         """Every tensor becomes that of process 0."""
+        self._each_(tensors, lambda tensor: distributed.broadcast(tensor, 0, group=self.group))
+
+    def _each_(self, tensors: tuple[Tensor, ...], collective: Callable[[Tensor], Any]) -> None:
         if self.alone:
             return
         for tensor in tensors:
+            # NCCL takes nothing else
+            packed = tensor.contiguous()
             with self._waiting():
-                distributed.broadcast(tensor, 0)
+                collective(packed)
+            if packed is not tensor:
+                tensor.copy_(packed)
+            self.summed += tensor.numel() * tensor.itemsize
 
     def columns(self, matrix: Tensor) -> Tensor:
         """Those of a matrix (K, d) that this process works on: a copy; alone, the matrix."""
@@ -74,7 +103,7 @@ class Ranks:
         sent[:, : mine.shape[1]] = mine
         received = [torch.empty_like(sent) for _ in range(self.size)]
         with self._waiting():
-            distributed.all_gather(received, sent)
+            distributed.all_gather(received, sent, group=self.group)
         self.summed += matrix.numel() * matrix.itemsize
         for rank, part in enumerate(received):
             where = self._columns(d, rank)
@@ -89,7 +118,7 @@ class Ranks:
             return flags
         found = torch.tensor(flags, dtype=torch.int32, device=self.device)
         with self._waiting():
-            distributed.all_reduce(found, distributed.ReduceOp.MAX)
+            distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.group)
         return tuple(map(bool, found.tolist()))
 
     def gather(self, thing: Any) -> list:
@@ -98,8 +127,19 @@ class Ranks:
             return [thing]
         things = [None] * self.size
         with self._waiting():
-            distributed.all_gather_object(things, thing)
+            distributed.all_gather_object(things, thing, group=self.group)
         return things
+
+    def agree(self, options: dict[str, Any]) -> None:
+        """Raises InvalidInput in all processes where their options differ."""
+        first, *others = self.gather(options)
+        for number, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise InvalidInput(
+                        f"{name} is {value!r} in process 0 and {other[name]!r} in process {number}"
+                        "; give all processes of a fit the same options"
+                    )
 
     def own(self, path: str | os.PathLike) -> Path:
         """The file of this process, beside those of the others."""
@@ -130,23 +170,27 @@ class Ranks:
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
+        # objects that are gathered go through the device that is current
+        cuda = self.device.type == "cuda"
         try:
-            yield
+            with torch.cuda.device(self.device) if cuda else nullcontext():
+                yield
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise ConnectionError(
-                f"process {self.rank} of {self.size} waited for the others in vain: one has ended, "
-                f"or did not answer within the timeout of init_process_group ({error})"
+                f"process {self.rank} of {self.size} cannot reach the others ({error}): one has "
+                "failed or ended, or did not answer within the timeout of init_process_group"
             ) from error
 
 
 ALONE = Ranks()
 
 
-def torchrun_size() -> int:
-    """How many processes torchrun started together with this one, itself included."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+def _timeout(device: torch.device) -> timedelta | None:
+    """That of the default group, which new groups do not take by themselves."""
+    held = distributed.group.WORLD._get_backend(device)
+    return getattr(getattr(held, "options", None), "_timeout", None)
 
 
 @contextmanager
@@ -156,6 +200,6 @@ def together(device: str, seconds: float) -> Iterator[Ranks]:
     backend = "nccl" if device.startswith("cuda") else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
     try:
-        yield Ranks.joined(torch.device(device))
+        yield Ranks(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
         distributed.destroy_process_group()

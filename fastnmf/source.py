@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,9 +73,15 @@ class Shards:
 
     once = False
 
-    def __init__(self, shards: tuple[Shard, ...], name: str, matrix: Part | None = None) -> None:
-        """matrix: the rows, where they are in memory."""
-        self.name, self._shards, self.matrix = name, shards, matrix
+    def __init__(
+        self,
+        shards: tuple[Shard, ...],
+        name: str,
+        matrix: Part | None = None,
+        paths: Sequence[str | os.PathLike] = (),
+    ) -> None:
+        """matrix: the rows, where they are in memory. paths: the files and folders they are of."""
+        self.name, self._shards, self.matrix, self.paths = name, shards, matrix, paths
         for before, shard in itertools.pairwise(shards):
             if shard.shape[1] != before.shape[1]:
                 raise InvalidInput(
@@ -96,7 +103,7 @@ class Shards:
             if end > start or not parts:
                 parts.append(shard.part(start, end))
             before += rows
-        return Shards(tuple(parts), self.name)
+        return Shards(tuple(parts), self.name, paths=self.paths)
 
     def pieces(self) -> Iterator[Piece]:
         step = max(1, _READ_ENTRIES // max(1, self.shape[1]))
@@ -109,14 +116,14 @@ class Shards:
 class Batches:
     """The rows of a DataLoader, a dataset or an iterable of batches, the same in every pass.
 
-    once: whether they can be had only once. pieces raises InvalidInput where a later pass gives
-    other numbers than the first.
+    once: whether they can be had only once. empty: none will do. pieces raises InvalidInput where a
+    later pass gives other numbers than the first.
     """
 
     shape = None
 
-    def __init__(self, A: Any, name: str) -> None:
-        self.name, self._A = name, A
+    def __init__(self, A: Any, name: str, *, empty: bool = False) -> None:
+        self.name, self._A, self._empty = name, A, empty
         self._prints: list[int] | None = None
         self.once = isinstance(A, Iterator)
         # so that what gives no batches is refused now
@@ -124,7 +131,7 @@ class Batches:
 
     def pieces(self) -> Iterator[Piece]:
         prints, first = [], 0
-        for part in batches_in(self._A, self.name):
+        for part in batches_in(self._A, self.name, empty=self._empty):
             prints.append(_print(part))
             self._compare(prints, len(prints))
             step = max(1, _READ_ENTRIES // max(1, part.shape[1]))
@@ -178,19 +185,19 @@ def take(
     if isinstance(A, Shards):
         source = A
     elif paths is not None:
-        source = Shards(open_paths(paths), name)
+        source = Shards(open_paths(paths, empty=empty), name)
     elif matrix is not None:
         source = Shards((in_memory(matrix, name),), name, matrix)
     else:
-        source = Batches(A, name)
+        source = Batches(A, name, empty=empty)
     return _inspect(source, ahead, keep, device, dtype, signed, wanted, empty)
 
 
 def part_of(A: Any, number: int, of: int) -> Shards:
     """Part `number` of so many of the rows of A, paths or a matrix: what take takes."""
-    paths, name = paths_of(A), "A"
-    shards = (in_memory(as_matrix(A, name), name),) if paths is None else open_paths(paths)
-    return Shards(shards, name).part(number, of)
+    paths, name = paths_of(A) or (), "A"
+    shards = open_paths(paths) if paths else (in_memory(as_matrix(A, name), name),)
+    return Shards(shards, name, paths=paths).part(number, of)
 
 
 def summarise(rows: Rows, ahead: Ahead) -> tuple[Source, Summary]:
@@ -231,7 +238,7 @@ def joined(summaries: list[Summary]) -> Summary:
     where their widths differ, or none has rows."""
     some = [summary for summary in summaries if summary.n]
     if not some:
-        check_shape((0, 1), "A", None, "features")
+        raise InvalidInput("A has no rows in any process; give rows to one of them at least")
     widths = {summary.d for summary in some}
     if len(widths) > 1:
         told = ", ".join(f"{summary.d}" for summary in summaries)

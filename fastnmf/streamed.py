@@ -24,7 +24,7 @@ from .resident import Measured, Resident
 from .rows import Rows
 from .shards import paths_of
 from .solvers import squared_norm
-from .source import Source, Summary, joined, summarise, take
+from .source import Shards, Source, Summary, joined, summarise, take
 from .store import InMemory, NotKept, OnDisk, Store, mapped, written
 from .stream import Stream
 from .streamed_start import start
@@ -128,7 +128,7 @@ class Taking:
 
     asked: bytes that the process may grow by, or None for what is free. chunk_rows: rows in hand at
     most. codes: where what is computed of them goes: 'memory', None, or a file. checkpoint: another
-    file that is written, or None.
+    file that is written, or None. sharing: processes that share what is free.
     """
 
     ahead: Ahead
@@ -137,6 +137,7 @@ class Taking:
     chunk_rows: int | None
     codes: Path | str | None
     checkpoint: Path | None = None
+    sharing: int = 1
 
     def take(self, A: Any, K: int, start: str = "random", **wanted: Any):
         """Rows, or what source.take gives for data that do not fit."""
@@ -149,7 +150,8 @@ class Taking:
             return self._needs(n, d, K, dtype, start).resident(copied) <= limit
 
         for file in (self.codes, self.checkpoint):
-            for path in map(Path, paths_of(A) or () if isinstance(file, Path) else ()):
+            read = A.paths if isinstance(A, Shards) else paths_of(A) or ()
+            for path in map(Path, read if isinstance(file, Path) else ()):
                 # a new file in a folder would be one of its shards the next time
                 if path.resolve() in (file, file.parent):
                     raise InvalidInput(f"{file} is to be written, but {path} is read; give another")
@@ -171,7 +173,8 @@ class Taking:
         here = slice(0, summary.n) if here is None else here
         needs = self._needs(max(1, here.stop - here.start), summary.d, K, summary.dtype, start)
         wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
-        rows = needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None)
+        gpu = self.device.type == "cuda"
+        rows = needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None, gpu=gpu)
         return Stream(source, summary, self.ahead, self.device, rows, ranks, here, resident)
 
     @contextmanager
@@ -217,8 +220,8 @@ class Taking:
             yield self._for_fit(taken, K, init, encoder, ranks, stack)
 
     def _for_fit(self, taken, K: int, init: Any, encoder, ranks: Ranks, stack: ExitStack):
-        resident = isinstance(taken, Rows)
-        if resident:
+        resident = isinstance(taken, Rows) and self._has_room(taken, K)
+        if isinstance(taken, Rows):
             taken = Rows(taken.A.detach())
             if ranks.alone and self.codes is not None:
                 shape, dtype = (taken.n, K), taken.A.dtype
@@ -243,11 +246,16 @@ class Taking:
                 store = stack.enter_context(self.store((stream.n_here, K), stream.dtype))
         return Streamed(stream, store, encoder)
 
+    def _has_room(self, rows: Rows, K: int) -> bool:
+        """Whether the device has room for codes and a residual beside the rows."""
+        free = memory.free_bytes(self.device)
+        return free is None or rows.n * (rows.d + K) * rows.dtype.itemsize < 0.8 * free
+
     def _needs(self, n: int, d: int, K: int, dtype: torch.dtype, start: str) -> Needs:
         codes = "none" if self.codes is None else "memory" if self.codes == "memory" else "file"
         return Needs(n, d, K, dtype.itemsize, codes, start)
 
     def _limit(self) -> int:
-        asked = budget.available() if self.asked is None else self.asked
+        asked = budget.available() // self.sharing if self.asked is None else self.asked
         free = memory.free_bytes(self.device)
         return asked if free is None else min(asked, int(0.9 * free))

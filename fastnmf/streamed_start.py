@@ -121,6 +121,8 @@ def _nndsvda(stream: Stream, codes: Codes, K: int, generator: Generator | None) 
 
     shape, sum_ = (stream.n, stream.d), stream.ranks.sum_
     V, inverse = right_vectors(pieces, shape, K, _like(stream), largest, generator, sum_)
+    # by rounding, machines might have another basis
+    stream.ranks.share_(V, inverse)
     scaled = V * inverse
     squares = torch.zeros(2, K, dtype=wide(stream.device), device=stream.device)
     for part, X, _ in stream.chunks():

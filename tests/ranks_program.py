@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -23,10 +24,18 @@ def split(n: int, size: int, how: str) -> list[int]:
     return [0, *[n * 3 // 4 + rank for rank in range(size - 2)], n, n]
 
 
-def fitted(A, rank: int, size: int, how: str, codes="memory", **options):
+def broken(_):
+    raise ZeroDivisionError("as any callback may")
+
+
+def fitted(A, rank: int, size: int, how: str, codes="memory", batches=False, **options):
     bounds = split(len(A), size, how)
+    rows = A[bounds[rank] : bounds[rank + 1]]
+    if batches:
+        # a list of batches, which may be empty
+        rows = list(rows.split(10)) if len(rows) else []
     nmf = NMF(distributed=True, **options)
-    Z, D = nmf.fit(A[bounds[rank] : bounds[rank + 1]], codes=codes)
+    Z, D = nmf.fit(rows, codes=codes)
     return Z, D, nmf.fit_info_
 
 
@@ -41,18 +50,24 @@ def main(folder: Path, rank: int, size: int) -> None:
     )
     cases = torch.load(folder / "cases.pt", weights_only=False)
     results = []
-    for A, case in cases:
-        case = dict(case)
+    for A, all_ranks in cases:
+        case = dict(all_ranks)
+        # what one of them is given otherwise
+        case |= case.pop("of", {}).get(rank, {})
         name = case.pop("file", None)
         if begun := case.pop("begun", None):
             case["callback"] = lambda _, begun=begun: (folder / begun).touch()
+        if case.pop("raises", False):
+            case["callback"] = broken
         codes = str(folder / name) if name else case.pop("codes", "memory")
+        begun = time.perf_counter()
         try:
             Z, D, info = fitted(A, rank, size, codes=codes, **case)
             Z = None if Z is None else Z.clone()
             results.append({"Z": Z, "D": D, "info": info.as_dict(), "text": str(info)})
         except Exception as error:
-            results.append({"error": f"{type(error).__name__}: {error}"})
+            seconds = time.perf_counter() - begun
+            results.append({"error": f"{type(error).__name__}: {error}", "seconds": seconds})
     torch.save(results, folder / f"results-{rank}.pt")
     distributed.destroy_process_group()
 

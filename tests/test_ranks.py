@@ -7,15 +7,20 @@ import itertools
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from oracle import relative_difference
+from torch import distributed
 
 from fastnmf import NMF
+from fastnmf.cli import main
 from fastnmf.errors import InvalidInput
+from fastnmf.files import load_model
+from fastnmf.ranks import Ranks
 
 HERE = Path(__file__).parent
 n, d, K = 203, 19, 6
@@ -61,7 +66,21 @@ FITS |= {
         data(torch.float64),
         {**PLAIN, "nb_concepts": 70, "how": "even", "init": "random", "form": "residual"},
     ),
+    "many features": (
+        torch.rand(250, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        {**PLAIN, "how": "uneven", "init": "nndsvda"},
+    ),
+    "batches": (data(), {**PLAIN, "how": "uneven", "batches": True}),
     "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
+}
+# what one of them is given otherwise, and what all of them say
+DIFFERING = {
+    "nb_concepts": (K - 1, "nb_concepts is 6 in process 0 and 5 in process 1"),
+    "max_iter": (7, "max_iter is 20 in process 0 and 7 in process 1"),
+    "init": ("rows", "init is 'auto' in process 0 and 'rows' in process 1"),
+    "seed": (2, "seed is 1 in process 0 and 2 in process 1"),
+    "solver": ("mu", "solver is 'hals' in process 0 and 'mu' in process 1"),
+    "codes": (None, "codes is 'memory' in process 0 and None in process 1"),
 }
 BAD = data().clone()
 BAD[n - 1 - n // 4, 2] = -1
@@ -72,10 +91,19 @@ OTHERS = {
     "negative": (BAD, {**PLAIN, "how": "even"}),
     "max_seconds": (data(), {**PLAIN, "max_iter": 10**6, "max_seconds": 0.2, "how": "even"}),
     "accelerate": (data(), {**PLAIN, "accelerate": True, "how": "even"}),
+    "broken callback": (data(), {**PLAIN, "how": "even", "of": {1: {"raises": True}}}),
+    "no folder": (data(), {**PLAIN, "how": "even", "of": {1: {"file": "no/Z.npy"}}}),
     "mu in residual form": (data(), {**PLAIN, "solver": "mu", "form": "residual", "how": "even"}),
 }
-ALL = FITS | OTHERS
-FAILURES = {
+OTHERS |= {
+    name: (data(), {**PLAIN, "how": "even", "of": {1: {name: value}}})
+    for name, (value, _) in DIFFERING.items()
+}
+# so that the processes are seen to agree still after all that
+ALL = FITS | OTHERS | {"after failures": (data(), {**PLAIN, "how": "even"})}
+FAILURES = {name: message for name, (_, message) in DIFFERING.items()}
+FAILURES |= {
+    "no folder": "the folder",
     "negative": "1 negative entry",
     "accelerate": "shared by several processes",
     "mu in residual form": "cannot be shared by processes where mu updates the dictionary",
@@ -129,13 +157,14 @@ def cases(names):
 
 def alone(name: str):
     A, case = ALL[name]
-    options = {key: value for key, value in case.items() if key not in ("how", "file", "codes")}
+    apart = ("how", "file", "codes", "batches")
+    options = {key: value for key, value in case.items() if key not in apart}
     nmf = NMF(accelerate=False, **options)
     Z, D = nmf.fit(A)
     return Z, D, nmf.fit_info_
 
 
-@pytest.mark.parametrize(("size", "name"), cases(FITS))
+@pytest.mark.parametrize(("size", "name"), cases([*FITS, "after failures"]))
 def test_fit_of_several_processes_is_that_of_one(size, name, shared):
     results = shared(size)[name]
     assert not any("error" in result for result in results), results
@@ -192,9 +221,17 @@ def test_codes_need_not_be_kept(shared):
 
 @pytest.mark.parametrize(("size", "name"), cases(FAILURES))
 def test_what_fails_in_one_fails_in_all(size, name, shared):
-    for result in shared(size)[name]:
+    results = shared(size)[name]
+    for result in results:
         assert FAILURES[name] in result["error"]
-        assert "InvalidInput" in result["error"]
+    assert "InvalidInput" in results[0]["error"]
+
+
+def test_others_need_not_wait_for_one_that_failed(shared):
+    waiting, failed = shared(2)["broken callback"]
+    assert "ZeroDivisionError" in failed["error"]
+    assert "ConnectionError: process 0 of 2 cannot reach the others" in waiting["error"]
+    assert waiting["seconds"] < 10
 
 
 def test_all_end_in_time_together(shared):
@@ -222,6 +259,55 @@ def test_process_that_is_killed_ends_the_others(tmp_path):
     (result,) = torch.load(tmp_path / "results-0.pt")
     assert "ConnectionError" in result["error"], told
     assert "process 0 of 2" in result["error"]
+
+
+def test_group_of_a_fit_has_the_timeout_of_the_default_one(tmp_path):
+    meeting, timeout = f"file://{tmp_path / 'meeting'}", timedelta(seconds=77)
+    distributed.init_process_group(
+        "gloo", init_method=meeting, rank=0, world_size=1, timeout=timeout
+    )
+    try:
+        with Ranks.joined(torch.device("cpu")) as ranks:
+            assert ranks.group._get_backend(torch.device("cpu")).options._timeout == timeout
+    finally:
+        distributed.destroy_process_group()
+
+
+def torchrun(*command, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command],
+        cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_command_divides_the_rows_and_leaves_what_it_reads_alone(tmp_path):
+    for number in range(2):
+        np.save(tmp_path / f"X-0000{number}-of-00002.npy", data()[number::2].numpy())
+    fit = ["-m", "fastnmf", "fit", *(f"X-0000{number}-of-00002.npy" for number in range(2))]
+    options = ["--concepts", "6", "--seed", "1", "--tol", "0", "--max-iter", "20", "--quiet"]
+    ran = torchrun(*fit, *options, "--out", "m.safetensors", "--codes", "X.npy", cwd=tmp_path)
+    assert "is named twice" in ran.stderr
+    assert np.load(tmp_path / "X-00000-of-00002.npy").shape[1] == d
+    ran = torchrun(*fit, *options, "--out", "m.safetensors", "--codes", "Z.npy", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    A = torch.cat([data()[0::2], data()[1::2]])
+    Z, D = NMF(K, accelerate=False, **{key: PLAIN[key] for key in ("max_iter", "tol", "seed")}).fit(
+        A
+    )
+    assert relative_difference(load_model(tmp_path / "m.safetensors").D, D) <= 1e-5
+    written = [np.load(tmp_path / f"Z-0000{number}-of-00002.npy") for number in range(2)]
+    assert relative_difference(np.concatenate(written), Z) <= 1e-4
+
+
+def test_other_commands_are_not_shared(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["info"]) == 2
+    assert "only fit is shared" in capsys.readouterr().err
+    fit = "fit A.npy --concepts 2 --out m.safetensors --timeout"
+    for seconds in ("0", "-1", "nan", "inf"):
+        assert main([*fit.split(), seconds]) == 2
+        assert "--timeout" in capsys.readouterr().err
 
 
 def test_distributed_needs_processes():
