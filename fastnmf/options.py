@@ -101,9 +101,7 @@ def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None 
 
 def unit_norm(value: Any, alpha_D: float | str) -> bool:
     """value, True or False; True where the dictionary has no penalty."""
-    if not isinstance(value, bool):
-        raise TypeError(f"unit_norm={value!r} must be True or False")
-    if value and alpha_D not in ("same", 0):
+    if flag("unit_norm", value) and alpha_D not in ("same", 0):
         raise InvalidInput(
             f"alpha_D={alpha_D} does not go with unit_norm=True, which bounds the dictionary "
             "already; give alpha_D=0, or leave it out"
@@ -135,6 +133,12 @@ def start(init: Any) -> str | tuple[Any, Any]:
     raise TypeError(
         f"init must be one of {', '.join(STARTS)} or a pair (Z0, D0), not {type(init).__name__}"
     )
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")
+    return value
 
 
 def accelerate(value: Any) -> bool | str:

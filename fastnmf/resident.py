@@ -13,6 +13,7 @@ from .codes import CodesInfo, describe, r_squared
 from .init import start
 from .penalties import Penalty
 from .plan import Plan
+from .ranks import ALONE
 from .rows import Rows
 from .solvers import squared_norm
 from .statistics import squared_error
@@ -35,6 +36,8 @@ class Resident:
 
     rows: Rows
     target: OnDisk | None = None
+    ranks = ALONE
+    store = None
     chunk_rows = None
     passes = 1
 
@@ -44,6 +47,9 @@ class Resident:
 
     def start(self, K: int, init: Any, generator: Generator | None) -> tuple[Tensor, Tensor]:
         return start(self.rows.A, K, init, generator)
+
+    def resume(self, Z: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+        return Z, D
 
     def measure(self, Z: Tensor, D: Tensor, chosen: Plan, penalty: Penalty) -> Measured:
         A = self.rows.A

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .penalties import Penalty
+from .ranks import Ranks
 from .rows import Rows
 from .solvers import squared_norm
 
@@ -25,17 +26,26 @@ class Statistics:
     """
 
     def __init__(
-        self, D: Tensor, squared_data: Tensor | float, *, moments: bool, penalties=_NONE
+        self,
+        D: Tensor,
+        squared_data: Tensor | float,
+        ranks: Ranks,
+        *,
+        moments: bool,
+        penalties=_NONE,
     ) -> None:
-        K = D.shape[0]
+        K, d = D.shape
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         self.squared_data, self._dtype = squared_data, D.dtype
-        self.cross = torch.zeros_like(D) if moments else None
-        self.gram = D.new_zeros(K, K) if moments else None
+        # one piece of memory, so that one call sums both over processes
+        self._moments = D.new_zeros(K * (d + K) if moments else 0)
+        self.cross = self._moments[: K * d].view(K, d) if moments else None
+        self.gram = self._moments[K * d :].view(K, K) if moments else None
         self._on_codes, self._on_dictionary = penalties
         # of the codes of each concept: their sum and the sum of their squares
         self._loads = self.sums.new_zeros(2, K)
+        self._ranks = ranks
         self._empty = True
 
     def clear_(self) -> None:
@@ -58,6 +68,18 @@ class Statistics:
         self.gram.addmm_(Z.T, Z, beta=beta)
         self._empty = False
 
+    def reduce_(self) -> None:
+        """What was gathered of the codes becomes that of all processes."""
+        if self._ranks.alone:
+            return
+        if self.cross is not None:
+            if self._empty:
+                self._moments.zero_()
+            self._ranks.sum_(self._moments)
+        self._ranks.sum_(self.codes)
+        if self._on_codes:
+            self._ranks.sum_(self._loads)
+
     def penalise_(self, D: Tensor) -> None:
         """Add the penalties of the codes and of D."""
         if self._on_codes:
@@ -79,21 +101,21 @@ class Statistics:
         return Penalty(l2=weights.to(self._dtype))
 
     def scale_codes_(self, scale: Tensor) -> None:
-        """What it would hold for the codes Z · scale, scale (K,)."""
+        """What penalties are made of becomes that of the codes Z · scale, scale (K,)."""
         self._loads.mul_(torch.stack((scale, scale.square())))
-        if self.cross is not None:
-            self.cross.mul_(scale[:, None])
-            self.gram.mul_(scale[:, None]).mul_(scale)
 
-    def measure_error_(self, D: Tensor, G: Tensor) -> None:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums.
+    def measure_error_(self, D: Tensor, cross: Tensor, G: Tensor) -> None:
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums, which are then
+        those of all processes. D, cross: of the features that this one has.
 
         It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
         so at times below zero.
         """
-        cross = (self.cross * D).sum(dtype=torch.float64)
+        cross = (cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
-        torch.add(gram + self.squared_data, cross, alpha=-2, out=self.dictionary[2])
+        once = self.squared_data if self._ranks.rank == 0 else 0
+        torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
+        self._ranks.sum_(self.dictionary)
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:

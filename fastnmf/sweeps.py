@@ -54,12 +54,13 @@ class Workspace:
 class Sweep:
     """What all half-steps of a run share: the operations, the concepts in a block, scratch, and the
     precision that torch allows products: it is used in residual form only, where it does no harm
-    (README, design)."""
+    (README, design). sum_ makes sums over the entries of B in hand those over all; hals has it."""
 
     ops: Operations
     block: int
     scratch: Workspace
     allowed: str = "highest"
+    sum_: Callable[..., None] = lambda *_: None
 
     def blocks(self, K: int) -> Iterator[slice]:
         return (slice(k, min(k + self.block, K)) for k in range(0, K, self.block))
@@ -116,6 +117,7 @@ def hold(
         return Held(B, concepts=hold_concepts(B, m, penalty))
     if solver == "hals":
         grams = tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0]))
+        sweep.sum_(*grams)
         if not penalty:
             return Held(B, grams=grams)
         curvature = penalty.curvature(torch.cat([gram.diagonal() for gram in grams]))
@@ -196,6 +198,7 @@ def _hals_residual_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: 
         for S, gram in zip(sweep.blocks(F.shape[0]), held.grams, strict=True):
             B = held.B[S]
             R = torch.mm(B, piece.Et, out=sweep.scratch("R", len(B), F.shape[1]))
+            sweep.sum_(R)
             held.penalise_(R, F[S], S, sign=-1)
             delta = sweep.scratch("delta", *R.shape)
             sweep.ops["hals_block_"](F[S], R, gram, delta, sums)

@@ -227,6 +227,33 @@ def test_a_checkpoint_goes_on_to_the_same_bits(solver, form, tmp_path):
         NMF(14, **{**asked, "unit_norm": False}, **saving).fit(A, 8, resume=True)
 
 
+@pytest.mark.parametrize("seconds", [0, 1000])
+def test_a_streamed_fit_goes_on_to_the_same_bits(seconds, tmp_path, monkeypatch):
+    for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
+        monkeypatch.setattr(budget, name, value)
+    A, Z, D = problem(3000, 40, 6)
+    np.save(tmp_path / "A.npy", A)
+    asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "tol": 0, "unit_norm": True, "init": (Z, D)}
+    asked |= {"max_memory": "600kB"}
+
+    def fit(iterations, codes, **options):
+        model = NMF(6, **asked, **options)
+        Z1, D1 = model.fit(tmp_path / "A.npy", iterations, codes=tmp_path / codes, resume=True)
+        assert model.fit_info_.chunk_rows < 3000
+        return Z1.clone(), D1
+
+    whole = fit(6, "whole.npy", checkpoint=tmp_path / "other.safetensors", checkpoint_seconds=1000)
+    saving = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_seconds": 0}
+    # saved in every iteration, or only before it leaves
+    if seconds:
+        saving |= {"checkpoint_seconds": seconds, "callback": lambda i: i.iteration == 4}
+        fit(6, "Z.npy", **saving)
+        del saving["callback"]
+    else:
+        fit(4, "Z.npy", **saving)
+    assert all(map(torch.equal, fit(6, "Z.npy", **saving), whole))
+
+
 def test_the_command_takes_unit_norm(tmp_path, capsys):
     A, _, _ = problem(30, 9, 4)
     np.save(tmp_path / "A.npy", A.astype(np.float32))
