@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .nnls_info import RANK_TOLERANCE
 from .penalties import NO_PENALTY, Penalty
 from .precision import in_tf32, products_in, round_tf32
 from .solvers import SOLVERS, add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
@@ -108,10 +107,6 @@ def hold(
     if form == "normal":
         G = penalty.gram(B @ B.T if G is None else G)
         step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal()) if solver == "pgd" else None
-        if solver == "anls" and penalty.l1:
-            # a concept that depends on others may be worth taking in their place, which active sets
-            # find where pivots are above their bound
-            G.diagonal().mul_(1 + 4 * RANK_TOLERANCE[G.dtype])
         return Held(B, G, step=step, l1=penalty.l1)
     if solver == "anls":
         return Held(B, concepts=hold_concepts(B, m, penalty))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .nnls_info import CAPPED, FLOORED, RANK_TOLERANCE, SOLVED, TOLERANCE, NnlsInfo
+from .nnls_info import CAPPED, FLOORED, SOLVED, TOLERANCE, NnlsInfo
 from .penalties import NO_PENALTY, Penalty
 
 # concepts that may join a row's set in a round
@@ -49,9 +49,6 @@ def hold_concepts(B: Tensor, rows: int, penalty: Penalty = NO_PENALTY) -> Concep
     if penalty:
         squares = norms.square()
         bent = penalty.curvature(squares)
-        if penalty.l1:
-            # as in normal form: what depends on others is told from them
-            bent += 4 * RANK_TOLERANCE[B.dtype] * (squares + bent)
         norms, curvature = (squares + bent).sqrt(), bent.to(B.dtype)
     scale = torch.where(norms > 0, 1 / torch.where(norms > 0, norms, 1), 0)
     K = B.shape[0]

@@ -68,6 +68,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
     options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
     options += " --checkpoint c.safetensors --checkpoint-seconds 5 --form normal --chunk-rows 8"
     options += " --accelerate no --stop error --max-seconds 9 --quiet"
+    options += " --alpha-Z 0.5 --alpha-D 0.25 --l1-ratio 0.75 --unit-norm"
     assert fit(*options.split()) == 0
     assert given == {
         "nb_concepts": 3,
@@ -84,6 +85,10 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "stop": "error",
         "max_seconds": 9.0,
         "max_memory": None,
+        "alpha_Z": 0.5,
+        "alpha_D": 0.25,
+        "l1_ratio": 0.75,
+        "unit_norm": True,
         "checkpoint": Path("c.safetensors"),
         "checkpoint_seconds": 5.0,
         "verbose": False,
