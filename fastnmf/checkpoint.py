@@ -252,7 +252,8 @@ def _read(file: Any, metadata: dict[str, str], device: torch.device) -> tuple[Pl
         for name in ("Z", "D", "E")
     }
     history = tuple(
-        Iteration(int(number), *rest) for number, *rest in file.get_tensor("history").tolist()
+        Iteration(int(number), *rest, relative_objective=objective)
+        for number, *rest, objective in file.get_tensor("history").tolist()
     )
     plan = json.loads(metadata["plan"])
     plan["inner"] = tuple(plan["inner"])

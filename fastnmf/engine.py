@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Iteration:
     relative_change: float
     relative_error: float
     seconds: float
-    relative_objective: float = float("nan")
+    relative_objective: float = field(default=float("nan"), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -457,8 +457,8 @@ def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> 
             (squared / squared_data) ** 0.5 if squared_data > 0 else 0.0
             for squared in (max(0.0, error), max(0.0, error) + twice)
         ]
-        if not run.learn:
-            relative = [float("nan")] * 2
-        read.append(Iteration(iteration, relative_change, relative[0], seconds, relative[1]))
+        error, objective = relative if run.learn else [float("nan")] * 2
+        measured = relative_change, error, seconds
+        read.append(Iteration(iteration, *measured, relative_objective=objective))
     unread.clear()
     return read

@@ -9,7 +9,7 @@ import io
 import platform
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from html import escape
 from pathlib import Path
 
@@ -133,8 +133,13 @@ def _history(info: FitInfo) -> str:
         # close together where much happens
         places = np.geomspace(1, len(history), ITERATIONS).round().astype(int) - 1
         shown = np.unique(places).tolist()
-    heads = [field.name.replace("_", " ") for field in fields(history[0])]
-    table = _table(heads, ([_text(value) for value in astuple(history[i])] for i in shown))
+    names = [field.name for field in fields(history[0])]
+    if not (info.alpha_Z or info.alpha_D):
+        # it is the error
+        names.remove("relative_objective")
+    heads = [name.replace("_", " ") for name in names]
+    rows = ([_text(getattr(history[i], name)) for name in names] for i in shown)
+    table = _table(heads, rows)
     left_out = len(history) - len(shown)
     return table + (f"<p>{left_out:,} more are not shown.</p>" if left_out else "")
 

@@ -183,6 +183,8 @@ def test_fit_of_several_processes_is_that_of_one(size, name, shared):
     assert not any("error" in result for result in results), results
     Z, D, info = alone(name)
     bound = 1e-10 if D.dtype == torch.float64 else 1e-5
+    # of an error in normal form
+    rounding = 1e-6 if D.dtype == torch.float64 else 5e-4
     for result in results:
         assert torch.equal(result["D"], results[0]["D"])
         assert relative_difference(result["D"], D) <= bound
@@ -200,7 +202,7 @@ def test_fit_of_several_processes_is_that_of_one(size, name, shared):
         ]:
             assert told[measured] == pytest.approx(getattr(info, measured), rel=1e-3, abs=apart)
         last = told["history"][-1]["relative_objective"]
-        assert last == pytest.approx(info.history[-1].relative_objective, rel=1e-3, abs=1e-6)
+        assert last == pytest.approx(info.history[-1].relative_objective, rel=1e-3, abs=rounding)
     codes = torch.cat([result["Z"] for result in results])
     assert relative_difference(codes, Z) <= 10 * bound
 

@@ -122,6 +122,12 @@ def test_long_history_is_thinned_from_first_to_last(info):
     assert f"{100 - len(shown)} more are not shown." in page.text
 
 
+def test_history_of_a_penalised_fit_has_the_objective():
+    head, *rows = page_of(fitted(tol=0, max_iter=5, alpha_Z=0.01).fit_info_).tables[2]
+    assert head[-1] == "relative objective"
+    assert all(float(row[-1]) > float(row[2]) for row in rows)
+
+
 def test_short_history_is_shown_whole():
     page = page_of(fitted(tol=0, max_iter=report.ITERATIONS).fit_info_)
     assert len(page.tables[2]) == report.ITERATIONS + 1
