@@ -9,10 +9,9 @@ tolerance of 0, the seed, and else its own defaults, its own start among them. I
 one call of its fit: the checks of the data, the start and all iterations before. At the end of an
 iteration (a hook in the function that the library calls there) the clock is stopped, and the error
 computed from the factors in hand, unless the time has grown by less than 1 % since the last one.
-Of fastnmf the error is the one it computes itself (fit_info_.history), in its own time. So a time
-is never too short, and too long by 1 % or an iteration at most. Where a fit ends by itself, which
-fastnmf's do, the last error must be that of the factors returned; for the others, which are ended
-when their time is up, a short fit is checked so first.
+So a time is never too short, and too long by 1 % or an iteration at most. What fastnmf does for
+its own account of each iteration is in its time. A fit of every library that ends by itself is
+checked before, and every fit of fastnmf: the last error must be that of the factors returned.
 """
 
 from __future__ import annotations
