@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -27,13 +25,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from courses import CLOCKS, OURS, follow, refusals
+from courses import CLOCKS, follow, refusals
 from measure import machine
+from quality_report import explanation, least_error, summaries, table
 from real_data import DATA_SETS, ROWS, DataSet
-from report import first_of, machine_text, markdown, ratio_text, seconds_text
+from report import machine_text
 
-# above the least error
-STATED = (0.01, 0.001)
 QUICK = {"sets": ["digits"], "seeds": 1, "seconds": 2.0}
 # of files of one's own
 FILE_CONCEPTS = 64
@@ -75,86 +72,6 @@ def run(
                     }
                 )
     return entries
-
-
-def least_error(entries: list[dict], data: str, seed: int) -> float:
-    """What any library reached on that data set with that seed."""
-    found = [entry for entry in entries if entry["data"] == data and entry["seed"] == seed]
-    return min(error for entry in found for _, error in entry["points"])
-
-
-def seconds_to(entry: dict, error: float) -> float:
-    """When the course first had that error; infinite where it never had."""
-    return next((seconds for seconds, found in entry["points"] if found <= error), math.inf)
-
-
-def summaries(entries: list[dict]) -> list[dict]:
-    """A line of the table each: medians over the seeds of a library on a data set."""
-    lines = []
-    for data in first_of(entries, "data"):
-        of_data = [entry for entry in entries if entry["data"] == data]
-        for contender in sorted(first_of(of_data, "contender"), key=lambda name: name != OURS):
-            found = [entry for entry in of_data if entry["contender"] == contender]
-            times = [
-                [seconds_to(e, (1 + above) * least_error(of_data, data, e["seed"])) for e in found]
-                for above in STATED
-            ]
-            last = [e["points"][-1][1] if e["points"] else math.inf for e in found]
-            lines.append(
-                {
-                    "title": found[0]["title"],
-                    "contender": contender,
-                    "seconds": [statistics.median(each) for each in times],
-                    "reached": [sum(map(math.isfinite, each)) for each in times],
-                    "seeds": len(found),
-                    "final_error": statistics.median(last),
-                    "iterations": statistics.median(e["iterations"] for e in found),
-                }
-            )
-    return lines
-
-
-def table(lines: list[dict], limit: float) -> str:
-    rows = []
-    for line in lines:
-        peers = [
-            peer for peer in lines if peer["title"] == line["title"] and peer["contender"] != OURS
-        ]
-        ours = line["contender"] == OURS
-        error = line["final_error"]
-        rows.append(
-            [
-                line["title"],
-                f"**{OURS}**" if ours else line["contender"],
-                *(seconds_text(s) if s < math.inf else f"> {limit:g} s" for s in line["seconds"]),
-                f"{error:.5f}" if error < math.inf else "-",
-                f"{', '.join(map(str, line['reached']))} of {line['seeds']}",
-                f"{line['iterations']:,.0f}",
-                *(ratio(line, peers, which, limit) if ours else "" for which in (0, 1)),
-            ]
-        )
-    header = ["data", "library", "to 1 %", "to 0.1 %", "final error", "seeds that reached them"]
-    return markdown([*header, "iterations", "best peer / ours, 1 %", "0.1 %"], rows)
-
-
-def ratio(ours: dict, peers: list[dict], which: int, limit: float) -> str:
-    """Of the median time of the quickest other library; a bound where one of the two did not come
-    to that error in time."""
-    own = ours["seconds"][which]
-    best = min((peer["seconds"][which] for peer in peers), default=math.inf)
-    if own == best == math.inf:
-        return "-"
-    bound = "< " if own == math.inf else "> " if best == math.inf else ""
-    return bound + ratio_text(min(best, limit) / min(own, limit))
-
-
-def explanation(arguments: argparse.Namespace) -> str:
-    limit, plural = f"{arguments.seconds:g} s", "s" if arguments.seeds > 1 else ""
-    return (
-        f"Medians over {arguments.seeds} seed{plural} of the {arguments.clock} time to 1 % and "
-        f"0.1 % above the least error that any library reached in {limit} on that data with that "
-        f"seed; > {limit}: with half of the seeds it was not reached by then."
-    )
 
 
 def from_file(path: str, seed: int) -> torch.Tensor:
@@ -220,8 +137,9 @@ def main() -> None:
         sys.exit("there is nothing to compare: see what was left out")
     lines = summaries(entries)
     told = {"machine": machine(), "options": vars(arguments), "lines": lines, "courses": entries}
-    Path(arguments.json).write_text(json.dumps(told, indent=1))
-    print(f"{machine_text(machine())}\n\n{explanation(arguments)}\n")
+    Path(arguments.json).write_text(json.dumps(told, indent=1, allow_nan=False))
+    explained = explanation(arguments.seeds, arguments.seconds, arguments.clock)
+    print(f"{machine_text(machine())}\n\n{explained}\n")
     print(table(lines, arguments.seconds))
     if arguments.figure:
         from chart import draw_courses

@@ -58,8 +58,8 @@ def draw_courses(entries: list[dict], least: Callable[[str, int], float], path: 
     colours: dict[str, str] = {}
     lines = {}
     for axis, name in zip(axes[0], names, strict=True):
-        found = [entry for entry in entries if entry["data"] == name and entry["points"]]
-        for entry in found:
+        found = [entry for entry in entries if entry["data"] == name]
+        for entry in (entry for entry in found if entry["points"]):
             contender = entry["contender"]
             library = _colour_name(contender)
             colour = colours.setdefault(library, _colour(library, colours))

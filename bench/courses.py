@@ -184,6 +184,8 @@ def fit_nmf_torch(course: Course, K: int, seed: int, iterations: int, **start: s
     """Its default, sweeps of HALS until a half-step has settled. A rise of its error ends it."""
     nmf = imported("nmf", "nmf-torch")
     models = imported("nmf.nmf_models", "nmf-torch")
+    # its default start fails at K > min(n, d); None is that start, and then a random one
+    options = {"init": None, "tol": 0, "random_state": seed, "batch_max_iter": iterations, **start}
     original = models.NMFBatchHALS._update_W
 
     def updated(model) -> None:
@@ -194,9 +196,7 @@ def fit_nmf_torch(course: Course, K: int, seed: int, iterations: int, **start: s
         mock.patch.object(models.NMFBatchHALS, "_update_W", updated),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        Z, D, _ = nmf.run_nmf(
-            course.A, K, tol=0, random_state=seed, batch_max_iter=iterations, **start
-        )
+        Z, D, _ = nmf.run_nmf(course.A, K, **options)
     return torch.from_numpy(Z), torch.from_numpy(D)
 
 
