@@ -32,6 +32,8 @@ from real_data import DATA_SETS, ROWS, DataSet
 from report import machine_text
 
 QUICK = {"sets": ["digits"], "seeds": 1, "seconds": 2.0}
+# noted in the results, which name no files
+OPTIONS = ("seeds", "seconds", "threads", "clock", "start", "concepts")
 # of files of one's own
 FILE_CONCEPTS = 64
 
@@ -136,7 +138,8 @@ def main() -> None:
     if not entries:
         sys.exit("there is nothing to compare: see what was left out")
     lines = summaries(entries)
-    told = {"machine": machine(), "options": vars(arguments), "lines": lines, "courses": entries}
+    options = {name: getattr(arguments, name) for name in OPTIONS}
+    told = {"machine": machine(), "options": options, "lines": lines, "courses": entries}
     Path(arguments.json).write_text(json.dumps(told, indent=1, allow_nan=False))
     explained = explanation(arguments.seeds, arguments.seconds, arguments.clock)
     print(f"{machine_text(machine())}\n\n{explained}\n")
