@@ -23,6 +23,8 @@ from .nnls_info import (
 
 # numbers in the largest scratch array
 _SCRATCH = 1 << 22
+# on a dependent support
+_PROXIMAL_STEPS = 20
 
 
 def nnls_(
@@ -121,9 +123,7 @@ def _solve_rows_(
     """Lawson & Hanson for every row of x (r, K) at a time."""
     passive = x > 0
     everyone = torch.arange(x.shape[0], device=x.device)
-    singular = _settle_(x, passive, everyone, c, G, rank_tolerance)
-    # a start whose support is not independent says nothing: start such rows from zero
-    x[singular], passive[singular] = 0, False
+    _settle_(x, passive, everyone, c, G, rank_tolerance)
     blocked = (~alive).expand_as(x).clone()
     floor = tolerance * c.amax(1)
     slope = c - x @ G
@@ -139,12 +139,11 @@ def _solve_rows_(
             break
         before_x, before_passive = x[rows], passive[rows]
         passive[rows, entering] = True
-        singular = _settle_(x, passive, rows, c, G, rank_tolerance)
+        _settle_(x, passive, rows, c, G, rank_tolerance)
         slope[rows] = c[rows] - x[rows] @ G
         lower = _objective(x[rows], c[rows], slope[rows])
-        better = (lower < value[rows] - 1e-15 * value[rows].abs()) & ~torch.isin(rows, singular)
-        # no progress, by rounding or by dependence: step back, and leave the concept out until
-        # there is progress
+        better = lower < value[rows] - 1e-15 * value[rows].abs()
+        # no progress, by rounding: step back, and leave the concept out until there is some
         stuck = rows[~better]
         x[stuck], passive[stuck] = before_x[~better], before_passive[~better]
         slope[stuck] = c[stuck] - x[stuck] @ G
@@ -172,35 +171,49 @@ def _settle_(x: Tensor, passive: Tensor, rows: Tensor, c: Tensor, G: Tensor, ran
     """Move the named rows of x to the least squares solution on their support, shrinking it to stay
     in x ≥ 0.
 
-    Returns the rows (of those named) whose support was found dependent; these are left as they are.
+    Where the support is dependent, by proximal steps (Rockafellar, 1976): the objective falls, and
+    concepts leave until the rest is independent, or what is left to gain is rounding.
     """
-    dependent = [rows[:0]]
+    steps = torch.zeros(len(rows), dtype=torch.int, device=x.device)
     while len(rows):
-        solved, independent = _solve_on_support(passive[rows], c[rows], G, rank_tolerance)
-        dependent.append(rows[~independent])
-        rows, solved = rows[independent], solved[independent]
+        solved, independent = _solve_on_support(x[rows], passive[rows], c[rows], G, rank_tolerance)
         leaving = passive[rows] & (solved <= 0)
-        done = ~leaving.any(1)
-        x[rows[done]] = solved[done]
-        rows, solved, leaving = rows[~done], solved[~done], leaving[~done]
+        inside = ~leaving.any(1)
+        x[rows[inside]] = solved[inside]
+        steps += inside
+        on = ~inside | (~independent & (steps < _PROXIMAL_STEPS))
+        rows, steps, inside, solved, leaving = (
+            of[on] for of in (rows, steps, inside, solved, leaving)
+        )
         here = x[rows]
         ratio = torch.where(leaving, here / (here - solved).clamp(min=1e-300), torch.inf)
         step = ratio.amin(1, keepdim=True)
-        x[rows] = torch.where(ratio <= step, 0, (here + step * (solved - here)).clamp(min=0))
-        passive[rows] &= ratio > step
-    return torch.cat(dependent)
+        moved = torch.where(ratio <= step, 0, (here + step * (solved - here)).clamp(min=0))
+        x[rows] = torch.where(inside[:, None], here, moved)
+        passive[rows] &= (ratio > step) | inside[:, None]
 
 
-def _solve_on_support(passive: Tensor, c: Tensor, G: Tensor, rank_tolerance):
+def _solve_on_support(x: Tensor, passive: Tensor, c: Tensor, G: Tensor, rank_tolerance):
     """The unconstrained solution on each row's support (r, K), and whether that support is
-    independent (r,)."""
+    independent (r,).
+
+    Where it is not: the minimiser with ½ damping ‖· − x‖² added to the objective, damping the first
+    of rank_tolerance · 1, 10, 100, … that rounding leaves definite.
+    """
     index, used = _padded_support(passive)
-    factor, info = torch.linalg.cholesky_ex(_gather_gram(G, index, used))
+    gram = _gather_gram(G, index, used)
+    factor, info = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal(dim1=1, dim2=2).square()
     independent = (info == 0) & (pivots > rank_tolerance).all(1)
-    factor = torch.where(independent[:, None, None], factor, torch.eye(index.shape[1]).to(factor))
-    solved = torch.cholesky_solve((c.gather(1, index) * used)[:, :, None], factor)[:, :, 0]
-    return torch.zeros_like(c).scatter_add_(1, index, solved * used), independent
+    damping, left = rank_tolerance, ~independent
+    while left.any() and damping < 1:
+        damped = gram[left] + damping * torch.eye(index.shape[1]).to(gram)
+        factor[left], info[left] = torch.linalg.cholesky_ex(damped)
+        damping, left = 10 * damping, left & (info > 0)
+    start = torch.where(independent[:, None], 0, x)
+    slope = ((c - start @ G).gather(1, index) * used)[:, :, None]
+    change = torch.cholesky_solve(slope, factor)[:, :, 0]
+    return start.scatter_add(1, index, torch.where(used & ~left[:, None], change, 0)), independent
 
 
 def _padded_support(passive: Tensor) -> tuple[Tensor, Tensor]:

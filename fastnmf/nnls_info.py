@@ -10,7 +10,7 @@ from torch import Tensor
 
 # a row is solved when no concept's slope, relative to the row's largest, is above this
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-# a concept whose squared distance from the span of the passive ones is below this is not entered
+# a concept nearer than this, squared, to the span of the passive ones depends on them
 RANK_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
 # numbers of a Gram matrix in float64 at a time
 _PIECE = 1 << 22

@@ -113,6 +113,12 @@ def start(init: Any) -> str | tuple[Any, Any]:
     )
 
 
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")
+    return value
+
+
 def accelerate(value: Any) -> bool | str:
     if isinstance(value, bool) or value == "auto":
         return value

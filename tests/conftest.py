@@ -1,46 +1,34 @@
-"""The Triton kernels are interpreted in a process of their own, beside the other tests."""
+"""Tests run in several processes, of one thread each, which share what takes long to make."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-INTERPRETED = pytest.StashKey[subprocess.Popen]()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # before torch is loaded; what tests start has it as well
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_finish(session):
-    """Begin early what tests/test_kernels.py waits for: how kernels run is settled when they are
-    defined, so they cannot be interpreted and compiled in one process."""
-    wanted = any(item.path.name == "test_kernels.py" for item in session.items)
-    if not wanted or session.config.option.collectonly or not importlib.util.find_spec("triton"):
-        return
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "interpreted"]
-    running = subprocess.Popen(
-        command, cwd=HERE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    session.config.stash[INTERPRETED] = running
-    if hasattr(os, "setpriority"):
-        # the others may wait for threads of theirs
-        os.setpriority(os.PRIO_PROCESS, running.pid, 19)
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name, fill): a folder of this name that fill(folder) filled in one of the processes; the
+    others wait for it."""
+    from filelock import FileLock
 
+    here = tmp_path_factory.getbasetemp()
+    root = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
 
-def pytest_unconfigure(config):
-    running = config.stash.get(INTERPRETED, None)
-    if running is not None:
-        running.kill()
-        running.wait()
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
 
-
-@pytest.fixture
-def interpreted(request) -> subprocess.Popen:
-    if INTERPRETED not in request.config.stash:
-        pytest.skip("triton is not installed")
-    return request.config.stash[INTERPRETED]
+    return made

@@ -12,6 +12,8 @@ from oracle import KINDS, SHAPES, TOLERANCES, WIDE, kkt_residual, problem
 
 from fastnmf import nnls
 
+# the largest is smaller here, the reference being slow; concepts in use depend on each other there
+ANLS_SHAPES = [*SHAPES[:-1], *WIDE, (37, 23, 71)]
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "anls")]
 
 
@@ -19,7 +21,7 @@ BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "anls")]
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+@pytest.mark.parametrize(("n", "d", "K"), ANLS_SHAPES, ids=str)
 def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, form, kind, dtype, backend):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
     Z1, D1, _ = iterate("anls", A, Z, D, form=form, dtype=dtype, backend=backend)

@@ -87,6 +87,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "checkpoint": Path("c.safetensors"),
         "checkpoint_seconds": 5.0,
         "verbose": False,
+        "distributed": False,
     }
 
 

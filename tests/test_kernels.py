@@ -1,8 +1,24 @@
-"""The Triton kernels in Triton's interpreter: tests/interpreted, in a process of their own."""
+"""The Triton kernels in Triton's interpreter: tests/interpreted, in a process of their own, for how
+kernels run is settled when they are defined."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-def test_kernels_compute_in_the_interpreter_what_the_reference_does(interpreted):
-    told, _ = interpreted.communicate()
-    assert interpreted.returncode == 0, told.decode(errors="replace")
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def test_kernels_compute_in_the_interpreter_what_the_reference_does():
+    pytest.importorskip("triton", reason="triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "interpreted"]
+    ran = subprocess.run(
+        command, cwd=HERE, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -227,7 +227,7 @@ def test_working_sets_end_at_the_solution_on_all_concepts(
     monkeypatch.setattr("fastnmf.working_set.GROWTH", 7)
     monkeypatch.setattr("fastnmf.working_set._ROWS", 5)
     monkeypatch.setattr("fastnmf.working_set.GRAM_BYTES", 2**31 if shared else 0)
-    A, D = (torch.tensor(M.astype(dtype)) for M in family(name, n=7))
+    A, D = (torch.tensor(M.astype(dtype)) for M in family(name, n=7, d=24, K=60))
     start = nnls(A.flip(1), D, backend=backend) if warm else torch.rand(7, len(D))
     F, sums = start.to(A.dtype).T.clone(), torch.zeros(3, dtype=torch.float64)
     _, ops = select("anls", A.device, backend)

@@ -579,20 +579,30 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("case", ["Z.npy random", "Z.npy nndsvda", " spread"])
-def test_process_grows_by_less_than_max_memory(case, tmp_path):
-    """The file is three times the budget, and six times once it is widened."""
-    n, d, most = 400_000, 512, 128 << 20
+MOST = 128 << 20
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory):
+    """A file of three times the budget, six times once it is widened."""
+    n, d = 400_000, 512
     rows = np.random.default_rng(0).random((8000, d)).astype(np.float16)
-    file = np.lib.format.open_memmap(tmp_path / "A.npy", "w+", np.float16, (n, d))
+    path = tmp_path_factory.mktemp("large") / "A.npy"
+    file = np.lib.format.open_memmap(path, "w+", np.float16, (n, d))
     for first in range(0, n, 8000):
         file[first : first + 8000] = rows
     file.flush()
-    assert file.nbytes > 3 * most
+    assert file.nbytes > 3 * MOST
+    yield path
+    path.unlink()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("case", ["Z.npy random", "Z.npy nndsvda", " spread"])
+def test_process_grows_by_less_than_max_memory(case, large_file, tmp_path):
     codes, start = case.split(" ")
     target = str(tmp_path / codes) if codes else ""
-    command = [sys.executable, "-c", GROWTH, str(tmp_path / "A.npy"), target, start, str(most)]
+    command = [sys.executable, "-c", GROWTH, str(large_file), target, start, str(MOST)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout) < most
+    assert int(ran.stdout) < MOST
