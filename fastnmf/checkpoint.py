@@ -110,6 +110,7 @@ class Checkpoint:
             "iterations_since_fresh": str(state.iterations_since_fresh),
             "refresh": str(state.refresh),
             "drifts": json.dumps(state.drifts),
+            "revived": str(state.revived),
         }
         # safetensors, too, writes to a file of its own first
         with folder_of(self._path) as folder, replacing(self._path, folder) as part:
@@ -207,4 +208,5 @@ def _read(file: Any, metadata: dict[str, str], device: torch.device) -> tuple[Pl
         refresh=int(metadata["refresh"]),
         drifts=tuple(json.loads(metadata["drifts"])),
         ahead=ahead or None,
+        revived=int(metadata["revived"]),
     )

@@ -51,6 +51,7 @@ class Fitter:
     stop: str = "codes"
     deadline: float = float("inf")
     checkpoint: Checkpoint | None = None
+    revive: bool = False
 
     @torch.no_grad()
     def __call__(self, data: Resident | Streamed) -> tuple[Tensor | Store, Tensor, FitInfo]:
@@ -75,6 +76,7 @@ class Fitter:
                     plan=chosen,
                     max_iter=self.max_iter,
                     tol=self.tol,
+                    revive=self.revive,
                     each=self.each,
                     stop=self.stop,
                     deadline=self.deadline,
@@ -105,6 +107,11 @@ class Fitter:
             raise InvalidInput(
                 "accelerate=True keeps two copies of the codes in memory, and the data are read in "
                 "passes here; give accelerate='auto' or False, or more max_memory"
+            )
+        if streams and self.revive:
+            raise InvalidInput(
+                "revive=True looks for rows and writes codes in memory, and the data are read in "
+                "passes here; give revive=False, or more max_memory and codes that are kept"
             )
         if streams and self.checkpoint is not None:
             raise InvalidInput(
@@ -176,6 +183,7 @@ class Fitter:
             relative_change=last,
             r_squared=r_squared,
             **vars(codes),
+            revived=outcome.revived,
             seconds=earlier + time.perf_counter() - self.begun,
             precision="tf32" if coarse and in_tf32(D) else dtype,
             drift=outcome.drift,

@@ -65,7 +65,9 @@ class NMF(nn.Module):
     (.safetensors) that fit saves its progress to, whole or not at all, at the end of an iteration
     once checkpoint_seconds (60; 0 is every iteration) have passed, and before it leaves on Ctrl-C
     or SIGTERM. half_life: rows after which partial_fit counts a row half; None is 16 rows a
-    concept, math.inf never forgets.
+    concept, math.inf never forgets. revive: give concepts that are dead, or near-duplicates of
+    others, the rows of A that are explained worst, where that lowers the error (README, design);
+    data must fit in memory, and partial_fit does not.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -98,6 +100,7 @@ class NMF(nn.Module):
         checkpoint: str | os.PathLike | None = None,
         checkpoint_seconds: float = 60.0,
         half_life: float | None = None,
+        revive: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -124,6 +127,7 @@ class NMF(nn.Module):
         self.checkpoint = options.file("checkpoint", checkpoint)
         self.checkpoint_seconds = options.seconds("checkpoint_seconds", checkpoint_seconds)
         self.half_life = options.half_life(half_life)
+        self.revive = options.flag("revive", revive)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
         self.fit_info_: FitInfo | None = None
@@ -186,6 +190,7 @@ class NMF(nn.Module):
                 self.stop,
                 begun + self.max_seconds,
                 checkpoint,
+                self.revive,
             )
             Z, D, info = fitter(data)
         Z = data.codes(Z)
@@ -365,7 +370,7 @@ class NMF(nn.Module):
         from .checkpoint import Checkpoint
 
         names = "nb_concepts", "solver", "seed", "form", "block", "chunk_rows", "precision"
-        names = *names, "accelerate"
+        names = *names, "accelerate", "revive"
         settings = {name: getattr(self, name) for name in names}
         settings |= {
             "init": self.init if isinstance(self.init, str) else "given",

@@ -119,6 +119,12 @@ def accelerate(value: Any) -> bool | str:
     raise InvalidInput(f"accelerate={value!r} must be 'auto', True or False")
 
 
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")
+    return value
+
+
 def time_limit(name: str, value: Any) -> float:
     """value > 0 as a float; None is no limit."""
     if value is None:

@@ -17,6 +17,7 @@ FLOORS = [
     {"solvers", "svd", "exemplars", "compiled", "compiled_cuda", "working_set", "shards", "store"},
     {"init", "source", "budget"},
     {"stream", "momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
+    {"revive"},
     {"engine", "memory", "streamed_start"},
     {"info", "options", "progress", "resident", "checkpoint"},
     {"encoding", "nnls", "pictures"},
