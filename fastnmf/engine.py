@@ -273,9 +273,8 @@ def _revive_(run: _Run, dead: bool, duplicates: bool, least: float = 0.0) -> boo
     if not revived:
         return False
     run.revived += revived
-    run.G, run.iterations_since_fresh = None, 0
+    run.G = None
     if run.carries:
-        # what changed is no drift
         for X, Z, E in run.pieces:
             torch.addmm(X, Z, run.D, alpha=-1, out=E)
     if run.ahead is not None:

@@ -236,11 +236,17 @@ def test_alike_concepts_stay_where_their_codes_cost_more_than_a_row_saves():
     D[5] = D[0] + 0.1 * D[1]
     D[5] *= D[0].norm() / D[5].norm()
     assert describe(Z, D).near_duplicates == 1
-    exact = Problem(Z @ D + 1e-6, Z, D)
     before = Z.clone(), D.clone()
+    exact = Problem(Z @ D + 1e-6, Z, D)
     assert exact.revive_() == 0
     assert torch.equal(Z, before[0])
     assert torch.equal(D, before[1])
+    # another pair, which costs nothing, is not kept from it
+    Z, D = torch.cat((Z, Z[:, 2:3]), 1), torch.cat((D, D[2:3]))
+    Z[:, [2, 6]] *= 0.5
+    both = Problem(exact.A, Z, D)
+    assert both.revive_() == 1
+    assert torch.equal(D[5], before[1][5])
 
 
 @pytest.mark.parametrize("least", [0.0, 0.1])
@@ -297,6 +303,15 @@ def test_resumed_fit_gives_the_same_bits(left, accelerate, solver, form, tmp_pat
     other = NMF(K, **saved, **{**options, "revive": False})
     with pytest.raises(InvalidInput, match="revive=True there, False here"):
         other.fit(A, resume=True)
+
+
+def test_revived_concepts_keep_their_size_while_factors_are_extrapolated():
+    A, K = low_rank(120, 40, 12) + 1e-3, 12
+    options = {"accelerate": True, "revive": True, "init": idle_start(A, K)}
+    early, late = (fit(A, K, max_iter=times, **options)[1] for times in (EVERY + 1, 300))
+    grown = late.norm(dim=1) / early.norm(dim=1)
+    assert grown.min() > 0.97
+    assert grown.max() < 1.03
 
 
 @pytest.mark.parametrize("value", [1, "yes", None])
