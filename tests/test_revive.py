@@ -87,6 +87,17 @@ def test_idle_concepts_come_alive_and_the_loss_never_rises(solver, form, acceler
     assert "revived" not in str(without)
 
 
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("accelerate", [False, True], ids=["plain", "accelerated"])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_error_that_is_told_is_that_of_the_factors(after, accelerate, form):
+    A, K = low_rank(120, 40, 12) + 1e-3, 12
+    options = {"form": form, "accelerate": accelerate, "init": idle_start(A, K)}
+    *_, info = fit(A, K, revive=True, max_iter=EVERY + after, **options)
+    assert info.revived > 0
+    assert info.history[-1].relative_error == pytest.approx(info.relative_error, rel=1e-9)
+
+
 @pytest.mark.parametrize("data", [digits, patches])
 @pytest.mark.parametrize(
     ("solver", "share"), [("hals", 0.8), ("mu", 0.9), ("pgd", 0.8), ("anls", 0.8)]
@@ -237,7 +248,7 @@ def test_alike_concepts_stay_where_their_codes_cost_more_than_a_row_saves():
     D[5] *= D[0].norm() / D[5].norm()
     assert describe(Z, D).near_duplicates == 1
     before = Z.clone(), D.clone()
-    exact = Problem(Z @ D + 1e-6, Z, D)
+    exact = Problem(Z @ D + 1e-6 * torch.rand_like(A), Z, D)
     assert exact.revive_() == 0
     assert torch.equal(Z, before[0])
     assert torch.equal(D, before[1])
