@@ -113,7 +113,9 @@ def _match(idle: _Idle, Z: Tensor, D: Tensor, rows: Rows, piece_rows: int) -> tu
     gains, costs = _weigh(idle, Z, D, rows, piece_rows)
     worst = gains.argsort(descending=True, stable=True)[: _CANDIDATES * len(idle)]
     worst = worst[gains[worst] > 0]
-    concepts = torch.addmm(rows.A[worst], Z[worst], D, alpha=-1).clamp_(min=0)
+    pieces = worst.split(piece_rows)
+    residuals = [torch.addmm(rows.A[piece], Z[piece], D, alpha=-1) for piece in pieces]
+    concepts = torch.cat(residuals).clamp_(min=0)
     distinct = alike(concepts) < 0
     gains, concepts = gains[worst[distinct]], concepts[distinct]
     dead = idle.dead[: len(gains)]
@@ -137,7 +139,7 @@ def _weigh(idle: _Idle, Z: Tensor, D: Tensor, rows: Rows, piece_rows: int) -> tu
         norms = torch.linalg.vector_norm(E.clamp_(min=0), dim=1)
         least = _LEAST_RESIDUAL * torch.finfo(D.dtype).eps * torch.linalg.vector_norm(X, dim=1)
         positive.append(torch.where(norms > least, norms, 0))
-    return torch.cat(positive).square(), costs
+    return torch.cat(positive).double().square(), costs
 
 
 def _ratios(D: Tensor, idle: _Idle) -> Tensor:
