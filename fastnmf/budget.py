@@ -16,9 +16,11 @@ _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
 _OVERHEAD = 64 << 20
 # of what the system says is available, for others live there too
 _SHARE = 0.7
-# rows in hand: enough for products to be quick, and bytes beyond which they gain nothing
+# rows in hand: enough for products to be quick, and bytes beyond which they gain nothing, here and
+# on a GPU
 LEAST_ROWS = 512
 _MOST_BYTES = 128 << 20
+_MOST_ON_GPU = 4 << 30
 
 
 def bytes_of(max_memory: object) -> int | None:
@@ -71,9 +73,10 @@ class Needs:
         kept = self.n * self.K if self.codes == "memory" else 0
         return self._fixed() + (kept + rows * a_row) * self.itemsize
 
-    def chunk_rows(self, budget: int, wanted: int | None, asked: bool) -> int:
+    def chunk_rows(self, budget: int, wanted: int | None, asked: bool, gpu: bool = False) -> int:
         """Rows to have in hand, `wanted` at most; raises InvalidInput that says the least budget
-        that would do. asked: whether the budget was given, or is what is free."""
+        that would do. asked: whether the budget was given, or is what is free. gpu: whether they
+        are computed on one."""
         most = min(self.n, wanted or self.n)
         fewest = min(most, LEAST_ROWS)
         if self.streamed(fewest) > budget:
@@ -86,7 +89,7 @@ class Needs:
                 + (where if self.codes == "memory" else "")
             )
         a_row = self.streamed(1) - self.streamed(0)
-        left = min(budget - self.streamed(0), _MOST_BYTES)
+        left = min(budget - self.streamed(0), _MOST_ON_GPU if gpu else _MOST_BYTES)
         return max(fewest, min(most, left // a_row))
 
     def _fixed(self) -> int:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
 import safetensors
@@ -22,6 +22,10 @@ from .engine import Iteration, State
 from .errors import InvalidInput
 from .paths import check_output, folder_of, refusing_damage, replacing
 from .plan import Plan
+from .rows import Rows
+from .solvers import squared_norm
+from .store import InMemory, NotKept, OnDisk, Store, copy_rows, stored, written
+from .stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -37,42 +41,58 @@ _SAME_DATA = 1e-6
 class Checkpoint:
     """A file that a fit can go on from, to the bits that it would have had.
 
-    path: .safetensors, replaced whole or not at all. seconds: between two saves, at least; 0 saves
-    after every iteration. settings: what must be the same for a run to go on. Within `with`, and
-    in the main thread, SIGINT and SIGTERM wait for the end of the iteration, which is then saved,
-    and do then what they would have done; a second one does so at once.
+    path: .safetensors, replaced whole or not at all; codes of a stream are in a .npy file beside
+    it, by turns of two names. seconds: between two saves, at least; 0 saves after every iteration.
+    settings: what must be the same for a run to go on. Within `with`, and in the main thread,
+    SIGINT and SIGTERM wait for the end of the iteration, which is then saved, and do then what they
+    would have done; a second one does so at once.
     """
 
     def __init__(self, path: Any, seconds: float, settings: dict[str, Any], *, resume: bool):
         self._path = check_output(path, SUFFIXES)
         self._seconds, self._settings, self._resume = seconds, settings, resume
         self._plan: Plan | None = None
+        # rows of a stream in hand, and the name of the file with its codes, beside the checkpoint
+        self._chunk_rows: int | None = None
+        self._codes: str | None = None
         self._saved = time.perf_counter()
         self._told: int | None = None
         self._handlers: dict[int, Any] = {}
 
-    def begin(self, A: Tensor, squared_data: float) -> tuple[Plan, State] | None:
-        """The plan and the state to go on from, on A's device; None where the fit is to start.
+    def begin(
+        self, rows: Rows | Stream, store: InMemory | OnDisk | None
+    ) -> tuple[Plan, State] | None:
+        """The plan and the state to go on from, on the device of the rows; None where the fit is to
+        start. Codes of a stream are brought to the store, and its chunks are as they were.
 
         The file is read if `resume` asks for it, and left alone. Raises InvalidInput for a file
         that is damaged, too new, no checkpoint, or one of another fit.
         """
+        streams = isinstance(rows, Stream)
+        device = rows.device if streams else rows.A.device
         self._settings |= {
-            "n": len(A),
-            "d": A.shape[1],
-            "dtype": str(A.dtype).removeprefix("torch."),
-            "device": A.device.type,
+            "n": rows.n,
+            "d": rows.d,
+            "dtype": str(rows.dtype).removeprefix("torch."),
+            "device": device.type,
+            "data": "read in passes" if streams else "in memory",
+            "codes": "kept" if store or not streams else "not kept",
         }
-        self._squared_data = squared_data
+        self._squared_data = rows.squared_data if streams else float(squared_norm(rows.A))
+        self._chunk_rows = rows.chunk_rows if streams else None
         if not self._path.exists():
             if self._resume:
                 log.info("%s does not exist yet: the fit starts", self._path)
             return None
         with refusing_damage(self._path), safetensors.safe_open(self._path, "pt") as file:
             metadata = self._checked(file.metadata() or {}, list(file.keys()))
+            self._codes = metadata.get("codes")
             if not self._resume:
                 return None
-            plan, state = _read(file, metadata, A.device)
+            if streams:
+                self._restore(rows, store, int(metadata["chunk_rows"]))
+            plan, state = _read(file, metadata, device)
+            state = replace(state, Z=store) if streams else state
         log.info("%s: going on after iteration %d", self._path, len(state.history))
         return plan, state
 
@@ -94,7 +114,9 @@ class Checkpoint:
         """Write the state, in place of the file that was there."""
         factors = {name: getattr(state, name) for name in ("Z", "D", "E")}
         tensors = {
-            name: F.detach().cpu().contiguous() for name, F in factors.items() if F is not None
+            name: F.detach().cpu().contiguous()
+            for name, F in factors.items()
+            if isinstance(F, Tensor)
         }
         for name, F in (state.ahead or {}).items():
             tensors[_AHEAD + name] = F.detach().cpu().contiguous()
@@ -112,9 +134,48 @@ class Checkpoint:
             "drifts": json.dumps(state.drifts),
             "revived": str(state.revived),
         }
+        before, self._codes = self._codes, self._save_codes(state.Z)
+        if self._codes is not None:
+            metadata["codes"] = self._codes
+        if self._chunk_rows is not None:
+            metadata["chunk_rows"] = str(self._chunk_rows)
         # safetensors, too, writes to a file of its own first
         with folder_of(self._path) as folder, replacing(self._path, folder) as part:
             safetensors.torch.save_file(tensors, part, metadata=metadata)
+        if before is not None:
+            self._path.with_name(before).unlink(missing_ok=True)
+
+    def _save_codes(self, Z: Tensor | Store) -> str | None:
+        """Write codes of a stream to a file beside the checkpoint, and not over those of the last
+        one; its name, or None."""
+        if isinstance(Z, Tensor | NotKept):
+            return None
+        names = (f"{self._path.stem}.codes-{turn}.npy" for turn in "ab")
+        name = next(name for name in names if name != self._codes)
+        with written(self._path.with_name(name), Z.shape, Z.dtype) as file:
+            copy_rows(Z, file)
+        return name
+
+    def _restore(self, rows: Stream, store: InMemory | OnDisk | None, chunk_rows: int) -> None:
+        """Bring the codes to the store, and the chunks to their size."""
+        if chunk_rows > rows.chunk_rows:
+            raise InvalidInput(
+                f"{self._path} was computed with {chunk_rows:,} rows in hand, and memory is for "
+                f"{rows.chunk_rows:,} now; give as much max_memory as then, or more"
+            )
+        rows.take_chunks(chunk_rows)
+        self._chunk_rows = chunk_rows
+        if store is None:
+            return
+        path = self._path.with_name(self._codes)
+        try:
+            codes = stored(path)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(
+                f"{self._path} goes with codes in {path.name}, which cannot be read ({error}); "
+                "bring that file back, or fit without resume to start anew"
+            ) from error
+        copy_rows(codes, store)
 
     def __enter__(self) -> Checkpoint:
         self._saved = time.perf_counter()

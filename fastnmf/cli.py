@@ -8,9 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 FIT_OPTIONS = (
     *("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows", "max_memory"),
@@ -27,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.run is not _fit:
+            _refuse_torchrun()
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -100,6 +105,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--max-seconds", type=float, help="by when to end; default: no limit")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
     fit.add_argument("--checkpoint", type=Path, help="file to save progress to, .safetensors")
+    _option(fit, "--timeout", 600.0, "seconds that processes of torchrun wait for each other")
     _option(fit, "--checkpoint-seconds", 60.0, "between two saves at least")
     fit.add_argument("--resume", action="store_true", help="go on from --checkpoint if it exists")
     _add_common(fit)
@@ -154,25 +160,57 @@ def _option(command: argparse.ArgumentParser, name: str, default: Any, help: str
 
 
 def _fit(arguments: argparse.Namespace) -> None:
+    from .errors import InvalidInput
+    from .ranks import ALONE, together
+
+    if not _by_torchrun():
+        _fit_by(arguments, ALONE)
+        return
+    if not 0 < arguments.timeout < float("inf"):
+        raise InvalidInput(f"--timeout {arguments.timeout:g} must be a number of seconds above 0")
+    if arguments.device == "cuda":
+        arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    with together(_device(arguments.device), arguments.timeout) as ranks:
+        # one bar and one account are enough
+        arguments.quiet |= ranks.rank > 0
+        _fit_by(arguments, ranks)
+
+
+def _by_torchrun() -> bool:
+    """Whether torchrun started this process, together with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def _refuse_torchrun() -> None:
+    if _by_torchrun():
+        from .errors import InvalidInput
+
+        raise InvalidInput("of all commands only fit is shared by the processes of torchrun")
+
+
+def _fit_by(arguments: argparse.Namespace, ranks: Ranks) -> None:
     from . import NMF
     from .files import MODEL_SUFFIXES, WRITERS, save_model, write_matrix
 
     # before the work, so that none is lost
-    codes = [(arguments.codes, WRITERS)] if arguments.codes else []
+    own = ranks.own(arguments.codes) if arguments.codes else None
+    codes = [(own, WRITERS)] if own else []
     saved = [(arguments.checkpoint, MODEL_SUFFIXES)] if arguments.checkpoint else []
     _check_outputs([(arguments.out, MODEL_SUFFIXES), *codes, *saved], arguments.A)
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
     options["accelerate"] = ACCELERATE[arguments.accelerate]
     options["verbose"] = not arguments.quiet
+    options["distributed"] = not ranks.alone
     nmf = NMF(arguments.concepts, _device(arguments.device), **options)
     into = _streamed_into("codes", arguments.codes)
-    Z, _ = nmf.fit(_matrix(arguments.A), resume=arguments.resume, **into)
-    save_model(arguments.out, nmf)
-    if arguments.codes and not _streams(arguments.codes):
-        write_matrix(arguments.codes, Z)
+    Z, _ = nmf.fit(_matrix(arguments.A, ranks), resume=arguments.resume, **into)
+    if ranks.rank == 0:
+        save_model(arguments.out, nmf)
+    if own and not _streams(own):
+        write_matrix(own, Z)
     if not arguments.quiet:
         print(nmf.fit_info_, f"{'model:':<16}{_with_size(arguments.out)}", sep="\n")
-        written = arguments.codes and _with_size(arguments.codes)
+        written = own and _with_size(own)
         print(f"{'codes:':<16}{written or 'not written; --codes writes them'}")
 
 
@@ -255,13 +293,19 @@ def _model(arguments: argparse.Namespace) -> Any:
     return nmf
 
 
-def _matrix(paths: list[Path]) -> Any:
-    """What the model reads: the paths of shards, or the matrix in a file of another kind."""
+def _matrix(paths: list[Path], ranks: Ranks | None = None) -> Any:
+    """What the model reads: the paths of shards, or the matrix in a file of another kind; each of
+    several ranks has a part of the rows."""
     from .files import read_matrix
     from .shards import SUFFIXES
 
     whole = len(paths) == 1 and not paths[0].is_dir() and paths[0].suffix not in SUFFIXES
-    return read_matrix(paths[0]) if whole else paths
+    given = read_matrix(paths[0]) if whole else paths
+    if ranks is None or ranks.alone:
+        return given
+    from .source import part_of
+
+    return part_of(given, ranks.rank, ranks.size)
 
 
 def _streams(path: Path) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ranks import ALONE, Ranks
+
 # bars of the histogram of active concepts per row, at most
 _BARS = 32
 # cosine from which two concepts are near-duplicates
@@ -40,8 +42,8 @@ def describe(Z: Tensor, D: Tensor) -> CodesInfo:
     return describe_pieces([Z], D)
 
 
-def describe_pieces(pieces: Iterable[Tensor], D: Tensor) -> CodesInfo:
-    """The same of codes that come a few rows at a time."""
+def describe_pieces(pieces: Iterable[Tensor], D: Tensor, ranks: Ranks = ALONE) -> CodesInfo:
+    """The same of codes that come a few rows at a time, with those of the other ranks."""
     K = D.shape[0]
     used = torch.zeros(K, dtype=torch.int64, device=D.device)
     squares = torch.zeros(K, dtype=torch.float64, device=D.device)
@@ -57,6 +59,7 @@ def describe_pieces(pieces: Iterable[Tensor], D: Tensor) -> CodesInfo:
         squares += torch.linalg.vector_norm(piece, dim=0, dtype=torch.float64).square()
         sparsity = _hoyer(piece)
         hoyer += torch.stack([sparsity.nansum(), (~sparsity.isnan()).sum()])
+    ranks.sum_(used, squares, rows, hoyer)
     n = int(rows.sum())
     lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     energy = squares * lengths.square()

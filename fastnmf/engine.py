@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from .momentum import Momentum
 from .plan import REFRESH, Plan
 from .precision import products_in
 from .revive import looks, revive_
+from .ranks import ALONE, Ranks
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
-from .store import NotKept, Store
+from .store import InMemory, NotKept, Store
 from .stream import Stream
 from .sweeps import HALF_STEPS, Held, Normal, Operations, Residual, Sweep, Workspace, hold
 
@@ -94,11 +95,12 @@ class State:
     """What the loop carries from one iteration to the next, at the end of one: enough to go on to
     the same bits.
 
-    Z (n, K), D (K, d): the factors in hand, no copies. E (n, d): the residual A − Z D, where a
-    later iteration reads it. ahead: what Extrapolation.state gives. The rest as in the run.
+    Z (n, K), D (K, d): the factors in hand, no copies, Z as it was given. E (n, d): the residual
+    A − Z D, where a later iteration reads it. ahead: what Extrapolation.state gives. The rest as in
+    the run.
     """
 
-    Z: Tensor
+    Z: Tensor | Store | None
     D: Tensor
     E: Tensor | None
     history: tuple[Iteration, ...]
@@ -121,6 +123,7 @@ class _Run:
     learn: bool
     sweep: Sweep
     statistics: Statistics
+    ranks: Ranks
     # X (m, d), its codes (m, K) and where their residual is kept, of each piece of rows: views, or
     # of a stream what is read anew in every pass
     pieces: Iterable[tuple[Tensor, Tensor, Tensor | None]]
@@ -189,11 +192,13 @@ def factorize_(
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
     revive: idle concepts are given rows, between iterations and before the codes count as settled.
     A Stream has its codes in a Store, learns, is neither accelerated nor revived, and has a plan
-    whose dictionary half is in normal form. keep is called at the end of every iteration that
-    another may follow, with a function that gives the State; from it, with its Z and D and the same
-    plan, a run that is `resumed` takes the iterations that are left to the same bits (D must be
-    learned). Synchronises once an iteration if it is watched or the plan accelerates, else where
-    idle concepts are looked for, and at the end. Raises ArithmeticError when the factors overflow.
+    whose dictionary half is in normal form unless all is in memory; its rows may be those of one of
+    several processes, which then end together, with the same D. keep is called at the end of every
+    iteration that another may follow, with a function that gives the State; from it, with its Z and
+    D and the same plan, a run that is `resumed` takes the iterations that are left to the same bits
+    (D must be learned). Synchronises once an iteration if it is watched or the plan accelerates,
+    else where idle concepts are looked for, and at the end. Raises ArithmeticError when the factors
+    overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
@@ -204,7 +209,7 @@ def factorize_(
 
 
 def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Outcome:
-    watched = stopping.watches or run.ahead is not None or keep is not None
+    watched = stopping.watches or run.ahead is not None or keep is not None or not run.ranks.alone
     begun = time.perf_counter()
     history, drifts = ([], []) if resumed is None else map(list, (resumed.history, resumed.drifts))
     done = len(history)
@@ -232,7 +237,9 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             read = _read(unread, run, squared_data, drifts)
             run.ahead.rose(read[0].relative_error)
         history += read
-        if stopping.each is not None and stopping.each(history[-1]):
+        told = stopping.each is not None and bool(stopping.each(history[-1]))
+        told, late = run.ranks.any(told, time.perf_counter() >= stopping.deadline)
+        if told:
             stopped_by = "callback"
             break
         if settled := stopping.settled(history):
@@ -245,7 +252,7 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             run.iterations_since_fresh = 0
         if keep is not None:
             keep(functools.partial(run.state, history, drifts))
-        if time.perf_counter() >= stopping.deadline:
+        if late:
             stopped_by = "max_seconds"
             break
     history += _read(unread, run, squared_data, drifts)
@@ -256,6 +263,7 @@ def _step_(run: _Run) -> None:
     """One iteration: both halves, or the codes alone."""
     run.statistics.clear_()
     _update_codes_(run)
+    run.statistics.reduce_()
     if run.learn:
         _update_dictionary_(run)
     if run.ahead is not None:
@@ -292,11 +300,13 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
     sweep = Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed)
     accelerates = learn and plan.accelerates
     share = SOLVERS[solver].least_share
-    E = None
+    E, ranks = None, ALONE
+    if learn and plan.dictionary == "residual":
+        E = torch.empty_like(rows.A)
     if isinstance(rows, Stream):
-        pieces, squared_data = rows.pieces(Z, plan.piece_rows), rows.squared_data
+        pieces, squared_data = rows.pieces(Z, plan.piece_rows, E=E), rows.squared_data
+        ranks = rows.ranks
     else:
-        E = torch.empty_like(rows.A) if learn and plan.dictionary == "residual" else None
         chunks = rows.chunks(plan.piece_rows)
         pieces = tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks)
         squared_data = squared_norm(rows.A)
@@ -308,7 +318,8 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
         plan,
         learn,
         sweep,
-        Statistics(D, squared_data, moments=moments),
+        Statistics(D, squared_data, ranks, moments=moments),
+        ranks,
         pieces,
         E,
         ahead=Extrapolation(Z, D, share, sweep.scratch) if accelerates else None,
@@ -364,27 +375,35 @@ def _update_dictionary_(run: _Run) -> None:
     half_step_, sums = HALF_STEPS[solver], run.statistics.dictionary
     if run.plan.dictionary == "normal":
         held = hold(solver, "normal", sweep, None, run.statistics.gram)
-        for _ in range(run.plan.inner[1]):
-            half_step_(D, Normal(run.statistics.cross, run.swept), held, sweep, sums)
-        G = D @ D.T
-        run.G = G if run.plan.codes == "normal" and run.ahead is None else None
-        run.statistics.measure_error_(D, G)
+        # given the statistics every feature is for itself: each of several processes has some
+        some, cross = run.ranks.columns(D), run.ranks.columns(run.statistics.cross)
+        for _ in range(run.plan.inner[1] if some.numel() else 0):
+            half_step_(some, Normal(cross, run.swept), held, sweep, sums)
+        G = some @ some.T
+        run.statistics.measure_error_(some, cross, G)
+        run.ranks.join_columns_(D, some)
+        reads = run.plan.codes == "normal" and run.ahead is None and run.ranks.alone
+        run.G = G if reads else None
         return
     _update_by_residual_(run, solver, sums)
 
 
 def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
-    sweep, D = run.sweep, run.D
-    held = hold(solver, "residual", sweep, run.Z.T, m=D.shape[1])
+    sweep, D = replace(run.sweep, sum_=run.ranks.sum_), run.D
+    Z = run.Z.Z if isinstance(run.Z, InMemory) else run.Z
+    held = hold(solver, "residual", sweep, Z.T, m=D.shape[1])
     target = Residual(run.rows.A, run.E, run.carries, swept=run.swept)
     HALF_STEPS[solver](D, target, held, sweep, sums)
     if run.carries:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":
         sums[2] = squared_norm(run.E)
+        run.ranks.sum_(sums[2:])
+        # by rounding, machines might differ
+        run.ranks.share_(D)
     elif run.ahead is not None:
         # it is judged by the error of the pair, not of the dictionary before
-        sums[2] = squared_error(run.rows, run.Z, D, run.plan.piece_rows)
+        sums[2] = squared_error(run.rows, Z, D, run.plan.piece_rows)
 
 
 def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> list[Iteration]:

@@ -20,7 +20,7 @@ from .info import FitInfo
 from .init import resolve
 from .precision import in_tf32, products_in
 from .resident import Resident
-from .solvers import SOLVERS, learner, squared_norm
+from .solvers import SOLVERS, learner
 from .store import Store
 from .streamed import Streamed
 
@@ -57,13 +57,14 @@ class Fitter:
     def __call__(self, data: Resident | Streamed) -> tuple[Tensor | Store, Tensor, FitInfo]:
         """The codes, D (K, d) and the account for data that are in memory or read in passes."""
         n, d = data.rows.n, data.rows.d
-        self._refuse(isinstance(data, Streamed))
+        self._refuse(data)
         chosen, resumed = self._resumed(data)
         if resumed is None:
             Z, D = data.start(self.K, self.init, self.generator)
         else:
-            Z, D = resumed.Z, resumed.D
+            Z, D = data.resume(resumed.Z, resumed.D)
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
+        summed = data.ranks.summed
         keeping = nullcontext() if self.checkpoint is None else self.checkpoint.follow(chosen)
         try:
             with keeping as kept:
@@ -83,13 +84,15 @@ class Fitter:
                     keep=None if kept is None else kept.keep,
                     resumed=resumed,
                 )
+            summed = data.ranks.summed - summed
         except torch.cuda.OutOfMemoryError as error:
             fewer = max(1, chosen.piece_rows // 2)
             raise torch.cuda.OutOfMemoryError(f"{error} Try chunk_rows={fewer}.") from error
         earlier = resumed.history[-1].seconds if resumed is not None else 0.0
-        info = self._account(data, Z, D, chosen, outcome, earlier)
+        info = self._account(data, Z, D, chosen, outcome, earlier, summed)
         data.keep(Z)
-        if self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
+        first = data.ranks.rank == 0
+        if first and self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
             log.warning(
                 "not converged: the relative change is %.2g after %d iterations, with tol=%g and "
                 "stop=%r; raise %s or tol (tol=0 asks for no more than that)",
@@ -101,29 +104,32 @@ class Fitter:
             )
         return Z, D, info
 
-    def _refuse(self, streams: bool) -> None:
-        """Refuse what needs the codes in memory where data are read in passes."""
-        if streams and self.accelerate is True:
+    def _refuse(self, data: Resident | Streamed) -> None:
+        """Refuse what needs the codes of all rows in memory where they are not."""
+        if isinstance(data, Resident):
+            return
+        why, instead = "the data are read in passes here", ", or more max_memory"
+        if not data.ranks.alone:
+            why, instead = "the fit is shared by several processes", ""
+        if self.accelerate is True:
             raise InvalidInput(
-                "accelerate=True keeps two copies of the codes in memory, and the data are read in "
-                "passes here; give accelerate='auto' or False, or more max_memory"
+                f"accelerate=True keeps two copies of the codes in memory, and {why}; "
+                f"give accelerate='auto' or False{instead}"
             )
-        if streams and self.revive:
+        if self.revive:
             raise InvalidInput(
-                "revive=True looks for rows and writes codes in memory, and the data are read in "
-                "passes here; give revive=False, or more max_memory and codes that are kept"
+                f"revive=True looks for rows in memory that has all of them and their codes, and "
+                f"{why}; give revive=False{instead}"
             )
-        if streams and self.checkpoint is not None:
+        if self.checkpoint is not None and not data.ranks.alone:
             raise InvalidInput(
-                "checkpoint= saves codes that are in memory, and the data are read in passes here; "
-                "give more max_memory, or no checkpoint"
+                f"checkpoint= saves what one process has, and {why}; give no checkpoint"
             )
 
     def _resumed(self, data: Resident | Streamed) -> tuple[plan.Plan, State | None]:
         """The plan, and the state to go on from if a checkpoint has one."""
         if self.checkpoint is not None:
-            A = data.rows.A
-            found = self.checkpoint.begin(A, float(squared_norm(A)))
+            found = self.checkpoint.begin(data.rows, data.store)
             if found is not None:
                 return found
         sizes = {"form": self.by.form, "chunk_rows": self.by.chunk_rows, "block": self.by.block}
@@ -152,6 +158,7 @@ class Fitter:
         chosen: plan.Plan,
         outcome: Outcome,
         earlier: float,
+        summed: int,
     ) -> FitInfo:
         n, d = data.rows.n, data.rows.d
         with products_in("highest"):
@@ -190,5 +197,7 @@ class Fitter:
             codes=data.place,
             chunk_rows=data.chunk_rows,
             passes=data.passes,
+            processes=data.ranks.size,
+            reduced_bytes=summed // max(1, len(outcome.history)),
             history=outcome.history,
         )

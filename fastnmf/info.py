@@ -23,7 +23,8 @@ class FitInfo:
     'tf32'. drift: the most by which a residual carried in tf32 differed from a new one, or None.
     codes: where they are kept: 'memory', a file, or 'not kept'. chunk_rows: rows in hand at a time
     where the data are streamed, else None. passes: how often all of them were read, checks, start
-    and account included. mean_l0: mean number of non-zero codes a row.
+    and account included. processes: that shared the fit; reduced_bytes: what is exchanged in
+    an iteration. mean_l0: mean number of non-zero codes a row.
     r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
     l0_histogram, energy: of codes and concepts, see CodesInfo. revived: concepts that were given a
     row to stand for, each time counted. seconds: the whole fit, start included. history: one
@@ -60,6 +61,8 @@ class FitInfo:
     codes: str
     chunk_rows: int | None
     passes: int
+    processes: int
+    reduced_bytes: int
     l0_most: int
     l0_histogram: tuple[int, ...] = field(repr=False)
     energy: tuple[float, ...] = field(repr=False)
@@ -104,6 +107,9 @@ class FitInfo:
             lines["accelerated"] = f"{codes} + {dictionary} half-steps an iteration"
         if self.chunk_rows is not None:
             lines["streamed"] = f"{self.chunk_rows:,} rows at a time, {self.passes} passes"
+        if self.processes > 1:
+            summed = f"{self.reduced_bytes:,} bytes exchanged an iteration"
+            lines["processes"] = f"{self.processes}, {summed}"
         if self.codes != "memory":
             lines["codes kept"] = self.codes
         if self.precision != self.dtype:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from .errors import InvalidInput
 from .exemplars import any_rows, spread_rows
-from .svd import TINY, leading_svd, normal, piece_rows, wide
+from .svd import TINY, Sum, leading_svd, normal, piece_rows, wide
 
 STARTS = ("auto", "random", "nndsvda", "rows", "spread")
 # NNDSVD counts entries below this as zero; scikit-learn's number
@@ -101,14 +101,18 @@ def scale_to_data_(Z: Tensor, D: Tensor, A: Tensor) -> None:
         D *= root
 
 
-def scale_of(pieces: Iterable[tuple[Tensor, Tensor]], D: Tensor) -> float | None:
+def scale_of(
+    pieces: Iterable[tuple[Tensor, Tensor]], D: Tensor, sum_: Sum = lambda _: None
+) -> float | None:
     """√c for scale_to_data_, from the pieces (Z_i, A_i); None where both are left alone."""
-    inner, square = torch.zeros(2, dtype=wide(D.device), device=D.device)
+    sums = torch.zeros(2, dtype=wide(D.device), device=D.device)
+    inner, square = sums
     for Zi, Ai in pieces:
         P = (Zi @ D).flatten()
         inner += P @ Ai.flatten()
         square += P @ P
-    inner, square = inner.item(), square.item()
+    sum_(sums)
+    inner, square = sums.tolist()
     usable = 0 < inner < math.inf and 0 < square < math.inf
     return math.sqrt(inner / square) if usable else None
 

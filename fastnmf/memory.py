@@ -20,7 +20,7 @@ _USABLE = 0.92
 # what a product of pieces needs at least to fill a device
 _GPU_PIECES = tuple(1 << power for power in range(28, 34))
 # Counted and estimated for one H100 (SXM, 132 processors), not measured: products in tf32 at 80 %
-# of the data sheet, memory at 90 %, a launch of 5 µs, four a block
+# of the data sheet, memory at 90 %, a launch of 5 µs, four a block, 400 Gbit/s to others
 H100 = Machine(
     cache_bytes=50 << 20,
     gemm=400e12,
@@ -28,6 +28,8 @@ H100 = Machine(
     elementwise=2.4e12,
     near=5.5e12,
     far=3e12,
+    link=50e9,
+    reduce_seconds=100e-6,
     block_seconds=20e-6,
     blocks=(128, 256, 512),
     piece_bytes=_GPU_PIECES,

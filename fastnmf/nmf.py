@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from .init import random_codes, random_dictionary
 from .online import Learned, OnlineFitter
 from .precision import PRECISIONS, products_in
 from .progress import Progress
+from .ranks import ALONE, Ranks
 from .rows import Rows, as_numpy32, read_rows
 from .solvers import SOLVERS
 from .streamed import SWEEPS, Taking, shape_of
@@ -33,8 +35,10 @@ from .streamed import SWEEPS, Taking, shape_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
     from .checkpoint import Checkpoint
+
+# options that a fit which goes on, or is shared, must have as they were, or as others have them
+_OF_A_FIT = ("nb_concepts", "solver", "seed", "form", "block", "precision", "accelerate", "revive")
 
 
 class NMF(nn.Module):
@@ -65,9 +69,10 @@ class NMF(nn.Module):
     (.safetensors) that fit saves its progress to, whole or not at all, at the end of an iteration
     once checkpoint_seconds (60; 0 is every iteration) have passed, and before it leaves on Ctrl-C
     or SIGTERM. half_life: rows after which partial_fit counts a row half; None is 16 rows a
-    concept, math.inf never forgets. revive: give concepts that are dead, or near-duplicates of
-    others, the rows of A that are explained worst, where that lowers the error (README, design);
-    data must fit in memory, and partial_fit does not.
+    concept, math.inf never forgets. distributed: whether fit is shared by the processes of
+    torch.distributed's default group, each of which gives rows of its own. revive: give
+    concepts that are dead, or near-duplicates of others, the rows of A that are explained worst,
+    where that lowers the error (README, design); data must fit in memory, and partial_fit does not.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -101,6 +106,7 @@ class NMF(nn.Module):
         checkpoint_seconds: float = 60.0,
         half_life: float | None = None,
         revive: bool = False,
+        distributed: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -128,6 +134,7 @@ class NMF(nn.Module):
         self.checkpoint_seconds = options.seconds("checkpoint_seconds", checkpoint_seconds)
         self.half_life = options.half_life(half_life)
         self.revive = options.flag("revive", revive)
+        self.distributed = options.flag("distributed", distributed)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
         self.fit_info_: FitInfo | None = None
@@ -160,23 +167,51 @@ class NMF(nn.Module):
         yet. max_iter and tol may differ from those before. Raises InvalidInput for data, options or
         a checkpoint that cannot be used, BackendUnavailable, ArithmeticError if the factors
         overflow, OSError if the checkpoint cannot be written.
+
+        distributed: A is the rows of this process, which may be none, and Z their codes; a file for
+        them is named Z-00000-of-00004.npy for 'Z.npy'. All processes call fit, with the same
+        options, and get the same D, that of one process which does not accelerate. Options, data
+        and files that one of them cannot use are an InvalidInput in all; where one fails otherwise
+        or ends, the others raise ConnectionError, at the latest after the timeout of the default
+        group (where it is NCCL's, torch may end the process instead).
         """
-        begun = time.perf_counter()
-        max_iter = options.iterations(max_iter, self.max_iter)
-        device = torch.device(self.device)
-        K, by = self.nb_concepts, self._method(device)
-        checkpoint = self._checkpoint(by.backend, resume)
+        begun, device = time.perf_counter(), torch.device(self.device)
+        with Ranks.joined(device) if self.distributed else nullcontext(ALONE) as ranks:
+            Z, D, info = self._fit(A, max_iter, codes, resume, begun, device, ranks)
+        self.D = D
+        self.fit_info_ = info
+        self._set_fitted(**info.as_dict())
+        return Z, D
 
-        def encoder(D: Tensor) -> Encoder:
-            return Encoder(D, by, SWEEPS, 0.0)
+    def _fit(
+        self,
+        A: Any,
+        max_iter: int | None,
+        codes: str | os.PathLike | None,
+        resume: bool,
+        begun: float,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> tuple[Tensor | None, Tensor, FitInfo]:
+        K = self.nb_concepts
+        with ExitStack() as stack:
+            with ranks.agreed():
+                max_iter = options.iterations(max_iter, self.max_iter)
+                by = self._method(device)
+                checkpoint = self._checkpoint(by.backend, resume)
+                asked = self._taking(device, codes, optional=True, ranks=ranks)
+                taking = stack.enter_context(asked)
+            kept = "in a file" if isinstance(taking.codes, Path) else taking.codes
+            shared = {name: getattr(self, name) for name in (*_OF_A_FIT, "tol", "stop")}
+            ranks.agree({**shared, "init": self._init_name(), "max_iter": max_iter, "codes": kept})
 
-        with (
-            self._taking(device, codes, optional=True) as taking,
-            torch.autocast(device.type, enabled=False),
-            self._products(),
-            taking.for_fit(A, K, self.init, encoder) as data,
-            Progress(self.verbose, max_iter, self.callback, data.chunk_rows is not None) as each,
-        ):
+            def encoder(D: Tensor) -> Encoder:
+                return Encoder(D, by, SWEEPS, 0.0)
+
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(self._products())
+            data = stack.enter_context(taking.for_fit(A, K, self.init, encoder, ranks))
+            progress = Progress(self.verbose, max_iter, self.callback, data.chunk_rows is not None)
             fitter = Fitter(
                 K,
                 by,
@@ -185,7 +220,7 @@ class NMF(nn.Module):
                 max_iter,
                 self.tol,
                 begun,
-                each,
+                stack.enter_context(progress),
                 self.accelerate,
                 self.stop,
                 begun + self.max_seconds,
@@ -193,11 +228,8 @@ class NMF(nn.Module):
                 self.revive,
             )
             Z, D, info = fitter(data)
-        Z = data.codes(Z)
-        self.D = D
-        self.fit_info_ = info
-        self._set_fitted(**info.as_dict())
-        return Z, D
+        # a file of codes is in its place now
+        return data.codes(Z), D, info
 
     def partial_fit(self, A: Any) -> NMF:
         """Learn from a batch A (m, d) ≥ 0 of a stream, whose rows are seen once; returns the model.
@@ -215,6 +247,8 @@ class NMF(nn.Module):
         online_info_. Raises as fit does. Source: Mairal, Bach, Ponce & Sapiro, 2010.
         """
         begun = time.perf_counter()
+        if self.distributed:
+            raise InvalidInput("partial_fit learns in one process; distributed=True is for fit")
         known = {} if self.D is None else {"features": self.D.shape[1], "dtype": self.D.dtype}
         device = torch.device(self.device) if self.D is None else self.D.device
         K, by = self.nb_concepts, self._method(device)
@@ -369,14 +403,12 @@ class NMF(nn.Module):
             return None
         from .checkpoint import Checkpoint
 
-        names = "nb_concepts", "solver", "seed", "form", "block", "chunk_rows", "precision"
-        names = *names, "accelerate", "revive"
-        settings = {name: getattr(self, name) for name in names}
-        settings |= {
-            "init": self.init if isinstance(self.init, str) else "given",
-            "backend": backend,
-        }
+        settings = {name: getattr(self, name) for name in (*_OF_A_FIT, "chunk_rows")}
+        settings |= {"init": self._init_name(), "backend": backend}
         return Checkpoint(self.checkpoint, self.checkpoint_seconds, settings, resume=resume)
+
+    def _init_name(self) -> str:
+        return self.init if isinstance(self.init, str) else "given"
 
     def _products(self) -> AbstractContextManager:
         return products_in("highest") if self.precision == "strict" else nullcontext()
@@ -386,11 +418,16 @@ class NMF(nn.Module):
         return Method(self.solver, backend, ops, self.form, self.block, self.chunk_rows)
 
     @contextmanager
-    def _taking(self, device: torch.device, codes: Any, *, optional: bool = False):
+    def _taking(
+        self, device: torch.device, codes: Any, *, optional: bool = False, ranks: Ranks = ALONE
+    ):
         """How data are taken and where what is made of them goes, with a thread that reads."""
+        if isinstance(codes, str | os.PathLike) and codes != "memory":
+            codes = ranks.own(codes)
         codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
         with Ahead() as ahead:
-            yield Taking(ahead, device, most, self.chunk_rows, codes)
+            saved = None if self.checkpoint is None else Path(self.checkpoint).resolve()
+            yield Taking(ahead, device, most, self.chunk_rows, codes, saved, ranks.on_host)
 
     def _data(self, A: Any) -> Tensor:
         return read_rows(A, device=self.device).A

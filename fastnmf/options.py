@@ -113,16 +113,16 @@ def start(init: Any) -> str | tuple[Any, Any]:
     )
 
 
-def accelerate(value: Any) -> bool | str:
-    if isinstance(value, bool) or value == "auto":
-        return value
-    raise InvalidInput(f"accelerate={value!r} must be 'auto', True or False")
-
-
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be True or False")
     return value
+
+
+def accelerate(value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise InvalidInput(f"accelerate={value!r} must be 'auto', True or False")
 
 
 def time_limit(name: str, value: Any) -> float:

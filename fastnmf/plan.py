@@ -33,6 +33,7 @@ class Machine:
 
     gemm: products of large matrices. sweep: the block sweep. elementwise: bytes a second of mu's
     and pgd's updates. near, far: bytes a second of what fits in the cache and of what does not.
+    link, reduce_seconds: bytes a second to other processes, and the time of a sum however small.
     block_seconds, concept_seconds: the time of the calls, a block and a concept of it. blocks (of
     solvers that sweep), wide_blocks (of others), piece_bytes: what is tried. The numbers are those
     of two cores with AVX2; the choice depends on their ratios.
@@ -45,6 +46,8 @@ class Machine:
     elementwise: float = 8e9
     near: float = 60e9
     far: float = 8e9
+    link: float = 1e9
+    reduce_seconds: float = 200e-6
     block_seconds: float = 40e-6
     concept_seconds: float = 0.0
     blocks: tuple[int, ...] = BLOCKS
@@ -169,15 +172,24 @@ def choose(
     block: int | None = None,
     on: Machine | None = None,
     streams: bool = False,
+    processes: int = 1,
 ) -> Plan:
     """The quickest Plan for A (n, d) and K concepts; form, chunk_rows and block are kept if given.
 
     learn: whether the dictionary is updated too. sweeps: code half-steps that one plan serves with
     the dictionary unchanged. streams: the data are read in every pass and no residual is kept, so
-    the dictionary half is in normal form. Raises InvalidInput if the solver or a stream does not
-    have the form.
+    the dictionary half is in normal form. processes: how many have as many rows, and share D.
+    Raises InvalidInput if the solver, a stream or several processes do not have the form.
     """
     on = on or Machine()
+    by = learner(solver, K)
+    if processes > 1 and by != "hals":
+        if form == "residual":
+            raise InvalidInput(
+                f"form='residual' cannot be shared by processes where {by} updates the dictionary; "
+                "give form='auto' or 'normal'"
+            )
+        streams = True
     if streams and form == "residual":
         raise InvalidInput(
             "form='residual' keeps a residual as large as the data, which are streamed here; give "
@@ -189,7 +201,7 @@ def choose(
             f"form={form!r} does not exist for solver={solver!r}; it has: auto, {', '.join(forms)}"
         )
     forms = forms if form == "auto" else (form,)
-    swept = "hals" in (solver, learner(solver, K))
+    swept = "hals" in (solver, by)
     candidates = (
         (codes, dictionary, min(concepts, K), rows)
         for codes in forms
@@ -198,7 +210,10 @@ def choose(
         for rows in _pieces(n, d, K, itemsize, solver, codes, concepts, chunk_rows, on)
     )
     return min(
-        (predict(n, d, K, itemsize, solver, *one, learn, sweeps, on) for one in candidates),
+        (
+            predict(n, d, K, itemsize, solver, *one, learn, sweeps, on, processes)
+            for one in candidates
+        ),
         key=lambda plan: plan.seconds,
     )
 
@@ -216,6 +231,7 @@ def predict(
     learn: bool = True,
     sweeps: int = 1,
     on: Machine | None = None,
+    processes: int = 1,
 ) -> Plan:
     """The Plan of these choices, with its flops and the seconds an iteration should take."""
     on = on or Machine()
@@ -234,7 +250,26 @@ def predict(
         flops += half_step_flops(by, dictionary, d, n, K, block) - kept
         seconds += half_step_seconds(by, dictionary, d, n, K, block, d, itemsize, on)
         seconds -= kept / (on.gemm * on.threads * 4 / itemsize)
+        seconds += exchange(dictionary, d, K, block, itemsize, processes, on)[1]
     return Plan(codes, dictionary, block, piece_rows, flops, seconds=seconds)
+
+
+def exchange(
+    dictionary: str, d: int, K: int, block: int, itemsize: int, processes: int, on: Machine
+) -> tuple[int, float]:
+    """Bytes that an iteration sums or gathers over so many processes, and their seconds: ZᵀA and
+    ZᵀZ, or in residual form what each block of concepts needs of them; and D.
+
+    A ring sends what it sums twice, what it gathers once.
+    """
+    if processes == 1:
+        return 0, 0.0
+    blocks = math.ceil(K / block)
+    summed = K * d + (K * K if dictionary == "normal" else _squares(K, block))
+    sums = 2 if dictionary == "normal" else 2 * blocks
+    sent = (2 * summed + K * d) * itemsize * (processes - 1) / processes
+    seconds = sent / on.link + (sums + 1) * on.reduce_seconds
+    return (summed + K * d) * itemsize, seconds
 
 
 def accelerated(plan: Plan, n: int, d: int, K: int, itemsize: int, solver: str) -> Plan:

@@ -12,6 +12,7 @@ from . import memory
 from .codes import CodesInfo, describe, r_squared
 from .init import start
 from .plan import Plan
+from .ranks import ALONE
 from .rows import Rows
 from .solvers import squared_norm
 from .statistics import squared_error
@@ -33,6 +34,8 @@ class Resident:
 
     rows: Rows
     target: OnDisk | None = None
+    ranks = ALONE
+    store = None
     chunk_rows = None
     passes = 1
 
@@ -42,6 +45,9 @@ class Resident:
 
     def start(self, K: int, init: Any, generator: Generator | None) -> tuple[Tensor, Tensor]:
         return start(self.rows.A, K, init, generator)
+
+    def resume(self, Z: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+        return Z, D
 
     def measure(self, Z: Tensor, D: Tensor, chosen: Plan) -> Measured:
         A = self.rows.A

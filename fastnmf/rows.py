@@ -113,9 +113,9 @@ def _parts(A: Any, name: str) -> deque[Part]:
     return parts
 
 
-def batches_in(A: Any, name: str) -> Iterator[Part]:
-    """The batches that A gives, as matrices; raises InvalidInput for none, and for another width
-    than that of the first."""
+def batches_in(A: Any, name: str, *, empty: bool = False) -> Iterator[Part]:
+    """The batches that A gives, as matrices; raises InvalidInput for none unless `empty`, and for
+    another width than that of the first."""
     width = None
     for number, batch in enumerate(batches_of(A, name)):
         part = _as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
@@ -124,7 +124,7 @@ def batches_in(A: Any, name: str) -> Iterator[Part]:
             raise InvalidInput(f"batch {number} of {name} has {widths}; give all the same features")
         width = part.shape[1]
         yield part
-    if width is None:
+    if width is None and not empty:
         why = "it is empty, or a generator that has been read before (give a new one, or a list)"
         raise InvalidInput(f"{name} gave no batches: {why}")
 

@@ -37,6 +37,11 @@ class Shard:
     dtype: torch.dtype
     read: Callable[[int, int], Part]
 
+    def part(self, start: int, stop: int) -> Shard:
+        """Rows start to stop of it, which count from 0."""
+        shape = stop - start, self.shape[1]
+        return Shard(self.name, shape, self.dtype, lambda i, j: self.read(start + i, start + j))
+
 
 def paths_of(A: Any) -> Sequence[str | os.PathLike] | None:
     """The paths that A is or holds; None where it is something else."""
@@ -46,14 +51,18 @@ def paths_of(A: Any) -> Sequence[str | os.PathLike] | None:
     return A if listed else None
 
 
-def open_paths(paths: Sequence[str | os.PathLike]) -> tuple[Shard, ...]:
+def open_paths(paths: Sequence[str | os.PathLike], *, empty: bool = False) -> tuple[Shard, ...]:
     """The shards in these files, in this order; a folder stands for its .npy and .safetensors
     files, sorted by name.
 
-    Nothing but headers is read. Raises FileNotFoundError, or InvalidInput for an empty folder and
-    for a file that holds no matrix of real numbers.
+    Nothing but headers is read. empty: a folder without files has no rows. Raises
+    FileNotFoundError, or InvalidInput for another empty folder and for a file that holds no matrix
+    of real numbers.
     """
-    return tuple(_open(path) for given in paths for path in _files(Path(given)))
+    files = [path for given in paths for path in _files(Path(given), empty)]
+    if not files:
+        return (in_memory(np.empty((0, 1), np.float32), str(paths[0])),)
+    return tuple(map(_open, files))
 
 
 def in_memory(matrix: Part, name: str) -> Shard:
@@ -64,13 +73,13 @@ def in_memory(matrix: Part, name: str) -> Shard:
     return Shard(name, tuple(matrix.shape), compute_dtype(matrix), read)
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path, empty: bool) -> Iterator[Path]:
     if not path.is_dir():
         yield existing(path, SUFFIXES)
         return
     held = (file for file in path.iterdir() if not file.name.startswith("."))
     shards = sorted((file for file in held if file.suffix in SUFFIXES), key=lambda file: file.name)
-    if not shards:
+    if not shards and not empty:
         raise InvalidInput(f"the folder {path} holds no shards; they end in {', '.join(SUFFIXES)}")
     yield from shards
 

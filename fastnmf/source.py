@@ -3,10 +3,12 @@ again. Read through and checked once, before anything is computed."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,14 +63,25 @@ class Summary:
     def mean(self) -> float:
         return float(self.columns.sum()) / (self.n * self.d)
 
+    @classmethod
+    def of_nothing(cls) -> Summary:
+        return cls(0, 0, torch.float32, 0.0, 0.0, torch.zeros(0, dtype=torch.float64))
+
 
 class Shards:
     """The rows of shards, one below the other. Raises InvalidInput where their widths differ."""
 
     once = False
 
-    def __init__(self, shards: tuple[Shard, ...], name: str) -> None:
-        self.name, self._shards = name, shards
+    def __init__(
+        self,
+        shards: tuple[Shard, ...],
+        name: str,
+        matrix: Part | None = None,
+        paths: Sequence[str | os.PathLike] = (),
+    ) -> None:
+        """matrix: the rows, where they are in memory. paths: the files and folders they are of."""
+        self.name, self._shards, self.matrix, self.paths = name, shards, matrix, paths
         for before, shard in itertools.pairwise(shards):
             if shard.shape[1] != before.shape[1]:
                 raise InvalidInput(
@@ -80,8 +93,20 @@ class Shards:
         for shard in shards:
             self.dtype = torch.promote_types(self.dtype, shard.dtype)
 
+    def part(self, number: int, of: int) -> Shards:
+        """Part `number` of so many, as even as can be."""
+        n, parts, before = self.shape[0], [], 0
+        first, stop = n * number // of, n * (number + 1) // of
+        for shard in self._shards:
+            rows = shard.shape[0]
+            start, end = (min(max(at - before, 0), rows) for at in (first, stop))
+            if end > start or not parts:
+                parts.append(shard.part(start, end))
+            before += rows
+        return Shards(tuple(parts), self.name, paths=self.paths)
+
     def pieces(self) -> Iterator[Piece]:
-        step = max(1, _READ_ENTRIES // self.shape[1])
+        step = max(1, _READ_ENTRIES // max(1, self.shape[1]))
         for shard in self._shards:
             for first in range(0, shard.shape[0], step):
                 stop = min(first + step, shard.shape[0])
@@ -91,14 +116,14 @@ class Shards:
 class Batches:
     """The rows of a DataLoader, a dataset or an iterable of batches, the same in every pass.
 
-    once: whether they can be had only once. pieces raises InvalidInput where a later pass gives
-    other numbers than the first.
+    once: whether they can be had only once. empty: none will do. pieces raises InvalidInput where a
+    later pass gives other numbers than the first.
     """
 
     shape = None
 
-    def __init__(self, A: Any, name: str) -> None:
-        self.name, self._A = name, A
+    def __init__(self, A: Any, name: str, *, empty: bool = False) -> None:
+        self.name, self._A, self._empty = name, A, empty
         self._prints: list[int] | None = None
         self.once = isinstance(A, Iterator)
         # so that what gives no batches is refused now
@@ -106,7 +131,7 @@ class Batches:
 
     def pieces(self) -> Iterator[Piece]:
         prints, first = [], 0
-        for part in batches_in(self._A, self.name):
+        for part in batches_in(self._A, self.name, empty=self._empty):
             prints.append(_print(part))
             self._compare(prints, len(prints))
             step = max(1, _READ_ENTRIES // max(1, part.shape[1]))
@@ -138,34 +163,46 @@ def take(
     columns: str = "features",
     dtype: torch.dtype | None = None,
     signed: bool = False,
+    empty: bool = False,
 ) -> Rows | tuple[Source, Summary]:
     """A, checked: as Rows where keep(n, d, dtype, copied, given) lets all of it be held, else what
     gives its rows again, with its Summary.
 
     A: what read_rows takes, or the path of a .npy or .safetensors file or of a folder of them, or a
-    list of paths. copied: whether holding it takes memory; given: whether it is held already, in
-    any dtype. The rest as for read_rows, and the same
-    errors; places in files are told by file and row. Batches that can be had only once must fit.
+    list of paths, or Shards. empty: no rows will do. copied: whether holding it takes memory;
+    given: whether it is held already, in any dtype. The rest as for read_rows, and the same errors;
+    places in files are told by file and row. Batches that can be had only once must fit.
     """
     paths = paths_of(A)
-    matrix = as_matrix(A, name) if paths is None else None
+    known = paths is not None or isinstance(A, Shards)
+    matrix = None if known else as_matrix(A, name)
     wanted = {"name": name, "features": features, "columns": columns}
-    if matrix is not None and matrix.ndim == 2 and not isinstance(matrix, np.memmap):
+    whole = matrix is not None and matrix.ndim == 2 and not isinstance(matrix, np.memmap)
+    if whole and not (empty and len(matrix) == 0):
         found = torch.promote_types(dtype or torch.float32, compute_dtype(matrix))
         if keep(*matrix.shape, found, in_place(matrix, found, device) is None, True):
             return read_rows(A, device=device, dtype=dtype, signed=signed, **wanted)
-    if paths is not None:
-        source = Shards(open_paths(paths), name)
+    if isinstance(A, Shards):
+        source = A
+    elif paths is not None:
+        source = Shards(open_paths(paths, empty=empty), name)
     elif matrix is not None:
-        source = Shards((in_memory(matrix, name),), name)
+        source = Shards((in_memory(matrix, name),), name, matrix)
     else:
-        source = Batches(A, name)
-    return _inspect(source, ahead, keep, device, dtype, signed, wanted)
+        source = Batches(A, name, empty=empty)
+    return _inspect(source, ahead, keep, device, dtype, signed, wanted, empty)
+
+
+def part_of(A: Any, number: int, of: int) -> Shards:
+    """Part `number` of so many of the rows of A, paths or a matrix: what take takes."""
+    paths, name = paths_of(A) or (), "A"
+    shards = open_paths(paths) if paths else (in_memory(as_matrix(A, name), name),)
+    return Shards(shards, name, paths=paths).part(number, of)
 
 
 def summarise(rows: Rows, ahead: Ahead) -> tuple[Source, Summary]:
     """Rows in memory as what gives them again, with their Summary."""
-    source = Shards((in_memory(rows.A, "A"),), "A")
+    source = Shards((in_memory(rows.A, "A"),), "A", rows.A)
     wanted = {"name": "A", "features": None, "columns": "features"}
     return _inspect(source, ahead, lambda *_: False, "cpu", rows.A.dtype, True, wanted)
 
@@ -190,10 +227,39 @@ def chunks_of(
         yield slice(first, first + filled), X[:filled]
 
 
-def _inspect(source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: dict):
+def held_by(source: Source, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """All rows, where they lie on the device already and in this dtype."""
+    matrix = source.matrix if isinstance(source, Shards) else None
+    return None if matrix is None else in_place(matrix, dtype, device)
+
+
+def joined(summaries: list[Summary]) -> Summary:
+    """The Summary of all rows from those of parts, of which some may have none. Raises InvalidInput
+    where their widths differ, or none has rows."""
+    some = [summary for summary in summaries if summary.n]
+    if not some:
+        raise InvalidInput("A has no rows in any process; give rows to one of them at least")
+    widths = {summary.d for summary in some}
+    if len(widths) > 1:
+        told = ", ".join(f"{summary.d}" for summary in summaries)
+        raise InvalidInput(f"the processes have rows of {told} features; give all the same")
+    dtype = functools.reduce(torch.promote_types, (summary.dtype for summary in some))
+    return Summary(
+        sum(summary.n for summary in some),
+        widths.pop(),
+        dtype,
+        sum(summary.squares for summary in some),
+        max(summary.largest for summary in some),
+        sum(summary.columns for summary in some),
+    )
+
+
+def _inspect(source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: dict, empty=False):
     """One pass: every check, the sums, and all rows together if they may be."""
     name, n, matrix, parts = source.name, 0, None, deque()
     check = _Check(name, signed)
+    if empty and source.shape is not None and source.shape[0] == 0:
+        return source, Summary.of_nothing()
     if source.shape is not None:
         check_shape(source.shape, **wanted)
         dtype = torch.promote_types(dtype or torch.float32, source.dtype)
@@ -224,6 +290,8 @@ def _inspect(source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: di
             else:
                 parts = None
     if n == 0:
+        if empty:
+            return source, Summary.of_nothing()
         check_shape((0, 1), **wanted)
     check.report()
     if parts:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ranks import Ranks
 from .rows import Rows
 from .solvers import squared_norm
 
@@ -19,13 +20,18 @@ class Statistics:
     residual had drifted, squared, where one that was carried was computed anew.
     """
 
-    def __init__(self, D: Tensor, squared_data: Tensor | float, *, moments: bool) -> None:
-        K = D.shape[0]
+    def __init__(
+        self, D: Tensor, squared_data: Tensor | float, ranks: Ranks, *, moments: bool
+    ) -> None:
+        K, d = D.shape
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         self.squared_data = squared_data
-        self.cross = torch.zeros_like(D) if moments else None
-        self.gram = D.new_zeros(K, K) if moments else None
+        # one piece of memory, so that one call sums both over processes
+        self._moments = D.new_zeros(K * (d + K) if moments else 0)
+        self.cross = self._moments[: K * d].view(K, d) if moments else None
+        self.gram = self._moments[K * d :].view(K, K) if moments else None
+        self._ranks = ranks
         self._empty = True
 
     def clear_(self) -> None:
@@ -43,15 +49,28 @@ class Statistics:
         self.gram.addmm_(Z.T, Z, beta=beta)
         self._empty = False
 
-    def measure_error_(self, D: Tensor, G: Tensor) -> None:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums.
+    def reduce_(self) -> None:
+        """What was gathered of the codes becomes that of all processes."""
+        if self._ranks.alone:
+            return
+        if self.cross is not None:
+            if self._empty:
+                self._moments.zero_()
+            self._ranks.sum_(self._moments)
+        self._ranks.sum_(self.codes)
+
+    def measure_error_(self, D: Tensor, cross: Tensor, G: Tensor) -> None:
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums, which are then
+        those of all processes. D, cross: of the features that this one has.
 
         It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
         so at times below zero.
         """
-        cross = (self.cross * D).sum(dtype=torch.float64)
+        cross = (cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
-        torch.add(gram + self.squared_data, cross, alpha=-2, out=self.dictionary[2])
+        once = self.squared_data if self._ranks.rank == 0 else 0
+        torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
+        self._ranks.sum_(self.dictionary)
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .paths import check_output, replacing
+from .paths import check_output, folder_of, replacing
 
 # bytes in hand where all rows are gone through without the data
 _IN_HAND = 16 << 20
@@ -25,6 +25,14 @@ class InMemory:
 
     Z: Tensor
     place = "memory"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.Z.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.Z.dtype
 
     def load(self, part: slice) -> Tensor:
         return self.Z[part]
@@ -64,8 +72,7 @@ class OnDisk:
 
     def each_(self, change: Callable[[slice, Tensor], None]) -> None:
         """Call change(part, Z[part]), which changes it in place, for all rows in order."""
-        n, K = self.shape
-        for part in row_blocks(n, max(1, _IN_HAND // (K * self.dtype.itemsize))):
+        for part in _blocks_of(self):
             Z = self.load(part)
             change(part, Z)
             self.save(part, Z)
@@ -94,7 +101,8 @@ def written(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[
 
     Raises OSError at once where the disk has no room for it.
     """
-    with replacing(path) as part:
+    # what a process that was killed left of so large a file is removed
+    with folder_of(path) as folder, replacing(path, folder) as part:
         with open(part, "r+b") as file:
             described = {"descr": _number(dtype).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, described)
@@ -122,3 +130,27 @@ def row_blocks(n: int, rows: int) -> Iterator[slice]:
 
 def _number(dtype: torch.dtype) -> np.dtype:
     return np.dtype(str(dtype).removeprefix("torch."))
+
+
+def stored(path: Path) -> OnDisk:
+    """The rows in a .npy file that `written` gave. Raises ValueError where it is damaged."""
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, number = np.lib.format.read_array_header_1_0(file)
+        offset = file.tell()
+    dtype = torch.from_numpy(np.empty(0, number)).dtype
+    found = OnDisk(path, str(path), shape, dtype, offset)
+    if path.stat().st_size != offset + shape[0] * shape[1] * dtype.itemsize:
+        raise ValueError(f"{path} is cut off")
+    return found
+
+
+def copy_rows(source: InMemory | OnDisk, target: InMemory | OnDisk) -> None:
+    """All rows, some at a time."""
+    for part in _blocks_of(source):
+        target.save(part, source.load(part))
+
+
+def _blocks_of(store: InMemory | OnDisk) -> Iterator[slice]:
+    n, K = store.shape
+    return row_blocks(n, max(1, _IN_HAND // (K * store.dtype.itemsize)))

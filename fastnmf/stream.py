@@ -10,32 +10,52 @@ import torch
 from torch import Tensor
 
 from .ahead import Ahead
-from .source import Source, Summary, chunks_of
-from .store import NotKept, OnDisk, Store
+from .ranks import Ranks
+from .source import Source, Summary, chunks_of, held_by
+from .store import NotKept, OnDisk, Store, row_blocks
 
 
 class Stream:
     """A (n, d), checked, of which chunk_rows rows are in hand and as many are being read.
 
-    squared_data: ‖A‖². passes: how often all rows were read, the checks included.
+    here: which rows of A this process has; the others' are with the other ranks. summary: of all.
+    resident: all rows are in memory, and so may be a residual (n, d). squared_data: ‖A‖². passes:
+    how often all rows were read, the checks included.
     """
 
     def __init__(
-        self, source: Source, summary: Summary, ahead: Ahead, device: torch.device, chunk_rows: int
+        self,
+        source: Source,
+        summary: Summary,
+        ahead: Ahead,
+        device: torch.device,
+        chunk_rows: int,
+        ranks: Ranks,
+        here: slice,
+        resident: bool = False,
     ) -> None:
         self.n, self.d, self.dtype = summary.n, summary.d, summary.dtype
         self.squared_data, self.summary = summary.squares, summary
-        self.device, self.chunk_rows = device, chunk_rows
-        self.passes = 1
+        self.ranks, self.first, self.n_here = ranks, here.start, here.stop - here.start
+        self.device = device
+        self.passes, self.resident = 1, resident
         self._source, self._ahead = source, ahead
-        self._rooms = [self._room(), self._room()]
+        # all rows here (n, d), where they are in memory
+        none = torch.empty(0, self.d, dtype=self.dtype, device=device)
+        self.A = held_by(source, self.dtype, device) if self.n_here else none
+        self.take_chunks(chunk_rows)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def take_chunks(self, rows: int) -> None:
+        """From now on have so many rows in hand."""
+        self.chunk_rows = rows
+        self._rooms = [] if self.A is not None else [self._room(), self._room()]
 
     def chunks(
         self, codes: Store | None = None, save: bool = True
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """One pass: (which rows, X, their codes) on the device; what became of the codes is kept
-        unless save is False. A chunk is valid until the next one is asked for."""
+        """One pass: (which of the rows here, X, their codes) on the device; what became of the
+        codes is kept unless save is False. A chunk is valid until the next one is asked for."""
         for part, (room, host), loaded in self._ahead(self._read(codes)):
             X = self._on_device(room, host)
             Z = None if codes is None else self._codes(codes, X, loaded)
@@ -45,12 +65,18 @@ class Stream:
         self._ahead.settle()
         self.passes += 1
 
-    def pieces(self, codes: Store, piece_rows: int, save: bool = True) -> Pieces:
-        """What the engine goes through in each iteration."""
-        return Pieces(self, codes, piece_rows, save)
+    def pieces(
+        self, codes: Store, piece_rows: int, save: bool = True, E: Tensor | None = None
+    ) -> Pieces:
+        """What the engine goes through in each iteration. E (n, d): where the residual is kept."""
+        return Pieces(self, codes, piece_rows, save, E)
 
     def _read(self, codes: Store | None) -> Iterator:
         """In the thread: a chunk, the room it is in, and its codes as they are stored."""
+        if self.A is not None:
+            for part in row_blocks(self.n_here, self.chunk_rows):
+                yield part, (None, self.A[part]), None if codes is None else codes.load(part)
+            return
         turn = -1
 
         def room() -> Tensor:
@@ -68,9 +94,9 @@ class Stream:
         shape = self.chunk_rows, self.d
         return _Room(torch.empty(shape, dtype=self.dtype, pin_memory=pinned))
 
-    def _on_device(self, room: _Room, host: Tensor) -> Tensor:
+    def _on_device(self, room: _Room | None, host: Tensor) -> Tensor:
         """The chunk where it is computed with; the room may be filled again when `copied`."""
-        if self._copies is None:
+        if self._copies is None or room is None:
             return host.to(self.device)
         here = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
@@ -94,14 +120,18 @@ class _Room:
 
 @dataclass(frozen=True)
 class Pieces:
-    """X (m, d), its codes (m, K) and no residual, of each piece of rows; read anew every time."""
+    """X (m, d), its codes (m, K) and its residual, if it is kept, of each piece of rows; read anew
+    every time."""
 
     stream: Stream
     codes: Store
     piece_rows: int
     save: bool = True
+    E: Tensor | None = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, None]]:
-        for _, X, Z in self.stream.chunks(self.codes, self.save):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        for part, X, Z in self.stream.chunks(self.codes, self.save):
+            E = None if self.E is None else self.E[part]
             for i in range(0, len(X), self.piece_rows):
-                yield X[i : i + self.piece_rows], Z[i : i + self.piece_rows], None
+                rows = slice(i, i + self.piece_rows)
+                yield X[rows], Z[rows], None if E is None else E[rows]

@@ -58,8 +58,8 @@ def start(
 def _given(stream: Stream, codes: Codes, K: int, asked: Any) -> Tensor:
     like = {"dtype": stream.dtype, "device": stream.device}
     if codes is not None:
-        Z, D = init.given(asked, stream.n, stream.d, K, **like)
-        for part in row_blocks(stream.n, stream.chunk_rows):
+        Z, D = init.given(asked, stream.n_here, stream.d, K, **like)
+        for part in row_blocks(stream.n_here, stream.chunk_rows):
             codes.save(part, Z[part])
         return D
     if asked[0] is not None:
@@ -80,8 +80,13 @@ def _mean(stream: Stream) -> Tensor:
 def _draw_codes(stream: Stream, codes: Codes, K: int, generator: Generator | None) -> None:
     """Z = |normal| · sqrt(mean(A) / K), the numbers of one draw of all."""
     like, square = _like(stream), _mean(stream) / K
+    first, n_here = stream.first, stream.n_here
     for part in _groups(stream.n, _DRAWN_BYTES // (K * like.itemsize)):
-        codes.save(part, folded_normal((part.stop - part.start, K), like, square, generator))
+        drawn = folded_normal((part.stop - part.start, K), like, square, generator)
+        start, stop = (min(max(at - first, 0), n_here) for at in (part.start, part.stop))
+        if start < stop:
+            skipped = start + first - part.start
+            codes.save(slice(start, stop), drawn[skipped : skipped + stop - start])
 
 
 def _groups(n: int, rows: int) -> Iterator[slice]:
@@ -98,7 +103,7 @@ def _random_dictionary(stream: Stream, K: int, generator: Generator | None) -> T
 def _scale_to_data_(stream: Stream, codes: Codes, D: Tensor) -> None:
     rows = piece_rows(stream.d, 2 * D.itemsize)
     pieces = ((Z, X) for X, Z, _ in stream.pieces(codes, rows, save=False))
-    root = init.scale_of(pieces, D)
+    root = init.scale_of(pieces, D, stream.ranks.sum_)
     if root is not None:
         codes.each_(lambda _, Z: Z.mul_(root))
         D *= root
@@ -112,9 +117,12 @@ def _nndsvda(stream: Stream, codes: Codes, K: int, generator: Generator | None) 
 
     def pieces(rows: int, every: int) -> Iterator[Tensor]:
         for part, X, _ in stream.chunks():
-            yield from X[-part.start % every :: every].split(rows)
+            yield from X[-(stream.first + part.start) % every :: every].split(rows)
 
-    V, inverse = right_vectors(pieces, (stream.n, stream.d), K, _like(stream), largest, generator)
+    shape, sum_ = (stream.n, stream.d), stream.ranks.sum_
+    V, inverse = right_vectors(pieces, shape, K, _like(stream), largest, generator, sum_)
+    # by rounding, machines might have another basis
+    stream.ranks.share_(V, inverse)
     scaled = V * inverse
     squares = torch.zeros(2, K, dtype=wide(stream.device), device=stream.device)
     for part, X, _ in stream.chunks():
@@ -122,6 +130,7 @@ def _nndsvda(stream: Stream, codes: Codes, K: int, generator: Generator | None) 
         squares += init.part_squares(U)
         if codes is not None:
             codes.save(part, U)
+    sum_(squares)
     norms = squares.sum(0).sqrt()
     S = (norms / inverse / unit).to(V.dtype)
     norms = norms.clamp(min=TINY)
@@ -167,19 +176,22 @@ def _dictionary_of_rows(stream: Stream, K: int, kind: str, generator: Generator 
 def _of_rows(stream: Stream, measure: Callable[[Tensor], Tensor]) -> Tensor:
     """measure(X) of all rows, in float64. Small results of chunks, kept one by one, would lie
     between what each chunk takes and gives back, and keep it from being used again."""
-    measured = torch.empty(stream.n, dtype=wide(stream.device), device=stream.device)
+    measured = torch.zeros(stream.n, dtype=wide(stream.device), device=stream.device)
     for part, X, _ in stream.chunks():
         rows = piece_rows(stream.d, 8)
         for i, piece in enumerate(X.split(rows)):
-            first = part.start + i * rows
+            first = stream.first + part.start + i * rows
             measured[first : first + len(piece)] = measure(piece)
+    stream.ranks.sum_(measured)
     return measured
 
 
 def _take(stream: Stream, rows: Tensor) -> Tensor:
     """These rows of the data, in this order."""
-    taken = _like(stream).new_empty(len(rows), stream.d)
+    taken = _like(stream).new_zeros(len(rows), stream.d)
     for part, X, _ in stream.chunks():
-        here = ((rows >= part.start) & (rows < part.stop)).nonzero()[:, 0]
-        taken[here] = X[rows[here] - part.start]
+        first = stream.first + part.start
+        here = ((rows >= first) & (rows < first + len(X))).nonzero()[:, 0]
+        taken[here] = X[rows[here] - first]
+    stream.ranks.sum_(taken)
     return taken

@@ -9,6 +9,8 @@ from torch import Generator, Tensor
 
 # (rows in a piece, which: every so many) → the pieces of X, in order
 Pieces = Callable[[int, int], Iterator[Tensor]]
+# what makes a sum over the pieces here that of all; nothing where all are here
+Sum = Callable[[Tensor], None]
 # of a piece of rows in hand; 1 to 32 MB cost the same on two cores with AVX-512
 WORKSPACE_BYTES = 8 * 2**20
 # columns of the random basis beyond K; scikit-learn's number
@@ -45,12 +47,13 @@ def right_vectors(
     like: Tensor,
     largest: Tensor,
     generator: Generator | None = None,
+    sum_: Sum = lambda _: None,
 ) -> tuple[Tensor, Tensor]:
     """V (p, K), the K leading right singular vectors of X (m, p), the largest entry of each > 0;
     and a number by which X V is kept in range.
 
     Only products X Q and Xᵀ Q of pieces are taken, so X need not be in memory. like: a tensor of
-    its dtype and device. largest: its largest entry.
+    its dtype and device. largest: its largest entry. sum_: where pieces are a part of X.
     """
     m, p = shape
     size = K + OVERSAMPLES
@@ -65,18 +68,22 @@ def right_vectors(
     # that scikit-learn captures to 4e-4 on activations, to 2e-3 on a flat spectrum
     every = 4 if m >= 7 * p else 1
     if not whole:
-        Q = _range_basis(pieces, every, inverse, normal((p, size), like, generator), passes)
+        Q = normal((p, size), like, generator)
+        Q = _range_basis(pieces, every, inverse, Q, passes, sum_)
     G = torch.zeros(2 * [p if whole else size], dtype=wide(like.device), device=like.device)
     for Xi in pieces(piece_rows(p, 8), 1):
         Yi = (Xi if whole else Xi @ Q).to(G.dtype)
         G.addmm_(Yi.T, Yi)
+    sum_(G)
     W = torch.linalg.eigh(G).eigenvectors[:, -K:].flip(1).to(like.dtype)  # largest first
     V = W if whole else Q @ W  # (p, K)
     V *= V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()
     return V, inverse
 
 
-def _range_basis(pieces: Pieces, every: int, inverse: Tensor, Q: Tensor, passes: int) -> Tensor:
+def _range_basis(
+    pieces: Pieces, every: int, inverse: Tensor, Q: Tensor, passes: int, sum_: Sum
+) -> Tensor:
     """Orthonormal Q (p, size) ≈ the leading right singular space of X (m, p): Q ← orth(XᵀX Q); all
     but the last three passes take so few rows."""
     for following in reversed(range(passes)):
@@ -84,6 +91,7 @@ def _range_basis(pieces: Pieces, every: int, inverse: Tensor, Q: Tensor, passes:
         rows = piece_rows(Q.shape[1], Q.itemsize)
         for Xi in pieces(rows, 1 if following < 3 else every):
             Y.addmm_(Xi.T, Xi @ scaled)
+        sum_(Y)
         Q = torch.linalg.qr(Y).Q
     return Q
 

@@ -52,12 +52,13 @@ class Workspace:
 class Sweep:
     """What all half-steps of a run share: the operations, the concepts in a block, scratch, and the
     precision that torch allows products: it is used in residual form only, where it does no harm
-    (README, design)."""
+    (README, design). sum_ makes sums over the entries of B in hand those over all; hals has it."""
 
     ops: Operations
     block: int
     scratch: Workspace
     allowed: str = "highest"
+    sum_: Callable[..., None] = lambda *_: None
 
     def blocks(self, K: int) -> Iterator[slice]:
         return (slice(k, min(k + self.block, K)) for k in range(0, K, self.block))
@@ -93,7 +94,9 @@ def hold(
         step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal()) if solver == "pgd" else None
         return Held(B, G, step=step)
     if solver == "hals":
-        return Held(B, grams=tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0])))
+        grams = tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0]))
+        sweep.sum_(*grams)
+        return Held(B, grams=grams)
     if solver == "pgd":
         # no B.square(): B may be all codes
         squares = torch.linalg.vector_norm(B, dim=1).square()
@@ -152,6 +155,7 @@ def _hals_residual_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: 
         for S, gram in zip(sweep.blocks(F.shape[0]), held.grams, strict=True):
             B = held.B[S]
             R = torch.mm(B, piece.Et, out=sweep.scratch("R", len(B), F.shape[1]))
+            sweep.sum_(R)
             delta = sweep.scratch("delta", *R.shape)
             sweep.ops["hals_block_"](F[S], R, gram, delta, sums)
             if in_tf32(B):

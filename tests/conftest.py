@@ -1,9 +1,34 @@
-"""Tests run in several processes, of one thread each."""
+"""Tests run in several processes, of one thread each, which share what takes long to make."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # before torch is loaded; what tests start has it as well
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name, fill): a folder of this name that fill(folder) filled in one of the processes; the
+    others wait for it."""
+    from filelock import FileLock
+
+    here = tmp_path_factory.getbasetemp()
+    root = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
+
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from oracle import problem
 
-from fastnmf import NMF
+from fastnmf import NMF, budget
 from fastnmf.solvers import SOLVERS
 
 ITERATIONS = {"anls": 12}
-CASES = [(name, form) for name, solver in SOLVERS.items() for form in solver.forms]
+# in passes over a file, with codes in another
+STREAMED = "streamed"
+CASES = [(name, form) for name, solver in SOLVERS.items() for form in (*solver.forms, STREAMED)]
 
 
 def fork_fit(solver: str, form: str, out: Path, checkpoint: Path | None) -> int:
@@ -34,17 +36,26 @@ def fork_fit(solver: str, form: str, out: Path, checkpoint: Path | None) -> int:
     try:
         torch.set_num_threads(1)
         A = torch.tensor(problem(300, 40, 20)[0], dtype=torch.float32)
+        options, codes = {"form": form}, "memory"
+        if form == STREAMED:
+            options = {"max_memory": "200kB", "chunk_rows": 70}
+            budget._OVERHEAD = budget.WORKSPACE_BYTES = 0
+            budget.LEAST_ROWS = 64
+            codes = out.with_suffix(".codes.npy")
+            np.save(out.with_suffix(".data.npy"), A.numpy())
+            A = out.with_suffix(".data.npy")
         model = NMF(
             25,
             solver=solver,
-            form=form,
             seed=0,
             max_iter=ITERATIONS.get(solver, 30),
             tol=0,
             checkpoint=checkpoint,
             checkpoint_seconds=0,
+            **options,
         )
-        Z, D = model.fit(A, resume=checkpoint is not None)
+        Z, D = model.fit(A, resume=checkpoint is not None, codes=codes)
+        assert (model.fit_info_.chunk_rows is None) == (form != STREAMED)
         np.savez(out, Z=Z, D=D, errors=[one.relative_error for one in model.fit_info_.history])
         status = 0
     finally:
@@ -91,10 +102,13 @@ def same_after_kills(solver: str, form: str, kills: int, chance: random.Random) 
                 continue
             assert_same(np.load(alone), np.load(out))
             checkpoint.unlink()
+            for file in Path(folder).glob("fit.codes-*.npy"):
+                file.unlink()
             done += 1
             if not kills:
                 break
         left = {file.name for file in Path(folder).iterdir()}
+        left -= {f"{name}.{what}.npy" for name in ("alone", "out") for what in ("codes", "data")}
         assert left == {"alone.npz", "out.npz"}, left
     return done, resumed
 

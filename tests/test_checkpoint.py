@@ -14,9 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 from half_steps import DTYPES, strided
+from killed_fits import CASES
 from oracle import problem
 
-from fastnmf import NMF, InvalidInput, cli
+from fastnmf import NMF, InvalidInput, budget, cli
 from fastnmf.files import load_model, read_matrix, save_model
 from fastnmf.plan import REFRESH
 from fastnmf.solvers import SOLVERS
@@ -460,12 +461,12 @@ def test_process_that_is_told_to_leave_saves_and_leaves_as_it_would_have(number,
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork: not here")
 def test_fits_that_are_killed_at_random_moments_end_with_the_same_bits():
-    """Of every solver in every form; `python tests/killed_fits.py 100` kills more often."""
-    command = [sys.executable, HERE / "killed_fits.py", str(3 * len(FORMS))]
+    """Of every solver in every form and streamed; `python tests/killed_fits.py 100` does more."""
+    command = [sys.executable, HERE / "killed_fits.py", str(2 * len(CASES))]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    for solver, form in FORMS:
-        assert f"{solver} {form}: 3 kills" in ran.stdout
+    for solver, form in CASES:
+        assert f"{solver} {form}: 2 kills" in ran.stdout
 
 
 def test_command_line_saves_and_resumes(tmp_path, monkeypatch, capsys):
@@ -484,3 +485,99 @@ def test_command_line_saves_and_resumes(tmp_path, monkeypatch, capsys):
     assert "checkpoint" in capsys.readouterr().err
     assert cli.main([*command.split(), "--checkpoint", "m.safetensors"]) == 2
     assert "m.safetensors is named twice" in capsys.readouterr().err
+
+
+@pytest.fixture
+def streamed(tmp_path, monkeypatch):
+    """A file, and models that read it in passes."""
+    for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
+        monkeypatch.setattr(budget, name, value)
+    A = problem(3000, 40, 6)[0].astype(np.float32)
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "A.npy", A)
+
+    def model(**options):
+        options = {"max_iter": 12, "tol": 0, "seed": 0, "max_memory": "600kB", **options}
+        return NMF(6, **options)
+
+    model.A = tmp_path / "data" / "A.npy"
+    return model
+
+
+CODES = ["memory", "file", None]
+
+
+def kept_in(codes, tmp_path, name="Z.npy"):
+    return tmp_path / name if codes == "file" else codes
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("codes", CODES)
+def test_streamed_fit_resumes_to_the_same_bits(codes, solver, path, streamed, tmp_path):
+    options = {"solver": solver, "max_iter": 5 if codes is None else 12, "chunk_rows": 430}
+    expected = streamed(**options)
+    Z, D = expected.fit(streamed.A, codes=kept_in(codes, tmp_path, "expected.npy"))
+    assert expected.fit_info_.chunk_rows == 430
+    at = kept_in(codes, tmp_path)
+    for left in (1, 2, 4) if codes is None else (1, 2, 4, 10):
+        model = streamed(checkpoint=path, checkpoint_seconds=0, callback=stop_in(left), **options)
+        with pytest.raises(Stopped):
+            model.fit(streamed.A, codes=at, resume=True)
+    resumed = streamed(checkpoint=path, **options)
+    ends = resumed.fit(streamed.A, codes=at, resume=True)
+    assert (ends[0] is None) == (codes is None)
+    pairs = (ends, (Z, D)) if codes else (ends[1:], (D,))
+    assert_same_fit(resumed, pairs[0], expected, pairs[1])
+    # the codes of the last save, and no others
+    beside = sorted(file.name for file in tmp_path.glob("fit.codes-*"))
+    assert len(beside) == (0 if codes is None else 1)
+
+
+def test_streamed_fit_resumes_in_the_chunks_it_had(path, streamed, tmp_path):
+    expected = streamed()
+    factors = expected.fit(streamed.A, codes=tmp_path / "expected.npy")
+    model = streamed(checkpoint=path, checkpoint_seconds=0, callback=stop_in(5))
+    with pytest.raises(Stopped):
+        model.fit(streamed.A, codes=tmp_path / "Z.npy")
+    resumed = streamed(checkpoint=path, max_memory="800kB")
+    ends = resumed.fit(streamed.A, codes=tmp_path / "Z.npy", resume=True)
+    assert resumed.fit_info_.chunk_rows == expected.fit_info_.chunk_rows
+    assert_same_fit(resumed, ends, expected, factors)
+    with pytest.raises(InvalidInput, match="give as much max_memory as then"):
+        streamed(checkpoint=path, max_memory="500kB").fit(
+            streamed.A, codes=tmp_path / "Z.npy", resume=True
+        )
+
+
+@pytest.mark.parametrize("harm", ["cut off", "gone", "foreign"])
+def test_streamed_fit_whose_saved_codes_are_damaged_is_refused(harm, path, streamed, tmp_path):
+    model = streamed(checkpoint=path, checkpoint_seconds=0, callback=stop_in(5))
+    with pytest.raises(Stopped):
+        model.fit(streamed.A, codes=tmp_path / "Z.npy")
+    (codes,) = tmp_path.glob("fit.codes-*.npy")
+    if harm == "cut off":
+        codes.write_bytes(codes.read_bytes()[:-8])
+    elif harm == "gone":
+        codes.unlink()
+    else:
+        codes.write_text("something else")
+    before = path.read_bytes()
+    model = streamed(checkpoint=path)
+    with pytest.raises(InvalidInput, match=f"{codes.name}, which cannot be read"):
+        model.fit(streamed.A, codes=tmp_path / "Z.npy", resume=True)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "Z.npy").exists()
+
+
+def test_checkpoint_of_a_fit_in_memory_is_not_that_of_a_stream(path, streamed, tmp_path):
+    A = np.load(streamed.A)
+    options = {"checkpoint": path, "checkpoint_seconds": 0, "accelerate": "auto"}
+    streamed(max_memory=None, **options).fit(A)
+    with pytest.raises(InvalidInput, match="data='in memory' there, 'read in passes' here"):
+        streamed(**options).fit(streamed.A, codes=tmp_path / "Z.npy", resume=True)
+
+
+def test_checkpoint_is_no_shard_of_the_data(streamed):
+    model = streamed(checkpoint=streamed.A.parent / "fit.safetensors")
+    with pytest.raises(InvalidInput, match=r"is to be written, but .* is read"):
+        model.fit(streamed.A.parent)

@@ -88,6 +88,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "checkpoint_seconds": 5.0,
         "revive": True,
         "verbose": False,
+        "distributed": False,
     }
 
 

@@ -1,0 +1,205 @@
+"""The processes that share a fit, each with rows of its own: what is summed over rows is summed
+over them. All of torch.distributed that the package uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from .errors import InvalidInput
+
+
+class Ranks:
+    """Number `rank` of `size` processes; alone there is nothing to do. All of them make the same
+    calls in the same order.
+
+    device: where collectives of numbers lie. group: of torch.distributed. summed: bytes that were
+    summed, shared or gathered so far.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu", group: Any = None
+    ) -> None:
+        self.rank, self.size, self.device = rank, size, torch.device(device)
+        self.group = group
+        self.summed = 0
+
+    @classmethod
+    @contextmanager
+    def joined(cls, device: torch.device) -> Iterator[Ranks]:
+        """Those of the default group, within a group of their own that ends with the context: where
+        one leaves by an error the others need not wait for it. Raises InvalidInput where there is
+        no group, or one that cannot bring what is on the device."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            raise InvalidInput(
+                "distributed=True needs the processes of torch.distributed: call "
+                "torch.distributed.init_process_group() first and run by torchrun"
+            )
+        backend = distributed.get_backend()
+        if backend == "nccl" and device.type != "cuda":
+            raise InvalidInput(
+                f"a group with backend 'nccl' cannot bring what is on device {str(device)!r}; give "
+                "NMF(device=f'cuda:{LOCAL_RANK}'), or init_process_group('gloo')"
+            )
+        group = distributed.new_group(timeout=_timeout(device), backend=backend)
+        ranks = cls(distributed.get_rank(), distributed.get_world_size(), device, group)
+        try:
+            yield ranks
+        finally:
+            # connections close when nobody holds the group any more
+            ranks.group = None
+            distributed.destroy_process_group(group)
+            del group
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    @property
+    def on_host(self) -> int:
+        """How many of them share the memory of this machine, as far as torchrun said."""
+        return 1 if self.alone else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+    def sum_(self, *tensors: Tensor) -> None:
+        """Every tensor becomes its sum over the processes; the same bits in all of them."""
+        self._each_(tensors, lambda tensor: distributed.all_reduce(tensor, group=self.group))
+
+    def share_(self, *tensors: Tensor) -> None:
+        """Every tensor becomes that of process 0."""
+        self._each_(tensors, lambda tensor: distributed.broadcast(tensor, 0, group=self.group))
+
+    def _each_(self, tensors: tuple[Tensor, ...], collective: Callable[[Tensor], Any]) -> None:
+        if self.alone:
+            return
+        for tensor in tensors:
+            # NCCL takes nothing else
+            packed = tensor.contiguous()
+            with self._waiting():
+                collective(packed)
+            if packed is not tensor:
+                tensor.copy_(packed)
+            self.summed += tensor.numel() * tensor.itemsize
+
+    def columns(self, matrix: Tensor) -> Tensor:
+        """Those of a matrix (K, d) that this process works on: a copy; alone, the matrix."""
+        if self.alone:
+            return matrix
+        return matrix[:, self._columns(matrix.shape[1], self.rank)].contiguous()
+
+    def join_columns_(self, matrix: Tensor, mine: Tensor) -> None:
+        """The matrix becomes what all processes made of the columns they have."""
+        if self.alone:
+            return
+        K, d = matrix.shape
+        # all send as many
+        sent = matrix.new_zeros(K, -(-d // self.size))
+        sent[:, : mine.shape[1]] = mine
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        with self._waiting():
+            distributed.all_gather(received, sent, group=self.group)
+        self.summed += matrix.numel() * matrix.itemsize
+        for rank, part in enumerate(received):
+            where = self._columns(d, rank)
+            matrix[:, where] = part[:, : where.stop - where.start]
+
+    def _columns(self, d: int, rank: int) -> slice:
+        return slice(d * rank // self.size, d * (rank + 1) // self.size)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each is true in some process."""
+        if self.alone:
+            return flags
+        found = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        with self._waiting():
+            distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.group)
+        return tuple(map(bool, found.tolist()))
+
+    def gather(self, thing: Any) -> list:
+        """What every process gives, in their order."""
+        if self.alone:
+            return [thing]
+        things = [None] * self.size
+        with self._waiting():
+            distributed.all_gather_object(things, thing, group=self.group)
+        return things
+
+    def agree(self, options: dict[str, Any]) -> None:
+        """Raises InvalidInput in all processes where their options differ."""
+        first, *others = self.gather(options)
+        for number, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise InvalidInput(
+                        f"{name} is {value!r} in process 0 and {other[name]!r} in process {number}"
+                        "; give all processes of a fit the same options"
+                    )
+
+    def own(self, path: str | os.PathLike) -> Path:
+        """The file of this process, beside those of the others."""
+        path = Path(path)
+        if self.alone:
+            return path
+        return path.with_name(f"{path.stem}-{self.rank:05d}-of-{self.size:05d}{path.suffix}")
+
+    def generator(self) -> torch.Generator | None:
+        """One that draws the same in all processes, seeded by process 0; None alone."""
+        if self.alone:
+            return None
+        seed = torch.randint(2**62, (1,)).to(self.device)
+        self.share_(seed)
+        return torch.Generator().manual_seed(int(seed))
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """A context without collectives: what fails in one process fails in all of them."""
+        try:
+            yield
+        except Exception as error:
+            self.gather(f"{type(error).__name__}: {error}")
+            raise
+        for rank, failure in enumerate(self.gather(None)):
+            if failure is not None:
+                raise InvalidInput(f"process {rank} of {self.size} cannot go on: {failure}")
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        # objects that are gathered go through the device that is current
+        cuda = self.device.type == "cuda"
+        try:
+            with torch.cuda.device(self.device) if cuda else nullcontext():
+                yield
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"process {self.rank} of {self.size} cannot reach the others ({error}): one has "
+                "failed or ended, or did not answer within the timeout of init_process_group"
+            ) from error
+
+
+ALONE = Ranks()
+
+
+def _timeout(device: torch.device) -> timedelta | None:
+    """That of the default group, which new groups do not take by themselves."""
+    held = distributed.group.WORLD._get_backend(device)
+    return getattr(getattr(held, "options", None), "_timeout", None)
+
+
+@contextmanager
+def together(device: str, seconds: float) -> Iterator[Ranks]:
+    """The processes that torchrun started, joined in a group of torch.distributed: NCCL on CUDA,
+    else gloo. seconds: how long one waits for the others at most."""
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,319 @@
+"""A fit shared by several processes is that of one, however the rows are split."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import relative_difference
+from torch import distributed
+
+from fastnmf import NMF
+from fastnmf.cli import main
+from fastnmf.errors import InvalidInput
+from fastnmf.files import load_model
+from fastnmf.ranks import Ranks
+
+HERE = Path(__file__).parent
+n, d, K = 203, 19, 6
+
+
+def data(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    Z = torch.rand(n, K, generator=generator, dtype=torch.float64) ** 4
+    D = torch.rand(K, d, generator=generator, dtype=torch.float64) ** 2
+    noise = 0.05 * torch.rand(n, d, generator=generator, dtype=torch.float64)
+    A = Z @ D + noise
+    A[5] = 0
+    return A.to(dtype)
+
+
+PLAIN = {"nb_concepts": K, "max_iter": 20, "tol": 0, "seed": 1}
+FITS = {
+    f"{solver}-{how}-{init}": (data(), {**PLAIN, "solver": solver, "how": how, "init": init})
+    for solver, (how, init) in itertools.product(
+        ["hals", "mu", "pgd", "anls"], [("even", "random"), ("uneven", "nndsvda")]
+    )
+}
+FITS |= {
+    f"hals-uneven-{init}": (data(), {**PLAIN, "how": "uneven", "init": init})
+    for init in ("rows", "spread")
+}
+FITS |= {
+    "many concepts": (
+        data(torch.float64),
+        {**PLAIN, "nb_concepts": 40, "how": "uneven", "init": "nndsvda"},
+    ),
+    "float64": (data(torch.float64), {**PLAIN, "how": "uneven"}),
+    "float16": (data(torch.float16), {**PLAIN, "how": "even"}),
+    "stops by tol": (data(torch.float64), {**PLAIN, "tol": 1e-2, "max_iter": 500, "how": "uneven"}),
+    "stops by error": (
+        data(torch.float64),
+        {**PLAIN, "tol": 1e-2, "stop": "error", "max_iter": 500, "how": "even"},
+    ),
+    "fewer rows than processes": (data()[:1], {**PLAIN, "nb_concepts": 1, "how": "even"}),
+    "fewer features than processes": (data()[:, :1], {**PLAIN, "nb_concepts": 1, "how": "even"}),
+    "residual": (data(torch.float64), {**PLAIN, "how": "uneven", "form": "residual", "block": 4}),
+    "residual of many": (
+        data(torch.float64),
+        {**PLAIN, "nb_concepts": 70, "how": "even", "init": "random", "form": "residual"},
+    ),
+    "many features": (
+        torch.rand(250, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        {**PLAIN, "how": "uneven", "init": "nndsvda"},
+    ),
+    "batches": (data(), {**PLAIN, "how": "uneven", "batches": True}),
+    "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
+}
+# what one of them is given otherwise, and what all of them say
+DIFFERING = {
+    "nb_concepts": (K - 1, "nb_concepts is 6 in process 0 and 5 in process 1"),
+    "max_iter": (7, "max_iter is 20 in process 0 and 7 in process 1"),
+    "init": ("rows", "init is 'auto' in process 0 and 'rows' in process 1"),
+    "seed": (2, "seed is 1 in process 0 and 2 in process 1"),
+    "solver": ("mu", "solver is 'hals' in process 0 and 'mu' in process 1"),
+    "codes": (None, "codes is 'memory' in process 0 and None in process 1"),
+}
+BAD = data().clone()
+BAD[n - 1 - n // 4, 2] = -1
+OTHERS = {
+    "no seed": (data(), {**PLAIN, "seed": None, "how": "even", "init": "random"}),
+    "codes on disk": (data(), {**PLAIN, "how": "uneven", "file": "Z.npy"}),
+    "codes not kept": (data(), {**PLAIN, "how": "even", "codes": None}),
+    "negative": (BAD, {**PLAIN, "how": "even"}),
+    "max_seconds": (data(), {**PLAIN, "max_iter": 10**6, "max_seconds": 0.2, "how": "even"}),
+    "accelerate": (data(), {**PLAIN, "accelerate": True, "how": "even"}),
+    "broken callback": (data(), {**PLAIN, "how": "even", "of": {1: {"raises": True}}}),
+    "no folder": (data(), {**PLAIN, "how": "even", "of": {1: {"file": "no/Z.npy"}}}),
+    "mu in residual form": (data(), {**PLAIN, "solver": "mu", "form": "residual", "how": "even"}),
+}
+OTHERS |= {
+    name: (data(), {**PLAIN, "how": "even", "of": {1: {name: value}}})
+    for name, (value, _) in DIFFERING.items()
+}
+# so that the processes are seen to agree still after all that
+ALL = FITS | OTHERS | {"after failures": (data(), {**PLAIN, "how": "even"})}
+FAILURES = {name: message for name, (_, message) in DIFFERING.items()}
+FAILURES |= {
+    "no folder": "the folder",
+    "negative": "1 negative entry",
+    "accelerate": "shared by several processes",
+    "mu in residual form": "cannot be shared by processes where mu updates the dictionary",
+}
+# where four processes tell more than two
+FEWER = [name for name in FITS if name.partition("-")[0] in ("hals", "mu", "pgd", "anls")]
+FEWER += [
+    "residual",
+    "fewer rows than processes",
+    "fewer features than processes",
+    "codes on disk",
+    "negative",
+]
+CASES = {2: list(ALL), 4: FEWER}
+
+
+def begin(folder: Path, size: int) -> list[subprocess.Popen]:
+    command = [sys.executable, str(HERE / "ranks_program.py"), str(folder)]
+    return [
+        subprocess.Popen(
+            [*command, str(rank), str(size)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for rank in range(size)
+    ]
+
+
+@pytest.fixture(scope="module")
+def shared(once):
+    """shared(size): the results of every case, by name and rank."""
+
+    @functools.cache
+    def results(size: int) -> dict[str, tuple]:
+        folder = once(f"ranks-{size}", functools.partial(run_cases, size))
+        told = [torch.load(folder / f"results-{rank}.pt") for rank in range(size)]
+        return dict(zip(CASES[size], zip(*told, strict=True), strict=True))
+
+    return results
+
+
+def run_cases(size: int, folder: Path) -> None:
+    torch.save([ALL[name] for name in CASES[size]], folder / "cases.pt")
+    processes = begin(folder, size)
+    told = [process.communicate(timeout=200)[0].decode() for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(told)
+
+
+def cases(names):
+    """(size, name) of these cases where they are run."""
+    return [(size, name) for size in CASES for name in names if name in CASES[size]]
+
+
+def alone(name: str):
+    A, case = ALL[name]
+    apart = ("how", "file", "codes", "batches")
+    options = {key: value for key, value in case.items() if key not in apart}
+    nmf = NMF(accelerate=False, **options)
+    Z, D = nmf.fit(A)
+    return Z, D, nmf.fit_info_
+
+
+@pytest.mark.parametrize(("size", "name"), cases([*FITS, "after failures"]))
+def test_fit_of_several_processes_is_that_of_one(size, name, shared):
+    results = shared(size)[name]
+    assert not any("error" in result for result in results), results
+    Z, D, info = alone(name)
+    bound = 1e-10 if D.dtype == torch.float64 else 1e-5
+    for result in results:
+        assert torch.equal(result["D"], results[0]["D"])
+        assert relative_difference(result["D"], D) <= bound
+        told = result["info"]
+        assert told["iterations"] == info.iterations
+        assert told["stopped_by"] == info.stopped_by
+        assert (told["n"], told["processes"], told["form"]) == (len(Z), size, info.form)
+        # in residual form the codes of the row of zeros are rounding
+        one_row = Z.shape[1] / len(Z) if info.form == "residual" else 1e-6
+        for measured, apart in [
+            ("relative_error", 1e-6),
+            ("r_squared", 1e-6),
+            ("mean_l0", one_row),
+        ]:
+            assert told[measured] == pytest.approx(getattr(info, measured), rel=1e-3, abs=apart)
+    codes = torch.cat([result["Z"] for result in results])
+    assert relative_difference(codes, Z) <= 10 * bound
+
+
+@pytest.mark.parametrize("size", CASES)
+def test_bytes_that_are_summed_are_told(size, shared):
+    for result in shared(size)["hals-even-random"]:
+        assert result["info"]["reduced_bytes"] == 4 * K * (d + K) + 4 * K * d + 2 * 8 * 4
+        assert f"{size}, 1,120 bytes exchanged an iteration" in result["text"]
+
+
+def test_without_a_seed_all_draw_the_same(shared):
+    first, other = shared(2)["no seed"]
+    assert torch.equal(first["D"], other["D"])
+
+
+@pytest.mark.parametrize("size", CASES)
+def test_every_process_writes_its_codes(size, shared):
+    results = shared(size)["codes on disk"]
+    Z, _, _ = alone("codes on disk")
+    files = [Path(result["info"]["codes"]) for result in results]
+    assert [file.name for file in files] == [
+        f"Z-{rank:05d}-of-{size:05d}.npy" for rank in range(size)
+    ]
+    written = np.concatenate([np.load(file) for file in files])
+    assert relative_difference(written, Z) <= 1e-5
+
+
+def test_codes_need_not_be_kept(shared):
+    for result in shared(2)["codes not kept"]:
+        assert result["Z"] is None
+        assert result["info"]["relative_error"] < 0.1
+
+
+@pytest.mark.parametrize(("size", "name"), cases(FAILURES))
+def test_what_fails_in_one_fails_in_all(size, name, shared):
+    results = shared(size)[name]
+    for result in results:
+        assert FAILURES[name] in result["error"]
+    assert "InvalidInput" in results[0]["error"]
+
+
+def test_others_need_not_wait_for_one_that_failed(shared):
+    waiting, failed = shared(2)["broken callback"]
+    assert "ZeroDivisionError" in failed["error"]
+    assert "ConnectionError: process 0 of 2 cannot reach the others" in waiting["error"]
+    assert waiting["seconds"] < 10
+
+
+def test_all_end_in_time_together(shared):
+    told = [result["info"] for result in shared(2)["max_seconds"]]
+    assert {info["stopped_by"] for info in told} == {"max_seconds"}
+    assert len({info["iterations"] for info in told}) == 1
+
+
+def test_process_that_is_killed_ends_the_others(tmp_path):
+    A = torch.rand(400, 60)
+    case = {"nb_concepts": 30, "max_iter": 10**7, "tol": 0, "how": "even", "begun": "begun"}
+    torch.save([(A, case)], tmp_path / "cases.pt")
+    first, second = begin(tmp_path, 2)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and first.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        second.kill()
+        told = first.communicate(timeout=40)[0].decode()
+    finally:
+        first.kill()
+        second.kill()
+    assert first.returncode is not None
+    (result,) = torch.load(tmp_path / "results-0.pt")
+    assert "ConnectionError" in result["error"], told
+    assert "process 0 of 2" in result["error"]
+
+
+def test_group_of_a_fit_has_the_timeout_of_the_default_one(tmp_path):
+    meeting, timeout = f"file://{tmp_path / 'meeting'}", timedelta(seconds=77)
+    distributed.init_process_group(
+        "gloo", init_method=meeting, rank=0, world_size=1, timeout=timeout
+    )
+    try:
+        with Ranks.joined(torch.device("cpu")) as ranks:
+            assert ranks.group._get_backend(torch.device("cpu")).options._timeout == timeout
+    finally:
+        distributed.destroy_process_group()
+
+
+def torchrun(*command, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command],
+        cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_command_divides_the_rows_and_leaves_what_it_reads_alone(tmp_path):
+    for number in range(2):
+        np.save(tmp_path / f"X-0000{number}-of-00002.npy", data()[number::2].numpy())
+    fit = ["-m", "fastnmf", "fit", *(f"X-0000{number}-of-00002.npy" for number in range(2))]
+    options = ["--concepts", "6", "--seed", "1", "--tol", "0", "--max-iter", "20", "--quiet"]
+    ran = torchrun(*fit, *options, "--out", "m.safetensors", "--codes", "X.npy", cwd=tmp_path)
+    assert "is named twice" in ran.stderr
+    assert np.load(tmp_path / "X-00000-of-00002.npy").shape[1] == d
+    ran = torchrun(*fit, *options, "--out", "m.safetensors", "--codes", "Z.npy", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    A = torch.cat([data()[0::2], data()[1::2]])
+    Z, D = NMF(K, accelerate=False, **{key: PLAIN[key] for key in ("max_iter", "tol", "seed")}).fit(
+        A
+    )
+    assert relative_difference(load_model(tmp_path / "m.safetensors").D, D) <= 1e-5
+    written = [np.load(tmp_path / f"Z-0000{number}-of-00002.npy") for number in range(2)]
+    assert relative_difference(np.concatenate(written), Z) <= 1e-4
+
+
+def test_other_commands_are_not_shared(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["info"]) == 2
+    assert "only fit is shared" in capsys.readouterr().err
+    fit = "fit A.npy --concepts 2 --out m.safetensors --timeout"
+    for seconds in ("0", "-1", "nan", "inf"):
+        assert main([*fit.split(), seconds]) == 2
+        assert "--timeout" in capsys.readouterr().err
+
+
+def test_distributed_needs_processes():
+    with pytest.raises(InvalidInput, match="init_process_group"):
+        NMF(2, distributed=True).fit(torch.rand(4, 3))
+    with pytest.raises(TypeError, match="distributed=1 must be True or False"):
+        NMF(2, distributed=1)
+    with pytest.raises(InvalidInput, match="distributed=True is for fit"):
+        NMF(2, distributed=True).partial_fit(torch.rand(4, 3))
