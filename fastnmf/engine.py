@@ -15,8 +15,8 @@ from .extrapolation import Extrapolation
 from .momentum import Momentum
 from .plan import REFRESH, Plan
 from .precision import products_in
-from .revive import looks, revive_
 from .ranks import ALONE, Ranks
+from .revive import looks, revive_
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
