@@ -144,6 +144,11 @@ class _Run:
     kept: list | None = None
 
     @property
+    def codes(self) -> Tensor:
+        """Z, which is in memory."""
+        return self.Z.Z if isinstance(self.Z, InMemory) else self.Z
+
+    @property
     def carries(self) -> bool:
         """Whether each half leaves its residual to the next: not where factors move on from it."""
         kept = self.plan.codes == "residual" and self.E is not None
@@ -191,12 +196,12 @@ def factorize_(
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
     revive: idle concepts are given rows, between iterations and before the codes count as settled.
-    A Stream has its codes in a Store, learns, is neither accelerated nor revived, and has a plan
-    whose dictionary half is in normal form unless all is in memory; its rows may be those of one of
-    several processes, which then end together, with the same D. keep is called at the end of every
-    iteration that another may follow, with a function that gives the State; from it, with its Z and
-    D and the same plan, a run that is `resumed` takes the iterations that are left to the same bits
-    (D must be learned). Synchronises once an iteration if it is watched or the plan accelerates,
+    A Stream has its codes in a Store, learns, is not revived, and has a plan that does not
+    accelerate and whose dictionary half is in normal form, unless all is in memory; its rows may be
+    those of one of several processes, which then end together, with the same D. keep is called at
+    the end of every iteration that another may follow, with a function that gives the State; from
+    it, with its Z and D and the same plan, a run that is `resumed` takes the iterations that are
+    left to the same bits (D must be learned). Synchronises once an iteration if it is watched or the plan accelerates,
     else where idle concepts are looked for, and at the end. Raises ArithmeticError when the factors
     overflow.
     """
@@ -222,7 +227,7 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
         if run.revives:
             _revive_(run, *looks(iteration, run.rows.n, len(run.D)))
         if run.ahead is not None:
-            run.ahead.begin_(run.Z, run.D)
+            run.ahead.begin_(run.codes, run.D)
         fresh = run.iterations_since_fresh == 0
         _step_(run)
         sums = run.statistics.sums
@@ -231,7 +236,7 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             continue
         read = _read(unread, run, squared_data, drifts)
         if run.ahead is not None and run.ahead.rose(read[0].relative_error):
-            run.ahead.take_back_(run.Z, run.D)
+            run.ahead.take_back_(run.codes, run.D)
             _step_(run)
             unread.append((iteration, sums, time.perf_counter() - begun))
             read = _read(unread, run, squared_data, drifts)
@@ -267,7 +272,9 @@ def _step_(run: _Run) -> None:
     if run.learn:
         _update_dictionary_(run)
     if run.ahead is not None:
-        run.ahead.end_(run.Z, run.D, run.statistics.codes)
+        sums = run.statistics.codes
+        run.ahead.end_(run.codes, run.D, sums)
+        run.ranks.sum_(sums[:2])
     run.swept = True
 
 
@@ -310,7 +317,7 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
         chunks = rows.chunks(plan.piece_rows)
         pieces = tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks)
         squared_data = squared_norm(rows.A)
-    return _Run(
+    run = _Run(
         Z,
         D,
         rows,
@@ -322,8 +329,10 @@ def _prepare(Z, D, rows, solver, ops, plan: Plan, learn: bool, allowed: str = "h
         ranks,
         pieces,
         E,
-        ahead=Extrapolation(Z, D, share, sweep.scratch) if accelerates else None,
     )
+    if accelerates:
+        run.ahead = Extrapolation(run.codes, D, share, sweep.scratch)
+    return run
 
 
 def _update_codes_(run: _Run) -> None:
@@ -390,8 +399,7 @@ def _update_dictionary_(run: _Run) -> None:
 
 def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
     sweep, D = replace(run.sweep, sum_=run.ranks.sum_), run.D
-    Z = run.Z.Z if isinstance(run.Z, InMemory) else run.Z
-    held = hold(solver, "residual", sweep, Z.T, m=D.shape[1])
+    held = hold(solver, "residual", sweep, run.codes.T, m=D.shape[1])
     target = Residual(run.rows.A, run.E, run.carries, swept=run.swept)
     HALF_STEPS[solver](D, target, held, sweep, sums)
     if run.carries:
@@ -403,7 +411,8 @@ def _update_by_residual_(run: _Run, solver: str, sums: Tensor) -> None:
         run.ranks.share_(D)
     elif run.ahead is not None:
         # it is judged by the error of the pair, not of the dictionary before
-        sums[2] = squared_error(run.rows, Z, D, run.plan.piece_rows)
+        sums[2] = squared_error(run.rows, run.codes, D, run.plan.piece_rows)
+        run.ranks.sum_(sums[2])
 
 
 def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> list[Iteration]:

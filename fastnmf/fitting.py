@@ -106,24 +106,22 @@ class Fitter:
 
     def _refuse(self, data: Resident | Streamed) -> None:
         """Refuse what needs the codes of all rows in memory where they are not."""
-        if isinstance(data, Resident):
-            return
-        why, instead = "the data are read in passes here", ", or more max_memory"
-        if not data.ranks.alone:
-            why, instead = "the fit is shared by several processes", ""
-        if self.accelerate is True:
+        if self.accelerate is True and not data.rows_in_memory:
             raise InvalidInput(
-                f"accelerate=True keeps two copies of the codes in memory, and {why}; "
-                f"give accelerate='auto' or False{instead}"
+                "accelerate=True keeps two copies of the codes in memory, and the data are read in "
+                "passes here; give accelerate='auto' or False, or more max_memory"
             )
-        if self.revive:
+        if self.revive and isinstance(data, Streamed):
+            alone = data.ranks.alone
+            why = "the data are read in passes" if alone else "several processes share the fit"
             raise InvalidInput(
-                f"revive=True looks for rows in memory that has all of them and their codes, and "
-                f"{why}; give revive=False{instead}"
+                f"revive=True looks for rows among all of them, in memory, and {why} here; give "
+                f"revive=False{', or more max_memory' if alone else ''}"
             )
         if self.checkpoint is not None and not data.ranks.alone:
             raise InvalidInput(
-                f"checkpoint= saves what one process has, and {why}; give no checkpoint"
+                "checkpoint= saves what one process has, and the fit is shared by several; give no "
+                "checkpoint"
             )
 
     def _resumed(self, data: Resident | Streamed) -> tuple[plan.Plan, State | None]:
@@ -144,7 +142,7 @@ class Fitter:
         form and where half-steps are not exact, unless the iterates of the plain loop may be meant:
         where a start or a form is given (README, design). Streamed codes have no copies to be moved
         ahead of."""
-        if isinstance(data, Streamed) or self.accelerate != "auto":
+        if not data.rows_in_memory or self.accelerate != "auto":
             return self.accelerate is True
         free = isinstance(self.init, str) and self.by.form == "auto"
         few = min(data.rows.n, data.rows.d) >= self.K

@@ -36,6 +36,7 @@ class Resident:
     target: OnDisk | None = None
     ranks = ALONE
     store = None
+    rows_in_memory = True
     chunk_rows = None
     passes = 1
 

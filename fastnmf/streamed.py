@@ -25,7 +25,7 @@ from .rows import Rows
 from .shards import paths_of
 from .solvers import squared_norm
 from .source import Shards, Source, Summary, joined, summarise, take
-from .store import InMemory, NotKept, OnDisk, Store, mapped, written
+from .store import InMemory, NotKept, OnDisk, Store, copy_rows, mapped, written
 from .stream import Stream
 from .streamed_start import start
 
@@ -36,27 +36,34 @@ SWEEPS = 20
 @dataclass(frozen=True)
 class Streamed:
     """A (n, d), read in passes, of which the rows here may be a part. store: where their codes are
-    kept, or None; encoder(D) then gives what computes them."""
+    kept, or None; encoder(D) then gives what computes them. target: the file that codes in memory
+    go to at the end."""
 
     rows: Stream
     store: InMemory | OnDisk | None
     encoder: Callable[[Tensor], Encoder]
+    target: OnDisk | None = None
 
     @property
     def ranks(self) -> Ranks:
         return self.rows.ranks
 
     @property
-    def chunk_rows(self) -> int:
-        return self.rows.chunk_rows
+    def rows_in_memory(self) -> bool:
+        """Whether all are, with their codes."""
+        return self.rows.resident
+
+    @property
+    def chunk_rows(self) -> int | None:
+        return None if self.rows_in_memory else self.rows.chunk_rows
 
     @property
     def passes(self) -> int:
-        return self.rows.passes
+        return 1 if self.rows_in_memory else self.rows.passes
 
     @property
     def place(self) -> str:
-        return NotKept.place if self.store is None else self.store.place
+        return (self.target or self.store or NotKept).place
 
     def plan(self, K: int, solver: str, backend: str, *, chunk_rows: int | None, **asked) -> Plan:
         rows, ranks = self.rows, self.rows.ranks
@@ -106,13 +113,16 @@ class Streamed:
         return Measured(error, whole, r_squared_about(spread, error, whole), codes)
 
     def keep(self, Z: Store) -> None:
-        pass
+        """Bring the codes where they are to be."""
+        if self.target is not None:
+            copy_rows(Z, self.target)
 
     def codes(self, Z: Store) -> Tensor | None:
         """The codes for the caller, after all is done."""
         if self.store is None:
             return None
-        return Z.Z if isinstance(Z, InMemory) else mapped(Path(Z.place))
+        in_memory = isinstance(Z, InMemory) and self.target is None
+        return Z.Z if in_memory else mapped(Path(self.place))
 
 
 def shape_of(taken: Rows | tuple[Source, Summary]) -> tuple[int, torch.dtype]:
@@ -184,7 +194,10 @@ class Taking:
             with written(self.codes, shape, dtype) as store:
                 yield store
         else:
-            yield InMemory(torch.empty(shape, dtype=dtype, device=self.device))
+            yield self._in_memory(shape, dtype)
+
+    def _in_memory(self, shape: tuple[int, int], dtype: torch.dtype) -> InMemory:
+        return InMemory(torch.empty(shape, dtype=dtype, device=self.device))
 
     def through(
         self,
@@ -237,19 +250,21 @@ class Taking:
         start = resolve(init, whole.n, whole.d, K)
         with ranks.agreed():
             here = slice(first, first + summary.n)
-            # a residual is kept beside data and codes that are all in memory, as they are
-            kept = all(everywhere) and self.codes == "memory" and not ranks.alone
+            # where all is in memory, the fit is as that of one process which has all
+            kept = all(everywhere) and self.codes is not None and not ranks.alone
             kept = kept and len({part.dtype for part in summaries if part.n}) == 1
             stream = self.stream(source, whole, K, start, ranks=ranks, here=here, resident=kept)
-            store = None
+            store = target = None
             if self.codes is not None:
                 store = stack.enter_context(self.store((stream.n_here, K), stream.dtype))
-        return Streamed(stream, store, encoder)
+            if kept and isinstance(store, OnDisk):
+                target, store = store, self._in_memory(store.shape, store.dtype)
+        return Streamed(stream, store, encoder, target)
 
     def _has_room(self, rows: Rows, K: int) -> bool:
-        """Whether the device has room for codes and a residual beside the rows."""
+        """Whether the device has room for codes, their copies and a residual beside the rows."""
         free = memory.free_bytes(self.device)
-        return free is None or rows.n * (rows.d + K) * rows.dtype.itemsize < 0.8 * free
+        return free is None or rows.n * (rows.d + 3 * K) * rows.dtype.itemsize < 0.8 * free
 
     def _needs(self, n: int, d: int, K: int, dtype: torch.dtype, start: str) -> Needs:
         codes = "none" if self.codes is None else "memory" if self.codes == "memory" else "file"

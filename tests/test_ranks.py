@@ -16,8 +16,7 @@ import torch
 from oracle import relative_difference
 from torch import distributed
 
-from fastnmf import NMF
-from fastnmf.cli import main
+from fastnmf import NMF, cli
 from fastnmf.errors import InvalidInput
 from fastnmf.files import load_model
 from fastnmf.ranks import Ranks
@@ -36,7 +35,7 @@ def data(dtype=torch.float32):
     return A.to(dtype)
 
 
-PLAIN = {"nb_concepts": K, "max_iter": 20, "tol": 0, "seed": 1}
+PLAIN = {"nb_concepts": K, "max_iter": 20, "tol": 0, "seed": 1, "accelerate": False}
 FITS = {
     f"{solver}-{how}-{init}": (data(), {**PLAIN, "solver": solver, "how": how, "init": init})
     for solver, (how, init) in itertools.product(
@@ -70,6 +69,17 @@ FITS |= {
         torch.rand(250, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
         {**PLAIN, "how": "uneven", "init": "nndsvda"},
     ),
+    **{
+        f"accelerated {solver}": (
+            data(torch.float64),
+            {**PLAIN, "solver": solver, "accelerate": "auto", "max_iter": 30, "how": "uneven"},
+        )
+        for solver in ("hals", "mu", "pgd")
+    },
+    "accelerated, residual": (
+        data(torch.float64),
+        {**PLAIN, "accelerate": True, "form": "residual", "how": "even"},
+    ),
     "batches": (data(), {**PLAIN, "how": "uneven", "batches": True}),
     "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
 }
@@ -86,11 +96,15 @@ BAD = data().clone()
 BAD[n - 1 - n // 4, 2] = -1
 OTHERS = {
     "no seed": (data(), {**PLAIN, "seed": None, "how": "even", "init": "random"}),
-    "codes on disk": (data(), {**PLAIN, "how": "uneven", "file": "Z.npy"}),
+    "codes on disk": (
+        data(),
+        {**PLAIN, "accelerate": "auto", "how": "uneven", "file": "Z.npy"},
+    ),
     "codes not kept": (data(), {**PLAIN, "how": "even", "codes": None}),
     "negative": (BAD, {**PLAIN, "how": "even"}),
     "max_seconds": (data(), {**PLAIN, "max_iter": 10**6, "max_seconds": 0.2, "how": "even"}),
-    "accelerate": (data(), {**PLAIN, "accelerate": True, "how": "even"}),
+    "accelerate": (data(), {**PLAIN, "accelerate": True, "codes": None, "how": "even"}),
+    "revive": (data(), {**PLAIN, "revive": True, "how": "even"}),
     "broken callback": (data(), {**PLAIN, "how": "even", "of": {1: {"raises": True}}}),
     "no folder": (data(), {**PLAIN, "how": "even", "of": {1: {"file": "no/Z.npy"}}}),
     "mu in residual form": (data(), {**PLAIN, "solver": "mu", "form": "residual", "how": "even"}),
@@ -105,7 +119,8 @@ FAILURES = {name: message for name, (_, message) in DIFFERING.items()}
 FAILURES |= {
     "no folder": "the folder",
     "negative": "1 negative entry",
-    "accelerate": "shared by several processes",
+    "accelerate": "accelerate=True keeps two copies of the codes in memory",
+    "revive": "several processes share the fit here; give revive=False",
     "mu in residual form": "cannot be shared by processes where mu updates the dictionary",
 }
 # where four processes tell more than two
@@ -159,7 +174,7 @@ def alone(name: str):
     A, case = ALL[name]
     apart = ("how", "file", "codes", "batches")
     options = {key: value for key, value in case.items() if key not in apart}
-    nmf = NMF(accelerate=False, **options)
+    nmf = NMF(**options)
     Z, D = nmf.fit(A)
     return Z, D, nmf.fit_info_
 
@@ -174,7 +189,7 @@ def test_fit_of_several_processes_is_that_of_one(size, name, shared):
         assert torch.equal(result["D"], results[0]["D"])
         assert relative_difference(result["D"], D) <= bound
         told = result["info"]
-        assert told["iterations"] == info.iterations
+        assert (told["iterations"], told["accelerated"]) == (info.iterations, info.accelerated)
         assert told["stopped_by"] == info.stopped_by
         assert (told["n"], told["processes"], told["form"]) == (len(Z), size, info.form)
         # in residual form the codes of the row of zeros are rounding
@@ -280,20 +295,24 @@ def torchrun(*command, cwd):
     )  # fmt: skip
 
 
-def test_command_divides_the_rows_and_leaves_what_it_reads_alone(tmp_path):
+def test_command_writes_over_nothing_that_it_reads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("X-00000-of-00002.npy", data().numpy())
+    fit = "fit X-00000-of-00002.npy --concepts 6 --out m.safetensors --codes X.npy"
+    arguments = cli._parser().parse_args(fit.split())
+    with pytest.raises(InvalidInput, match="is named twice"):
+        cli._fit_by(arguments, Ranks(0, 2))
+
+
+def test_command_divides_the_rows(tmp_path):
     for number in range(2):
         np.save(tmp_path / f"X-0000{number}-of-00002.npy", data()[number::2].numpy())
     fit = ["-m", "fastnmf", "fit", *(f"X-0000{number}-of-00002.npy" for number in range(2))]
     options = ["--concepts", "6", "--seed", "1", "--tol", "0", "--max-iter", "20", "--quiet"]
-    ran = torchrun(*fit, *options, "--out", "m.safetensors", "--codes", "X.npy", cwd=tmp_path)
-    assert "is named twice" in ran.stderr
-    assert np.load(tmp_path / "X-00000-of-00002.npy").shape[1] == d
     ran = torchrun(*fit, *options, "--out", "m.safetensors", "--codes", "Z.npy", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     A = torch.cat([data()[0::2], data()[1::2]])
-    Z, D = NMF(K, accelerate=False, **{key: PLAIN[key] for key in ("max_iter", "tol", "seed")}).fit(
-        A
-    )
+    Z, D = NMF(**{**PLAIN, "accelerate": "auto"}).fit(A)
     assert relative_difference(load_model(tmp_path / "m.safetensors").D, D) <= 1e-5
     written = [np.load(tmp_path / f"Z-0000{number}-of-00002.npy") for number in range(2)]
     assert relative_difference(np.concatenate(written), Z) <= 1e-4
@@ -302,11 +321,11 @@ def test_command_divides_the_rows_and_leaves_what_it_reads_alone(tmp_path):
 def test_other_commands_are_not_shared(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["info"]) == 2
+    assert cli.main(["info"]) == 2
     assert "only fit is shared" in capsys.readouterr().err
     fit = "fit A.npy --concepts 2 --out m.safetensors --timeout"
     for seconds in ("0", "-1", "nan", "inf"):
-        assert main([*fit.split(), seconds]) == 2
+        assert cli.main([*fit.split(), seconds]) == 2
         assert "--timeout" in capsys.readouterr().err
 
 
