@@ -201,9 +201,9 @@ def factorize_(
     those of one of several processes, which then end together, with the same D. keep is called at
     the end of every iteration that another may follow, with a function that gives the State; from
     it, with its Z and D and the same plan, a run that is `resumed` takes the iterations that are
-    left to the same bits (D must be learned). Synchronises once an iteration if it is watched or the plan accelerates,
-    else where idle concepts are looked for, and at the end. Raises ArithmeticError when the factors
-    overflow.
+    left to the same bits (D must be learned). Synchronises once an iteration if it is watched or
+    the plan accelerates, else where idle concepts are looked for, and at the end. Raises
+    ArithmeticError when the factors overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed)
