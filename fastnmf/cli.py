@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FIT_OPTIONS = (
     *("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows", "max_memory"),
-    *("stop", "max_seconds", "checkpoint", "checkpoint_seconds"),
+    *("stop", "max_seconds", "checkpoint", "checkpoint_seconds", "revive"),
 )
 ACCELERATE = {"auto": "auto", "yes": True, "no": False}
 
@@ -99,6 +99,9 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
         help="extrapolate the factors: auto, yes or no; default: auto",
     )
     _option(fit, "--stop", "codes", "what must settle, codes or error")
+    fit.add_argument(
+        "--revive", action="store_true", help="give dead and alike concepts rows to stand for"
+    )
     fit.add_argument("--max-seconds", type=float, help="by when to end; default: no limit")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
     fit.add_argument("--checkpoint", type=Path, help="file to save progress to, .safetensors")

@@ -51,6 +51,7 @@ class Fitter:
     stop: str = "codes"
     deadline: float = float("inf")
     checkpoint: Checkpoint | None = None
+    revive: bool = False
 
     @torch.no_grad()
     def __call__(self, data: Resident | Streamed) -> tuple[Tensor | Store, Tensor, FitInfo]:
@@ -76,6 +77,7 @@ class Fitter:
                     plan=chosen,
                     max_iter=self.max_iter,
                     tol=self.tol,
+                    revive=self.revive,
                     each=self.each,
                     stop=self.stop,
                     deadline=self.deadline,
@@ -108,6 +110,13 @@ class Fitter:
             raise InvalidInput(
                 "accelerate=True keeps two copies of the codes in memory, and the data are read in "
                 "passes here; give accelerate='auto' or False, or more max_memory"
+            )
+        if self.revive and isinstance(data, Streamed):
+            alone = data.ranks.alone
+            why = "the data are read in passes" if alone else "several processes share the fit"
+            raise InvalidInput(
+                f"revive=True looks for rows among all of them, in memory, and {why} here; give "
+                f"revive=False{', or more max_memory' if alone else ''}"
             )
         if self.checkpoint is not None and not data.ranks.alone:
             raise InvalidInput(
@@ -179,6 +188,7 @@ class Fitter:
             relative_change=last,
             r_squared=r_squared,
             **vars(codes),
+            revived=outcome.revived,
             seconds=earlier + time.perf_counter() - self.begun,
             precision="tf32" if coarse and in_tf32(D) else dtype,
             drift=outcome.drift,

@@ -26,8 +26,9 @@ class FitInfo:
     and account included. processes: that shared the fit; reduced_bytes: what is exchanged in
     an iteration. mean_l0: mean number of non-zero codes a row.
     r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
-    l0_histogram, energy: of codes and concepts, see CodesInfo. seconds: the whole fit, start
-    included. history: one Iteration for each.
+    l0_histogram, energy: of codes and concepts, see CodesInfo. revived: concepts that were given a
+    row to stand for, each time counted. seconds: the whole fit, start included. history: one
+    Iteration for each.
     """
 
     n: int
@@ -53,6 +54,7 @@ class FitInfo:
     r_squared: float
     dead_concepts: int
     near_duplicates: int
+    revived: int
     seconds: float
     precision: str
     drift: float | None
@@ -98,6 +100,8 @@ class FitInfo:
             "last change": f"{self.relative_change:.3g} of {changed}",
             "time": f"{self.seconds:.3g} s",
         }
+        if self.revived:
+            lines["concepts"] += f"; {self.revived:,} revived on the way"
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
             lines["accelerated"] = f"{codes} + {dictionary} half-steps an iteration"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 # options that a fit which goes on, or is shared, must have as they were, or as others have them
-_OF_A_FIT = ("nb_concepts", "solver", "seed", "form", "block", "precision", "accelerate")
+_OF_A_FIT = ("nb_concepts", "solver", "seed", "form", "block", "precision", "accelerate", "revive")
 
 
 class NMF(nn.Module):
@@ -70,7 +70,9 @@ class NMF(nn.Module):
     once checkpoint_seconds (60; 0 is every iteration) have passed, and before it leaves on Ctrl-C
     or SIGTERM. half_life: rows after which partial_fit counts a row half; None is 16 rows a
     concept, math.inf never forgets. distributed: whether fit is shared by the processes of
-    torch.distributed's default group, each of which gives rows of its own.
+    torch.distributed's default group, each of which gives rows of its own. revive: give
+    concepts that are dead, or near-duplicates of others, the rows of A that are explained worst,
+    where that lowers the error (README, design); data must fit in memory, and partial_fit does not.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -103,6 +105,7 @@ class NMF(nn.Module):
         checkpoint: str | os.PathLike | None = None,
         checkpoint_seconds: float = 60.0,
         half_life: float | None = None,
+        revive: bool = False,
         distributed: bool = False,
         **unknown: Any,
     ) -> None:
@@ -130,6 +133,7 @@ class NMF(nn.Module):
         self.checkpoint = options.file("checkpoint", checkpoint)
         self.checkpoint_seconds = options.seconds("checkpoint_seconds", checkpoint_seconds)
         self.half_life = options.half_life(half_life)
+        self.revive = options.flag("revive", revive)
         self.distributed = options.flag("distributed", distributed)
         options.form_of_solver(self.form, self.solver)
         self.fitted = False
@@ -221,6 +225,7 @@ class NMF(nn.Module):
                 self.stop,
                 begun + self.max_seconds,
                 checkpoint,
+                self.revive,
             )
             Z, D, info = fitter(data)
         # a file of codes is in its place now

@@ -67,7 +67,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
     monkeypatch.setattr(fastnmf, "NMF", record)
     options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
     options += " --checkpoint c.safetensors --checkpoint-seconds 5 --form normal --chunk-rows 8"
-    options += " --accelerate no --stop error --max-seconds 9 --quiet"
+    options += " --accelerate no --stop error --max-seconds 9 --revive --quiet"
     assert fit(*options.split()) == 0
     assert given == {
         "nb_concepts": 3,
@@ -86,6 +86,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "max_memory": None,
         "checkpoint": Path("c.safetensors"),
         "checkpoint_seconds": 5.0,
+        "revive": True,
         "verbose": False,
         "distributed": False,
     }

@@ -27,6 +27,7 @@ FLOORS = [
     },
     {"init", "source", "budget"},
     {"stream", "momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
+    {"revive"},
     {"engine", "memory", "streamed_start"},
     {"info", "options", "progress", "resident", "checkpoint"},
     {"encoding", "nnls", "pictures"},
