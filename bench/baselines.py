@@ -13,10 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from contenders import checked
-from measure import Bench, Timing, called, once
+from measure import Bench, Timing, called, imported, once
 from overcomplete_loop import overcomplete_loop
 from workloads import Problem, Workload
 
@@ -34,17 +33,6 @@ def time_baseline(bench: Bench, solver: str, name: str) -> None:
     factors = bench.record(timing, None if slow else called(timing)[1:])
     if factors is not None:
         bench.note(relative_error=checked(bench.problem, solver, factors))
-
-
-def imported(module: str, package: str) -> Any:
-    """The module, or skip the benchmark with the reason why it cannot be imported."""
-    try:
-        return __import__(module, fromlist=["_"])
-    except ImportError as error:
-        pytest.skip(f"{package}: {error}")
-    except AttributeError as error:
-        # overcomplete 0.3 reads plt.cm.get_cmap, which matplotlib 3.9 no longer has
-        pytest.skip(f"{package} does not import (overcomplete 0.3 needs matplotlib<3.9): {error}")
 
 
 def concepts_timed(workload: Workload) -> int:

@@ -1,7 +1,9 @@
-"""The chart of a results file: seconds of one iteration on a log scale, a panel a solver."""
+"""The chart of a results file: seconds of one iteration on a log scale, a panel a solver; that of
+bench_quality.py: error against time, a panel a data set."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +17,8 @@ from report import OURS, SOLVERS, first_of, of_kind, processor_text, seconds_tex
 OUR_COLOURS = ("#0b7a75", "#6fc3b8", "#b5e2da")
 COLOURS = {"Overcomplete": "#e07a3f", "scikit-learn": "#5b7db1", "nmf-torch": "#a9a29a"}
 GAP = 0.8
+# where a logarithmic scale of errors ends
+LEAST_ABOVE = 1e-4
 
 
 def draw(entries: list[dict], path: Path) -> None:
@@ -40,6 +44,42 @@ def draw(entries: list[dict], path: Path) -> None:
     )
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+    )
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def draw_courses(entries: list[dict], least: Callable[[str, int], float], path: Path) -> None:
+    """Write to path (.png) how far the error of each course is above least(data, seed)."""
+    names = first_of(entries, "data")
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(4.2 * len(names), 4.4), squeeze=False, layout="constrained"
+    )
+    colours: dict[str, str] = {}
+    lines = {}
+    for axis, name in zip(axes[0], names, strict=True):
+        found = [entry for entry in entries if entry["data"] == name]
+        for entry in (entry for entry in found if entry["points"]):
+            contender = entry["contender"]
+            library = _colour_name(contender)
+            colour = colours.setdefault(library, _colour(library, colours))
+            seconds, errors = zip(*entry["points"], strict=True)
+            lowest = least(name, entry["seed"])
+            above = [max(error / lowest - 1, LEAST_ABOVE) for error in errors]
+            style = "--" if contender.endswith(" mu") else "-"
+            (lines[contender],) = axis.plot(seconds, above, style, color=colour, linewidth=1.3)
+        axis.set(xscale="log", yscale="log", xlabel="seconds")
+        axis.set_title(found[0]["title"], loc="left", fontsize=9)
+        axis.yaxis.set_major_formatter(lambda above, _: f"{100 * above:g} %")
+        axis.grid(color="0.92", linewidth=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("error above the least that any library reached")
+    figure.legend(
+        handles=list(lines.values()),
+        labels=list(lines),
+        loc="outside lower center",
+        ncols=min(len(lines), 2 * len(names)),
+        frameon=False,
     )
     figure.savefig(path, dpi=140)
     plt.close(figure)

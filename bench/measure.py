@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from workloads import Problem
 
@@ -107,6 +108,17 @@ class Bench:
         solver = label.get("solver")
         kind = f"{solver} {label['kind']}" if solver else label["kind"]
         self.benchmark.group = f"{kind}, {self.problem.workload.title}"
+
+
+def imported(module: str, package: str) -> Any:
+    """The module, or skip the benchmark with the reason why it cannot be imported."""
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        pytest.skip(f"{package}: {error}")
+    except AttributeError as error:
+        # overcomplete 0.3 reads plt.cm.get_cmap, which matplotlib 3.9 no longer has
+        pytest.skip(f"{package} does not import (overcomplete 0.3 needs matplotlib<3.9): {error}")
 
 
 def once(call: Callable[[], Any]) -> tuple[Any, float, float]:

@@ -132,6 +132,7 @@ class Checkpoint:
             "iterations_since_fresh": str(state.iterations_since_fresh),
             "refresh": str(state.refresh),
             "drifts": json.dumps(state.drifts),
+            "revived": str(state.revived),
         }
         before, self._codes = self._codes, self._save_codes(state.Z)
         if self._codes is not None:
@@ -269,4 +270,5 @@ def _read(file: Any, metadata: dict[str, str], device: torch.device) -> tuple[Pl
         refresh=int(metadata["refresh"]),
         drifts=tuple(json.loads(metadata["drifts"])),
         ahead=ahead or None,
+        revived=int(metadata["revived"]),
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FIT_OPTIONS = (
     *("solver", "tol", "max_iter", "init", "seed", "backend", "form", "chunk_rows", "max_memory"),
-    *("stop", "max_seconds", "checkpoint", "checkpoint_seconds"),
+    *("stop", "max_seconds", "checkpoint", "checkpoint_seconds", "revive"),
     *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm"),
 )
 ACCELERATE = {"auto": "auto", "yes": True, "no": False}
@@ -109,6 +109,9 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     )
     _option(fit, "--l1-ratio", 0.0, "of the penalties, from 0 (squares) to 1 (sums)")
     fit.add_argument("--unit-norm", action="store_true", help="keep concepts at norm 1")
+    fit.add_argument(
+        "--revive", action="store_true", help="give dead and alike concepts rows to stand for"
+    )
     fit.add_argument("--max-seconds", type=float, help="by when to end; default: no limit")
     fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
     fit.add_argument("--checkpoint", type=Path, help="file to save progress to, .safetensors")

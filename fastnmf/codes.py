@@ -75,7 +75,7 @@ def describe_pieces(pieces: Iterable[Tensor], D: Tensor, ranks: Ranks = ALONE) -
         hoyer=float(hoyer[0] / hoyer[1].clamp(min=1)),
         energy=tuple((energy / energy.sum().clamp(min=1e-300)).tolist()),
         dead_concepts=int(((used == 0) | (lengths == 0)).sum()),
-        near_duplicates=_near_duplicates(D, lengths),
+        near_duplicates=int((alike(D) >= 0).sum()),
     )
 
 
@@ -111,12 +111,17 @@ def _hoyer(Z: Tensor) -> Tensor:
     return ((root - Z.sum(1) / torch.linalg.vector_norm(Z, dim=1)) / (root - 1)).double()
 
 
-def _near_duplicates(D: Tensor, lengths: Tensor) -> int:
+def alike(D: Tensor) -> Tensor:
+    """(K,): for every concept the first that is earlier and points as it does (cosine ≥ ALIKE), or
+    −1; no concept of zeros does. K² d flops, in pieces."""
+    lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     rays = D / lengths.clamp(min=1e-300)[:, None].to(D.dtype)
     rays[lengths == 0] = 0
-    found = 0
-    step = max(1, _IN_HAND // len(D))
+    first_alike = torch.full((len(D),), -1, device=D.device)
+    step = max(1, _IN_HAND // max(1, len(D)))
     for first in range(0, len(D), step):
         cosine = rays[first : first + step] @ rays[: first + step].T
-        found += int((cosine.tril(first - 1) >= ALIKE).any(1).sum())
-    return found
+        near = cosine.tril_(first - 1) >= ALIKE
+        found = near.any(1)
+        first_alike[first : first + step][found] = near[found].to(torch.uint8).argmax(1)
+    return first_alike

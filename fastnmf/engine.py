@@ -17,6 +17,7 @@ from .penalties import NO_PENALTIES, Penalties, Penalty
 from .plan import REFRESH, Plan
 from .precision import products_in
 from .ranks import ALONE, Ranks
+from .revive import looks, revive_
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
@@ -94,12 +95,13 @@ class Stopping:
 class Outcome:
     """How a run ended. stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. drift:
     the most by which a residual carried in tf32 was found to differ from a new one, relative to it,
-    or None.
+    or None. revived: concepts that were given a row (revive.py), each time counted.
     """
 
     history: tuple[Iteration, ...]
     stopped_by: str
     drift: float | None = None
+    revived: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class State:
     refresh: int
     drifts: tuple[float, ...]
     ahead: dict[str, Tensor] | None = None
+    revived: int = 0
 
 
 @dataclass
@@ -152,6 +155,9 @@ class _Run:
     ahead: Extrapolation | None = None
     # where concepts have norm 1 after every iteration
     unit: UnitNorm | None = None
+    # whether idle concepts are given rows, and how many were
+    revives: bool = False
+    revived: int = 0
     # pieces prepared once, and the momentum of each, where the dictionary is not learned
     kept: list | None = None
 
@@ -174,12 +180,14 @@ class _Run:
         E = self.E if self.carries and read else None
         counters = self.iterations_since_fresh, self.refresh
         ahead = None if self.ahead is None else self.ahead.state()
-        return State(self.Z, self.D, E, tuple(history), *counters, tuple(drifts), ahead)
+        return State(
+            self.Z, self.D, E, tuple(history), *counters, tuple(drifts), ahead, self.revived
+        )
 
     def restore(self, state: State) -> None:
         """Go on after `state`, whose factors Z and D hold already."""
         self.iterations_since_fresh, self.refresh = state.iterations_since_fresh, state.refresh
-        self.swept = len(state.history) > 0
+        self.swept, self.revived = len(state.history) > 0, state.revived
         if state.E is not None:
             self.E.copy_(state.E)
         if state.ahead is not None:
@@ -198,6 +206,7 @@ def factorize_(
     tol: float,
     learn: bool = True,
     penalties: Penalties = NO_PENALTIES,
+    revive: bool = False,
     each: Callable[[Iteration], bool | None] | None = None,
     stop: str = "codes",
     deadline: float = float("inf"),
@@ -208,17 +217,19 @@ def factorize_(
 
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
     penalties: with plans that do not accelerate; with unit_norm concepts that are learned have norm
-    1 after the start and after every iteration. A Stream has its codes in a Store, learns, and has
-    a plan that does not accelerate and whose dictionary half is in normal form, unless all is in
-    memory; its rows may be those of one of several processes, which then end together, with the
-    same D. keep is called at the end of every iteration that another may follow, with a function
-    that gives the State; from it, with its Z and D and the same plan, a run that is `resumed` takes
-    the iterations that are left to the same bits (D must be learned). Synchronises once an
-    iteration if it is watched or the plan accelerates, else once at the end. Raises ArithmeticError
-    when the factors overflow.
+    1 after the start and after every iteration. revive: idle concepts are given rows, between
+    iterations and before the codes count as settled. A Stream has its codes in a Store, learns, is
+    not revived, and has a plan that does not accelerate and whose dictionary half is in normal
+    form, unless all is in memory; its rows may be those of one of several processes, which then end
+    together, with the same D. keep is called at the end of every iteration that another may follow,
+    with a function that gives the State; from it, with its Z and D and the same plan, a run that is
+    `resumed` takes the iterations that are left to the same bits (D must be learned). Synchronises
+    once an iteration if it is watched or the plan accelerates, else where idle concepts are looked
+    for, and at the end. Raises ArithmeticError when the factors overflow.
     """
     with products_in("highest") as allowed:
         run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed, penalties)
+        run.revives = revive
         if resumed is not None:
             run.restore(resumed)
         elif run.unit is not None:
@@ -237,6 +248,8 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
     squared_data = float(run.statistics.squared_data)
     stopped_by = "max_iter"
     for iteration in range(done + 1, stopping.max_iter + 1):
+        if run.revives:
+            _revive_(run, *looks(iteration, run.rows.n, len(run.D)))
         if run.ahead is not None:
             run.ahead.begin_(run.codes, run.D)
         fresh = run.iterations_since_fresh == 0
@@ -259,10 +272,12 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             stopped_by = "callback"
             break
         if settled := stopping.settled(history):
-            if fresh or run.sweep.allowed == "highest":
+            # what was carried in tf32 does not decide: once more, from a residual in float32
+            decides = fresh or run.sweep.allowed == "highest"
+            last = iteration == stopping.max_iter or not run.revives
+            if decides and (last or not _revive_(run, True, True, stopping.tol)):
                 stopped_by = settled
                 break
-            # what was carried in tf32 does not decide: once more, from a residual in float32
             run.iterations_since_fresh = 0
         if keep is not None:
             keep(functools.partial(run.state, history, drifts))
@@ -272,7 +287,7 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
     history += _read(unread, run, squared_data, drifts)
     if run.unit is not None:
         run.unit.settle_(run.Z)
-    return Outcome(tuple(history), stopped_by, max(drifts, default=None))
+    return Outcome(tuple(history), stopped_by, max(drifts, default=None), run.revived)
 
 
 def _step_(run: _Run) -> None:
@@ -287,6 +302,34 @@ def _step_(run: _Run) -> None:
         run.ahead.end_(run.codes, run.D, sums)
         run.ranks.sum_(sums[:2])
     run.swept = True
+
+
+def _revive_(run: _Run, dead: bool, duplicates: bool, least: float = 0.0) -> bool:
+    """Whether idle concepts were given rows; what is known of the factors is then made anew."""
+    if not dead:
+        return False
+    if run.unit is not None:
+        run.unit.settle_(run.Z)
+    loss, fills = functools.partial(_loss, run), SOLVERS[run.solver].least_share > 0
+    by = run.rows, run.sweep, run.plan.piece_rows, loss
+    revived = revive_(run.Z, run.D, *by, duplicates=duplicates, fills=fills, least=least)
+    if not revived:
+        return False
+    run.revived += revived
+    run.G = None
+    if run.carries:
+        for X, Z, E in run.pieces:
+            torch.addmm(X, Z, run.D, alpha=-1, out=E)
+    if run.ahead is not None:
+        run.ahead.restart_(run.Z, run.D)
+    return True
+
+
+def _loss(run: _Run) -> float:
+    """What the fit lowers."""
+    error = squared_error(run.rows, run.Z, run.D, run.plan.piece_rows)
+    on_codes, on_dictionary = run.penalties
+    return float(error + 2 * (on_codes.value(run.Z) + on_dictionary.value(run.D)))
 
 
 def _prepare(

@@ -83,6 +83,12 @@ class Extrapolation:
         D.copy_(self._D)
         self._still = True
 
+    def restart_(self, Z: Tensor, D: Tensor) -> None:
+        """Go on from this pair, whose concepts are others than before; its error is no higher."""
+        self._swept.copy_(Z)
+        self._D.copy_(D)
+        self._norms.copy_(torch.linalg.vector_norm(D, dim=1))
+
     def state(self) -> dict[str, Tensor]:
         """What it carries from one iteration to the next, at the end of one; no copies."""
         numbers = self._beta, self._bound, self._beta_before, self._squared_error

@@ -51,6 +51,7 @@ class Fitter:
     stop: str = "codes"
     deadline: float = float("inf")
     checkpoint: Checkpoint | None = None
+    revive: bool = False
 
     @torch.no_grad()
     def __call__(self, data: Resident | Streamed) -> tuple[Tensor | Store, Tensor, FitInfo]:
@@ -77,6 +78,7 @@ class Fitter:
                     max_iter=self.max_iter,
                     tol=self.tol,
                     penalties=self.by.penalties,
+                    revive=self.revive,
                     each=self.each,
                     stop=self.stop,
                     deadline=self.deadline,
@@ -115,6 +117,13 @@ class Fitter:
             raise InvalidInput(
                 "accelerate=True keeps two copies of the codes in memory, and the data are read in "
                 "passes here; give accelerate='auto' or False, or more max_memory"
+            )
+        if self.revive and isinstance(data, Streamed):
+            alone = data.ranks.alone
+            why = "the data are read in passes" if alone else "several processes share the fit"
+            raise InvalidInput(
+                f"revive=True looks for rows among all of them, in memory, and {why} here; give "
+                f"revive=False{', or more max_memory' if alone else ''}"
             )
         if self.checkpoint is not None and not data.ranks.alone:
             raise InvalidInput(
@@ -190,6 +199,7 @@ class Fitter:
             **vars(penalties),
             r_squared=r_squared,
             **vars(codes),
+            revived=outcome.revived,
             seconds=earlier + time.perf_counter() - self.begun,
             precision="tf32" if coarse and in_tf32(D) else dtype,
             drift=outcome.drift,

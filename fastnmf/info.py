@@ -27,8 +27,9 @@ class FitInfo:
     of them were read, checks, start and account included. processes: that shared the fit;
     reduced_bytes: what is exchanged in an iteration. mean_l0: mean number of non-zero codes a row.
     r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
-    l0_histogram, energy: of codes and concepts, see CodesInfo. seconds: the whole fit, start
-    included. history: one Iteration for each.
+    l0_histogram, energy: of codes and concepts, see CodesInfo. revived: concepts that were given a
+    row to stand for, each time counted. seconds: the whole fit, start included. history: one
+    Iteration for each.
     """
 
     n: int
@@ -59,6 +60,7 @@ class FitInfo:
     r_squared: float
     dead_concepts: int
     near_duplicates: int
+    revived: int
     seconds: float
     precision: str
     drift: float | None
@@ -109,6 +111,8 @@ class FitInfo:
                 f"alpha_Z {self.alpha_Z:g}, alpha_D {self.alpha_D:g}, l1_ratio {self.l1_ratio:g}; "
                 f"objective {self.objective:.6g}"
             )
+        if self.revived:
+            lines["concepts"] += f"; {self.revived:,} revived on the way"
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
             lines["accelerated"] = f"{codes} + {dictionary} half-steps an iteration"

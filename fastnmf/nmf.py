@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 # options that a fit which goes on, or is shared, must have as they were, or as others have them
 _OF_A_FIT = (
-    *("nb_concepts", "solver", "seed", "form", "block", "precision", "accelerate"),
+    *("nb_concepts", "solver", "seed", "form", "block", "precision", "accelerate", "revive"),
     *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm"),
 )
 
@@ -80,7 +80,9 @@ class NMF(nn.Module):
     1, zero ones at zero, and their scale in Z, so that a penalty of the codes alone says something;
     encode takes D as it is. Penalties and unit_norm have no accelerate=True and no partial_fit.
     distributed: whether fit is shared by the processes of torch.distributed's default group, each
-    of which gives rows of its own.
+    of which gives rows of its own. revive: give concepts that are dead, or near-duplicates of
+    others, the rows of A that are explained worst, where that lowers the objective (README,
+    design); data must fit in memory, and partial_fit does not.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -117,6 +119,7 @@ class NMF(nn.Module):
         alpha_D: float | str = "same",
         l1_ratio: float = 0.0,
         unit_norm: bool = False,
+        revive: bool = False,
         distributed: bool = False,
         **unknown: Any,
     ) -> None:
@@ -148,6 +151,7 @@ class NMF(nn.Module):
         self.alpha_D = options.penalty("alpha_D", alpha_D, other="same")
         self.l1_ratio = options.penalty("l1_ratio", l1_ratio, most=1.0)
         self.unit_norm = options.unit_norm(unit_norm, self.alpha_D)
+        self.revive = options.flag("revive", revive)
         self.distributed = options.flag("distributed", distributed)
         plan.forms_of(self.solver, self.form)
         self.fitted = False
@@ -239,6 +243,7 @@ class NMF(nn.Module):
                 self.stop,
                 begun + self.max_seconds,
                 checkpoint,
+                self.revive,
             )
             Z, D, info = fitter(data)
         # a file of codes is in its place now

@@ -265,6 +265,7 @@ OTHER = {
     "backend": {"backend": "torch"},
     "chunk_rows": {"chunk_rows": 7},
     "block": {"block": 8},
+    "revive": {"revive": True},
 }
 
 

@@ -67,7 +67,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
     monkeypatch.setattr(fastnmf, "NMF", record)
     options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
     options += " --checkpoint c.safetensors --checkpoint-seconds 5 --form normal --chunk-rows 8"
-    options += " --accelerate no --stop error --max-seconds 9 --quiet"
+    options += " --accelerate no --stop error --max-seconds 9 --revive --quiet"
     options += " --alpha-Z 0.5 --alpha-D 0.25 --l1-ratio 0.75 --unit-norm"
     assert fit(*options.split()) == 0
     assert given == {
@@ -91,6 +91,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "unit_norm": True,
         "checkpoint": Path("c.safetensors"),
         "checkpoint_seconds": 5.0,
+        "revive": True,
         "verbose": False,
         "distributed": False,
     }

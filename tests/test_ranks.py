@@ -118,6 +118,7 @@ OTHERS = {
     "negative": (BAD, {**PLAIN, "how": "even"}),
     "max_seconds": (data(), {**PLAIN, "max_iter": 10**6, "max_seconds": 0.2, "how": "even"}),
     "accelerate": (data(), {**PLAIN, "accelerate": True, "codes": None, "how": "even"}),
+    "revive": (data(), {**PLAIN, "revive": True, "how": "even"}),
     "broken callback": (data(), {**PLAIN, "how": "even", "of": {1: {"raises": True}}}),
     "no folder": (data(), {**PLAIN, "how": "even", "of": {1: {"file": "no/Z.npy"}}}),
     "mu in residual form": (data(), {**PLAIN, "solver": "mu", "form": "residual", "how": "even"}),
@@ -133,6 +134,7 @@ FAILURES |= {
     "no folder": "the folder",
     "negative": "1 negative entry",
     "accelerate": "accelerate=True keeps two copies of the codes in memory",
+    "revive": "several processes share the fit here; give revive=False",
     "mu in residual form": "cannot be shared by processes where mu updates the dictionary",
 }
 # where four processes tell more than two

@@ -18,7 +18,7 @@ FLOORS = [
     {"init", "source", "budget", "penalties"},
     {"working_set"},
     {"stream", "momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
-    {"memory", "streamed_start", "unit_norm"},
+    {"memory", "streamed_start", "unit_norm", "revive"},
     {"engine"},
     {"info", "options", "progress", "resident", "checkpoint"},
     {"encoding", "nnls", "pictures"},

@@ -249,6 +249,26 @@ def test_a_streamed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert all(map(torch.equal, fit(6, "Z.npy", **saving), whole))
 
 
+@both_forms
+@pytest.mark.parametrize("unit_norm", [False, True])
+@pytest.mark.parametrize("solver", ["hals", "anls"])
+def test_rows_for_idle_concepts_lower_the_objective(solver, unit_norm, form):
+    A, Z, D = problem(80, 12, 8)
+    Z[:, 5:], D[5:] = 0, 0
+    options = {"unit_norm": unit_norm, "form": form}
+    idle, model = (
+        fitted(solver, A, Z, D, 40, 0.005, 1.0, revive=revive, **options)[0]
+        for revive in (False, True)
+    )
+    info = model.fit_info_
+    assert info.revived > 0
+    seen = [i.relative_objective for i in info.history]
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(seen))
+    assert info.objective < idle.fit_info_.objective
+    if unit_norm:
+        assert np.linalg.norm(model.D.numpy(), axis=1) == pytest.approx(np.ones(8), abs=1e-14)
+
+
 def test_the_command_takes_unit_norm(tmp_path, capsys):
     A, _, _ = problem(30, 9, 4)
     np.save(tmp_path / "A.npy", A.astype(np.float32))

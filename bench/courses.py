@@ -1,0 +1,247 @@
+"""The course of a whole fit, error against time, taken in the same way from every library."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from measure import imported
+from torch import Tensor
+from workloads import relative_error
+
+import fastnmf
+from fastnmf import engine
+
+# iterations that no fit comes to: its time ends it
+MANY = 10**9
+# those of the fit that is run before; nmf-torch has no error to return before its tenth
+FIRST = 10
+# the error is measured again once the time of a fit has grown by this much of it
+GROWTH = 0.01
+# relative difference of the error last noted from that of the factors returned: the same but for
+# their layout
+AGREEMENT = 1e-6
+
+
+class TimeIsUp(Exception):
+    """Ends the fit of a library that cannot be told to end."""
+
+
+# the time read; its timer, which ends iterations that take longer than all the time, and its signal
+CLOCKS = {
+    "wall": (time.perf_counter, signal.ITIMER_REAL, signal.SIGALRM),
+    "processor": (time.process_time, signal.ITIMER_PROF, signal.SIGPROF),
+}
+
+
+class Course:
+    """Error against time of one fit; `with` it the clock runs, until `seconds` are up.
+
+    clock: one of CLOCKS; it stands still while an error is measured. points: (seconds since the fit
+    was called, relative error) at the end of iterations. iterations: how many were finished.
+    """
+
+    def __init__(self, A: Tensor, seconds: float, clock: str) -> None:
+        self.A, self.seconds = A, seconds
+        self.points: list[tuple[float, float]] = []
+        self._now, self._timer, self._signal = CLOCKS[clock]
+        self.iterations = 0
+        self._last: tuple[float, Callable[[], float]] | None = None
+
+    def __enter__(self) -> Course:
+        self._earlier = signal.signal(self._signal, _raise_time_is_up)
+        self._still = 0.0
+        self._begun = self._now()
+        signal.setitimer(self._timer, self.seconds)
+        return self
+
+    def __exit__(self, kind, *_: object) -> bool:
+        """Whether the time was up; else the error of the last iteration is a point in any case."""
+        self.disarm()
+        signal.signal(self._signal, self._earlier)
+        if kind is None and self._last is not None:
+            self._measure(*self._last)
+        return kind is TimeIsUp
+
+    def disarm(self) -> None:
+        """Leave it to the fit to end when note says so, with its factors."""
+        signal.setitimer(self._timer, 0)
+
+    def note(self, error: Callable[[], float]) -> bool:
+        """At the end of an iteration; returns whether the time is up."""
+        left = signal.setitimer(self._timer, 0)[0]
+        stopped = self._now()
+        seconds = stopped - self._begun - self._still
+        self.iterations += 1
+        self._last = seconds, error
+        if not self.points or seconds >= (1 + GROWTH) * self.points[-1][0]:
+            self._measure(seconds, error)
+        self._still += self._now() - stopped
+        signal.setitimer(self._timer, left)
+        return seconds >= self.seconds
+
+    def note_factors(self, Z, D) -> None:
+        """As note, for factors (n, K) and (K, d), of which no copy is made; ends the fit when the
+        time is up."""
+        if self.note(lambda: relative_error(self.A, torch.as_tensor(Z), torch.as_tensor(D))):
+            raise TimeIsUp
+
+    def _measure(self, seconds: float, error: Callable[[], float]) -> None:
+        self.points.append((seconds, error()))
+        self._last = None
+
+
+def _raise_time_is_up(*_: object) -> None:
+    raise TimeIsUp
+
+
+def fit_fastnmf(course: Course, K: int, seed: int, iterations: int, **start: str):
+    """Its own error, whose time is counted, is good to 3e-4 only in normal form: that of the
+    factors is noted when it has accepted them."""
+    course.disarm()
+    original, factors = engine._step_, []
+
+    def stepped(run) -> None:
+        factors[:] = run.Z, run.D
+        original(run)
+
+    def each(_) -> bool:
+        return course.note(lambda: relative_error(course.A, *factors))
+
+    options = {"tol": 0, "max_iter": iterations, "seed": seed, "callback": each, **start}
+    with mock.patch.object(engine, "_step_", stepped):
+        return fastnmf.NMF(K, **options).fit(course.A)
+
+
+def fit_overcomplete(solver: str, step: str):
+    def fit(course: Course, K: int, seed: int, iterations: int, **start: str):
+        if start:
+            pytest.skip("Overcomplete gives no choice of start")
+        nmf = imported("overcomplete.optimization.nmf", "overcomplete")
+        # it draws its start from the global generators
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        original = getattr(nmf, step)
+
+        def stepped(*given):
+            factors = original(*given)
+            course.note_factors(*factors)
+            return factors
+
+        with mock.patch.object(nmf, step, stepped):
+            return nmf.NMF(K, solver=solver, tol=0).fit(course.A, max_iter=iterations)
+
+    return fit
+
+
+def fit_sklearn(solver: str):
+    def fit(course: Course, K: int, seed: int, iterations: int, **start: str):
+        nmf = imported("sklearn.decomposition._nmf", "scikit-learn")
+        model = nmf.NMF(K, solver=solver, tol=0, max_iter=iterations, random_state=seed, **start)
+        with _SKLEARN_HOOKS[solver](nmf, course):
+            Z = model.fit_transform(course.A.numpy())
+        return torch.from_numpy(Z), torch.from_numpy(model.components_)
+
+    return fit
+
+
+def _after_coordinate_descent(nmf, course: Course):
+    """It is called for the codes, then for the dictionary: the end of an iteration."""
+    original, calls = nmf._update_coordinate_descent, itertools.count()
+
+    def updated(X, F, B, *options):
+        violation = original(X, F, B, *options)
+        if next(calls) % 2:
+            course.note_factors(B, F.T)
+        return violation
+
+    return mock.patch.object(nmf, "_update_coordinate_descent", updated)
+
+
+def _after_multiplicative_update(nmf, course: Course):
+    original = nmf._multiplicative_update_h
+
+    def updated(X, W, H, **options):
+        H = original(X, W, H, **options)
+        course.note_factors(W, H)
+        return H
+
+    return mock.patch.object(nmf, "_multiplicative_update_h", updated)
+
+
+_SKLEARN_HOOKS = {"cd": _after_coordinate_descent, "mu": _after_multiplicative_update}
+
+
+def fit_nmf_torch(course: Course, K: int, seed: int, iterations: int, **start: str):
+    """Its default, sweeps of HALS until a half-step has settled. A rise of its error ends it."""
+    nmf = imported("nmf", "nmf-torch")
+    models = imported("nmf.nmf_models", "nmf-torch")
+    # its default start fails at K > min(n, d); None is that start, and then a random one
+    options = {"init": None, "tol": 0, "random_state": seed, "batch_max_iter": iterations, **start}
+    original = models.NMFBatchHALS._update_W
+
+    def updated(model) -> None:
+        original(model)
+        course.note_factors(model.H, model.W)
+
+    with (
+        mock.patch.object(models.NMFBatchHALS, "_update_W", updated),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        Z, D, _ = nmf.run_nmf(course.A, K, **options)
+    return torch.from_numpy(Z), torch.from_numpy(D)
+
+
+OURS = "fastnmf"
+CONTENDERS = {
+    OURS: fit_fastnmf,
+    "Overcomplete hals": fit_overcomplete("hals", "_one_step_hals"),
+    "Overcomplete mu": fit_overcomplete("mu", "_one_step_multiplicative_rule"),
+    "scikit-learn cd": fit_sklearn("cd"),
+    "scikit-learn mu": fit_sklearn("mu"),
+    "nmf-torch": fit_nmf_torch,
+}
+
+
+def follow(
+    contender: str,
+    A: Tensor,
+    K: int,
+    *,
+    seed: int,
+    seconds: float,
+    clock: str = "wall",
+    start: str = "default",
+    iterations: int = MANY,
+) -> Course:
+    """The course of one fit, from the start that is the library's default or from a random one.
+
+    Where the fit ended by itself, the error last noted is found to be that of the factors returned.
+    Skips, as `imported` does, where the library cannot be used.
+    """
+    factors, chosen = None, {} if start == "default" else {"init": start}
+    with Course(A, seconds, clock) as course:
+        factors = CONTENDERS[contender](course, K, seed, iterations, **chosen)
+    if factors is not None:
+        assert course.points[-1][1] == pytest.approx(relative_error(A, *factors), rel=AGREEMENT)
+    return course
+
+
+def refusals(start: str) -> Iterator[tuple[str, str | None]]:
+    """Each contender, and why it is left out or None; loads the others and checks a short fit."""
+    A = torch.rand(200, 30, generator=torch.Generator().manual_seed(0))
+    for contender in CONTENDERS:
+        try:
+            follow(contender, A, 5, seed=0, seconds=60.0, start=start, iterations=FIRST)
+        except pytest.skip.Exception as reason:
+            yield contender, str(reason)
+        else:
+            yield contender, None

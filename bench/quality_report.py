@@ -1,0 +1,117 @@
+"""What bench_quality.py tells of courses, the entries of its results: medians over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from courses import OURS
+from report import first_of, markdown, ratio_text, seconds_text
+
+# above the least error that any library reached; above the last error of a library
+STATED, SETTLED = (0.01, 0.001), 0.001
+
+
+def least_error(entries: list[dict], data: str, seed: int) -> float:
+    """What any library reached on that data set with that seed."""
+    found = [entry for entry in entries if entry["data"] == data and entry["seed"] == seed]
+    return min((error for entry in found for _, error in entry["points"]), default=math.inf)
+
+
+def seconds_to(entry: dict, error: float) -> float:
+    """When the course first had that error; infinite where it never had."""
+    return next((seconds for seconds, found in entry["points"] if found <= error), math.inf)
+
+
+def last_error(entry: dict) -> float:
+    return entry["points"][-1][1] if entry["points"] else math.inf
+
+
+def median(values: list[float]) -> float | None:
+    """None where it is infinite."""
+    found = statistics.median(values)
+    return found if found < math.inf else None
+
+
+def summaries(entries: list[dict]) -> list[dict]:
+    """A line of the table each: medians over the seeds of a library on a data set; None for what it
+    did not reach. settled: the seconds it and fastnmf took to its last error, or 0.1 % above."""
+    lines = []
+    for data in first_of(entries, "data"):
+        of_data = [entry for entry in entries if entry["data"] == data]
+        least = {seed: least_error(of_data, data, seed) for seed in first_of(of_data, "seed")}
+        own = {entry["seed"]: entry for entry in of_data if entry["contender"] == OURS}
+        for contender in sorted(first_of(of_data, "contender"), key=lambda name: name != OURS):
+            found = [entry for entry in of_data if entry["contender"] == contender]
+            times = [
+                [seconds_to(e, (1 + above) * least[e["seed"]]) for e in found] for above in STATED
+            ]
+            ends = [(1 + SETTLED) * last_error(e) for e in found]
+            pairs = [
+                (seconds_to(e, end), seconds_to(own[e["seed"]], end))
+                for e, end in zip(found, ends, strict=True)
+            ]
+            lines.append(
+                {
+                    "title": found[0]["title"],
+                    "contender": contender,
+                    "seconds": [median(each) for each in times],
+                    "reached": [sum(map(math.isfinite, each)) for each in times],
+                    "seeds": len(found),
+                    "final_error": median([last_error(e) for e in found]),
+                    "settled": [median(each) for each in zip(*pairs, strict=True)],
+                    "iterations": statistics.median(e["iterations"] for e in found),
+                }
+            )
+    return lines
+
+
+def table(lines: list[dict], limit: float) -> str:
+    """limit: the seconds that every course had."""
+    rows = []
+    for line in lines:
+        ours, error = line["contender"] == OURS, line["final_error"]
+        rows.append(
+            [
+                line["title"],
+                f"**{OURS}**" if ours else line["contender"],
+                *(f"> {limit:g} s" if s is None else seconds_text(s) for s in line["seconds"]),
+                f"{', '.join(map(str, line['reached']))} of {line['seeds']}",
+                "none" if error is None else f"{error:.5f}",
+                f"{line['iterations']:,.0f}",
+                "" if ours else settled_text(line),
+                *(best_text(line, lines, which, limit) if ours else "" for which in (0, 1)),
+            ]
+        )
+    header = ["data", "library", "to 1 %", "to 0.1 %", "seeds that came there", "last error"]
+    ratios = ["ours to its last error", "best other / ours, 1 %", "0.1 %"]
+    return markdown([*header, "iterations", *ratios], rows)
+
+
+def settled_text(line: dict) -> str:
+    its, ours = line["settled"]
+    if its is None:
+        return "no iteration ended"
+    return "not reached" if ours is None else f"{seconds_text(ours)} ({ratio_text(its / ours)})"
+
+
+def best_text(ours: dict, lines: list[dict], which: int, limit: float) -> str:
+    """The ratio of the quickest other library's median time to ours; a bound where one of the two
+    did not come to that error in time."""
+    others = [line for line in lines if line["title"] == ours["title"] and line is not ours]
+    reached = [line["seconds"][which] for line in others if line["seconds"][which] is not None]
+    own = ours["seconds"][which]
+    if own is None and not reached:
+        return "-"
+    bound = "< " if own is None else "" if reached else "> "
+    return bound + ratio_text(min(reached, default=limit) / (own or limit))
+
+
+def explanation(seeds: int, seconds: float, clock: str) -> str:
+    return (
+        f"Medians of {clock} time over {seeds} seed{'s' if seeds > 1 else ''}: to 1 % and 0.1 % "
+        f"above the least error that any library reached in {seconds:g} s on that data with that "
+        f"seed (> {seconds:g} s: not by then with half of the seeds or more); the iterations and "
+        f"the error by then; how long fastnmf takes to that error plus {SETTLED:.1%}, and how many "
+        f"times as long the library took."
+    )
