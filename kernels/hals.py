@@ -68,7 +68,8 @@ def _sweep_tile(
                 place_d = tl.multiple_of(delta_ptr + (k + i) * stride_d + columns, BYTES)
                 tl.store(place_d, delta, mask=alive)
             if k + i + 1 < BLOCK_K:
-                g = tl.load(G_ptr + (k + i) * stride_g + rows, mask=rows < left, other=0.0)
+                owed = (rows < left) & (rows * 0 + (k + i) < left)
+                g = tl.load(G_ptr + (k + i) * stride_g + rows, mask=owed, other=0.0)
                 r = r - g[:, None] * delta[None, :]
         tl.store(place, after, mask=kept)
     return changed, squared

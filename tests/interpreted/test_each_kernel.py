@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import pytest
 import torch
 from oracle import TOLERANCES, relative_difference
@@ -16,17 +19,28 @@ LAYOUTS = ["rows", "columns", "unaligned columns"]
 SIZES = [(1, 1), (3, 37), (17, 33), (70, 3)]
 
 
+def guarded(rows, columns, dtype):
+    """A matrix of NaN that ends where memory begins which ends a process that reads it."""
+    size = rows * columns * dtype.itemsize
+    length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, length + mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + length
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
+    held = torch.frombuffer(memory, dtype=dtype, count=rows * columns, offset=length - size)
+    return held.view(rows, columns).fill_(torch.nan)
+
+
 class Matrix:
     """A (K, m) matrix inside a larger one of NaN, in one of the layouts."""
 
     def __init__(self, values, dtype, layout="rows"):
         K, m = values.shape
         if layout == "rows":
-            self.whole = torch.full((K + 2, m + 5), torch.nan, dtype=dtype)
+            self.whole = guarded(K + 2, m + 5, dtype)
             self.view = self.whole[1:-1, 3 : 3 + m]
         else:
             before, width = (4, K + 8 - K % 4) if layout == "columns" else (3, K + 6 - K % 2)
-            self.whole = torch.full((m + 2, width), torch.nan, dtype=dtype)
+            self.whole = guarded(m + 2, width, dtype)
             self.view = self.whole[1:-1, before : before + K].T
         self.view.copy_(values)
 
