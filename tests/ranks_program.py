@@ -1,8 +1,9 @@
-"""What every process of tests/test_ranks.py runs: python ranks_program.py FOLDER RANK SIZE."""
+"""The processes of tests/test_ranks.py: python ranks_program.py FOLDER PROCESSES."""
 
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import time
 import traceback
@@ -72,9 +73,25 @@ def main(folder: Path, rank: int, size: int) -> None:
     distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
+def begin(folder: Path, rank: int, size: int) -> int:
+    """Begin a process, which has loaded torch and computed nothing; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
     try:
-        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+        main(folder, rank, size)
+        status = 0
     except BaseException:
         traceback.print_exc()
-        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    place, processes = Path(sys.argv[1]), int(sys.argv[2])
+    children = [begin(place, rank, processes) for rank in range(processes)]
+    (place / "processes").write_text(" ".join(map(str, children)))
+    sys.exit(any([os.waitpid(child, 0)[1] for child in children]))

@@ -254,7 +254,7 @@ def test_info_works_without_what_is_optional(monkeypatch, capsys):
         assert line in printed
 
 
-@pytest.mark.parametrize("command", [["--version"], ["--help"], ["fit", "--help"], ["info"]])
+@pytest.mark.parametrize("command", [["fit", "--help"], ["info"]])
 def test_module_runs_where_nothing_but_ascii_can_be_printed(command):
     run = subprocess.run(
         [sys.executable, "-m", "fastnmf", *command],

@@ -105,8 +105,7 @@ def test_both_forms_give_the_same_iterates(n, d, K, solver, asked):
 
 
 @both_forms
-@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("solver", ["hals", "anls"])
+@pytest.mark.parametrize(("solver", "ratio"), [("hals", 0.0), ("hals", 1.0), ("anls", 0.5)])
 def test_a_long_fit_is_stationary_on_the_sphere(solver, ratio, form):
     A, Z, D = problem(40, 8, 4)
     iterations = 3000 if solver == "hals" else 600
