@@ -100,7 +100,7 @@ def test_half_steps_are_those_of_the_loop(n, d, K, kind, dtype, asked, form, bac
         assert relative_difference(Z1, loop()) <= tolerance, solver
 
 
-@pytest.mark.parametrize("asked", [(0.003, 0.004, 0.0), (0.02, 0.01, 1.0)], ids=str)
+@pytest.mark.parametrize("asked", [(0.02, 0.01, 0.4)], ids=str)
 @pytest.mark.parametrize("kind", ["zero_rows", "zero_concepts", "duplicates"])
 @pytest.mark.parametrize(("n", "d", "K"), [SHAPES[0], *SHAPES[3:5], *WIDE, (27, 15, 41)], ids=str)
 @pytest.mark.parametrize("form", FORMS)
