@@ -239,6 +239,8 @@ def factorize_(
 
 def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Outcome:
     watched = stopping.watches or run.ahead is not None or keep is not None or not run.ranks.alone
+    # whether another process may end the run
+    asks = any(run.ranks.any(stopping.each is not None, stopping.deadline < float("inf")))
     begun = time.perf_counter()
     history, drifts = ([], []) if resumed is None else map(list, (resumed.history, resumed.drifts))
     done = len(history)
@@ -267,7 +269,8 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             run.ahead.rose(read[0].relative_error)
         history += read
         told = stopping.each is not None and bool(stopping.each(history[-1]))
-        told, late = run.ranks.any(told, time.perf_counter() >= stopping.deadline)
+        late = time.perf_counter() >= stopping.deadline
+        told, late = run.ranks.any(told, late) if asks else (told, late)
         if told:
             stopped_by = "callback"
             break

@@ -69,14 +69,13 @@ class Statistics:
         self._empty = False
 
     def reduce_(self) -> None:
-        """What was gathered of the codes becomes that of all processes."""
+        """What the dictionary half-step reads becomes that of all processes; where it reads no
+        moments, so do the sums of the codes."""
         if self._ranks.alone:
             return
-        if self.cross is not None:
-            if self._empty:
-                self._moments.zero_()
-            self._ranks.sum_(self._moments)
-        self._ranks.sum_(self.codes)
+        if self._empty:
+            self._moments.zero_()
+        self._ranks.sum_(self.codes if self.cross is None else self._moments)
         if self._on_codes:
             self._ranks.sum_(self._loads)
 
@@ -115,7 +114,7 @@ class Statistics:
         gram = (self.gram * G).sum(dtype=torch.float64)
         once = self.squared_data if self._ranks.rank == 0 else 0
         torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
-        self._ranks.sum_(self.dictionary)
+        self._ranks.sum_(self.sums)
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:

@@ -111,8 +111,7 @@ def hold(
     if solver == "anls":
         return Held(B, concepts=hold_concepts(B, m, penalty))
     if solver == "hals":
-        grams = tuple(B[S] @ B[S].T for S in sweep.blocks(B.shape[0]))
-        sweep.sum_(*grams)
+        grams = _grams(B, sweep)
         if not penalty:
             return Held(B, grams=grams)
         curvature = penalty.curvature(torch.cat([gram.diagonal() for gram in grams]))
@@ -130,6 +129,19 @@ def hold(
         step = 1 / bound
     kept = curvature[:, None] if penalty else None
     return Held(B, step=step, l1=penalty.l1, curvature=kept)
+
+
+def _grams(B: Tensor, sweep: Sweep) -> tuple[Tensor, ...]:
+    """B_S B_Sᵀ of every block, side by side, so that one call sums all."""
+    blocks = [B[S] for S in sweep.blocks(B.shape[0])]
+    sizes = [len(some) ** 2 for some in blocks]
+    held = B.new_empty(sum(sizes))
+    grams = tuple(
+        torch.mm(some, some.T, out=part.view(len(some), -1))
+        for some, part in zip(blocks, held.split(sizes), strict=True)
+    )
+    sweep.sum_(held)
+    return grams
 
 
 @dataclass(frozen=True)
