@@ -348,6 +348,15 @@ def handlers():
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also where whoever runs the tests has told them to ignore
+    it, as in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def told_in(iteration, number, times=1):
     def tell(info):
         for _ in range(times if info.iteration == iteration else 0):
@@ -361,6 +370,7 @@ def saved_iterations(path):
         return len(file.get_tensor("history"))
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_saves_the_iteration_and_then_interrupts(path):
     before = signal.getsignal(signal.SIGINT)
     model = NMF(25, seed=0, max_iter=20, tol=0, checkpoint=path)
@@ -375,6 +385,7 @@ def test_ctrl_c_saves_the_iteration_and_then_interrupts(path):
     assert_same_fit(model, model.fit(numbers(), resume=True), expected, expected.fit(numbers()))
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_second_ctrl_c_interrupts_at_once(path):
     model = NMF(25, checkpoint=path, callback=told_in(5, signal.SIGINT, times=2))
     with pytest.raises(KeyboardInterrupt):
