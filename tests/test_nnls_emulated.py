@@ -51,10 +51,14 @@ class Emulated:
         self.library.emulate_no(name.encode())
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The path of the extension, compiled for the CPU against emulated_cuda."""
-    folder = tmp_path_factory.mktemp("emulated")
+@pytest.fixture(scope="session")
+def built(once):
+    """The path of the extension, compiled for the CPU against emulated_cuda. One for all tests: a
+    second, of another path, would not be loaded."""
+    return once("emulated", build) / "_cuda.so"
+
+
+def build(folder):
     # torch brings pybind11's headers
     headers = [HERE / "emulated_cuda", Path(torch.__file__).parent / "include"]
     headers = [f"-I{path}" for path in (*headers, sysconfig.get_path("include"))]
@@ -63,10 +67,8 @@ def built(tmp_path_factory):
     names = ("bindings_cuda.cpp", "nnls_cuda.cu")
     compilers = [gcc(*flags, str(CSRC / name), "-o", f"{folder / name}.o") for name in names]
     assert [compiler.wait() for compiler in compilers] == [0, 0]
-    path = folder / "_cuda.so"
     objects = [f"{folder / name}.o" for name in names]
-    assert gcc("-shared", *objects, "-o", str(path)).wait() == 0
-    return path
+    assert gcc("-shared", *objects, "-o", str(folder / "_cuda.so")).wait() == 0
 
 
 @pytest.fixture
