@@ -6,13 +6,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .penalties import Penalty
+from .penalties import NO_PENALTY, Penalty
 from .ranks import Ranks
 from .rows import Rows
 from .solvers import squared_norm
 
 # of codes and dictionary
-_NONE = (Penalty(), Penalty())
+_NONE = (NO_PENALTY, NO_PENALTY)
 
 
 class Statistics:

@@ -32,3 +32,13 @@ def once(tmp_path_factory):
         return folder
 
     return made
+
+
+@pytest.fixture
+def small_budgets(monkeypatch):
+    """Let max_memory be as small as the data of tests: what a process takes by itself is not
+    counted."""
+    from fastnmf import budget
+
+    for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
+        monkeypatch.setattr(budget, name, value)

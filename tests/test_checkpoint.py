@@ -17,7 +17,7 @@ from half_steps import DTYPES, strided
 from killed_fits import CASES
 from oracle import problem
 
-from fastnmf import NMF, InvalidInput, budget, cli
+from fastnmf import NMF, InvalidInput, cli
 from fastnmf.files import load_model, read_matrix, save_model
 from fastnmf.plan import REFRESH
 from fastnmf.solvers import SOLVERS
@@ -499,10 +499,8 @@ def test_command_line_saves_and_resumes(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def streamed(tmp_path, monkeypatch):
+def streamed(tmp_path, small_budgets):
     """A file, and models that read it in passes."""
-    for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
-        monkeypatch.setattr(budget, name, value)
     A = problem(3000, 40, 6)[0].astype(np.float32)
     (tmp_path / "data").mkdir()
     np.save(tmp_path / "data" / "A.npy", A)

@@ -24,7 +24,7 @@ from oracle import (
     relative_difference,
 )
 
-from fastnmf import NMF, budget
+from fastnmf import NMF
 from fastnmf.cli import main
 from fastnmf.errors import InvalidInput
 from fastnmf.files import load_model, save_model
@@ -225,9 +225,7 @@ def test_sums_make_codes_sparse():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("codes", ["file", None])
-def test_streamed_data_have_penalties(solver, codes, tmp_path, monkeypatch):
-    for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
-        monkeypatch.setattr(budget, name, value)
+def test_streamed_data_have_penalties(solver, codes, tmp_path, small_budgets):
     A, Z, D = problem(3000, 40, 6)
     np.save(tmp_path / "A.npy", A)
     kept = tmp_path / "Z.npy" if codes else None
@@ -279,9 +277,7 @@ def test_what_has_no_penalties_says_so(name):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_stream_with_many_concepts_has_the_iterates_of_memory(solver, tmp_path, monkeypatch):
-    for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
-        monkeypatch.setattr(budget, name, value)
+def test_a_stream_with_many_concepts_has_the_iterates_of_memory(solver, tmp_path, small_budgets):
     K = 60 if solver == "anls" else 200
     A, Z, D = problem(2000, 30, K)
     np.save(tmp_path / "A.npy", A)

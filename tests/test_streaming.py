@@ -41,12 +41,7 @@ def problem(n=N, d=D, K=K, dtype=torch.float32):
 A = problem()
 
 
-@pytest.fixture(autouse=True)
-def small_budgets(monkeypatch):
-    """Let a budget be as small as these data: what a process takes by itself is not counted."""
-    monkeypatch.setattr(budget, "_OVERHEAD", 0)
-    monkeypatch.setattr(budget, "WORKSPACE_BYTES", 0)
-    monkeypatch.setattr(budget, "LEAST_ROWS", 64)
+pytestmark = pytest.mark.usefixtures("small_budgets")
 
 
 def tight(codes="memory", start="nndsvda", rows=CHUNK_ROWS, data=A, concepts=K, itemsize=4):

@@ -11,7 +11,7 @@ import torch
 from half_steps import saved_and_loaded
 from oracle import kkt_residual, objective, problem, relative_difference
 
-from fastnmf import NMF, budget
+from fastnmf import NMF
 from fastnmf.cli import main
 from fastnmf.errors import InvalidInput
 from fastnmf.files import load_model, save_model
@@ -145,9 +145,7 @@ def test_codes_become_sparser_with_the_penalty_where_a_plain_one_says_nothing():
 
 @all_solvers
 @pytest.mark.parametrize("codes", ["file", None])
-def test_streamed_data_have_unit_norm(solver, codes, tmp_path, monkeypatch):
-    for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
-        monkeypatch.setattr(budget, name, value)
+def test_streamed_data_have_unit_norm(solver, codes, tmp_path, small_budgets):
     A, Z, D = problem(3000, 40, 6)
     np.save(tmp_path / "A.npy", A)
     kept = tmp_path / "Z.npy" if codes else None
@@ -226,9 +224,7 @@ def test_a_checkpoint_goes_on_to_the_same_bits(solver, form, tmp_path):
         NMF(14, **{**asked, "unit_norm": False}, **saving).fit(A, 8, resume=True)
 
 
-def test_a_streamed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
-        monkeypatch.setattr(budget, name, value)
+def test_a_streamed_fit_goes_on_to_the_same_bits(tmp_path, small_budgets):
     A, Z, D = problem(3000, 40, 6)
     np.save(tmp_path / "A.npy", A)
     asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "tol": 0, "unit_norm": True, "init": (Z, D)}
