@@ -38,6 +38,15 @@ View<T> view(const char *name, Address address, Size stride_k, Size stride_m, Si
     return {pointer<T>(name, address), stride_k, stride_m};
 }
 
+// X (m × p), its rows contiguous. It is only read, and so its rows may share memory: windows that
+// overlap, or one row again and again
+template <class T>
+const T *read_rows(const char *name, Address address, Size stride, Size m) {
+    if (m > 1 && stride < 0)
+        refuse(name, " has rows ", stride, " apart: that must not be negative");
+    return pointer<const T>(name, address);
+}
+
 inline void check_sizes(const char *rows_name, Size rows, Size m, int threads) {
     if (rows < 0 || m < 0) refuse(rows_name, " = ", rows, ", m = ", m, ": a size is negative");
     if (threads < 1) refuse("threads = ", threads, ": at least 1 is needed");

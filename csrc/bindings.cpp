@@ -82,12 +82,14 @@ void hals_rows(const std::string &dtype, Address F, Size stride_fk, Size stride_
                Size p, Size sweeps, Address sums, int threads) {
     check_sizes("K", K, m, threads);
     check_sizes("p", p, sweeps, threads);
+    // the columns that fill up a tile would grow
+    if (!(l1 >= 0)) refuse("l1 = ", l1, " must not be negative");
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
         double *total = pointer<double>("sums", sums);
         if (K == 0 || m == 0 || sweeps == 0) return;
         const HalsRows<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
-                            view<const T>("X", X, stride_x, 1, m, p).data,
+                            read_rows<T>("X", X, stride_x, m),
                             view<const T>("B", B, K, 1, p, K).data,
                             view<const T>("G", G, stride_g, 1, K, K).data,
                             static_cast<T>(l1),
@@ -106,6 +108,40 @@ void hals_rows(const std::string &dtype, Address F, Size stride_fk, Size stride_
 
 // ZᵀA and ZᵀZ
 
+// features of which sums are made at a time, whole vectors of all kernels: the sums of a thread
+// stay in its cache, and take no memory to speak of however many features there are
+Size moments_features(Size feature_bytes) {
+    constexpr Size sum_bytes = 1 << 20, vectors = 192;
+    return std::max<Size>(1, sum_bytes / (feature_bytes * vectors)) * vectors;
+}
+
+// features [first, first + p) of the result; the threads add up what each has of its part of the
+// rows, in `made`, in the order of parts
+template <class T>
+void add_moments(Moments<T> a, bool symmetric, Size first, Size p, Size parts, T *made, View<T> to,
+                 bool adds) {
+    const MomentsKernels<T> &kernels = moments_kernels<T>();
+    const Size width = kernels.padded(p), size = a.K * width;
+    a.X += first;
+    a.p = p;
+    const Scratch<T> packed(parts * kernels.scratch_size);
+    double unused[2] = {};
+    for_tiles(parts, static_cast<int>(parts), unused, [&](Size part, int, double *) {
+        T *mine = made + part * size;
+        std::fill(mine, mine + size, T(0));
+        kernels.add(a, symmetric, part * a.m / parts, (part + 1) * a.m / parts, mine,
+                    packed.data + part * kernels.scratch_size);
+    });
+    for_tiles(a.K, static_cast<int>(parts), unused, [&](Size k, int, double *) {
+        T *row = at(to, k, 0);
+        if (!adds) std::fill(row, row + p, T(0));
+        for (Size part = 0; part < parts; ++part) {
+            const T *more = made + part * size + k * width;
+            for (Size j = 0; j < p; ++j) row[j] += more[j];
+        }
+    });
+}
+
 void moments(const std::string &dtype, Address F, Size stride_f, Address X, Size stride_x,
              Address out, Size stride_o, Size K, Size m, Size p, bool symmetric, bool adds,
              int threads) {
@@ -116,7 +152,7 @@ void moments(const std::string &dtype, Address F, Size stride_f, Address X, Size
         using T = decltype(zero);
         if (K == 0 || p == 0) return;
         const Moments<T> a{view<const T>("F", F, 1, stride_f, K, m).data,
-                           view<const T>("X", X, stride_x, 1, m, p).data,
+                           read_rows<T>("X", X, stride_x, m),
                            stride_f,
                            stride_x,
                            K,
@@ -124,25 +160,14 @@ void moments(const std::string &dtype, Address F, Size stride_f, Address X, Size
                            p};
         const View<T> to = view<T>("out", out, stride_o, 1, K, p);
         py::gil_scoped_release released;
-        const MomentsKernels<T> &kernels = moments_kernels<T>();
-        const Size width = kernels.padded(p), size = K * width;
         // a part for each thread, of whole cache lines of rows
         const Size parts = threads_for((m + 63) / 64, 2.0 * m * K * p, threads);
-        const Scratch<T> made(parts * size), packed(parts * kernels.scratch_size);
-        std::fill(made.data, made.data + parts * size, T(0));
-        double unused[2] = {};
-        for_tiles(parts, static_cast<int>(parts), unused, [&](Size part, int, double *) {
-            kernels.add(a, symmetric, part * m / parts, (part + 1) * m / parts,
-                        made.data + part * size, packed.data + part * kernels.scratch_size);
-        });
-        for (Size k = 0; k < K; ++k) {
-            T *row = at(to, k, 0);
-            if (!adds) std::fill(row, row + p, T(0));
-            for (Size part = 0; part < parts; ++part) {
-                const T *more = made.data + part * size + k * width;
-                for (Size j = 0; j < p; ++j) row[j] += more[j];
-            }
-        }
+        const Size most = symmetric ? p : moments_features(K * sizeof(T));
+        const Size width = moments_kernels<T>().padded(std::min(p, most));
+        const Scratch<T> made(parts * K * width);
+        for (Size first = 0; first < p; first += most)
+            add_moments(a, symmetric, first, std::min(most, p - first), parts, made.data,
+                        View<T>{at(to, 0, first), to.stride_k, 1}, adds);
         // what is left of the diagonal was made in part
         for (Size k = 0; symmetric && k < K; ++k)
             for (Size j = 0; j < k; ++j) *at(to, k, j) = *at(to, j, k);
@@ -276,14 +301,15 @@ PYBIND11_MODULE(_C, module) {
         py::arg("stride_g"), py::arg("l1"), py::arg("K"), py::arg("m"), py::arg("p"),
         py::arg("sweeps"), py::arg("sums"), py::arg("threads"),
         "hals_normal with C = B'X' - l1, so many times; C is not kept.\n\n"
-        "F (K, m) in any layout, X (m, p) and G (K, K) with contiguous rows, B (p, K) contiguous.");
+        "F (K, m) in any layout, X (m, p) with contiguous rows, which may overlap, G (K, K) with "
+        "contiguous rows, B (p, K) contiguous; l1 >= 0.");
     module.def("moments", &moments, py::arg("dtype"), py::arg("F"), py::arg("stride_f"),
                py::arg("X"), py::arg("stride_x"), py::arg("out"), py::arg("stride_o"), py::arg("K"),
                py::arg("m"), py::arg("p"), py::arg("symmetric"), py::arg("adds"),
                py::arg("threads"),
                "out = F X, or with adds out += F X.\n\n"
-               "F (K, m) with contiguous columns, stride_f apart; X (m, p) and out (K, p) with "
-               "contiguous rows. symmetric: the result is known to be; half of it is computed.");
+               "F (K, m) with contiguous columns, stride_f apart; X (m, p) with contiguous rows, "
+               "which may overlap; out (K, p) with contiguous rows. symmetric: the result is known to be; half of it is computed.");
     module.def(
         "mu_update", &mu_update, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
         py::arg("stride_fm"), py::arg("numerator"), py::arg("stride_nk"), py::arg("stride_nm"),

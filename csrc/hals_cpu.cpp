@@ -49,17 +49,23 @@ void gather(T *tile, View<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdif
         for (ptrdiff_t k = 0; k < rows; ++k)
             for (int i = 0; i < W<T>; i += V<T>)
                 store(tile + k * W<T> + i, load(origin + k * from.stride_k + i));
-    } else if (columns == W<T> && from.stride_k == 1 && rows >= V<T>) {
-        for (int i = 0; i < W<T>; i += V<T>)
+    } else if (from.stride_k == 1 && rows >= V<T>) {
+        for (int i = 0; i < W<T>; i += V<T>) {
+            const ptrdiff_t some = columns - i;
             for (ptrdiff_t next = 0; next < rows; next += V<T>) {
                 // the last square overlaps the one before if it must
                 const ptrdiff_t k = next + V<T> <= rows ? next : rows - V<T>;
-                Vec<T> square[V<T>];
-                for (int l = 0; l < V<T>; ++l)
-                    square[l] = load(origin + (i + l) * from.stride_m + k);
+                Vec<T> square[V<T>] = {};
+                if (some >= V<T>)
+                    for (int l = 0; l < V<T>; ++l)
+                        square[l] = load(origin + (i + l) * from.stride_m + k);
+                else
+                    for (int l = 0; l < some; ++l)
+                        square[l] = load(origin + (i + l) * from.stride_m + k);
                 transpose<T>(square);
                 for (int l = 0; l < V<T>; ++l) store(tile + (k + l) * W<T> + i, square[l]);
             }
+        }
     } else {
         for (ptrdiff_t k = 0; k < rows; ++k)
             for (ptrdiff_t i = 0; i < W<T>; ++i)
@@ -188,14 +194,16 @@ template <class T>
 void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
     const ptrdiff_t columns = a.m - start < W<T> ? a.m - start : W<T>, size = a.K * W<T>;
     T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *X = C + size;
+    // those right of the last column stay as they are: F is zero there, and l1 ≥ 0 keeps it so
+    const int vectors = static_cast<int>((columns + V<T> - 1) / V<T>);
     for (ptrdiff_t i = 0; i < size; ++i) C[i] = -a.l1;
     for (ptrdiff_t first = 0; first < a.p; first += in_hand) {
         const ptrdiff_t terms = a.p - first < in_hand ? a.p - first : in_hand;
         // features take the place of concepts
         gather(X, View<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
         for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
-            add_products<width>(concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k, a.K,
-                                static_cast<const T *>(X), ptrdiff_t(W<T>), terms);
+            add_products(vectors, concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k,
+                         a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms);
         });
     }
     gather(F, constant(a.F), a.K, start, columns);

@@ -39,13 +39,6 @@ void pack(T *panel, const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdif
     }
 }
 
-template <class T, int vectors = most_vectors, class... Rest>
-inline void multiply(int wanted, int concepts, Rest... rest) {
-    if constexpr (vectors > 1)
-        if (wanted < vectors) return multiply<T, vectors - 1>(wanted, concepts, rest...);
-    add_products<vectors>(concepts, rest...);
-}
-
 template <class T>
 void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out, T *panel) {
     const ptrdiff_t stride_o = padded<T>(a.p);
@@ -56,9 +49,9 @@ void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T
             pack(panel, a, start, rows, j, (end < a.p ? end : a.p) - j);
             for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
                 if (symmetric && k >= end) return;
-                multiply<T>(vectors, concepts, out + k * stride_o + j, stride_o,
-                            a.F + start * a.stride_f + k, a.stride_f,
-                            static_cast<const T *>(panel), W<T>, rows);
+                add_products(vectors, concepts, out + k * stride_o + j, stride_o,
+                             a.F + start * a.stride_f + k, a.stride_f,
+                             static_cast<const T *>(panel), W<T>, rows);
             });
         });
     }

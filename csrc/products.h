@@ -49,12 +49,19 @@ inline void add_product(T *out, ptrdiff_t stride_o, const T *P, ptrdiff_t stride
         }
 }
 
-// the same for any number of concepts up to most_concepts
 template <int vectors, class T, int size = most_concepts, class... Rest>
-inline void add_products(int concepts, T *out, Rest... rest) {
+inline void add_for_concepts(int concepts, T *out, Rest... rest) {
     if constexpr (size > 1)
-        if (concepts < size) return add_products<vectors, T, size - 1>(concepts, out, rest...);
+        if (concepts < size) return add_for_concepts<vectors, T, size - 1>(concepts, out, rest...);
     add_product<size, vectors>(out, rest...);
+}
+
+// the same for any numbers of vectors and concepts, up to most of them
+template <class T, int vectors = most_vectors, class... Rest>
+inline void add_products(int wanted, int concepts, T *out, Rest... rest) {
+    if constexpr (vectors > 1)
+        if (wanted < vectors) return add_products<T, vectors - 1>(wanted, concepts, out, rest...);
+    add_for_concepts<vectors>(concepts, out, rest...);
 }
 
 // group(first, size): all of so many in groups of nearly one size, none larger than `most`

@@ -33,6 +33,7 @@ from .sweeps import (
     Workspace,
     half_steps_,
     hold,
+    in_tiles,
     penalised,
 )
 from .unit_norm import UnitNorm
@@ -426,7 +427,7 @@ def _code_pieces(
     for X, Z, E in run.pieces:
         if run.unit is not None and not isinstance(run.Z, NotKept):
             run.unit.move_(Z)
-        if unformed and X.stride(1) == 1:
+        if unformed and in_tiles(X):
             yield X, Z, Unformed(X, Bt)
         elif run.plan.codes == "normal":
             # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50

@@ -6,12 +6,13 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-from fastnmf import plan
+from fastnmf import plan, sweeps
 from fastnmf.backends import BACKENDS, select
 from fastnmf.engine import factorize_
 from fastnmf.penalties import NO_PENALTIES
@@ -69,18 +70,20 @@ def iterate(
     A = strided(A) if wide else A
     chosen = plan.Plan(form, form, min(BLOCK, D.shape[0]), PIECE_ROWS, 0.0)
     _, ops = select(solver, A.device, backend)
-    outcome = factorize_(
-        Z,
-        D,
-        Rows(A),
-        solver=solver,
-        ops=ops,
-        plan=chosen,
-        max_iter=iterations,
-        tol=0,
-        learn=learn,
-        penalties=penalties,
-    )
+    # however few rows there are
+    with mock.patch.object(sweeps, "LEAST_ROWS", 0):
+        outcome = factorize_(
+            Z,
+            D,
+            Rows(A),
+            solver=solver,
+            ops=ops,
+            plan=chosen,
+            max_iter=iterations,
+            tol=0,
+            learn=learn,
+            penalties=penalties,
+        )
     return Z.numpy(), D.numpy(), outcome
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +25,7 @@ if REASON is None:
 else:
     ISAS = ["none"]
 
+PEAK = Path("/proc/self/clear_refs")
 SIZES = [(K, 65) for K in (1, 2, 3, 15, 16, 17, 100, 128, 130)]
 SIZES += [(17, m) for m in (1, 7, 8, 63, 64, 1000)] + [(1, 1)]
 CASES = [(layout, K, m) for layout in ("rows", "columns") for K, m in SIZES] + [("apart", 17, 65)]
@@ -67,6 +71,30 @@ class Matrix:
         outside[self.inside] = torch.nan
         assert outside.isnan().all()
         return self.view.double().numpy()
+
+
+def guarded(values):
+    """The values where a page begins, right behind them, of which nothing may be read."""
+    size = -(-values.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, size + mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), mmap.PAGESIZE, 0) == 0
+    held = np.frombuffer(pages, values.dtype, values.size, size - values.nbytes)
+    held.shape = values.shape
+    held[:] = values
+    return held
+
+
+def peak_of(call):
+    """Bytes by which the process grows for a while."""
+
+    def read(key):
+        return int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
+
+    PEAK.write_text("5")
+    before = read("VmRSS")
+    call()
+    return read("VmHWM") - before
 
 
 def rounded(values, dtype):
@@ -194,6 +222,76 @@ def test_moments_are_the_product(extension, dtype, K, p, threads, adds):
         expected = factor @ factor.T + adds * before
         assert relative_difference(gram.values(), expected) < TOLERANCES["hals", dtype]
         assert np.array_equal(gram.values(), gram.values().T)
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, 20])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_data_may_be_windows_that_overlap(extension, dtype, stride):
+    """Fits of such data, which are not copied, had ended in an error about strides."""
+    rng, K, m, p = np.random.default_rng(4), 5, 130, 20
+    given = torch.from_numpy(rng.random(m * 20).astype(dtype))
+    X = given.as_strided((m, p), (stride, 1))
+    before, data = rounded(rng.random((K, m)), dtype), X.double().numpy()
+    F, out = Matrix(before, dtype, "columns"), Matrix(np.zeros((K, p)), dtype)
+    at = X.data_ptr(), stride
+    extension.moments(
+        dtype, F.address, F.column_stride, *at, *out.rows, K, m, p, False, False, 2
+    )  # fmt: skip
+    assert relative_difference(out.values(), before @ data) < TOLERANCES["hals", dtype]
+    B, sums = rounded(rng.random((K, p)), dtype), torch.zeros(2).double()
+    Bt, G = torch.from_numpy(B.T.astype(dtype)).contiguous(), Matrix(B @ B.T, dtype)
+    extension.hals_rows(
+        dtype, *F.placed, *at, Bt.data_ptr(), *G.rows, 0.0, K, m, p, 1, sums.data_ptr(), 2
+    )  # fmt: skip
+    expected, _ = sweep(before, B @ data.T - B @ B.T @ before, B @ B.T)
+    assert relative_difference(F.values(), expected) < 4 * TOLERANCES["hals", dtype]
+
+
+def test_hals_rows_and_moments_refuse_what_cannot_be(extension):
+    F, X, G = torch.rand(50, 4), torch.rand(50, 8), torch.rand(4, 4)
+    sums = torch.zeros(2).double().data_ptr()
+    of_X = X.data_ptr(), -8
+    with pytest.raises(ValueError, match="X has rows -8 apart"):
+        extension.moments("float32", F.data_ptr(), 4, *of_X, X.data_ptr(), 8, 4, 50, 8, 0, 0, 1)
+    rest = "float32", F.data_ptr(), 1, 4, X.data_ptr(), 8, X.data_ptr(), G.data_ptr(), 4
+    with pytest.raises(ValueError, match="l1 = -1 must not be negative"):
+        extension.hals_rows(*rest, -1.0, 4, 50, 8, 1, sums, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called as on Linux")
+@pytest.mark.parametrize("shape", [(17, 65, 33), (3, 1, 1), (50, 100, 130), (1, 49, 17)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nothing_is_read_beyond_the_last_row(extension, dtype, shape):
+    """Matrices that end where a page ends of which nothing may be read."""
+    rng, (K, m, p) = np.random.default_rng(5), shape
+    B = rounded(rng.random((K, p)), dtype)
+    drawn = (rounded(rng.random(shape), dtype) for shape in ((m, K), (m, p)))
+    matrices = [*drawn, B.T, B @ B.T, np.empty((K, p))]
+    Z, X, Bt, G, out = (guarded(M.astype(dtype)) for M in matrices)
+    z, x, sums = Z.ctypes.data, X.ctypes.data, np.zeros(2)
+    place = out.ctypes.data
+    extension.moments(dtype, z, K, x, p, place, p, K, m, p, False, False, 2)
+    assert relative_difference(out, matrices[0].T @ matrices[1]) < TOLERANCES["hals", dtype]
+    before = Z.T.astype(np.float64)
+    at = z, 1, K, x, p, Bt.ctypes.data, G.ctypes.data
+    extension.hals_rows(dtype, *at, K, 0.0, K, m, p, 1, sums.ctypes.data, 2)
+    expected, _ = sweep(before, B @ X.T - B @ B.T @ before, B @ B.T)
+    assert relative_difference(Z.T, expected) < 4 * TOLERANCES["hals", dtype]
+
+
+@pytest.mark.skipif(not PEAK.exists(), reason="the peak is read from Linux's /proc")
+def test_moments_of_many_features_take_no_memory_by_the_thread(extension):
+    """Every thread had held sums of all features: 64 threads took 64 times the result, 196 MB
+    here. And the features, in several lots, come out as they do in one."""
+    K, m, p, stride_o = 128, 4096, 6000, 6005
+    rng = np.random.default_rng(6)
+    Z, X = (rng.random(shape, dtype=np.float32) for shape in ((m, K), (m, p)))
+    out = np.full((K, stride_o), np.nan, np.float32)
+    at = Z.ctypes.data, K, X.ctypes.data, p, out.ctypes.data, stride_o
+    grown = peak_of(lambda: extension.moments("float32", *at, K, m, p, False, False, 64))
+    assert relative_difference(out[:, :p], Z.T @ X) < 1e-5
+    assert np.isnan(out[:, p:]).all()
+    assert grown < 100 << 20
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns"])
