@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
@@ -17,6 +18,9 @@ from oracle import (
     relative_difference,
 )
 from oracle import iterate as expected_iterates
+
+from fastnmf import NMF, sweeps
+from fastnmf.backends import BACKENDS
 
 PAIRS = [
     pytest.param(solver, backend, id=f"{solver}-{backend}")
@@ -71,3 +75,28 @@ def test_strided_rows_give_the_same_iterates(form, dtype, solver, backend):
     )
     expected = expected_iterates(solver, A, Z, D, 10)
     assert factors_difference(given, expected, A) <= TOLERANCES[solver, dtype_name(dtype)]
+
+
+FITS = {
+    "many inner steps": {"nb_concepts": 60},
+    "accelerated": {"accelerate": True, "tol": 1e-9},
+    "l1": {"alpha_Z": 0.01, "l1_ratio": 1.0},
+    "l2": {"alpha_Z": 0.01, "alpha_D": 0.005},
+    "unit norm": {"alpha_Z": 0.01, "l1_ratio": 0.5, "unit_norm": True},
+    "in chunks": {"chunk_rows": 150},
+}
+
+
+@pytest.mark.parametrize("options", FITS.values(), ids=FITS)
+def test_fits_without_the_product_with_the_data_are_the_same(options, monkeypatch, tmp_path):
+    if "cpp" not in BACKEND_NAMES:
+        pytest.skip(BACKENDS["cpp"].probe())
+    A = np.lib.format.open_memmap(tmp_path / "A.npy", "w+", np.float16, (431, 37))
+    A[:] = np.random.default_rng(0).random(A.shape)
+    fits = []
+    for least_rows in (1 << 30, 0):
+        monkeypatch.setattr(sweeps, "LEAST_ROWS", least_rows)
+        model = NMF(**{"nb_concepts": 7, "max_iter": 15, "tol": 0, "seed": 0, **options})
+        fits.append(model.fit(A))
+    (Z, D), (Z1, D1) = fits
+    assert relative_difference((Z1 @ D1).numpy(), (Z @ D).numpy()) < 1e-4
