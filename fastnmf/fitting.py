@@ -125,11 +125,6 @@ class Fitter:
                 f"revive=True looks for rows among all of them, in memory, and {why} here; give "
                 f"revive=False{', or more max_memory' if alone else ''}"
             )
-        if self.checkpoint is not None and not data.ranks.alone:
-            raise InvalidInput(
-                "checkpoint= saves what one process has, and the fit is shared by several; give no "
-                "checkpoint"
-            )
 
     def _resumed(self, data: Resident | Streamed) -> tuple[plan.Plan, State | None]:
         """The plan, and the state to go on from if a checkpoint has one."""

@@ -216,12 +216,14 @@ class NMF(nn.Module):
             with ranks.agreed():
                 max_iter = options.iterations(max_iter, self.max_iter)
                 by = self._method(device)
-                checkpoint = self._checkpoint(by.backend, resume)
+                checkpoint = self._checkpoint(by.backend, resume, ranks)
                 asked = self._taking(device, codes, optional=True, ranks=ranks)
                 taking = stack.enter_context(asked)
             kept = "in a file" if isinstance(taking.codes, Path) else taking.codes
+            saved = None if checkpoint is None else "a file"
             shared = {name: getattr(self, name) for name in (*_OF_A_FIT, "tol", "stop")}
-            ranks.agree({**shared, "init": self._init_name(), "max_iter": max_iter, "codes": kept})
+            shared |= {"init": self._init_name(), "max_iter": max_iter, "codes": kept}
+            ranks.agree({**shared, "checkpoint": saved, "resume": resume})
 
             def encoder(D: Tensor) -> Encoder:
                 return Encoder(D, by, SWEEPS, 0.0)
@@ -419,7 +421,7 @@ class NMF(nn.Module):
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
 
-    def _checkpoint(self, backend: str, resume: bool) -> Checkpoint | None:
+    def _checkpoint(self, backend: str, resume: bool, ranks: Ranks) -> Checkpoint | None:
         if self.checkpoint is None:
             if resume:
                 raise InvalidInput("resume=True goes on from a file: name it, NMF(checkpoint=…)")
@@ -428,7 +430,8 @@ class NMF(nn.Module):
 
         settings = {name: getattr(self, name) for name in (*_OF_A_FIT, "chunk_rows")}
         settings |= {"init": self._init_name(), "backend": backend}
-        return Checkpoint(self.checkpoint, self.checkpoint_seconds, settings, resume=resume)
+        seconds = self.checkpoint_seconds
+        return Checkpoint(self.checkpoint, seconds, settings, resume=resume, ranks=ranks)
 
     def _init_name(self) -> str:
         return self.init if isinstance(self.init, str) else "given"
@@ -456,7 +459,7 @@ class NMF(nn.Module):
             codes = ranks.own(codes)
         codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
         with Ahead() as ahead:
-            saved = None if self.checkpoint is None else Path(self.checkpoint).resolve()
+            saved = None if self.checkpoint is None else ranks.own(self.checkpoint).resolve()
             yield Taking(ahead, device, most, self.chunk_rows, codes, saved, ranks.on_host)
 
     def _data(self, A: Any) -> Tensor:

@@ -177,17 +177,20 @@ class Taking:
         start: str,
         most=None,
         ranks=ALONE,
-        here=None,
+        whole=None,
+        first=0,
         resident=False,
     ) -> Stream:
-        """The rows of a source in chunks that fit, of `most` rows at most. summary: of all ranks'
-        rows, of which the source has those of the slice here; None: all. resident: see Stream."""
-        here = slice(0, summary.n) if here is None else here
-        needs = self._needs(max(1, here.stop - here.start), summary.d, K, summary.dtype, start)
+        """The rows of a source in chunks that fit, of `most` rows at most. whole: the Summary of
+        all ranks' rows, among which those of the source begin at `first`; None: these are all.
+        resident: see Stream."""
+        whole, here = whole or summary, slice(first, first + summary.n)
+        needs = self._needs(max(1, summary.n), whole.d, K, whole.dtype, start)
         wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
         gpu = self.device.type == "cuda"
         rows = needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None, gpu=gpu)
-        return Stream(source, summary, self.ahead, self.device, rows, ranks, here, resident)
+        squares = summary.squares
+        return Stream(source, whole, self.ahead, self.device, rows, ranks, here, squares, resident)
 
     @contextmanager
     def store(self, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[InMemory | OnDisk]:
@@ -251,11 +254,11 @@ class Taking:
         whole, first = joined(summaries), sum(part.n for part in summaries[: ranks.rank])
         start = resolve(init, whole.n, whole.d, K)
         with ranks.agreed():
-            here = slice(first, first + summary.n)
             # where all is in memory, the fit is as that of one process which has all
             kept = all(everywhere) and self.codes is not None and not ranks.alone
             kept = kept and len({part.dtype for part in summaries if part.n}) == 1
-            stream = self.stream(source, whole, K, start, ranks=ranks, here=here, resident=kept)
+            shared = {"ranks": ranks, "whole": whole, "first": first, "resident": kept}
+            stream = self.stream(source, summary, K, start, **shared)
             store = target = None
             if self.codes is not None:
                 store = stack.enter_context(self.store((stream.n_here, K), stream.dtype))
