@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -210,11 +210,15 @@ class Checkpoint:
         one; its name, or None."""
         if isinstance(Z, Tensor | NotKept):
             return None
-        names = (f"{self._path.stem}.codes-{turn}.npy" for turn in "ab")
-        name = next(name for name in names if name != self._codes)
+        name = next(self._other_codes())
         with written(self._path.with_name(name), Z.shape, Z.dtype) as file:
             copy_rows(Z, file)
         return name
+
+    def _other_codes(self) -> Iterator[str]:
+        """The names of files with codes, but for those of the last save."""
+        names = (f"{self._path.stem}.codes-{turn}.npy" for turn in "ab")
+        return (name for name in names if name != self._codes)
 
     def _put_in_place(self, path: Path) -> None:
         if path != self._path:
@@ -260,12 +264,10 @@ class Checkpoint:
         if save is not None:
             self._put_in_place(save.path)
         for other in held:
-            if other is save or (save is None and other.path == self._path):
-                continue
-            if other.path != self._path:
+            if other is not save and other.path != self._path:
                 other.path.unlink()
-            if other.codes not in (None, self._codes):
-                self._path.with_name(other.codes).unlink(missing_ok=True)
+        for name in self._other_codes() if self._chunk_rows is not None else ():
+            self._path.with_name(name).unlink(missing_ok=True)
 
     def _resumed(
         self, save: _Save, rows: Rows | Stream, store: InMemory | OnDisk | None
