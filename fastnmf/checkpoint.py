@@ -22,7 +22,7 @@ from ._version import __version__
 from .engine import Iteration, State
 from .errors import InvalidInput
 from .interrupts import Interrupts
-from .paths import check_output, folder_of, refusing_damage, replacing
+from .paths import check_output, folder_of, refusing_damage, remove_part, replacing
 from .plan import Plan
 from .ranks import ALONE, Ranks
 from .rows import Rows
@@ -266,8 +266,10 @@ class Checkpoint:
         for other in held:
             if other is not save and other.path != self._path:
                 other.path.unlink()
+        remove_part(self._path)
         for name in self._other_codes() if self._chunk_rows is not None else ():
             self._path.with_name(name).unlink(missing_ok=True)
+            remove_part(self._path.with_name(name))
 
     def _resumed(
         self, save: _Save, rows: Rows | Stream, store: InMemory | OnDisk | None

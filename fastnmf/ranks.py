@@ -131,8 +131,6 @@ class Ranks:
         """What every process gives, in their order."""
         if self.alone:
             return [thing]
-        # the others are waited for here, as signals are not handled in what follows
-        self.any(False)
         things = [None] * self.size
         with self._waiting():
             distributed.all_gather_object(things, thing, group=self.group)
@@ -181,8 +179,11 @@ class Ranks:
         try:
             yield
         except Exception as error:
+            self.any(True)
             self.gather(f"{type(error).__name__}: {error}")
             raise
+        if not any(self.any(False)):
+            return
         for rank, failure in enumerate(self.gather(None)):
             if failure is not None:
                 raise InvalidInput(f"process {rank} of {self.size} cannot go on: {failure}")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import signal
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors
 import torch
-from broken_checkpoints import BROKEN, foreign, newer, truncated
-from test_ranks import PLAIN, begin, data, n
+from broken_checkpoints import BROKEN, foreign, newer, rewritten, truncated
+from ranks_program import TIMEOUT
+from test_ranks import PLAIN, begin, data, n, torchrun
 
+from fastnmf.files import load_model
 from fastnmf.solvers import SOLVERS
 
 if not hasattr(os, "fork"):
@@ -34,8 +42,8 @@ FITS |= {
     "unit norm streamed": {**STREAMED, "alpha_Z": 0.01, "l1_ratio": 0.5, "unit_norm": True},
     "stops by tol": {**SHORT, "tol": 1e-2, "max_iter": 300},
 }
-# left in these iterations, in all processes at once
-LEFT = [{"left_in": iteration, "resume": True} for iteration in (2, 9)]
+# in all processes at once
+LEFT = [{"left_in": 9}]
 
 
 def killed(steps, **options):
@@ -51,6 +59,10 @@ def told(*kills):
 
 def gone(path):
     path.unlink()
+
+
+def of_another_run(path):
+    rewritten(path, save="2-another")
 
 
 def of_four(path):
@@ -90,6 +102,15 @@ CASES |= {
         data(),
         {**RESUMED, "max_iter": 1, "before": [{"max_iter": 4, **killed({1: 8})}]},
     ),
+    "by the clock of the first": (
+        data(),
+        {**BRIEF, **KEPT, "of": {1: {"checkpoint_seconds": 10**6}}},
+    ),
+    "not by that of the other": (
+        data(),
+        {**BRIEF, **KEPT, "of": {0: {"checkpoint_seconds": 10**6}}},
+    ),
+    "for the command": (data(), {**SHORT, **KEPT, "max_iter": 5}),
     "no space": (data(), {**BRIEF, **KEPT, "of": {1: {"fails_at": 8}}}),
     "after no space": (
         data(),
@@ -111,6 +132,11 @@ REFUSED |= {
         data(),
         {**LEFT_ONCE, "harm": {1: gone}},
         r"has no save that all processes have \(process 0: 2-\w+; process 1: none\)",
+    ),
+    "another run": (
+        data(),
+        {**LEFT_ONCE, "harm": {1: of_another_run}},
+        r"has no save that all processes have \(process 0: 2-\w+; process 1: 2-another\)",
     ),
     "another number": (
         data(),
@@ -158,8 +184,8 @@ CASES["by one process"] = data(), {**RESUMED, "before": [{"left_in": 3}], **ALON
 
 
 @pytest.fixture(scope="module")
-def results(once):
-    """The results of every case by name, of each process."""
+def folder(once):
+    """Where the cases were run, each in a folder of its own."""
 
     def run(folder: Path) -> None:
         torch.save(list(CASES.values()), folder / "cases.pt")
@@ -167,7 +193,12 @@ def results(once):
         said = processes.communicate(timeout=200)[0].decode()
         assert processes.returncode == 0, said
 
-    folder = once("shared-checkpoints", run)
+    return once("shared-checkpoints", run)
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """The results of every case by name, of each process."""
     told = [torch.load(folder / f"results-{rank}.pt") for rank in range(SIZE)]
     return dict(zip(CASES, zip(*told, strict=True), strict=True))
 
@@ -251,3 +282,85 @@ def test_one_process_does_not_go_on_for_several(results):
         f"another number of processes than the 1 here: there is .*{OWN[0]}", result["error"]
     )
     assert result["before"] == result["after"]
+
+
+def test_clock_of_the_first_process_says_when_all_save(results):
+    for result in results["by the clock of the first"]:
+        assert set(OWN) <= result["after"].keys()
+    for result in results["not by that of the other"]:
+        assert not result["after"]
+
+
+def test_command_line_goes_on_from_a_shared_checkpoint(folder, results, tmp_path):
+    place = folder / f"case-{list(CASES).index('for the command')}"
+    for file in place.glob("fit-*"):
+        shutil.copy(file, tmp_path)
+    np.save(tmp_path / "A.npy", data().numpy())
+    fit = "-m fastnmf fit A.npy --concepts 6 --seed 1 --init random --tol 0 --max-iter 12 --quiet"
+    files = "--out m.safetensors --codes Z.npy --checkpoint fit.safetensors --resume"
+    ran = torchrun(*fit.split(), *files.split(), cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    model = load_model(tmp_path / "m.safetensors")
+    before = results["for the command"][0]["info"]["history"]
+    assert [i.seconds for i in model.fit_info_.history[:5]] == [i["seconds"] for i in before]
+    for rank, result in enumerate(results["hals"]):
+        assert torch.equal(model.D, result["D"])
+        written = np.load(tmp_path / f"Z-{rank:05d}-of-00002.npy")
+        np.testing.assert_array_equal(written, result["Z"].numpy())
+
+
+LONG = {**SHORT, **KEPT, "checkpoint_seconds": 10**6, "max_iter": 10**7, "begun": "begun"}
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A long fit that has begun: what runs it, and its processes."""
+    torch.save([(data(), LONG)], tmp_path / "cases.pt")
+    program = begin(tmp_path, SIZE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "case-0" / "begun").exists():
+        assert program.poll() is None, program.communicate()[0].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = [int(child) for child in (tmp_path / "processes").read_text().split()]
+    yield program, children
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    program.communicate()
+
+
+def is_there(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_all_save_where_one_is_told_to_leave(running, tmp_path):
+    program, (_, second) = running
+    os.kill(second, signal.SIGTERM)
+    said = program.communicate(timeout=60)[0].decode()
+    saves = []
+    for own in OWN:
+        with safetensors.safe_open(tmp_path / "case-0" / own, "pt") as file:
+            saves.append((file.metadata()["save"], len(file.get_tensor("history"))))
+    assert saves[0] == saves[1]
+    assert saves[0][1] > 0
+    assert said.count("saved to") == 1
+    (result,) = torch.load(tmp_path / "results-0.pt")
+    assert "ConnectionError" in result["error"]
+
+
+def test_second_signal_leaves_where_another_process_does_not_answer(running, tmp_path):
+    program, (first, second) = running
+    os.kill(second, signal.SIGSTOP)
+    os.kill(first, signal.SIGTERM)
+    assert b"once more leaves without" in program.stdout.readline()
+    os.kill(first, signal.SIGTERM)
+    deadline = time.monotonic() + TIMEOUT / 2
+    while is_there(first):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not any((tmp_path / "case-0" / own).exists() for own in OWN)
