@@ -187,11 +187,12 @@ class NMF(nn.Module):
         overflow, OSError if the checkpoint cannot be written.
 
         distributed: A is the rows of this process, which may be none, and Z their codes; a file for
-        them is named Z-00000-of-00004.npy for 'Z.npy'. All processes call fit, with the same
-        options, and get the same D, that of one process. Options, data and files that one of them
-        cannot use are an InvalidInput in all; where one fails otherwise or ends, the others raise
-        ConnectionError, at the latest after the timeout of the default group (where it is NCCL's,
-        torch may end the process instead).
+        them is named Z-00000-of-00004.npy for 'Z.npy', a checkpoint alike, from which as many
+        processes with the same rows go on. All processes call fit, with the same options, and get
+        the same D, that of one process. Options, data and files that one of them cannot use are an
+        InvalidInput in all; where one fails otherwise or ends, the others raise ConnectionError, at
+        the latest after the timeout of the default group (where it is NCCL's, torch may end the
+        process instead).
         """
         begun, device = time.perf_counter(), torch.device(self.device)
         with Ranks.joined(device) if self.distributed else nullcontext(ALONE) as ranks:

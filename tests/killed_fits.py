@@ -33,7 +33,7 @@ STREAMED, SHARED, SHARED_STREAMED = "streamed", "shared", "shared-streamed"
 CASES = [(name, form) for name, solver in SOLVERS.items() for form in (*solver.forms, STREAMED)]
 SHARED_CASES = [(name, form) for name in SOLVERS for form in (SHARED, SHARED_STREAMED)]
 # by when the process whose peer was killed is expected to have ended, and its status then
-SECONDS_TO_NOTICE, UNREACHED = 5, 3
+SECONDS_TO_NOTICE, UNREACHED = 2, 3
 
 
 def fork(act: Callable[..., None], *given) -> int:

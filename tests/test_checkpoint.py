@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from broken_checkpoints import without_settings
 from half_steps import DTYPES, strided
-from killed_fits import CASES
+from killed_fits import CASES, SHARED_CASES
 from oracle import problem
 
 from fastnmf import NMF, InvalidInput, cli
@@ -436,11 +436,13 @@ def test_process_that_is_told_to_leave_saves_and_leaves_as_it_would_have(number,
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork: not here")
 def test_fits_that_are_killed_at_random_moments_end_with_the_same_bits():
-    """Of every solver in every form and streamed; `python tests/killed_fits.py 100` does more."""
-    command = [sys.executable, HERE / "killed_fits.py", str(len(CASES))]
+    """Of every solver in every form and streamed, and two that are shared; `python
+    tests/killed_fits.py 100` does more."""
+    cases = [*CASES, SHARED_CASES[0], SHARED_CASES[-1]]
+    command = [sys.executable, HERE / "killed_fits.py", str(len(cases)), *sum(cases, ())]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    for solver, form in CASES:
+    for solver, form in cases:
         assert f"{solver} {form}: 1 kills" in ran.stdout
 
 
