@@ -185,7 +185,7 @@ class Taking:
         all ranks' rows, among which those of the source begin at `first`; None: these are all.
         resident: see Stream."""
         whole, here = whole or summary, slice(first, first + summary.n)
-        needs = self._needs(max(1, summary.n), whole.d, K, whole.dtype, start)
+        needs = self._needs(max(1, summary.n), whole.d, K, whole.dtype, start, whole.n)
         wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
         gpu = self.device.type == "cuda"
         rows = needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None, gpu=gpu)
@@ -271,9 +271,11 @@ class Taking:
         free = memory.free_bytes(self.device)
         return free is None or rows.n * (rows.d + 3 * K) * rows.dtype.itemsize < 0.8 * free
 
-    def _needs(self, n: int, d: int, K: int, dtype: torch.dtype, start: str) -> Needs:
+    def _needs(
+        self, n: int, d: int, K: int, dtype: torch.dtype, start: str, of_all: int | None = None
+    ) -> Needs:
         codes = "none" if self.codes is None else "memory" if self.codes == "memory" else "file"
-        return Needs(n, d, K, dtype.itemsize, codes, start)
+        return Needs(n, d, K, dtype.itemsize, codes, start, of_all)
 
     def _limit(self) -> int:
         asked = budget.available() // self.sharing if self.asked is None else self.asked

@@ -72,6 +72,10 @@ FITS |= {
         torch.rand(250, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
         {**PLAIN, "how": "uneven", "init": "nndsvda"},
     ),
+    "fewer rows than features": (
+        torch.rand(90, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        {**PLAIN, "how": "uneven", "init": "nndsvda"},
+    ),
     "penalised": (data(torch.float64), {**PENALISED, "alpha_D": 0.003, "how": "uneven"}),
     "penalised residual": (
         data(torch.float64),
