@@ -125,22 +125,15 @@ def exact_table(entries: list[Entry]) -> str:
     for entry in of_kind(entries, "nnls"):
         name = f"{entry['contender']} {entry['threads']}"
         timed.setdefault(f"{entry['title']} ({entry['data']})", {})[name] = entry
-    rows = []
-    for title, by in timed.items():
-        ours = by.get("fastnmf 1")
-        row = [title, seconds_text(ours["seconds"]) if ours else "-"]
-        for other in ("fastnmf 2", "scipy 1", "Overcomplete 1"):
-            row.append("-" if other not in by or ours is None else ratio_text(by[other], ours))
-        rows.append([*row, parts(by)])
+    names = ("fastnmf 1", "fastnmf 2", "scipy 1", "Overcomplete 1")
+    rows = [
+        [title, *(cell(by.get(name), by["fastnmf 1"]) for name in names), parts(by)]
+        for title, by in timed.items()
+        if "fastnmf 1" in by
+    ]
     header = ["data", "fastnmf, one thread", "two threads", "scipy, one thread"]
     header += ["Overcomplete, one thread (not exact)", "measured on"]
     return markdown(header, rows)
-
-
-def ratio_text(entry: Entry, ours: Entry) -> str:
-    about = "~" if entry["measured_on"] else ""
-    ratio = entry["seconds"] / ours["seconds"]
-    return f"{about}{seconds_text(entry['seconds'])} ({ratio:.2g}×)"
 
 
 def rates_table(entries: list[Entry]) -> str:
