@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .penalties import NO_PENALTY, Penalty
 from .precision import in_tf32, products_in, round_tf32
-from .solvers import SOLVERS, add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
+from .solvers import add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 from .working_set import Concepts, hold_concepts, working_set_
 
 log = logging.getLogger(__name__)
@@ -236,10 +236,10 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
         return _mu_normal_(F, piece.C, held, sweep, sums)
     reconstruction = torch.mm(held.B.T, F, out=piece.Et)
     sums[2] += squared_norm(piece.Xt - reconstruction)
-    # the fused kernel has no room for a penalty
-    if (fused_ := sweep.ops.get("mu_residual_")) and held.curvature is None:
+    if fused_ := sweep.ops.get("mu_residual_"):
+        penalty = held.l1, held.curvature
         with products_in(sweep.allowed):
-            return fused_(F, piece.Xt.T, reconstruction.T, held.B, sums)
+            return fused_(F, piece.Xt.T, reconstruction.T, held.B, sums, *penalty)
     for S in sweep.blocks(F.shape[0]):
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
@@ -249,10 +249,9 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
 
 
 def _mu_normal_(F: Tensor, C: Tensor, held: Held, sweep: Sweep, sums: Tensor) -> None:
-    # the fused kernel has no room for a slope
-    if (fused_ := sweep.ops.get("mu_normal_")) and not held.l1:
+    if fused_ := sweep.ops.get("mu_normal_"):
         updated = sweep.scratch.like(F, "updated")
-        fused_(F, C, held.G, updated, sums)
+        fused_(F, C, held.G, updated, sums, held.l1)
         F.copy_(updated)
         return
     denominator = torch.mm(held.G, F, out=sweep.scratch.like(F, "denominator"))
@@ -267,8 +266,8 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
     Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is
     never formed. The momentum starts anew in every half-step.
     """
-    # the kernel for the residual form has no room for a penalty
-    if SOLVERS["pgd"].fused[0] in sweep.ops and held.curvature is None:
+    fused = "pgd_normal_" if isinstance(piece, Normal) else "pgd_residual_"
+    if fused in sweep.ops:
         return _pgd_fused_(F, piece, held, sweep, sums)
     start = sweep.scratch.like(F, "start").copy_(F)
     Y = sweep.scratch.like(F, "Y").copy_(F)
@@ -306,7 +305,8 @@ def _pgd_fused_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, s
             if index == 0:
                 sums[2] += squared_norm(piece.Et)
             with products_in(sweep.allowed):
-                sweep.ops["pgd_residual_"](before, Y, piece.Et.T, held.B, *rest)
+                penalty = held.l1, held.curvature
+                sweep.ops["pgd_residual_"](before, Y, piece.Et.T, held.B, *rest, *penalty)
         before, Y = newest, points[index % 2]
 
 

@@ -48,7 +48,7 @@ def calls(dtype=torch.float32):
     new = functools.partial(empty, dtype=dtype)
     sums = empty(3, dtype=torch.float64)
     Zt, D, A, G = new(n, K).T, new(K, d), new(n, d), new(K, K)
-    step = new()
+    step, penalty = new(), (0.5, new(K, 1))
     codes = hals_block(hals.hals_block_, new(n, K).T[:512], 512, n)
     dictionary = hals_block(hals.hals_block_, D[:512], 512, d)
     return {
@@ -65,12 +65,23 @@ def calls(dtype=torch.float32):
         ),
         "mu_residual codes": lambda: mu.mu_residual_(Zt, A, A, D, sums),
         "mu_residual dictionary": lambda: mu.mu_residual_(D, A.T, A.T, Zt, sums),
+        "penalised mu_residual codes": lambda: mu.mu_residual_(Zt, A, A, D, sums, *penalty),
+        "penalised mu_residual dictionary": lambda: mu.mu_residual_(
+            D, A.T, A.T, Zt, sums, *penalty
+        ),
         "mu_normal codes": lambda: mu.mu_normal_(Zt, Zt, G, Zt, sums),
+        "penalised mu_normal codes": lambda: mu.mu_normal_(Zt, Zt, G, Zt, sums, 0.5),
         "pgd_residual codes": lambda: pgd.pgd_residual_(
             Zt, Zt, A, D, Zt, Zt, Zt, step, 0.5, sums
         ),
         "pgd_residual dictionary": lambda: pgd.pgd_residual_(
             D, D, A.T, Zt, D, D, D, step, 0.5, None
+        ),
+        "penalised pgd_residual codes": lambda: pgd.pgd_residual_(
+            Zt, Zt, A, D, Zt, Zt, Zt, step, 0.5, sums, *penalty
+        ),
+        "penalised pgd_residual dictionary": lambda: pgd.pgd_residual_(
+            D, D, A.T, Zt, D, D, D, step, 0.5, None, *penalty
         ),
         "pgd_normal codes": lambda: pgd.pgd_normal_(Zt, Zt, Zt, G, Zt, Zt, Zt, step, 0.5, sums),
     }  # fmt: skip

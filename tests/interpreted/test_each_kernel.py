@@ -64,6 +64,13 @@ def draw(K, m, dtype, p=9, seed=0):
     return [M.to(getattr(torch, dtype)).double() for M in (F, X, B)]
 
 
+def penalty_of(K, dtype):
+    """A curvature for each concept (K, 1), the first zero, at the end of memory."""
+    curvature = guarded(1, K, dtype).T
+    curvature.copy_(torch.linspace(0, 2, K)[:, None])
+    return curvature
+
+
 def new_sums():
     return torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
@@ -187,6 +194,56 @@ def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
         gradient = G @ point - C
         C, G = Matrix(C, number, layout).view, Matrix(G, number).view
         OPS["pgd_normal_"](F.view, Y.view, C, G, *rest)
+    after, ahead = before.clone(), point.clone()
+    pgd_(after, ahead, gradient, step.double(), 0.3)
+    Y.values(), start.values()
+    if last:
+        assert next_Y.values().isnan().all()
+        return check("pgd", dtype, F, after, sums, point)
+    assert_near(next_Y.values(), ahead, "pgd", dtype)
+    assert_near(F.values(), after, "pgd", dtype)
+
+
+@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
+@pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
+@pytest.mark.parametrize(("l1", "curved"), [(0.3, True), (0.0, True), (0.3, False)], ids=str)
+def test_penalised_mu_is_the_reference(K, m, p, layout, dtype, l1, curved):
+    before, X, B = draw(K, m, dtype, p)
+    number = getattr(torch, dtype)
+    curvature = penalty_of(K, number) if curved else None
+    W = (before.T @ B).to(number).double()
+    slope = l1 + (curvature.double() * before if curved else 0)
+    F, sums, after = Matrix(before, number, layout), new_sums(), before.clone()
+    if curved:
+        rest = [Matrix(M, number, "columns").view for M in (X, W, B)]
+        OPS["mu_residual_"](F.view, *rest, sums, l1, curvature)
+        mu_(after, B @ X.T, B @ W.T + slope, new_sums())
+        return check("mu", dtype, F, after, sums, before)
+    G, C = (B @ B.T).to(number).double(), (B @ X.T).to(number).double()
+    C_given, G_given = Matrix(C, number, layout), Matrix(G, number)
+    updated = Matrix(torch.full((K, m), torch.nan), number, layout)
+    OPS["mu_normal_"](F.view, C_given.view, G_given.view, updated.view, sums, l1)
+    mu_(after, C, G @ before + l1, new_sums())
+    check("mu", dtype, updated, after, sums, before)
+
+
+@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
+@pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
+@pytest.mark.parametrize("l1", [0.0, 0.3])
+@pytest.mark.parametrize("last", [False, True])
+def test_penalised_pgd_is_the_reference(K, m, p, layout, dtype, l1, last):
+    before, X, B = draw(K, m, dtype, p)
+    number = getattr(torch, dtype)
+    curvature, step = penalty_of(K, number), torch.tensor(0.01, dtype=number)
+    point = draw(K, m, dtype, p, seed=1)[0]
+    start, Y = Matrix(point, number, layout), Matrix(point, number, layout)
+    F, next_Y = Matrix(before, number, layout), Matrix(torch.full((K, m), torch.nan), number)
+    sums = new_sums() if last else None
+    E = (X - point.T @ B).to(number).double()
+    gradient = l1 + curvature.double() * point - B @ E.T
+    E, B = (Matrix(M, number, "columns").view for M in (E, B))
+    rest = (F.view, next_Y.view, start.view, step, 0.3, sums, l1, curvature)
+    OPS["pgd_residual_"](F.view, Y.view, E, B, *rest)
     after, ahead = before.clone(), point.clone()
     pgd_(after, ahead, gradient, step.double(), 0.3)
     Y.values(), start.values()
