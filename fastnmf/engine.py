@@ -21,7 +21,7 @@ from .revive import looks, revive_
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
-from .store import InMemory, NotKept, Store
+from .store import InMemory, NotKept, Store, row_blocks
 from .stream import Stream
 from .sweeps import (
     HALF_STEPS,
@@ -354,13 +354,13 @@ def _prepare(
     share = SOLVERS[solver].least_share
     E, ranks = None, ALONE
     if learn and plan.dictionary == "residual":
-        E = torch.empty_like(rows.A)
+        E = torch.empty(rows.A.shape, dtype=D.dtype, device=D.device)
     if isinstance(rows, Stream):
         pieces, squared_data = rows.pieces(Z, plan.piece_rows, E=E), rows.squared_data
         ranks = rows.ranks
     else:
-        chunks = rows.chunks(plan.piece_rows)
-        pieces = tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks)
+        parts = row_blocks(rows.n, plan.piece_rows)
+        pieces = tuple((rows.A[p], Z[p], None if E is None else E[p]) for p in parts)
         squared_data = squared_norm(rows.A)
     run = _Run(
         Z,
@@ -412,13 +412,16 @@ def _update_codes_(run: _Run) -> None:
 
 
 def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal | Residual]]:
-    """The rows in pieces, each with its codes and their target. Scratch is shared, so take one
-    piece at a time.
+    """The rows in pieces, widened where products are made of them, each with its codes and their
+    target. Scratch is shared, so take one piece at a time.
 
     Where the dictionary is not learned all pieces are kept, and each has memory of its own.
     """
     scratch = run.sweep.scratch if run.learn else lambda name, *shape: run.D.new_empty(shape)
+    multiplied = "normal" in (run.plan.codes, run.plan.dictionary)
     for X, Z, E in run.pieces:
+        if multiplied and X.dtype != run.D.dtype:
+            X = scratch("X", *X.shape).copy_(X)
         if run.unit is not None and not isinstance(run.Z, NotKept):
             run.unit.move_(Z)
         if run.plan.codes == "normal":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 from torch import Generator, Tensor
+
+from .rows import compute_dtype, product, wide_pieces
 
 # (rows in a piece, which: every so many) → the pieces of X, in order
 Pieces = Callable[[int, int], Iterator[Tensor]]
@@ -30,10 +33,16 @@ def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[
     Workspace: (min(n, d), K) and a few MB. Source: Halko, Martinsson & Tropp, 2011.
     """
     X = A if A.shape[0] >= A.shape[1] else A.T
+    like = A.new_empty(0, dtype=compute_dtype(A))
     V, inverse = right_vectors(
-        lambda rows, every: X[::every].split(rows), X.shape, K, A, X.amax(), generator
+        lambda rows, every: chain.from_iterable(map(wide_pieces, X[::every].split(rows))),
+        X.shape,
+        K,
+        like,
+        X.amax().to(like),
+        generator,
     )
-    U = X @ (V * inverse)  # (m, K)
+    U = product(X, V * inverse)  # (m, K)
     norms = torch.linalg.vector_norm(U, dim=0)
     U /= norms.clamp(min=TINY)
     S = norms / inverse

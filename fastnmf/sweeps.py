@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .penalties import NO_PENALTY, Penalty
 from .precision import in_tf32, products_in, round_tf32
+from .rows import WIDENED_BYTES
 from .solvers import add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 from .working_set import Concepts, hold_concepts, working_set_
 
@@ -169,8 +170,8 @@ def penalised(
 
 @dataclass(frozen=True)
 class Residual:
-    """The data of a half-step in residual form: Xt (p, m), and Et (p, m) for the residual Xt − Bᵀ
-    F.
+    """The data of a half-step in residual form: Xt (p, m), in the dtype of F or one of rows.NARROW,
+    and Et (p, m) for the residual Xt − Bᵀ F.
 
     hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for the
     others it is scratch. carried: whether Et, not fresh, holds what became of an older residual.
@@ -218,11 +219,12 @@ def _refresh_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: Tensor
     """E ← X − Fᵀ B in the dtype of F; where products are less than that, sums[3] is increased by
     what E had drifted, squared."""
     if not piece.carried or sweep.allowed == "highest":
-        torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=piece.Et)
+        # the copy, in which 16-bit numbers are widened, is one that torch.addmm makes as well
+        piece.Et.copy_(piece.Xt).addmm_(held.B.T, F, alpha=-1)
         return
     p, m = piece.Xt.shape
     fresh = sweep.scratch("fresh", m, p).T
-    torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=fresh)
+    fresh.copy_(piece.Xt).addmm_(held.B.T, F, alpha=-1)
     sums[3] += squared_norm(piece.Et.sub_(fresh))
     piece.Et.copy_(fresh)
 
@@ -244,8 +246,20 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
         held.penalise_(denominator, F[S], S)
-        C = torch.mm(B, piece.Xt, out=sweep.scratch.like(F[S], "numerator"))
+        C = _cross(B, piece.Xt, sweep, sweep.scratch.like(F[S], "numerator"))
         sweep.ops["mu_"](F[S], C, denominator, sums)
+
+
+def _cross(B: Tensor, Xt: Tensor, sweep: Sweep, out: Tensor) -> Tensor:
+    """B Xt → out; Xt (p, m) in 16 bits is widened some of its p rows at a time."""
+    if Xt.dtype == B.dtype:
+        return torch.mm(B, Xt, out=out)
+    rows = max(1, WIDENED_BYTES // (4 * Xt.shape[1]))
+    for first, part in enumerate(Xt.split(rows)):
+        wide = sweep.scratch.like(part, "widened").copy_(part)
+        some = B[:, first * rows : first * rows + len(part)]
+        out.addmm_(some, wide, beta=1 if first else 0)
+    return out
 
 
 def _mu_normal_(F: Tensor, C: Tensor, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -277,7 +291,7 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
             torch.addmm(piece.C, held.G, Y, beta=-1, out=gradient)
             sweep.ops["pgd_"](F, Y, gradient, held.step, momentum)
             continue
-        torch.addmm(piece.Xt, held.B.T, Y, beta=-1, out=piece.Et)
+        piece.Et.copy_(piece.Xt).addmm_(held.B.T, Y, beta=-1)
         if index == 0:
             sums[2] += squared_norm(piece.Et)
         for S in sweep.blocks(F.shape[0]):
@@ -301,7 +315,7 @@ def _pgd_fused_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, s
         if isinstance(piece, Normal):
             sweep.ops["pgd_normal_"](before, Y, piece.C, held.G, *rest)
         else:
-            torch.addmm(piece.Xt, held.B.T, Y, alpha=-1, out=piece.Et)
+            piece.Et.copy_(piece.Xt).addmm_(held.B.T, Y, alpha=-1)
             if index == 0:
                 sums[2] += squared_norm(piece.Et)
             with products_in(sweep.allowed):

@@ -64,7 +64,11 @@ def _mu_residual_kernel(
         place_w = W_ptr + samples[:, None] * stride_wm + j[None, :] * stride_wp
         w = tl.load(place_w, mask=kept, other=0.0)
         if TF32:
-            b, x, w = round_tf32(b), round_tf32(x), round_tf32(w)
+            b, w = round_tf32(b), round_tf32(w)
+            if x.dtype == number:
+                x = round_tf32(x)
+        # 16-bit numbers are exact in tf32
+        x = x.to(number)
         numerator = tl.dot(x, b, numerator, input_precision=precision, out_dtype=number)
         denominator = tl.dot(w, b, denominator, input_precision=precision, out_dtype=number)
     _store_update(
@@ -105,11 +109,14 @@ def mu_residual_(F, X, W, B, sums, l1=0.0, curvature=None) -> None:
     """F ← F ∘ (B Xᵀ) / (B Wᵀ + l1 + curvature ∘ F) in place, W = Fᵀ B; where the denominator is
     zero F is left as it is.
 
-    F (K, m), X, W (m, p), B (K, p), any strides; curvature (K, 1), contiguous, or None without a
-    penalty. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². 4 m p K flops, in tf32 where torch
-    allows it. Does not synchronise.
+    F (K, m), X, W (m, p), B (K, p), any strides; X in F's dtype or in 16 bits; curvature (K, 1),
+    contiguous, or None without a penalty. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². 4 m p K
+    flops, in tf32 where torch allows it. Does not synchronise.
     """
     programs, options = launch_of(F)
+    if X.dtype != F.dtype and not in_tf32(F):
+        # with two, X goes through 4,752 bytes of stack, in one variant also with three
+        options["num_stages"] = 1
     partials = empty_partials(F, programs)
     _mu_residual_kernel[(programs,)](
         F, X, W, B, *penalty_of(F, l1, curvature), partials, *F.shape, X.shape[1], *F.stride(),

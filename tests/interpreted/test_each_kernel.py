@@ -204,6 +204,25 @@ def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
     assert_near(F.values(), after, "pgd", dtype)
 
 
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_mu_reads_data_in_16_bits_where_they_lie(layout, stored, precision, monkeypatch):
+    """The bits of what the same data give that were widened first."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    before, X, B = draw(70, 33, "float32", 40)
+    X[0, :3] = torch.tensor([0.0, 2**-24, 3e4])
+    W, given = before.T @ B, []
+    for dtype in (stored, torch.float32):
+        F, sums = Matrix(before, torch.float32), new_sums()
+        data = Matrix(X.to(stored).double(), dtype, layout)
+        W_given, B_given = (Matrix(M, torch.float32, "columns").view for M in (W, B))
+        OPS["mu_residual_"](F.view, data.view, W_given, B_given, sums)
+        data.values()
+        given.append((F.values(), sums))
+    assert all(map(torch.equal, *given))
+
+
 @pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
 @pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
 @pytest.mark.parametrize(("l1", "curved"), [(0.3, True), (0.0, True), (0.3, False)], ids=str)
