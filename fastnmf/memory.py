@@ -32,7 +32,7 @@ H100 = Machine(
     link=50e9,
     reduce_seconds=100e-6,
     block_seconds=20e-6,
-    blocks=(128, 256, 512),
+    blocks=(128, 256, 512, 1024),
     piece_bytes=_GPU_PIECES,
 )
 H100_FLOAT32 = dataclasses.replace(H100, gemm=50e12, sweep=50e12)

@@ -50,8 +50,8 @@ def calls(dtype=torch.float32):
     sums = empty(3, dtype=torch.float64)
     Zt, D, A, G = new(n, K).T, new(K, d), new(n, d), new(K, K)
     step, penalty = new(), (0.5, new(K, 1))
-    codes = hals_block(hals.hals_block_, new(n, K).T[:512], 512, n)
-    dictionary = hals_block(hals.hals_block_, D[:512], 512, d)
+    # the widest block that a plan takes
+    codes, dictionary = (hals_block(hals.hals_block_, F, K, F.shape[1]) for F in (Zt, D))
     return {
         "hals_block codes": codes,
         "hals_block dictionary": dictionary,

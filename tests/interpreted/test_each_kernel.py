@@ -119,27 +119,38 @@ def test_hals_sweep_is_the_reference(K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_hals_block_gives_delta_in_tf32_where_products_are(layout, monkeypatch):
+@pytest.mark.parametrize(
+    ("layout", "K"),
+    [
+        *((layout, 70) for layout in LAYOUTS),
+        ("columns", 200),
+        # the widest block that a plan takes
+        pytest.param("columns", 1024, marks=pytest.mark.compiles),
+    ],
+)
+def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K, monkeypatch):
     """Δ has 10 bits of mantissa, F is exact, and R was told of the Δ that was stored.
 
     From one sub-block of 64 concepts to the next it is told by products, for which G is rounded.
     """
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    before, X, B = draw(70, 3, "float32")
+    before, X, B = draw(K, 3, "float32")
     gram, owed = B @ B.T, B @ X.T - B @ B.T @ before
-    F, R, G = (Matrix(M, torch.float32, "rows") for M in (before, owed, gram))
+    F, (R, G) = (
+        Matrix(before, torch.float32, layout),
+        (Matrix(M, torch.float32) for M in (owed, gram)),
+    )
     delta = Matrix(torch.full(before.shape, torch.nan), torch.float32)
     OPS["hals_block_"](F.view, R.view, G.view, delta.view, new_sums())
     stored, new = delta.view.clone(), F.view.clone()
     assert (stored.view(torch.int32) & 8191 == 0).all()
     assert (stored - (new - before.float())).abs().max() <= stored.abs().max() * 2**-11
     rounded = gram.float().view(torch.int32).add(0x1000).bitwise_and(-8192).view(torch.float32)
-    told_of = torch.cat((gram[:64, :64], rounded[64:, :64].double()))
-    told_of = torch.cat((told_of, gram[:, 64:]), 1)
-    step = torch.empty(70, 3)
+    sub = torch.arange(K) // 64
+    told_of = torch.where(sub[:, None] > sub, rounded.double(), gram)
     follow, told = before.clone(), owed.clone()
-    for k in range(70):
+    step = torch.empty_like(follow)
+    for k in range(K):
         if gram[k, k] > 0:
             step[k] = (follow[k] + told[k] / gram[k, k]).clamp(min=0) - follow[k]
             follow[k] += step[k]
