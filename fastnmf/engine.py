@@ -41,6 +41,9 @@ STOPPING_RULES = ("codes", "error")
 WINDOW = 10
 # of the residual's norm: beyond this drift it is computed anew twice as often
 _MOST_DRIFT = 1e-2
+# the relative error down to which mu and pgd may form their residual in tf32: rounding alone makes
+# one of 2e-4
+_COARSE_DOWN_TO = 1e-2
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,19 @@ class _Run:
         kept = self.plan.codes == "residual" and self.E is not None
         return self.solver == "hals" and kept and self.ahead is None
 
+    @property
+    def watches_error(self) -> bool:
+        """Whether the precision of the residual depends on the error."""
+        kept = self.learn and "residual" in self.plan.form and self.solver in ("mu", "pgd")
+        return kept and self.sweep.allowed != "highest"
+
+    def take_precision(self, history: list[Iteration]) -> None:
+        """Form the residual as coarsely as is allowed while it is large."""
+        large = not history or history[-1].relative_error > _COARSE_DOWN_TO
+        residual = self.sweep.allowed if self.watches_error and large else "highest"
+        if residual != self.sweep.residual:
+            self.sweep = replace(self.sweep, residual=residual)
+
     def state(self, history: list[Iteration], drifts: list[float]) -> State:
         if self.unit is not None:
             self.unit.settle_(self.Z)
@@ -255,10 +271,13 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
         if run.ahead is not None:
             run.ahead.begin_(run.codes, run.D)
         fresh = run.iterations_since_fresh == 0
+        run.take_precision(history)
         _step_(run)
         sums = run.statistics.sums
         unread.append((iteration, sums if watched else sums.clone(), time.perf_counter() - begun))
         if not watched:
+            if run.watches_error and len(unread) == REFRESH:
+                history += _read(unread, run, squared_data, drifts)
             continue
         read = _read(unread, run, squared_data, drifts)
         if run.ahead is not None and run.ahead.rose(read[0].relative_error):

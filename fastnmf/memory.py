@@ -124,8 +124,8 @@ def needed_bytes(
         # what is extrapolated
         fixed += 2 * n * K
     if chosen.dictionary == "residual" and learn:
-        # hals rounds a block of the codes; mu and pgd hold a second residual for a moment
-        fixed += n * s if solver == "hals" else n * d
+        # a block of the codes is rounded; mu and pgd hold a second residual for a moment
+        fixed += n * s + (0 if solver == "hals" else n * d)
     a_row = {"hals": 2 * s + d, "mu": 2 * s + d, "pgd": 4 * K + d}.get(solver, 4 * K)
     a_row += 3 * K if chosen.codes == "normal" else d
     # a norm is taken in float64, a part at a time

@@ -54,12 +54,14 @@ class Workspace:
 class Sweep:
     """What all half-steps of a run share: the operations, the concepts in a block, scratch, and the
     precision that torch allows products: it is used in residual form only, where it does no harm
-    (README, design). sum_ makes sums over the entries of B in hand those over all; hals has it."""
+    (README, design). residual: that of the residual itself, for mu and pgd. sum_ makes sums over
+    the entries of B in hand those over all; hals has it."""
 
     ops: Operations
     block: int
     scratch: Workspace
     allowed: str = "highest"
+    residual: str = "highest"
     sum_: Callable[..., None] = lambda *_: None
 
     def blocks(self, K: int) -> Iterator[slice]:
@@ -229,6 +231,21 @@ def _refresh_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: Tensor
     piece.Et.copy_(fresh)
 
 
+def _add_product_(
+    E: Tensor, B: Tensor, F: Tensor, sweep: Sweep, beta: int = 1, alpha: int = 1
+) -> Tensor:
+    """E ← beta E + alpha Bᵀ F; where the residual may be tf32, from blocks of concepts of both
+    factors that are rounded to nearest."""
+    with products_in(sweep.residual):
+        if not in_tf32(E):
+            return E.addmm_(B.T, F, beta=beta, alpha=alpha)
+        for S in sweep.blocks(len(F)):
+            rounded = round_tf32(B[S], sweep.scratch.like(B[S], "rounded"))
+            block = round_tf32(F[S], sweep.scratch.like(F[S], "rounded F"))
+            E.addmm_(rounded.T, block, beta=beta if S.start == 0 else 1, alpha=alpha)
+    return E
+
+
 def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
     """One multiplicative update of all concepts at once, in place.
 
@@ -236,7 +253,7 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     """
     if isinstance(piece, Normal):
         return _mu_normal_(F, piece.C, held, sweep, sums)
-    reconstruction = torch.mm(held.B.T, F, out=piece.Et)
+    reconstruction = _add_product_(piece.Et, held.B, F, sweep, beta=0)
     sums[2] += squared_norm(piece.Xt - reconstruction)
     if fused_ := sweep.ops.get("mu_residual_"):
         penalty = held.l1, held.curvature
@@ -291,7 +308,7 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
             torch.addmm(piece.C, held.G, Y, beta=-1, out=gradient)
             sweep.ops["pgd_"](F, Y, gradient, held.step, momentum)
             continue
-        piece.Et.copy_(piece.Xt).addmm_(held.B.T, Y, beta=-1)
+        _add_product_(piece.Et.copy_(piece.Xt), held.B, Y, sweep, beta=-1)
         if index == 0:
             sums[2] += squared_norm(piece.Et)
         for S in sweep.blocks(F.shape[0]):
@@ -315,7 +332,7 @@ def _pgd_fused_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, s
         if isinstance(piece, Normal):
             sweep.ops["pgd_normal_"](before, Y, piece.C, held.G, *rest)
         else:
-            piece.Et.copy_(piece.Xt).addmm_(held.B.T, Y, alpha=-1)
+            _add_product_(piece.Et.copy_(piece.Xt), held.B, Y, sweep, alpha=-1)
             if index == 0:
                 sums[2] += squared_norm(piece.Et)
             with products_in(sweep.allowed):
