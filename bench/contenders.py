@@ -12,7 +12,7 @@ from oracle import iterate as oracle_iterate
 from oracle import pgd_half_step
 from workloads import Problem, relative_error
 
-from fastnmf import engine, plan
+from fastnmf import engine, memory, plan
 from fastnmf.backends import BACKENDS, select
 from fastnmf.plan import REFRESH, Plan, half_step_flops
 from fastnmf.rows import Rows
@@ -39,7 +39,7 @@ def planned(problem: Problem, solver: str, backend: str, form: str = "auto") -> 
 
 
 def machine_of(backend: str) -> plan.Machine:
-    return plan.machine(torch.get_num_threads(), backend != "torch")
+    return memory.machine_of(torch.empty(0), backend)
 
 
 def iteration(

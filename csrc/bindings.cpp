@@ -1,7 +1,8 @@
 // fastnmf._C: checks arguments, releases the GIL and deals tiles of columns to kernels and threads.
 //
 // Matrices come as an address and strides in elements; nothing here knows torch. The caller keeps
-// the memory alive and sees to its dtype. CPU kernels: hals_cpu.cpp, update_cpu.cpp, nnls_cpu.cpp.
+// the memory alive and sees to its dtype. CPU kernels: hals_cpu.cpp, moments_cpu.cpp,
+// update_cpu.cpp, nnls_cpu.cpp.
 
 #include <pybind11/pybind11.h>
 
@@ -24,8 +25,8 @@ namespace {
 
 template <class T, class Arguments>
 void run_hals(void (*kernel)(const Arguments &, Size, T *, double *), Size columns,
-              const Arguments &a, Size concepts, Size m, double flops, int threads, double *sums) {
-    const Size tiles = (m + columns - 1) / columns, scratch_size = 2 * concepts * columns;
+              const Arguments &a, Size held, Size m, double flops, int threads, double *sums) {
+    const Size tiles = (m + columns - 1) / columns, scratch_size = held * columns;
     threads = threads_for(tiles, flops, threads);
     const Scratch<T> scratch(threads * scratch_size);
     for_tiles(tiles, threads, sums, [&](Size tile, int thread, double *partial) {
@@ -50,7 +51,8 @@ void hals_block(const std::string &dtype, Address F, Size stride_fk, Size stride
                              m};
         py::gil_scoped_release released;
         const HalsKernels<T> &kernels = hals_kernels<T>();
-        run_hals(kernels.block, kernels.tile_columns, a, s, m, double(m) * s * s, threads, total);
+        run_hals(kernels.block, kernels.tile_columns, a, 2 * s, m, double(m) * s * s, threads,
+                 total);
     });
 }
 
@@ -70,7 +72,80 @@ void hals_normal(const std::string &dtype, Address F, Size stride_fk, Size strid
                               m};
         py::gil_scoped_release released;
         const HalsKernels<T> &kernels = hals_kernels<T>();
-        run_hals(kernels.normal, kernels.tile_columns, a, K, m, 2.0 * m * K * K, threads, total);
+        run_hals(kernels.normal, kernels.tile_columns, a, 2 * K, m, 2.0 * m * K * K, threads,
+                 total);
+    });
+}
+
+void hals_rows(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address X,
+               Size stride_x, Address B, Address G, Size stride_g, double l1, Size K, Size m,
+               Size p, Size sweeps, Address sums, int threads) {
+    check_sizes("K", K, m, threads);
+    check_sizes("p", p, sweeps, threads);
+    with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        double *total = pointer<double>("sums", sums);
+        if (K == 0 || m == 0 || sweeps == 0) return;
+        const HalsRows<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
+                            view<const T>("X", X, stride_x, 1, m, p).data,
+                            view<const T>("B", B, K, 1, p, K).data,
+                            view<const T>("G", G, stride_g, 1, K, K).data,
+                            static_cast<T>(l1),
+                            stride_x,
+                            stride_g,
+                            K,
+                            m,
+                            p,
+                            sweeps};
+        py::gil_scoped_release released;
+        const HalsKernels<T> &kernels = hals_kernels<T>();
+        run_hals(kernels.rows, kernels.tile_columns, a, 3 * K + kernels.in_hand, m,
+                 2.0 * m * K * (p + sweeps * K), threads, total);
+    });
+}
+
+// ZᵀA and ZᵀZ
+
+void moments(const std::string &dtype, Address F, Size stride_f, Address X, Size stride_x,
+             Address out, Size stride_o, Size K, Size m, Size p, bool symmetric, bool adds,
+             int threads) {
+    check_sizes("K", K, m, threads);
+    check_sizes("p", p, m, threads);
+    if (symmetric && K != p) refuse("K = ", K, ", p = ", p, ": a symmetric result is square");
+    with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        if (K == 0 || p == 0) return;
+        const Moments<T> a{view<const T>("F", F, 1, stride_f, K, m).data,
+                           view<const T>("X", X, stride_x, 1, m, p).data,
+                           stride_f,
+                           stride_x,
+                           K,
+                           m,
+                           p};
+        const View<T> to = view<T>("out", out, stride_o, 1, K, p);
+        py::gil_scoped_release released;
+        const MomentsKernels<T> &kernels = moments_kernels<T>();
+        const Size width = kernels.padded(p), size = K * width;
+        // a part for each thread, of whole cache lines of rows
+        const Size parts = threads_for((m + 63) / 64, 2.0 * m * K * p, threads);
+        const Scratch<T> made(parts * size), packed(parts * kernels.scratch_size);
+        std::fill(made.data, made.data + parts * size, T(0));
+        double unused[2] = {};
+        for_tiles(parts, static_cast<int>(parts), unused, [&](Size part, int, double *) {
+            kernels.add(a, symmetric, part * m / parts, (part + 1) * m / parts,
+                        made.data + part * size, packed.data + part * kernels.scratch_size);
+        });
+        for (Size k = 0; k < K; ++k) {
+            T *row = at(to, k, 0);
+            if (!adds) std::fill(row, row + p, T(0));
+            for (Size part = 0; part < parts; ++part) {
+                const T *more = made.data + part * size + k * width;
+                for (Size j = 0; j < p; ++j) row[j] += more[j];
+            }
+        }
+        // what is left of the diagonal was made in part
+        for (Size k = 0; symmetric && k < K; ++k)
+            for (Size j = 0; j < k; ++j) *at(to, k, j) = *at(to, j, k);
     });
 }
 
@@ -195,6 +270,20 @@ PYBIND11_MODULE(_C, module) {
         "F_k = max(0, F_k + (C_k - G_k F) / G_kk); k = 0 ... K-1.\n\n"
         "F, C (K, m) in any layout, G (K, K) with contiguous rows. A concept with G_kk below "
         "the smallest normal number is left as it is.");
+    module.def(
+        "hals_rows", &hals_rows, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
+        py::arg("stride_fm"), py::arg("X"), py::arg("stride_x"), py::arg("B"), py::arg("G"),
+        py::arg("stride_g"), py::arg("l1"), py::arg("K"), py::arg("m"), py::arg("p"),
+        py::arg("sweeps"), py::arg("sums"), py::arg("threads"),
+        "hals_normal with C = B'X' - l1, so many times; C is not kept.\n\n"
+        "F (K, m) in any layout, X (m, p) and G (K, K) with contiguous rows, B (p, K) contiguous.");
+    module.def("moments", &moments, py::arg("dtype"), py::arg("F"), py::arg("stride_f"),
+               py::arg("X"), py::arg("stride_x"), py::arg("out"), py::arg("stride_o"), py::arg("K"),
+               py::arg("m"), py::arg("p"), py::arg("symmetric"), py::arg("adds"),
+               py::arg("threads"),
+               "out = F X, or with adds out += F X.\n\n"
+               "F (K, m) with contiguous columns, stride_f apart; X (m, p) and out (K, p) with "
+               "contiguous rows. symmetric: the result is known to be; half of it is computed.");
     module.def(
         "mu_update", &mu_update, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
         py::arg("stride_fm"), py::arg("numerator"), py::arg("stride_nk"), py::arg("stride_nm"),

@@ -10,12 +10,14 @@
 #include <cstdint>
 
 #include "kernels_cpu.h"
+#include "products.h"
 #include "vector.h"
 
 namespace {
 
 using fastnmf::HalsBlock;
 using fastnmf::HalsNormal;
+using fastnmf::HalsRows;
 using fastnmf::View;
 
 // group × width sums, width vectors of columns and a factor are to fit into the registers.
@@ -35,6 +37,8 @@ constexpr int group = 2, width = 4;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr int W = width * V<T>;
+// features of a tile of data, of which a product with all concepts is taken: they stay in L1
+constexpr ptrdiff_t in_hand = 128;
 template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 
 // tile (rows × W) ← columns [start, start + columns) of `from`, zeros right of them
@@ -179,9 +183,39 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
     scatter(a.F, F, a.K, start, columns);
 }
 
+// C never leaves the cache, and its product with few concepts is not left to the vendor's GEMM
+template <class T>
+void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
+    const ptrdiff_t columns = a.m - start < W<T> ? a.m - start : W<T>, size = a.K * W<T>;
+    T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *X = C + size;
+    for (ptrdiff_t i = 0; i < size; ++i) C[i] = -a.l1;
+    for (ptrdiff_t first = 0; first < a.p; first += in_hand) {
+        const ptrdiff_t terms = a.p - first < in_hand ? a.p - first : in_hand;
+        // features take the place of concepts
+        gather(X, View<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
+        for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
+            add_products<width>(concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k, a.K,
+                                static_cast<const T *>(X), ptrdiff_t(W<T>), terms);
+        });
+    }
+    gather(F, constant(a.F), a.K, start, columns);
+    sums[0] = sums[1] = 0;
+    for (ptrdiff_t left = a.sweeps; left > 0; --left) {
+        if (C != R) __builtin_memcpy(R, C, size * sizeof(T));
+        sweep<false>(F, R, a.G, a.stride_g, a.K);
+        double partial[2];
+        sum_squares(R, F, a.K, partial);
+        sums[0] += partial[0];
+        sums[1] += partial[1];
+    }
+    scatter(a.F, F, a.K, start, columns);
+}
+
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const HalsKernels<float> hals_float32{W<float>, hals_block<float>, hals_normal<float>};
-const HalsKernels<double> hals_float64{W<double>, hals_block<double>, hals_normal<double>};
+const HalsKernels<float> hals_float32{W<float>, in_hand, hals_block<float>, hals_normal<float>,
+                                      hals_rows<float>};
+const HalsKernels<double> hals_float64{W<double>, in_hand, hals_block<double>, hals_normal<double>,
+                                       hals_rows<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -17,6 +17,8 @@ struct Isa {
     bool usable;
     const HalsKernels<float> &hals_float32;
     const HalsKernels<double> &hals_float64;
+    const MomentsKernels<float> &moments_float32;
+    const MomentsKernels<double> &moments_float64;
     const UpdateKernels<float> &update_float32;
     const UpdateKernels<double> &update_float64;
     const NnlsKernels<float> &nnls_float32;
@@ -25,8 +27,9 @@ struct Isa {
 
 #define FASTNMF_ISA_ROW(isa, usable)                                                               \
     Isa {                                                                                          \
-        #isa, usable, isa::hals_float32, isa::hals_float64, isa::update_float32,                   \
-            isa::update_float64, isa::nnls_float32, isa::nnls_float64                              \
+        #isa, usable, isa::hals_float32, isa::hals_float64, isa::moments_float32,                  \
+            isa::moments_float64, isa::update_float32, isa::update_float64, isa::nnls_float32,     \
+            isa::nnls_float64                                                                      \
     }
 
 // worst first
@@ -74,6 +77,13 @@ template <class T> const HalsKernels<T> &hals_kernels() {
         return isa().hals_float32;
     else
         return isa().hals_float64;
+}
+
+template <class T> const MomentsKernels<T> &moments_kernels() {
+    if constexpr (std::is_same_v<T, float>)
+        return isa().moments_float32;
+    else
+        return isa().moments_float64;
 }
 
 template <class T> const UpdateKernels<T> &update_kernels() {

@@ -1,7 +1,7 @@
 // What bindings.cpp and the CPU kernels share: arguments, and the kernels of one instruction set.
 //
-// hals_cpu.cpp, update_cpu.cpp and nnls_cpu.cpp are compiled once per instruction set, into namespaces of that
-// name. Besides the tables at the end of each, all names in them have internal linkage: of an
+// hals_cpu.cpp, moments_cpu.cpp, update_cpu.cpp and nnls_cpu.cpp are compiled once per instruction
+// set, into namespaces of that name. Besides the tables at the end of each, all names in them have internal linkage: of an
 // inline function or template with external linkage, std's included, the linker keeps one copy
 // for everybody, and that could be the one with AVX-512 in it. `nm` must show no W, V or u.
 #pragma once
@@ -39,6 +39,22 @@ template <class T> struct HalsNormal {
     ptrdiff_t stride_g, K, m;
 };
 
+// F (K, m); B (p, K), contiguous: the factor held fixed, transposed; G (K, K) = BᵀB; X (m, p), its
+// features adjacent. C = BᵀXᵀ − l1, and so many sweeps
+template <class T> struct HalsRows {
+    View<T> F;
+    const T *X, *B, *G;
+    T l1;
+    ptrdiff_t stride_x, stride_g, K, m, p, sweeps;
+};
+
+// F (K, m), its concepts adjacent, from one column to the next stride_f; X (m, p), its features
+// adjacent
+template <class T> struct Moments {
+    const T *F, *X;
+    ptrdiff_t stride_f, stride_x, K, m, p;
+};
+
 // all (K, m)
 template <class T> struct MuUpdate {
     View<T> F;
@@ -56,11 +72,22 @@ template <class T> struct PgdUpdate {
 
 // Every kernel writes ‖Δ‖² and ‖F‖² of what it updated to sums[0] and sums[1].
 // The HALS kernels update columns [start, start + tile_columns) as far as there are any, and
-// need 2 · concepts · tile_columns elements of scratch. mu and pgd update all they are given.
+// need 2 · concepts · tile_columns elements of scratch; rows (3 · concepts + in_hand) · tile_columns.
+// mu and pgd update all they are given.
 template <class T> struct HalsKernels {
-    ptrdiff_t tile_columns;
+    ptrdiff_t tile_columns, in_hand;
     void (*block)(const HalsBlock<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*normal)(const HalsNormal<T> &, ptrdiff_t start, T *scratch, double *sums);
+    void (*rows)(const HalsRows<T> &, ptrdiff_t start, T *scratch, double *sums);
+};
+
+// add: out (K × padded(p)) += F X over columns [first, last) of F, or of a symmetric result what is
+// right of the diagonal and some of the rest. It needs scratch_size elements of scratch.
+template <class T> struct MomentsKernels {
+    ptrdiff_t scratch_size;
+    ptrdiff_t (*padded)(ptrdiff_t p);
+    void (*add)(const Moments<T> &, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out,
+                T *scratch);
 };
 
 template <class T> struct UpdateKernels {
@@ -79,6 +106,8 @@ template <class T> struct NnlsKernels {
     namespace isa {                                                                                \
     extern const HalsKernels<float> hals_float32;                                                  \
     extern const HalsKernels<double> hals_float64;                                                 \
+    extern const MomentsKernels<float> moments_float32;                                            \
+    extern const MomentsKernels<double> moments_float64;                                           \
     extern const UpdateKernels<float> update_float32;                                              \
     extern const UpdateKernels<double> update_float64;                                             \
     extern const NnlsKernels<float> nnls_float32;                                                  \

@@ -12,6 +12,11 @@ from torch import Tensor
 from . import _C
 from .addresses import nnls_operations, nnls_rows, placed, read_account, typed
 from .nnls_info import NnlsInfo
+from .solvers import moments_ as products
+
+# concepts up to which our own products win: of codes with codes, of which they take half, and with
+# data where the vendor's are slow with few of them (half the rate of a large GEMM on AVX2 by AMD)
+_FEW_SQUARED, _FEW = 512, 128
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -39,6 +44,58 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
         G.stride(0),
         *F.shape,
         sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def hals_rows_(
+    F: Tensor, X: Tensor, Bt: Tensor, G: Tensor, l1: float, sweeps: int, sums: Tensor
+) -> None:
+    """So many times hals_sweep_ with C = Bᵀ Xᵀ − l1, which is not kept; X (m, p) with contiguous
+    rows, Bt (p, K) contiguous. 2 m K (p + sweeps K) flops."""
+    K, m = F.shape
+    _C.hals_rows(
+        *typed(F),
+        X.data_ptr(),
+        X.stride(0),
+        Bt.data_ptr(),
+        G.data_ptr(),
+        G.stride(0),
+        l1,
+        K,
+        m,
+        X.shape[1],
+        sweeps,
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
+    """As solvers.moments_, which takes what is large or laid out otherwise."""
+    most = _FEW_SQUARED if X is None else 0 if _C.isa() == "avx512" else _FEW
+    other = F.T if X is None else X
+    if (
+        len(F) > most
+        or not F.numel()
+        or F.stride(0) != 1
+        or other.stride(1) != 1
+        or out.stride(1) != 1
+    ):
+        return products(F, X, out, adds=adds)
+    dtype, address, _, stride = typed(F)
+    _C.moments(
+        dtype,
+        address,
+        stride,
+        other.data_ptr(),
+        other.stride(0),
+        out.data_ptr(),
+        out.stride(0),
+        *F.shape,
+        other.shape[1],
+        X is None,
+        adds,
         torch.get_num_threads(),
     )
 
@@ -79,7 +136,9 @@ def _solve_rows(F, C, unit, scale, index, sums, warm, max_steps) -> tuple[NnlsIn
 
 OPERATIONS = {
     "hals_block_": hals_block_,
+    "hals_rows_": hals_rows_,
     "hals_sweep_": hals_sweep_,
+    "moments_": moments_,
     "mu_": mu_,
     "pgd_": pgd_,
     **nnls_operations(_solve_rows),

@@ -24,13 +24,14 @@ from .statistics import Statistics, squared_error
 from .store import InMemory, NotKept, Store, row_blocks
 from .stream import Stream
 from .sweeps import (
-    HALF_STEPS,
     Held,
     Normal,
     Operations,
     Residual,
     Sweep,
+    Unformed,
     Workspace,
+    half_steps_,
     hold,
     penalised,
 )
@@ -367,7 +368,7 @@ def _prepare(
 ) -> _Run:
     unit = UnitNorm() if learn and penalties.unit_norm else None
     penalties = penalties.of_codes(D.shape[1]), penalties.of_dictionary(rows.n)
-    moments = learn and plan.dictionary == "normal"
+    moments = ops["moments_"] if learn and plan.dictionary == "normal" else None
     sweep = Sweep(ops, plan.block, Workspace(D.dtype, D.device), allowed)
     accelerates = learn and plan.accelerates
     share = SOLVERS[solver].least_share
@@ -402,14 +403,13 @@ def _prepare(
 
 
 def _update_codes_(run: _Run) -> None:
-    half_step_, sums = HALF_STEPS[run.solver], run.statistics.codes
+    sums = run.statistics.codes
     by, penalty = (run.solver, run.plan.codes, run.sweep), run.penalties[0]
     if run.learn:
         held = hold(*by, run.D, run.G, run.rows.n, penalty)
         first = 0
         for X, Z, target in _code_pieces(run, held):
-            for _ in range(run.plan.inner[0]):
-                half_step_(Z.T, target, held, run.sweep, sums)
+            half_steps_(run.solver, run.plan.inner[0], Z.T, target, held, run.sweep, sums)
             if run.ahead is not None:
                 run.ahead.move_codes_(Z, slice(first, first + len(Z)))
                 first += len(Z)
@@ -427,10 +427,12 @@ def _update_codes_(run: _Run) -> None:
     for _, Z, target, held, momentum in run.kept:
         F = Z.T
         F.copy_(momentum.extrapolate(F))
-        half_step_(F, target, held, run.sweep, sums)
+        half_steps_(run.solver, 1, F, target, held, run.sweep, sums)
 
 
-def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal | Residual]]:
+def _code_pieces(
+    run: _Run, held: Held
+) -> Iterator[tuple[Tensor, Tensor, Normal | Unformed | Residual]]:
     """The rows in pieces, widened where products are made of them, each with its codes and their
     target. Scratch is shared, so take one piece at a time.
 
@@ -438,12 +440,17 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal
     """
     scratch = run.sweep.scratch if run.learn else lambda name, *shape: run.D.new_empty(shape)
     multiplied = "normal" in (run.plan.codes, run.plan.dictionary)
+    # where C serves one call only, it need not be formed
+    unformed = run.plan.codes == "normal" and run.learn and run.sweep.forms_none(run.solver, run.D)
+    Bt = run.D.T.contiguous() if unformed else None
     for X, Z, E in run.pieces:
         if multiplied and X.dtype != run.D.dtype:
             X = scratch("X", *X.shape).copy_(X)
         if run.unit is not None and not isinstance(run.Z, NotKept):
             run.unit.move_(Z)
-        if run.plan.codes == "normal":
+        if unformed and X.stride(1) == 1:
+            yield X, Z, Unformed(X, Bt)
+        elif run.plan.codes == "normal":
             # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
             C = torch.mm(X, run.D.T, out=scratch("C", *Z.shape)).T
             yield X, Z, penalised(run.solver, C, held, run.swept, out=C)
@@ -458,7 +465,7 @@ def _code_pieces(run: _Run, held: Held) -> Iterator[tuple[Tensor, Tensor, Normal
 def _update_dictionary_(run: _Run) -> None:
     """One half-step on D, in place; the statistics receive ‖A − Z D‖²."""
     solver, sweep, D = learner(run.solver, len(run.D)), run.sweep, run.D
-    half_step_, sums = HALF_STEPS[solver], run.statistics.dictionary
+    sums = run.statistics.dictionary
     penalty, before = run.penalties[1], None
     if run.unit is not None:
         penalty, before = run.statistics.penalty_of_norms(), D.clone()
@@ -467,8 +474,8 @@ def _update_dictionary_(run: _Run) -> None:
         # given the statistics every feature is for itself: each of several processes has some
         some, cross = run.ranks.columns(D), run.ranks.columns(run.statistics.cross)
         target = penalised(solver, cross, held, run.swept)
-        for _ in range(run.plan.inner[1] if some.numel() else 0):
-            half_step_(some, target, held, sweep, sums)
+        times = run.plan.inner[1] if some.numel() else 0
+        half_steps_(solver, times, some, target, held, sweep, sums)
         G = some @ some.T
         run.statistics.measure_error_(some, cross, G)
         run.ranks.join_columns_(D, some)
@@ -494,7 +501,7 @@ def _update_by_residual_(run: _Run, solver: str, sums: Tensor, penalty: Penalty)
     sweep, D = replace(run.sweep, sum_=run.ranks.sum_), run.D
     held = hold(solver, "residual", sweep, run.codes.T, m=D.shape[1], penalty=penalty)
     target = Residual(run.rows.A, run.E, run.carries, swept=run.swept)
-    HALF_STEPS[solver](D, target, held, sweep, sums)
+    half_steps_(solver, 1, D, target, held, sweep, sums)
     if run.carries:
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":

@@ -41,7 +41,8 @@ H100_FLOAT32 = dataclasses.replace(H100, gemm=50e12, sweep=50e12)
 def machine_of(A: Tensor, backend: str) -> Machine:
     """The Machine for data A and this backend; a GPU by the number of its processors."""
     if A.device.type != "cuda":
-        return plan.machine(torch.get_num_threads(), backend != "torch")
+        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        return plan.machine(torch.get_num_threads(), backend != "torch", wide)
     on = H100 if in_tf32(A.new_empty(0, dtype=compute_dtype(A))) else H100_FLOAT32
     share = torch.cuda.get_device_properties(A.device).multi_processor_count / 132
     # without the kernel a concept takes two launches, and reads what is left of its block

@@ -61,6 +61,11 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
     hals_block_(F, R, G, torch.empty_like(R), sums)
 
 
+def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
+    """out ← F X, or out + F X where it `adds`; F (K, m), X (m, p), by default Fᵀ. 2 m K p flops."""
+    out.addmm_(F, F.T if X is None else X, beta=1 if adds else 0)
+
+
 def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
     """F ← F ∘ C / denominator, in place; where the denominator is zero F is left as it is.
 
@@ -212,6 +217,7 @@ SOLVERS = {
             ("hals_block_", "hals_sweep_"),
             ("normal", "residual"),
             hals_unrolled,
+            fused=("hals_rows_",),
             # a sweep is not a gradient step: from 0.8 on similar concepts make it swing, and the
             # loss at K > d is ten times that of 0.7
             most_momentum=0.7,
@@ -259,6 +265,7 @@ def learner(solver: str, K: int) -> str:
 REFERENCE = {
     "hals_block_": hals_block_,
     "hals_sweep_": hals_sweep_,
+    "moments_": moments_,
     "mu_": mu_,
     "pgd_": pgd_,
     "nnls_": nnls_,

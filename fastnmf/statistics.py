@@ -3,6 +3,8 @@ only add to them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,8 @@ _NONE = (NO_PENALTY, NO_PENALTY)
 
 
 class Statistics:
-    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ where the dictionary half-step reads them, and
-    float64 sums.
+    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ where the dictionary half-step reads them, made by
+    `moments`, the operation of that name, and float64 sums.
 
     sums (2, 4), of the codes and of the dictionary half, rows that have these names: ‖ΔF‖², ‖F‖²;
     ‖A − Z D‖² where the half-step comes by it, after the dictionary half always; and of the codes
@@ -31,7 +33,7 @@ class Statistics:
         squared_data: Tensor | float,
         ranks: Ranks,
         *,
-        moments: bool,
+        moments: Callable | None,
         penalties=_NONE,
     ) -> None:
         K, d = D.shape
@@ -39,6 +41,7 @@ class Statistics:
         self.codes, self.dictionary = self.sums
         self.squared_data, self._dtype = squared_data, D.dtype
         # one piece of memory, so that one call sums both over processes
+        self._moments_ = moments
         self._moments = D.new_zeros(K * (d + K) if moments else 0)
         self.cross = self._moments[: K * d].view(K, d) if moments else None
         self.gram = self._moments[K * d :].view(K, K) if moments else None
@@ -63,9 +66,8 @@ class Statistics:
         if self.cross is None:
             return
         # the first piece need not be added to zeros
-        beta = 0 if self._empty else 1
-        self.cross.addmm_(Z.T, X, beta=beta)
-        self.gram.addmm_(Z.T, Z, beta=beta)
+        self._moments_(Z.T, X, self.cross, adds=not self._empty)
+        self._moments_(Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
 
     def reduce_(self) -> None:

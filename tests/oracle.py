@@ -119,6 +119,14 @@ def objective(A, Z, D, alpha_Z, alpha_D, l1_ratio):
     return float(whole)
 
 
+def hals_half_step_in_float32(F, X, B):
+    """hals_half_step by C = B Xᵀ and G = B Bᵀ, in float32 throughout: what its rounding does."""
+    F, C, G = F.copy(), B @ X.T, B @ B.T
+    for k in np.flatnonzero(G.diagonal()):
+        F[k] = np.maximum(0, F[k] + (C[k] - G[k] @ F) / G[k, k])
+    return F
+
+
 def iterate(solver, A, Z, D, iterations):
     """Codes then dictionary, so many times; Z (n, K), D (K, d)."""
     half_step = HALF_STEPS[solver]

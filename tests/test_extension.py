@@ -142,6 +142,60 @@ def test_hals_normal_follows_the_loop(extension, dtype, layout, K, m):
     assert_sums(sums, before, F.values(), dtype)
 
 
+@pytest.mark.parametrize("p", [1, 5, 16, 130, 400])
+@pytest.mark.parametrize("sweeps", [1, 3])
+@on_all_cases
+def test_hals_rows_is_sweeps_with_the_product(extension, dtype, layout, K, m, sweeps, p):
+    rng, (before, _, _) = np.random.default_rng(3), draw(K, m, dtype)
+    B, data, l1 = (np.abs(rng.standard_normal(shape)) for shape in ((K, p), (m, p), ()))
+    B[1:2] = 0
+    B, data, l1 = (rounded(M, dtype) for M in (B, data, l1))
+    F, X, G = Matrix(before, dtype, layout), Matrix(data, dtype), Matrix(B @ B.T, dtype)
+    Bt = torch.from_numpy(B.T.astype(dtype)).contiguous()
+    sums = torch.tensor([1.0, 2.0]).double()
+    extension.hals_rows(
+        dtype, *F.placed, *X.rows, Bt.data_ptr(), *G.rows, float(l1), K, m, p, sweeps,
+        sums.data_ptr(), 2,
+    )  # fmt: skip
+    expected, totals = before, np.array([1.0, 2.0])
+    for _ in range(sweeps):
+        after, change = sweep(expected, B @ data.T - l1 - B @ B.T @ expected, B @ B.T)
+        totals += (change**2).sum(), (after**2).sum()
+        expected = after
+    # C is a product of p terms, and where they are many the rounding of float32 is too
+    tolerance = 4 * TOLERANCES["hals", dtype]
+    assert relative_difference(F.values(), expected) < tolerance
+    assert relative_difference(sums.numpy(), totals) < tolerance
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("p", [1, 3, 16, 47, 48, 49, 130])
+@pytest.mark.parametrize("K", [1, 2, 8, 9, 50, 129])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_moments_are_the_product(extension, dtype, K, p, threads, adds):
+    for m in (1, 63, 700):
+        rng = np.random.default_rng(m)
+        factor, data, old = (
+            rounded(rng.standard_normal(shape), dtype) for shape in ((K, m), (m, p), (K, p))
+        )
+        F, X, out = Matrix(factor, dtype, "columns"), Matrix(data, dtype), Matrix(old, dtype)
+        F_at, stride_f = F.address, F.column_stride
+        extension.moments(
+            dtype, F_at, stride_f, *X.rows, *out.rows, K, m, p, False, adds, threads
+        )  # fmt: skip
+        expected = factor @ data + adds * old
+        assert relative_difference(out.values(), expected) < TOLERANCES["hals", dtype]
+        gram = Matrix(old[:, :1] @ old[:, :1].T, dtype)
+        before = gram.values().copy()
+        extension.moments(
+            dtype, F_at, stride_f, F_at, stride_f, *gram.rows, K, m, K, True, adds, threads
+        )  # fmt: skip
+        expected = factor @ factor.T + adds * before
+        assert relative_difference(gram.values(), expected) < TOLERANCES["hals", dtype]
+        assert np.array_equal(gram.values(), gram.values().T)
+
+
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 def test_hals_block_clips_to_exactly_zero_and_keeps_dead_concepts(extension, layout):
     before, owed, gram = draw(100, 1000, "float32")

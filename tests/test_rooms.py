@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"_version", "errors", "nnls_info", "_C", "_cuda", "ahead"},
     {"active_set", "rows", "ranks", "environment", "precision", "addresses", "paths"},
-    {"solvers", "svd", "exemplars", "compiled", "compiled_cuda", "shards", "store", "codes"},
-    {"init", "source", "budget", "penalties"},
+    {"solvers", "svd", "exemplars", "compiled_cuda", "shards", "store", "codes"},
+    {"init", "source", "budget", "penalties", "compiled"},
     {"working_set"},
     {"stream", "momentum", "extrapolation", "plan", "statistics", "sweeps", "backends"},
     {"memory", "streamed_start", "unit_norm", "revive"},

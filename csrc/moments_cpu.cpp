@@ -1,0 +1,73 @@
+// ZᵀA and ZᵀZ of few concepts: a chunk of rows at a time, a panel of features of it copied to where
+// it stays in L1 while all concepts are multiplied with it.
+
+#include <cstddef>
+
+#include "kernels_cpu.h"
+#include "products.h"
+#include "vector.h"
+
+namespace {
+
+using fastnmf::Moments;
+
+template <class T> constexpr int V = Simd<T>::lanes;
+template <class T> constexpr ptrdiff_t W = most_vectors * V<T>;
+// rows of a panel. Measured: 128 before 64 and 256 by up to 8 % (avx2, avx512)
+constexpr ptrdiff_t rows_in_hand = 128;
+
+template <class T> ptrdiff_t padded(ptrdiff_t p) { return (p + V<T> - 1) / V<T> * V<T>; }
+
+// panel (rows × W) ← features [j, j + count) of the rows from `start`; what follows them, up to a
+// vector, is anything
+template <class T>
+void pack(T *panel, const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t j,
+          ptrdiff_t count) {
+    const ptrdiff_t end = (a.m - 1) * a.stride_x + a.p;
+    for (ptrdiff_t i = 0; i < rows; ++i) {
+        const ptrdiff_t place = (start + i) * a.stride_x + j;
+        for (ptrdiff_t v = 0; v < count; v += V<T>) {
+            const T *from = a.X + place + v;
+            // the panel that comes next
+            __builtin_prefetch(from + count);
+            T *to = panel + i * W<T> + v;
+            if (place + v + V<T> <= end)
+                store(to, load(from));
+            else
+                for (ptrdiff_t l = 0; l < count - v; ++l) to[l] = from[l];
+        }
+    }
+}
+
+template <class T, int vectors = most_vectors, class... Rest>
+inline void multiply(int wanted, int concepts, Rest... rest) {
+    if constexpr (vectors > 1)
+        if (wanted < vectors) return multiply<T, vectors - 1>(wanted, concepts, rest...);
+    add_products<vectors>(concepts, rest...);
+}
+
+template <class T>
+void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out, T *panel) {
+    const ptrdiff_t stride_o = padded<T>(a.p);
+    for (ptrdiff_t start = first; start < last; start += rows_in_hand) {
+        const ptrdiff_t rows = last - start < rows_in_hand ? last - start : rows_in_hand;
+        for_groups<most_vectors>(stride_o / V<T>, [&](ptrdiff_t vector, int vectors) {
+            const ptrdiff_t j = vector * V<T>, end = j + vectors * V<T>;
+            pack(panel, a, start, rows, j, (end < a.p ? end : a.p) - j);
+            for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
+                if (symmetric && k >= end) return;
+                multiply<T>(vectors, concepts, out + k * stride_o + j, stride_o,
+                            a.F + start * a.stride_f + k, a.stride_f,
+                            static_cast<const T *>(panel), W<T>, rows);
+            });
+        });
+    }
+}
+
+} // namespace
+
+namespace fastnmf::FASTNMF_ISA {
+const MomentsKernels<float> moments_float32{rows_in_hand * W<float>, padded<float>, add<float>};
+const MomentsKernels<double> moments_float64{rows_in_hand * W<double>, padded<double>,
+                                             add<double>};
+} // namespace fastnmf::FASTNMF_ISA

@@ -1,0 +1,69 @@
+// Products of a few concepts with many rows: sums in registers, factors of the concepts broadcast.
+//
+// The vendor's GEMM is made for large matrices: at 50 concepts it runs at half to three quarters of
+// its rate, and it cannot leave out the half of a symmetric result.
+#pragma once
+
+#include <cstddef>
+
+#include "vector.h"
+
+namespace {
+
+// concepts × vectors of sums, the vectors of a factor and what is broadcast are to fit into the
+// registers
+#if defined(__AVX512F__)
+constexpr int most_concepts = 8, most_vectors = 3;
+#elif defined(__AVX2__) && defined(__clang__)
+constexpr int most_concepts = 4, most_vectors = 2;
+#elif defined(__AVX2__)
+constexpr int most_concepts = 3, most_vectors = 4;
+#elif defined(__aarch64__)
+constexpr int most_concepts = 4, most_vectors = 4;
+#else
+constexpr int most_concepts = 2, most_vectors = 4;
+#endif
+
+// out[g * stride_o + v] += Σ_i P[i * stride_p + g] Q[i * stride_q + v] for size concepts g and so
+// many vectors of v
+template <int size, int vectors, class T>
+inline void add_product(T *out, ptrdiff_t stride_o, const T *P, ptrdiff_t stride_p, const T *Q,
+                        ptrdiff_t stride_q, ptrdiff_t terms) {
+    constexpr int lanes = Simd<T>::lanes;
+    Vec<T> sums[size][vectors] = {};
+    for (ptrdiff_t i = 0; i < terms; ++i) {
+        Vec<T> q[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) q[v] = load(Q + i * stride_q + v * lanes);
+#pragma GCC unroll 8
+        for (int g = 0; g < size; ++g)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) sums[g][v] += P[i * stride_p + g] * q[v];
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < size; ++g)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            T *place = out + g * stride_o + v * lanes;
+            store(place, load(place) + sums[g][v]);
+        }
+}
+
+// the same for any number of concepts up to most_concepts
+template <int vectors, class T, int size = most_concepts, class... Rest>
+inline void add_products(int concepts, T *out, Rest... rest) {
+    if constexpr (size > 1)
+        if (concepts < size) return add_products<vectors, T, size - 1>(concepts, out, rest...);
+    add_product<size, vectors>(out, rest...);
+}
+
+// group(first, size): all of so many in groups of nearly one size, none larger than `most`
+template <int most, class Group> inline void for_groups(ptrdiff_t all, Group group) {
+    const ptrdiff_t groups = (all + most - 1) / most;
+    for (ptrdiff_t g = 0; g < groups; ++g) {
+        const ptrdiff_t first = g * all / groups;
+        group(first, static_cast<int>((g + 1) * all / groups - first));
+    }
+}
+
+} // namespace
