@@ -308,6 +308,8 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             stopped_by = "max_seconds"
             break
     history += _read(unread, run, squared_data, drifts)
+    if run.E is not None:
+        run.ranks.share_(run.D)
     if run.unit is not None:
         run.unit.settle_(run.Z)
     return Outcome(tuple(history), stopped_by, max(drifts, default=None), run.revived)
@@ -478,7 +480,7 @@ def _update_dictionary_(run: _Run) -> None:
         half_steps_(solver, times, some, target, held, sweep, sums)
         G = some @ some.T
         run.statistics.measure_error_(some, cross, G)
-        run.ranks.join_columns_(D, some)
+        run.ranks.join_columns_(D, some, run.statistics.sums)
         if run.unit is not None:
             run.unit.normalise_(D, before, run.statistics)
             G = D @ D.T
@@ -506,9 +508,11 @@ def _update_by_residual_(run: _Run, solver: str, sums: Tensor, penalty: Penalty)
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":
         sums[2] = squared_norm(run.E)
-        run.ranks.sum_(sums[2:])
-        # by rounding, machines might differ
-        run.ranks.share_(D)
+        # ‖ΔD‖² and ‖D‖², which all have, too: their quotient stays
+        run.ranks.sum_(run.statistics.sums)
+        if run.iterations_since_fresh == 0:
+            # by rounding, machines might differ
+            run.ranks.share_(D)
     elif run.ahead is not None:
         # it is judged by the error of the pair, not of the dictionary before
         sums[2] = squared_error(run.rows, run.codes, D, run.plan.piece_rows)

@@ -93,21 +93,27 @@ class Ranks:
             return matrix
         return matrix[:, self._columns(matrix.shape[1], self.rank)].contiguous()
 
-    def join_columns_(self, matrix: Tensor, mine: Tensor) -> None:
-        """The matrix becomes what all processes made of the columns they have."""
+    def join_columns_(self, matrix: Tensor, mine: Tensor, sums: Tensor) -> None:
+        """The matrix becomes what all processes made of the columns they have, and float64 `sums`
+        become those over all: to wait for the others takes longer than to send so little."""
         if self.alone:
             return
         K, d = matrix.shape
         # all send as many
-        sent = matrix.new_zeros(K, -(-d // self.size))
-        sent[:, : mine.shape[1]] = mine
+        own = matrix.new_zeros(K, -(-d // self.size))
+        own[:, : mine.shape[1]] = mine
+        # sums as their bytes
+        sent = torch.cat((own.flatten(), sums.flatten().view(matrix.dtype)))
         received = [torch.empty_like(sent) for _ in range(self.size)]
         with self._waiting():
             distributed.all_gather(received, sent, group=self.group)
-        self.summed += matrix.numel() * matrix.itemsize
+        self.summed += matrix.numel() * matrix.itemsize + sums.numel() * sums.itemsize
+        sums.zero_()
         for rank, part in enumerate(received):
             where = self._columns(d, rank)
-            matrix[:, where] = part[:, : where.stop - where.start]
+            matrix[:, where] = part[: own.numel()].view_as(own)[:, : where.stop - where.start]
+            # aligned as float64 is
+            sums += part[own.numel() :].clone().view(torch.float64).view_as(sums)
 
     def _columns(self, d: int, rank: int) -> slice:
         return slice(d * rank // self.size, d * (rank + 1) // self.size)
