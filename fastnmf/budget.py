@@ -61,12 +61,12 @@ class Needs:
     start: str = "random"
     of_all: int | None = None
 
-    def resident(self, copied: bool) -> int:
+    def resident(self, copied: int) -> int:
         """Bytes when all rows are in memory: the codes, twice for a start and thrice where the fit
-        is accelerated, a residual as large as the data, and the data if they must be copied."""
+        is accelerated, a residual as large as the data, and the data where they must be copied, so
+        many bytes an entry."""
         codes = max(3 * self.K, 2 * self.K + self.d)
-        rows = self.n * (codes + (self.d if copied else 0))
-        return self._fixed() + rows * self.itemsize
+        return self._fixed() + self.n * (codes * self.itemsize + self.d * copied)
 
     def streamed(self, rows: int) -> int:
         """Bytes with so many rows in hand: two chunks of data, the codes of three, and workspaces.

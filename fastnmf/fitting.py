@@ -166,9 +166,7 @@ class Fitter:
             error, whole, r_squared, codes, penalty = data.measure(Z, D, chosen, on_codes)
             penalty += float(on_dictionary.value(D))
         # where sweeps.py lets tf32 in
-        coarse = "residual" in chosen.form and (
-            self.by.solver == "hals" or self.by.backend == "triton"
-        )
+        coarse = "residual" in chosen.form and learner(self.by.solver, self.K) != "anls"
         dtype = str(D.dtype).removeprefix("torch.")
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(

@@ -320,7 +320,8 @@ class NMF(nn.Module):
             self._products(),
             ExitStack() as shown,
         ):
-            taken = taking.take(A, K, features=d, dtype=self.D.dtype)
+            keeps = isinstance(A, Tensor) and A.requires_grad
+            taken = taking.take(A, K, features=d, dtype=self.D.dtype, narrow=not keeps)
             n, dtype = shape_of(taken)
             if Z0 is not None:
                 Z0 = read_rows(Z0, device=device, name="Z0", features=K, columns="concepts").A
@@ -329,7 +330,6 @@ class NMF(nn.Module):
                 Z0 = Z0.to(dtype)
             each = shown.enter_context(Progress(self.verbose, max_iter, None))
             encoder = Encoder(self.D.to(dtype), by, max_iter, tol, each)
-            keeps = isinstance(A, Tensor) and A.requires_grad
             if isinstance(taken, Rows) and taking.codes == "memory":
                 return encoder(A.to(taken.A) if keeps else taken.A, Z0)
 

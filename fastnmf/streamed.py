@@ -130,7 +130,7 @@ class Streamed:
 def shape_of(taken: Rows | tuple[Source, Summary]) -> tuple[int, torch.dtype]:
     """The number of rows, and the dtype to compute in."""
     if isinstance(taken, Rows):
-        return taken.n, taken.A.dtype
+        return taken.n, taken.dtype
     return taken[1].n, taken[1].dtype
 
 
@@ -155,7 +155,7 @@ class Taking:
         """Rows, or what source.take gives for data that do not fit."""
         limit = self._limit()
 
-        def keep(n: int, d: int, dtype: torch.dtype, copied: bool, given: bool) -> bool:
+        def keep(n: int, d: int, dtype: torch.dtype, copied: int, given: bool) -> bool:
             # what is in memory already is used there, as long as nobody asks for less
             if given and self.asked is None:
                 return True
@@ -214,7 +214,7 @@ class Taking:
         """make(part, X) (m, K) of all rows, `most` together at most, in memory or a map of its
         file."""
         if isinstance(taken, Rows):
-            n, dtype, chunks = taken.n, taken.A.dtype, taken.chunks(most or budget.LEAST_ROWS)
+            n, dtype, chunks = taken.n, taken.dtype, taken.chunks(most or budget.LEAST_ROWS)
         else:
             stream = self.stream(*taken, K, "random", most)
             n, dtype, chunks = stream.n, stream.dtype, ((p, X) for p, X, _ in stream.chunks())
@@ -234,7 +234,9 @@ class Taking:
         name = "nndsvda" if name == "auto" else name
         with ExitStack() as stack:
             with ranks.agreed():
-                taken = self.take(A, K, name, empty=not ranks.alone)
+                # what is read as a stream is widened as it comes
+                narrow = ranks.alone and self.codes is not None
+                taken = self.take(A, K, name, empty=not ranks.alone, narrow=narrow)
             yield self._for_fit(taken, K, init, encoder, ranks, stack)
 
     def _for_fit(self, taken, K: int, init: Any, encoder, ranks: Ranks, stack: ExitStack):
@@ -242,7 +244,7 @@ class Taking:
         if isinstance(taken, Rows):
             taken = Rows(taken.A.detach())
             if ranks.alone and self.codes is not None:
-                shape, dtype = (taken.n, K), taken.A.dtype
+                shape, dtype = (taken.n, K), taken.dtype
                 on_disk = isinstance(self.codes, Path)
                 target = stack.enter_context(self.store(shape, dtype)) if on_disk else None
                 return Resident(taken, target)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Generator, Tensor
+
+from .rows import compute_dtype, product, wide_pieces
 
 # what makes a sum over the pieces here that of all; nothing where all are here
 Sum = Callable[[Tensor], None]
@@ -29,9 +32,12 @@ def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[
     Workspace: (min(n, d), K) and a few MB. Source: Halko, Martinsson & Tropp, 2011.
     """
     X = A if A.shape[0] >= A.shape[1] else A.T
-    by_rows = ByRows(lambda rows, every: X[::every].split(rows))
-    V, inverse = right_vectors(by_rows, X.shape, K, A, X.amax(), generator)
-    U = X @ (V * inverse)  # (m, K)
+    like = A.new_empty(0, dtype=compute_dtype(A))
+    by_rows = ByRows(
+        lambda rows, every: chain.from_iterable(map(wide_pieces, X[::every].split(rows)))
+    )
+    V, inverse = right_vectors(by_rows, X.shape, K, like, X.amax().to(like), generator)
+    U = product(X, V * inverse)  # (m, K)
     norms = torch.linalg.vector_norm(U, dim=0)
     U /= norms.clamp(min=TINY)
     S = norms / inverse
