@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("small_budgets")
 def tight(codes="memory", start="nndsvda", rows=CHUNK_ROWS, data=A, concepts=K, itemsize=4):
     """Bytes with which so many rows are in hand, and not all are."""
     needs = Needs(*data.shape, concepts, itemsize, codes, start)
-    assert needs.streamed(rows) < needs.resident(copied=True)
+    assert needs.streamed(rows) < needs.resident(copied=itemsize)
     return needs.streamed(rows)
 
 
