@@ -20,6 +20,7 @@ from overcomplete_loop import overcomplete_loop
 
 from fastnmf import NMF, engine, memory
 from fastnmf.backends import BACKENDS, REFERENCE, select
+from fastnmf.penalties import NO_PENALTIES, Penalties
 from fastnmf.precision import products_in
 from fastnmf.rows import Rows
 
@@ -28,13 +29,22 @@ SECONDS = 8 * 60
 PART = 64
 # of a factor after one float32 update: rounding of products summed in another order
 TOLERANCE = 1e-5
+DEVICE = "cuda"
+# K, m, p of what is checked; the last is the widest block
+CHECKED = ((10, 63_701, 384), (131, 5_003, 77), (1024, 20_000, 768))
+# what kernels are compiled for besides, which takes seconds each: checked at the last size
+VARIANTS = {
+    "mu_residual_": ("", " penalised", " 16-bit", " 16-bit penalised"),
+    "mu_normal_": ("", " penalised"),
+    "pgd_residual_": ("", " penalised"),
+}
 
 
 def draw(n: int, d: int, K: int) -> tuple[torch.Tensor, ...]:
     """A (n, d), Z (n, K), D (K, d), rectified Gaussian, Z D of the scale of A."""
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     A, Z, D = (
-        torch.randn(*size, device="cuda", generator=generator) for size in ((n, d), (n, K), (K, d))
+        torch.randn(*size, device=DEVICE, generator=generator) for size in ((n, d), (n, K), (K, d))
     )
     ZD = Z[:1000].abs() @ D.abs()
     return A.clamp_(min=0), Z.abs_(), D.abs_().mul_((A[:1000] * ZD).sum() / ZD.square().sum())
@@ -53,23 +63,27 @@ def seconds_of(call: Callable[[], object], rounds: int = 3) -> float:
     return least
 
 
-def operands(name: str, K: int, m: int, p: int, codes: bool) -> Callable[[dict], list]:
+def operands(
+    name: str, variant: str, K: int, m: int, p: int, codes: bool
+) -> Callable[[dict], list]:
     """A function of the operations of a backend that calls one of them and gives what it wrote."""
     A, Z, D = draw(m, p, K)
+    penalty = (0.5, D.square().sum(1, keepdim=True)) if "penalised" in variant else ()
     D[K // 2] = 0
-    step, sums = 1 / D.square().sum(), torch.zeros(3, dtype=torch.float64, device="cuda")
+    step, sums = 1 / D.square().sum(), torch.zeros(3, dtype=torch.float64, device=DEVICE)
     G, C, W = D @ D.T, D @ A.T, Z @ D
     laid = (lambda F: F.T.contiguous().T) if codes else (lambda F: F.contiguous())
     F, C = laid(Z.T.clone()), laid(C)
     R, blank = (C - G @ F).contiguous(), torch.full_like(C, torch.nan)
     delta = torch.full_like(R, torch.nan)
+    X = A.bfloat16() if "16-bit" in variant else A
     written = {
         "hals_block_": lambda ops: (ops[name](F, R, G, delta, sums), F, delta),
         "hals_sweep_": lambda ops: (ops[name](F, C, G, sums), F),
-        "mu_residual_": lambda ops: (ops[name](F, A, W, D, sums), F),
-        "mu_normal_": lambda ops: (ops[name](F, C, G, blank, sums), blank),
+        "mu_residual_": lambda ops: (ops[name](F, X, W, D, sums, *penalty), F),
+        "mu_normal_": lambda ops: (ops[name](F, C, G, blank, sums, *penalty[:1]), blank),
         "pgd_residual_": lambda ops: (
-            ops[name](F, F, A - W, D, F, blank, F, step, 0.3, None), F, blank
+            ops[name](F, F, A - W, D, F, blank, F, step, 0.3, None, *penalty), F, blank
         ),
         "pgd_normal_": lambda ops: (
             ops[name](F.clone(), F.clone(), C, G, F, blank, F, step, 0.3, None), F, blank
@@ -81,9 +95,17 @@ def operands(name: str, K: int, m: int, p: int, codes: bool) -> Callable[[dict],
 def composed() -> dict[str, Callable]:
     """What the fused operations stand for, of plain products and the reference."""
 
-    def mu_normal_(F, C, G, updated, sums):
+    def mu_normal_(F, C, G, updated, sums, l1=0.0):
         updated.copy_(F)
-        REFERENCE["mu_"](updated, C, G @ F, sums)
+        REFERENCE["mu_"](updated, C, G @ F + l1, sums)
+
+    def mu_residual_(F, X, W, B, sums, l1=0.0, curvature=0.0):
+        REFERENCE["mu_"](F, B @ X.to(B).T, B @ W.T + l1 + curvature * F, sums)
+
+    def pgd_residual_(
+        F, Y, E, B, next_F, next_Y, start, step, momentum, sums, l1=0.0, curvature=0.0
+    ):
+        pgd(F, Y, l1 + curvature * Y - B @ E.T, next_F, next_Y, step, momentum)
 
     def pgd(F, Y, gradient, next_F, next_Y, step, momentum):
         before, ahead = F.clone(), Y.clone()
@@ -93,46 +115,48 @@ def composed() -> dict[str, Callable]:
     return {
         **REFERENCE,
         "mu_normal_": mu_normal_,
-        "mu_residual_": lambda F, X, W, B, sums: REFERENCE["mu_"](F, B @ X.T, B @ W.T, sums),
+        "mu_residual_": mu_residual_,
         "pgd_normal_": lambda F, Y, C, G, next_F, next_Y, start, step, momentum, sums: pgd(
             F, Y, G @ Y - C, next_F, next_Y, step, momentum
         ),
-        "pgd_residual_": lambda F, Y, E, B, next_F, next_Y, start, step, momentum, sums: pgd(
-            F, Y, -B @ E.T, next_F, next_Y, step, momentum
-        ),
+        "pgd_residual_": pgd_residual_,
     }
 
 
 def checks() -> list[dict]:
     """Every kernel with real launches: against the reference, and twice for the same bits."""
-    kernels, reference, found = select("hals", torch.device("cuda"), "triton")[1], composed(), []
+    found = []
     for name in BACKENDS["triton"].operations:
-        for codes in (True, False):
-            for K, m, p in ((10, 63_701, 384), (131, 5_003, 77), (512, 20_000, 768)):
-                with products_in("highest"):
-                    make = functools.partial(operands, name, K, m, p, codes)
-                    given, again, expected = make()(kernels), make()(kernels), make()(reference)
-                equal = all(map(torch.equal, given, again))
-                pairs = zip(given, expected, strict=True)
-                off = max(float((x - y).norm() / y.norm().clamp(min=1e-30)) for x, y in pairs)
-                with products_in("high"):
-                    coarse, once_more = make()(kernels), make()(kernels)
-                    equal &= all(map(torch.equal, coarse, once_more))
-                    coarse_off = float((coarse[0] - expected[0]).norm() / expected[0].norm())
-                passed = equal and off <= TOLERANCE and coarse_off <= 2e-2
-                found.append(
-                    {"check": name, "layout": "codes" if codes else "dictionary", "K": K, "m": m,
-                     "off": off, "off_in_tf32": coarse_off, "same_bits": equal, "passed": passed}
-                )  # fmt: skip
+        for variant in VARIANTS.get(name, ("",)):
+            for sizes in CHECKED[-1:] if variant else CHECKED:
+                found += [checked(name, variant, *sizes, codes) for codes in (True, False)]
     return found
 
 
-def iteration(solver: str, backend: str, A, Z, D) -> dict:
+def checked(name: str, variant: str, K: int, m: int, p: int, codes: bool) -> dict:
+    kernels, reference = select("hals", torch.device(DEVICE), "triton")[1], composed()
+    make = functools.partial(operands, name, variant, K, m, p, codes)
+    with products_in("highest"):
+        given, again, expected = make()(kernels), make()(kernels), make()(reference)
+    equal = all(map(torch.equal, given, again))
+    pairs = zip(given, expected, strict=True)
+    off = max(float((x - y).norm() / y.norm().clamp(min=1e-30)) for x, y in pairs)
+    with products_in("high"):
+        coarse, once_more = make()(kernels), make()(kernels)
+    equal &= all(map(torch.equal, coarse, once_more))
+    coarse_off = float((coarse[0] - expected[0]).norm() / expected[0].norm())
+    passed = equal and off <= TOLERANCE and coarse_off <= 2e-2
+    layout = "codes" if codes else "dictionary"
+    return {"check": name + variant, "layout": layout, "K": K, "m": m, "off": off,
+            "off_in_tf32": coarse_off, "same_bits": equal, "passed": passed}  # fmt: skip
+
+
+def iteration(solver: str, backend: str, A, Z, D, penalties: Penalties = NO_PENALTIES) -> dict:
     """One iteration of a fit by the plan it would follow; the start is not kept."""
     _, ops = select(solver, A.device, backend)
     free = memory.free_bytes(A.device)
     chosen = memory.choose(A, D.shape[0], solver, backend, free, form="auto")
-    options = {"solver": solver, "ops": ops, "plan": chosen, "tol": 0}
+    options = {"solver": solver, "ops": ops, "plan": chosen, "tol": 0, "penalties": penalties}
     # eight share a residual, as in a fit
     seconds = seconds_of(lambda: engine.factorize_(Z, D, Rows(A), max_iter=8, **options), 1) / 8
     return {"seconds": seconds, "predicted": chosen.seconds, "plan": str(chosen)}
@@ -168,6 +192,10 @@ def many_concepts() -> list[dict]:
                 ),
                 "Overcomplete": lambda *state, solver=solver: overcomplete_step(solver, *state),
             }
+            if precision == "high":
+                contenders["fastnmf (triton), penalised"] = lambda *state, solver=solver: iteration(
+                    solver, "triton", *state, Penalties(1e-3, 1e-3, 0.5)
+                )
             for name, timed in contenders.items():
                 labels = {"solver": solver, "precision": precision, "contender": name}
                 found.append({"size": sizes, **labels, **attempted(timed, *sizes)})
@@ -198,6 +226,24 @@ def few_concepts() -> list[dict]:
         {**label, "contender": "fastnmf (triton), 100 iterations", "seconds": ours},
         {**label, "contender": "Overcomplete, 100 iterations", "seconds": theirs},
     ]
+
+
+def in_16_bits(n: int = 400_000, d: int = 2_048, K: int = 50) -> list[dict]:
+    """Few concepts in normal form, where A is most of the memory: bfloat16 data, and the same
+    widened first. Bytes beside what was there before the data."""
+    torch.set_float32_matmul_precision("highest")
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        before = torch.cuda.memory_allocated()
+        A = draw(n, d, K)[0].bfloat16().to(dtype)
+        torch.cuda.reset_peak_memory_stats()
+        model = NMF(K, "cuda", tol=0, seed=0, init="random", form="normal", backend="triton")
+        seconds = seconds_of(lambda model=model, A=A: model.fit(A, max_iter=10), 1)
+        peak, error = torch.cuda.max_memory_allocated() - before, model.fit_info_.relative_error
+        label = {"size": (n, d, K), "solver": "hals", "contender": f"{dtype}, 10 iterations"}
+        found.append({**label, "seconds": seconds, "peak_bytes": peak, "relative_error": error})
+        del A, model
+    return found
 
 
 def million_rows() -> list[dict]:
@@ -231,7 +277,7 @@ def main() -> None:
     if failed:
         sys.exit(1)
     print(f"{card.name}: {len(results['checks'])} checks passed")
-    for part in (many_concepts, few_concepts, exact, million_rows):
+    for part in (many_concepts, few_concepts, in_16_bits, exact, million_rows):
         if time.perf_counter() - begun > SECONDS:
             print(f"{part.__name__} left out: {SECONDS} s are over")
             continue

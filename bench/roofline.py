@@ -25,10 +25,10 @@ def line(solver: str, half: str, form: str, precision: str, block: int, n: int, 
     if solver == "hals" and form == "residual":
         # seven times of eight the residual is there
         flops, seconds = flops - product, seconds - product / on.gemm
-    elif form == "residual":
-        # the residual of every step is computed in float32
+    elif form == "residual" and precision == "tf32":
+        # in every step F is read and written once more, rounded
         steps = len(plan.pgd_momenta()) if solver == "pgd" else 1
-        seconds += steps * product * (1 / H100_FLOAT32.gemm - 1 / on.gemm)
+        seconds += steps * 2 * 4 * m * K / on.far
     moved = plan.half_step_bytes(solver, form, m, p, K, block, 4)
     floor = max(flops / peak, 4 * (m * p + 2 * m * K + K * p) / BANDWIDTH)
     cells = (solver, half, form, precision, block, f"{flops / 1e12:.2f}", f"{moved / 1e9:.1f}")

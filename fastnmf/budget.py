@@ -49,7 +49,8 @@ class Needs:
     """What a fit takes beside its data.
 
     n, d, K: sizes. itemsize: of what is computed in. codes: where codes are kept: 'memory', 'none',
-    or else a file. start: its name, for its workspaces.
+    or else a file. start: its name, for its workspaces. of_all: the rows of all processes, where n
+    are those of one.
     """
 
     n: int
@@ -58,13 +59,14 @@ class Needs:
     itemsize: int
     codes: str = "memory"
     start: str = "random"
+    of_all: int | None = None
 
-    def resident(self, copied: bool) -> int:
+    def resident(self, copied: int) -> int:
         """Bytes when all rows are in memory: the codes, twice for a start and thrice where the fit
-        is accelerated, a residual as large as the data, and the data if they must be copied."""
+        is accelerated, a residual as large as the data, and the data where they must be copied, so
+        many bytes an entry."""
         codes = max(3 * self.K, 2 * self.K + self.d)
-        rows = self.n * (codes + (self.d if copied else 0))
-        return self._fixed() + rows * self.itemsize
+        return self._fixed() + self.n * (codes * self.itemsize + self.d * copied)
 
     def streamed(self, rows: int) -> int:
         """Bytes with so many rows in hand: two chunks of data, the codes of three, and workspaces.
@@ -95,8 +97,11 @@ class Needs:
     def _fixed(self) -> int:
         """Statistics and dictionaries; and the largest workspace of a start."""
         K, d, n = self.K, self.d, self.n
-        wide = d <= 4 * (K + OVERSAMPLES)
-        svd = 4 * 8 * d * d if wide else 6 * d * (K + OVERSAMPLES) * self.itemsize
+        p = min(self.of_all or n, d)
+        svd = 6 * d * (K + OVERSAMPLES) * self.itemsize
+        if p <= 4 * (K + OVERSAMPLES):
+            # with fewer rows than features all of them are in memory as well
+            svd = 4 * 8 * p * p + (p * (d + p) * self.itemsize if p < d else 0)
         starts = {"nndsvda": svd, "rows": 24 * n, "spread": 64 * n}
         halves = (6 * K * d + 6 * K * K) * self.itemsize
         return _OVERHEAD + 2 * WORKSPACE_BYTES + halves + starts.get(self.start, 0)

@@ -84,11 +84,12 @@ def r_squared(A: Tensor, squared_error: float, squared_data: float) -> float:
 
     squared_data: ‖A‖², good to 1e-6 or better.
     """
-    mean = A.sum(0, dtype=torch.float64) / len(A)
+    # torch takes sums of all of A in float64 from a copy
+    pieces = A.split(max(1, _IN_HAND // A.shape[1]))
+    mean = sum(piece.sum(0, dtype=torch.float64) for piece in pieces) / len(A)
     spread = squared_data - len(A) * float(mean.square().sum())
     if spread < 1e-3 * squared_data:
         # a difference of nearly equal numbers
-        pieces = A.split(max(1, _IN_HAND // A.shape[1]))
         spread = sum(float((piece - mean).square().sum()) for piece in pieces)
     return r_squared_about(spread, squared_error, squared_data)
 

@@ -54,7 +54,8 @@ class Encoder:
     each: Callable[[Iteration], bool | None] | None = None
 
     def __call__(self, A: Tensor, Z0: Tensor | None = None) -> Tensor:
-        """Z (n, K) for A (n, d) of D's dtype and device; from Z0 (n, K), else from `cold_start`.
+        """Z (n, K) for A (n, d) on D's device and of its dtype, or one of rows.NARROW; from Z0 (n,
+        K), else from `cold_start`.
 
         Has a gradient with respect to A where A requires one: that of the iterations taken, from
         the start on. Then the backward pass repeats them chunk by chunk out of place (K small
@@ -68,7 +69,7 @@ class Encoder:
     def encode(self, A: Tensor, Z0: Tensor | None) -> tuple[Tensor, list[int]]:
         """The codes, and the number of iterations that each chunk took."""
         K = self.D.shape[0]
-        Z = A.new_empty(A.shape[0], K)
+        Z = self.D.new_empty(A.shape[0], K)
         taken = []
         iterations = min(self.max_iter, 1) if SOLVERS[self.by.solver].exact else self.max_iter
         for part, X in Rows(A).chunks(self.rows_in_hand()):
@@ -126,7 +127,7 @@ class Encoder:
         return downstream
 
     def rows_in_hand(self) -> int:
-        """Rows that are encoded together."""
+        """Rows that are encoded together, and widened where A is stored in 16 bits."""
         K, d = self.D.shape
         # a GPU is filled by its memory only
         in_hand = max(_CHUNK_BYTES, (memory.free_bytes(self.D.device) or 0) // 4)

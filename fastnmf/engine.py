@@ -21,7 +21,7 @@ from .revive import looks, revive_
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
 from .statistics import Statistics, squared_error
-from .store import InMemory, NotKept, Store
+from .store import InMemory, NotKept, Store, row_blocks
 from .stream import Stream
 from .sweeps import (
     Held,
@@ -43,6 +43,9 @@ STOPPING_RULES = ("codes", "error")
 WINDOW = 10
 # of the residual's norm: beyond this drift it is computed anew twice as often
 _MOST_DRIFT = 1e-2
+# the relative error down to which mu and pgd may form their residual in tf32: rounding alone makes
+# one of 2e-4
+_COARSE_DOWN_TO = 1e-2
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,19 @@ class _Run:
         kept = self.plan.codes == "residual" and self.E is not None
         return self.solver == "hals" and kept and self.ahead is None
 
+    @property
+    def watches_error(self) -> bool:
+        """Whether the precision of the residual depends on the error."""
+        kept = self.learn and "residual" in self.plan.form and self.solver in ("mu", "pgd")
+        return kept and self.sweep.allowed != "highest"
+
+    def take_precision(self, history: list[Iteration]) -> None:
+        """Form the residual as coarsely as is allowed while it is large."""
+        large = not history or history[-1].relative_error > _COARSE_DOWN_TO
+        residual = self.sweep.allowed if self.watches_error and large else "highest"
+        if residual != self.sweep.residual:
+            self.sweep = replace(self.sweep, residual=residual)
+
     def state(self, history: list[Iteration], drifts: list[float]) -> State:
         if self.unit is not None:
             self.unit.settle_(self.Z)
@@ -257,10 +273,13 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
         if run.ahead is not None:
             run.ahead.begin_(run.codes, run.D)
         fresh = run.iterations_since_fresh == 0
+        run.take_precision(history)
         _step_(run)
         sums = run.statistics.sums
         unread.append((iteration, sums if watched else sums.clone(), time.perf_counter() - begun))
         if not watched:
+            if run.watches_error and len(unread) == REFRESH:
+                history += _read(unread, run, squared_data, drifts)
             continue
         read = _read(unread, run, squared_data, drifts)
         if run.ahead is not None and run.ahead.rose(read[0].relative_error):
@@ -290,6 +309,8 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
             stopped_by = "max_seconds"
             break
     history += _read(unread, run, squared_data, drifts)
+    if run.E is not None:
+        run.ranks.share_(run.D)
     if run.unit is not None:
         run.unit.settle_(run.Z)
     return Outcome(tuple(history), stopped_by, max(drifts, default=None), run.revived)
@@ -356,13 +377,13 @@ def _prepare(
     share = SOLVERS[solver].least_share
     E, ranks = None, ALONE
     if learn and plan.dictionary == "residual":
-        E = torch.empty_like(rows.A)
+        E = torch.empty(rows.A.shape, dtype=D.dtype, device=D.device)
     if isinstance(rows, Stream):
         pieces, squared_data = rows.pieces(Z, plan.piece_rows, E=E), rows.squared_data
         ranks = rows.ranks
     else:
-        chunks = rows.chunks(plan.piece_rows)
-        pieces = tuple((X, Z[part], None if E is None else E[part]) for part, X in chunks)
+        parts = row_blocks(rows.n, plan.piece_rows)
+        pieces = tuple((rows.A[p], Z[p], None if E is None else E[p]) for p in parts)
         squared_data = squared_norm(rows.A)
     run = _Run(
         Z,
@@ -415,16 +436,19 @@ def _update_codes_(run: _Run) -> None:
 def _code_pieces(
     run: _Run, held: Held
 ) -> Iterator[tuple[Tensor, Tensor, Normal | Unformed | Residual]]:
-    """The rows in pieces, each with its codes and their target. Scratch is shared, so take one
-    piece at a time.
+    """The rows in pieces, widened where products are made of them, each with its codes and their
+    target. Scratch is shared, so take one piece at a time.
 
     Where the dictionary is not learned all pieces are kept, and each has memory of its own.
     """
     scratch = run.sweep.scratch if run.learn else lambda name, *shape: run.D.new_empty(shape)
+    multiplied = "normal" in (run.plan.codes, run.plan.dictionary)
     # where C serves one call only, it need not be formed
     unformed = run.plan.codes == "normal" and run.learn and run.sweep.forms_none(run.solver, run.D)
     Bt = run.D.T.contiguous() if unformed else None
     for X, Z, E in run.pieces:
+        if multiplied and X.dtype != run.D.dtype:
+            X = scratch("X", *X.shape).copy_(X)
         if run.unit is not None and not isinstance(run.Z, NotKept):
             run.unit.move_(Z)
         if unformed and in_tiles(X):
@@ -457,7 +481,7 @@ def _update_dictionary_(run: _Run) -> None:
         half_steps_(solver, times, some, target, held, sweep, sums)
         G = some @ some.T
         run.statistics.measure_error_(some, cross, G)
-        run.ranks.join_columns_(D, some)
+        run.ranks.join_columns_(D, some, run.statistics.sums)
         if run.unit is not None:
             run.unit.normalise_(D, before, run.statistics)
             G = D @ D.T
@@ -485,9 +509,11 @@ def _update_by_residual_(run: _Run, solver: str, sums: Tensor, penalty: Penalty)
         run.iterations_since_fresh = (run.iterations_since_fresh + 1) % run.refresh
     if solver == "hals":
         sums[2] = squared_norm(run.E)
-        run.ranks.sum_(sums[2:])
-        # by rounding, machines might differ
-        run.ranks.share_(D)
+        # ‖ΔD‖² and ‖D‖², which all have, too: their quotient stays
+        run.ranks.sum_(run.statistics.sums)
+        if run.iterations_since_fresh == 0:
+            # by rounding, machines might differ
+            run.ranks.share_(D)
     elif run.ahead is not None:
         # it is judged by the error of the pair, not of the dictionary before
         sums[2] = squared_error(run.rows, run.codes, D, run.plan.piece_rows)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from .rows import product, widened
+
 # draws between which the distances are brought up to date; k-means‖ finds that few suffice
 ROUNDS = 8
 # of ‖a_i‖²: the weight of a row that points as one does that was taken already
@@ -72,9 +74,10 @@ def draw_spread(
 
 def _cosine(A: Tensor, candidates: Tensor, norms: Tensor, drawn: Tensor) -> Tensor:
     """That of each candidate with the nearest row drawn."""
-    rays = A[candidates[drawn]] / norms[drawn, None].to(A.dtype)
+    rays = widened(A[candidates[drawn]])
+    rays /= norms[drawn, None].to(rays.dtype)
     pieces = candidates.split(max(1, _IN_HAND // len(drawn)))
-    nearest = torch.cat([(A[piece] @ rays.T).amax(1) for piece in pieces])
+    nearest = torch.cat([product(A[piece], rays.T).amax(1) for piece in pieces])
     return (nearest.double() / norms).clamp(max=1)
 
 

@@ -125,11 +125,6 @@ class Fitter:
                 f"revive=True looks for rows among all of them, in memory, and {why} here; give "
                 f"revive=False{', or more max_memory' if alone else ''}"
             )
-        if self.checkpoint is not None and not data.ranks.alone:
-            raise InvalidInput(
-                "checkpoint= saves what one process has, and the fit is shared by several; give no "
-                "checkpoint"
-            )
 
     def _resumed(self, data: Resident | Streamed) -> tuple[plan.Plan, State | None]:
         """The plan, and the state to go on from if a checkpoint has one."""
@@ -171,9 +166,7 @@ class Fitter:
             error, whole, r_squared, codes, penalty = data.measure(Z, D, chosen, on_codes)
             penalty += float(on_dictionary.value(D))
         # where sweeps.py lets tf32 in
-        coarse = "residual" in chosen.form and (
-            self.by.solver == "hals" or self.by.backend == "triton"
-        )
+        coarse = "residual" in chosen.form and learner(self.by.solver, self.K) != "anls"
         dtype = str(D.dtype).removeprefix("torch.")
         last = outcome.history[-1].relative_change if outcome.history else float("nan")
         return FitInfo(

@@ -1,6 +1,6 @@
 """Starts (Z, D) of a factorisation: random, NNDSVDa, rows of the data, or given.
 
-A is a tensor that was checked at the door: (n, d), float32 or float64, finite, non-negative.
+A is what Rows holds: (n, d), finite, non-negative. Starts are of the dtype that is computed in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from .errors import InvalidInput
 from .exemplars import any_rows, spread_rows
+from .rows import compute_dtype, product, wide_pieces, widened
 from .svd import TINY, Sum, leading_svd, normal, piece_rows, wide
 
 STARTS = ("auto", "random", "nndsvda", "rows", "spread")
@@ -29,12 +30,12 @@ def random_codes(A: Tensor, K: int, generator: Generator | None = None) -> Tenso
     On A's device, in its dtype. Drawn where the generator lives; None is torch's global generator
     of A's device.
     """
-    return folded_normal((A.shape[0], K), A, A.mean() / K, generator)
+    return folded_normal((A.shape[0], K), A[:0], _mean(A) / K, generator)
 
 
 def random_dictionary(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
     """D (K, d) = |normal| · sqrt(mean(A) / K); the rest as for random_codes."""
-    return folded_normal((K, A.shape[1]), A, A.mean() / K, generator)
+    return folded_normal((K, A.shape[1]), A[:0], _mean(A) / K, generator)
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def nndsvda(
     U, V = U.contiguous(), Vt.T.contiguous()
     parts_of_u, parts_of_v = non_negative_parts(S / unit, part_norms(U), part_norms(V))
     for F, parts in ((U, parts_of_u), (V, parts_of_v)):
-        take_parts_(F, *parts, A.mean() / unit)
+        take_parts_(F, *parts, _mean(A) / unit)
     return U, V.T.contiguous()
 
 
@@ -94,8 +95,8 @@ def scale_to_data_(Z: Tensor, D: Tensor, A: Tensor) -> None:
 
     Both are left alone when A or ZD is zero. Summed in float64 over pieces of rows; 2ndK flops.
     """
-    rows = piece_rows(A.shape[1], 2 * A.itemsize)
-    root = scale_of(zip(Z.split(rows), A.split(rows), strict=True), D)
+    rows = piece_rows(A.shape[1], 2 * D.itemsize)
+    root = scale_of(zip(Z.split(rows), map(widened, A.split(rows)), strict=True), D)
     if root is not None:
         Z *= root
         D *= root
@@ -163,10 +164,10 @@ def start(
     n, d = A.shape
     kind = resolve(init, n, d, K)
     if kind == "given":
-        return given(init, n, d, K, A.dtype, A.device)
+        return given(init, n, d, K, compute_dtype(A), A.device)
     if kind == "nndsvda" and min(n, d) >= K:
         # the same start whatever the unit of A
-        Z, D = nndsvda(A, K, generator, unit=A.mean().clamp(min=TINY))
+        Z, D = nndsvda(A, K, generator, unit=_mean(A).clamp(min=TINY))
     elif kind != "random":
         D = _dictionary_of_rows(A, K, kind, generator)
         Z = cold_start(A, D)
@@ -184,7 +185,7 @@ def cold_start(A: Tensor, D: Tensor) -> Tensor:
     z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
     """
     total = D.sum(0)
-    scale = (A @ total) / total.square().sum().clamp(min=torch.finfo(D.dtype).tiny)
+    scale = product(A, total) / total.square().sum().clamp(min=torch.finfo(D.dtype).tiny)
     alive = (D.square().sum(1) > 0).to(D.dtype)
     return scale[:, None] * alive
 
@@ -192,14 +193,15 @@ def cold_start(A: Tensor, D: Tensor) -> Tensor:
 @torch.no_grad()
 def _dictionary_of_rows(A: Tensor, K: int, kind: str, generator: Generator | None) -> Tensor:
     """D (K, d): rows of A; after the concepts of NNDSVDa, as long as they; before random ones."""
-    D = A[:0]
+    D = widened(A[:0])
     if kind == "nndsvda":
-        _, D = nndsvda(A, min(A.shape), generator, unit=A.mean().clamp(min=TINY))
-        norms = torch.linalg.vector_norm(A), torch.linalg.vector_norm(D)
+        _, D = nndsvda(A, min(A.shape), generator, unit=_mean(A).clamp(min=TINY))
+        parts = torch.stack([torch.linalg.vector_norm(piece) for piece in wide_pieces(A)])
+        norms = torch.linalg.vector_norm(parts), torch.linalg.vector_norm(D)
         # the mean square of a row is that of a concept
         D *= norms[0] / norms[1].clamp(min=TINY) * (len(D) / len(A)) ** 0.5
     draw = spread_rows if kind == "spread" else any_rows
-    D = torch.cat((D, A[draw(A, K - len(D), generator)]))
+    D = torch.cat((D, widened(A[draw(A, K - len(D), generator)])))
     if len(D) < K:
         D = torch.cat((D, random_dictionary(A, K, generator)[len(D) :]))
     return D
@@ -209,8 +211,13 @@ def _dictionary_of_rows(A: Tensor, K: int, kind: str, generator: Generator | Non
 def folded_normal(
     shape: tuple[int, int], like: Tensor, square: Tensor, generator: Generator | None
 ) -> Tensor:
-    """|normal| · √square, in like's dtype and on its device."""
-    return normal(shape, like, generator).abs_().mul_(square.sqrt())
+    """|normal| · √square, in what is computed in with numbers like these, on their device."""
+    return normal(shape, widened(like), generator).abs_().mul_(square.sqrt())
+
+
+def _mean(A: Tensor) -> Tensor:
+    shares = [piece.mean() * (len(piece) / len(A)) for piece in wide_pieces(A)]
+    return torch.stack(shares).sum()
 
 
 def part_norms(F: Tensor) -> tuple[Tensor, Tensor]:

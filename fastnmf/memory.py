@@ -12,6 +12,7 @@ from . import plan
 from .nnls_info import workspace_share
 from .plan import Machine, Plan
 from .precision import in_tf32
+from .rows import NARROW, WIDENED_BYTES, compute_dtype
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ H100 = Machine(
     link=50e9,
     reduce_seconds=100e-6,
     block_seconds=20e-6,
-    blocks=(128, 256, 512),
+    blocks=(128, 256, 512, 1024),
     piece_bytes=_GPU_PIECES,
 )
 H100_FLOAT32 = dataclasses.replace(H100, gemm=50e12, sweep=50e12)
@@ -42,7 +43,7 @@ def machine_of(A: Tensor, backend: str) -> Machine:
     if A.device.type != "cuda":
         wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
         return plan.machine(torch.get_num_threads(), backend != "torch", wide)
-    on = H100 if in_tf32(A) else H100_FLOAT32
+    on = H100 if in_tf32(A.new_empty(0, dtype=compute_dtype(A))) else H100_FLOAT32
     share = torch.cuda.get_device_properties(A.device).multi_processor_count / 132
     # without the kernel a concept takes two launches, and reads what is left of its block
     calls = {"concept_seconds": 10e-6, "sweep": 5e12} if backend == "torch" else {}
@@ -59,19 +60,23 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def choose(A: Tensor, K: int, solver: str, backend: str, free: int | None, **asked) -> Plan:
-    """The quickest Plan whose factors and workspaces fit beside A; asked: as for plan.choose.
+    """The quickest Plan whose factors and workspaces fit beside A; asked: as for plan.choose. What
+    A stores in 16 bits is widened in pieces of WIDENED_BYTES at most.
 
     free: the bytes that may be used, or None. Raises torch.cuda.OutOfMemoryError, with what would
     fit, where a chunk_rows that was asked for does not, or nothing does.
     """
     n, d = A.shape
-    size, on = A.element_size(), machine_of(A, backend)
+    size, on = compute_dtype(A).itemsize, machine_of(A, backend)
     learn, sweeps = asked.get("learn", True), asked.get("sweeps", 1)
-    wanted = asked.get("chunk_rows")
+    wanted, most, widened = asked.get("chunk_rows"), n, 0
+    if A.dtype in NARROW:
+        most, widened = max(1, WIDENED_BYTES // (d * size)), WIDENED_BYTES
+        asked["chunk_rows"] = min(most, wanted or most)
 
     def rows_that_fit(chosen: Plan) -> int:
         fixed, a_row = needed_bytes(n, d, K, size, solver, chosen, learn=learn)
-        return int((_USABLE * free - fixed) // a_row)
+        return int((_USABLE * free - fixed - widened) // a_row)
 
     if free is not None and solver == "anls" and A.device.type == "cuda":
         free -= workspace_share(torch.cuda.get_device_properties(A.device).total_memory)
@@ -79,13 +84,13 @@ def choose(A: Tensor, K: int, solver: str, backend: str, free: int | None, **ask
     if free is None or chosen.piece_rows <= rows_that_fit(chosen):
         return chosen
     # fewer rows at a time, by the plan that suits all of them
-    chosen = plan.choose(n, d, K, size, solver, on=on, **{**asked, "chunk_rows": None})
-    rows = rows_that_fit(chosen)
-    if rows < (wanted or 1):
+    chosen = plan.choose(n, d, K, size, solver, on=on, **{**asked, "chunk_rows": most})
+    rows = min(most, rows_that_fit(chosen))
+    if rows < min(most, wanted or 1):
         fixed, a_row = needed_bytes(n, d, K, size, solver, chosen, learn=learn)
-        whole = fixed + a_row * (wanted or chosen.piece_rows)
+        whole = fixed + widened + a_row * (wanted or chosen.piece_rows)
         raise torch.cuda.OutOfMemoryError(_message(n, K, wanted, rows, whole, n * K * size, free))
-    rows = wanted or rows
+    rows = min(rows, wanted or rows)
     log.info("%d rows at a time, for memory", rows)
     halves = chosen.codes, chosen.dictionary, chosen.block
     return plan.predict(n, d, K, size, solver, *halves, rows, learn, sweeps, on)
@@ -120,8 +125,8 @@ def needed_bytes(
         # what is extrapolated
         fixed += 2 * n * K
     if chosen.dictionary == "residual" and learn:
-        # hals rounds a block of the codes; mu and pgd hold a second residual for a moment
-        fixed += n * s if solver == "hals" else n * d
+        # a block of the codes is rounded; mu and pgd hold a second residual for a moment
+        fixed += n * s + (0 if solver == "hals" else n * d)
     a_row = {"hals": 2 * s + d, "mu": 2 * s + d, "pgd": 4 * K + d}.get(solver, 4 * K)
     a_row += 3 * K if chosen.codes == "normal" else d
     # a norm is taken in float64, a part at a time

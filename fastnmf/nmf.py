@@ -187,11 +187,12 @@ class NMF(nn.Module):
         overflow, OSError if the checkpoint cannot be written.
 
         distributed: A is the rows of this process, which may be none, and Z their codes; a file for
-        them is named Z-00000-of-00004.npy for 'Z.npy'. All processes call fit, with the same
-        options, and get the same D, that of one process. Options, data and files that one of them
-        cannot use are an InvalidInput in all; where one fails otherwise or ends, the others raise
-        ConnectionError, at the latest after the timeout of the default group (where it is NCCL's,
-        torch may end the process instead).
+        them is named Z-00000-of-00004.npy for 'Z.npy', a checkpoint alike, from which as many
+        processes with the same rows go on. All processes call fit, with the same options, and get
+        the same D, that of one process. Options, data and files that one of them cannot use are an
+        InvalidInput in all; where one fails otherwise or ends, the others raise ConnectionError, at
+        the latest after the timeout of the default group (where it is NCCL's, torch may end the
+        process instead).
         """
         begun, device = time.perf_counter(), torch.device(self.device)
         with Ranks.joined(device) if self.distributed else nullcontext(ALONE) as ranks:
@@ -216,12 +217,14 @@ class NMF(nn.Module):
             with ranks.agreed():
                 max_iter = options.iterations(max_iter, self.max_iter)
                 by = self._method(device)
-                checkpoint = self._checkpoint(by.backend, resume)
+                checkpoint = self._checkpoint(by.backend, resume, ranks)
                 asked = self._taking(device, codes, optional=True, ranks=ranks)
                 taking = stack.enter_context(asked)
             kept = "in a file" if isinstance(taking.codes, Path) else taking.codes
+            saved = None if checkpoint is None else "a file"
             shared = {name: getattr(self, name) for name in (*_OF_A_FIT, "tol", "stop")}
-            ranks.agree({**shared, "init": self._init_name(), "max_iter": max_iter, "codes": kept})
+            shared |= {"init": self._init_name(), "max_iter": max_iter, "codes": kept}
+            ranks.agree({**shared, "checkpoint": saved, "resume": resume})
 
             def encoder(D: Tensor) -> Encoder:
                 return Encoder(D, by, SWEEPS, 0.0)
@@ -317,7 +320,8 @@ class NMF(nn.Module):
             self._products(),
             ExitStack() as shown,
         ):
-            taken = taking.take(A, K, features=d, dtype=self.D.dtype)
+            keeps = isinstance(A, Tensor) and A.requires_grad
+            taken = taking.take(A, K, features=d, dtype=self.D.dtype, narrow=not keeps)
             n, dtype = shape_of(taken)
             if Z0 is not None:
                 Z0 = read_rows(Z0, device=device, name="Z0", features=K, columns="concepts").A
@@ -326,7 +330,6 @@ class NMF(nn.Module):
                 Z0 = Z0.to(dtype)
             each = shown.enter_context(Progress(self.verbose, max_iter, None))
             encoder = Encoder(self.D.to(dtype), by, max_iter, tol, each)
-            keeps = isinstance(A, Tensor) and A.requires_grad
             if isinstance(taken, Rows) and taking.codes == "memory":
                 return encoder(A.to(taken.A) if keeps else taken.A, Z0)
 
@@ -419,7 +422,7 @@ class NMF(nn.Module):
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
 
-    def _checkpoint(self, backend: str, resume: bool) -> Checkpoint | None:
+    def _checkpoint(self, backend: str, resume: bool, ranks: Ranks) -> Checkpoint | None:
         if self.checkpoint is None:
             if resume:
                 raise InvalidInput("resume=True goes on from a file: name it, NMF(checkpoint=…)")
@@ -428,7 +431,8 @@ class NMF(nn.Module):
 
         settings = {name: getattr(self, name) for name in (*_OF_A_FIT, "chunk_rows")}
         settings |= {"init": self._init_name(), "backend": backend}
-        return Checkpoint(self.checkpoint, self.checkpoint_seconds, settings, resume=resume)
+        seconds = self.checkpoint_seconds
+        return Checkpoint(self.checkpoint, seconds, settings, resume=resume, ranks=ranks)
 
     def _init_name(self) -> str:
         return self.init if isinstance(self.init, str) else "given"
@@ -456,7 +460,7 @@ class NMF(nn.Module):
             codes = ranks.own(codes)
         codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
         with Ahead() as ahead:
-            saved = None if self.checkpoint is None else Path(self.checkpoint).resolve()
+            saved = None if self.checkpoint is None else ranks.own(self.checkpoint).resolve()
             yield Taking(ahead, device, most, self.chunk_rows, codes, saved, ranks.on_host)
 
     def _data(self, A: Any) -> Tensor:

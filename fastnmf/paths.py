@@ -66,13 +66,22 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
 def folder_of(path: Path) -> Iterator[Path]:
     """A new folder beside path for what is being written, removed at the end; what was in it was
     left by a process that was killed, and is removed too. For files that one process writes."""
-    folder = path.with_name(f".{path.name}.part")
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_part(path)
+    folder = _part(path)
     folder.mkdir()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_part(path)
+
+
+def remove_part(path: Path) -> None:
+    """Remove what a process that was killed left of this file, if there is anything."""
+    shutil.rmtree(_part(path), ignore_errors=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def existing(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:

@@ -3,9 +3,11 @@ over them. All of torch.distributed that the package uses."""
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ import torch
 from torch import Tensor, distributed
 
 from .errors import InvalidInput
+
+# for so long a process that waits for others handles no signals
+_UNINTERRUPTED = timedelta(seconds=1)
 
 
 class Ranks:
@@ -69,11 +74,11 @@ class Ranks:
 
     def sum_(self, *tensors: Tensor) -> None:
         """Every tensor becomes its sum over the processes; the same bits in all of them."""
-        self._each_(tensors, lambda tensor: distributed.all_reduce(tensor, group=self.group))
+        self._each_(tensors, functools.partial(distributed.all_reduce, **self._of_group))
 
     def share_(self, *tensors: Tensor) -> None:
         """Every tensor becomes that of process 0."""
-        self._each_(tensors, lambda tensor: distributed.broadcast(tensor, 0, group=self.group))
+        self._each_(tensors, functools.partial(distributed.broadcast, src=0, **self._of_group))
 
     def _each_(self, tensors: tuple[Tensor, ...], collective: Callable[[Tensor], Any]) -> None:
         if self.alone:
@@ -82,7 +87,7 @@ class Ranks:
             # NCCL takes nothing else
             packed = tensor.contiguous()
             with self._waiting():
-                collective(packed)
+                self._wait(collective(packed))
             if packed is not tensor:
                 tensor.copy_(packed)
             self.summed += tensor.numel() * tensor.itemsize
@@ -93,21 +98,27 @@ class Ranks:
             return matrix
         return matrix[:, self._columns(matrix.shape[1], self.rank)].contiguous()
 
-    def join_columns_(self, matrix: Tensor, mine: Tensor) -> None:
-        """The matrix becomes what all processes made of the columns they have."""
+    def join_columns_(self, matrix: Tensor, mine: Tensor, sums: Tensor) -> None:
+        """The matrix becomes what all processes made of the columns they have, and float64 `sums`
+        become those over all: to wait for the others takes longer than to send so little."""
         if self.alone:
             return
         K, d = matrix.shape
         # all send as many
-        sent = matrix.new_zeros(K, -(-d // self.size))
-        sent[:, : mine.shape[1]] = mine
+        own = matrix.new_zeros(K, -(-d // self.size))
+        own[:, : mine.shape[1]] = mine
+        # sums as their bytes
+        sent = torch.cat((own.flatten(), sums.flatten().view(matrix.dtype)))
         received = [torch.empty_like(sent) for _ in range(self.size)]
         with self._waiting():
-            distributed.all_gather(received, sent, group=self.group)
-        self.summed += matrix.numel() * matrix.itemsize
+            self._wait(distributed.all_gather(received, sent, **self._of_group))
+        self.summed += matrix.numel() * matrix.itemsize + sums.numel() * sums.itemsize
+        sums.zero_()
         for rank, part in enumerate(received):
             where = self._columns(d, rank)
-            matrix[:, where] = part[:, : where.stop - where.start]
+            matrix[:, where] = part[: own.numel()].view_as(own)[:, : where.stop - where.start]
+            # aligned as float64 is
+            sums += part[own.numel() :].clone().view(torch.float64).view_as(sums)
 
     def _columns(self, d: int, rank: int) -> slice:
         return slice(d * rank // self.size, d * (rank + 1) // self.size)
@@ -118,7 +129,8 @@ class Ranks:
             return flags
         found = torch.tensor(flags, dtype=torch.int32, device=self.device)
         with self._waiting():
-            distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.group)
+            most = distributed.ReduceOp.MAX
+            self._wait(distributed.all_reduce(found, most, **self._of_group))
         return tuple(map(bool, found.tolist()))
 
     def gather(self, thing: Any) -> list:
@@ -148,6 +160,17 @@ class Ranks:
             return path
         return path.with_name(f"{path.stem}-{self.rank:05d}-of-{self.size:05d}{path.suffix}")
 
+    def of_other_numbers(self, path: str | os.PathLike) -> list[Path]:
+        """The files there that another number of processes calls its own."""
+        path = Path(path)
+        named = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-(\d{{5}}){re.escape(path.suffix)}")
+        found = [] if self.alone or not path.exists() else [path]
+        for other in sorted(path.parent.iterdir()):
+            match = named.fullmatch(other.name)
+            if match and int(match[1]) != self.size:
+                found.append(other)
+        return found
+
     def generator(self) -> torch.Generator | None:
         """One that draws the same in all processes, seeded by process 0; None alone."""
         if self.alone:
@@ -162,11 +185,30 @@ class Ranks:
         try:
             yield
         except Exception as error:
+            self.any(True)
             self.gather(f"{type(error).__name__}: {error}")
             raise
+        if not any(self.any(False)):
+            return
         for rank, failure in enumerate(self.gather(None)):
             if failure is not None:
                 raise InvalidInput(f"process {rank} of {self.size} cannot go on: {failure}")
+
+    @property
+    def _of_group(self) -> dict[str, Any]:
+        return {"group": self.group, "async_op": True}
+
+    def _wait(self, work: Any) -> None:
+        """Wait for a collective; not so long at a time that signals are not handled meanwhile."""
+        # NCCL takes a timeout for one of the collective, and is waited for by the device anyway
+        if distributed.get_backend(self.group) != "gloo":
+            work.wait()
+            return
+        while not work.is_completed():
+            # that it took longer, or what went wrong, which is raised below
+            with suppress(RuntimeError):
+                work.wait(_UNINTERRUPTED)
+        work.wait()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

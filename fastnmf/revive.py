@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .codes import alike
-from .rows import Rows
+from .rows import Rows, widened
 from .sweeps import HALF_STEPS, Held, Normal, Sweep
 
 # iterations between two looks for dead concepts
@@ -114,7 +114,7 @@ def _match(idle: _Idle, Z: Tensor, D: Tensor, rows: Rows, piece_rows: int) -> tu
     worst = gains.argsort(descending=True, stable=True)[: _CANDIDATES * len(idle)]
     worst = worst[gains[worst] > 0]
     pieces = worst.split(piece_rows)
-    residuals = [torch.addmm(rows.A[piece], Z[piece], D, alpha=-1) for piece in pieces]
+    residuals = [torch.addmm(widened(rows.A[piece]), Z[piece], D, alpha=-1) for piece in pieces]
     concepts = torch.cat(residuals).clamp_(min=0)
     distinct = alike(concepts) < 0
     gains, concepts = gains[worst[distinct]], concepts[distinct]

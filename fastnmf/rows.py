@@ -17,13 +17,19 @@ from .errors import InvalidInput
 
 # copied and searched at once: small beside A, large beside the cost of a call
 PIECE_ENTRIES = 16 * 2**20
+# what is kept as it is stored, where, and the bytes that are widened at once: some ten times what a
+# launch takes, and little beside a device's memory
+NARROW = (torch.float16, torch.bfloat16)
+NARROW_ON = ("cuda", "xpu")
+WIDENED_BYTES = 1 << 27
 
 Part = Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A (n, d), finite and ≥ 0, on one device, float32 or float64, every row contiguous."""
+    """A (n, d), finite and ≥ 0, on one device, every row contiguous: float32, float64, or one of
+    NARROW, which is widened where it is read."""
 
     A: Tensor
 
@@ -37,18 +43,19 @@ class Rows:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.A.dtype
+        """What is computed in: float32 or float64."""
+        return compute_dtype(self.A)
 
     def chunks(self, chunk_rows: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Go through A in order, as (rows, A[rows]) of at most chunk_rows rows; None: all at once.
 
-        Every chunk is a view. Raises InvalidInput, at the call, when chunk_rows < 1.
+        Every chunk is a view, or widened. Raises InvalidInput, at the call, when chunk_rows < 1.
         """
         step = self.n if chunk_rows is None else chunk_rows
         if step < 1:
             raise InvalidInput(f"chunk_rows is {chunk_rows}; it must be at least 1, or None")
         pieces = (slice(i, min(i + step, self.n)) for i in range(0, self.n, step))
-        return ((piece, self.A[piece]) for piece in pieces)
+        return ((piece, widened(self.A[piece])) for piece in pieces)
 
 
 def read_rows(
@@ -60,6 +67,7 @@ def read_rows(
     columns: str = "features",
     dtype: torch.dtype | None = None,
     signed: bool = False,
+    narrow: bool = False,
 ) -> Rows:
     """Bring A onto device as float32 (float64 stays float64), and check that NMF can use it.
 
@@ -68,14 +76,17 @@ def read_rows(
     is one row). A tensor or writable array of the right dtype, on the device, with contiguous rows
     is not copied; all else is copied piece by piece: in memory are its source, it and one piece.
     features: the width A must have, called `columns` in messages. dtype: can only widen. signed:
-    negative entries may pass. Raises InvalidInput for a shape or a value that cannot be used, with
-    its place (rows count on over batches), TypeError for no dense, real matrix. Synchronises once.
+    negative entries may pass. narrow: on a GPU 16-bit numbers may stay as they are. Raises
+    InvalidInput for a shape or a value that cannot be used, with its place (rows count on over
+    batches), TypeError for no dense, real matrix. Synchronises once.
     """
     parts = _parts(A, name)
     check_shape(_shape(parts), name, features, columns)
     for part in parts:
         dtype = torch.promote_types(dtype or torch.float32, compute_dtype(part))
     numpy_like = isinstance(parts[0], np.ndarray)
+    if narrow:
+        dtype = kept_dtype(parts, dtype, device)
     shared = in_place(parts[0], dtype, device) if len(parts) == 1 else None
     rows = Rows(gather(parts, dtype, device) if shared is None else shared)
     check_values(rows, name, numpy_like, signed)
@@ -191,6 +202,34 @@ def check_shape(shape: tuple[int, int], name: str, features: int | None, columns
 def compute_dtype(part: Part) -> torch.dtype:
     real = part.is_floating_point() if isinstance(part, Tensor) else part.dtype.kind == "f"
     return torch.float64 if real and part.dtype.itemsize >= 8 else torch.float32
+
+
+def kept_dtype(
+    parts: Iterable[Part], dtype: torch.dtype, device: str | torch.device
+) -> torch.dtype:
+    """What parts that are computed with in `dtype` are held in there: that, or on a GPU what all of
+    them are, if it is one of NARROW."""
+    stored = {tensor_of(part[:1]).dtype for part in parts}
+    keeps = dtype == torch.float32 and torch.device(device).type in NARROW_ON
+    return stored.pop() if keeps and len(stored) == 1 and stored <= {*NARROW} else dtype
+
+
+def widened(X: Tensor) -> Tensor:
+    """X in what is computed in: itself, or a copy of 16-bit numbers."""
+    return X.to(compute_dtype(X))
+
+
+def wide_pieces(X: Tensor) -> Iterable[Tensor]:
+    """X itself, or pieces of its rows, widened, where it holds 16-bit numbers."""
+    if X.dtype not in NARROW:
+        return [X]
+    return map(widened, X.split(max(1, WIDENED_BYTES // (4 * X.shape[1]))))
+
+
+def product(X: Tensor, B: Tensor) -> Tensor:
+    """X B, of X as wide_pieces gives it."""
+    made = [piece @ B for piece in wide_pieces(X)]
+    return made[0] if len(made) == 1 else torch.cat(made)
 
 
 def in_place(part: Part, dtype: torch.dtype, device: str | torch.device) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .active_set import nnls_, nnls_on_, nnls_unrolled
 from .precision import in_tf32, round_tf32
+from .rows import widened
 
 # concepts swept one after the other before the rest of the block is updated by a GEMM
 _INNER = 16
@@ -168,7 +169,7 @@ def squared_norm(X: Tensor) -> Tensor:
         wide = X.split(max(1, (1 << 24) // X.shape[1]))
         norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in wide]
         return torch.stack(norms).square().sum()
-    pieces = (piece.reshape(-1) for piece in X.split(max(1, _NORM_ENTRIES // X.shape[1])))
+    pieces = (widened(part).reshape(-1) for part in X.split(max(1, _NORM_ENTRIES // X.shape[1])))
     return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum(dtype=torch.float64)
 
 

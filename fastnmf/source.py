@@ -28,6 +28,7 @@ from .rows import (
     compute_dtype,
     gather,
     in_place,
+    kept_dtype,
     read_rows,
     tensor_of,
 )
@@ -105,6 +106,10 @@ class Shards:
             before += rows
         return Shards(tuple(parts), self.name, paths=self.paths)
 
+    def samples(self) -> Iterator[Part]:
+        """The first row of each shard, as it is stored."""
+        return (shard.read(0, min(1, shard.shape[0])) for shard in self._shards)
+
     def pieces(self) -> Iterator[Piece]:
         step = max(1, _READ_ENTRIES // max(1, self.shape[1]))
         for shard in self._shards:
@@ -156,7 +161,7 @@ def take(
     A: Any,
     ahead: Ahead,
     *,
-    keep: Callable[[int, int, torch.dtype, bool, bool], bool],
+    keep: Callable[[int, int, torch.dtype, int, bool], bool],
     device: str | torch.device,
     name: str = "A",
     features: int | None = None,
@@ -164,13 +169,15 @@ def take(
     dtype: torch.dtype | None = None,
     signed: bool = False,
     empty: bool = False,
+    narrow: bool = False,
 ) -> Rows | tuple[Source, Summary]:
     """A, checked: as Rows where keep(n, d, dtype, copied, given) lets all of it be held, else what
     gives its rows again, with its Summary.
 
     A: what read_rows takes, or the path of a .npy or .safetensors file or of a folder of them, or a
-    list of paths, or Shards. empty: no rows will do. copied: whether holding it takes memory;
-    given: whether it is held already, in any dtype. The rest as for read_rows, and the same errors;
+    list of paths, or Shards. empty: no rows will do. narrow: on a GPU 16-bit numbers, but for those
+    of batches, may stay as they are. copied: the bytes that holding an entry takes, or 0; given:
+    whether it is held already, in any dtype. The rest as for read_rows, and the same errors;
     places in files are told by file and row. Batches that can be had only once must fit.
     """
     paths = paths_of(A)
@@ -180,8 +187,11 @@ def take(
     whole = matrix is not None and matrix.ndim == 2 and not isinstance(matrix, np.memmap)
     if whole and not (empty and len(matrix) == 0):
         found = torch.promote_types(dtype or torch.float32, compute_dtype(matrix))
-        if keep(*matrix.shape, found, in_place(matrix, found, device) is None, True):
-            return read_rows(A, device=device, dtype=dtype, signed=signed, **wanted)
+        kept = kept_dtype([matrix], found, device) if narrow else found
+        copied = kept.itemsize if in_place(matrix, kept, device) is None else 0
+        if keep(*matrix.shape, found, copied, True):
+            asked = {"dtype": dtype, "signed": signed, "narrow": narrow}
+            return read_rows(A, device=device, **asked, **wanted)
     if isinstance(A, Shards):
         source = A
     elif paths is not None:
@@ -190,7 +200,7 @@ def take(
         source = Shards((in_memory(matrix, name),), name, matrix)
     else:
         source = Batches(A, name, empty=empty)
-    return _inspect(source, ahead, keep, device, dtype, signed, wanted, empty)
+    return _inspect(source, ahead, keep, device, dtype, signed, wanted, empty, narrow)
 
 
 def part_of(A: Any, number: int, of: int) -> Shards:
@@ -254,7 +264,9 @@ def joined(summaries: list[Summary]) -> Summary:
     )
 
 
-def _inspect(source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: dict, empty=False):
+def _inspect(
+    source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: dict, empty=False, narrow=False
+):
     """One pass: every check, the sums, and all rows together if they may be."""
     name, n, matrix, parts = source.name, 0, None, deque()
     check = _Check(name, signed)
@@ -264,8 +276,9 @@ def _inspect(source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: di
         check_shape(source.shape, **wanted)
         dtype = torch.promote_types(dtype or torch.float32, source.dtype)
         parts = None
-        if keep(*source.shape, dtype, True, False):
-            matrix = torch.empty(source.shape, dtype=dtype, device=device)
+        kept = kept_dtype(source.samples(), dtype, device) if narrow else dtype
+        if keep(*source.shape, dtype, kept.itemsize, False):
+            matrix = torch.empty(source.shape, dtype=kept, device=device)
     squares, largest, columns = 0.0, 0.0, None
     for X, place, first in ahead(_widened(source)):
         if n == 0:
@@ -279,7 +292,7 @@ def _inspect(source, ahead: Ahead, keep, device, dtype, signed: bool, wanted: di
         n += len(X)
         if source.shape is None:
             dtype = torch.promote_types(dtype or torch.float32, X.dtype)
-            if parts is not None and keep(n, X.shape[1], dtype, True, False):
+            if parts is not None and keep(n, X.shape[1], dtype, dtype.itemsize, False):
                 parts.append(X)
             elif source.once:
                 raise InvalidInput(

@@ -71,13 +71,13 @@ class Statistics:
         self._empty = False
 
     def reduce_(self) -> None:
-        """What the dictionary half-step reads becomes that of all processes; where it reads no
-        moments, so do the sums of the codes."""
+        """What the dictionary half-step reads becomes that of all processes."""
         if self._ranks.alone:
             return
         if self._empty:
             self._moments.zero_()
-        self._ranks.sum_(self.codes if self.cross is None else self._moments)
+        if self.cross is not None:
+            self._ranks.sum_(self._moments)
         if self._on_codes:
             self._ranks.sum_(self._loads)
 
@@ -106,8 +106,8 @@ class Statistics:
         self._loads.mul_(torch.stack((scale, scale.square())))
 
     def measure_error_(self, D: Tensor, cross: Tensor, G: Tensor) -> None:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums, which are then
-        those of all processes. D, cross: of the features that this one has.
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums: what this process
+        adds to them. D, cross: of the features that it has.
 
         It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
         so at times below zero.
@@ -116,7 +116,6 @@ class Statistics:
         gram = (self.gram * G).sum(dtype=torch.float64)
         once = self.squared_data if self._ranks.rank == 0 else 0
         torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
-        self._ranks.sum_(self.sums)
 
 
 def squared_error(rows: Rows, Z: Tensor, D: Tensor, piece_rows: int) -> Tensor:

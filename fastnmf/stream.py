@@ -19,8 +19,8 @@ class Stream:
     """A (n, d), checked, of which chunk_rows rows are in hand and as many are being read.
 
     here: which rows of A this process has; the others' are with the other ranks. summary: of all.
-    resident: all rows are in memory, and so may be a residual (n, d). squared_data: ‖A‖². passes:
-    how often all rows were read, the checks included.
+    resident: all rows are in memory, and so may be a residual (n, d). squared_data: ‖A‖²,
+    squared_here: of the rows here. passes: how often all rows were read, the checks included.
     """
 
     def __init__(
@@ -32,10 +32,12 @@ class Stream:
         chunk_rows: int,
         ranks: Ranks,
         here: slice,
+        squared_here: float,
         resident: bool = False,
     ) -> None:
         self.n, self.d, self.dtype = summary.n, summary.d, summary.dtype
-        self.squared_data, self.summary = summary.squares, summary
+        self.squared_data, self.squared_here = summary.squares, squared_here
+        self.summary = summary
         self.ranks, self.first, self.n_here = ranks, here.start, here.stop - here.start
         self.device = device
         self.passes, self.resident = 1, resident

@@ -130,7 +130,7 @@ class Streamed:
 def shape_of(taken: Rows | tuple[Source, Summary]) -> tuple[int, torch.dtype]:
     """The number of rows, and the dtype to compute in."""
     if isinstance(taken, Rows):
-        return taken.n, taken.A.dtype
+        return taken.n, taken.dtype
     return taken[1].n, taken[1].dtype
 
 
@@ -155,7 +155,7 @@ class Taking:
         """Rows, or what source.take gives for data that do not fit."""
         limit = self._limit()
 
-        def keep(n: int, d: int, dtype: torch.dtype, copied: bool, given: bool) -> bool:
+        def keep(n: int, d: int, dtype: torch.dtype, copied: int, given: bool) -> bool:
             # what is in memory already is used there, as long as nobody asks for less
             if given and self.asked is None:
                 return True
@@ -177,17 +177,20 @@ class Taking:
         start: str,
         most=None,
         ranks=ALONE,
-        here=None,
+        whole=None,
+        first=0,
         resident=False,
     ) -> Stream:
-        """The rows of a source in chunks that fit, of `most` rows at most. summary: of all ranks'
-        rows, of which the source has those of the slice here; None: all. resident: see Stream."""
-        here = slice(0, summary.n) if here is None else here
-        needs = self._needs(max(1, here.stop - here.start), summary.d, K, summary.dtype, start)
+        """The rows of a source in chunks that fit, of `most` rows at most. whole: the Summary of
+        all ranks' rows, among which those of the source begin at `first`; None: these are all.
+        resident: see Stream."""
+        whole, here = whole or summary, slice(first, first + summary.n)
+        needs = self._needs(max(1, summary.n), whole.d, K, whole.dtype, start, whole.n)
         wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
         gpu = self.device.type == "cuda"
         rows = needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None, gpu=gpu)
-        return Stream(source, summary, self.ahead, self.device, rows, ranks, here, resident)
+        squares = summary.squares
+        return Stream(source, whole, self.ahead, self.device, rows, ranks, here, squares, resident)
 
     @contextmanager
     def store(self, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[InMemory | OnDisk]:
@@ -211,7 +214,7 @@ class Taking:
         """make(part, X) (m, K) of all rows, `most` together at most, in memory or a map of its
         file."""
         if isinstance(taken, Rows):
-            n, dtype, chunks = taken.n, taken.A.dtype, taken.chunks(most or budget.LEAST_ROWS)
+            n, dtype, chunks = taken.n, taken.dtype, taken.chunks(most or budget.LEAST_ROWS)
         else:
             stream = self.stream(*taken, K, "random", most)
             n, dtype, chunks = stream.n, stream.dtype, ((p, X) for p, X, _ in stream.chunks())
@@ -231,7 +234,9 @@ class Taking:
         name = "nndsvda" if name == "auto" else name
         with ExitStack() as stack:
             with ranks.agreed():
-                taken = self.take(A, K, name, empty=not ranks.alone)
+                # what is read as a stream is widened as it comes
+                narrow = ranks.alone and self.codes is not None
+                taken = self.take(A, K, name, empty=not ranks.alone, narrow=narrow)
             yield self._for_fit(taken, K, init, encoder, ranks, stack)
 
     def _for_fit(self, taken, K: int, init: Any, encoder, ranks: Ranks, stack: ExitStack):
@@ -239,7 +244,7 @@ class Taking:
         if isinstance(taken, Rows):
             taken = Rows(taken.A.detach())
             if ranks.alone and self.codes is not None:
-                shape, dtype = (taken.n, K), taken.A.dtype
+                shape, dtype = (taken.n, K), taken.dtype
                 on_disk = isinstance(self.codes, Path)
                 target = stack.enter_context(self.store(shape, dtype)) if on_disk else None
                 return Resident(taken, target)
@@ -251,11 +256,11 @@ class Taking:
         whole, first = joined(summaries), sum(part.n for part in summaries[: ranks.rank])
         start = resolve(init, whole.n, whole.d, K)
         with ranks.agreed():
-            here = slice(first, first + summary.n)
             # where all is in memory, the fit is as that of one process which has all
             kept = all(everywhere) and self.codes is not None and not ranks.alone
             kept = kept and len({part.dtype for part in summaries if part.n}) == 1
-            stream = self.stream(source, whole, K, start, ranks=ranks, here=here, resident=kept)
+            shared = {"ranks": ranks, "whole": whole, "first": first, "resident": kept}
+            stream = self.stream(source, summary, K, start, **shared)
             store = target = None
             if self.codes is not None:
                 store = stack.enter_context(self.store((stream.n_here, K), stream.dtype))
@@ -268,9 +273,11 @@ class Taking:
         free = memory.free_bytes(self.device)
         return free is None or rows.n * (rows.d + 3 * K) * rows.dtype.itemsize < 0.8 * free
 
-    def _needs(self, n: int, d: int, K: int, dtype: torch.dtype, start: str) -> Needs:
+    def _needs(
+        self, n: int, d: int, K: int, dtype: torch.dtype, start: str, of_all: int | None = None
+    ) -> Needs:
         codes = "none" if self.codes is None else "memory" if self.codes == "memory" else "file"
-        return Needs(n, d, K, dtype.itemsize, codes, start)
+        return Needs(n, d, K, dtype.itemsize, codes, start, of_all)
 
     def _limit(self) -> int:
         asked = budget.available() // self.sharing if self.asked is None else self.asked

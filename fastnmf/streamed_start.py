@@ -15,7 +15,7 @@ from .exemplars import draw_any, draw_spread
 from .init import cold_start, folded_normal, given_factor, resolve
 from .store import InMemory, OnDisk, row_blocks
 from .stream import Stream
-from .svd import TINY, piece_rows, right_vectors, wide
+from .svd import TINY, ByColumns, ByRows, piece_rows, right_vectors, wide
 
 # rows drawn at once: torch draws numbers in groups of 16, so pieces of whole groups continue each
 # other, and all but the last must hold such
@@ -32,9 +32,8 @@ def start(
     """D (K, d) to start from, and its codes into the store; None: codes are not kept, and are not
     part of the start.
 
-    The numbers of init.start for the same data in memory, up to the rounding of sums; nndsvda with
-    n < d draws another basis. asked: a name in STARTS, or (Z0, D0), where Z0 is None for codes that
-    are not kept.
+    The numbers of init.start for the same data in memory, up to the rounding of sums. asked: a name
+    in STARTS, or (Z0, D0), where Z0 is None for codes that are not kept.
     """
     kind = resolve(asked, stream.n, stream.d, K)
     if kind == "given":
@@ -112,40 +111,66 @@ def _scale_to_data_(stream: Stream, codes: Codes, D: Tensor) -> None:
 def _nndsvda(stream: Stream, codes: Codes, K: int, generator: Generator | None) -> Tensor:
     """D of NNDSVDa, of which init.nndsvda says more, with its codes where they are kept. The scale
     is that of A / mean(A)."""
-    unit = _mean(stream).clamp(min=TINY)
     largest = _like(stream).new_tensor(stream.summary.largest)
-
-    def pieces(rows: int, every: int) -> Iterator[Tensor]:
-        for part, X, _ in stream.chunks():
-            yield from X[-(stream.first + part.start) % every :: every].split(rows)
-
-    shape, sum_ = (stream.n, stream.d), stream.ranks.sum_
-    V, inverse = right_vectors(pieces, shape, K, _like(stream), largest, generator, sum_)
+    tall, sum_ = stream.n >= stream.d, stream.ranks.sum_
+    X = _by_rows(stream) if tall else _by_columns(stream)
+    shape = (stream.n, stream.d) if tall else (stream.d, stream.n)
+    V, inverse = right_vectors(X, shape, K, _like(stream), largest, generator)
     # by rounding, machines might have another basis
     stream.ranks.share_(V, inverse)
-    scaled = V * inverse
-    squares = torch.zeros(2, K, dtype=wide(stream.device), device=stream.device)
-    for part, X, _ in stream.chunks():
-        U = X @ scaled
-        squares += init.part_squares(U)
-        if codes is not None:
-            codes.save(part, U)
-    sum_(squares)
+    # of the longer side: rows of A as they come, or its features, which are in memory
+    if tall:
+        squares = torch.zeros(2, K, dtype=wide(stream.device), device=stream.device)
+        for part, Xi, _ in stream.chunks():
+            U = Xi @ (V * inverse)
+            squares += init.part_squares(U)
+            if codes is not None:
+                codes.save(part, U)
+        sum_(squares)
+    else:
+        U = X.product(V * inverse)
+        squares = init.part_squares(U)
+    mean, unit = _mean(stream), _mean(stream).clamp(min=TINY)
     norms = squares.sum(0).sqrt()
     S = (norms / inverse / unit).to(V.dtype)
     norms = norms.clamp(min=TINY)
     of_u = tuple((squares.sqrt() / norms).to(V.dtype))
     parts_of_u, parts_of_v = init.non_negative_parts(S, of_u, init.part_norms(V))
-    mean = _mean(stream) / unit
 
     def take_(_: slice, U: Tensor) -> None:
         U /= norms.to(U)
-        init.take_parts_(U, *(given.to(U) for given in parts_of_u), mean.to(U))
+        init.take_parts_(U, *(given.to(U) for given in parts_of_u), (mean / unit).to(U))
 
-    if codes is not None:
-        codes.each_(take_)
-    init.take_parts_(V, *parts_of_v, mean)
-    return V.T.contiguous()
+    init.take_parts_(V, *parts_of_v, mean / unit)
+    if tall:
+        if codes is not None:
+            codes.each_(take_)
+        return V.T.contiguous()
+    take_(slice(None), U)
+    for part in row_blocks(stream.n_here, stream.chunk_rows) if codes is not None else ():
+        codes.save(part, V[stream.first + part.start : stream.first + part.stop])
+    return U.T.contiguous()
+
+
+def _by_rows(stream: Stream) -> ByRows:
+    """Products with A."""
+
+    def pieces(rows: int, every: int) -> Iterator[Tensor]:
+        for part, X, _ in stream.chunks():
+            yield from X[-(stream.first + part.start) % every :: every].split(rows)
+
+    return ByRows(pieces, stream.ranks.sum_)
+
+
+def _by_columns(stream: Stream) -> ByColumns:
+    """Products with Aᵀ."""
+
+    def pieces() -> Iterator[tuple[slice, Tensor]]:
+        for part, X, _ in stream.chunks():
+            first = stream.first + part.start
+            yield slice(first, first + len(X)), X
+
+    return ByColumns(pieces, stream.d, stream.dtype, stream.ranks.sum_)
 
 
 def _dictionary_of_rows(stream: Stream, K: int, kind: str, generator: Generator | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .penalties import NO_PENALTY, Penalty
 from .precision import in_tf32, products_in, round_tf32
+from .rows import WIDENED_BYTES
 from .solvers import SOLVERS, add_squares_, largest_eigenvalue, pgd_momenta, squared_norm
 from .working_set import Concepts, hold_concepts, working_set_
 
@@ -60,12 +61,14 @@ class Workspace:
 class Sweep:
     """What all half-steps of a run share: the operations, the concepts in a block, scratch, and the
     precision that torch allows products: it is used in residual form only, where it does no harm
-    (README, design). sum_ makes sums over the entries of B in hand those over all; hals has it."""
+    (README, design). residual: that of the residual itself, for mu and pgd. sum_ makes sums over
+    the entries of B in hand those over all; hals has it."""
 
     ops: Operations
     block: int
     scratch: Workspace
     allowed: str = "highest"
+    residual: str = "highest"
     sum_: Callable[..., None] = lambda *_: None
 
     def blocks(self, K: int) -> Iterator[slice]:
@@ -197,8 +200,8 @@ class Unformed:
 
 @dataclass(frozen=True)
 class Residual:
-    """The data of a half-step in residual form: Xt (p, m), and Et (p, m) for the residual Xt − Bᵀ
-    F.
+    """The data of a half-step in residual form: Xt (p, m), in the dtype of F or one of rows.NARROW,
+    and Et (p, m) for the residual Xt − Bᵀ F.
 
     hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for the
     others it is scratch. carried: whether Et, not fresh, holds what became of an older residual.
@@ -250,13 +253,29 @@ def _refresh_(F: Tensor, piece: Residual, held: Held, sweep: Sweep, sums: Tensor
     """E ← X − Fᵀ B in the dtype of F; where products are less than that, sums[3] is increased by
     what E had drifted, squared."""
     if not piece.carried or sweep.allowed == "highest":
-        torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=piece.Et)
+        # the copy, in which 16-bit numbers are widened, is one that torch.addmm makes as well
+        piece.Et.copy_(piece.Xt).addmm_(held.B.T, F, alpha=-1)
         return
     p, m = piece.Xt.shape
     fresh = sweep.scratch("fresh", m, p).T
-    torch.addmm(piece.Xt, held.B.T, F, alpha=-1, out=fresh)
+    fresh.copy_(piece.Xt).addmm_(held.B.T, F, alpha=-1)
     sums[3] += squared_norm(piece.Et.sub_(fresh))
     piece.Et.copy_(fresh)
+
+
+def _add_product_(
+    E: Tensor, B: Tensor, F: Tensor, sweep: Sweep, beta: int = 1, alpha: int = 1
+) -> Tensor:
+    """E ← beta E + alpha Bᵀ F; where the residual may be tf32, from blocks of concepts of both
+    factors that are rounded to nearest."""
+    with products_in(sweep.residual):
+        if not in_tf32(E):
+            return E.addmm_(B.T, F, beta=beta, alpha=alpha)
+        for S in sweep.blocks(len(F)):
+            rounded = round_tf32(B[S], sweep.scratch.like(B[S], "rounded"))
+            block = round_tf32(F[S], sweep.scratch.like(F[S], "rounded F"))
+            E.addmm_(rounded.T, block, beta=beta if S.start == 0 else 1, alpha=alpha)
+    return E
 
 
 def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Tensor) -> None:
@@ -266,25 +285,36 @@ def mu_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Ten
     """
     if isinstance(piece, Normal):
         return _mu_normal_(F, piece.C, held, sweep, sums)
-    reconstruction = torch.mm(held.B.T, F, out=piece.Et)
+    reconstruction = _add_product_(piece.Et, held.B, F, sweep, beta=0)
     sums[2] += squared_norm(piece.Xt - reconstruction)
-    # the fused kernel has no room for a penalty
-    if (fused_ := sweep.ops.get("mu_residual_")) and held.curvature is None:
+    if fused_ := sweep.ops.get("mu_residual_"):
+        penalty = held.l1, held.curvature
         with products_in(sweep.allowed):
-            return fused_(F, piece.Xt.T, reconstruction.T, held.B, sums)
+            return fused_(F, piece.Xt.T, reconstruction.T, held.B, sums, *penalty)
     for S in sweep.blocks(F.shape[0]):
         B = held.B[S]
         denominator = torch.mm(B, reconstruction, out=sweep.scratch.like(F[S], "denominator"))
         held.penalise_(denominator, F[S], S)
-        C = torch.mm(B, piece.Xt, out=sweep.scratch.like(F[S], "numerator"))
+        C = _cross(B, piece.Xt, sweep, sweep.scratch.like(F[S], "numerator"))
         sweep.ops["mu_"](F[S], C, denominator, sums)
 
 
+def _cross(B: Tensor, Xt: Tensor, sweep: Sweep, out: Tensor) -> Tensor:
+    """B Xt → out; Xt (p, m) in 16 bits is widened some of its p rows at a time."""
+    if Xt.dtype == B.dtype:
+        return torch.mm(B, Xt, out=out)
+    rows = max(1, WIDENED_BYTES // (4 * Xt.shape[1]))
+    for first, part in enumerate(Xt.split(rows)):
+        wide = sweep.scratch.like(part, "widened").copy_(part)
+        some = B[:, first * rows : first * rows + len(part)]
+        out.addmm_(some, wide, beta=1 if first else 0)
+    return out
+
+
 def _mu_normal_(F: Tensor, C: Tensor, held: Held, sweep: Sweep, sums: Tensor) -> None:
-    # the fused kernel has no room for a slope
-    if (fused_ := sweep.ops.get("mu_normal_")) and not held.l1:
+    if fused_ := sweep.ops.get("mu_normal_"):
         updated = sweep.scratch.like(F, "updated")
-        fused_(F, C, held.G, updated, sums)
+        fused_(F, C, held.G, updated, sums, held.l1)
         F.copy_(updated)
         return
     denominator = torch.mm(held.G, F, out=sweep.scratch.like(F, "denominator"))
@@ -299,8 +329,8 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
     Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is
     never formed. The momentum starts anew in every half-step.
     """
-    # the kernel for the residual form has no room for a penalty
-    if SOLVERS["pgd"].fused[0] in sweep.ops and held.curvature is None:
+    fused = "pgd_normal_" if isinstance(piece, Normal) else "pgd_residual_"
+    if fused in sweep.ops:
         return _pgd_fused_(F, piece, held, sweep, sums)
     start = sweep.scratch.like(F, "start").copy_(F)
     Y = sweep.scratch.like(F, "Y").copy_(F)
@@ -310,7 +340,7 @@ def pgd_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, sums: Te
             torch.addmm(piece.C, held.G, Y, beta=-1, out=gradient)
             sweep.ops["pgd_"](F, Y, gradient, held.step, momentum)
             continue
-        torch.addmm(piece.Xt, held.B.T, Y, beta=-1, out=piece.Et)
+        _add_product_(piece.Et.copy_(piece.Xt), held.B, Y, sweep, beta=-1)
         if index == 0:
             sums[2] += squared_norm(piece.Et)
         for S in sweep.blocks(F.shape[0]):
@@ -334,11 +364,12 @@ def _pgd_fused_(F: Tensor, piece: Normal | Residual, held: Held, sweep: Sweep, s
         if isinstance(piece, Normal):
             sweep.ops["pgd_normal_"](before, Y, piece.C, held.G, *rest)
         else:
-            torch.addmm(piece.Xt, held.B.T, Y, alpha=-1, out=piece.Et)
+            _add_product_(piece.Et.copy_(piece.Xt), held.B, Y, sweep, alpha=-1)
             if index == 0:
                 sums[2] += squared_norm(piece.Et)
             with products_in(sweep.allowed):
-                sweep.ops["pgd_residual_"](before, Y, piece.Et.T, held.B, *rest)
+                penalty = held.l1, held.curvature
+                sweep.ops["pgd_residual_"](before, Y, piece.Et.T, held.B, *rest, *penalty)
         before, Y = newest, points[index % 2]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .nnls_info import CAPPED, FLOORED, SOLVED, TOLERANCE, NnlsInfo
 from .penalties import NO_PENALTY, Penalty
+from .rows import widened
 
 # concepts that may join a row's set in a round
 GROWTH = 128
@@ -78,8 +79,9 @@ def working_set_(
 ) -> NnlsInfo:
     """F ← argmin ½ ‖X − Fᵀ B‖² and the penalty of F over F ≥ 0, in place, every column for itself.
 
-    F (K, m), Xt (p, m) = Xᵀ. warm: start from F, else from zero; zero concepts keep their F_k.
-    sums (3,) float64 is increased by ‖Δ‖², ‖F‖² and the squared residual. Synchronises.
+    F (K, m), Xt (p, m) = Xᵀ, in F's dtype or one of rows.NARROW. warm: start from F, else from
+    zero; zero concepts keep their F_k. sums (3,) float64 is increased by ‖Δ‖², ‖F‖² and the squared
+    residual. Synchronises.
     """
     accounts = []
     for first in range(0, F.shape[1], _ROWS):
@@ -89,7 +91,8 @@ def working_set_(
         Z = before.clone(memory_format=torch.contiguous_format)
         if not warm:
             Z[:, held.scale > 0] = 0
-        accounts.append(_solve_(Z, Xt[:, part].T, held, sums, nnls_on_, max_steps))
+        X = widened(Xt[:, part].T)
+        accounts.append(_solve_(Z, X, held, sums, nnls_on_, max_steps))
         sums[0] += (Z - before).square().sum(dtype=torch.float64)
         sums[1] += Z.square().sum(dtype=torch.float64)
         F[:, part] = Z.T

@@ -3,27 +3,34 @@
 A program makes a tile of F, (BLOCK_M, BLOCK_K) in samples and concepts. In residual form numerator
 and denominator are both products with B, of X and of W = Fᵀ B: they share the tile of B, stay in
 registers, and F is updated in place. In normal form the numerator C is given (it serves many
-updates) and the denominator G F needs all of F, so the new F goes elsewhere. Limited by the tensor
-cores in tf32, by multiply-adds in float32.
+updates) and the denominator G F needs all of F, so the new F goes elsewhere. A penalty of F adds
+l1 + curvature ∘ F to the denominator, from the tile of F in hand (G has the curvature already).
+Limited by the tensor cores in tf32, by multiply-adds in float32.
 """
 
 import triton
 import triton.language as tl
 
-from .products import in_tf32, launch_of
+from .products import in_tf32, launch_of, penalty_of
 from .registers import round_tf32, tile_of_program
 from .sums import add_partials_, empty_partials, store_partial
 
 
 @triton.jit
 def _store_update(
-    F_ptr, updated_ptr, partial_ptr, numerator, denominator, samples, concepts, m, K,
-    stride_fk, stride_fm, stride_uk, stride_um,
+    F_ptr, updated_ptr, partial_ptr, numerator, denominator, l1_ptr, curvature_ptr, samples,
+    concepts, m, K, stride_fk, stride_fm, stride_uk, stride_um, SLOPED: tl.constexpr,
+    CURVED: tl.constexpr,
 ):  # fmt: skip
-    """F ∘ numerator / denominator → updated, of one tile; leaves its part of the norms."""
+    """F ∘ numerator / denominator → updated, of one tile; leaves its part of the norms. SLOPED: the
+    denominator has l1 as well; CURVED: and curvature ∘ F."""
     kept = (samples < m)[:, None] & (concepts < K)[None, :]
     place = F_ptr + samples[:, None] * stride_fm + concepts[None, :] * stride_fk
     f = tl.load(place, mask=kept, other=0.0)
+    if SLOPED:
+        denominator += tl.load(l1_ptr)
+    if CURVED:
+        denominator += tl.load(curvature_ptr + concepts, mask=concepts < K, other=0.0)[None, :] * f
     least = 1.1754943508222875e-38 if f.dtype.primitive_bitwidth == 32 else 2.2250738585072014e-308
     # F ∘ C first: the quotient is bounded, while C / denominator can overflow
     new = f * numerator / tl.maximum(denominator, least)
@@ -35,9 +42,10 @@ def _store_update(
 
 @triton.jit
 def _mu_residual_kernel(
-    F_ptr, X_ptr, W_ptr, B_ptr, partial_ptr, K, m, p, stride_fk, stride_fm, stride_xm,
-    stride_xp, stride_wm, stride_wp, stride_bk, stride_bp, BLOCK_M: tl.constexpr,
+    F_ptr, X_ptr, W_ptr, B_ptr, l1_ptr, curvature_ptr, partial_ptr, K, m, p, stride_fk, stride_fm,
+    stride_xm, stride_xp, stride_wm, stride_wp, stride_bk, stride_bp, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, GROUP: tl.constexpr, TF32: tl.constexpr,
+    PENALISED: tl.constexpr,
 ):  # fmt: skip
     number: tl.constexpr = F_ptr.dtype.element_ty
     precision: tl.constexpr = "tf32" if TF32 else "ieee"
@@ -56,20 +64,24 @@ def _mu_residual_kernel(
         place_w = W_ptr + samples[:, None] * stride_wm + j[None, :] * stride_wp
         w = tl.load(place_w, mask=kept, other=0.0)
         if TF32:
-            b, x, w = round_tf32(b), round_tf32(x), round_tf32(w)
+            b, w = round_tf32(b), round_tf32(w)
+            if x.dtype == number:
+                x = round_tf32(x)
+        # 16-bit numbers are exact in tf32
+        x = x.to(number)
         numerator = tl.dot(x, b, numerator, input_precision=precision, out_dtype=number)
         denominator = tl.dot(w, b, denominator, input_precision=precision, out_dtype=number)
     _store_update(
-        F_ptr, F_ptr, partial_ptr, numerator, denominator, samples, concepts, m, K,
-        stride_fk, stride_fm, stride_fk, stride_fm,
+        F_ptr, F_ptr, partial_ptr, numerator, denominator, l1_ptr, curvature_ptr, samples,
+        concepts, m, K, stride_fk, stride_fm, stride_fk, stride_fm, PENALISED, PENALISED,
     )  # fmt: skip
 
 
 @triton.jit
 def _mu_normal_kernel(
-    F_ptr, C_ptr, G_ptr, updated_ptr, partial_ptr, K, m, stride_fk, stride_fm,
+    F_ptr, C_ptr, G_ptr, updated_ptr, l1_ptr, partial_ptr, K, m, stride_fk, stride_fm,
     stride_ck, stride_cm, stride_g, stride_uk, stride_um, BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, GROUP: tl.constexpr, SLOPED: tl.constexpr,
 ):  # fmt: skip
     number: tl.constexpr = F_ptr.dtype.element_ty
     row, column = tile_of_program(m, K, BLOCK_M, BLOCK_K, GROUP)
@@ -88,35 +100,44 @@ def _mu_normal_kernel(
     kept = (samples < m)[:, None] & (concepts < K)[None, :]
     _store_update(
         F_ptr, updated_ptr, partial_ptr, tl.load(place_c, mask=kept, other=0.0),
-        denominator, samples, concepts, m, K, stride_fk, stride_fm, stride_uk, stride_um,
+        denominator, l1_ptr, l1_ptr, samples, concepts, m, K, stride_fk, stride_fm, stride_uk,
+        stride_um, SLOPED, False,
     )  # fmt: skip
 
 
-def mu_residual_(F, X, W, B, sums) -> None:
-    """F ← F ∘ (B Xᵀ) / (B Wᵀ) in place, W = Fᵀ B; where B Wᵀ is zero F is left as it is.
+def mu_residual_(F, X, W, B, sums, l1=0.0, curvature=None) -> None:
+    """F ← F ∘ (B Xᵀ) / (B Wᵀ + l1 + curvature ∘ F) in place, W = Fᵀ B; where the denominator is
+    zero F is left as it is.
 
-    F (K, m), X, W (m, p), B (K, p), any strides. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖².
-    4 m p K flops, in tf32 where torch allows it. Does not synchronise.
+    F (K, m), X, W (m, p), B (K, p), any strides; X in F's dtype or in 16 bits; curvature (K, 1),
+    contiguous, or None without a penalty. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². 4 m p K
+    flops, in tf32 where torch allows it. Does not synchronise.
     """
     programs, options = launch_of(F)
+    if X.dtype != F.dtype and not in_tf32(F):
+        # with two, X goes through 4,752 bytes of stack, in one variant also with three
+        options["num_stages"] = 1
     partials = empty_partials(F, programs)
     _mu_residual_kernel[(programs,)](
-        F, X, W, B, partials, *F.shape, X.shape[1], *F.stride(), *X.stride(), *W.stride(),
-        *B.stride(), TF32=in_tf32(F), **options,
+        F, X, W, B, *penalty_of(F, l1, curvature), partials, *F.shape, X.shape[1], *F.stride(),
+        *X.stride(), *W.stride(), *B.stride(), TF32=in_tf32(F), PENALISED=curvature is not None,
+        **options,
     )  # fmt: skip
     add_partials_(sums, partials)
 
 
-def mu_normal_(F, C, G, updated, sums) -> None:
-    """updated = F ∘ C / (G F); where G F is zero F is copied as it is.
+def mu_normal_(F, C, G, updated, sums, l1=0.0) -> None:
+    """updated = F ∘ C / (G F + l1); where the denominator is zero F is copied as it is.
 
     F, C, updated (K, m), any strides; G (K, K) with contiguous rows. The rest as for mu_residual_.
     2 m K² flops, always in the dtype of F: in tf32 the difference to the fixed point is lost.
     """
     programs, options = launch_of(F)
     partials = empty_partials(F, programs)
+    # a number given to a kernel is float32
+    slope = F.new_full((1,), l1) if l1 else F
     _mu_normal_kernel[(programs,)](
-        F, C, G, updated, partials, *F.shape, *F.stride(), *C.stride(), G.stride(0),
-        *updated.stride(), **options,
+        F, C, G, updated, slope, partials, *F.shape, *F.stride(), *C.stride(), G.stride(0),
+        *updated.stride(), SLOPED=l1 > 0, **options,
     )  # fmt: skip
     add_partials_(sums, partials)

@@ -3,14 +3,15 @@ momentum and its product in one kernel.
 
 A program makes a tile of F' and Y', (BLOCK_M, BLOCK_K) in samples and concepts, and its part of the
 norms. In residual form the gradient is −B Eᵀ with E = X − Yᵀ B, in normal form G Y − C; the second
-needs all of Y, so Y' goes elsewhere. Limited by the tensor cores in tf32, by multiply-adds in
+needs all of Y, so Y' goes elsewhere. A penalty of F adds l1 + curvature ∘ Y to the gradient; in
+normal form C and G have it already. Limited by the tensor cores in tf32, by multiply-adds in
 float32, and by memory where p is small: F, Y are read and F', Y' written.
 """
 
 import triton
 import triton.language as tl
 
-from .products import in_tf32, launch_of
+from .products import in_tf32, launch_of, penalty_of
 from .registers import round_tf32, tile_of_program
 from .sums import add_partials_, empty_partials, store_partial
 
@@ -18,13 +19,15 @@ from .sums import add_partials_, empty_partials, store_partial
 @triton.jit
 def _pgd_kernel(
     F_ptr, Y_ptr, X_ptr, B_ptr, C_ptr, next_F_ptr, next_Y_ptr, start_ptr, step_ptr, momentum_ptr,
-    partial_ptr, K, m, p, stride_fk, stride_fm, stride_yk, stride_ym, stride_xm, stride_xp,
-    stride_bk, stride_bp, stride_ck, stride_cm, stride_nk, stride_nm, stride_mk, stride_mm,
-    stride_sk, stride_sm, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
-    GROUP: tl.constexpr, TF32: tl.constexpr, NORMAL: tl.constexpr, LAST: tl.constexpr,
+    l1_ptr, curvature_ptr, partial_ptr, K, m, p, stride_fk, stride_fm, stride_yk, stride_ym,
+    stride_xm, stride_xp, stride_bk, stride_bp, stride_ck, stride_cm, stride_nk, stride_nm,
+    stride_mk, stride_mm, stride_sk, stride_sm, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr, GROUP: tl.constexpr, TF32: tl.constexpr, NORMAL: tl.constexpr,
+    LAST: tl.constexpr, PENALISED: tl.constexpr,
 ):  # fmt: skip
     """NORMAL: X is Yᵀ and B is G, and C is subtracted; else X is the residual E. LAST: the norms
-    are those of F' − start and F', else nothing is added."""
+    are those of F' − start and F', else nothing is added. PENALISED: l1 + curvature ∘ Y is added
+    to the gradient."""
     number: tl.constexpr = F_ptr.dtype.element_ty
     precision: tl.constexpr = "tf32" if TF32 else "ieee"
     row, column = tile_of_program(m, K, BLOCK_M, BLOCK_K, GROUP)
@@ -48,7 +51,13 @@ def _pgd_kernel(
     y = tl.load(place, mask=kept, other=0.0)
     place = F_ptr + samples[:, None] * stride_fm + concepts[None, :] * stride_fk
     f = tl.load(place, mask=kept, other=0.0)
-    new = tl.maximum(y + tl.load(step_ptr) * product, 0.0)
+    product *= tl.load(step_ptr)
+    if PENALISED:
+        # Y − step · (l1 + curvature ∘ Y), so written that it takes no more registers
+        curvature = tl.load(curvature_ptr + concepts, mask=concepts < K, other=0.0)
+        scale = 1.0 - tl.load(step_ptr) * curvature
+        y = y * scale[None, :] - tl.load(step_ptr) * tl.load(l1_ptr)
+    new = tl.maximum(y + product, 0.0)
     if LAST:
         place = start_ptr + samples[:, None] * stride_sm + concepts[None, :] * stride_sk
         change = new - tl.load(place, mask=kept, other=0.0)
@@ -61,29 +70,36 @@ def _pgd_kernel(
     tl.store(place, new, mask=kept)
 
 
-def _launch(F, Y, X, B, C, next_F, next_Y, start, step, momentum, sums, tf32: bool, normal: bool):
-    """X (m, p) times B (p, K)ᵀ of strides (p, K); see _pgd_kernel."""
+def _launch(F, Y, X, B, C, rest, tf32: bool, normal: bool, l1=0.0, curvature=None):
+    """X (m, p) times B (p, K)ᵀ of strides (p, K); see _pgd_kernel. rest: next_F and what follows
+    it."""
+    next_F, next_Y, start, step, momentum, sums = rest
     programs, options = launch_of(F)
     partials = empty_partials(F, programs)
     _pgd_kernel[(programs,)](
-        F, Y, X, B, C, next_F, next_Y, start, step, F.new_full((1,), momentum), partials, *F.shape,
-        X.shape[1], *F.stride(), *Y.stride(), *X.stride(), *B.stride(), *C.stride(),
-        *next_F.stride(), *next_Y.stride(), *start.stride(), TF32=tf32, NORMAL=normal,
-        LAST=sums is not None, **options,
+        F, Y, X, B, C, next_F, next_Y, start, step, F.new_full((1,), momentum),
+        *penalty_of(F, l1, curvature), partials, *F.shape, X.shape[1], *F.stride(), *Y.stride(),
+        *X.stride(), *B.stride(), *C.stride(), *next_F.stride(), *next_Y.stride(), *start.stride(),
+        TF32=tf32, NORMAL=normal, LAST=sums is not None, PENALISED=curvature is not None, **options,
     )  # fmt: skip
     if sums is not None:
         add_partials_(sums, partials)
 
 
-def pgd_residual_(F, Y, E, B, next_F, next_Y, start, step, momentum, sums) -> None:
-    """next_F = max(0, Y + step · B Eᵀ), next_Y = next_F + momentum · (next_F − F), E = X − Yᵀ B.
+def pgd_residual_(
+    F, Y, E, B, next_F, next_Y, start, step, momentum, sums, l1=0.0, curvature=None
+) -> None:
+    """next_F = max(0, Y + step · (B Eᵀ − l1 − curvature ∘ Y)), E = X − Yᵀ B, and next_Y = next_F +
+    momentum · (next_F − F).
 
     F, Y, next_F, next_Y, start (K, m), E (m, p), B (K, p), any strides; next_F may be F and next_Y
-    may be Y; step a tensor of one number. sums None, or (2,) float64 increased by
-    ‖next_F − start‖² and ‖next_F‖²: then next_Y is not written. 2 m p K flops, in tf32 where torch
-    allows it. Does not synchronise. Source: Nesterov, 1983.
+    may be Y; step a tensor of one number; curvature (K, 1), contiguous, or None without a penalty.
+    sums None, or (2,) float64 increased by ‖next_F − start‖² and ‖next_F‖²: then next_Y is not
+    written. 2 m p K flops, in tf32 where torch allows it. Does not synchronise. Source: Nesterov,
+    1983.
     """
-    _launch(F, Y, E, B, F, next_F, next_Y, start, step, momentum, sums, in_tf32(F), False)
+    rest = next_F, next_Y, start, step, momentum, sums
+    _launch(F, Y, E, B, F, rest, in_tf32(F), False, l1, curvature)
 
 
 def pgd_normal_(F, Y, C, G, next_F, next_Y, start, step, momentum, sums) -> None:
@@ -92,4 +108,4 @@ def pgd_normal_(F, Y, C, G, next_F, next_Y, start, step, momentum, sums) -> None
     C (K, m) any strides; G (K, K); next_Y must not be Y. The rest as for pgd_residual_. 2 m K²
     flops, always in the dtype of F: C − G Y is a difference of large numbers.
     """
-    _launch(F, Y, Y.T, G, C, next_F, next_Y, start, step, momentum, sums, False, True)
+    _launch(F, Y, Y.T, G, C, (next_F, next_Y, start, step, momentum, sums), False, True)

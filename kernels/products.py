@@ -22,3 +22,9 @@ def launch_of(F: torch.Tensor) -> tuple[int, dict[str, int]]:
 def in_tf32(F: torch.Tensor) -> bool:
     """Whether torch.set_float32_matmul_precision lets products of F be tf32."""
     return F.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+
+
+def penalty_of(F: torch.Tensor, l1: float, curvature: torch.Tensor | None) -> tuple:
+    """l1 as a tensor, since a number given to a kernel is float32, and the curvature; without a
+    penalty F twice, which is not read."""
+    return (F, F) if curvature is None else (F.new_full((1,), l1), curvature)

@@ -1,18 +1,24 @@
-"""The processes of tests/test_ranks.py: python ranks_program.py FOLDER PROCESSES."""
+"""The processes of tests/test_ranks.py and tests/test_shared_checkpoints.py: python
+ranks_program.py FOLDER PROCESSES."""
 
 from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import sys
 import time
 import traceback
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import distributed
 
-from fastnmf import NMF
+from fastnmf import NMF, InvalidInput, budget
 
 TIMEOUT = 20
 
@@ -29,15 +35,113 @@ def broken(_):
     raise ZeroDivisionError("as any callback may")
 
 
-def fitted(A, rank: int, size: int, how: str, codes="memory", batches=False, **options):
+class Killed(BaseException):
+    """Ends a fit as a signal would: no process is told, and nothing is tidied up."""
+
+
+@contextmanager
+def failing(killed_at: int = 0, fails_at: int = 0) -> Iterator[None]:
+    """Of the replacements and removals of files, count from 1 and raise Killed in place of one and
+    all that follow; or OSError in place of one."""
+    done = 0
+
+    def counted(act):
+        def acts(*given, **options):
+            nonlocal done
+            done += 1
+            if 0 < killed_at <= done:
+                raise Killed
+            if done == fails_at:
+                raise OSError("no space left")
+            return act(*given, **options)
+
+        return acts
+
+    def remove(*given, **options):
+        if not 0 < killed_at <= done:
+            rmtree(*given, **options)
+
+    replace, unlink, rmtree = os.replace, Path.unlink, shutil.rmtree
+    os.replace, Path.unlink, shutil.rmtree = counted(replace), counted(unlink), remove
+    try:
+        yield
+    finally:
+        os.replace, Path.unlink, shutil.rmtree = replace, unlink, rmtree
+
+
+def leaving(iteration: int):
+    def leave(info):
+        if info.iteration == iteration:
+            raise Killed
+
+    return leave
+
+
+def fitted(A, rank, size, how, folder, codes="memory", batches=False, resume=False, **options):
     bounds = split(len(A), size, how)
     rows = A[bounds[rank] : bounds[rank + 1]]
     if batches:
         # a list of batches, which may be empty
         rows = list(rows.split(10)) if len(rows) else []
-    nmf = NMF(distributed=True, **options)
-    Z, D = nmf.fit(rows, codes=codes)
+    if "max_memory" in options:
+        budget._OVERHEAD = budget.WORKSPACE_BYTES = 0
+        budget.LEAST_ROWS = 16
+        np.save(folder / f"rows-{rank}.npy", rows.numpy())
+        rows = folder / f"rows-{rank}.npy"
+    if options.pop("raises", False):
+        options["callback"] = broken
+    if begun := options.pop("begun", None):
+        options["callback"] = lambda _: (folder / begun).touch()
+    if left := options.pop("left_in", None):
+        options["callback"] = leaving(left)
+    if name := options.pop("file", None):
+        codes = str(folder / name)
+    if name := options.pop("checkpoint", None):
+        options["checkpoint"] = folder / name
+    options = {"distributed": True, **options}
+    faults = {name: options.pop(name) for name in ("killed_at", "fails_at") if name in options}
+    with failing(**faults):
+        nmf = NMF(**options)
+        Z, D = nmf.fit(rows, codes=codes, resume=resume)
     return Z, D, nmf.fit_info_
+
+
+def held(folder: Path) -> dict[str, int]:
+    """What lies in a folder, by name, once all processes are here."""
+    distributed.barrier()
+    files = (file for file in folder.iterdir() if not file.name.startswith("rows-"))
+    return {file.name: zlib.crc32(file.read_bytes()) for file in files if file.is_file()}
+
+
+def result(A, rank: int, size: int, folder: Path, all_ranks: dict) -> dict:
+    case = dict(all_ranks)
+    # fits that come before, to their end or not; and what is then done to the file of a process
+    before, harm = case.pop("before", ()), case.pop("harm", {}).get(rank)
+    # what one of them is given otherwise
+    apart = case.pop("of", {}).get(rank, {})
+    for attempt in before:
+        options = {"A": A, **case, **attempt}
+        options |= options.pop("of", {}).get(rank, {})
+        with suppress(Killed, ConnectionError, InvalidInput, OSError):
+            if not options.pop("absent", False):
+                fitted(rank=rank, size=size, folder=folder, **options)
+    case |= apart
+    if harm is not None:
+        harm(folder / f"fit-{rank:05d}-of-{size:05d}.safetensors")
+    # which waits for all processes, and of one that goes on until it is killed some are gone
+    checks = "checkpoint" in case and "begun" not in case
+    files = held(folder) if checks else {}
+    begun = time.perf_counter()
+    if case.pop("absent", False):
+        return {"before": files, "after": held(folder)}
+    try:
+        Z, D, info = fitted(A, rank, size, folder=folder, **case)
+        Z = None if Z is None else Z.clone()
+        told = {"Z": Z, "D": D, "info": info.as_dict(), "text": str(info)}
+    except Exception as error:
+        told = {"error": f"{type(error).__name__}: {error}"}
+    told["seconds"] = time.perf_counter() - begun
+    return told | {"before": files, "after": held(folder) if checks else {}}
 
 
 def main(folder: Path, rank: int, size: int) -> None:
@@ -51,24 +155,10 @@ def main(folder: Path, rank: int, size: int) -> None:
     )
     cases = torch.load(folder / "cases.pt", weights_only=False)
     results = []
-    for A, all_ranks in cases:
-        case = dict(all_ranks)
-        # what one of them is given otherwise
-        case |= case.pop("of", {}).get(rank, {})
-        name = case.pop("file", None)
-        if begun := case.pop("begun", None):
-            case["callback"] = lambda _, begun=begun: (folder / begun).touch()
-        if case.pop("raises", False):
-            case["callback"] = broken
-        codes = str(folder / name) if name else case.pop("codes", "memory")
-        begun = time.perf_counter()
-        try:
-            Z, D, info = fitted(A, rank, size, codes=codes, **case)
-            Z = None if Z is None else Z.clone()
-            results.append({"Z": Z, "D": D, "info": info.as_dict(), "text": str(info)})
-        except Exception as error:
-            seconds = time.perf_counter() - begun
-            results.append({"error": f"{type(error).__name__}: {error}", "seconds": seconds})
+    for number, (A, case) in enumerate(cases):
+        place = folder / f"case-{number}" if "checkpoint" in case else folder
+        place.mkdir(exist_ok=True)
+        results.append(result(A, rank, size, place, case))
     torch.save(results, folder / f"results-{rank}.pt")
     distributed.destroy_process_group()
 

@@ -9,12 +9,14 @@ import sys
 import threading
 from pathlib import Path
 
+import broken_checkpoints
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from broken_checkpoints import without_settings
 from half_steps import DTYPES, strided
-from killed_fits import CASES
+from killed_fits import CASES, SHARED_CASES
 from oracle import problem
 
 from fastnmf import NMF, InvalidInput, cli
@@ -185,51 +187,13 @@ def test_new_fit_takes_the_place_of_an_old_checkpoint(path):
         assert len(file.get_tensor("history")) == 2
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def cut_in_the_header(path):
-    path.write_bytes(path.read_bytes()[:50])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
 def model_file(path):
     model = NMF(4, max_iter=1, tol=0)
     model.fit(numbers())
     save_model(path, model)
 
 
-def foreign(path):
-    safetensors.torch.save_file({"weight": torch.rand(3)}, path)
-
-
-def rewritten(path, **changes):
-    with safetensors.safe_open(path, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-    safetensors.torch.save_file(tensors, path, metadata={**metadata, **changes})
-
-
-def newer(path):
-    rewritten(path, format_version="2", fastnmf_version="9.0")
-
-
-def without_settings(path):
-    rewritten(path, settings="{")
-
-
-BROKEN = {
-    truncated: "cannot be read as .safetensors",
-    cut_in_the_header: "cannot be read as .safetensors",
-    empty: "cannot be read as .safetensors",
-    model_file: "holds D, and is no checkpoint",
-    foreign: "holds weight, and is no checkpoint",
-    newer: "is in format 2 of fastnmf 9.0.*upgrade",
-    without_settings: "cannot be read as .safetensors",
-}
+BROKEN = {**broken_checkpoints.BROKEN, model_file: "holds D, and is no checkpoint"}
 
 
 @pytest.mark.parametrize(
@@ -472,11 +436,13 @@ def test_process_that_is_told_to_leave_saves_and_leaves_as_it_would_have(number,
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork: not here")
 def test_fits_that_are_killed_at_random_moments_end_with_the_same_bits():
-    """Of every solver in every form and streamed; `python tests/killed_fits.py 100` does more."""
-    command = [sys.executable, HERE / "killed_fits.py", str(len(CASES))]
+    """Of every solver in every form and streamed, and two that are shared; `python
+    tests/killed_fits.py 100` does more."""
+    cases = [*CASES, SHARED_CASES[0], SHARED_CASES[-1]]
+    command = [sys.executable, HERE / "killed_fits.py", str(len(cases)), *sum(cases, ())]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    for solver, form in CASES:
+    for solver, form in cases:
         assert f"{solver} {form}: 1 kills" in ran.stdout
 
 

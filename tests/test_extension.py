@@ -170,8 +170,7 @@ def test_hals_normal_follows_the_loop(extension, dtype, layout, K, m):
     assert_sums(sums, before, F.values(), dtype)
 
 
-@pytest.mark.parametrize("p", [1, 5, 16, 130, 400])
-@pytest.mark.parametrize("sweeps", [1, 3])
+@pytest.mark.parametrize(("p", "sweeps"), [(1, 1), (16, 3), (130, 1), (400, 2)])
 @on_all_cases
 def test_hals_rows_is_sweeps_with_the_product(extension, dtype, layout, K, m, sweeps, p):
     rng, (before, _, _) = np.random.default_rng(3), draw(K, m, dtype)
@@ -197,9 +196,9 @@ def test_hals_rows_is_sweeps_with_the_product(extension, dtype, layout, K, m, sw
 
 
 @pytest.mark.parametrize("adds", [False, True])
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("p", [1, 3, 16, 47, 48, 49, 130])
-@pytest.mark.parametrize("K", [1, 2, 8, 9, 50, 129])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("p", [1, 16, 47, 49, 130])
+@pytest.mark.parametrize("K", [1, 8, 50, 129])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_moments_are_the_product(extension, dtype, K, p, threads, adds):
     for m in (1, 63, 700):

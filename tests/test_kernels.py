@@ -13,12 +13,16 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def test_kernels_compute_in_the_interpreter_what_the_reference_does():
+@pytest.mark.parametrize(
+    "marked", ["not compiles", pytest.param("compiles", marks=pytest.mark.compiles)]
+)
+def test_kernels_compute_in_the_interpreter_what_the_reference_does(marked):
     pytest.importorskip("triton", reason="triton is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
     environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "interpreted"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-m", marked]
     ran = subprocess.run(
-        command, cwd=HERE, env=environment, capture_output=True, text=True, check=False
-    )
+        [*command, "interpreted"], cwd=HERE, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastnmf import InvalidInput, plan
+from fastnmf import InvalidInput, memory, plan
 from fastnmf.plan import REFRESH, choose, half_step_flops
 from fastnmf.solvers import SOLVERS
 
@@ -80,3 +80,9 @@ def test_machine_knows_its_cache_and_that_calls_cost_without_the_extension():
     compiled, plain = plan.machine(2, True), plan.machine(2, False)
     assert 4 << 20 <= compiled.cache_bytes <= 32 << 20
     assert plain.concept_seconds > 0 == compiled.concept_seconds
+
+
+@pytest.mark.parametrize(("d", "block"), [(768, 512), (4096, 1024)])
+def test_a_gpu_takes_the_wider_blocks_the_wider_data_are(d, block):
+    chosen = choose(100_000, d, 10_000, 4, "hals", on=memory.H100)
+    assert (chosen.form, chosen.block) == ("residual", block)

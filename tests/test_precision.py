@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from oracle import problem
 
 from fastnmf import NMF, InvalidInput, engine, nnls, plan, sweeps
 from fastnmf.engine import factorize_
+from fastnmf.init import start
 from fastnmf.precision import products_in, round_tf32
 from fastnmf.rows import Rows
 from fastnmf.solvers import REFERENCE
@@ -150,3 +152,106 @@ def test_nnls_takes_no_products_in_tf32(monkeypatch):
         nnls(torch.rand(9, 5), torch.rand(3, 5))
         assert torch.get_float32_matmul_precision() == "high"
     assert seen == ["highest"]
+
+
+@pytest.fixture
+def residuals_in_tf32(monkeypatch):
+    """The CPU rounds what mu and pgd form their residual of, as where products are tf32; notes in
+    which precision each was formed."""
+    seen = []
+    add_product_ = sweeps._add_product_
+
+    def noted(E, B, F, sweep, **rest):
+        seen.append(sweep.residual)
+        return add_product_(E, B, F, sweep, **rest)
+
+    monkeypatch.setattr(sweeps, "_add_product_", noted)
+    monkeypatch.setattr(sweeps, "in_tf32", lambda X: torch.get_float32_matmul_precision() == "high")
+    return seen
+
+
+def by(solver, A, K, iterations, precision="high", form="residual", **options):
+    """(Z, D, outcome) of a run from a drawn start."""
+    A = torch.tensor(A, dtype=torch.float32)
+    Z, D = start(A, K, "random", torch.Generator().manual_seed(0))
+    chosen = plan.Plan(form, form, 16, 250, 0.0)
+    options = {"solver": solver, "ops": REFERENCE, "plan": chosen, "tol": 0, **options}
+    with products_in(precision):
+        outcome = factorize_(Z, D, Rows(A), max_iter=iterations, **options)
+    return Z, D, outcome
+
+
+def data_of(kind):
+    if kind == "digits":
+        datasets = pytest.importorskip("sklearn.datasets", reason="no scikit-learn")
+        return datasets.load_digits().data[:500] / 16
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((300, 8)), rng.standard_normal((8, 40))
+    low = np.maximum(factors[0], 0) @ np.maximum(factors[1], 0)
+    if kind == "exact":
+        return low
+    noise = rng.standard_normal((300, 40))
+    return np.maximum(noise if kind == "noise" else low + noise, 0)
+
+
+@pytest.mark.parametrize("solver", ["mu", "pgd"])
+@pytest.mark.parametrize("kind", ["digits", "low rank and noise", "noise"])
+def test_a_residual_in_tf32_costs_no_loss(kind, solver, residuals_in_tf32):
+    A = data_of(kind)
+    errors, codes = [], []
+    for precision in ("highest", "high"):
+        Z, D, _ = by(solver, A, 24, 200, precision)
+        errors.append(np.linalg.norm(A - Z.double().numpy() @ D.double().numpy()) ** 2)
+        codes.append(Z)
+    assert errors[1] <= 1.001 * errors[0]
+    assert not torch.equal(*codes)
+    assert set(residuals_in_tf32) == {"highest", "high"}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_small_residual_is_formed_in_float32(watched, residuals_in_tf32, monkeypatch):
+    """Rounding alone leaves an error of 2e-4."""
+    each = {"each": lambda _: None} if watched else {}
+    *_, outcome = by("pgd", data_of("exact"), 8, 400, **each)
+    assert outcome.history[-1].relative_error < 1e-5
+    assert len(outcome.history) == 400
+    assert set(residuals_in_tf32[:10]) == {"high"}
+    assert set(residuals_in_tf32[-10:]) == {"highest"}
+    monkeypatch.setattr(engine, "_COARSE_DOWN_TO", 0)
+    *_, outcome = by("pgd", data_of("exact"), 8, 400, **each)
+    assert outcome.history[-1].relative_error > 1e-4
+
+
+@pytest.mark.parametrize(("solver", "form"), [("mu", "normal"), ("pgd", "normal")])
+def test_the_normal_form_has_no_residual_in_tf32(solver, form, residuals_in_tf32):
+    given = [
+        by(solver, data_of("noise"), 8, 3, precision, form) for precision in ("high", "highest")
+    ]
+    assert torch.equal(given[0][0], given[1][0])
+    assert residuals_in_tf32 == []
+
+
+def test_codes_of_a_known_dictionary_have_a_float32_residual(residuals_in_tf32):
+    """Where nothing tells the error."""
+    by("pgd", data_of("noise"), 8, 3, learn=False)
+    assert set(residuals_in_tf32) == {"highest"}
+
+
+def test_a_run_that_goes_on_takes_the_precision_it_had(residuals_in_tf32):
+    A, states = data_of("exact"), []
+
+    def keep(state):
+        if len(state().history) == 300:
+            kept = state()
+            states.append(replace(kept, Z=kept.Z.clone(), D=kept.D.clone()))
+
+    whole = by("pgd", A, 8, 310, keep=keep)
+    (state,) = states
+    A = torch.tensor(A, dtype=torch.float32)
+    chosen = plan.Plan("residual", "residual", 16, 250, 0.0)
+    options = {"solver": "pgd", "ops": REFERENCE, "plan": chosen, "tol": 0, "keep": keep}
+    with products_in("high"):
+        factorize_(state.Z, state.D, Rows(A), max_iter=310, resumed=state, **options)
+    assert torch.equal(state.Z, whole[0])
+    assert torch.equal(state.D, whole[1])
+    assert state.history[-1].relative_error < engine._COARSE_DOWN_TO

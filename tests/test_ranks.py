@@ -20,7 +20,6 @@ from torch import distributed
 
 from fastnmf import NMF, cli
 from fastnmf.errors import InvalidInput
-from fastnmf.files import load_model
 from fastnmf.ranks import Ranks
 
 HERE = Path(__file__).parent
@@ -71,6 +70,10 @@ FITS |= {
     ),
     "many features": (
         torch.rand(250, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        {**PLAIN, "how": "uneven", "init": "nndsvda"},
+    ),
+    "fewer rows than features": (
+        torch.rand(90, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
         {**PLAIN, "how": "uneven", "init": "nndsvda"},
     ),
     "penalised": (data(torch.float64), {**PENALISED, "alpha_D": 0.003, "how": "uneven"}),
@@ -307,13 +310,6 @@ def test_group_of_a_fit_has_the_timeout_of_the_default_one(tmp_path):
         distributed.destroy_process_group()
 
 
-def torchrun(*command, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command],
-        cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-
-
 def test_command_writes_over_nothing_that_it_reads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("X-00000-of-00002.npy", data().numpy())
@@ -321,20 +317,6 @@ def test_command_writes_over_nothing_that_it_reads(tmp_path, monkeypatch):
     arguments = cli._parser().parse_args(fit.split())
     with pytest.raises(InvalidInput, match="is named twice"):
         cli._fit_by(arguments, Ranks(0, 2))
-
-
-def test_command_divides_the_rows(tmp_path):
-    for number in range(2):
-        np.save(tmp_path / f"X-0000{number}-of-00002.npy", data()[number::2].numpy())
-    fit = ["-m", "fastnmf", "fit", *(f"X-0000{number}-of-00002.npy" for number in range(2))]
-    options = ["--concepts", "6", "--seed", "1", "--tol", "0", "--max-iter", "20", "--quiet"]
-    ran = torchrun(*fit, *options, "--out", "m.safetensors", "--codes", "Z.npy", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    A = torch.cat([data()[0::2], data()[1::2]])
-    Z, D = NMF(**{**PLAIN, "accelerate": "auto"}).fit(A)
-    assert relative_difference(load_model(tmp_path / "m.safetensors").D, D) <= 1e-5
-    written = [np.load(tmp_path / f"Z-0000{number}-of-00002.npy") for number in range(2)]
-    assert relative_difference(np.concatenate(written), Z) <= 1e-4
 
 
 def test_other_commands_are_not_shared(monkeypatch, capsys):

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("small_budgets")
 def tight(codes="memory", start="nndsvda", rows=CHUNK_ROWS, data=A, concepts=K, itemsize=4):
     """Bytes with which so many rows are in hand, and not all are."""
     needs = Needs(*data.shape, concepts, itemsize, codes, start)
-    assert needs.streamed(rows) < needs.resident(copied=True)
+    assert needs.streamed(rows) < needs.resident(copied=itemsize)
     return needs.streamed(rows)
 
 
@@ -108,6 +108,26 @@ def test_streamed_fit_equals_resident_fit_in_float64(solver, start, tmp_path):
     _, given = nmf.fit(sharded(tmp_path / "A", data))
     assert nmf.fit_info_.chunk_rows == CHUNK_ROWS
     assert relative_difference(given, D) <= 1e-10
+
+
+@pytest.mark.parametrize("features", [90, 200, 900], ids=lambda d: f"d{d}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_start_with_fewer_rows_than_features_is_the_resident_one(features, dtype, tmp_path):
+    """From the same random basis of the rows; also where that is none (d90: few rows), and where
+    the features are thinned out (d900)."""
+    n = 50 if features == 90 else 120
+    # of a flat spectrum, where every basis leads to other vectors
+    generator = torch.Generator().manual_seed(0)
+    data = torch.rand(n, features, generator=generator, dtype=torch.float64).to(dtype)
+    resident = NMF(K, seed=0, init="nndsvda", max_iter=0)
+    Z, D = resident.fit(data)
+    most = tight("memory", rows=20, data=data, itemsize=data.itemsize)
+    nmf = NMF(K, seed=0, init="nndsvda", max_iter=0, chunk_rows=20, max_memory=most)
+    given = nmf.fit(sharded(tmp_path / "A", data, bounds=(0, 7, 30, n)))
+    assert nmf.fit_info_.chunk_rows == 20
+    bound = 1e-5 if dtype == torch.float32 else 1e-10
+    assert relative_difference(given[1], D) <= bound
+    assert relative_difference(given[0], Z) <= bound
 
 
 def test_stream_is_accelerated_only_by_an_error_that_says_so(tmp_path):

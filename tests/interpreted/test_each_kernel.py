@@ -64,6 +64,13 @@ def draw(K, m, dtype, p=9, seed=0):
     return [M.to(getattr(torch, dtype)).double() for M in (F, X, B)]
 
 
+def penalty_of(K, dtype):
+    """A curvature for each concept (K, 1), the first zero, at the end of memory."""
+    curvature = guarded(1, K, dtype).T
+    curvature.copy_(torch.linspace(0, 2, K)[:, None])
+    return curvature
+
+
 def new_sums():
     return torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
@@ -112,27 +119,38 @@ def test_hals_sweep_is_the_reference(K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_hals_block_gives_delta_in_tf32_where_products_are(layout, monkeypatch):
+@pytest.mark.parametrize(
+    ("layout", "K"),
+    [
+        *((layout, 70) for layout in LAYOUTS),
+        ("columns", 200),
+        # the widest block that a plan takes
+        pytest.param("columns", 1024, marks=pytest.mark.compiles),
+    ],
+)
+def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K, monkeypatch):
     """Δ has 10 bits of mantissa, F is exact, and R was told of the Δ that was stored.
 
     From one sub-block of 64 concepts to the next it is told by products, for which G is rounded.
     """
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    before, X, B = draw(70, 3, "float32")
+    before, X, B = draw(K, 3, "float32")
     gram, owed = B @ B.T, B @ X.T - B @ B.T @ before
-    F, R, G = (Matrix(M, torch.float32, "rows") for M in (before, owed, gram))
+    F, (R, G) = (
+        Matrix(before, torch.float32, layout),
+        (Matrix(M, torch.float32) for M in (owed, gram)),
+    )
     delta = Matrix(torch.full(before.shape, torch.nan), torch.float32)
     OPS["hals_block_"](F.view, R.view, G.view, delta.view, new_sums())
     stored, new = delta.view.clone(), F.view.clone()
     assert (stored.view(torch.int32) & 8191 == 0).all()
     assert (stored - (new - before.float())).abs().max() <= stored.abs().max() * 2**-11
     rounded = gram.float().view(torch.int32).add(0x1000).bitwise_and(-8192).view(torch.float32)
-    told_of = torch.cat((gram[:64, :64], rounded[64:, :64].double()))
-    told_of = torch.cat((told_of, gram[:, 64:]), 1)
-    step = torch.empty(70, 3)
+    sub = torch.arange(K) // 64
+    told_of = torch.where(sub[:, None] > sub, rounded.double(), gram)
     follow, told = before.clone(), owed.clone()
-    for k in range(70):
+    step = torch.empty_like(follow)
+    for k in range(K):
         if gram[k, k] > 0:
             step[k] = (follow[k] + told[k] / gram[k, k]).clamp(min=0) - follow[k]
             follow[k] += step[k]
@@ -187,6 +205,75 @@ def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
         gradient = G @ point - C
         C, G = Matrix(C, number, layout).view, Matrix(G, number).view
         OPS["pgd_normal_"](F.view, Y.view, C, G, *rest)
+    after, ahead = before.clone(), point.clone()
+    pgd_(after, ahead, gradient, step.double(), 0.3)
+    Y.values(), start.values()
+    if last:
+        assert next_Y.values().isnan().all()
+        return check("pgd", dtype, F, after, sums, point)
+    assert_near(next_Y.values(), ahead, "pgd", dtype)
+    assert_near(F.values(), after, "pgd", dtype)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_mu_reads_data_in_16_bits_where_they_lie(layout, stored, precision, monkeypatch):
+    """The bits of what the same data give that were widened first."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    before, X, B = draw(70, 33, "float32", 40)
+    X[0, :3] = torch.tensor([0.0, 2**-24, 3e4])
+    W, given = before.T @ B, []
+    for dtype in (stored, torch.float32):
+        F, sums = Matrix(before, torch.float32), new_sums()
+        data = Matrix(X.to(stored).double(), dtype, layout)
+        W_given, B_given = (Matrix(M, torch.float32, "columns").view for M in (W, B))
+        OPS["mu_residual_"](F.view, data.view, W_given, B_given, sums)
+        data.values()
+        given.append((F.values(), sums))
+    assert all(map(torch.equal, *given))
+
+
+@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
+@pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
+@pytest.mark.parametrize(("l1", "curved"), [(0.3, True), (0.0, True), (0.3, False)], ids=str)
+def test_penalised_mu_is_the_reference(K, m, p, layout, dtype, l1, curved):
+    before, X, B = draw(K, m, dtype, p)
+    number = getattr(torch, dtype)
+    curvature = penalty_of(K, number) if curved else None
+    W = (before.T @ B).to(number).double()
+    slope = l1 + (curvature.double() * before if curved else 0)
+    F, sums, after = Matrix(before, number, layout), new_sums(), before.clone()
+    if curved:
+        rest = [Matrix(M, number, "columns").view for M in (X, W, B)]
+        OPS["mu_residual_"](F.view, *rest, sums, l1, curvature)
+        mu_(after, B @ X.T, B @ W.T + slope, new_sums())
+        return check("mu", dtype, F, after, sums, before)
+    G, C = (B @ B.T).to(number).double(), (B @ X.T).to(number).double()
+    C_given, G_given = Matrix(C, number, layout), Matrix(G, number)
+    updated = Matrix(torch.full((K, m), torch.nan), number, layout)
+    OPS["mu_normal_"](F.view, C_given.view, G_given.view, updated.view, sums, l1)
+    mu_(after, C, G @ before + l1, new_sums())
+    check("mu", dtype, updated, after, sums, before)
+
+
+@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
+@pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
+@pytest.mark.parametrize("l1", [0.0, 0.3])
+@pytest.mark.parametrize("last", [False, True])
+def test_penalised_pgd_is_the_reference(K, m, p, layout, dtype, l1, last):
+    before, X, B = draw(K, m, dtype, p)
+    number = getattr(torch, dtype)
+    curvature, step = penalty_of(K, number), torch.tensor(0.01, dtype=number)
+    point = draw(K, m, dtype, p, seed=1)[0]
+    start, Y = Matrix(point, number, layout), Matrix(point, number, layout)
+    F, next_Y = Matrix(before, number, layout), Matrix(torch.full((K, m), torch.nan), number)
+    sums = new_sums() if last else None
+    E = (X - point.T @ B).to(number).double()
+    gradient = l1 + curvature.double() * point - B @ E.T
+    E, B = (Matrix(M, number, "columns").view for M in (E, B))
+    rest = (F.view, next_Y.view, start.view, step, 0.3, sums, l1, curvature)
+    OPS["pgd_residual_"](F.view, Y.view, E, B, *rest)
     after, ahead = before.clone(), point.clone()
     pgd_(after, ahead, gradient, step.double(), 0.3)
     Y.values(), start.values()

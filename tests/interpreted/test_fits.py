@@ -15,6 +15,8 @@ from fastnmf.backends import select
 from fastnmf.penalties import Penalties
 from fastnmf.solvers import largest_eigenvalue, pgd_momenta
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize("solver", ["hals", "mu"])
 @pytest.mark.parametrize("form", ["normal", "residual"])
@@ -58,6 +60,19 @@ def test_penalised_iterates_are_those_of_the_reference(penalties, form, solver):
         assert relative_difference(F, expected) <= TOLERANCES[solver, "float64"]
 
 
+@pytest.mark.parametrize("solver", ["mu", "pgd"])
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("penalties", [Penalties(0.02, 0.01, 0.5), Penalties(0.02, 0, 1.0, True)])
+def test_penalised_half_steps_take_the_fused_kernels(penalties, form, solver, monkeypatch):
+    """The plain update is not there."""
+    fused = {**select(solver, CPU, "triton")[1]}
+    del fused[f"{solver}_"]
+    monkeypatch.setattr("half_steps.select", lambda *_: ("triton", fused))
+    *_, outcome = iterate(solver, *problem(9, 5, 17), form=form, dtype=torch.float32,
+                          penalties=penalties, backend="triton")  # fmt: skip
+    assert len(outcome.history) == 1
+
+
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
 def test_fit_is_that_of_the_reference(solver):
     A = torch.rand(19, 11, generator=torch.Generator().manual_seed(0))
@@ -81,5 +96,5 @@ def test_encode_runs_on_the_kernels():
 
 def test_interpreter_is_never_taken_unless_asked_for():
     assert fastnmf.backends()["triton"].reason is None
-    assert select("mu", torch.device("cpu"), "auto")[0] != "triton"
-    assert select("mu", torch.device("cpu"), "triton")[0] == "triton"
+    assert select("mu", CPU, "auto")[0] != "triton"
+    assert select("mu", CPU, "triton")[0] == "triton"
