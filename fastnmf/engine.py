@@ -445,13 +445,15 @@ def _code_pieces(
     multiplied = "normal" in (run.plan.codes, run.plan.dictionary)
     # where C serves one call only, it need not be formed
     unformed = run.plan.codes == "normal" and run.learn and run.sweep.forms_none(run.solver, run.D)
-    Bt = run.D.T.contiguous() if unformed else None
+    Bt = None
     for X, Z, E in run.pieces:
         if multiplied and X.dtype != run.D.dtype:
             X = scratch("X", *X.shape).copy_(X)
         if run.unit is not None and not isinstance(run.Z, NotKept):
             run.unit.move_(Z)
         if unformed and in_tiles(X):
+            # this copy takes as long as a product with few rows
+            Bt = run.D.T.contiguous() if Bt is None else Bt
             yield X, Z, Unformed(X, Bt)
         elif run.plan.codes == "normal":
             # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
