@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
-from report import OURS, SOLVERS, first_of, of_kind, processor_text, seconds_text
+from report import OURS, SOLVERS, first_of, machine_of, of_kind, processor_text, seconds_text
 
 # by library, in the order their names sort into in the tables: ours stand out, others are muted
 OUR_COLOURS = ("#0b7a75", "#6fc3b8", "#b5e2da")
@@ -32,7 +32,7 @@ def draw(entries: list[dict], path: Path) -> None:
     for axis, (solver, timed) in zip(axes[:, 0], found.items(), strict=True):
         _panel(axis, timed, colours)
         axis.set_title(SOLVERS[solver], loc="left", fontsize=11, fontweight="bold")
-    machine = entries[0]["machine"]
+    machine = machine_of(entries)
     figure.suptitle(
         f"One iteration of NMF (shorter is faster)\n"
         f"{processor_text(machine)}, float32, torch {machine['torch']}",

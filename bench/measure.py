@@ -147,9 +147,13 @@ def gemm_gflops() -> float:
 usual_gflops = functools.cache(gemm_gflops)
 
 
-@functools.cache
 def machine() -> dict[str, Any]:
-    """CPU, instruction set, cores and versions; nothing that names the host or its folders."""
+    """CPU, instruction set, threads and versions; nothing that names the host or its folders."""
+    return {**_machine(), "threads": torch.get_num_threads()}
+
+
+@functools.cache
+def _machine() -> dict[str, Any]:
     versions = {}
     for package in PACKAGES:
         try:
@@ -163,7 +167,6 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "isa": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,

@@ -192,6 +192,12 @@ def grids(entries: list[Entry]) -> list[str]:
     return blocks
 
 
+def machine_of(entries: list[Entry]) -> dict:
+    """That of all, with the threads of most of them; a few are timed on one as well."""
+    threads = statistics.mode(entry["threads"] for entry in entries)
+    return {**entries[0]["machine"], "threads": threads}
+
+
 def machine_text(machine: dict) -> str:
     names = ("python", "torch", "numpy", "fastnmf", "overcomplete", "scikit-learn", "nmf-torch")
     versions = ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
@@ -213,7 +219,7 @@ whole matrices were timed once, the loop over concepts (or rows) on the part und
 
 def tables(entries: list[Entry]) -> str:
     """All tables there is something for, as one Markdown text."""
-    blocks = [machine_text(entries[0]["machine"]), EXPLANATION]
+    blocks = [machine_text(machine_of(entries)), EXPLANATION]
     for solver, title in SOLVERS.items():
         if of_kind(entries, "iteration", solver=solver):
             blocks += [f"### {title}: time of one iteration", iterations_table(entries, solver)]
