@@ -176,11 +176,14 @@ void moments(const std::string &dtype, Address F, Size stride_f, Address X, Size
 
 // mu and pgd
 
-// work(k, i, concepts, columns, two doubles) for blocks of 16 lines × 512 along what is contiguous:
-// enough for the prefetcher, and as many squares as a sum in float32 should have
+// work(k, i, concepts, columns, two doubles) for blocks of lines of up to 512 along what is
+// contiguous: long enough for the prefetcher, and together as many squares as a sum in float32
+// should have
 template <class Work>
 void for_blocks(Size K, Size m, bool concepts_adjacent, int threads, double *sums, Work work) {
-    const Size concepts = concepts_adjacent ? 512 : 16, columns = concepts_adjacent ? 16 : 512;
+    const Size along = std::min<Size>(512, concepts_adjacent ? K : m), lines = 8192 / along;
+    const Size concepts = concepts_adjacent ? along : lines;
+    const Size columns = concepts_adjacent ? lines : along;
     const Size across = (m + columns - 1) / columns;
     const Size tiles = across * ((K + concepts - 1) / concepts);
     // an element costs about what 8 flops do

@@ -28,6 +28,18 @@ struct Lines {
     template <class T>
     Lines(View<T> F, ptrdiff_t K, ptrdiff_t m)
         : across(F.stride_k == 1 && F.stride_m != 1), count(across ? m : K), n(across ? K : m) {}
+
+    // one line of them all, where each matrix has no gaps between its lines: few elements a line
+    // would take less time than their sums
+    template <class... Views> Lines joined(const Views &...views) const {
+        Lines all = *this;
+        if ((... && (across ? views.stride_k == 1 && views.stride_m == n
+                            : views.stride_m == 1 && views.stride_k == n))) {
+            all.n *= count;
+            all.count = 1;
+        }
+        return all;
+    }
 };
 
 template <class T> struct Line {
@@ -51,11 +63,11 @@ template <class T> struct Sums {
     }
 };
 
-// E: T or Vec<T>
+// E: T or Vec<T>. What would be subnormal becomes zero
 template <class T, class E> inline E mu_step(E before, E numerator, E denominator) {
     const E least = E{} + tiny<T>;
     const E after = before * numerator / (denominator < least ? least : denominator);
-    return denominator > E{} ? after : before;
+    return denominator > E{} ? (after < least ? E{} : after) : before;
 }
 
 template <class T>
@@ -82,7 +94,7 @@ void mu_line(Line<T> F, Line<const T> numerator, Line<const T> denominator, ptrd
 }
 
 template <class T> void mu(const MuUpdate<T> &a, double *sums) {
-    const Lines lines(a.F, a.K, a.m);
+    const Lines lines = Lines(a.F, a.K, a.m).joined(a.F, a.numerator, a.denominator);
     sums[0] = sums[1] = 0;
     for (ptrdiff_t l = 0; l < lines.count; ++l)
         mu_line(line(lines, a.F, l), line(lines, a.numerator, l), line(lines, a.denominator, l),
@@ -115,7 +127,7 @@ void pgd_line(Line<T> F, Line<T> Y, Line<const T> gradient, T step, T momentum, 
 }
 
 template <class T> void pgd(const PgdUpdate<T> &a, double *sums) {
-    const Lines lines(a.F, a.K, a.m);
+    const Lines lines = Lines(a.F, a.K, a.m).joined(a.F, a.Y, a.gradient);
     sums[0] = sums[1] = 0;
     for (ptrdiff_t l = 0; l < lines.count; ++l)
         pgd_line(line(lines, a.F, l), line(lines, a.Y, l), line(lines, a.gradient, l), a.step,

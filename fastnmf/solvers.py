@@ -69,12 +69,15 @@ def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) ->
 def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
     """F ← F ∘ C / denominator, in place; where the denominator is zero F is left as it is.
 
-    F, C, denominator (s, m). sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². The denominator is
-    zero for a concept with B_k = 0, which may return, and where F is zero and must stay so.
+    F, C, denominator (s, m). sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². What would be below
+    the least normal number becomes zero. The denominator is zero for a concept with B_k = 0, which may return, and where F is zero and must stay so.
     Source: Lee & Seung, 1999.
     """
     # F ∘ C first: the quotient is bounded by C_k / G_kk, while C / denominator can overflow
-    updated = torch.mul(C, F).div_(denominator.clamp(min=torch.finfo(F.dtype).tiny))
+    tiny = torch.finfo(F.dtype).tiny
+    updated = torch.mul(C, F).div_(denominator.clamp(min=tiny))
+    # subnormal numbers, which processors compute with slowly, become zero
+    updated.masked_fill_(updated < tiny, 0)
     updated = torch.where(denominator > 0, updated, F)
     add_squares_(sums, updated - F, updated)
     F.copy_(updated)
