@@ -70,7 +70,8 @@ def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
     """F ← F ∘ C / denominator, in place; where the denominator is zero F is left as it is.
 
     F, C, denominator (s, m). sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². What would be below
-    the least normal number becomes zero. The denominator is zero for a concept with B_k = 0, which may return, and where F is zero and must stay so.
+    the least normal number becomes zero. The denominator is zero for a concept with B_k = 0, which
+    may return, and where F is zero and must stay so.
     Source: Lee & Seung, 1999.
     """
     # F ∘ C first: the quotient is bounded by C_k / G_kk, while C / denominator can overflow
