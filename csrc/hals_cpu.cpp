@@ -20,20 +20,9 @@ using fastnmf::HalsNormal;
 using fastnmf::HalsRows;
 using fastnmf::View;
 
-// group × width sums, width vectors of columns and a factor are to fit into the registers.
-// Measured: avx2 with GCC, 3 × 4 before 4 × 3, 6 × 2, 3 × 3 by 5 to 15 %; with Clang, which spills
-// those, 4 × 2; SSE2, 2 × 4 before 3 × 3, 4 × 2, 4 × 3. Not measured: avx512, arm64
-#if defined(__AVX512F__)
-constexpr int group = 4, width = 3;
-#elif defined(__AVX2__) && defined(__clang__)
-constexpr int group = 4, width = 2;
-#elif defined(__AVX2__)
-constexpr int group = 3, width = 4;
-#elif defined(__aarch64__)
-constexpr int group = 4, width = 4;
-#else
-constexpr int group = 2, width = 4;
-#endif
+// concepts that sum what they owe together, and vectors of columns in a tile. In a group concepts
+// wait for each other, so it is no larger than it must be
+constexpr int group = most_concepts < 4 ? most_concepts : 4, width = most_vectors;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr int W = width * V<T>;

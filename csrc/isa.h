@@ -72,32 +72,28 @@ inline void force_isa(const std::string &name) {
     refuse("force_isa: '", name, "' is not an instruction set usable here; they are: auto", names);
 }
 
-template <class T> const HalsKernels<T> &hals_kernels() {
+template <class T, template <class> class Kernels>
+const Kernels<T> &of_type(const Kernels<float> &float32, const Kernels<double> &float64) {
     if constexpr (std::is_same_v<T, float>)
-        return isa().hals_float32;
+        return float32;
     else
-        return isa().hals_float64;
+        return float64;
+}
+
+template <class T> const HalsKernels<T> &hals_kernels() {
+    return of_type<T>(isa().hals_float32, isa().hals_float64);
 }
 
 template <class T> const MomentsKernels<T> &moments_kernels() {
-    if constexpr (std::is_same_v<T, float>)
-        return isa().moments_float32;
-    else
-        return isa().moments_float64;
+    return of_type<T>(isa().moments_float32, isa().moments_float64);
 }
 
 template <class T> const UpdateKernels<T> &update_kernels() {
-    if constexpr (std::is_same_v<T, float>)
-        return isa().update_float32;
-    else
-        return isa().update_float64;
+    return of_type<T>(isa().update_float32, isa().update_float64);
 }
 
 template <class T> const NnlsKernels<T> &nnls_kernels() {
-    if constexpr (std::is_same_v<T, float>)
-        return isa().nnls_float32;
-    else
-        return isa().nnls_float64;
+    return of_type<T>(isa().nnls_float32, isa().nnls_float64);
 }
 
 } // namespace fastnmf

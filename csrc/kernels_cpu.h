@@ -1,9 +1,10 @@
 // What bindings.cpp and the CPU kernels share: arguments, and the kernels of one instruction set.
 //
 // hals_cpu.cpp, moments_cpu.cpp, update_cpu.cpp and nnls_cpu.cpp are compiled once per instruction
-// set, into namespaces of that name. Besides the tables at the end of each, all names in them have internal linkage: of an
-// inline function or template with external linkage, std's included, the linker keeps one copy
-// for everybody, and that could be the one with AVX-512 in it. `nm` must show no W, V or u.
+// set, into namespaces of that name. Besides the tables at the end of each, all names in them have
+// internal linkage: of an inline function or template with external linkage, std's included, the
+// linker keeps one copy for everybody, and that could be the one with AVX-512 in it. `nm` must show
+// no W, V or u.
 #pragma once
 
 #include <cstddef>

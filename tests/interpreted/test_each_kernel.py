@@ -181,6 +181,19 @@ def test_mu_is_the_reference(K, m, p, layout, dtype, form):
     check("mu", dtype, updated, after, sums, before)
 
 
+def check_step(dtype, F, next_Y, sums, step):
+    """F and next_Y against pgd_ on `step`: (F, Y, gradient, step, momentum) before it. With sums it
+    is the last: of ‖Δ‖² from the start, and next_Y is left alone."""
+    before, point, *rest = step
+    after, ahead = before.clone(), point.clone()
+    pgd_(after, ahead, *rest)
+    if sums is not None:
+        assert next_Y.values().isnan().all()
+        return check("pgd", dtype, F, after, sums, point)
+    assert_near(next_Y.values(), ahead, "pgd", dtype)
+    assert_near(F.values(), after, "pgd", dtype)
+
+
 @pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -205,14 +218,8 @@ def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
         gradient = G @ point - C
         C, G = Matrix(C, number, layout).view, Matrix(G, number).view
         OPS["pgd_normal_"](F.view, Y.view, C, G, *rest)
-    after, ahead = before.clone(), point.clone()
-    pgd_(after, ahead, gradient, step.double(), 0.3)
     Y.values(), start.values()
-    if last:
-        assert next_Y.values().isnan().all()
-        return check("pgd", dtype, F, after, sums, point)
-    assert_near(next_Y.values(), ahead, "pgd", dtype)
-    assert_near(F.values(), after, "pgd", dtype)
+    check_step(dtype, F, next_Y, sums, (before, point, gradient, step.double(), 0.3))
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
@@ -274,11 +281,5 @@ def test_penalised_pgd_is_the_reference(K, m, p, layout, dtype, l1, last):
     E, B = (Matrix(M, number, "columns").view for M in (E, B))
     rest = (F.view, next_Y.view, start.view, step, 0.3, sums, l1, curvature)
     OPS["pgd_residual_"](F.view, Y.view, E, B, *rest)
-    after, ahead = before.clone(), point.clone()
-    pgd_(after, ahead, gradient, step.double(), 0.3)
     Y.values(), start.values()
-    if last:
-        assert next_Y.values().isnan().all()
-        return check("pgd", dtype, F, after, sums, point)
-    assert_near(next_Y.values(), ahead, "pgd", dtype)
-    assert_near(F.values(), after, "pgd", dtype)
+    check_step(dtype, F, next_Y, sums, (before, point, gradient, step.double(), 0.3))
