@@ -190,9 +190,15 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
         const ptrdiff_t terms = a.p - first < in_hand ? a.p - first : in_hand;
         // features take the place of concepts
         gather(X, View<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
+        const ptrdiff_t after = first + terms;
+        Ahead<T> ahead;
+        if (after < a.p)
+            ahead = {a.X + after + start * a.stride_x, a.stride_x, columns, a.p - after < in_hand ? a.p - after : in_hand};
+        else if (start + columns < a.m)
+            ahead = {a.X + (start + columns) * a.stride_x, a.stride_x, a.m - start - columns < W<T> ? a.m - start - columns : W<T>, a.p < in_hand ? a.p : in_hand};
         for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
             add_products(vectors, concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k,
-                         a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms);
+                         a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms, ahead);
         });
     }
     gather(F, constant(a.F), a.K, start, columns);
@@ -204,6 +210,16 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
         sum_squares(R, F, a.K, partial);
         sums[0] += partial[0];
         sums[1] += partial[1];
+    }
+    if (a.swept.data) {
+        gather(R, constant(a.swept), a.K, start, columns);
+        for (ptrdiff_t i = 0; i < size; i += V<T>) {
+            const Vec<T> now = load(F + i), least = a.least * now;
+            const Vec<T> moved = now + a.ahead * (now - load(R + i));
+            store(R + i, now);
+            store(F + i, least > moved ? least : moved);
+        }
+        scatter(a.swept, R, a.K, start, columns);
     }
     scatter(a.F, F, a.K, start, columns);
 }
