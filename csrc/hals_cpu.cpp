@@ -45,13 +45,13 @@ void gather(T *tile, View<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdif
                 // the last square overlaps the one before if it must
                 const ptrdiff_t k = next + V<T> <= rows ? next : rows - V<T>;
                 Vec<T> square[V<T>] = {};
-                if (some >= V<T>)
-                    for (int l = 0; l < V<T>; ++l)
-                        square[l] = load(origin + (i + l) * from.stride_m + k);
-                else
+                if (some >= V<T>) {
+                    load_transposed<T>(square, origin + i * from.stride_m + k, from.stride_m);
+                } else {
                     for (int l = 0; l < some; ++l)
                         square[l] = load(origin + (i + l) * from.stride_m + k);
-                transpose<T>(square);
+                    transpose<T>(square);
+                }
                 for (int l = 0; l < V<T>; ++l) store(tile + (k + l) * W<T> + i, square[l]);
             }
         }
@@ -178,6 +178,17 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
     scatter(a.F, F, a.K, start, columns);
 }
 
+inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
+
+// the features from `after` of the rows of a tile, or of the next tile the first
+template <class T>
+Ahead<T> next(const HalsRows<T> &a, ptrdiff_t start, ptrdiff_t columns, ptrdiff_t after) {
+    if (after < a.p)
+        return {a.X + start * a.stride_x + after, a.stride_x, columns, min(a.p - after, in_hand)};
+    start += columns;
+    return {a.X + start * a.stride_x, a.stride_x, min(a.m - start, W<T>), min(a.p, in_hand)};
+}
+
 // C never leaves the cache, and its product with few concepts is not left to the vendor's GEMM
 template <class T>
 void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
@@ -190,12 +201,7 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
         const ptrdiff_t terms = a.p - first < in_hand ? a.p - first : in_hand;
         // features take the place of concepts
         gather(X, View<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
-        const ptrdiff_t after = first + terms;
-        Ahead<T> ahead;
-        if (after < a.p)
-            ahead = {a.X + after + start * a.stride_x, a.stride_x, columns, a.p - after < in_hand ? a.p - after : in_hand};
-        else if (start + columns < a.m)
-            ahead = {a.X + (start + columns) * a.stride_x, a.stride_x, a.m - start - columns < W<T> ? a.m - start - columns : W<T>, a.p < in_hand ? a.p : in_hand};
+        Ahead<T> ahead = next<T>(a, start, columns, first + terms);
         for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
             add_products(vectors, concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k,
                          a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms, ahead);

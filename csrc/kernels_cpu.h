@@ -84,7 +84,8 @@ template <class T> struct HalsKernels {
 };
 
 // add: out (K × padded(p)) += F X over columns [first, last) of F, or of a symmetric result what is
-// right of the diagonal and some of the rest. It needs scratch_size elements of scratch.
+// right of the diagonal and some of the rest; so many rows at a time. It needs scratch_size elements
+// of scratch.
 template <class T> struct MomentsKernels {
     ptrdiff_t scratch_size, rows;
     ptrdiff_t (*padded)(ptrdiff_t p);

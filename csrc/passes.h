@@ -65,8 +65,6 @@ template <class T>
 void pass(const HalsRows<T> &a, const Sums<T> &to, double flops, int threads, double *totals) {
     const HalsKernels<T> &hals = hals_kernels<T>();
     const MomentsKernels<T> &moments = moments_kernels<T>();
-    const Moments<T> data{a.F.data, a.X, a.F.stride_m, a.stride_x, a.K, a.m, a.p};
-    const Moments<T> codes{a.F.data, a.F.data, a.F.stride_m, a.F.stride_m, a.K, a.m, a.K};
     const Size W = hals.tile_columns, tiles = (a.m + W - 1) / W;
     const Size fit = rows_bytes / static_cast<Size>(std::max<Size>(1, a.p) * sizeof(T));
     const Size in_hand = std::max<Size>(1, std::min(fit, moments.rows) / W);
@@ -81,12 +79,15 @@ void pass(const HalsRows<T> &a, const Sums<T> &to, double flops, int threads, do
         T *cross = made.data + part * size, *gram = cross + a.K * width;
         T *panel = packed.data + part * moments.scratch_size;
         std::fill(cross, cross + size, T(0));
-        const Size end = (part + 1) * tiles / threads;
+        const Size end = (part + 1) * tiles / threads, rows = std::min(a.m, end * W);
+        // codes of the rows behind these are being written
+        const Moments<T> data{a.F.data, a.X, a.F.stride_m, a.stride_x, a.K, rows, a.p};
+        const Moments<T> codes{a.F.data, a.F.data, a.F.stride_m, a.F.stride_m, a.K, rows, a.K};
         for (Size tile = part * tiles / threads; tile < end;) {
             const Size first = tile * W, last = std::min(tile + in_hand, end);
             for (; tile < last; ++tile)
                 hals.rows(a, tile * W, scratch.data + part * held, &partial[2 * tile]);
-            const Size after = std::min(a.m, last * W);
+            const Size after = std::min(rows, last * W);
             moments.add(data, false, first, after, cross, panel);
             moments.add(codes, true, first, after, gram, panel);
         }
