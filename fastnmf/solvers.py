@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .active_set import nnls_, nnls_on_, nnls_unrolled
 from .precision import in_tf32, round_tf32
-from .rows import wide_pieces
+from .rows import wide_pieces, widened
 
 # concepts swept one after the other before the rest of the block is updated by a GEMM
 _INNER = 16
@@ -173,6 +173,8 @@ def squared_norm(X: Tensor) -> Tensor:
         wide = X.split(max(1, (1 << 24) // max(1, X.shape[1])))
         norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in wide]
         return torch.stack(norms).square().sum()
+    if X.numel() <= _NORM_ENTRIES:
+        return torch.linalg.vector_norm(widened(X)).double().square_()
     norms = [
         torch.linalg.vector_norm(lines, dim=1).double()
         for piece in wide_pieces(X)
