@@ -119,6 +119,18 @@ def test_hals_sweep_is_the_reference(K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
+def test_sweeps_in_one_launch_are_sweeps_one_after_the_other():
+    before, X, B = draw(21, 70, "float32")
+    gram, cross = (B @ B.T).float(), (B @ X.T).float()
+    once, at_once = before.float(), before.float()
+    each, all_of_them = new_sums(), new_sums()
+    for _ in range(3):
+        OPS["hals_sweep_"](once, cross, gram, each)
+    OPS["hals_sweep_"](at_once, cross, gram, all_of_them, 3)
+    assert torch.equal(once, at_once)
+    assert torch.allclose(each, all_of_them, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("layout", "K"),
     [
