@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,3 +76,16 @@ def test_backend_of_the_fit_is_in_the_account():
     model = NMF(3, backend="torch", max_iter=1, tol=0)
     model.fit(torch.rand(9, 5))
     assert model.fit_info_.backend == "torch"
+
+
+def test_interpreter_that_does_not_work_is_named(monkeypatch):
+    """Triton 3.6 beside NumPy 2.4 was called usable, and raised in the first kernel."""
+    errors = pytest.importorskip("triton.runtime.errors", reason="triton is not installed")
+
+    def hals_sweep_(*_):
+        raise errors.InterpreterError("TypeError('only 0-dimensional arrays')")
+
+    monkeypatch.setattr(sys.modules["fastnmf.backends"], "_interpreted", lambda: True)
+    monkeypatch.setattr(importlib.import_module("fastnmf.kernels.hals"), "hals_sweep_", hals_sweep_)
+    reason = BACKENDS["triton"].probe.__wrapped__()
+    assert f"beside NumPy {np.__version__} (TypeError('only 0-dimensional arrays'))" in reason
