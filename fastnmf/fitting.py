@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -58,6 +59,7 @@ class Fitter:
         """The codes, D (K, d) and the account for data that are in memory or read in passes."""
         n, d = data.rows.n, data.rows.d
         self._refuse(data)
+        _refuse_extremes(data)
         chosen, resumed = self._resumed(data)
         if resumed is None:
             Z, D = data.start(self.K, self.init, self.generator)
@@ -202,4 +204,18 @@ class Fitter:
             processes=data.ranks.size,
             reduced_bytes=summed // max(1, len(outcome.history)),
             history=outcome.history,
+        )
+
+
+def _refuse_extremes(data: Resident | Streamed) -> None:
+    """Refuse data whose squares are no normal numbers, or whose sum of squares is none: where they
+    vanish every error is zero."""
+    n, d, dtype, largest = data.rows.n, data.rows.d, data.rows.dtype, data.largest
+    square, limits = largest * largest, torch.finfo(dtype)
+    if largest and not (limits.tiny <= square <= limits.max and math.isfinite(square * n * d)):
+        name = str(dtype).removeprefix("torch.")
+        raise ArithmeticError(
+            f"the largest entry of A is {largest:.3g}, too {'small' if square < 1 else 'large'} to "
+            f"be squared in {name}; scale A (A / A.max())"
+            + (" or pass it as float64" if dtype == torch.float32 else "")
         )

@@ -183,8 +183,9 @@ class NMF(nn.Module):
         were. resume: go on from the file `checkpoint`, to the same bits as a fit that was not
         interrupted, on the same machine and with as many threads; start where there is no such file
         yet. max_iter and tol may differ from those before. Raises InvalidInput for data, options or
-        a checkpoint that cannot be used, BackendUnavailable, ArithmeticError if the factors
-        overflow, OSError if the checkpoint cannot be written.
+        a checkpoint that cannot be used, BackendUnavailable, ArithmeticError if A is too large or
+        too small to be squared or the factors overflow, OSError if the checkpoint cannot be
+        written.
 
         distributed: A is the rows of this process, which may be none, and Z their codes; a file for
         them is named Z-00000-of-00004.npy for 'Z.npy', a checkpoint alike, from which as many
