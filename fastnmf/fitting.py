@@ -65,6 +65,7 @@ class Fitter:
             Z, D = data.start(self.K, self.init, self.generator)
         else:
             Z, D = data.resume(resumed.Z, resumed.D)
+        Z, D = _row_major(Z), _row_major(D)
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
         summed = data.ranks.summed
         keeping = nullcontext() if self.checkpoint is None else self.checkpoint.follow(chosen)
@@ -205,6 +206,12 @@ class Fitter:
             reduced_bytes=summed // max(1, len(outcome.history)),
             history=outcome.history,
         )
+
+
+def _row_major(F: Tensor | Store) -> Tensor | Store:
+    """F, a contiguous matrix, with strides to match: those of a single row or column may be any,
+    and products choose by them how they sum."""
+    return F.flatten().view(F.shape) if isinstance(F, Tensor) else F
 
 
 def _refuse_extremes(data: Resident | Streamed) -> None:
