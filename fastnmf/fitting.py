@@ -95,8 +95,8 @@ class Fitter:
         earlier = resumed.history[-1].seconds if resumed is not None else 0.0
         info = self._account(data, Z, D, chosen, outcome, earlier, summed)
         data.keep(Z)
-        first = data.ranks.rank == 0
-        if first and self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
+        begun = data.ranks.rank == 0 and info.iterations > 0
+        if begun and self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
             log.warning(
                 "not converged: the relative change is %.2g after %d iterations, with tol=%g and "
                 "stop=%r; raise %s or tol (tol=0 asks for no more than that)",
