@@ -118,7 +118,7 @@ class Encoder:
                 else:
                     F = (cold_start(X, self.D) if Z0 is None else Z0[part]).T
                 C = self.D @ X.T
-                momentum = Momentum(solver, penalised=bool(penalty))
+                momentum = Momentum(solver, self.D, penalised=bool(penalty))
                 for _ in range(times):
                     F = solver.unrolled(momentum.extrapolate(F), C, G, penalty.l1)
                 (downstream[part],) = torch.autograd.grad(

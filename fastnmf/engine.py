@@ -429,7 +429,7 @@ def _update_codes_(run: _Run) -> None:
         held = hold(*by, run.D, m=run.rows.n, penalty=penalty)
         solver = SOLVERS[run.solver]
         run.kept = [
-            (*piece, held, Momentum(solver, penalised=bool(penalty)))
+            (*piece, held, Momentum(solver, run.D, penalised=bool(penalty)))
             for piece in _code_pieces(run, held)
         ]
     for _, Z, target, held, momentum in run.kept:

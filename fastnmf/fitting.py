@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -58,11 +59,13 @@ class Fitter:
         """The codes, D (K, d) and the account for data that are in memory or read in passes."""
         n, d = data.rows.n, data.rows.d
         self._refuse(data)
+        _refuse_extremes(data)
         chosen, resumed = self._resumed(data)
         if resumed is None:
             Z, D = data.start(self.K, self.init, self.generator)
         else:
             Z, D = data.resume(resumed.Z, resumed.D)
+        Z, D = _row_major(Z), _row_major(D)
         log.info("fit %d × %d with %d concepts: %s", n, d, self.K, chosen)
         summed = data.ranks.summed
         keeping = nullcontext() if self.checkpoint is None else self.checkpoint.follow(chosen)
@@ -92,8 +95,8 @@ class Fitter:
         earlier = resumed.history[-1].seconds if resumed is not None else 0.0
         info = self._account(data, Z, D, chosen, outcome, earlier, summed)
         data.keep(Z)
-        first = data.ranks.rank == 0
-        if first and self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
+        begun = data.ranks.rank == 0 and info.iterations > 0
+        if begun and self.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
             log.warning(
                 "not converged: the relative change is %.2g after %d iterations, with tol=%g and "
                 "stop=%r; raise %s or tol (tol=0 asks for no more than that)",
@@ -202,4 +205,24 @@ class Fitter:
             processes=data.ranks.size,
             reduced_bytes=summed // max(1, len(outcome.history)),
             history=outcome.history,
+        )
+
+
+def _row_major(F: Tensor | Store) -> Tensor | Store:
+    """F, a contiguous matrix, with strides to match: those of a single row or column may be any,
+    and products choose by them how they sum."""
+    return F.flatten().view(F.shape) if isinstance(F, Tensor) else F
+
+
+def _refuse_extremes(data: Resident | Streamed) -> None:
+    """Refuse data whose squares are no normal numbers, or whose sum of squares is none: where they
+    vanish every error is zero."""
+    n, d, dtype, largest = data.rows.n, data.rows.d, data.rows.dtype, data.largest
+    square, limits = largest * largest, torch.finfo(dtype)
+    if largest and not (limits.tiny <= square <= limits.max and math.isfinite(square * n * d)):
+        name = str(dtype).removeprefix("torch.")
+        raise ArithmeticError(
+            f"the largest entry of A is {largest:.3g}, too {'small' if square < 1 else 'large'} to "
+            f"be squared in {name}; scale A (A / A.max())"
+            + (" or pass it as float64" if dtype == torch.float32 else "")
         )

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from .errors import InvalidInput
 from .exemplars import any_rows, spread_rows
 from .rows import compute_dtype, product, wide_pieces, widened
-from .svd import TINY, Sum, leading_svd, normal, piece_rows, wide
+from .svd import Sum, leading_svd, normal, piece_rows, tiny, wide
 
 STARTS = ("auto", "random", "nndsvda", "rows", "spread")
 # NNDSVD counts entries below this as zero; scikit-learn's number
@@ -76,7 +76,7 @@ def non_negative_parts(
     root = (S * torch.where(positive, up * vp, un * vn)).sqrt()
     sign = torch.where(positive, 1.0, -1.0).to(S.dtype)
     norms = torch.where(positive, up, un), torch.where(positive, vp, vn)
-    return tuple((sign, root / norm.clamp(min=TINY), S[0].sqrt()) for norm in norms)
+    return tuple((sign, root / norm.clamp(min=tiny(norm)), S[0].sqrt()) for norm in norms)
 
 
 def take_parts_(F: Tensor, sign: Tensor, factors: Tensor, leading: Tensor, mean: Tensor) -> None:
@@ -166,8 +166,7 @@ def start(
     if kind == "given":
         return given(init, n, d, K, compute_dtype(A), A.device)
     if kind == "nndsvda" and min(n, d) >= K:
-        # the same start whatever the unit of A
-        Z, D = nndsvda(A, K, generator, unit=_mean(A).clamp(min=TINY))
+        Z, D = nndsvda(A, K, generator, unit=_unit(A))
     elif kind != "random":
         D = _dictionary_of_rows(A, K, kind, generator)
         Z = cold_start(A, D)
@@ -185,7 +184,7 @@ def cold_start(A: Tensor, D: Tensor) -> Tensor:
     z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
     """
     total = D.sum(0)
-    scale = product(A, total) / total.square().sum().clamp(min=torch.finfo(D.dtype).tiny)
+    scale = product(A, total) / total.square().sum().clamp(min=tiny(D))
     alive = (D.square().sum(1) > 0).to(D.dtype)
     return scale[:, None] * alive
 
@@ -195,11 +194,11 @@ def _dictionary_of_rows(A: Tensor, K: int, kind: str, generator: Generator | Non
     """D (K, d): rows of A; after the concepts of NNDSVDa, as long as they; before random ones."""
     D = widened(A[:0])
     if kind == "nndsvda":
-        _, D = nndsvda(A, min(A.shape), generator, unit=_mean(A).clamp(min=TINY))
+        _, D = nndsvda(A, min(A.shape), generator, unit=_unit(A))
         parts = torch.stack([torch.linalg.vector_norm(piece) for piece in wide_pieces(A)])
         norms = torch.linalg.vector_norm(parts), torch.linalg.vector_norm(D)
         # the mean square of a row is that of a concept
-        D *= norms[0] / norms[1].clamp(min=TINY) * (len(D) / len(A)) ** 0.5
+        D *= norms[0] / norms[1].clamp(min=tiny(D)) * (len(D) / len(A)) ** 0.5
     draw = spread_rows if kind == "spread" else any_rows
     D = torch.cat((D, widened(A[draw(A, K - len(D), generator)])))
     if len(D) < K:
@@ -218,6 +217,12 @@ def folded_normal(
 def _mean(A: Tensor) -> Tensor:
     shares = [piece.mean() * (len(piece) / len(A)) for piece in wide_pieces(A)]
     return torch.stack(shares).sum()
+
+
+def _unit(A: Tensor) -> Tensor:
+    """What to divide A by for the same start whatever its unit: its mean, or more than 0."""
+    mean = _mean(A)
+    return mean.clamp(min=tiny(mean))
 
 
 def part_norms(F: Tensor) -> tuple[Tensor, Tensor]:

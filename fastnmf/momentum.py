@@ -21,8 +21,10 @@ class Momentum:
     Candès, 2015.
     """
 
-    def __init__(self, solver: Solver, *, penalised: bool) -> None:
-        self._most = solver.penalised_momentum if penalised else solver.most_momentum
+    def __init__(self, solver: Solver, D: Tensor, *, penalised: bool) -> None:
+        """D (K, d): the dictionary that stays; penalised: whether codes have a penalty."""
+        swings = penalised and len(D) > D.shape[1]
+        self._most = solver.penalised_momentum if swings else solver.most_momentum
         self._least_share = solver.least_share
         self._before: Tensor | None = None
         self._taken = 0

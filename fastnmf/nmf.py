@@ -183,8 +183,9 @@ class NMF(nn.Module):
         were. resume: go on from the file `checkpoint`, to the same bits as a fit that was not
         interrupted, on the same machine and with as many threads; start where there is no such file
         yet. max_iter and tol may differ from those before. Raises InvalidInput for data, options or
-        a checkpoint that cannot be used, BackendUnavailable, ArithmeticError if the factors
-        overflow, OSError if the checkpoint cannot be written.
+        a checkpoint that cannot be used, BackendUnavailable, ArithmeticError if A is too large or
+        too small to be squared or the factors overflow, OSError if the checkpoint cannot be
+        written.
 
         distributed: A is the rows of this process, which may be none, and Z their codes; a file for
         them is named Z-00000-of-00004.npy for 'Z.npy', a checkpoint alike, from which as many
@@ -302,11 +303,11 @@ class NMF(nn.Module):
 
         Stops when ‖ΔZ‖ ≤ tol ‖Z‖ or after max_iter iterations; anls is exact. tol=None is a
         hundredth of the model's: then the training data are encoded at least as well as fit encoded
-        them. Starts from Z0 (n, K) if given, else from codes that use all concepts alike: the same
-        A gives the same codes. Large A is encoded in chunks of rows, each until it has settled. A
-        and codes: as for fit, but for None. Differentiable with respect to A when A requires a
-        gradient; then it must be in memory. Raises NotFitted, or InvalidInput for data that cannot
-        be used.
+        them, if max_iter does (at K > d it may not). Starts from Z0 (n, K) if given, else from
+        codes that use all concepts alike: the same A gives the same codes. Large A is encoded in
+        chunks of rows, each until it has settled. A and codes: as for fit, but for None.
+        Differentiable with respect to A when A requires a gradient; then it must be in memory.
+        Raises NotFitted, or InvalidInput for data that cannot be used.
         """
         self._assert_fitted()
         max_iter = options.whole("max_iter", max_iter, at_least=0)
@@ -344,8 +345,8 @@ class NMF(nn.Module):
         """Â (n, d) = Z D for codes Z (n, K) of any sign, on the model's device. Differentiable with
         respect to Z.
 
-        Z: what fit takes as A. out: the .npy file to write Â to; then a map of it is returned, on
-        the CPU, and Z may need no gradient.
+        Z: what fit takes as A; a tensor may have any shape (…, K). out: the .npy file to write Â
+        to; then a map of it is returned, on the CPU, and Z may need no gradient.
         """
         self._assert_fitted()
         (K, d), device = self.D.shape, self.D.device
@@ -358,9 +359,10 @@ class NMF(nn.Module):
                     D = self.D.to(shape_of(taken)[1])
                     return taking.through(taken, lambda _, Zi: Zi @ D, d)
             Z = taken.A
-        if Z.ndim != 2 or Z.shape[1] != K:
+        if Z.ndim == 0 or Z.shape[-1] != K:
             raise InvalidInput(
-                f"Z has shape {tuple(Z.shape)}; codes must be (n, {K}), a column for each concept"
+                f"Z has shape {tuple(Z.shape)}; codes must be (n, {K}) or (…, {K}), an entry for "
+                "each concept"
             )
         dtype = torch.promote_types(Z.dtype, self.D.dtype)
         return Z.to(device, dtype) @ self.D.to(dtype)

@@ -31,7 +31,7 @@ def refuse_unknown(unknown: dict[str, Any], model: type) -> None:
     valid = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
     given = next(iter(unknown))
     near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise TypeError(f"NMF has no option {given!r}{hint} It has: {', '.join(valid)}")
 
 

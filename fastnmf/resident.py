@@ -42,6 +42,10 @@ class Resident:
     chunk_rows = None
     passes = 1
 
+    @property
+    def largest(self) -> float:
+        return float(self.rows.A.amax())
+
     def plan(self, K: int, solver: str, backend: str, **asked: Any) -> Plan:
         free = memory.free_bytes(self.rows.A.device)
         return memory.choose(self.rows.A, K, solver, backend, free, **asked)

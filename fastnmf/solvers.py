@@ -206,11 +206,11 @@ class Solver:
     operations: what a backend supplies for it, by name. fused: products and update in one, which a
     backend may supply besides; without, sweeps.py makes them of torch's products and the first
     kind. forms: the forms its half-steps exist in.
-    exact: whether one half-step solves its problem. most_momentum, penalised_momentum: the largest
-    β of an extrapolation (momentum.py), without and with penalties; least_share: how much of a code
-    it must leave. learns_up_to: the concepts up to which it updates the dictionary; beyond, one
-    sweep of hals does. unrolled(F, C, G, l1) → F': one half-step out of place, through which
-    `encode` differentiates.
+    exact: whether one half-step solves its problem. most_momentum: the largest β of an
+    extrapolation (momentum.py); penalised_momentum: with penalties at K > d; least_share: how much
+    of a code it must leave. learns_up_to: the concepts up to which it updates the dictionary;
+    beyond, one sweep of hals does. unrolled(F, C, G, l1) → F': one half-step out of place, through
+    which `encode` differentiates.
     """
 
     name: str

@@ -66,6 +66,10 @@ class Streamed:
     def place(self) -> str:
         return (self.target or self.store or NotKept).place
 
+    @property
+    def largest(self) -> float:
+        return self.rows.summary.largest
+
     def plan(self, K: int, solver: str, backend: str, *, chunk_rows: int | None, **asked) -> Plan:
         rows, ranks = self.rows, self.rows.ranks
         like = torch.empty(0, dtype=rows.dtype, device=rows.device)

@@ -15,7 +15,7 @@ from .exemplars import draw_any, draw_spread
 from .init import cold_start, folded_normal, given_factor, resolve
 from .store import InMemory, OnDisk, row_blocks
 from .stream import Stream
-from .svd import TINY, ByColumns, ByRows, piece_rows, right_vectors, wide
+from .svd import ByColumns, ByRows, piece_rows, right_vectors, tiny, wide
 
 # rows drawn at once: torch draws numbers in groups of 16, so pieces of whole groups continue each
 # other, and all but the last must hold such
@@ -130,10 +130,10 @@ def _nndsvda(stream: Stream, codes: Codes, K: int, generator: Generator | None) 
     else:
         U = X.product(V * inverse)
         squares = init.part_squares(U)
-    mean, unit = _mean(stream), _mean(stream).clamp(min=TINY)
+    mean, unit = _mean(stream), _mean(stream).clamp(min=tiny(V))
     norms = squares.sum(0).sqrt()
     S = (norms / inverse / unit).to(V.dtype)
-    norms = norms.clamp(min=TINY)
+    norms = norms.clamp(min=tiny(V))
     of_u = tuple((squares.sqrt() / norms).to(V.dtype))
     parts_of_u, parts_of_v = init.non_negative_parts(S, of_u, init.part_norms(V))
 
@@ -178,7 +178,7 @@ def _dictionary_of_rows(stream: Stream, K: int, kind: str, generator: Generator 
     D = _like(stream).new_empty(0, stream.d)
     if kind == "nndsvda":
         D = _nndsvda(stream, None, min(stream.n, stream.d), generator)
-        norm = torch.linalg.vector_norm(D).clamp(min=TINY)
+        norm = torch.linalg.vector_norm(D).clamp(min=tiny(D))
         D *= stream.squared_data**0.5 / norm * (len(D) / stream.n) ** 0.5
     norms = _of_rows(stream, lambda X: torch.linalg.vector_norm(X.to(wide(X.device)), dim=1))
     candidates = norms.nonzero()[:, 0]

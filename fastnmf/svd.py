@@ -17,8 +17,6 @@ Sum = Callable[[Tensor], None]
 WORKSPACE_BYTES = 8 * 2**20
 # columns of the random basis beyond K; scikit-learn's number
 OVERSAMPLES = 10
-# the least normal float32, to divide by in place of 0
-TINY = 2.0**-126
 
 
 @torch.no_grad()
@@ -39,7 +37,7 @@ def leading_svd(A: Tensor, K: int, generator: Generator | None = None) -> tuple[
     V, inverse = right_vectors(by_rows, X.shape, K, like, X.amax().to(like), generator)
     U = product(X, V * inverse)  # (m, K)
     norms = torch.linalg.vector_norm(U, dim=0)
-    U /= norms.clamp(min=TINY)
+    U /= norms.clamp(min=tiny(U))
     S = norms / inverse
     return (U, S, V.T) if X is A else (V, S, U.T)
 
@@ -123,7 +121,7 @@ def right_vectors(
     whole = p <= 4 * size
     # keeps XᵀX Q and the norms in range for data near the limits of the dtype, and Q times itself,
     # where a draw may be 5, for data of zeros
-    inverse = 2**-4 / largest.clamp(min=TINY)
+    inverse = 2**-4 / largest.clamp(min=tiny(like))
     # one more than scikit-learn, whose 7 or 4 end with half a pass
     passes = 8 if K < 0.1 * p else 5
     # a quarter of the rows does for all but the last three passes: at 0.6 of the time, the energy
@@ -140,6 +138,11 @@ def right_vectors(
     V = W if whole else Q @ W  # (p, K)
     V *= V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()
     return V, inverse
+
+
+def tiny(like: Tensor) -> float:
+    """The least normal number of this dtype, to divide by in place of 0."""
+    return torch.finfo(like.dtype).tiny
 
 
 def normal(shape: tuple[int, int], A: Tensor, generator: Generator | None) -> Tensor:

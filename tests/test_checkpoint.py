@@ -104,6 +104,23 @@ def test_accelerated_fit_resumes_to_the_same_bits(left, solver, form, path):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("n", [1, 5, 60])
+def test_fit_of_one_concept_resumes_to_the_same_bits(n, solver, path):
+    """A dictionary of one row had other strides at the start than when it was read, and its
+    products another order of summation."""
+    for seed in range(8):
+        A = torch.rand(n, 9, generator=torch.Generator().manual_seed(seed))
+        options = {"solver": solver, "max_iter": 12, "tol": 0, "seed": 0, "checkpoint": path}
+        path.unlink(missing_ok=True)
+        expected = NMF(1, **options)
+        factors = expected.fit(A)
+        with pytest.raises(Stopped):
+            NMF(1, callback=stop_in(6), checkpoint_seconds=0, **options).fit(A)
+        resumed = NMF(1, **options)
+        assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_fit_that_is_left_many_times_gives_the_same_bits(solver, path):
     A = strided(numbers())
     options = {"solver": solver, "max_iter": 40, "tol": 0}

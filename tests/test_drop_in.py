@@ -14,7 +14,7 @@ import pytest
 import torch
 from half_steps import saved_and_loaded
 
-from fastnmf import NMF
+from fastnmf import NMF, InvalidInput
 from fastnmf.solvers import SOLVERS
 
 N, D_IN, K = 50, 10, 5
@@ -307,6 +307,17 @@ def test_encode_is_differentiable(A, solver):
     assert X.grad.isfinite().all()
     assert X.grad.abs().max() > 0
     assert not model.encode(A[:8]).requires_grad
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5)], ids=str)
+def test_decode_takes_codes_of_any_shape(A, shape):
+    """These were refused, and Overcomplete's decode takes them."""
+    model = NMF(5, seed=0)
+    _, D = model.fit(A, max_iter=2)
+    Z = torch.rand(shape)
+    assert torch.equal(model.decode(Z), Z @ D)
+    with pytest.raises(InvalidInput, match="6"):
+        model.decode(torch.rand(*shape[:-1], 6))
 
 
 def test_decode_is_differentiable(A):

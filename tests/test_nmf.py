@@ -39,8 +39,8 @@ def test_unknown_option_raises_type_error_with_the_nearest(option, nearest):
     with pytest.raises(TypeError, match=option) as raised:
         NMF(5, **{option: 1})
     assert "chunk_rows" in str(raised.value)
-    if nearest:
-        assert f"did you mean {nearest!r}" in str(raised.value)
+    hint = f"; did you mean {nearest!r}?" if nearest else "."
+    assert f"no option {option!r}{hint} It has:" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -234,15 +234,37 @@ def test_wrong_number_of_features_is_refused():
 
 
 def test_factors_that_overflow_are_an_error_and_not_nan():
-    with pytest.raises(ArithmeticError, match="float64"):
-        NMF(4, seed=0).fit(numbers() * 1e30)
+    # each square is a float32, their sum is none
+    with pytest.raises(ArithmeticError, match=r"overflowed .* float64"):
+        NMF(4, seed=0).fit(numbers() * 5e18)
 
 
+EXTREMES = [(torch.float32, 1e-30), (torch.float32, 1e30)]
+EXTREMES += [(torch.float64, 1e-200), (torch.float64, 1e200)]
+
+
+@pytest.mark.parametrize(("dtype", "scale"), EXTREMES, ids=str)
+@pytest.mark.parametrize("read", [lambda A: A, lambda A: list(A.split(20))], ids=["tensor", "list"])
+def test_data_whose_squares_are_no_numbers_are_refused(dtype, scale, read):
+    """Small data had a fit that stopped at once with relative_error 0 where it was 0.6; large
+    float64 data failed in LAPACK."""
+    model = NMF(4, seed=0)
+    with pytest.raises(ArithmeticError, match=r"largest entry of A is .*A / A\.max\(\)"):
+        model.fit(read(numbers(dtype=dtype) * scale), max_iter=0)
+    assert not model.fitted
+
+
+SCALES = [(torch.float32, 1e-18), (torch.float32, 1e-15), (torch.float32, 1e15)]
+SCALES += [(torch.float64, 1e-140), (torch.float64, 1e-60), (torch.float64, 1e140)]
+
+
+@pytest.mark.parametrize("concepts", [4, 30])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("scale", [1e-15, 1e15])
-def test_fit_does_not_depend_on_the_scale_of_the_data(solver, scale):
-    A = numbers()
-    plain, scaled = (NMF(4, solver=solver, max_iter=20, tol=0, seed=0) for _ in range(2))
+@pytest.mark.parametrize(("dtype", "scale"), SCALES, ids=str)
+def test_fit_does_not_depend_on_the_scale_of_the_data(solver, dtype, scale, concepts):
+    """In float64 nndsvda took means below 1e-38 for zero, and mu and pgd then ended at once."""
+    A = numbers(dtype=dtype)
+    plain, scaled = (NMF(concepts, solver=solver, max_iter=20, tol=0, seed=0) for _ in range(2))
     plain.fit(A)
     scaled.fit(A * scale)
     assert scaled.fit_info_.relative_error == pytest.approx(
@@ -307,6 +329,9 @@ def test_not_converged_is_one_warning_that_says_what_to_do(caplog):
     assert "max_iter" in record.getMessage()
     caplog.clear()
     NMF(4, max_iter=2, tol=0).fit(numbers())
+    assert not caplog.records
+    # a start was asked for
+    NMF(4, seed=0).fit(numbers(), max_iter=0)
     assert not caplog.records
 
 
