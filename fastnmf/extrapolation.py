@@ -68,11 +68,11 @@ class Extrapolation:
         """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
         ‖Z‖² of the whole iteration."""
         self._balance_(Z, D)
-        sums[:2] = 0
+        sums[:2].zero_()
         rows = max(1, _IN_HAND // Z.shape[1])
         for piece, before in zip(Z.split(rows), self._Z.split(rows), strict=True):
             delta = torch.sub(piece, before, out=self._scratch("moved", *piece.shape))
-            sums[:2] += torch.stack((squared_norm(delta), squared_norm(piece)))
+            sums[:2].add_(torch.stack((squared_norm(delta), squared_norm(piece))))
 
     def rose(self, relative_error: float) -> bool:
         """Whether the error of the pair is above that of the one before, by more than rounding; β

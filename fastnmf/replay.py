@@ -34,6 +34,15 @@ class Recorder(Protocol):
         """Forget it."""
 
 
+def refuses(device: torch.device) -> str | None:
+    """Why no CUDA graph can be had on this device, or None."""
+    if device.type != "cuda":
+        return f"there are none on {device.type}"
+    if torch.version.hip is not None:
+        return "graphs of ROCm were never tried"
+    return None
+
+
 class Replay:
     """A step, to be called again and again: done as it is at first, then recorded, then repeated.
 
