@@ -8,7 +8,7 @@ import gc
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 # operations that a graph cannot hold: the host waits for what they find, or their results depend on
@@ -72,11 +72,13 @@ class _Census(Refusing):
 class Tape(Refusing):
     """See fastnmf.replay.Recorder. To record leaves all memory as it was, as on a CUDA device; what
     a step makes for itself is NaN when it is done again. left: by which operations memory was made
-    that outlived the step before. recordings, repeats: how many there were."""
+    that outlived the step before. recordings, repeats: how many there were; records: whether one is
+    being made."""
 
     def __init__(self, *_, **__):
         super().__init__()
         self.left, self.recordings, self.repeats, self.released = None, 0, 0, False
+        self.records = False
 
     def warm(self, step):
         with _Census() as census:
@@ -85,8 +87,10 @@ class Tape(Refusing):
 
     def record(self, step):
         self._entries, self._made, self._before = [], {}, {}
+        self.records = True
         with self:
             step()
+        self.records = False
         for tensor, values in self._before.values():
             tensor.copy_(values)
         self.recordings += 1
@@ -113,9 +117,10 @@ class Tape(Refusing):
                 self._before[storage(tensor)] = whole, whole.clone()
 
     def launch(self, kernel, given, kwargs):
-        """What a kernel of Triton does, which torch does not see."""
-        self.save(tensors(given, kwargs))
-        kernel(*given, **kwargs)
+        """What a kernel of Triton does, which torch sees as the operations of its interpreter."""
+        with _disable_current_modes():
+            self.save(tensors(given, kwargs))
+            kernel(*given, **kwargs)
         self._entries.append((kernel, given, kwargs, []))
 
     def replay(self):

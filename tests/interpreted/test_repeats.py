@@ -1,0 +1,67 @@
+"""Iterations on the kernels, repeated from a recording: the same launches on the same addresses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import problem
+from tape import Tape
+from torch.utils._python_dispatch import _disable_current_modes
+from triton.runtime.interpreter import GridExecutor
+
+from fastnmf.backends import select
+from fastnmf.engine import factorize_
+from fastnmf.penalties import NO_PENALTIES, Penalties
+from fastnmf.plan import Plan
+from fastnmf.rows import Rows
+
+PENALTIES = {
+    "plain": NO_PENALTIES,
+    "penalised": Penalties(0.02, 0.01, 0.5),
+    "unit norm": Penalties(0.02, 0, 1.0, True),
+}
+
+
+@pytest.fixture
+def tape(monkeypatch):
+    """A tape that has launches of Triton, too."""
+    tape, launch = Tape(), GridExecutor.__call__
+
+    def call(*given, **options):
+        if tape.records:
+            return tape.launch(launch, given, options)
+        # what the interpreter does by torch is no part of a step
+        with _disable_current_modes():
+            return launch(*given, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", call)
+    return tape
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+@pytest.mark.parametrize(
+    ("penalties", "inner"),
+    [*((name, None) for name in PENALTIES), ("plain", (2, 2))],
+    ids=[*PENALTIES, "accelerated"],
+)
+def test_repeats_give_the_same_bits(solver, penalties, inner, tape):
+    A, Z, D = (torch.tensor(M, dtype=torch.float32) for M in problem(13, 6, 4))
+    options = {"accelerates": inner is not None, "inner": inner or (1, 1)}
+    chosen = Plan("normal", "normal", 16, 8, 0.0, **options)
+    _, ops = select(solver, A.device, "triton")
+    fits = []
+    for recorder in (tape, None):
+        factors = Z.clone(), D.clone()
+        with torch.no_grad():
+            outcome = factorize_(
+                *factors, Rows(A), solver=solver, ops=ops, plan=chosen, max_iter=6, tol=1e-30,
+                penalties=PENALTIES[penalties], recorder=recorder,
+            )  # fmt: skip
+        fits.append((*factors, outcome))
+    assert all(map(torch.equal, fits[0][:2], fits[1][:2]))
+    assert tape.left == set()
+    assert fits[0][2].repeats == tape.repeats >= 4
+    # the norms, too
+    assert [i.relative_change for i in fits[0][2].history] == [
+        i.relative_change for i in fits[1][2].history
+    ]
