@@ -284,7 +284,11 @@ class NMF(nn.Module):
         device = torch.device(self.device) if self.D is None else self.D.device
         K, by = self.nb_concepts, self._method(device)
         A = read_rows(A, device=device, **known).A.detach()
-        with torch.autocast(device.type, enabled=False), self._products():
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.cuda.device_of(A),
+            self._products(),
+        ):
             fitter = OnlineFitter(K, by, self.init, self._generator(0), self.half_life, begun)
             stream = fitter(A, Learned(self.D, self._gram, self._cross, self.online_info_))
         self.D = stream.D

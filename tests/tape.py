@@ -72,13 +72,14 @@ class _Census(Refusing):
 class Tape(Refusing):
     """See fastnmf.replay.Recorder. To record leaves all memory as it was, as on a CUDA device; what
     a step makes for itself is NaN when it is done again. left: by which operations memory was made
-    that outlived the step before. recordings, repeats: how many there were; records: whether one is
-    being made."""
+    that outlived the step before. recordings, repeats: how many there were. now: the one that is
+    recording."""
+
+    now: Tape | None = None
 
     def __init__(self, *_, **__):
         super().__init__()
         self.left, self.recordings, self.repeats, self.released = None, 0, 0, False
-        self.records = False
 
     def warm(self, step):
         with _Census() as census:
@@ -87,10 +88,12 @@ class Tape(Refusing):
 
     def record(self, step):
         self._entries, self._made, self._before = [], {}, {}
-        self.records = True
-        with self:
-            step()
-        self.records = False
+        Tape.now = self
+        try:
+            with self:
+                step()
+        finally:
+            Tape.now = None
         for tensor, values in self._before.values():
             tensor.copy_(values)
         self.recordings += 1

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tape import Tape
+
+from fastnmf import fitting
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 pytest.importorskip("overcomplete", reason="overcomplete is not installed")
@@ -22,6 +25,18 @@ def test_every_check_passes_in_the_interpreter(small):
     found = bench_gpu.checks()
     assert [check for check in found if not check["passed"]] == []
     assert len(found) == 2 * (3 + 4 + 2 + 2)
+
+
+def test_graphs_are_checked_to_the_bit(small, launches_on_tape, monkeypatch):
+    """And repeats that do nothing are found."""
+    monkeypatch.setattr(fitting, "CudaGraph", lambda *_, **__: Tape())
+    monkeypatch.setattr(fitting, "refuses", lambda _: None)
+    sizes = 9, 5, 3, 4, ("hals",)
+    found = bench_gpu.graph_checks(*sizes)
+    assert len(found) == 4
+    assert [check for check in found if not check["passed"]] == []
+    monkeypatch.setattr(Tape, "replay", lambda tape: None)
+    assert not any(check["passed"] for check in bench_gpu.graph_checks(*sizes))
 
 
 @pytest.mark.parametrize("name", ["mu_residual_", "pgd_residual_", "mu_normal_"])

@@ -6,8 +6,6 @@ import pytest
 import torch
 from oracle import problem
 from tape import Tape
-from torch.utils._python_dispatch import _disable_current_modes
-from triton.runtime.interpreter import GridExecutor
 
 from fastnmf.backends import select
 from fastnmf.engine import factorize_
@@ -22,29 +20,14 @@ PENALTIES = {
 }
 
 
-@pytest.fixture
-def tape(monkeypatch):
-    """A tape that has launches of Triton, too."""
-    tape, launch = Tape(), GridExecutor.__call__
-
-    def call(*given, **options):
-        if tape.records:
-            return tape.launch(launch, given, options)
-        # what the interpreter does by torch is no part of a step
-        with _disable_current_modes():
-            return launch(*given, **options)
-
-    monkeypatch.setattr(GridExecutor, "__call__", call)
-    return tape
-
-
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
 @pytest.mark.parametrize(
     ("penalties", "inner"),
     [*((name, None) for name in PENALTIES), ("plain", (2, 2))],
     ids=[*PENALTIES, "accelerated"],
 )
-def test_repeats_give_the_same_bits(solver, penalties, inner, tape):
+def test_repeats_give_the_same_bits(solver, penalties, inner, launches_on_tape):
+    tape = Tape()
     A, Z, D = (torch.tensor(M, dtype=torch.float32) for M in problem(13, 6, 4))
     options = {"accelerates": inner is not None, "inner": inner or (1, 1)}
     chosen = Plan("normal", "normal", 16, 8, 0.0, **options)
