@@ -152,31 +152,33 @@ def checked(name: str, variant: str, K: int, m: int, p: int, codes: bool) -> dic
             "off_in_tf32": coarse_off, "same_bits": equal, "passed": passed}  # fmt: skip
 
 
-def graph_checks(
-    n: int = 20_000, d: int = 512, K: int = 10, iterations: int = 30, solvers=("hals", "mu", "pgd")
-) -> list[dict]:
-    """Whole fits whose iterations are repeated from a CUDA graph, against the same without, to the
-    bit: every solver, accelerated, penalised and with concepts of norm 1."""
-    A, *_ = draw(n, d, K)
-    variants = {
-        "accelerated": {},
-        "plain": {"accelerate": False},
-        "penalised": {"alpha_Z": 1e-3, "alpha_D": 1e-3, "l1_ratio": 0.5},
-        "unit norm": {"alpha_Z": 1e-3, "l1_ratio": 1.0, "unit_norm": True},
-    }
-    found = []
-    for solver in solvers:
-        for variant, options in variants.items():
-            fits = []
-            for graph in (True, False):
-                model = NMF(K, DEVICE, solver, 0, seed=0, backend="triton", cuda_graph=graph,
-                            **options)  # fmt: skip
-                fits.append((*model.fit(A, max_iter=iterations), model.fit_info_.cuda_graph))
-            equal = all(map(torch.equal, fits[0][:2], fits[1][:2]))
-            repeated = fits[0][2] >= iterations - 2 and fits[1][2] == 0
-            found.append({"check": f"graph of {solver}, {variant}", "same_bits": equal,
-                          "repeated": fits[0][2], "passed": equal and repeated})  # fmt: skip
-    return found
+# what an iteration has besides
+GRAPHED = {
+    "accelerated": {},
+    "plain": {"accelerate": False},
+    "penalised": {"alpha_Z": 1e-3, "alpha_D": 1e-3, "l1_ratio": 0.5},
+    "unit norm": {"alpha_Z": 1e-3, "l1_ratio": 1.0, "unit_norm": True},
+}
+
+
+def graph_checks() -> list[dict]:
+    """Whole fits whose iterations are repeated from a CUDA graph."""
+    A, *_ = draw(20_000, 512, 10)
+    every = itertools.product(("hals", "mu", "pgd"), GRAPHED)
+    return [graph_checked(A, 10, solver, variant) for solver, variant in every]
+
+
+def graph_checked(A, K: int, solver: str, variant: str, iterations: int = 30) -> dict:
+    """A fit with a graph against the same without, to the bit."""
+    fits = []
+    for graph in (True, False):
+        options = {"seed": 0, "backend": "triton", "cuda_graph": graph, **GRAPHED[variant]}
+        model = NMF(K, DEVICE, solver, 0, **options)
+        fits.append((*model.fit(A, max_iter=iterations), model.fit_info_.cuda_graph))
+    equal = all(map(torch.equal, fits[0][:2], fits[1][:2]))
+    passed = equal and fits[0][2] >= iterations - 2 and fits[1][2] == 0
+    return {"check": f"graph of {solver}, {variant}", "same_bits": equal, "repeats": fits[0][2],
+            "passed": passed}  # fmt: skip
 
 
 def iteration(solver: str, backend: str, A, Z, D, penalties: Penalties = NO_PENALTIES) -> dict:
