@@ -246,9 +246,9 @@ def factorize_(
     together, with the same D. keep is called at the end of every iteration that another may follow,
     with a function that gives the State; from it, with its Z and D and the same plan, a run that is
     `resumed` takes the iterations that are left to the same bits (D must be learned). recorder:
-    repeats the iterations of a run of which `varies` says that they can be. Synchronises
-    once an iteration if it is watched or the plan accelerates, else where idle concepts are looked
-    for, and at the end. Raises ArithmeticError when the factors overflow.
+    repeats the iterations of a run of which `varies` has nothing to say. Synchronises once an
+    iteration if it is watched or the plan accelerates, else where idle concepts are looked for, and
+    at the end. Raises ArithmeticError when the factors overflow.
     """
     # Triton launches on the current device
     with torch.cuda.device_of(D), products_in("highest") as allowed:
