@@ -59,22 +59,24 @@ void hals_block(const std::string &dtype, Address F, Size stride_fk, Size stride
 
 void hals_normal(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address C,
                  Size stride_ck, Size stride_cm, Address G, Size stride_g, Size K, Size m,
-                 Address sums, int threads) {
+                 Address sums, int threads, Size sweeps) {
     check_sizes("K", K, m, threads);
+    check_sizes("sweeps", sweeps, m, threads);
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
         double *total = pointer<double>("sums", sums);
-        if (K == 0 || m == 0) return;
+        if (K == 0 || m == 0 || sweeps == 0) return;
         const HalsNormal<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
                               view<const T>("C", C, stride_ck, stride_cm, K, m),
                               view<const T>("G", G, stride_g, 1, K, K).data,
                               stride_g,
                               K,
-                              m};
+                              m,
+                              sweeps};
         py::gil_scoped_release released;
         const HalsKernels<T> &kernels = hals_kernels<T>();
-        run_hals(kernels.normal, kernels.tile_columns, a, 2 * K, m, 2.0 * m * K * K, threads,
-                 total);
+        run_hals(kernels.normal, kernels.tile_columns, a, 3 * K, m, 2.0 * m * K * K * sweeps,
+                 threads, total);
     });
 }
 
@@ -283,7 +285,8 @@ PYBIND11_MODULE(_C, module) {
         py::arg("stride_fm"), py::arg("C"), py::arg("stride_ck"), py::arg("stride_cm"),
         py::arg("G"), py::arg("stride_g"), py::arg("K"), py::arg("m"), py::arg("sums"),
         py::arg("threads"),
-        "F_k = max(0, F_k + (C_k - G_k F) / G_kk); k = 0 ... K-1.\n\n"
+        py::arg("sweeps") = 1,
+        "F_k = max(0, F_k + (C_k - G_k F) / G_kk); k = 0 ... K-1; so many times.\n\n"
         "F, C (K, m) in any layout, G (K, K) with contiguous rows. A concept with G_kk below "
         "the smallest normal number is left as it is.");
     module.def(

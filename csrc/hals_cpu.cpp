@@ -153,6 +153,20 @@ inline void sum_squares(const T *delta, const T *F, ptrdiff_t rows, double *sums
     sums[1] = sum<T>(norm[0]);
 }
 
+// so many sweeps of a tile with the same C, which is R where there is one, and their sums
+template <class T, class Arguments>
+inline void sweeps(T *F, T *R, const T *C, const Arguments &a, double *sums) {
+    sums[0] = sums[1] = 0;
+    for (ptrdiff_t left = a.sweeps; left > 0; --left) {
+        if (C != R) __builtin_memcpy(R, C, a.K * W<T> * sizeof(T));
+        sweep<false>(F, R, a.G, a.stride_g, a.K);
+        double partial[2];
+        sum_squares(R, F, a.K, partial);
+        sums[0] += partial[0];
+        sums[1] += partial[1];
+    }
+}
+
 template <class T> View<const T> constant(View<T> x) { return {x.data, x.stride_k, x.stride_m}; }
 
 template <class T>
@@ -170,11 +184,11 @@ void hals_block(const HalsBlock<T> &a, ptrdiff_t start, T *scratch, double *sums
 template <class T>
 void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *sums) {
     const ptrdiff_t columns = a.m - start < W<T> ? a.m - start : W<T>;
-    T *F = scratch, *C = scratch + a.K * W<T>;
+    const ptrdiff_t size = a.K * W<T>;
+    T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R;
     gather(C, a.C, a.K, start, columns);
     gather(F, constant(a.F), a.K, start, columns);
-    sweep<false>(F, C, a.G, a.stride_g, a.K);
-    sum_squares(C, F, a.K, sums);
+    sweeps(F, R, C, a, sums);
     scatter(a.F, F, a.K, start, columns);
 }
 
@@ -208,15 +222,7 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
         });
     }
     gather(F, constant(a.F), a.K, start, columns);
-    sums[0] = sums[1] = 0;
-    for (ptrdiff_t left = a.sweeps; left > 0; --left) {
-        if (C != R) __builtin_memcpy(R, C, size * sizeof(T));
-        sweep<false>(F, R, a.G, a.stride_g, a.K);
-        double partial[2];
-        sum_squares(R, F, a.K, partial);
-        sums[0] += partial[0];
-        sums[1] += partial[1];
-    }
+    sweeps(F, R, C, a, sums);
     if (a.swept.data) {
         gather(R, constant(a.swept), a.K, start, columns);
         for (ptrdiff_t i = 0; i < size; i += V<T>) {

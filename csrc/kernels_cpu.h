@@ -32,12 +32,12 @@ template <class T> struct HalsBlock {
     ptrdiff_t stride_g, s, m;
 };
 
-// F, C (K, m); G (K, K)
+// F, C (K, m); G (K, K); so many sweeps
 template <class T> struct HalsNormal {
     View<T> F;
     View<const T> C;
     const T *G;
-    ptrdiff_t stride_g, K, m;
+    ptrdiff_t stride_g, K, m, sweeps;
 };
 
 // F (K, m); B (p, K), contiguous: the factor held fixed, transposed; G (K, K) = BᵀB; X (m, p), its
@@ -74,7 +74,8 @@ template <class T> struct PgdUpdate {
 
 // Every kernel writes ‖Δ‖² and ‖F‖² of what it updated to sums[0] and sums[1].
 // The HALS kernels update columns [start, start + tile_columns) as far as there are any, and
-// need 2 · concepts · tile_columns elements of scratch; rows (3 · concepts + in_hand) · tile_columns.
+// need 2 · concepts · tile_columns elements of scratch; normal 3, rows (3 · concepts + in_hand) ·
+// tile_columns.
 // mu and pgd update all they are given.
 template <class T> struct HalsKernels {
     ptrdiff_t tile_columns, in_hand;

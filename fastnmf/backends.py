@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .errors import BackendUnavailable, InvalidInput
@@ -124,9 +125,23 @@ def _probe_triton() -> str | None:
     except ImportError as error:
         return f"Triton or its kernels cannot be imported ({error}); pip install triton"
     if _interpreted():
-        return None
+        return _probe_interpreter()
     if not any(getattr(torch, kind).is_available() for kind in _GPUS if hasattr(torch, kind)):
         return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    return None
+
+
+def _probe_interpreter() -> str | None:
+    """By a sweep of one number: Triton 3.6 counts loops by what NumPy 2.4 no longer allows."""
+    triton = importlib.import_module("triton")
+    F, sums = torch.ones(1, 1), torch.zeros(2, dtype=torch.float64)
+    try:
+        importlib.import_module("fastnmf.kernels.hals").hals_sweep_(F, F, F, sums)
+    except triton.runtime.errors.InterpreterError as error:
+        pair = f"Triton {triton.__version__} does not work beside NumPy {np.__version__}"
+        return (
+            f"the interpreter of {pair} ({error}); pip install -U torch triton, or an older numpy"
+        )
     return None
 
 

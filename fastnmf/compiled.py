@@ -37,7 +37,7 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
     )
 
 
-def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
+def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
     """As solvers.hals_sweep_; C in any layout."""
     _C.hals_normal(
         *typed(F),
@@ -47,6 +47,7 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
         *F.shape,
         sums.data_ptr(),
         torch.get_num_threads(),
+        sweeps,
     )
 
 

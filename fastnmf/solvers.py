@@ -51,14 +51,15 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
         round_tf32(delta, delta)
 
 
-def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
-    """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: a whole sweep of few
+def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
+    """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: so many whole sweeps of few
     concepts.
 
-    F, C (K, m) with any strides; G (K, K). The rest as for hals_block_. 3 m K² flops.
+    F, C (K, m) with any strides; G (K, K). The rest as for hals_block_. 3 m K² flops a sweep.
     """
-    R = torch.addmm(C, G, F, alpha=-1)
-    hals_block_(F, R, G, torch.empty_like(R), sums)
+    for _ in range(sweeps):
+        R = torch.addmm(C, G, F, alpha=-1)
+        hals_block_(F, R, G, torch.empty_like(R), sums)
 
 
 def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:

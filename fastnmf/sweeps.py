@@ -221,15 +221,19 @@ class Residual:
 def hals_(
     F: Tensor, piece: Normal | Unformed | Residual, held: Held, sweep: Sweep, sums: Tensor, times=1
 ) -> None:
-    """One HALS sweep over all concepts, in place; so many of them on `Unformed` data. 2 m K² flops
-    in normal form, 4 m p K in residual form."""
+    """So many HALS sweeps over all concepts, in place. 2 m K² flops in normal form, 4 m p K in
+    residual form, each."""
     if isinstance(piece, Unformed):
         data, then = (piece.X, piece.Bt, held.G), (piece.moves, piece.moments)
         return sweep.ops["hals_rows_"](F, *data, held.l1, times, sums, *then)
     if isinstance(piece, Normal) and F.shape[0] <= sweep.block:
-        return sweep.ops["hals_sweep_"](F, piece.C, held.G, sums)
-    if isinstance(piece, Residual):
-        return _hals_residual_(F, piece, held, sweep, sums)
+        return sweep.ops["hals_sweep_"](F, piece.C, held.G, sums, times)
+    once_ = _hals_residual_ if isinstance(piece, Residual) else _hals_normal_
+    for _ in range(times):
+        once_(F, piece, held, sweep, sums)
+
+
+def _hals_normal_(F: Tensor, piece: Normal, held: Held, sweep: Sweep, sums: Tensor) -> None:
     for S in sweep.blocks(F.shape[0]):
         R = sweep.scratch("R", S.stop - S.start, F.shape[1])
         torch.addmm(piece.C[S], held.G[S], F, alpha=-1, out=R)
@@ -396,7 +400,7 @@ HALF_STEPS = {"hals": hals_, "mu": mu_, "pgd": pgd_, "anls": anls_}
 
 def half_steps_(solver: str, times: int, F: Tensor, piece, held: Held, sweep: Sweep, sums) -> None:
     """So many half-steps, one after the other, of which the data are the same."""
-    if isinstance(piece, Unformed):
+    if solver == "hals":
         return hals_(F, piece, held, sweep, sums, times)
     for _ in range(times):
         HALF_STEPS[solver](F, piece, held, sweep, sums)

@@ -149,12 +149,14 @@ def _hals_block_kernel(
     store_partial(partial_ptr, changed, squared)
 
 
-@triton.jit
+# one sweep is compiled as many are
+@triton.jit(do_not_specialize=["sweeps"])
 def _hals_sweep_kernel(
-    F_ptr, C_ptr, G_ptr, partial_ptr, K, m, stride_fk, stride_fm, stride_ck, stride_cm, stride_g,
-    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, WIDTH_C: tl.constexpr,
+    F_ptr, C_ptr, G_ptr, partial_ptr, K, m, sweeps, stride_fk, stride_fm, stride_ck, stride_cm,
+    stride_g, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,
+    WIDTH_C: tl.constexpr,
 ):  # fmt: skip
-    """A whole sweep in normal form: what is owed to a tile is C − G F with F as it is by then."""
+    """Whole sweeps in normal form: what is owed to a tile is C − G F with F as it is by then."""
     BYTES: tl.constexpr = F_ptr.dtype.element_ty.primitive_bitwidth // 8
     columns = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = columns < m
@@ -163,33 +165,35 @@ def _hals_sweep_kernel(
     few_c = tl.arange(0, WIDTH_C)
     changed = tl.zeros((BLOCK_M,), dtype=F_ptr.dtype.element_ty)
     squared = tl.zeros((BLOCK_M,), dtype=F_ptr.dtype.element_ty)
-    for tile in range(0, tl.cdiv(K, BLOCK_K)):
-        k = tl.cast(tile, tl.int64) * BLOCK_K
-        r = tl.zeros((BLOCK_K, BLOCK_M), dtype=F_ptr.dtype.element_ty)
-        for group in tl.static_range(BLOCK_K // WIDTH_C):
-            i = k + group * WIDTH_C + few_c
-            place = C_ptr + i[:, None] * stride_ck + columns[None, :] * stride_cm
-            place = tl.multiple_of(place, (WIDTH_C * BYTES, BYTES))
-            c = tl.load(place, mask=(i < K)[:, None] & inside[None, :], other=0.0)
-            for row in tl.static_range(WIDTH_C):
-                chosen = (rows == group * WIDTH_C + row)[:, None]
-                r = tl.where(chosen, pick_row(c, few_c == row)[None, :], r)
-        for group in range(0, tl.cdiv(K, WIDTH)):
-            j = tl.cast(group, tl.int64) * WIDTH
-            place = F_ptr + (j + few)[:, None] * stride_fk + columns[None, :] * stride_fm
-            place = tl.multiple_of(place, (WIDTH * BYTES, BYTES))
-            f = tl.load(place, mask=(j + few < K)[:, None] & inside[None, :], other=0.0)
-            for row in tl.static_range(WIDTH):
-                kept = (k + rows < K) & (j + row + rows * 0 < K)
-                g = tl.load(G_ptr + (j + row) * stride_g + k + rows, mask=kept, other=0.0)
-                r = r - g[:, None] * pick_row(f, few == row)[None, :]
-        more = _sweep_tile(
-            r, F_ptr + k * stride_fk, stride_fk, stride_fm, G_ptr + k * (stride_g + 1), stride_g,
-            F_ptr, stride_fk, columns, inside, K - k, BLOCK_K, BLOCK_M, WIDTH, False, False,
-        )  # fmt: skip
-        changed += more[0]
-        squared += more[1]
-        tl.debug_barrier()
+    for _sweep in range(0, sweeps):
+        for tile in range(0, tl.cdiv(K, BLOCK_K)):
+            k = tl.cast(tile, tl.int64) * BLOCK_K
+            r = tl.zeros((BLOCK_K, BLOCK_M), dtype=F_ptr.dtype.element_ty)
+            for group in tl.static_range(BLOCK_K // WIDTH_C):
+                i = k + group * WIDTH_C + few_c
+                place = C_ptr + i[:, None] * stride_ck + columns[None, :] * stride_cm
+                place = tl.multiple_of(place, (WIDTH_C * BYTES, BYTES))
+                c = tl.load(place, mask=(i < K)[:, None] & inside[None, :], other=0.0)
+                for row in tl.static_range(WIDTH_C):
+                    chosen = (rows == group * WIDTH_C + row)[:, None]
+                    r = tl.where(chosen, pick_row(c, few_c == row)[None, :], r)
+            for group in range(0, tl.cdiv(K, WIDTH)):
+                j = tl.cast(group, tl.int64) * WIDTH
+                place = F_ptr + (j + few)[:, None] * stride_fk + columns[None, :] * stride_fm
+                place = tl.multiple_of(place, (WIDTH * BYTES, BYTES))
+                f = tl.load(place, mask=(j + few < K)[:, None] & inside[None, :], other=0.0)
+                for row in tl.static_range(WIDTH):
+                    kept = (k + rows < K) & (j + row + rows * 0 < K)
+                    g = tl.load(G_ptr + (j + row) * stride_g + k + rows, mask=kept, other=0.0)
+                    r = r - g[:, None] * pick_row(f, few == row)[None, :]
+            more = _sweep_tile(
+                r, F_ptr + k * stride_fk, stride_fk, stride_fm, G_ptr + k * (stride_g + 1),
+                stride_g, F_ptr, stride_fk, columns, inside, K - k, BLOCK_K, BLOCK_M, WIDTH, False,
+                False,
+            )  # fmt: skip
+            changed += more[0]
+            squared += more[1]
+            tl.debug_barrier()
     store_partial(partial_ptr, changed, squared)
 
 
@@ -222,16 +226,16 @@ def hals_block_(F, R, G, delta, sums) -> None:
     add_partials_(sums, partials)
 
 
-def hals_sweep_(F, C, G, sums) -> None:
-    """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: a sweep of few concepts.
+def hals_sweep_(F, C, G, sums, sweeps=1) -> None:
+    """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: sweeps of few concepts.
 
     F, C (K, m) with any strides; G (K, K) with contiguous rows. sums as for hals_block_. 2 m K²
-    flops, always in the dtype of F. Two launches; does not synchronise.
+    flops a sweep, always in the dtype of F. Two launches; does not synchronise.
     """
     (K, m), block = F.shape, samples(F.shape[1])
     partials = empty_partials(F, triton.cdiv(m, block))
     _hals_sweep_kernel[(len(partials),)](
-        F, C, G, partials, K, m, *F.stride(), *C.stride(), G.stride(0),
+        F, C, G, partials, K, m, sweeps, *F.stride(), *C.stride(), G.stride(0),
         BLOCK_K=BLOCK_K, BLOCK_M=block, WIDTH=width(F), WIDTH_C=width(C),
         num_warps=block // 32, num_stages=2,
     )  # fmt: skip

@@ -34,6 +34,18 @@ def once(tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="session")
+def fresh():
+    """fresh(code): how a process that had loaded torch only, and ran it, ended and what it said."""
+    from fresh import Fresh
+
+    if not hasattr(os, "fork"):
+        pytest.skip("os.fork: not here")
+    processes = Fresh()
+    yield processes
+    processes.close()
+
+
 @pytest.fixture
 def small_budgets(monkeypatch):
     """Let max_memory be as small as the data of tests: what a process takes by itself is not

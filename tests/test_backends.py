@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,3 +106,16 @@ def test_what_launches_kernels_is_done_on_the_device_of_the_data(monkeypatch):
         assert used
         used.clear()
     assert entered == []
+
+
+def test_interpreter_that_does_not_work_is_named(monkeypatch):
+    """Triton 3.6 beside NumPy 2.4 was called usable, and raised in the first kernel."""
+    errors = pytest.importorskip("triton.runtime.errors", reason="triton is not installed")
+
+    def hals_sweep_(*_):
+        raise errors.InterpreterError("TypeError('only 0-dimensional arrays')")
+
+    monkeypatch.setattr(sys.modules["fastnmf.backends"], "_interpreted", lambda: True)
+    monkeypatch.setattr(importlib.import_module("fastnmf.kernels.hals"), "hals_sweep_", hals_sweep_)
+    reason = BACKENDS["triton"].probe.__wrapped__()
+    assert f"beside NumPy {np.__version__} (TypeError('only 0-dimensional arrays'))" in reason

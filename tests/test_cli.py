@@ -254,16 +254,17 @@ def test_info_works_without_what_is_optional(monkeypatch, capsys):
         assert line in printed
 
 
+IN_ASCII = """
+import runpy, sys
+sys.stdout.reconfigure(encoding="ascii", errors="strict")
+sys.stderr.reconfigure(encoding="ascii")
+runpy.run_module("fastnmf", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.parametrize("command", [["fit", "--help"], ["info"]])
-def test_module_runs_where_nothing_but_ascii_can_be_printed(command):
-    run = subprocess.run(
-        [sys.executable, "-m", "fastnmf", *command],
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
-        cwd=os.path.dirname(os.path.dirname(fastnmf.__file__)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_module_runs_where_nothing_but_ascii_can_be_printed(command, fresh):
+    run = fresh(IN_ASCII, *command)
     assert run.returncode == 0, run.stderr
     assert fastnmf.__version__ in run.stdout or "usage: fastnmf" in run.stdout
     assert run.stderr == ""

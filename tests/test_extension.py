@@ -170,6 +170,22 @@ def test_hals_normal_follows_the_loop(extension, dtype, layout, K, m):
     assert_sums(sums, before, F.values(), dtype)
 
 
+@pytest.mark.parametrize(("K", "m"), [(1, 1), (17, 65), (130, 1000)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sweeps_in_one_call_are_sweeps_one_after_the_other(extension, dtype, K, m):
+    before, owed, gram = draw(K, m, dtype)
+    once, at_once = (Matrix(before, dtype, "columns") for _ in range(2))
+    C, G = Matrix(owed + gram @ before, dtype, "columns"), Matrix(gram, dtype)
+    each, all_of_them = torch.zeros(2).double(), torch.zeros(2).double()
+    for _ in range(3):
+        hals_normal(extension, once, C, G, each)
+    extension.hals_normal(
+        dtype, *at_once.placed, *C.placed, *G.rows, K, m, all_of_them.data_ptr(), 2, 3
+    )
+    assert np.array_equal(once.values(), at_once.values())
+    assert torch.allclose(each, all_of_them, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("p", "sweeps"), [(1, 1), (16, 3), (130, 1), (400, 2)])
 @on_all_cases
 def test_hals_rows_is_sweeps_with_the_product(extension, dtype, layout, K, m, sweeps, p):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -30,13 +32,23 @@ PAIRS = [
 ]
 
 
+def start_of(n, d, K, kind, dtype):
+    return [M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind)]
+
+
+@functools.cache
+def ten_iterations(solver, *start):
+    """Of the loop, which knows of no form or backend."""
+    return expected_iterates(solver, *start_of(*start), 10)
+
+
 @pytest.mark.parametrize(("solver", "backend"), PAIRS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("form", ["normal", "residual"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
 def test_half_steps_are_those_of_the_loop(n, d, K, kind, form, dtype, solver, backend):
-    A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
+    A, Z, D = start_of(n, d, K, kind, dtype)
     Z1, D1, _ = iterate(solver, A, Z, D, form=form, dtype=dtype, backend=backend)
     tolerance = TOLERANCES[solver, dtype_name(dtype)]
     half_step = HALF_STEPS[solver]
@@ -51,9 +63,9 @@ def test_half_steps_are_those_of_the_loop(n, d, K, kind, form, dtype, solver, ba
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "d", "K"), SHAPES, ids=str)
 def test_ten_iterations_are_those_of_the_loop(n, d, K, kind, form, dtype, solver, backend):
-    A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
+    A, Z, D = start_of(n, d, K, kind, dtype)
     *given, _ = iterate(solver, A, Z, D, form=form, dtype=dtype, iterations=10, backend=backend)
-    expected = expected_iterates(solver, A, Z, D, 10)
+    expected = ten_iterations(solver, n, d, K, kind, dtype)
     allowed = TOLERANCES[solver, dtype_name(dtype)]
     if K > max(n, d) and (solver, form, dtype) == ("hals", "normal", torch.float32):
         # singular Gram matrices on both sides: the loop itself, in float32, is off by 0.5 to 2.5e-5
@@ -69,11 +81,11 @@ def test_ten_iterations_are_those_of_the_loop(n, d, K, kind, form, dtype, solver
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("form", ["normal", "residual"])
 def test_strided_rows_give_the_same_iterates(form, dtype, solver, backend):
-    A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(40, 13, 37))
+    A, Z, D = start_of(40, 13, 37, "plain", dtype)
     *given, _ = iterate(
         solver, A, Z, D, form=form, dtype=dtype, iterations=10, backend=backend, wide=True
     )
-    expected = expected_iterates(solver, A, Z, D, 10)
+    expected = ten_iterations(solver, 40, 13, 37, "plain", dtype)
     assert factors_difference(given, expected, A) <= TOLERANCES[solver, dtype_name(dtype)]
 
 

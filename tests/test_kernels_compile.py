@@ -59,7 +59,7 @@ def calls(dtype=torch.float32):
             new(n, 64).T, new(n, 64).T, new(64, 64), sums
         ),
         "hals_sweep few codes": lambda: hals.hals_sweep_(
-            new(n, few).T, new(n, few).T, new(few, few), sums
+            new(n, few).T, new(n, few).T, new(few, few), sums, 3
         ),
         "hals_sweep dictionary": lambda: hals.hals_sweep_(
             new(64, d), new(64, d), new(64, 64), sums

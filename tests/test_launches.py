@@ -88,7 +88,7 @@ def iteration(device, solver, *, backend="triton", accelerated=False, penalties=
         ("hals", False, (11, 4)),
         ("mu", False, (13, 4)),
         ("pgd", False, (185, 12)),
-        ("hals", True, (45, 18)),
+        ("hals", True, (45, 4)),
         ("mu", True, (56, 18)),
         ("pgd", True, (254, 54)),
     ],

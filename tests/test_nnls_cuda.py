@@ -4,7 +4,6 @@ and what is said where it cannot be used. test_nnls_emulated.py runs it."""
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
 import subprocess
@@ -59,16 +58,11 @@ def test_layout_keeps_all_vectors_apart_and_inside(tmp_path):
     assert ran.returncode == 0, ran.stdout
 
 
-def test_extension_imports_and_says_why_there_is_no_gpu():
+def test_extension_imports_and_says_why_there_is_no_gpu(fresh):
     """With the runtime of CUDA linked in, neither a driver nor a device is needed to import it."""
     pytest.importorskip("fastnmf._cuda", reason="the extension for CUDA is not built")
-    ran = subprocess.run(
-        [sys.executable, "-c", "import fastnmf._cuda as built; built.devices()"],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = "import fastnmf._cuda as built; built.devices()"
+    ran = fresh(code, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert ran.returncode == 1
     assert "RuntimeError: CUDA, count of devices: " in ran.stderr
 

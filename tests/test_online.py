@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import pickle
@@ -365,18 +366,26 @@ def test_fit_starts_anew_and_drops_what_the_stream_left():
     assert streamed.fit_info_ is not None
 
 
+@functools.cache
+def fit_of_many(solver):
+    """A fitted model, to be copied, and its error on the rows that were held out."""
+    model = NMF(5, solver=solver, seed=0, max_iter=200)
+    model.fit(torch.cat(stream(20)))
+    return model, error_of(model, numbers(200, seed=1000))
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(("m", "most"), [(1, 1.7), (4, 1.1), (40, 1.1)])
 @pytest.mark.parametrize("before", ["fit", "load_dictionary"])
 def test_stream_goes_on_from_a_dictionary_and_does_not_throw_it_away(solver, m, most, before):
     """Without statistics of its own a fitted dictionary loses concepts to the first rows: after one
     row the error is 7 to 30 times what it was, after ten 3 to 6 times."""
-    A, held_out = torch.cat(stream(20)), numbers(200, seed=1000)
-    model = NMF(5, solver=solver, seed=0, max_iter=200)
-    model.fit(A)
+    held_out = numbers(200, seed=1000)
+    model, fitted = fit_of_many(solver)
     if before == "load_dictionary":
         model = NMF(5, solver=solver).load_dictionary(model.D)
-    D, fitted = model.D, error_of(model, held_out)
+    model = copy.deepcopy(model)
+    D = model.D
     learned(model, stream(10, m))
     assert model.fit_info_ is None
     assert model.online_info_.batches == 10

@@ -11,9 +11,7 @@ import importlib
 import importlib.util
 import io
 import logging
-import os
 import pickle
-import subprocess
 import sys
 import textwrap
 import threading
@@ -144,19 +142,6 @@ def real():
         pytest.skip(f"Overcomplete cannot be imported here: {error}")
     yield overcomplete
     unpatch_overcomplete()
-
-
-def run(code, *folders):
-    """Run code in a fresh process that finds fastnmf, and these folders before all else."""
-    path = os.pathsep.join([*map(str, folders), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
 
 
 def fitted_model(library, **options):
@@ -349,7 +334,7 @@ def test_subclass_of_the_patched_class_pickles(library):
     ],
     ids=["unpatched", "patched", "without-overcomplete"],
 )
-def test_saved_model_loads_in_a_fresh_process(library, site, before, expected):
+def test_saved_model_loads_in_a_fresh_process(library, site, before, expected, fresh):
     patch_overcomplete()
     model = fitted_model(library)
     torch.save(model, site / "model.pt")
@@ -361,7 +346,7 @@ def test_saved_model_loads_in_a_fresh_process(library, site, before, expected):
         shape = tuple(model.encode(torch.rand(2, 6)).shape)
         print(type(model).__module__, theirs, shape, model.D.sum().item())
         """
-    done = run(code, site)
+    done = fresh(textwrap.dedent(code), paths=[site])
     assert done.stdout == f"{expected} (2, 3) {model.D.sum().item()}\n", done
 
 
@@ -379,12 +364,12 @@ def test_model_saved_by_the_library_loads_as_the_patched_class(library):
     assert fresh.D is None
 
 
-def test_import_of_fastnmf_imports_nothing_of_theirs():
+def test_import_of_fastnmf_imports_nothing_of_theirs(fresh):
     code = """
         import fastnmf, fastnmf.overcomplete, sys
         print([name for name in sys.modules if name in ("overcomplete", "interpreto")])
         """
-    done = run(code)
+    done = fresh(textwrap.dedent(code))
     assert done.stdout == "[]\n", done
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -193,7 +192,7 @@ def test_missing_extra_is_named(monkeypatch):
         nmf.plot()
 
 
-def test_pyplot_and_settings_are_left_alone():
+def test_pyplot_and_settings_are_left_alone(fresh):
     """In a process of its own: other tests may load pyplot, as does asking for the backend."""
     code = (
         "import sys, matplotlib, numpy; from fastnmf import NMF; rc = matplotlib.rcParams;"
@@ -202,6 +201,5 @@ def test_pyplot_and_settings_are_left_alone():
         "nmf = NMF(2); nmf.fit(numpy.ones((3, 3))); nmf.plot().canvas.draw();"
         "print('matplotlib.pyplot' in sys.modules, before == settings())"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "False True\n"
-    assert ran.stderr == ""
+    ran = fresh(code)
+    assert (ran.stdout, ran.stderr) == ("False True\n", "")

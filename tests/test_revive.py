@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -294,24 +295,35 @@ def test_pairs_are_compared_seldom_where_concepts_are_many():
     assert [i for i in range(1, 40) if looks(i, 2000, 10_000)[0]] == [11, 21, 31]
 
 
+def to_be_left(solver, form, accelerate):
+    """A, and the options of a fit of it that revives."""
+    A = low_rank(60, 20, 12, torch.float32)
+    options = {"solver": solver, "form": form, "accelerate": accelerate, "revive": True}
+    return A, {"tol": 0, "seed": 0, "init": idle_start(A, 12), **options}
+
+
+@functools.cache
+def never_left(*asked):
+    A, options = to_be_left(*asked)
+    return fit(A, 12, max_iter=30, **options)
+
+
 @pytest.mark.parametrize(("solver", "form"), FORMS)
 @pytest.mark.parametrize("accelerate", [False, True], ids=["plain", "accelerated"])
 @pytest.mark.parametrize("left", [EVERY, EVERY + 1, 25])
 def test_resumed_fit_gives_the_same_bits(left, accelerate, solver, form, tmp_path):
-    A, K = low_rank(60, 20, 12, torch.float32), 12
-    options = {"solver": solver, "form": form, "accelerate": accelerate, "revive": True}
-    options |= {"tol": 0, "seed": 0, "init": idle_start(A, K)}
+    A, options = to_be_left(solver, form, accelerate)
     path = tmp_path / "fit.safetensors"
     saved = {"checkpoint": path, "checkpoint_seconds": 0}
-    Z, D, info = fit(A, K, max_iter=30, **options)
+    Z, D, info = never_left(solver, form, accelerate)
     assert info.revived > 0
-    NMF(K, max_iter=left, **saved, **options).fit(A)
-    resumed = NMF(K, max_iter=30, **saved, **options)
+    NMF(12, max_iter=left, **saved, **options).fit(A)
+    resumed = NMF(12, max_iter=30, **saved, **options)
     Z1, D1 = resumed.fit(A, resume=True)
     assert torch.equal(Z, Z1)
     assert torch.equal(D, D1)
     assert resumed.fit_info_.revived == info.revived
-    other = NMF(K, **saved, **{**options, "revive": False})
+    other = NMF(12, **saved, **{**options, "revive": False})
     with pytest.raises(InvalidInput, match="revive=True there, False here"):
         other.fit(A, resume=True)
 

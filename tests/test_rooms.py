@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -62,24 +60,29 @@ def test_kernels_import_nothing_of_fastnmf(path):
     assert set(imported_rooms(path)) <= siblings
 
 
-def run(code):
-    """The code in a new process, which must end well."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+@pytest.fixture(scope="module")
+def run(fresh):
+    """What code prints in a new process, which must end well and complain of nothing."""
+
+    def run(code):
+        ran = fresh(code)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        return ran.stdout
+
+    return run
 
 
-def test_import_loads_only_what_every_user_needs():
+def test_import_loads_only_what_every_user_needs(run):
     code = (
         "import sys, torch; before = set(sys.modules); import fastnmf;"
         "print([m for m in ('triton', 'sklearn', 'scipy', 'overcomplete', 'PIL', 'matplotlib',"
         " 'fastnmf._C', 'fastnmf._cuda') if m in sys.modules and m not in before],"
         " torch.cuda.is_initialized())"
     )
-    ran = run(code)
-    assert ran.stdout.split("\n")[0] == "[] False"
-    assert ran.stderr == ""
+    assert run(code) == "[] False\n"
 
 
-def test_import_takes_little_beyond_torch(tmp_path):
+def test_import_takes_little_beyond_torch(tmp_path, run):
     """Of the processor, best of nine: the machine may be busy. The limit is the one promised.
 
     An installed package has its bytecode at hand; an editable one may not, so it is given some.
@@ -91,14 +94,13 @@ def test_import_takes_little_beyond_torch(tmp_path):
     )
     run(code)
     # as many as it takes
-    assert any(float(run(code).stdout) < 0.060 for _ in range(9))
+    assert any(float(run(code)) < 0.060 for _ in range(9))
 
 
-def test_every_public_name_is_there_at_first_use():
+def test_every_public_name_is_there_at_first_use(run):
     code = (
         "import fastnmf; assert set(fastnmf.__all__) <= set(dir(fastnmf));"
         "assert 'fastnmf.nmf' not in __import__('sys').modules;"
         "from fastnmf import *; print(all(map(callable, (NMF, backends, nnls, is_patched))))"
     )
-    ran = run(code)
-    assert ran.stdout == "True\n"
+    assert run(code) == "True\n"

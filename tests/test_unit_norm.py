@@ -108,7 +108,7 @@ def test_both_forms_give_the_same_iterates(n, d, K, solver, asked):
 @pytest.mark.parametrize(("solver", "ratio"), [("hals", 0.0), ("hals", 1.0), ("anls", 0.5)])
 def test_a_long_fit_is_stationary_on_the_sphere(solver, ratio, form):
     A, Z, D = problem(40, 8, 4)
-    iterations = 3000 if solver == "hals" else 600
+    iterations = 600 if solver == "hals" else 300
     model, Z1 = fitted(solver, A, Z, D, iterations, 0.03, ratio, form=form)
     Z1, D1 = Z1.numpy(), model.D.numpy()
     l1, l2 = 8 * 0.03 * ratio, 8 * 0.03 * (1 - ratio)

@@ -1,4 +1,4 @@
-"""What several tests in the interpreter need."""
+"""Nothing is interpreted where the interpreter does not work; and what several tests need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import pytest
 from tape import Tape
 from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.interpreter import GridExecutor
+
+from fastnmf.backends import BACKENDS
+
+
+@pytest.fixture(autouse=True)
+def usable():
+    if reason := BACKENDS["triton"].probe():
+        pytest.skip(reason)
 
 
 @pytest.fixture

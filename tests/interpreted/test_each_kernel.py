@@ -19,6 +19,13 @@ LAYOUTS = ["rows", "columns", "unaligned columns"]
 SIZES = [(1, 1), (3, 37), (17, 33), (70, 3)]
 # all layouts in one dtype, one in the other
 LAID_OUT = [*((layout, "float32") for layout in LAYOUTS), ("columns", "float64")]
+# few concepts of many samples where concepts are adjacent: four are read at once, three are there
+SWEPT = [
+    (*size, *laid_out)
+    for size in SIZES
+    for laid_out in LAID_OUT
+    if size != (3, 37) or laid_out == ("columns", "float32")
+]
 
 
 def guarded(rows, columns, dtype):
@@ -87,8 +94,7 @@ def check(solver, dtype, F, expected, sums, before):
     assert_near(sums, torch.tensor(squares), solver, dtype)
 
 
-@pytest.mark.parametrize(("K", "m"), SIZES, ids=str)
-@pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
+@pytest.mark.parametrize(("K", "m", "layout", "dtype"), SWEPT)
 def test_hals_block_is_the_reference(K, m, layout, dtype):
     before, X, B = draw(K, m, dtype)
     number = getattr(torch, dtype)
@@ -103,8 +109,7 @@ def test_hals_block_is_the_reference(K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
-@pytest.mark.parametrize(("K", "m"), SIZES[:3], ids=str)
-@pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
+@pytest.mark.parametrize(("K", "m", "layout", "dtype"), [each for each in SWEPT if each[0] < 70])
 def test_hals_sweep_is_the_reference(K, m, layout, dtype):
     before, X, B = draw(K, m, dtype)
     number = getattr(torch, dtype)
@@ -119,11 +124,25 @@ def test_hals_sweep_is_the_reference(K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
+def test_sweeps_in_one_launch_are_sweeps_one_after_the_other():
+    before, X, B = draw(21, 70, "float32")
+    gram, cross = (B @ B.T).float(), (B @ X.T).float()
+    once, at_once = before.float(), before.float()
+    each, all_of_them = new_sums(), new_sums()
+    for _ in range(3):
+        OPS["hals_sweep_"](once, cross, gram, each)
+    OPS["hals_sweep_"](at_once, cross, gram, all_of_them, 3)
+    assert torch.equal(once, at_once)
+    assert torch.allclose(each, all_of_them, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("layout", "K"),
     [
-        *((layout, 70) for layout in LAYOUTS),
-        ("columns", 200),
+        ("rows", 70),
+        ("unaligned columns", 70),
+        # a third sub-block, of few concepts
+        ("columns", 134),
         # the widest block that a plan takes
         pytest.param("columns", 1024, marks=pytest.mark.compiles),
     ],
