@@ -17,6 +17,7 @@ from .penalties import NO_PENALTIES, Penalties, Penalty
 from .plan import REFRESH, Plan
 from .precision import products_in
 from .ranks import ALONE, Ranks
+from .replay import Recorder, Replay
 from .revive import looks, revive_
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
@@ -100,13 +101,15 @@ class Stopping:
 class Outcome:
     """How a run ended. stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. drift:
     the most by which a residual carried in tf32 was found to differ from a new one, relative to it,
-    or None. revived: concepts that were given a row (revive.py), each time counted.
+    or None. revived: concepts that were given a row (revive.py), each time counted. repeats: steps
+    that were repeats of a recorded one (replay.py).
     """
 
     history: tuple[Iteration, ...]
     stopped_by: str
     drift: float | None = None
     revived: int = 0
+    repeats: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class _Run:
     refresh: int = REFRESH
     # whether an iteration is behind us
     swept: bool = False
-    # G of the dictionary, where the statistics of the last iteration needed it
+    # G of the dictionary, where the next iteration reads it: always in one place
     G: Tensor | None = None
     # where half-steps start, if not from what the last ones left
     ahead: Extrapolation | None = None
@@ -230,6 +233,7 @@ def factorize_(
     deadline: float = float("inf"),
     keep: Callable[[Callable[[], State]], None] | None = None,
     resumed: State | None = None,
+    recorder: Recorder | None = None,
 ) -> Outcome:
     """Iterate on Z (n, K) and D (K, d) in place until `Stopping` of these says so.
 
@@ -241,21 +245,38 @@ def factorize_(
     form, unless all is in memory; its rows may be those of one of several processes, which then end
     together, with the same D. keep is called at the end of every iteration that another may follow,
     with a function that gives the State; from it, with its Z and D and the same plan, a run that is
-    `resumed` takes the iterations that are left to the same bits (D must be learned). Synchronises
-    once an iteration if it is watched or the plan accelerates, else where idle concepts are looked
-    for, and at the end. Raises ArithmeticError when the factors overflow.
+    `resumed` takes the iterations that are left to the same bits (D must be learned). recorder:
+    repeats the iterations of a run of which `varies` has nothing to say. Synchronises once an
+    iteration if it is watched or the plan accelerates, else where idle concepts are looked for, and
+    at the end. Raises ArithmeticError when the factors overflow.
     """
-    with products_in("highest") as allowed:
-        run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed, penalties)
+    # Triton launches on the current device
+    with torch.cuda.device_of(D), products_in("highest") as allowed:
+        asks = recorder is None and D.device.type == "cpu"
+        run = _prepare(Z, D, rows, solver, ops, plan, learn, allowed, penalties, asks)
         run.revives = revive
         if resumed is not None:
             run.restore(resumed)
         elif run.unit is not None:
             run.unit.normalise_(D, D, run.statistics)
-        return _iterate_(run, Stopping(max_iter, tol, each, stop, deadline), keep, resumed)
+        stopping = Stopping(max_iter, tol, each, stop, deadline)
+        with Replay(functools.partial(_step_, run), recorder) as step:
+            return _iterate_(run, step, stopping, keep, resumed)
 
 
-def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Outcome:
+def varies(solver: str, plan: Plan, rows: Rows | Stream) -> str | None:
+    """Why the iterations of a fit are not the same launches at the same addresses every time, or
+    None."""
+    if isinstance(rows, Stream):
+        return "the data are read in passes, or shared by processes"
+    if plan.form != "normal":
+        return "in residual form the residual is computed anew now and then"
+    if SOLVERS[solver].exact:
+        return f"what {solver} does depends on what it finds"
+    return None
+
+
+def _iterate_(run: _Run, step: Replay, stopping: Stopping, keep, resumed: State | None) -> Outcome:
     watched = stopping.watches or run.ahead is not None or keep is not None or not run.ranks.alone
     # whether another process may end the run
     asks = any(run.ranks.any(stopping.each is not None, stopping.deadline < float("inf")))
@@ -271,10 +292,10 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
         if run.revives:
             _revive_(run, *looks(iteration, run.rows.n, len(run.D)))
         if run.ahead is not None:
-            run.ahead.begin_(run.codes, run.D)
+            run.ahead.set_out()
         fresh = run.iterations_since_fresh == 0
         run.take_precision(history)
-        _step_(run)
+        step()
         sums = run.statistics.sums
         unread.append((iteration, sums if watched else sums.clone(), time.perf_counter() - begun))
         if not watched:
@@ -284,7 +305,7 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
         read = _read(unread, run, squared_data, drifts)
         if run.ahead is not None and run.ahead.rose(read[0].relative_error):
             run.ahead.take_back_(run.codes, run.D)
-            _step_(run)
+            step()
             unread.append((iteration, sums, time.perf_counter() - begun))
             read = _read(unread, run, squared_data, drifts)
             run.ahead.rose(read[0].relative_error)
@@ -313,11 +334,15 @@ def _iterate_(run: _Run, stopping: Stopping, keep, resumed: State | None) -> Out
         run.ranks.share_(run.D)
     if run.unit is not None:
         run.unit.settle_(run.Z)
-    return Outcome(tuple(history), stopped_by, max(drifts, default=None), run.revived)
+    drift = max(drifts, default=None)
+    return Outcome(tuple(history), stopped_by, drift, run.revived, step.repeats)
 
 
 def _step_(run: _Run) -> None:
-    """One iteration: both halves, or the codes alone."""
+    """One iteration: both halves, or the codes alone. Where nothing `varies`, all that it reads is
+    where it was in the one before, once there was one."""
+    if run.ahead is not None:
+        run.ahead.begin_(run.codes, run.D)
     run.statistics.clear_()
     _update_codes_(run)
     run.statistics.reduce_()
@@ -342,7 +367,8 @@ def _revive_(run: _Run, dead: bool, duplicates: bool, least: float = 0.0) -> boo
     if not revived:
         return False
     run.revived += revived
-    run.G = None
+    if run.G is not None:
+        torch.mm(run.D, run.D.T, out=run.G)
     if run.carries:
         for X, Z, E in run.pieces:
             torch.addmm(X, Z, run.D, alpha=-1, out=E)
@@ -368,6 +394,7 @@ def _prepare(
     learn: bool,
     allowed: str = "highest",
     penalties: Penalties = NO_PENALTIES,
+    asks: bool = True,
 ) -> _Run:
     unit = UnitNorm() if learn and penalties.unit_norm else None
     penalties = penalties.of_codes(D.shape[1]), penalties.of_dictionary(rows.n)
@@ -401,7 +428,7 @@ def _prepare(
         unit=unit,
     )
     if accelerates:
-        run.ahead = Extrapolation(run.codes, D, share, sweep.scratch)
+        run.ahead = Extrapolation(run.codes, D, share, sweep.scratch, asks=asks)
     return run
 
 
@@ -422,8 +449,6 @@ def _update_codes_(run: _Run) -> None:
             if run.ahead is not None and not whole:
                 run.ahead.move_codes_(Z, part)
             run.statistics.add_(X, Z, made=whole)
-        if run.unit is not None:
-            run.unit.moved()
         return
     if run.kept is None:
         held = hold(*by, run.D, m=run.rows.n, penalty=penalty)
@@ -486,12 +511,12 @@ def _update_dictionary_(run: _Run) -> None:
         target = penalised(solver, cross, held, run.swept)
         times = run.plan.inner[1] if some.numel() else 0
         half_steps_(solver, times, some, target, held, sweep, sums)
-        G = some @ some.T
+        G = torch.mm(some, some.T, out=run.G)
         run.statistics.measure_error_(some, cross, G)
         run.ranks.join_columns_(D, some, run.statistics.sums)
         if run.unit is not None:
             run.unit.normalise_(D, before, run.statistics)
-            G = D @ D.T
+            torch.mm(D, D.T, out=G)
         run.statistics.penalise_(D)
         reads = run.plan.codes == "normal" and run.ahead is None and run.ranks.alone
         run.G = G if reads else None

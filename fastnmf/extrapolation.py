@@ -26,9 +26,17 @@ class Extrapolation:
     never rises. least_share: how much of an entry must be left, so that none becomes zero for good.
     Holds two copies of the codes and one of the dictionary. Source: Ang & Gillis, 2019, algorithm
     1, which goes on from the half-steps' own factors instead.
+
+    What an iteration does, `begin_` to `end_`, is one sequence of launches, and what the host
+    decides is made known in between; but it waits for concepts that have grown where it asks.
     """
 
-    def __init__(self, Z: Tensor, D: Tensor, least_share: float, scratch: Callable) -> None:
+    def __init__(
+        self, Z: Tensor, D: Tensor, least_share: float, scratch: Callable, *, asks: bool = True
+    ) -> None:
+        self._asks = asks
+        # how far factors are moved: β, or 0
+        self._step = D.new_full((), _BETA)
         self._swept, self._Z, self._D = Z.clone(), Z.clone(), D.clone()
         self._norms = torch.linalg.vector_norm(D, dim=1)
         self._least_share, self._scratch = least_share, scratch
@@ -37,12 +45,16 @@ class Extrapolation:
         # what rounding may add to a squared error, relative to that of zero factors
         self._noise = 4 * torch.finfo(D.dtype).eps
 
+    def set_out(self, *, still: bool = False) -> None:
+        """Before an iteration: it moves the factors by β, or not at all where it is `still`."""
+        self._still = still
+        self._step.fill_(0.0 if still else self._beta)
+
     def begin_(self, Z: Tensor, D: Tensor) -> None:
         """Keep the pair that an iteration begins with, and move the dictionary on."""
         self._Z.copy_(Z)
         delta = torch.sub(D, self._D, out=self._scratch("moved", *D.shape))
         self._D.copy_(D)
-        self._still = False
         self._move_(D, self._D, delta)
 
     def move_codes_(self, Z: Tensor, rows: slice) -> None:
@@ -54,7 +66,8 @@ class Extrapolation:
 
     def moves(self, rows: slice) -> tuple[Tensor, float, float]:
         """What a half-step needs to do the same itself: what the last one left (m, K), which it
-        replaces, β, and the share of an entry that is left."""
+        replaces, β, and the share of an entry that is left. Numbers of the host: not for what is
+        recorded (replay.py)."""
         beta, least = (0.0, 0.0) if self._still else (self._beta, self._least_share)
         return self._swept[rows].T, beta, least
 
@@ -62,11 +75,11 @@ class Extrapolation:
         """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
         ‖Z‖² of the whole iteration."""
         self._balance_(Z, D)
-        sums[:2] = 0
+        sums[:2].zero_()
         rows = max(1, _IN_HAND // Z.shape[1])
         for piece, before in zip(Z.split(rows), self._Z.split(rows), strict=True):
             delta = torch.sub(piece, before, out=self._scratch("moved", *piece.shape))
-            sums[:2] += torch.stack((squared_norm(delta), squared_norm(piece)))
+            sums[:2].add_(torch.stack((squared_norm(delta), squared_norm(piece))))
 
     def rose(self, relative_error: float) -> bool:
         """Whether the error of the pair is above that of the one before, by more than rounding; β
@@ -87,7 +100,7 @@ class Extrapolation:
         """The pair that the iteration began with again; nothing moves on in the next."""
         Z.copy_(self._Z)
         D.copy_(self._D)
-        self._still = True
+        self.set_out(still=True)
 
     def restart_(self, Z: Tensor, D: Tensor) -> None:
         """Go on from this pair, whose concepts are others than before; its error is no higher."""
@@ -109,10 +122,11 @@ class Extrapolation:
         self._beta, self._bound, self._beta_before, self._squared_error = numbers
 
     def _move_(self, F: Tensor, swept: Tensor, delta: Tensor) -> None:
-        if self._still:
-            return
-        F.add_(delta, alpha=self._beta)
-        torch.maximum(F, torch.mul(swept, self._least_share, out=delta), out=F)
+        F.addcmul_(delta, self._step)
+        if self._least_share:
+            torch.maximum(F, torch.mul(swept, self._least_share, out=delta), out=F)
+        else:
+            F.clamp_(min=0)
 
     def _balance_(self, Z: Tensor, D: Tensor) -> None:
         """Give concepts that grew or shrank their norm again, and their codes the inverse.
@@ -123,8 +137,12 @@ class Extrapolation:
         norms = torch.linalg.vector_norm(D, dim=1)
         alive = (norms > 0) & (self._norms > 0)
         scale = torch.where(alive, norms / self._norms, 1)
-        if not ((scale - 1).abs() > _MOST_GROWTH).any():
-            return
+        grew = ((scale - 1).abs() > _MOST_GROWTH).any()
+        if self._asks:
+            if not grew:
+                return
+        else:
+            scale = torch.where(grew, scale, 1)
         Z.mul_(scale)
         self._swept.mul_(scale)
         D.div_(scale[:, None])

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import plan
+from . import memory, plan
 from .encoding import Method
-from .engine import Iteration, Outcome, State, factorize_
+from .engine import Iteration, Outcome, State, factorize_, varies
 from .errors import InvalidInput
 from .info import FitInfo
 from .init import resolve
 from .precision import in_tf32, products_in
+from .replay import CudaGraph, Recorder, refuses
 from .resident import Resident
 from .solvers import SOLVERS, learner
 from .store import Store
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
+
+# iterations from which on a CUDA graph, some 2 ms to make, is gained back; and what one takes at
+# most by its floor: launches are 0.2 to 4 ms of it (README, CUDA graphs)
+_LEAST_REPEATED, _MOST_SECONDS = 20, 20e-3
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Fitter:
     deadline: float = float("inf")
     checkpoint: Checkpoint | None = None
     revive: bool = False
+    cuda_graph: bool | str = "auto"
 
     @torch.no_grad()
     def __call__(self, data: Resident | Streamed) -> tuple[Tensor | Store, Tensor, FitInfo]:
@@ -61,6 +67,7 @@ class Fitter:
         self._refuse(data)
         _refuse_extremes(data)
         chosen, resumed = self._resumed(data)
+        recorder = self._recorder(data, chosen)
         if resumed is None:
             Z, D = data.start(self.K, self.init, self.generator)
         else:
@@ -87,6 +94,7 @@ class Fitter:
                     deadline=self.deadline,
                     keep=None if kept is None else kept.keep,
                     resumed=resumed,
+                    recorder=recorder,
                 )
             summed = data.ranks.summed - summed
         except torch.cuda.OutOfMemoryError as error:
@@ -153,6 +161,24 @@ class Fitter:
         few = min(data.rows.n, data.rows.d) >= self.K
         return free and few and chosen.form == "normal" and not SOLVERS[self.by.solver].exact
 
+    def _recorder(self, data: Resident | Streamed, chosen: plan.Plan) -> Recorder | None:
+        """What repeats the iterations, if anything does. 'auto' takes it where launches may be much
+        of the time."""
+        if self.cuda_graph is False:
+            return None
+        device = data.rows.device
+        why = refuses(device) or varies(self.by.solver, chosen, data.rows)
+        if self.cuda_graph is True:
+            if why is not None:
+                raise InvalidInput(
+                    f"cuda_graph=True is not possible: {why}; give cuda_graph='auto' or False"
+                )
+            return CudaGraph(device, must=True)
+        if why is not None or self.max_iter < _LEAST_REPEATED:
+            return None
+        small = memory.floor_seconds(data.rows, chosen.flops) <= _MOST_SECONDS
+        return CudaGraph(device, must=False) if small else None
+
     def _account(
         self,
         data: Resident | Streamed,
@@ -186,6 +212,7 @@ class Fitter:
             piece_rows=chosen.piece_rows,
             accelerated=chosen.accelerates,
             inner_half_steps=chosen.inner,
+            cuda_graph=outcome.repeats,
             init=resolve(self.init, n, d, self.K),
             iterations=len(outcome.history),
             stopped_by=outcome.stopped_by,

@@ -17,9 +17,11 @@ class FitInfo:
     plan.py). dictionary_solver: what updated the dictionary: the solver, or hals where there are
     more concepts than it goes to. init: the start taken. accelerated, inner_half_steps: whether
     the factors were extrapolated, and half-steps of codes and dictionary in an iteration.
-    iterations, stopped_by ('tol', 'error', 'max_iter', 'max_seconds' or 'callback'), converged: how
-    it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned. relative_change: ‖ΔZ‖ / ‖Z‖
-    in the last iteration (of D where codes are not kept). objective: ½‖A − Z D‖² and the penalties
+    cuda_graph: how often an iteration was repeated from a CUDA graph, those that were taken back
+    and done again included. iterations, stopped_by ('tol', 'error', 'max_iter', 'max_seconds' or
+    'callback'), converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned.
+    relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration (of D where codes are not kept). objective:
+    ½‖A − Z D‖² and the penalties
     alpha_Z, alpha_D (a number), l1_ratio. unit_norm: whether concepts have norm 1. precision: of
     the products, the dtype or 'tf32'. drift: the most by which a residual carried in tf32 differed
     from a new one, or None. codes: where they are kept: 'memory', a file, or 'not kept'.
@@ -45,6 +47,7 @@ class FitInfo:
     piece_rows: int
     accelerated: bool
     inner_half_steps: tuple[int, int]
+    cuda_graph: int
     init: str
     iterations: int
     stopped_by: str
@@ -116,6 +119,8 @@ class FitInfo:
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
             lines["accelerated"] = f"{codes} + {dictionary} half-steps an iteration"
+        if self.cuda_graph:
+            lines["CUDA graph"] = f"launched {self.cuda_graph:,} times for an iteration"
         if self.chunk_rows is not None:
             lines["streamed"] = f"{self.chunk_rows:,} rows at a time, {self.passes} passes"
         if self.processes > 1:

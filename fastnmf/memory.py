@@ -12,7 +12,7 @@ from . import plan
 from .nnls_info import workspace_share
 from .plan import Machine, Plan
 from .precision import in_tf32
-from .rows import NARROW, WIDENED_BYTES, compute_dtype
+from .rows import NARROW, WIDENED_BYTES, Rows, compute_dtype
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,13 @@ def machine_of(A: Tensor, backend: str) -> Machine:
     calls = {"concept_seconds": 10e-6, "sweep": 5e12} if backend == "torch" else {}
     rates = {name: getattr(on, name) * share for name in ("gemm", "sweep", "elementwise", "near")}
     return dataclasses.replace(on, **{**rates, **calls})
+
+
+def floor_seconds(rows: Rows, flops: float) -> float:
+    """What an iteration on these rows takes on an H100 at least: its flops in float32, or A read
+    twice."""
+    twice = 2 * rows.n * rows.d * rows.A.element_size()
+    return max(flops / H100_FLOAT32.gemm, twice / H100_FLOAT32.far)
 
 
 def free_bytes(device: torch.device) -> int | None:

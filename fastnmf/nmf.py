@@ -66,7 +66,9 @@ class NMF(nn.Module):
     plan choose. max_memory: bytes, or '2GB', '512MiB', by which the process may grow; data that do
     not fit are read in passes (README, larger than memory); None is what is free. accelerate: True
     extrapolates the factors over iterations of several half-steps, 'auto' where it pays and neither
-    a start nor a form is given (README, design), False gives the iterates of the plain loop. stop:
+    a start nor a form is given (README, design), False gives the iterates of the plain loop.
+    cuda_graph: 'auto' repeats the iterations of small fits on NVIDIA GPUs from a CUDA graph, True
+    does so or raises, False never; the iterates are the same. stop:
     what must settle, the 'codes', ‖ΔZ‖ ≤ tol ‖Z‖, or the 'error', by no more than tol of it over 10
     iterations. max_seconds: by when fit ends, between iterations; None is no limit. callback:
     called with an `Iteration` after each; a true answer ends the fit. checkpoint: a file
@@ -109,6 +111,7 @@ class NMF(nn.Module):
         chunk_rows: int | None = None,
         max_memory: int | str | None = None,
         accelerate: bool | str = "auto",
+        cuda_graph: bool | str = "auto",
         stop: str = "codes",
         max_seconds: float | None = None,
         callback: Callable[[Iteration], bool | None] | None = None,
@@ -138,7 +141,8 @@ class NMF(nn.Module):
         self.precision = options.one_of("precision", precision, PRECISIONS)
         self.block = options.whole("block", block, at_least=1, optional=True)
         self.chunk_rows = options.whole("chunk_rows", chunk_rows, at_least=1, optional=True)
-        self.accelerate = options.accelerate(accelerate)
+        self.accelerate = options.automatic("accelerate", accelerate)
+        self.cuda_graph = options.automatic("cuda_graph", cuda_graph)
         self.stop = options.one_of("stop", stop, STOPPING_RULES)
         self.max_seconds = options.time_limit("max_seconds", max_seconds)
         self.max_memory = max_memory
@@ -248,6 +252,7 @@ class NMF(nn.Module):
                 begun + self.max_seconds,
                 checkpoint,
                 self.revive,
+                self.cuda_graph,
             )
             Z, D, info = fitter(data)
         # a file of codes is in its place now
@@ -280,7 +285,11 @@ class NMF(nn.Module):
         device = torch.device(self.device) if self.D is None else self.D.device
         K, by = self.nb_concepts, self._method(device)
         A = read_rows(A, device=device, **known).A.detach()
-        with torch.autocast(device.type, enabled=False), self._products():
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.cuda.device_of(A),
+            self._products(),
+        ):
             fitter = OnlineFitter(K, by, self.init, self._generator(0), self.half_life, begun)
             stream = fitter(A, Learned(self.D, self._gram, self._cross, self.online_info_))
         self.D = stream.D

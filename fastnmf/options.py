@@ -141,10 +141,10 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def accelerate(value: Any) -> bool | str:
+def automatic(name: str, value: Any) -> bool | str:
     if isinstance(value, bool) or value == "auto":
         return value
-    raise InvalidInput(f"accelerate={value!r} must be 'auto', True or False")
+    raise InvalidInput(f"{name}={value!r} must be 'auto', True or False")
 
 
 def time_limit(name: str, value: Any) -> float:

@@ -42,6 +42,10 @@ class Rows:
         return self.A.shape[1]
 
     @property
+    def device(self) -> torch.device:
+        return self.A.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """What is computed in: float32 or float64."""
         return compute_dtype(self.A)

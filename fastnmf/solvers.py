@@ -163,8 +163,8 @@ def largest_eigenvalue(
 
 def add_squares_(sums: Tensor, delta: Tensor, F: Tensor) -> None:
     """sums += (‖delta‖², ‖F‖²), in float64."""
-    sums[0] += squared_norm(delta)
-    sums[1] += squared_norm(F)
+    sums[0].add_(squared_norm(delta))
+    sums[1].add_(squared_norm(F))
 
 
 def squared_norm(X: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def squared_norm(X: Tensor) -> Tensor:
     if X.device.type != "cpu" or X.dtype == torch.float64:
         wide = X.split(max(1, (1 << 24) // max(1, X.shape[1])))
         norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in wide]
-        return torch.stack(norms).square().sum()
+        return torch.stack(norms).square().sum() if len(norms) > 1 else norms[0].square()
     if X.numel() <= _NORM_ENTRIES:
         return torch.linalg.vector_norm(widened(X)).double().square_()
     norms = [

@@ -53,7 +53,8 @@ class Statistics:
 
     def clear_(self) -> None:
         self.sums.zero_()
-        self._loads.zero_()
+        if self._on_codes:
+            self._loads.zero_()
         self._empty = True
 
     @property

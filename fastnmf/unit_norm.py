@@ -17,7 +17,7 @@ class UnitNorm:
     """
 
     def __init__(self) -> None:
-        # what the codes are still to be multiplied by (K,), or None
+        # what the codes are still to be multiplied by (K,), from the start on: always in one place
         self._scale: Tensor | None = None
 
     def normalise_(self, D: Tensor, before: Tensor, statistics: Statistics) -> None:
@@ -30,7 +30,8 @@ class UnitNorm:
         gone = (norms == 0) & (norms_before > 0)
         divisor = torch.where(norms > 0, norms, 1).to(D.dtype)
         D.copy_(torch.where(gone[:, None], before, D / divisor[:, None]))
-        self._scale = torch.where(gone, 0, divisor)
+        scale = torch.where(gone, 0, divisor)
+        self._scale = scale if self._scale is None else self._scale.copy_(scale)
         statistics.scale_codes_(self._scale)
 
     def move_(self, Z: Tensor) -> None:
@@ -38,14 +39,12 @@ class UnitNorm:
         if self._scale is not None:
             Z.mul_(self._scale.to(Z.device))
 
-    def moved(self) -> None:
-        """All pieces were multiplied."""
-        self._scale = None
-
     def settle_(self, Z: Tensor | Store) -> None:
         """Multiply all codes by what is left to be; codes that are not kept follow D anyway."""
+        if self._scale is None:
+            return
         if isinstance(Z, Tensor):
             self.move_(Z)
-        elif self._scale is not None and not isinstance(Z, NotKept):
+        elif not isinstance(Z, NotKept):
             Z.each_(lambda _, rows: self.move_(rows))
-        self.moved()
+        self._scale.fill_(1)

@@ -12,7 +12,7 @@ import torch
 import fastnmf
 from fastnmf import NMF, BackendUnavailable, InvalidInput
 from fastnmf.backends import BACKENDS, Backend, select
-from fastnmf.solvers import SOLVERS
+from fastnmf.solvers import REFERENCE, SOLVERS
 
 CPU = torch.device("cpu")
 
@@ -76,6 +76,36 @@ def test_backend_of_the_fit_is_in_the_account():
     model = NMF(3, backend="torch", max_iter=1, tol=0)
     model.fit(torch.rand(9, 5))
     assert model.fit_info_.backend == "torch"
+
+
+def test_what_launches_kernels_is_done_on_the_device_of_the_data(monkeypatch):
+    """Triton launches on the current device, which need not be the model's."""
+    entered, used = [], []
+
+    class Guard(torch.cuda.device_of):
+        def __enter__(self):
+            entered.append(self)
+
+        def __exit__(self, *_):
+            entered.pop()
+
+    def watched(name):
+        def operation(*given, **options):
+            used.append(name)
+            assert entered
+            return REFERENCE[name](*given, **options)
+
+        return operation
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    ops = {name: watched(name) for name in REFERENCE}
+    monkeypatch.setattr("fastnmf.nmf.select", lambda *_: ("torch", ops))
+    A, model = torch.rand(30, 6), NMF(3, seed=0, max_iter=3)
+    for call in (model.fit, model.encode, model.partial_fit):
+        call(A)
+        assert used
+        used.clear()
+    assert entered == []
 
 
 def test_interpreter_that_does_not_work_is_named(monkeypatch):

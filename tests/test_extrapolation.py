@@ -179,6 +179,7 @@ def test_error_that_rises_takes_the_pair_back():
     def squares(F):
         return pytest.approx(float(F.double().square().sum()), rel=1e-5)
 
+    ahead.set_out()
     ahead.begin_(Z, D)
     before, start = Z.clone(), D.clone()
     swept, first, rose = step(0.5)
@@ -186,6 +187,7 @@ def test_error_that_rises_takes_the_pair_back():
     assert torch.allclose(Z, swept + 0.5 * (swept - before))
     assert float(sums[0]) == squares(Z - before)
     assert float(sums[1]) == squares(Z)
+    ahead.set_out()
     ahead.begin_(Z, D)
     moved = first[1] + 0.525 * (first[1] - start)
     assert torch.allclose(D, moved.clamp(min=0))

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # each room, from the ground up: it imports only rooms on the lines above its own
 FLOORS = [
     {"_version", "errors", "nnls_info", "_C", "_cuda", "ahead", "interrupts"},
-    {"active_set", "rows", "ranks", "environment", "precision", "addresses", "paths"},
+    {"active_set", "rows", "ranks", "replay", "environment", "precision", "addresses", "paths"},
     {"solvers", "svd", "exemplars", "compiled_cuda", "shards", "store", "codes"},
     {"init", "source", "budget", "penalties", "compiled"},
     {"working_set"},

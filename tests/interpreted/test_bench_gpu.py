@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tape import Tape
+
+from fastnmf import fitting
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 pytest.importorskip("overcomplete", reason="overcomplete is not installed")
@@ -22,6 +26,16 @@ def test_every_check_passes_in_the_interpreter(small):
     found = bench_gpu.checks()
     assert [check for check in found if not check["passed"]] == []
     assert len(found) == 2 * (3 + 4 + 2 + 2)
+
+
+def test_graphs_are_checked_to_the_bit(small, launches_on_tape, monkeypatch):
+    """And repeats that do nothing are found."""
+    monkeypatch.setattr(fitting, "CudaGraph", lambda *_, **__: Tape())
+    monkeypatch.setattr(fitting, "refuses", lambda _: None)
+    given = torch.rand(9, 5), 3, "mu", "plain", 3
+    assert bench_gpu.graph_checked(*given)["passed"]
+    monkeypatch.setattr(Tape, "replay", lambda tape: None)
+    assert not bench_gpu.graph_checked(*given)["passed"]
 
 
 @pytest.mark.parametrize("name", ["mu_residual_", "pgd_residual_", "mu_normal_"])
