@@ -225,10 +225,11 @@ class Taking:
 
     @contextmanager
     def for_fit(
-        self, A: Any, K: int, init: Any, encoder, ranks: Ranks = ALONE
+        self, A: Any, K: int, init: Any, encoder, ranks: Ranks = ALONE, **wanted: Any
     ) -> Iterator[Resident | Streamed]:
         """A as what a fit asks of its data; a file for the codes is in its place at the end. Where
-        A is the rows of one of several ranks, they are read as those that do not fit."""
+        A is the rows of one of several ranks, they are read as those that do not fit. wanted: as
+        for take."""
         name = init if isinstance(init, str) else "given"
         # whichever start is taken, it has room
         name = "nndsvda" if name == "auto" else name
@@ -236,7 +237,8 @@ class Taking:
             with ranks.agreed():
                 # what is read as a stream is widened as it comes
                 narrow = ranks.alone and self.codes is not None
-                taken = self.take(A, K, name, empty=not ranks.alone, narrow=narrow)
+                empty = not ranks.alone
+                taken = self.take(A, K, name, empty=empty, narrow=narrow, **wanted)
             yield self._for_fit(taken, K, init, encoder, ranks, stack)
 
     def _for_fit(self, taken, K: int, init: Any, encoder, ranks: Ranks, stack: ExitStack):
@@ -248,7 +250,7 @@ class Taking:
                 on_disk = isinstance(self.codes, Path)
                 target = stack.enter_context(self.store(shape, dtype)) if on_disk else None
                 return Resident(taken, target)
-            taken = summarise(taken, self.ahead)
+            taken = summarise(taken)
         source, summary = taken
         summaries, everywhere = zip(
             *ranks.gather((summary, resident or summary.n == 0)), strict=True

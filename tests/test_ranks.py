@@ -335,5 +335,5 @@ def test_distributed_needs_processes():
         NMF(2, distributed=True).fit(torch.rand(4, 3))
     with pytest.raises(TypeError, match="distributed=1 must be True or False"):
         NMF(2, distributed=1)
-    with pytest.raises(InvalidInput, match="distributed=True is for fit"):
+    with pytest.raises(InvalidInput, match="init_process_group"):
         NMF(2, distributed=True).partial_fit(torch.rand(4, 3))
