@@ -59,9 +59,10 @@ class Learned:
         if self.info is not None:
             told |= {"rows": self.info.rows, "batches": self.info.batches}
         if self.D is not None:
-            bits = self.D.contiguous().view(torch.int64 if self.D.itemsize == 8 else torch.int32)
+            # whole numbers: their sum is the same in any order, so on any machine
+            bits = self.D.contiguous().view(getattr(torch, f"int{8 * self.D.itemsize}"))
             weights = torch.arange(1, len(bits) + 1, device=bits.device)
-            checksum = int(bits.sum(1, dtype=torch.int64) @ weights)
+            checksum = int((bits.sum(1, dtype=torch.int64) * weights).sum())
             told["D"] = f"{' × '.join(map(str, bits.shape))}, checksum {checksum:x}"
         return told
 
