@@ -141,12 +141,16 @@ class Pieces:
 
 
 def pieces_of(
-    rows: Rows | Stream, codes: Tensor | Store | None, piece_rows: int | None = None
+    rows: Rows | Stream,
+    codes: Tensor | Store | None,
+    piece_rows: int | None = None,
+    save: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """X (m, d), widened, and its codes (m, K) if there are any, of each piece of the rows here, to
-    be read. piece_rows: None is as many as there are in hand."""
+    """X (m, d), widened, and its codes (m, K) if there are any, of each piece of the rows here.
+    piece_rows: None is as many as there are in hand. save: whether what becomes of the codes is
+    kept; else they are to be read only."""
     if isinstance(rows, Stream):
-        pieces = rows.pieces(codes, piece_rows or rows.chunk_rows, save=False)
+        pieces = rows.pieces(codes, piece_rows or rows.chunk_rows, save)
         return ((X, Z) for X, Z, _ in pieces)
     chunks = rows.chunks(piece_rows)
     return ((X, None if codes is None else codes[part]) for part, X in chunks)
