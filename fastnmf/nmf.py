@@ -83,7 +83,7 @@ class NMF(nn.Module):
     distributed: whether fit and partial_fit are shared by the processes of torch.distributed's
     default group, each of which gives rows of its own. revive: give concepts that are dead, or
     near-duplicates of others, the rows of A that are explained worst, where that lowers the
-    objective (README, design); data must fit in memory, and partial_fit does not.
+    objective (README, design); codes must be kept, and partial_fit does not.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -219,7 +219,8 @@ class NMF(nn.Module):
                 max_iter = options.iterations(max_iter, self.max_iter)
                 by = self._method(device)
                 checkpoint = self._checkpoint(by.backend, resume, ranks)
-                asked = self._taking(device, codes, optional=True, ranks=ranks)
+                wanted = {"optional": True, "ranks": ranks, "revives": self.revive}
+                asked = self._taking(device, codes, **wanted)
                 taking = stack.enter_context(asked)
             kept = "in a file" if isinstance(taking.codes, Path) else taking.codes
             saved = None if checkpoint is None else "a file"
@@ -476,7 +477,13 @@ class NMF(nn.Module):
 
     @contextmanager
     def _taking(
-        self, device: torch.device, codes: Any, *, optional: bool = False, ranks: Ranks = ALONE
+        self,
+        device: torch.device,
+        codes: Any,
+        *,
+        optional: bool = False,
+        ranks: Ranks = ALONE,
+        revives: bool = False,
     ):
         """How data are taken and where what is made of them goes, with a thread that reads."""
         if isinstance(codes, str | os.PathLike) and codes != "memory":
@@ -484,7 +491,8 @@ class NMF(nn.Module):
         codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
         with Ahead() as ahead:
             saved = None if self.checkpoint is None else ranks.own(self.checkpoint).resolve()
-            yield Taking(ahead, device, most, self.chunk_rows, codes, saved, ranks.on_host)
+            rows = self.chunk_rows
+            yield Taking(ahead, device, most, rows, codes, saved, ranks.on_host, revives)
 
     def _data(self, A: Any) -> Tensor:
         return read_rows(A, device=self.device).A

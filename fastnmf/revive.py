@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .codes import alike
+from .exemplars import CANDIDATES
 from .penalties import NO_PENALTY, Penalty
 from .ranks import ALONE, Ranks
 from .rows import Rows
@@ -24,8 +25,6 @@ EVERY = 10
 # to compare all pairs of concepts takes some 0.14 K / n iterations (2,000 × 384, K = 6,000, two
 # threads of AVX2); it may take a hundredth of them
 _PAIRS = 14
-# rows that are looked at for each concept, since some may be alike
-_CANDIDATES = 4
 # of ‖a_i‖, in units of the dtype's rounding: a residual below that is none
 _LEAST_RESIDUAL = 100
 # of the mean of a concept, or of its codes: the least entry where zeros would stay zero. mu leaves
@@ -70,7 +69,7 @@ def revive_(
     if not len(idle):
         return 0
     of_codes, of_dictionary = penalties
-    worst = _Worst(_CANDIDATES * len(idle), D)
+    worst = _Worst(CANDIDATES * len(idle), D)
     before, costs = _weigh(idle, D, pieces_of(rows, Z, piece_rows), of_codes, worst, ranks)
     idle, concepts = _match(idle, *worst.of_all(ranks), costs, ranks)
     if not len(idle):
@@ -119,7 +118,9 @@ def _look(Z: Tensor | Store, D: Tensor, duplicates: bool, ranks: Ranks) -> _Idle
     twin = torch.where(living, _LIVES, _DEAD)
     living = living.nonzero()[:, 0]
     if duplicates and any(ranks.any(bool((alike(D[living]) >= 0).any()))):
-        living = living[_energy(Z, D, ranks)[living].argsort(descending=True, stable=True)]
+        # in few digits: of two that are the same the earlier stays, not the one by rounding
+        energy = _energy(Z, D, ranks)[living].bfloat16()
+        living = living[energy.argsort(descending=True, stable=True)]
         twins = alike(D[living])
         weaker = (twins >= 0).nonzero()[:, 0]
         # whose twin stays
@@ -210,7 +211,8 @@ def _match(
     cheap = costs.argsort(stable=True)[: len(gains) - len(dead)]
     last = len(dead) + len(cheap)
     pays = costs[cheap] < gains[len(dead) : last]
-    chosen = cheap[pays]
+    # in their order: the costs of those that are the same are rounding
+    chosen = cheap[pays].sort().values
     concepts = torch.cat((concepts[: len(dead)], concepts[len(dead) : last][pays]))
     return replace(idle, dead=dead, weaker=idle.weaker[chosen], twins=idle.twins[chosen]), concepts
 

@@ -140,7 +140,8 @@ class Taking:
 
     asked: bytes that the process may grow by, or None for what is free. chunk_rows: rows in hand at
     most. codes: where what is computed of them goes: 'memory', None, or a file. checkpoint: another
-    file that is written, or None. sharing: processes that share what is free.
+    file that is written, or None. sharing: processes that share what is free. revives: whether idle
+    concepts are given rows.
     """
 
     ahead: Ahead
@@ -150,6 +151,7 @@ class Taking:
     codes: Path | str | None
     checkpoint: Path | None = None
     sharing: int = 1
+    revives: bool = False
 
     def take(self, A: Any, K: int, start: str = "random", **wanted: Any):
         """Rows, or what source.take gives for data that do not fit."""
@@ -279,7 +281,7 @@ class Taking:
         self, n: int, d: int, K: int, dtype: torch.dtype, start: str, of_all: int | None = None
     ) -> Needs:
         codes = "none" if self.codes is None else "memory" if self.codes == "memory" else "file"
-        return Needs(n, d, K, dtype.itemsize, codes, start, of_all)
+        return Needs(n, d, K, dtype.itemsize, codes, start, of_all, self.revives)
 
     def _limit(self) -> int:
         asked = budget.available() // self.sharing if self.asked is None else self.asked

@@ -80,6 +80,9 @@ def leaving(iteration: int):
 def fitted(A, rank, size, how, folder, codes="memory", batches=False, resume=False, **options):
     bounds = split(len(A), size, how)
     rows = A[bounds[rank] : bounds[rank + 1]]
+    if isinstance(options.get("init"), tuple):
+        Z0, D0 = options["init"]
+        options["init"] = Z0[bounds[rank] : bounds[rank + 1]], D0
     if batches:
         # a list of batches, which may be empty
         rows = list(rows.split(10)) if len(rows) else []
