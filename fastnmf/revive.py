@@ -76,11 +76,12 @@ def revive_(
         return 0
     renewal = _renewal(idle, _filled(concepts) if fills else concepts, D, sweep, ranks)
     if fills:
-        mean = _mean_codes(renewal, pieces_of(rows, Z, piece_rows), ranks) / rows.n
-        renewal = replace(renewal, fill=_LEAST_ENTRY * mean)
+        total = _total_codes(renewal, pieces_of(rows, Z, piece_rows), ranks)
+        renewal = replace(renewal, fill=_LEAST_ENTRY / rows.n * total)
     after = torch.zeros_like(before)
     for X, codes in pieces_of(rows, Z, piece_rows):
-        after += _loss(renewal.renew_(codes := codes.clone(), X), codes, of_codes)
+        codes = codes.clone()
+        after += _loss(renewal.renew_(codes, X), codes, of_codes)
     ranks.sum_(after)
     before, after = before + 2 * of_dictionary.value(D), after + 2 * of_dictionary.value(renewal.D)
     # the penalty of D may be rounded otherwise elsewhere
@@ -261,11 +262,14 @@ def _renewal(idle: _Idle, concepts: Tensor, D: Tensor, sweep: Sweep, ranks: Rank
     return _Renewal(renewed, S, idle.weaker, twins, shares, sweep, held)
 
 
-def _mean_codes(renewal: _Renewal, pieces: Iterable[tuple[Tensor, Tensor]], ranks: Ranks) -> Tensor:
-    """Σ_i of the codes of each new concept (s, 1)."""
+def _total_codes(
+    renewal: _Renewal, pieces: Iterable[tuple[Tensor, Tensor]], ranks: Ranks
+) -> Tensor:
+    """The sum of the codes of each new concept (s, 1)."""
     total = renewal.D.new_zeros(len(renewal.S), dtype=torch.float64)
     for X, codes in pieces:
-        renewal.renew_(codes := codes.clone(), X)
+        codes = codes.clone()
+        renewal.renew_(codes, X)
         total += codes[:, renewal.S].sum(0, dtype=torch.float64)
     ranks.sum_(total)
     return total.to(renewal.D)[:, None]

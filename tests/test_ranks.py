@@ -140,6 +140,16 @@ DIFFERING = {
 BAD = data().clone()
 BAD[n - 1 - n // 4, 2] = -1
 OTHERS = {
+    "nothing to revive": (
+        torch.zeros(9, 4),
+        {
+            **PLAIN,
+            "init": (torch.zeros(9, 3), torch.zeros(3, 4)),
+            "nb_concepts": 3,
+            "revive": True,
+            "how": "even",
+        },
+    ),
     "no seed": (data(), {**PLAIN, "seed": None, "how": "even", "init": "random"}),
     "codes on disk": (
         data(),
@@ -265,6 +275,12 @@ def test_all_revive_the_same(size, name, shared):
             info.near_duplicates,
         )
         assert (told["passes"] > 1) == ("streamed" in name)
+
+
+def test_nothing_is_revived_where_no_row_is_left(shared):
+    for result in shared(2)["nothing to revive"]:
+        assert result["info"]["revived"] == 0
+        assert not result["D"].any()
 
 
 @pytest.mark.parametrize("size", CASES)
