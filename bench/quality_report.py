@@ -66,11 +66,12 @@ def summaries(entries: list[dict]) -> list[dict]:
     return lines
 
 
-def table(lines: list[dict], limit: float) -> str:
-    """limit: the seconds that every course had."""
+def table(lines: list[dict], limits: tuple[float, float]) -> str:
+    """limits: the seconds that our courses had, and the others'."""
     rows = []
     for line in lines:
         ours, error = line["contender"] == OURS, line["final_error"]
+        limit = limits[not ours]
         rows.append(
             [
                 line["title"],
@@ -80,7 +81,7 @@ def table(lines: list[dict], limit: float) -> str:
                 "none" if error is None else f"{error:.5f}",
                 f"{line['iterations']:,.0f}",
                 "" if ours else settled_text(line),
-                *(best_text(line, lines, which, limit) if ours else "" for which in (0, 1)),
+                *(best_text(line, lines, which, limits) if ours else "" for which in (0, 1)),
             ]
         )
     header = ["data", "library", "to 1 %", "to 0.1 %", "seeds that came there", "last error"]
@@ -95,7 +96,7 @@ def settled_text(line: dict) -> str:
     return "not reached" if ours is None else f"{seconds_text(ours)} ({ratio_text(its / ours)})"
 
 
-def best_text(ours: dict, lines: list[dict], which: int, limit: float) -> str:
+def best_text(ours: dict, lines: list[dict], which: int, limits: tuple[float, float]) -> str:
     """The ratio of the quickest other library's median time to ours; a bound where one of the two
     did not come to that error in time."""
     others = [line for line in lines if line["title"] == ours["title"] and line is not ours]
@@ -104,14 +105,16 @@ def best_text(ours: dict, lines: list[dict], which: int, limit: float) -> str:
     if own is None and not reached:
         return "-"
     bound = "< " if own is None else "" if reached else "> "
-    return bound + ratio_text(min(reached, default=limit) / (own or limit))
+    return bound + ratio_text(min(reached, default=limits[1]) / (own or limits[0]))
 
 
-def explanation(seeds: int, seconds: float, clock: str) -> str:
+def explanation(seeds: int, limits: tuple[float, float], clock: str) -> str:
+    ours, others = (f"{limit:g} s" for limit in limits)
+    given = ours if ours == others else f"{others} ({OURS}: {ours})"
     return (
         f"Medians of {clock} time over {seeds} seed{'s' if seeds > 1 else ''}: to 1 % and 0.1 % "
-        f"above the least error that any library reached in {seconds:g} s on that data with that "
-        f"seed (> {seconds:g} s: not by then with half of the seeds or more); the iterations and "
-        f"the error by then; how long fastnmf takes to that error plus {SETTLED:.1%}, and how many "
+        f"above the least error that any library reached in {given} on that data with that "
+        f"seed (> {others}: not by then with half of the seeds or more); the iterations and "
+        f"the error by then; how long {OURS} takes to that error plus {SETTLED:.1%}, and how many "
         f"times as long the library took."
     )

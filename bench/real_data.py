@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 from workloads import WORKLOADS, load
 
-# rows drawn where there are more, and words that count
-ROWS, WORDS = 10_000, 1_000
+# rows drawn where there are more, fewer of many features, and words that count
+ROWS, FEWER_ROWS, WORDS = 10_000, 3_000, 1_000
 # of a docstring that is taken
 FEWEST_WORDS = 20
 
@@ -50,6 +50,11 @@ def colour_patches(seed: int) -> Tensor:
 def grey_patches(seed: int) -> Tensor:
     """16 × 16, the mean of the three colours."""
     return _patches(photographs().mean(3, keepdims=True), 16, seed)
+
+
+def large_patches(seed: int) -> Tensor:
+    """24 × 24 × 3: enough features for 1,000 concepts."""
+    return _patches(photographs(), 24, seed, FEWER_ROWS)
 
 
 def activations(seed: int) -> Tensor:
@@ -88,6 +93,7 @@ DATA_SETS = {
     "grey patches": DataSet(grey_patches, 128),
     "activations": DataSet(activations, 48),
     "docstrings": DataSet(docstrings, 50),
+    "large patches": DataSet(large_patches, 1_000),
 }
 
 
@@ -97,11 +103,11 @@ def photographs() -> np.ndarray:
     return np.stack(found).astype(np.float32) / 255
 
 
-def _patches(images: np.ndarray, size: int, seed: int) -> Tensor:
+def _patches(images: np.ndarray, size: int, seed: int, rows: int = ROWS) -> Tensor:
     random = np.random.default_rng(seed)
     windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), (1, 2))
-    image, top, left = (random.integers(0, most, ROWS) for most in windows.shape[:3])
-    return torch.from_numpy(windows[image, top, left].reshape(ROWS, -1))
+    image, top, left = (random.integers(0, most, rows) for most in windows.shape[:3])
+    return torch.from_numpy(windows[image, top, left].reshape(rows, -1))
 
 
 def _docstrings() -> Iterator[str]:

@@ -14,6 +14,7 @@
 #include "isa.h"
 #include "kernels_cpu.h"
 #include "nnls_arguments.h"
+#include "passes.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -79,30 +80,46 @@ void hals_normal(const std::string &dtype, Address F, Size stride_fk, Size strid
 
 void hals_rows(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address X,
                Size stride_x, Address B, Address G, Size stride_g, double l1, Size K, Size m,
-               Size p, Size sweeps, Address sums, int threads) {
+               Size p, Size sweeps, Address sums, int threads, Address swept, Size stride_sk,
+               Size stride_sm, double ahead, double least, Address cross, Size stride_c,
+               Address gram, Size stride_q, bool adds) {
     check_sizes("K", K, m, threads);
     check_sizes("p", p, sweeps, threads);
     // the columns that fill up a tile would grow
     if (!(l1 >= 0)) refuse("l1 = ", l1, " must not be negative");
+    if (cross && (!gram || stride_fk != 1))
+        refuse("sums of codes: both, of codes whose concepts are adjacent; gram = ", gram,
+               ", stride_fk = ", stride_fk);
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
         double *total = pointer<double>("sums", sums);
         if (K == 0 || m == 0 || sweeps == 0) return;
         const HalsRows<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
+                            swept ? view<T>("swept", swept, stride_sk, stride_sm, K, m) : View<T>{},
                             read_rows<T>("X", X, stride_x, m),
                             view<const T>("B", B, K, 1, p, K).data,
                             view<const T>("G", G, stride_g, 1, K, K).data,
                             static_cast<T>(l1),
+                            static_cast<T>(ahead),
+                            static_cast<T>(least),
                             stride_x,
                             stride_g,
                             K,
                             m,
                             p,
                             sweeps};
-        py::gil_scoped_release released;
-        const HalsKernels<T> &kernels = hals_kernels<T>();
-        run_hals(kernels.rows, kernels.tile_columns, a, 3 * K + kernels.in_hand, m,
-                 2.0 * m * K * (p + sweeps * K), threads, total);
+        const double flops = 2.0 * m * K * (p + sweeps * K);
+        if (cross) {
+            const Sums<T> to{view<T>("cross", cross, stride_c, 1, K, p),
+                             view<T>("gram", gram, stride_q, 1, K, K), adds};
+            py::gil_scoped_release released;
+            pass(a, to, 2 * flops, threads, total);
+        } else {
+            py::gil_scoped_release released;
+            const HalsKernels<T> &kernels = hals_kernels<T>();
+            run_hals(kernels.rows, kernels.tile_columns, a, 3 * K + kernels.in_hand, m, flops,
+                     threads, total);
+        }
     });
 }
 
@@ -113,33 +130,6 @@ void hals_rows(const std::string &dtype, Address F, Size stride_fk, Size stride_
 Size moments_features(Size feature_bytes) {
     constexpr Size sum_bytes = 1 << 20, vectors = 192;
     return std::max<Size>(1, sum_bytes / (feature_bytes * vectors)) * vectors;
-}
-
-// features [first, first + p) of the result; the threads add up what each has of its part of the
-// rows, in `made`, in the order of parts
-template <class T>
-void add_moments(Moments<T> a, bool symmetric, Size first, Size p, Size parts, T *made, View<T> to,
-                 bool adds) {
-    const MomentsKernels<T> &kernels = moments_kernels<T>();
-    const Size width = kernels.padded(p), size = a.K * width;
-    a.X += first;
-    a.p = p;
-    const Scratch<T> packed(parts * kernels.scratch_size);
-    double unused[2] = {};
-    for_tiles(parts, static_cast<int>(parts), unused, [&](Size part, int, double *) {
-        T *mine = made + part * size;
-        std::fill(mine, mine + size, T(0));
-        kernels.add(a, symmetric, part * a.m / parts, (part + 1) * a.m / parts, mine,
-                    packed.data + part * kernels.scratch_size);
-    });
-    for_tiles(a.K, static_cast<int>(parts), unused, [&](Size k, int, double *) {
-        T *row = at(to, k, 0);
-        if (!adds) std::fill(row, row + p, T(0));
-        for (Size part = 0; part < parts; ++part) {
-            const T *more = made + part * size + k * width;
-            for (Size j = 0; j < p; ++j) row[j] += more[j];
-        }
-    });
 }
 
 void moments(const std::string &dtype, Address F, Size stride_f, Address X, Size stride_x,
@@ -168,9 +158,7 @@ void moments(const std::string &dtype, Address F, Size stride_f, Address X, Size
         for (Size first = 0; first < p; first += most)
             add_moments(a, symmetric, first, std::min(most, p - first), parts, made.data,
                         View<T>{at(to, 0, first), to.stride_k, 1}, adds);
-        // what is left of the diagonal was made in part
-        for (Size k = 0; symmetric && k < K; ++k)
-            for (Size j = 0; j < k; ++j) *at(to, k, j) = *at(to, j, k);
+        if (symmetric) mirror(to, K);
     });
 }
 
@@ -302,10 +290,15 @@ PYBIND11_MODULE(_C, module) {
         "hals_rows", &hals_rows, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
         py::arg("stride_fm"), py::arg("X"), py::arg("stride_x"), py::arg("B"), py::arg("G"),
         py::arg("stride_g"), py::arg("l1"), py::arg("K"), py::arg("m"), py::arg("p"),
-        py::arg("sweeps"), py::arg("sums"), py::arg("threads"),
+        py::arg("sweeps"), py::arg("sums"), py::arg("threads"), py::arg("swept") = 0,
+        py::arg("stride_sk") = 0, py::arg("stride_sm") = 0, py::arg("ahead") = 0.0,
+        py::arg("least") = 0.0, py::arg("cross") = 0, py::arg("stride_c") = 0,
+        py::arg("gram") = 0, py::arg("stride_q") = 0, py::arg("adds") = false,
         "hals_normal with C = B'X' - l1, so many times; C is not kept.\n\n"
         "F (K, m) in any layout, X (m, p) with contiguous rows, which may overlap, G (K, K) with "
-        "contiguous rows, B (p, K) contiguous; l1 >= 0.");
+        "contiguous rows, B (p, K) contiguous; l1 >= 0. With swept (K, m), then swept, F = F, "
+        "max(least F, F + ahead (F - swept)). With cross (K, p) and gram (K, K) of contiguous "
+        "rows, then cross = F X and gram = F F', or with adds +=; F has contiguous columns.");
     module.def("moments", &moments, py::arg("dtype"), py::arg("F"), py::arg("stride_f"),
                py::arg("X"), py::arg("stride_x"), py::arg("out"), py::arg("stride_o"), py::arg("K"),
                py::arg("m"), py::arg("p"), py::arg("symmetric"), py::arg("adds"),

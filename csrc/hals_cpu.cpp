@@ -45,13 +45,13 @@ void gather(T *tile, View<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdif
                 // the last square overlaps the one before if it must
                 const ptrdiff_t k = next + V<T> <= rows ? next : rows - V<T>;
                 Vec<T> square[V<T>] = {};
-                if (some >= V<T>)
-                    for (int l = 0; l < V<T>; ++l)
-                        square[l] = load(origin + (i + l) * from.stride_m + k);
-                else
+                if (some >= V<T>) {
+                    load_transposed<T>(square, origin + i * from.stride_m + k, from.stride_m);
+                } else {
                     for (int l = 0; l < some; ++l)
                         square[l] = load(origin + (i + l) * from.stride_m + k);
-                transpose<T>(square);
+                    transpose<T>(square);
+                }
                 for (int l = 0; l < V<T>; ++l) store(tile + (k + l) * W<T> + i, square[l]);
             }
         }
@@ -178,6 +178,17 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
     scatter(a.F, F, a.K, start, columns);
 }
 
+inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
+
+// the features from `after` of the rows of a tile, or of the next tile the first
+template <class T>
+Ahead<T> next(const HalsRows<T> &a, ptrdiff_t start, ptrdiff_t columns, ptrdiff_t after) {
+    if (after < a.p)
+        return {a.X + start * a.stride_x + after, a.stride_x, columns, min(a.p - after, in_hand)};
+    start += columns;
+    return {a.X + start * a.stride_x, a.stride_x, min(a.m - start, W<T>), min(a.p, in_hand)};
+}
+
 // C never leaves the cache, and its product with few concepts is not left to the vendor's GEMM
 template <class T>
 void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
@@ -190,9 +201,10 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
         const ptrdiff_t terms = a.p - first < in_hand ? a.p - first : in_hand;
         // features take the place of concepts
         gather(X, View<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
+        Ahead<T> ahead = next<T>(a, start, columns, first + terms);
         for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
             add_products(vectors, concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k,
-                         a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms);
+                         a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms, ahead);
         });
     }
     gather(F, constant(a.F), a.K, start, columns);
@@ -204,6 +216,16 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
         sum_squares(R, F, a.K, partial);
         sums[0] += partial[0];
         sums[1] += partial[1];
+    }
+    if (a.swept.data) {
+        gather(R, constant(a.swept), a.K, start, columns);
+        for (ptrdiff_t i = 0; i < size; i += V<T>) {
+            const Vec<T> now = load(F + i), least = a.least * now;
+            const Vec<T> moved = now + a.ahead * (now - load(R + i));
+            store(R + i, now);
+            store(F + i, least > moved ? least : moved);
+        }
+        scatter(a.swept, R, a.K, start, columns);
     }
     scatter(a.F, F, a.K, start, columns);
 }

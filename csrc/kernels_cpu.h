@@ -41,11 +41,12 @@ template <class T> struct HalsNormal {
 };
 
 // F (K, m); B (p, K), contiguous: the factor held fixed, transposed; G (K, K) = BᵀB; X (m, p), its
-// features adjacent. C = BᵀXᵀ − l1, and so many sweeps
+// features adjacent. C = BᵀXᵀ − l1, and so many sweeps. Then F ← max(least F, F + ahead (F − swept)),
+// and swept ← what the sweeps left, if there is one (of F's strides)
 template <class T> struct HalsRows {
-    View<T> F;
+    View<T> F, swept;
     const T *X, *B, *G;
-    T l1;
+    T l1, ahead, least;
     ptrdiff_t stride_x, stride_g, K, m, p, sweeps;
 };
 
@@ -83,9 +84,10 @@ template <class T> struct HalsKernels {
 };
 
 // add: out (K × padded(p)) += F X over columns [first, last) of F, or of a symmetric result what is
-// right of the diagonal and some of the rest. It needs scratch_size elements of scratch.
+// right of the diagonal and some of the rest; so many rows at a time. It needs scratch_size elements
+// of scratch.
 template <class T> struct MomentsKernels {
-    ptrdiff_t scratch_size;
+    ptrdiff_t scratch_size, rows;
     ptrdiff_t (*padded)(ptrdiff_t p);
     void (*add)(const Moments<T> &, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out,
                 T *scratch);

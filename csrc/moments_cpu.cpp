@@ -1,5 +1,5 @@
-// ZᵀA and ZᵀZ of few concepts: a chunk of rows at a time, a panel of features of it copied to where
-// it stays in L1 while all concepts are multiplied with it.
+// ZᵀA and ZᵀZ of few concepts: a chunk of rows at a time, which stays in L2, and a panel of its
+// features, which all concepts are multiplied with.
 
 #include <cstddef>
 
@@ -13,8 +13,11 @@ using fastnmf::Moments;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr ptrdiff_t W = most_vectors * V<T>;
-// rows of a panel. Measured: 128 before 64 and 256 by up to 8 % (avx2, avx512)
-constexpr ptrdiff_t rows_in_hand = 128;
+// rows of a panel: of some whole tiles of hals_cpu.cpp. Measured: 128 before 64 and 256 by up to 8 %
+// (avx2, avx512)
+constexpr ptrdiff_t rows_in_hand = 144;
+
+inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
 
 template <class T> ptrdiff_t padded(ptrdiff_t p) { return (p + V<T> - 1) / V<T> * V<T>; }
 
@@ -23,35 +26,39 @@ template <class T> ptrdiff_t padded(ptrdiff_t p) { return (p + V<T> - 1) / V<T> 
 template <class T>
 void pack(T *panel, const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t j,
           ptrdiff_t count) {
-    const ptrdiff_t end = (a.m - 1) * a.stride_x + a.p;
-    for (ptrdiff_t i = 0; i < rows; ++i) {
-        const ptrdiff_t place = (start + i) * a.stride_x + j;
-        for (ptrdiff_t v = 0; v < count; v += V<T>) {
-            const T *from = a.X + place + v;
-            // the panel that comes next
-            __builtin_prefetch(from + count);
-            T *to = panel + i * W<T> + v;
-            if (place + v + V<T> <= end)
-                store(to, load(from));
-            else
-                for (ptrdiff_t l = 0; l < count - v; ++l) to[l] = from[l];
-        }
-    }
+    for (ptrdiff_t i = 0; i < rows; ++i)
+        __builtin_memcpy(panel + i * W<T>, a.X + (start + i) * a.stride_x + j, count * sizeof(T));
+}
+
+// the panel after that of the features up to `end`: beside it, or of the rows that follow
+template <class T>
+Ahead<T> next(const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t end) {
+    if (end < a.p) return {a.X + start * a.stride_x + end, a.stride_x, rows, min(a.p - end, W<T>)};
+    const ptrdiff_t after = start + rows;
+    return {a.X + after * a.stride_x, a.stride_x, min(a.m - after, rows_in_hand), min(a.p, W<T>)};
 }
 
 template <class T>
 void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out, T *panel) {
-    const ptrdiff_t stride_o = padded<T>(a.p);
+    const ptrdiff_t stride_o = padded<T>(a.p), all = (a.m - 1) * a.stride_x + a.p;
     for (ptrdiff_t start = first; start < last; start += rows_in_hand) {
         const ptrdiff_t rows = last - start < rows_in_hand ? last - start : rows_in_hand;
         for_groups<most_vectors>(stride_o / V<T>, [&](ptrdiff_t vector, int vectors) {
             const ptrdiff_t j = vector * V<T>, end = j + vectors * V<T>;
-            pack(panel, a, start, rows, j, (end < a.p ? end : a.p) - j);
+            const T *some = a.X + start * a.stride_x + j;
+            ptrdiff_t stride = a.stride_x;
+            // beyond the last feature of the last row there is nothing to be read
+            if ((start + rows - 1) * a.stride_x + end > all) {
+                pack(panel, a, start, rows, j, a.p - j);
+                some = panel;
+                stride = W<T>;
+            }
+            Ahead<T> ahead = next(a, start, rows, end);
             for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
                 if (symmetric && k >= end) return;
                 add_products(vectors, concepts, out + k * stride_o + j, stride_o,
-                             a.F + start * a.stride_f + k, a.stride_f,
-                             static_cast<const T *>(panel), W<T>, rows);
+                             a.F + start * a.stride_f + k, a.stride_f, some, stride, rows,
+                             ahead);
             });
         });
     }
@@ -60,7 +67,8 @@ void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const MomentsKernels<float> moments_float32{rows_in_hand * W<float>, padded<float>, add<float>};
-const MomentsKernels<double> moments_float64{rows_in_hand * W<double>, padded<double>,
-                                             add<double>};
+const MomentsKernels<float> moments_float32{rows_in_hand * W<float>, rows_in_hand,
+                                            padded<float>, add<float>};
+const MomentsKernels<double> moments_float64{rows_in_hand * W<double>, rows_in_hand,
+                                             padded<double>, add<double>};
 } // namespace fastnmf::FASTNMF_ISA

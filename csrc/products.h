@@ -27,14 +27,41 @@ constexpr int most_concepts = 4, most_vectors = 4;
 constexpr int most_concepts = 2, most_vectors = 4;
 #endif
 
+// Lines of memory that will be read soon, fetched one by one between products: from few rows of
+// many lines, where the hardware does not see what comes, and in a burst they would wait for each other.
+template <class T> class Ahead {
+    const char *next_ = nullptr;
+    ptrdiff_t stride_ = 0;
+    int lines_ = 0, line_ = 0, rows_ = 0;
+
+  public:
+    Ahead() = default;
+    // rows of so many elements, stride apart
+    Ahead(const T *from, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t elements)
+        : next_(reinterpret_cast<const char *>(from)), stride_(stride * sizeof(T)),
+          lines_((elements * sizeof(T) + 63) / 64), rows_(rows) {}
+
+    void fetch() {
+        if (rows_ <= 0) return;
+        __builtin_prefetch(next_ + line_ * 64);
+        if (++line_ == lines_) {
+            line_ = 0;
+            --rows_;
+            next_ += stride_;
+        }
+    }
+};
+
 // out[g * stride_o + v] += Σ_i P[i * stride_p + g] Q[i * stride_q + v] for size concepts g and so
 // many vectors of v
 template <int size, int vectors, class T>
 inline void add_product(T *out, ptrdiff_t stride_o, const T *P, ptrdiff_t stride_p, const T *Q,
-                        ptrdiff_t stride_q, ptrdiff_t terms) {
+                        ptrdiff_t stride_q, ptrdiff_t terms, Ahead<T> &ahead) {
+    Ahead<T> soon = ahead;
     constexpr int lanes = Simd<T>::lanes;
     Vec<T> sums[size][vectors] = {};
     for (ptrdiff_t i = 0; i < terms; ++i) {
+        soon.fetch();
         Vec<T> q[vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) q[v] = load(Q + i * stride_q + v * lanes);
@@ -43,6 +70,7 @@ inline void add_product(T *out, ptrdiff_t stride_o, const T *P, ptrdiff_t stride
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) sums[g][v] += P[i * stride_p + g] * q[v];
     }
+    ahead = soon;
 #pragma GCC unroll 8
     for (int g = 0; g < size; ++g)
 #pragma GCC unroll 4
@@ -53,7 +81,7 @@ inline void add_product(T *out, ptrdiff_t stride_o, const T *P, ptrdiff_t stride
 }
 
 template <int vectors, class T, int size = most_concepts, class... Rest>
-inline void add_for_concepts(int concepts, T *out, Rest... rest) {
+inline void add_for_concepts(int concepts, T *out, Rest &&...rest) {
     if constexpr (size > 1)
         if (concepts < size) return add_for_concepts<vectors, T, size - 1>(concepts, out, rest...);
     add_product<size, vectors>(out, rest...);
@@ -61,7 +89,7 @@ inline void add_for_concepts(int concepts, T *out, Rest... rest) {
 
 // the same for any numbers of vectors and concepts, up to most of them
 template <class T, int vectors = most_vectors, class... Rest>
-inline void add_products(int wanted, int concepts, T *out, Rest... rest) {
+inline void add_products(int wanted, int concepts, T *out, Rest &&...rest) {
     if constexpr (vectors > 1)
         if (wanted < vectors) return add_products<T, vectors - 1>(wanted, concepts, out, rest...);
     add_for_concepts<vectors>(concepts, out, rest...);

@@ -5,6 +5,14 @@
 #include <cstdint>
 #include <utility>
 
+#if defined(__AVX512F__)
+#pragma GCC diagnostic push
+// some versions of GCC say so of what its own header leaves undefined
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
 #if !defined(__GNUC__)
 #error "fastnmf's CPU kernels use GCC's vector extensions: compile with GCC or Clang (clang-cl)"
 #endif
@@ -67,5 +75,59 @@ template <class T, int b = Simd<T>::lanes / 2> inline void transpose(Vec<T> *row
             exchange<T, b>(rows[i], rows[i + b], std::make_integer_sequence<int, lanes>{});
     if constexpr (b > 1) transpose<T, b / 2>(rows);
 }
+
+// squares (lanes × lanes) ← the transpose of as many rows of memory
+template <class T> inline void load_transposed(Vec<T> *square, const T *from, ptrdiff_t stride) {
+    for (int l = 0; l < Simd<T>::lanes; ++l) square[l] = load(from + l * stride);
+    transpose<T>(square);
+}
+
+#if defined(__AVX512F__)
+// The only unit that exchanges lanes is one of two that multiply, and products wait for it. What
+// can be read in quarters of a vector to where it belongs needs half of the exchanges.
+template <int exchanges, class Quarter> inline void gather_quarters(__m512 *quarters, Quarter read) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c)
+#pragma GCC unroll 4
+        for (int i = 0; i < exchanges; ++i) {
+            __m512 x = _mm512_castps128_ps512(read(i, c));
+            x = _mm512_mask_broadcast_f32x4(x, 0x00f0, read(i + exchanges, c));
+            x = _mm512_mask_broadcast_f32x4(x, 0x0f00, read(i + 2 * exchanges, c));
+            x = _mm512_mask_broadcast_f32x4(x, 0xf000, read(i + 3 * exchanges, c));
+            quarters[c * exchanges + i] = x;
+        }
+}
+
+template <>
+inline void load_transposed<float>(Vec<float> *square, const float *from, ptrdiff_t stride) {
+    __m512 x[16];
+    gather_quarters<4>(x, [&](int row, int c) { return _mm_loadu_ps(from + row * stride + 4 * c); });
+#pragma GCC unroll 4
+    for (int k = 0; k < 16; k += 4) {
+        const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(x[k], x[k + 1]));
+        const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(x[k], x[k + 1]));
+        const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(x[k + 2], x[k + 3]));
+        const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(x[k + 2], x[k + 3]));
+        square[k] = (Vec<float>)_mm512_unpacklo_pd(low01, low23);
+        square[k + 1] = (Vec<float>)_mm512_unpackhi_pd(low01, low23);
+        square[k + 2] = (Vec<float>)_mm512_unpacklo_pd(high01, high23);
+        square[k + 3] = (Vec<float>)_mm512_unpackhi_pd(high01, high23);
+    }
+}
+
+template <>
+inline void load_transposed<double>(Vec<double> *square, const double *from, ptrdiff_t stride) {
+    __m512 x[8];
+    gather_quarters<2>(x, [&](int row, int c) {
+        return _mm_castpd_ps(_mm_loadu_pd(from + row * stride + 2 * c));
+    });
+#pragma GCC unroll 4
+    for (int k = 0; k < 8; k += 2) {
+        const __m512d first = _mm512_castps_pd(x[k]), second = _mm512_castps_pd(x[k + 1]);
+        square[k] = (Vec<double>)_mm512_unpacklo_pd(first, second);
+        square[k + 1] = (Vec<double>)_mm512_unpackhi_pd(first, second);
+    }
+}
+#endif
 
 } // namespace

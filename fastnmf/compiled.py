@@ -17,6 +17,8 @@ from .solvers import moments_ as products
 # concepts up to which our own products win: of codes with codes, of which they take half, and with
 # data where the vendor's are slow with few of them (half the rate of a large GEMM on AVX2 by AMD)
 _FEW_SQUARED, _FEW = 512, 128
+# bytes of such sums up to which they are made row by row as codes are: a thread has its own
+_MOST_SUMS = 1 << 20
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -49,11 +51,25 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor) -> None:
 
 
 def hals_rows_(
-    F: Tensor, X: Tensor, Bt: Tensor, G: Tensor, l1: float, sweeps: int, sums: Tensor
+    F: Tensor,
+    X: Tensor,
+    Bt: Tensor,
+    G: Tensor,
+    l1: float,
+    sweeps: int,
+    sums: Tensor,
+    moves: tuple[Tensor, float, float] | None = None,
+    moments: tuple[Tensor, Tensor, bool] | None = None,
 ) -> None:
     """So many times hals_sweep_ with C = Bᵀ Xᵀ − l1, which is not kept; X (m, p) with contiguous
-    rows, Bt (p, K) contiguous. 2 m K (p + sweeps K) flops."""
-    K, m = F.shape
+    rows, Bt (p, K) contiguous. 2 m K (p + sweeps K) flops. With moves = (swept, β, least), then
+    swept, F ← F, max(least F, F + β (F − swept)); with moments = (cross, gram, adds) moments_ of
+    both, 2 m K (p + K) flops more."""
+    (K, m), p = F.shape, X.shape[1]
+    swept, ahead, least = moves or (None, 0.0, 0.0)
+    cross, gram, adds = moments or (None, None, False)
+    room = K * (p + K) * F.element_size()
+    together = moments and F.stride(0) == 1 and K <= _FEW and room <= _MOST_SUMS
     _C.hals_rows(
         *typed(F),
         X.data_ptr(),
@@ -64,16 +80,25 @@ def hals_rows_(
         l1,
         K,
         m,
-        X.shape[1],
+        p,
         sweeps,
         sums.data_ptr(),
         torch.get_num_threads(),
+        *(placed(swept) if moves else (0, 0, 0)),
+        ahead,
+        least,
+        *((cross.data_ptr(), cross.stride(0)) if together else (0, 0)),
+        *((gram.data_ptr(), gram.stride(0)) if together else (0, 0)),
+        adds,
     )
+    if moments and not together:
+        moments_(F, X, cross, adds=adds)
+        moments_(F, None, gram, adds=adds)
 
 
 def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
     """As solvers.moments_, which takes what is large or laid out otherwise."""
-    most = _FEW_SQUARED if X is None else 0 if _C.isa() == "avx512" else _FEW
+    most = _FEW_SQUARED if X is None else _FEW
     other = F.T if X is None else X
     if (
         len(F) > most

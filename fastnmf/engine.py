@@ -405,11 +405,16 @@ def _update_codes_(run: _Run) -> None:
         held = hold(*by, run.D, run.G, run.rows.n, penalty)
         first = 0
         for X, Z, target in _code_pieces(run, held):
+            part = slice(first, first + len(Z))
+            first += len(Z)
+            whole = isinstance(target, Unformed)
+            if whole:
+                moves = None if run.ahead is None else run.ahead.moves(part)
+                target = replace(target, moves=moves, moments=run.statistics.moments)
             half_steps_(run.solver, run.plan.inner[0], Z.T, target, held, run.sweep, sums)
-            if run.ahead is not None:
-                run.ahead.move_codes_(Z, slice(first, first + len(Z)))
-                first += len(Z)
-            run.statistics.add_(X, Z)
+            if run.ahead is not None and not whole:
+                run.ahead.move_codes_(Z, part)
+            run.statistics.add_(X, Z, made=whole)
         if run.unit is not None:
             run.unit.moved()
         return

@@ -52,6 +52,12 @@ class Extrapolation:
         swept.copy_(Z)
         self._move_(Z, swept, delta)
 
+    def moves(self, rows: slice) -> tuple[Tensor, float, float]:
+        """What a half-step needs to do the same itself: what the last one left (m, K), which it
+        replaces, β, and the share of an entry that is left."""
+        beta, least = (0.0, 0.0) if self._still else (self._beta, self._least_share)
+        return self._swept[rows].T, beta, least
+
     def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> None:
         """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
         ‖Z‖² of the whole iteration."""

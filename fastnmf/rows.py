@@ -223,7 +223,7 @@ def wide_pieces(X: Tensor) -> Iterable[Tensor]:
     """X itself, or pieces of its rows, widened, where it holds 16-bit numbers."""
     if X.dtype not in NARROW:
         return [X]
-    return map(widened, X.split(max(1, WIDENED_BYTES // (4 * X.shape[1]))))
+    return map(widened, X.split(max(1, WIDENED_BYTES // (4 * max(1, X.shape[1])))))
 
 
 def product(X: Tensor, B: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from .active_set import nnls_, nnls_on_, nnls_unrolled
 from .precision import in_tf32, round_tf32
-from .rows import widened
+from .rows import wide_pieces, widened
 
 # concepts swept one after the other before the rest of the block is updated by a GEMM
 _INNER = 16
 # entries summed in float32 before float64 takes over
-_NORM_ENTRIES = 1 << 16
+_NORM_ENTRIES = 1 << 12
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -170,11 +170,26 @@ def squared_norm(X: Tensor) -> Tensor:
     """‖X‖² of a matrix, a float64 scalar; summed over pieces, so that X is never copied whole."""
     X = X if X.stride(1) == 1 else X.T
     if X.device.type != "cpu" or X.dtype == torch.float64:
-        wide = X.split(max(1, (1 << 24) // X.shape[1]))
+        wide = X.split(max(1, (1 << 24) // max(1, X.shape[1])))
         norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in wide]
         return torch.stack(norms).square().sum()
-    pieces = (widened(part).reshape(-1) for part in X.split(max(1, _NORM_ENTRIES // X.shape[1])))
-    return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum(dtype=torch.float64)
+    if X.numel() <= _NORM_ENTRIES:
+        return torch.linalg.vector_norm(widened(X)).double().square_()
+    norms = [
+        torch.linalg.vector_norm(lines, dim=1).double()
+        for piece in wide_pieces(X)
+        for lines in _lines(piece)
+    ]
+    return torch.cat(norms).square_().sum()
+
+
+def _lines(X: Tensor) -> tuple[Tensor, ...]:
+    """The entries of X as matrices of about as many columns as are summed in float32 at a time."""
+    if not X.is_contiguous():
+        return X.split(_NORM_ENTRIES, dim=1)
+    flat, lines = X.view(-1), X.numel() // _NORM_ENTRIES
+    whole = lines * _NORM_ENTRIES
+    return flat[:whole].view(lines, _NORM_ENTRIES), flat[None, whole:]
 
 
 def _inverse_or_zero(diagonal: Tensor) -> Tensor:

@@ -56,18 +56,25 @@ class Statistics:
         self._loads.zero_()
         self._empty = True
 
-    def add_(self, X: Tensor, Z: Tensor) -> None:
-        """cross += ZᵀX, gram += ZᵀZ for a piece X (m, d) with its codes Z (m, K); 2 m K (d + K)
-        flops. And what the penalty of Z is made of."""
+    @property
+    def moments(self) -> tuple[Tensor, Tensor, bool] | None:
+        """cross, gram, and whether there is something in them to be added to, for a half-step that
+        makes them; None where they are not read."""
+        return None if self.cross is None else (self.cross, self.gram, not self._empty)
+
+    def add_(self, X: Tensor, Z: Tensor, *, made: bool = False) -> None:
+        """cross += ZᵀX, gram += ZᵀZ for a piece X (m, d) with its codes Z (m, K), unless a
+        half-step made them; 2 m K (d + K) flops. And what the penalty of Z is made of."""
         if self._on_codes.l1:
             self._loads[0] += Z.sum(0, dtype=torch.float64)
         if self._on_codes.l2:
             self._loads[1] += torch.linalg.vector_norm(Z, dim=0).double().square()
         if self.cross is None:
             return
-        # the first piece need not be added to zeros
-        self._moments_(Z.T, X, self.cross, adds=not self._empty)
-        self._moments_(Z.T, None, self.gram, adds=not self._empty)
+        if not made:
+            # the first piece need not be added to zeros
+            self._moments_(Z.T, X, self.cross, adds=not self._empty)
+            self._moments_(Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
 
     def reduce_(self) -> None:

@@ -192,10 +192,13 @@ def penalised(
 @dataclass(frozen=True)
 class Unformed:
     """The data of a half-step of hals in normal form: X (m, p) itself, and Bt (p, K), contiguous,
-    for a backend that takes their product a tile at a time."""
+    for a backend that takes their product a tile at a time, and does what follows of the codes
+    while they are in hand: moves, as Extrapolation.moves, and moments, as Statistics.moments."""
 
     X: Tensor
     Bt: Tensor
+    moves: tuple[Tensor, float, float] | None = None
+    moments: tuple[Tensor, Tensor, bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,8 @@ def hals_(
     """One HALS sweep over all concepts, in place; so many of them on `Unformed` data. 2 m K² flops
     in normal form, 4 m p K in residual form."""
     if isinstance(piece, Unformed):
-        return sweep.ops["hals_rows_"](F, piece.X, piece.Bt, held.G, held.l1, times, sums)
+        data, then = (piece.X, piece.Bt, held.G), (piece.moves, piece.moments)
+        return sweep.ops["hals_rows_"](F, *data, held.l1, times, sums, *then)
     if isinstance(piece, Normal) and F.shape[0] <= sweep.block:
         return sweep.ops["hals_sweep_"](F, piece.C, held.G, sums)
     if isinstance(piece, Residual):

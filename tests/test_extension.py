@@ -195,6 +195,57 @@ def test_hals_rows_is_sweeps_with_the_product(extension, dtype, layout, K, m, sw
     assert relative_difference(sums.numpy(), totals) < tolerance
 
 
+@pytest.mark.parametrize(("threads", "adds"), [(1, False), (3, True)])
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize(("K", "p"), [(1, 1), (8, 49), (50, 130), (129, 200)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_hals_rows_moves_codes_on_and_makes_their_sums(
+    extension, dtype, K, p, moves, threads, adds
+):
+    """The same as one after the other, in one pass; of the codes as they are then."""
+    for m in (1, 97, 1000):
+        rng, (before, _, _) = np.random.default_rng(m), draw(K, m, dtype)
+        shapes = (K, p), (m, p), (K, m), (K, p), (K, K)
+        drawn = (rounded(np.abs(rng.standard_normal(shape)), dtype) for shape in shapes)
+        B, data, swept, cross, gram = drawn
+        gram = gram + gram.T
+        F, S = (Matrix(M, dtype, "columns") for M in (before, swept))
+        X, G, out, squares = (Matrix(M, dtype) for M in (data, B @ B.T, cross, gram))
+        Bt, sums = torch.from_numpy(B.T.astype(dtype)).contiguous(), torch.zeros(2).double()
+        extension.hals_rows(
+            dtype, *F.placed, *X.rows, Bt.data_ptr(), *G.rows, 0.0, K, m, p, 1, sums.data_ptr(),
+            threads, *(S.placed if moves else (0, 0, 0)), 0.7, 0.1, *out.rows, *squares.rows, adds,
+        )  # fmt: skip
+        expected, _ = sweep(before, B @ data.T - B @ B.T @ before, B @ B.T)
+        tolerance = 4 * TOLERANCES["hals", dtype]
+        if moves:
+            assert relative_difference(S.values(), expected) < tolerance
+            expected = np.maximum(0.1 * expected, expected + 0.7 * (expected - swept))
+        assert relative_difference(F.values(), expected) < tolerance
+        made = expected @ data + adds * cross, expected @ expected.T + adds * gram
+        assert relative_difference(out.values(), made[0]) < tolerance
+        assert relative_difference(squares.values(), made[1]) < tolerance
+        assert np.array_equal(squares.values(), squares.values().T)
+
+
+def test_a_pass_has_the_same_codes_and_norms_whatever_the_threads(extension):
+    (K, m, p), rng = (50, 1000, 64), np.random.default_rng(7)
+    X, B = (rng.random(shape, dtype=np.float32) for shape in ((m, p), (K, p)))
+    G, start = B @ B.T, rng.random((m, K), dtype=np.float32)
+    Bt = np.ascontiguousarray(B.T)
+    at = X.ctypes.data, p, Bt.ctypes.data, G.ctypes.data, K
+    ends = []
+    for threads in (1, 2, 3, 7):
+        Z, sums, made = start.copy(), np.zeros(2), np.empty(K * (p + K), np.float32)
+        to = made.ctypes.data, p, made[K * p :].ctypes.data, K
+        extension.hals_rows(
+            "float32", Z.ctypes.data, 1, K, *at, 0.0, K, m, p, 2, sums.ctypes.data, threads,
+            0, 0, 0, 0.0, 0.0, *to, False,
+        )  # fmt: skip
+        ends.append((Z.tobytes(), sums.tobytes()))
+    assert len(set(ends)) == 1
+
+
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("p", [1, 16, 47, 49, 130])
@@ -255,6 +306,9 @@ def test_hals_rows_and_moments_refuse_what_cannot_be(extension):
     rest = "float32", F.data_ptr(), 1, 4, X.data_ptr(), 8, X.data_ptr(), G.data_ptr(), 4
     with pytest.raises(ValueError, match="l1 = -1 must not be negative"):
         extension.hals_rows(*rest, -1.0, 4, 50, 8, 1, sums, 1)
+    rows = "float32", F.data_ptr(), 50, 1, *rest[4:], 0.0, 4, 50, 8, 1, sums, 1, 0, 0, 0, 0.0, 0.0
+    with pytest.raises(ValueError, match="whose concepts are adjacent"):
+        extension.hals_rows(*rows, X.data_ptr(), 8, G.data_ptr(), 4, False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called as on Linux")
@@ -276,6 +330,11 @@ def test_nothing_is_read_beyond_the_last_row(extension, dtype, shape):
     extension.hals_rows(dtype, *at, K, 0.0, K, m, p, 1, sums.ctypes.data, 2)
     expected, _ = sweep(before, B @ X.T - B @ B.T @ before, B @ B.T)
     assert relative_difference(Z.T, expected) < 4 * TOLERANCES["hals", dtype]
+    squares, rest = guarded(np.empty((K, K), dtype)), (K, 0.0, K, m, p, 1, sums.ctypes.data, 2)
+    to = 0, 0, 0, 0.0, 0.0, place, p, squares.ctypes.data, K, False
+    extension.hals_rows(dtype, *at, *rest, *to)
+    assert relative_difference(out, Z.T @ X) < TOLERANCES["hals", dtype]
+    assert relative_difference(squares, Z.T @ Z) < TOLERANCES["hals", dtype]
 
 
 @pytest.mark.skipif(not PEAK.exists(), reason="the peak is read from Linux's /proc")

@@ -1,0 +1,104 @@
+// A pass over rows of data: their codes by HALS, and ZᵀA and ZᵀZ while both are still in the cache.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "isa.h"
+#include "threads.h"
+
+namespace fastnmf {
+
+// where ZᵀA (K × p) and ZᵀZ (K × K) go, added to what is there or not
+template <class T> struct Sums {
+    View<T> cross, gram;
+    bool adds;
+};
+
+// bytes of the rows that are in hand together
+constexpr Size rows_bytes = 256 << 10;
+
+// to (K × p) ← (adds: +=) the sum of what the threads made, in their order
+template <class T>
+void add_parts(const T *made, Size stride, int parts, Size width, View<T> to, Size K, Size p,
+               bool adds) {
+    double unused[2] = {};
+    for_tiles(K, threads_for(K, double(parts) * K * p, parts), unused, [&](Size k, int, double *) {
+        T *row = at(to, k, 0);
+        if (!adds) std::fill(row, row + p, T(0));
+        for (int part = 0; part < parts; ++part) {
+            const T *more = made + part * stride + k * width;
+            for (Size j = 0; j < p; ++j) row[j] += more[j];
+        }
+    });
+}
+
+// of a symmetric result what is left of the diagonal was made in part
+template <class T> void mirror(View<T> x, Size K) {
+    for (Size k = 0; k < K; ++k)
+        for (Size j = 0; j < k; ++j) *at(x, k, j) = *at(x, j, k);
+}
+
+// features [first, first + p) of the result; the threads make what each has of its part of the
+// rows, in `made`, and it is added up
+template <class T>
+void add_moments(Moments<T> a, bool symmetric, Size first, Size p, Size parts, T *made, View<T> to,
+                 bool adds) {
+    const MomentsKernels<T> &kernels = moments_kernels<T>();
+    const Size width = kernels.padded(p), size = a.K * width;
+    a.X += first;
+    a.p = p;
+    const Scratch<T> packed(parts * kernels.scratch_size);
+    double unused[2] = {};
+    for_tiles(parts, static_cast<int>(parts), unused, [&](Size part, int, double *) {
+        T *mine = made + part * size;
+        std::fill(mine, mine + size, T(0));
+        kernels.add(a, symmetric, part * a.m / parts, (part + 1) * a.m / parts, mine,
+                    packed.data + part * kernels.scratch_size);
+    });
+    add_parts(made, size, static_cast<int>(parts), width, to, a.K, p, adds);
+}
+
+// The codes of all rows, and their sums: a thread has some tiles, one after the other, a few rows
+// in hand at a time. totals, added up in the order of tiles, do not depend on how many threads.
+template <class T>
+void pass(const HalsRows<T> &a, const Sums<T> &to, double flops, int threads, double *totals) {
+    const HalsKernels<T> &hals = hals_kernels<T>();
+    const MomentsKernels<T> &moments = moments_kernels<T>();
+    const Size W = hals.tile_columns, tiles = (a.m + W - 1) / W;
+    const Size fit = rows_bytes / static_cast<Size>(std::max<Size>(1, a.p) * sizeof(T));
+    const Size in_hand = std::max<Size>(1, std::min(fit, moments.rows) / W);
+    const Size width = moments.padded(a.p), squares = moments.padded(a.K);
+    const Size size = a.K * (width + squares), held = (3 * a.K + hals.in_hand) * W;
+    threads = threads_for(tiles, flops, threads);
+    const Scratch<T> made(threads * size), scratch(threads * held),
+        packed(threads * moments.scratch_size);
+    std::vector<double> partial(2 * tiles);
+    double unused[2] = {};
+    for_tiles(threads, threads, unused, [&](Size part, int, double *) {
+        T *cross = made.data + part * size, *gram = cross + a.K * width;
+        T *panel = packed.data + part * moments.scratch_size;
+        std::fill(cross, cross + size, T(0));
+        const Size end = (part + 1) * tiles / threads, rows = std::min(a.m, end * W);
+        // codes of the rows behind these are being written
+        const Moments<T> data{a.F.data, a.X, a.F.stride_m, a.stride_x, a.K, rows, a.p};
+        const Moments<T> codes{a.F.data, a.F.data, a.F.stride_m, a.F.stride_m, a.K, rows, a.K};
+        for (Size tile = part * tiles / threads; tile < end;) {
+            const Size first = tile * W, last = std::min(tile + in_hand, end);
+            for (; tile < last; ++tile)
+                hals.rows(a, tile * W, scratch.data + part * held, &partial[2 * tile]);
+            const Size after = std::min(rows, last * W);
+            moments.add(data, false, first, after, cross, panel);
+            moments.add(codes, true, first, after, gram, panel);
+        }
+    });
+    for (Size tile = 0; tile < tiles; ++tile) {
+        totals[0] += partial[2 * tile];
+        totals[1] += partial[2 * tile + 1];
+    }
+    add_parts(made.data, size, threads, width, to.cross, a.K, a.p, to.adds);
+    add_parts(made.data + a.K * width, size, threads, squares, to.gram, a.K, a.K, to.adds);
+    mirror(to.gram, a.K);
+}
+
+} // namespace fastnmf
