@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InvalidInput
+from .exemplars import CANDIDATES
 from .svd import OVERSAMPLES, WORKSPACE_BYTES
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -60,6 +61,7 @@ class Needs:
     codes: str = "memory"
     start: str = "random"
     of_all: int | None = None
+    revives: bool = False
 
     def resident(self, copied: int) -> int:
         """Bytes when all rows are in memory: the codes, twice for a start and thrice where the fit
@@ -104,7 +106,9 @@ class Needs:
             svd = 4 * 8 * p * p + (p * (d + p) * self.itemsize if p < d else 0)
         starts = {"nndsvda": svd, "rows": 24 * n, "spread": 64 * n}
         halves = (6 * K * d + 6 * K * K) * self.itemsize
-        return _OVERHEAD + 2 * WORKSPACE_BYTES + halves + starts.get(self.start, 0)
+        # the rows that may become concepts, sorted and compared with each other
+        worst = 4 * min(CANDIDATES * K, self.of_all or n) * d * self.itemsize if self.revives else 0
+        return _OVERHEAD + 2 * WORKSPACE_BYTES + halves + max(worst, starts.get(self.start, 0))
 
 
 def available() -> int:

@@ -240,8 +240,8 @@ def factorize_(
     learn=False leaves D as it is; the half-steps, all of one convex problem, are then extrapolated.
     penalties: with plans that do not accelerate; with unit_norm concepts that are learned have norm
     1 after the start and after every iteration. revive: idle concepts are given rows, between
-    iterations and before the codes count as settled. A Stream has its codes in a Store, learns, is
-    not revived, and has a plan that does not accelerate and whose dictionary half is in normal
+    iterations and before the codes count as settled, if codes are kept. A Stream has its codes in a
+    Store, learns, and has a plan that does not accelerate and whose dictionary half is in normal
     form, unless all is in memory; its rows may be those of one of several processes, which then end
     together, with the same D. keep is called at the end of every iteration that another may follow,
     with a function that gives the State; from it, with its Z and D and the same plan, a run that is
@@ -361,8 +361,8 @@ def _revive_(run: _Run, dead: bool, duplicates: bool, least: float = 0.0) -> boo
         return False
     if run.unit is not None:
         run.unit.settle_(run.Z)
-    loss, fills = functools.partial(_loss, run), SOLVERS[run.solver].least_share > 0
-    by = run.rows, run.sweep, run.plan.piece_rows, loss
+    by = run.rows, run.sweep, run.plan.piece_rows, run.penalties, run.ranks
+    fills = SOLVERS[run.solver].least_share > 0
     revived = revive_(run.Z, run.D, *by, duplicates=duplicates, fills=fills, least=least)
     if not revived:
         return False
@@ -373,15 +373,8 @@ def _revive_(run: _Run, dead: bool, duplicates: bool, least: float = 0.0) -> boo
         for X, Z, E in run.pieces:
             torch.addmm(X, Z, run.D, alpha=-1, out=E)
     if run.ahead is not None:
-        run.ahead.restart_(run.Z, run.D)
+        run.ahead.restart_(run.codes, run.D)
     return True
-
-
-def _loss(run: _Run) -> float:
-    """What the fit lowers."""
-    error = squared_error(run.rows, run.Z, run.D, run.plan.piece_rows)
-    on_codes, on_dictionary = run.penalties
-    return float(error + 2 * (on_codes.value(run.Z) + on_dictionary.value(run.D)))
 
 
 def _prepare(

@@ -13,6 +13,8 @@ from .rows import product, widened
 ROUNDS = 8
 # of ‖a_i‖²: the weight of a row that points as one does that was taken already
 _LEAST_WEIGHT = 1e-12
+# rows that are looked at for each concept that is to become one, since some may be alike
+CANDIDATES = 4
 # products of rows with rows in hand
 _IN_HAND = 1 << 22
 

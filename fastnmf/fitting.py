@@ -129,12 +129,10 @@ class Fitter:
                 "accelerate=True keeps two copies of the codes in memory, and the data are read in "
                 "passes here; give accelerate='auto' or False, or more max_memory"
             )
-        if self.revive and isinstance(data, Streamed):
-            alone = data.ranks.alone
-            why = "the data are read in passes" if alone else "several processes share the fit"
+        if self.revive and isinstance(data, Streamed) and data.store is None:
             raise InvalidInput(
-                f"revive=True looks for rows among all of them, in memory, and {why} here; give "
-                f"revive=False{', or more max_memory' if alone else ''}"
+                "revive=True gives concepts other codes, and codes=None keeps none; give "
+                "revive=False, or codes='memory' or a file"
             )
 
     def _resumed(self, data: Resident | Streamed) -> tuple[plan.Plan, State | None]:

@@ -145,7 +145,8 @@ class OnlineInfo:
     as in FitInfo. half_life: rows after which a row weighs half. relative_error: ‖A − Z D‖ / ‖A‖ of
     the last batch, with the dictionary as it was before it learned from that batch (the first batch
     of all is measured with the start). unused_concepts: concepts that no row has used; they are as
-    they started. seconds: in all batches.
+    they started. processes: that shared the last batch, whose rows are all counted. seconds: in all
+    batches.
     """
 
     rows: int
@@ -160,6 +161,7 @@ class OnlineInfo:
     half_life: float
     relative_error: float
     unused_concepts: int
+    processes: int
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -168,17 +170,18 @@ class OnlineInfo:
 
     def __str__(self) -> str:
         half_life = f"half-life {self.half_life:,.6g} rows"
-        return _aligned(
-            {
-                "data": f"{self.rows:,} × {self.d:,} {self.dtype} on {self.device}, "
-                f"{self.batches:,} batches",
-                "concepts": f"{self.nb_concepts:,}, of which {self.unused_concepts:,} unused",
-                "solver": f"{_solver_text(self)}, backend {self.backend}",
-                "memory": half_life if self.half_life < float("inf") else "nothing is forgotten",
-                "relative error": f"{self.relative_error:.6g} (the last batch, before learning)",
-                "time": f"{self.seconds:.3g} s",
-            }
-        )
+        lines = {
+            "data": f"{self.rows:,} × {self.d:,} {self.dtype} on {self.device}, "
+            f"{self.batches:,} batches",
+            "concepts": f"{self.nb_concepts:,}, of which {self.unused_concepts:,} unused",
+            "solver": f"{_solver_text(self)}, backend {self.backend}",
+            "memory": half_life if self.half_life < float("inf") else "nothing is forgotten",
+            "relative error": f"{self.relative_error:.6g} (the last batch, before learning)",
+            "time": f"{self.seconds:.3g} s",
+        }
+        if self.processes > 1:
+            lines["processes"] = f"{self.processes}"
+        return _aligned(lines)
 
 
 def _solver_text(info: FitInfo | OnlineInfo) -> str:

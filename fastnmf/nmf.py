@@ -29,6 +29,7 @@ from .penalties import Penalties
 from .precision import PRECISIONS, products_in
 from .progress import Progress
 from .ranks import ALONE, Ranks
+from .resident import Resident
 from .rows import Rows, as_numpy32, read_rows
 from .solvers import SOLVERS
 from .streamed import SWEEPS, Taking, shape_of
@@ -81,10 +82,10 @@ class NMF(nn.Module):
     alpha_D='same' is alpha_Z, or 0 with unit_norm. unit_norm: True keeps concepts at Euclidean norm
     1, zero ones at zero, and their scale in Z, so that a penalty of the codes alone says something;
     encode takes D as it is. Penalties and unit_norm have no accelerate=True and no partial_fit.
-    distributed: whether fit is shared by the processes of torch.distributed's default group, each
-    of which gives rows of its own. revive: give concepts that are dead, or near-duplicates of
-    others, the rows of A that are explained worst, where that lowers the objective (README,
-    design); data must fit in memory, and partial_fit does not.
+    distributed: whether fit and partial_fit are shared by the processes of torch.distributed's
+    default group, each of which gives rows of its own. revive: give concepts that are dead, or
+    near-duplicates of others, the rows of A that are explained worst, where that lowers the
+    objective (README, design); codes must be kept, and partial_fit does not.
 
     After fit: D, fitted, and fit_info_, the account (printable); after partial_fit online_info_
     instead. Raises InvalidInput (a ValueError) for bad values and TypeError for bad types and
@@ -223,7 +224,8 @@ class NMF(nn.Module):
                 max_iter = options.iterations(max_iter, self.max_iter)
                 by = self._method(device)
                 checkpoint = self._checkpoint(by.backend, resume, ranks)
-                asked = self._taking(device, codes, optional=True, ranks=ranks)
+                wanted = {"optional": True, "ranks": ranks, "revives": self.revive}
+                asked = self._taking(device, codes, **wanted)
                 taking = stack.enter_context(asked)
             kept = "in a file" if isinstance(taking.codes, Path) else taking.codes
             saved = None if checkpoint is None else "a file"
@@ -261,9 +263,9 @@ class NMF(nn.Module):
     def partial_fit(self, A: Any) -> NMF:
         """Learn from a batch A (m, d) ≥ 0 of a stream, whose rows are seen once; returns the model.
 
-        A is what fit takes, m any number from 1 on. Codes of the batch, by the model's solver, are
-        added to the statistics ZᵀZ (K, K) and ZᵀA (K, d), of which older rows lose half their
-        weight every half_life rows, and the dictionary follows by half-steps in normal form.
+        A is what fit takes, but no path; m any number from 1 on. Codes of the batch, by the model's
+        solver, are added to the statistics ZᵀZ (K, K) and ZᵀA (K, d), of which older rows lose half
+        their weight every half_life rows, and the dictionary follows by half-steps in normal form.
 
         The first batch gives the start, by `init` (a pair must fit it; load_dictionary(D0) takes
         any batch); a batch of zeros leaves that to the next. After fit or load_dictionary the
@@ -272,31 +274,50 @@ class NMF(nn.Module):
         state_dict; copies and pickles have it, fit drops it. max_iter, tol and callback have no
         part in it. A call that fails or is interrupted leaves the model as it was. The account is
         online_info_. Raises as fit does. Source: Mairal, Bach, Ponce & Sapiro, 2010.
+
+        distributed: the batch is the rows that all processes give, in the order of these; A is
+        those of this one, which may be none (a tensor (0, d)), also a path then. All call it, with
+        models that are alike, and have the same D then, that of one process which gets the batch
+        whole. What fails in one is an error in all, whose models stay as they were; where one ends,
+        the others raise ConnectionError. They meet in the default group: one that leaves by Ctrl-C
+        and lives on is waited for until the timeout.
         """
-        if self._penalties:
-            raise InvalidInput(
-                "partial_fit has no penalties, whose weight goes by the number of rows, and no "
-                "unit_norm; use fit, or alpha_Z=0, alpha_D=0 and unit_norm=False"
-            )
         begun = time.perf_counter()
-        if self.distributed:
-            raise InvalidInput("partial_fit learns in one process; distributed=True is for fit")
-        known = {} if self.D is None else {"features": self.D.shape[1], "dtype": self.D.dtype}
         device = torch.device(self.device) if self.D is None else self.D.device
-        K, by = self.nb_concepts, self._method(device)
-        A = read_rows(A, device=device, **known).A.detach()
-        with (
-            torch.autocast(device.type, enabled=False),
-            torch.cuda.device_of(A),
-            self._products(),
-        ):
-            fitter = OnlineFitter(K, by, self.init, self._generator(0), self.half_life, begun)
-            stream = fitter(A, Learned(self.D, self._gram, self._cross, self.online_info_))
+        # a group of their own would take longer to make than a small batch
+        ranks = Ranks.present(device) if self.distributed else ALONE
+        before = Learned(self.D, self._gram, self._cross, self.online_info_)
+        stream = self._learned(A, before, begun, device, ranks)
         self.D = stream.D
         self.fit_info_ = None
         self._set_fitted(**stream.info.as_dict())
         self._gram, self._cross, self.online_info_ = stream.gram, stream.cross, stream.info
         return self
+
+    def _learned(
+        self, A: Any, before: Learned, begun: float, device: torch.device, ranks: Ranks
+    ) -> Learned:
+        K, D = self.nb_concepts, before.D
+        known = {} if D is None else {"features": D.shape[1], "dtype": D.dtype}
+        with ExitStack() as stack:
+            with ranks.agreed():
+                if self._penalties:
+                    raise InvalidInput(
+                        "partial_fit has no penalties, whose weight goes by the number of rows, "
+                        "and no unit_norm; use fit, or alpha_Z=0, alpha_D=0 and unit_norm=False"
+                    )
+                by = self._method(device)
+            fitter = OnlineFitter(K, by, self.init, self._generator(0), self.half_life, begun)
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(torch.cuda.device_of(torch.empty(0, device=device)))
+            stack.enter_context(self._products())
+            if ranks.alone:
+                return fitter(Resident(read_rows(A, device=device, **known)), before)
+            shared = {name: getattr(self, name) for name in (*_OF_A_FIT, "half_life")}
+            ranks.agree({**shared, "init": self._init_name(), **before.told()})
+            taking = stack.enter_context(self._taking(device, "memory", ranks=ranks))
+            batch = taking.for_fit(A, K, self.init, fitter.encoder, ranks, **known)
+            return fitter(stack.enter_context(batch), before)
 
     def encode(
         self,
@@ -464,7 +485,13 @@ class NMF(nn.Module):
 
     @contextmanager
     def _taking(
-        self, device: torch.device, codes: Any, *, optional: bool = False, ranks: Ranks = ALONE
+        self,
+        device: torch.device,
+        codes: Any,
+        *,
+        optional: bool = False,
+        ranks: Ranks = ALONE,
+        revives: bool = False,
     ):
         """How data are taken and where what is made of them goes, with a thread that reads."""
         if isinstance(codes, str | os.PathLike) and codes != "memory":
@@ -472,7 +499,8 @@ class NMF(nn.Module):
         codes, most = options.codes(codes, optional=optional), budget.bytes_of(self.max_memory)
         with Ahead() as ahead:
             saved = None if self.checkpoint is None else ranks.own(self.checkpoint).resolve()
-            yield Taking(ahead, device, most, self.chunk_rows, codes, saved, ranks.on_host)
+            rows = self.chunk_rows
+            yield Taking(ahead, device, most, rows, codes, saved, ranks.on_host, revives)
 
     def _data(self, A: Any) -> Tensor:
         return read_rows(A, device=self.device).A

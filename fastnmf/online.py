@@ -14,12 +14,16 @@ from torch import Tensor
 from . import memory
 from .encoding import Encoder, Method
 from .info import OnlineInfo
-from .init import start
 from .precision import products_in
+from .ranks import Ranks
+from .resident import Resident
 from .rows import Rows
 from .solvers import SOLVERS, learner, squared_norm
-from .statistics import squared_error
-from .sweeps import HALF_STEPS, Normal, Sweep, Workspace, hold
+from .statistics import Statistics, squared_error
+from .store import Store
+from .stream import Stream, pieces_of
+from .streamed import Streamed
+from .sweeps import Normal, Sweep, Workspace, half_steps_, hold
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,19 @@ class Learned:
     cross: Tensor | None = None
     info: OnlineInfo | None = None
 
+    def told(self) -> dict[str, Any]:
+        """What all processes of a stream must have alike, to be compared."""
+        told = {"D": None, "rows": 0, "batches": 0, "statistics": self.gram is not None}
+        if self.info is not None:
+            told |= {"rows": self.info.rows, "batches": self.info.batches}
+        if self.D is not None:
+            # whole numbers: their sum is the same in any order, so on any machine
+            bits = self.D.contiguous().view(getattr(torch, f"int{8 * self.D.itemsize}"))
+            weights = torch.arange(1, len(bits) + 1, device=bits.device)
+            checksum = int((bits.sum(1, dtype=torch.int64) * weights).sum())
+            told["D"] = f"{' × '.join(map(str, bits.shape))}, checksum {checksum:x}"
+        return told
+
 
 @dataclass(frozen=True)
 class OnlineFitter:
@@ -69,36 +86,53 @@ class OnlineFitter:
     begun: float
 
     @torch.no_grad()
-    def __call__(self, A: Tensor, before: Learned) -> Learned:
-        """The stream after the batch A (m, d), checked and on its device; `before` is not changed.
+    def __call__(self, data: Resident | Streamed, before: Learned) -> Learned:
+        """The stream after the batch A (m, d) that the data are, of which the rows here may be a
+        part; `before` is not changed. Then all processes get the same D, and an error that one has
+        with its rows is one in all.
 
         Raises ArithmeticError when the factors overflow. 2 m K (d + K) flops beside the sweeps.
         """
-        D, Z0 = before.D, None
+        rows, D, Z0 = data.rows, before.D, None
         fresh = before.gram is None and (D is None or not D.any())
         if fresh:
-            Z0, D = start(A, self.K, self.init, self.generator)
-        D = D.to(A.dtype)
-        Z = self._encoder(D).encode(A, Z0)[0]
+            Z0, D = data.start(self.K, self.init, self.generator)
+        D = D.to(rows.dtype)
+        statistics = Statistics(D, 0.0, data.ranks, moments=self.by.ops["moments_"])
+        with data.ranks.agreed():
+            squares = self._encode(rows, D, Z0, statistics)
         with products_in("highest"):
-            error = squared_error(Rows(A), Z, D, self.by.chunk_rows or len(A))
-            gram, cross = Z.T @ Z, Z.T @ A
+            statistics.reduce_()
+            gram, cross = statistics.gram, statistics.cross
             if not fresh:
-                self._remember_(gram, cross, Z, D, before)
-            D = self._updated(D, gram, cross, warm=before.gram is not None)
-        info, weight = self._account(A, error, gram, cross, D, before.info)
-        log.info("batch %d of %d rows: error %.4g", info.batches, len(A), info.relative_error)
+                self._remember_(gram, cross, rows.n, D, before)
+            D = self._updated(
+                D, gram, cross, warm=before.gram is not None, ranks=data.ranks, squares=squares
+            )
+        info, weight = self._account(data, squares, gram, cross, D, before.info)
+        log.info("batch %d of %d rows: error %.4g", info.batches, rows.n, info.relative_error)
         return Learned(D, gram, cross, info) if weight > 0 else Learned(D, info=info)
 
-    def _encoder(self, D: Tensor) -> Encoder:
+    def encoder(self, D: Tensor) -> Encoder:
         sweeps = _MU_SWEEPS if self.by.solver == "mu" else _CODE_SWEEPS
         return Encoder(D, self.by, sweeps, 0.0)
 
-    def _remember_(
-        self, gram: Tensor, cross: Tensor, Z: Tensor, D: Tensor, before: Learned
-    ) -> None:
-        """Add what there was to gram = ZᵀZ and cross = ZᵀA."""
-        m = len(Z)
+    def _encode(
+        self, rows: Rows | Stream, D: Tensor, Z0: Tensor | Store | None, statistics: Statistics
+    ) -> Tensor:
+        """Add the codes of the rows here, from Z0 or from nothing, to the statistics; returns
+        (2,): ‖A − Z D‖² and ‖A‖²."""
+        squares, encoder = torch.zeros(2, dtype=torch.float64, device=D.device), self.encoder(D)
+        for X, start in pieces_of(rows, Z0):
+            Z = encoder.encode(X, start)[0]
+            with products_in("highest"):
+                error = squared_error(Rows(X), Z, D, self.by.chunk_rows or len(X))
+                squares += torch.stack((error, squared_norm(X)))
+                statistics.add_(X, Z)
+        return squares
+
+    def _remember_(self, gram: Tensor, cross: Tensor, m: int, D: Tensor, before: Learned) -> None:
+        """Add what there was to gram = ZᵀZ and cross = ZᵀA of m rows."""
         if before.gram is not None:
             keep = 0.5 ** (m / self._half_life)
             gram.add_(before.gram.to(gram), alpha=keep)
@@ -113,22 +147,29 @@ class OnlineFitter:
         gram.diagonal().add_(weight)
         cross.addcmul_(weight[:, None], D)
 
-    def _updated(self, D: Tensor, gram: Tensor, cross: Tensor, *, warm: bool) -> Tensor:
-        """D after its half-steps; a concept that no row has used is left as it is."""
+    def _updated(
+        self, D: Tensor, gram: Tensor, cross: Tensor, *, warm: bool, ranks: Ranks, squares: Tensor
+    ) -> Tensor:
+        """D after its half-steps, of which each process takes those of some features; a concept
+        that no row has used is left as it is. The squares become their sums over the processes."""
         D, solver = D.clone(), learner(self.by.solver, self.K)
         block = self.by.block or memory.machine_of(D, self.by.backend).blocks[-1]
         sweep = Sweep(self.by.ops, min(block, self.K), Workspace(D.dtype, D.device))
         held = hold(solver, "normal", sweep, None, gram)
         unread = torch.zeros(4, dtype=torch.float64, device=D.device)
-        for _ in range(1 if SOLVERS[solver].exact else _DICTIONARY_SWEEPS):
-            HALF_STEPS[solver](D, Normal(cross, warm), held, sweep, unread)
+        some, cross = ranks.columns(D), ranks.columns(cross)
+        times = 1 if SOLVERS[solver].exact else _DICTIONARY_SWEEPS
+        half_steps_(
+            solver, times if some.numel() else 0, some, Normal(cross, warm), held, sweep, unread
+        )
+        ranks.join_columns_(D, some, squares)
         return D
 
-    def _account(self, A, error, gram, cross, D, before: OnlineInfo | None):
+    def _account(self, data, squares, gram, cross, D, before: OnlineInfo | None):
         """The OnlineInfo, and the trace of gram."""
-        (m, d), unused = A.shape, (gram.diagonal() == 0).sum()
+        unused = (gram.diagonal() == 0).sum()
         sums = (M.sum(dtype=torch.float64) for M in (gram.diagonal(), cross, D))
-        read = torch.stack((error, squared_norm(A), unused.double(), *sums)).tolist()
+        read = torch.stack((*squares, unused.double(), *sums)).tolist()
         error, squared_data, unused, weight = read[:4]
         if not sum(read) < float("inf"):
             raise ArithmeticError(
@@ -139,18 +180,19 @@ class OnlineFitter:
             (0, 0, 0.0) if before is None else (before.rows, before.batches, before.seconds)
         )
         info = OnlineInfo(
-            rows=rows + m,
+            rows=rows + data.rows.n,
             batches=batches + 1,
-            d=d,
+            d=data.rows.d,
             nb_concepts=self.K,
-            dtype=str(A.dtype).removeprefix("torch."),
-            device=str(A.device),
+            dtype=str(D.dtype).removeprefix("torch."),
+            device=str(D.device),
             solver=self.by.solver,
             dictionary_solver=learner(self.by.solver, self.K),
             backend=self.by.backend,
             half_life=self._half_life,
             relative_error=(error / squared_data) ** 0.5 if squared_data > 0 else 0.0,
             unused_concepts=int(unused),
+            processes=data.ranks.size,
             seconds=seconds + time.perf_counter() - self.begun,
         )
         return info, weight

@@ -25,8 +25,8 @@ class Ranks:
     """Number `rank` of `size` processes; alone there is nothing to do. All of them make the same
     calls in the same order.
 
-    device: where collectives of numbers lie. group: of torch.distributed. summed: bytes that were
-    summed, shared or gathered so far.
+    device: where collectives of numbers lie. group: of torch.distributed; None is the default one.
+    summed: bytes that were summed, shared or gathered so far.
     """
 
     def __init__(
@@ -37,24 +37,33 @@ class Ranks:
         self.summed = 0
 
     @classmethod
-    @contextmanager
-    def joined(cls, device: torch.device) -> Iterator[Ranks]:
-        """Those of the default group, within a group of their own that ends with the context: where
-        one leaves by an error the others need not wait for it. Raises InvalidInput where there is
-        no group, or one that cannot bring what is on the device."""
+    def present(cls, device: torch.device) -> Ranks:
+        """Those of the default group. Raises InvalidInput where there is no group, or one that
+        cannot bring what is on the device."""
         if not (distributed.is_available() and distributed.is_initialized()):
             raise InvalidInput(
                 "distributed=True needs the processes of torch.distributed: call "
                 "torch.distributed.init_process_group() first and run by torchrun"
             )
-        backend = distributed.get_backend()
-        if backend == "nccl" and device.type != "cuda":
+        if distributed.get_backend() == "nccl" and device.type != "cuda":
             raise InvalidInput(
                 f"a group with backend 'nccl' cannot bring what is on device {str(device)!r}; give "
                 "NMF(device=f'cuda:{LOCAL_RANK}'), or init_process_group('gloo')"
             )
-        group = distributed.new_group(timeout=_timeout(device), backend=backend)
-        ranks = cls(distributed.get_rank(), distributed.get_world_size(), device, group)
+        return cls(distributed.get_rank(), distributed.get_world_size(), device)
+
+    @classmethod
+    @contextmanager
+    def joined(cls, device: torch.device) -> Iterator[Ranks]:
+        """The same, within a group of their own that ends with the context: where one leaves by an
+        error the others need not wait for it. It takes some 20 ms to make."""
+        ranks = cls.present(device)
+        # a group with one that is gone is waited for until the timeout
+        ranks.any(False)
+        with ranks._waiting():
+            backend = distributed.get_backend()
+            group = distributed.new_group(timeout=_timeout(device), backend=backend)
+        ranks.group = group
         try:
             yield ranks
         finally:
@@ -143,14 +152,15 @@ class Ranks:
         return things
 
     def agree(self, options: dict[str, Any]) -> None:
-        """Raises InvalidInput in all processes where their options differ."""
+        """Raises InvalidInput in all processes where their options, or what else they must have
+        alike, differ."""
         first, *others = self.gather(options)
         for number, other in enumerate(others, 1):
             for name, value in first.items():
                 if other[name] != value:
                     raise InvalidInput(
                         f"{name} is {value!r} in process 0 and {other[name]!r} in process {number}"
-                        "; give all processes of a fit the same options"
+                        "; give the same to all processes"
                     )
 
     def own(self, path: str | os.PathLike) -> Path:

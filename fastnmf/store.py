@@ -72,7 +72,7 @@ class OnDisk:
 
     def each_(self, change: Callable[[slice, Tensor], None]) -> None:
         """Call change(part, Z[part]), which changes it in place, for all rows in order."""
-        for part in _blocks_of(self):
+        for part in _parts_of(self):
             Z = self.load(part)
             change(part, Z)
             self.save(part, Z)
@@ -147,10 +147,16 @@ def stored(path: Path) -> OnDisk:
 
 def copy_rows(source: InMemory | OnDisk, target: InMemory | OnDisk) -> None:
     """All rows, some at a time."""
-    for part in _blocks_of(source):
+    for part in _parts_of(source):
         target.save(part, source.load(part))
 
 
-def _blocks_of(store: InMemory | OnDisk) -> Iterator[slice]:
+def blocks_of(codes: Tensor | InMemory | OnDisk) -> Iterator[Tensor]:
+    """All rows, some at a time, to be read."""
+    store = InMemory(codes) if isinstance(codes, Tensor) else codes
+    return map(store.load, _parts_of(store))
+
+
+def _parts_of(store: InMemory | OnDisk) -> Iterator[slice]:
     n, K = store.shape
     return row_blocks(n, max(1, _IN_HAND // (K * store.dtype.itemsize)))

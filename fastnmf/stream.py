@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .ahead import Ahead
 from .ranks import Ranks
+from .rows import Rows
 from .source import Source, Summary, chunks_of, held_by
 from .store import NotKept, OnDisk, Store, row_blocks
 
@@ -68,7 +69,7 @@ class Stream:
         self.passes += 1
 
     def pieces(
-        self, codes: Store, piece_rows: int, save: bool = True, E: Tensor | None = None
+        self, codes: Store | None, piece_rows: int, save: bool = True, E: Tensor | None = None
     ) -> Pieces:
         """What the engine goes through in each iteration. E (n, d): where the residual is kept."""
         return Pieces(self, codes, piece_rows, save, E)
@@ -126,7 +127,7 @@ class Pieces:
     every time."""
 
     stream: Stream
-    codes: Store
+    codes: Store | None
     piece_rows: int
     save: bool = True
     E: Tensor | None = None
@@ -136,4 +137,20 @@ class Pieces:
             E = None if self.E is None else self.E[part]
             for i in range(0, len(X), self.piece_rows):
                 rows = slice(i, i + self.piece_rows)
-                yield X[rows], Z[rows], None if E is None else E[rows]
+                yield X[rows], *(None if M is None else M[rows] for M in (Z, E))
+
+
+def pieces_of(
+    rows: Rows | Stream,
+    codes: Tensor | Store | None,
+    piece_rows: int | None = None,
+    save: bool = False,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """X (m, d), widened, and its codes (m, K) if there are any, of each piece of the rows here.
+    piece_rows: None is as many as there are in hand. save: whether what becomes of the codes is
+    kept; else they are to be read only."""
+    if isinstance(rows, Stream):
+        pieces = rows.pieces(codes, piece_rows or rows.chunk_rows, save)
+        return ((X, Z) for X, Z, _ in pieces)
+    chunks = rows.chunks(piece_rows)
+    return ((X, None if codes is None else codes[part]) for part, X in chunks)

@@ -144,7 +144,8 @@ class Taking:
 
     asked: bytes that the process may grow by, or None for what is free. chunk_rows: rows in hand at
     most. codes: where what is computed of them goes: 'memory', None, or a file. checkpoint: another
-    file that is written, or None. sharing: processes that share what is free.
+    file that is written, or None. sharing: processes that share what is free. revives: whether idle
+    concepts are given rows.
     """
 
     ahead: Ahead
@@ -154,6 +155,7 @@ class Taking:
     codes: Path | str | None
     checkpoint: Path | None = None
     sharing: int = 1
+    revives: bool = False
 
     def take(self, A: Any, K: int, start: str = "random", **wanted: Any):
         """Rows, or what source.take gives for data that do not fit."""
@@ -229,10 +231,11 @@ class Taking:
 
     @contextmanager
     def for_fit(
-        self, A: Any, K: int, init: Any, encoder, ranks: Ranks = ALONE
+        self, A: Any, K: int, init: Any, encoder, ranks: Ranks = ALONE, **wanted: Any
     ) -> Iterator[Resident | Streamed]:
         """A as what a fit asks of its data; a file for the codes is in its place at the end. Where
-        A is the rows of one of several ranks, they are read as those that do not fit."""
+        A is the rows of one of several ranks, they are read as those that do not fit. wanted: as
+        for take."""
         name = init if isinstance(init, str) else "given"
         # whichever start is taken, it has room
         name = "nndsvda" if name == "auto" else name
@@ -240,7 +243,8 @@ class Taking:
             with ranks.agreed():
                 # what is read as a stream is widened as it comes
                 narrow = ranks.alone and self.codes is not None
-                taken = self.take(A, K, name, empty=not ranks.alone, narrow=narrow)
+                empty = not ranks.alone
+                taken = self.take(A, K, name, empty=empty, narrow=narrow, **wanted)
             yield self._for_fit(taken, K, init, encoder, ranks, stack)
 
     def _for_fit(self, taken, K: int, init: Any, encoder, ranks: Ranks, stack: ExitStack):
@@ -252,7 +256,7 @@ class Taking:
                 on_disk = isinstance(self.codes, Path)
                 target = stack.enter_context(self.store(shape, dtype)) if on_disk else None
                 return Resident(taken, target)
-            taken = summarise(taken, self.ahead)
+            taken = summarise(taken)
         source, summary = taken
         summaries, everywhere = zip(
             *ranks.gather((summary, resident or summary.n == 0)), strict=True
@@ -281,7 +285,7 @@ class Taking:
         self, n: int, d: int, K: int, dtype: torch.dtype, start: str, of_all: int | None = None
     ) -> Needs:
         codes = "none" if self.codes is None else "memory" if self.codes == "memory" else "file"
-        return Needs(n, d, K, dtype.itemsize, codes, start, of_all)
+        return Needs(n, d, K, dtype.itemsize, codes, start, of_all, self.revives)
 
     def _limit(self) -> int:
         asked = budget.available() // self.sharing if self.asked is None else self.asked

@@ -1,5 +1,5 @@
-"""The processes of tests/test_ranks.py and tests/test_shared_checkpoints.py: python
-ranks_program.py FOLDER PROCESSES."""
+"""The processes of tests/test_ranks.py, tests/test_shared_checkpoints.py and
+tests/test_shared_streams.py: python ranks_program.py FOLDER PROCESSES."""
 
 from __future__ import annotations
 
@@ -80,6 +80,9 @@ def leaving(iteration: int):
 def fitted(A, rank, size, how, folder, codes="memory", batches=False, resume=False, **options):
     bounds = split(len(A), size, how)
     rows = A[bounds[rank] : bounds[rank + 1]]
+    if isinstance(options.get("init"), tuple):
+        Z0, D0 = options["init"]
+        options["init"] = Z0[bounds[rank] : bounds[rank + 1]], D0
     if batches:
         # a list of batches, which may be empty
         rows = list(rows.split(10)) if len(rows) else []
@@ -106,6 +109,32 @@ def fitted(A, rank, size, how, folder, codes="memory", batches=False, resume=Fal
     return Z, D, nmf.fit_info_
 
 
+def taught(batches, rank, size, how, given=None, spoiled=None, **options) -> dict:
+    """What partial_fit makes of batches, each split. given: a dictionary to go on from. spoiled:
+    by the number of a batch, what makes of the rows here what is given instead."""
+    nmf = NMF(distributed=True, **options)
+    if given is not None:
+        nmf.load_dictionary(given)
+    errors = []
+    for number, batch in enumerate(batches):
+        bounds = split(len(batch), size, how)
+        if how == "turns":
+            bounds = [0 if part <= number % size else len(batch) for part in range(size + 1)]
+        rows = batch[bounds[rank] : bounds[rank + 1]]
+        rows = (spoiled or {}).get(number, lambda rows: rows)(rows)
+        before = [nmf.D, nmf._gram, nmf._cross, nmf.online_info_, nmf.fitted]
+        errors.append(None)
+        try:
+            nmf.partial_fit(rows)
+        except Exception as error:
+            errors[-1] = f"{type(error).__name__}: {error}"
+            after = [nmf.D, nmf._gram, nmf._cross, nmf.online_info_, nmf.fitted]
+            assert all(its is mine for its, mine in zip(after, before, strict=True))
+    info = nmf.online_info_ and nmf.online_info_.as_dict()
+    kept = {"D": nmf.D, "gram": nmf._gram, "cross": nmf._cross}
+    return {**kept, "info": info, "text": str(nmf.online_info_), "errors": errors}
+
+
 def held(folder: Path) -> dict[str, int]:
     """What lies in a folder, by name, once all processes are here."""
     distributed.barrier()
@@ -126,6 +155,10 @@ def result(A, rank: int, size: int, folder: Path, all_ranks: dict) -> dict:
             if not options.pop("absent", False):
                 fitted(rank=rank, size=size, folder=folder, **options)
     case |= apart
+    if isinstance(A, list):
+        begun = time.perf_counter()
+        told = taught(A, rank, size, **case)
+        return told | {"seconds": time.perf_counter() - begun}
     if harm is not None:
         harm(folder / f"fit-{rank:05d}-of-{size:05d}.safetensors")
     # which waits for all processes, and of one that goes on until it is killed some are gone

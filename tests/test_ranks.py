@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import relative_difference
+from test_revive import idle_start
 from torch import distributed
 
 from fastnmf import NMF, cli
@@ -100,6 +101,31 @@ FITS |= {
     "batches": (data(), {**PLAIN, "how": "uneven", "batches": True}),
     "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
 }
+
+
+def idle(A, K=12, **options):
+    """A case that begins with dead concepts and near-duplicates."""
+    options = {**PLAIN, "nb_concepts": K, "init": idle_start(A, K), "revive": True, **options}
+    return A, options
+
+
+REVIVED = {
+    f"revived {solver}": idle(data(torch.float64), solver=solver, how=how)
+    for solver, how in [("hals", "uneven"), ("mu", "even"), ("pgd", "even"), ("anls", "uneven")]
+}
+REVIVED |= {
+    "revived, residual": idle(data(torch.float64), how="even", form="residual", block=4),
+    "revived, accelerated": idle(data(torch.float64), how="uneven", accelerate=True),
+    "revived, unit norm": idle(
+        data(torch.float64), how="even", alpha_Z=0.001, l1_ratio=1.0, unit_norm=True
+    ),
+    "revived, settled": idle(data(torch.float64), how="even", tol=0.05, max_iter=60),
+    "revived, rows alike": idle(data(torch.float64)[:20].repeat(9, 1), 16, how="uneven"),
+    "revived, streamed": idle(
+        data(torch.float64), how="even", chunk_rows=30, max_memory="80kB", file="Z.npy"
+    ),
+}
+FITS |= REVIVED
 # what one of them is given otherwise, and what all of them say
 DIFFERING = {
     "nb_concepts": (K - 1, "nb_concepts is 6 in process 0 and 5 in process 1"),
@@ -114,6 +140,16 @@ DIFFERING = {
 BAD = data().clone()
 BAD[n - 1 - n // 4, 2] = -1
 OTHERS = {
+    "nothing to revive": (
+        torch.zeros(9, 4),
+        {
+            **PLAIN,
+            "init": (torch.zeros(9, 3), torch.zeros(3, 4)),
+            "nb_concepts": 3,
+            "revive": True,
+            "how": "even",
+        },
+    ),
     "no seed": (data(), {**PLAIN, "seed": None, "how": "even", "init": "random"}),
     "codes on disk": (
         data(),
@@ -123,7 +159,7 @@ OTHERS = {
     "negative": (BAD, {**PLAIN, "how": "even"}),
     "max_seconds": (data(), {**PLAIN, "max_iter": 10**6, "max_seconds": 0.2, "how": "even"}),
     "accelerate": (data(), {**PLAIN, "accelerate": True, "codes": None, "how": "even"}),
-    "revive": (data(), {**PLAIN, "revive": True, "how": "even"}),
+    "revive": (data(), {**PLAIN, "revive": True, "codes": None, "how": "even"}),
     "broken callback": (data(), {**PLAIN, "how": "even", "of": {1: {"raises": True}}}),
     "no folder": (data(), {**PLAIN, "how": "even", "of": {1: {"file": "no/Z.npy"}}}),
     "mu in residual form": (data(), {**PLAIN, "solver": "mu", "form": "residual", "how": "even"}),
@@ -139,12 +175,14 @@ FAILURES |= {
     "no folder": "the folder",
     "negative": "1 negative entry",
     "accelerate": "accelerate=True keeps two copies of the codes in memory",
-    "revive": "several processes share the fit here; give revive=False",
+    "revive": "codes=None keeps none; give revive=False",
     "mu in residual form": "cannot be shared by processes where mu updates the dictionary",
 }
 # where four processes tell more than two
 FEWER = ["hals-even-random", "mu-uneven-nndsvda", "pgd-even-random", "anls-uneven-nndsvda"]
 FEWER += [
+    "revived mu",
+    "revived, residual",
     "residual",
     "fewer rows than processes",
     "fewer features than processes",
@@ -188,7 +226,7 @@ def cases(names):
 
 def alone(name: str):
     A, case = ALL[name]
-    apart = ("how", "file", "codes", "batches")
+    apart = ("how", "file", "codes", "batches", "max_memory")
     options = {key: value for key, value in case.items() if key not in apart}
     nmf = NMF(**options)
     Z, D = nmf.fit(A)
@@ -223,6 +261,26 @@ def test_fit_of_several_processes_is_that_of_one(size, name, shared):
         assert last == pytest.approx(info.history[-1].relative_objective, rel=1e-3, abs=rounding)
     codes = torch.cat([result["Z"] for result in results])
     assert relative_difference(codes, Z) <= 10 * bound
+
+
+@pytest.mark.parametrize(("size", "name"), cases(REVIVED))
+def test_all_revive_the_same(size, name, shared):
+    *_, info = alone(name)
+    assert info.revived > 0
+    for result in shared(size)[name]:
+        told = result["info"]
+        assert told["revived"] == info.revived
+        assert (told["dead_concepts"], told["near_duplicates"]) == (
+            info.dead_concepts,
+            info.near_duplicates,
+        )
+        assert (told["passes"] > 1) == ("streamed" in name)
+
+
+def test_nothing_is_revived_where_no_row_is_left(shared):
+    for result in shared(2)["nothing to revive"]:
+        assert result["info"]["revived"] == 0
+        assert not result["D"].any()
 
 
 @pytest.mark.parametrize("size", CASES)
@@ -335,5 +393,5 @@ def test_distributed_needs_processes():
         NMF(2, distributed=True).fit(torch.rand(4, 3))
     with pytest.raises(TypeError, match="distributed=1 must be True or False"):
         NMF(2, distributed=1)
-    with pytest.raises(InvalidInput, match="distributed=True is for fit"):
+    with pytest.raises(InvalidInput, match="init_process_group"):
         NMF(2, distributed=True).partial_fit(torch.rand(4, 3))

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 from half_steps import DTYPES, dtype_name
-from oracle import SHAPES, WIDE, problem
+from oracle import SHAPES, WIDE, problem, relative_difference
 
 from fastnmf import NMF, InvalidInput, cli
 from fastnmf.backends import select
@@ -191,6 +191,8 @@ def test_codes_do_not_count_as_settled_while_concepts_are_idle():
 class Problem:
     """A and factors that `revive_` may change, and what it needs of a fit."""
 
+    piece_rows = 7
+
     def __init__(self, A, Z, D):
         self.A, self.Z, self.D = A, Z, D
         _, ops = select("hals", A.device, "auto")
@@ -200,10 +202,9 @@ class Problem:
     def loss(self):
         return float(squared_error(Rows(self.A), self.Z, self.D, 7))
 
-    def revive_(self, loss=None, **options):
+    def revive_(self, **options):
         options = {"duplicates": True, "fills": False, **options}
-        by = Rows(self.A), self.sweep, 7, loss or self.loss
-        return revive_(self.Z, self.D, *by, **options)
+        return revive_(self.Z, self.D, Rows(self.A), self.sweep, self.piece_rows, **options)
 
 
 def idle_problem(K=9):
@@ -261,15 +262,16 @@ def test_alike_concepts_stay_where_their_codes_cost_more_than_a_row_saves():
     assert torch.equal(D[5], before[1][5])
 
 
-@pytest.mark.parametrize("least", [0.0, 0.1])
-def test_factors_are_as_before_where_the_loss_does_not_fall(least):
-    some = idle_problem()
-    some.D[4], some.Z[:, 1] = 0, 2.0
-    before = some.Z.clone(), some.D.clone()
-    losses = iter([1.0, 1.0 - least])
-    assert some.revive_(lambda: next(losses), least=least) == 0
-    assert torch.equal(some.Z, before[0])
-    assert torch.equal(some.D, before[1])
+def test_factors_are_as_before_where_the_loss_falls_by_no_more_than_least():
+    before = idle_problem()
+    Z, D, loss = before.Z.clone(), before.D.clone(), before.loss()
+    assert before.revive_() > 0
+    fall = 1 - before.loss() / loss
+    for least, revived in ((fall * (1 + 1e-9), False), (fall * (1 - 1e-9), True)):
+        some = Problem(before.A, Z.clone(), D.clone())
+        assert (some.revive_(least=least) > 0) == revived
+        assert torch.equal(some.Z, Z) != revived
+        assert torch.equal(some.D, D) != revived
 
 
 def test_rows_that_are_alike_make_one_concept():
@@ -343,15 +345,52 @@ def test_revive_is_true_or_false(value):
         NMF(3, revive=value)
 
 
-@pytest.mark.parametrize("codes", ["memory", None])
-def test_data_that_are_read_in_passes_are_refused(codes):
-    """Also where they would fit, but codes are not kept."""
-    n, d, K = 3000, 40, 3
-    needs = Needs(n, d, K, 4, "memory", "nndsvda")
-    most = needs.streamed(600) if codes else "1GB"
-    model = NMF(K, revive=True, chunk_rows=600, max_memory=most)
-    with pytest.raises(InvalidInput, match=r"revive=True .* in passes here; give revive=False"):
-        model.fit(torch.rand(n, d).split(500), codes=codes)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("codes", ["memory", "a file"])
+@pytest.mark.usefixtures("small_budgets")
+def test_data_that_are_read_in_passes_are_revived_as_those_in_memory(codes, solver, tmp_path):
+    A, K = low_rank(400, 40, 12) + 1e-3, 12
+    options = {"solver": solver, "init": idle_start(A, K), "revive": True, "accelerate": False}
+    Z, D, info = fit(A, K, max_iter=25, **options)
+    most = Needs(*A.shape, K, 8, codes, "given", revives=True).streamed(70)
+    model = NMF(K, seed=0, tol=0, max_iter=25, max_memory=most, chunk_rows=70, **options)
+    kept = "memory" if codes == "memory" else tmp_path / "Z.npy"
+    Z1, D1 = model.fit(A.split(50), codes=kept)
+    streamed = model.fit_info_
+    assert streamed.chunk_rows == 70
+    assert streamed.revived == info.revived > 0
+    assert (streamed.dead_concepts, streamed.near_duplicates) == (0, 0)
+    assert never_rises(streamed)
+    assert relative_difference(D1, D) < 1e-9
+    assert relative_difference(Z1, Z) < 1e-9
+
+
+@pytest.mark.parametrize("unit_norm", [False, True])
+@pytest.mark.usefixtures("small_budgets")
+def test_streamed_fit_with_penalties_is_revived(unit_norm, tmp_path):
+    A, K = low_rank(400, 40, 12) + 1e-3, 12
+    options = {"init": idle_start(A, K), "revive": True, "alpha_Z": 1e-4, "unit_norm": unit_norm}
+    _, D, info = fit(A, K, max_iter=25, **options)
+    most = Needs(*A.shape, K, 8, "a file", "given", revives=True).streamed(70)
+    model = NMF(K, seed=0, tol=0, max_iter=25, max_memory=most, **options)
+    _, D1 = model.fit(A.split(50), codes=tmp_path / "Z.npy")
+    assert model.fit_info_.revived == info.revived > 0
+    assert relative_difference(D1, D) < 1e-9
+    objectives = [iteration.relative_objective for iteration in model.fit_info_.history]
+    assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(objectives))
+
+
+def test_codes_must_be_kept():
+    with pytest.raises(InvalidInput, match=r"codes=None keeps none; give revive=False"):
+        NMF(3, revive=True).fit(torch.rand(40, 12).split(10), codes=None)
+
+
+def test_entries_that_are_filled_are_those_of_all_rows():
+    """They depended on the rows in hand: a tenth of the mean of a piece."""
+    whole, pieces = (idle_problem() for _ in range(2))
+    pieces.piece_rows, whole.piece_rows = 3, 40
+    assert whole.revive_(fills=True) == pieces.revive_(fills=True) > 0
+    assert torch.allclose(whole.Z, pieces.Z, rtol=1e-9)
 
 
 def test_command_line_tells_of_revived_concepts(tmp_path, capsys):

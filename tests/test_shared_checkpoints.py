@@ -19,6 +19,7 @@ import torch
 from broken_checkpoints import BROKEN, foreign, newer, rewritten, truncated
 from ranks_program import TIMEOUT
 from test_ranks import PLAIN, begin, data, n
+from test_revive import idle_start
 
 from fastnmf.files import load_model
 from fastnmf.solvers import SOLVERS
@@ -43,6 +44,12 @@ FITS |= {
     "residual accelerated": {**SHORT, "form": "residual", "accelerate": True},
     "unit norm streamed": {**STREAMED, "alpha_Z": 0.01, "l1_ratio": 0.5, "unit_norm": True},
     "stops by tol": {**SHORT, "tol": 3e-2, "max_iter": 300},
+}
+# idle concepts are looked for after they were left
+IDLE = {"nb_concepts": 12, "init": idle_start(data(), 12), "revive": True}
+FITS |= {
+    "revived": {**SHORT, **IDLE},
+    "revived streamed": {**STREAMED, **IDLE, "max_memory": "40kB", "file": "Z.npy"},
 }
 # in all processes at once
 LEFT = [{"left_in": 9}]
@@ -231,6 +238,9 @@ def test_fit_that_was_left_gives_the_same_bits(name, results):
     streams = "streamed" in name
     assert all((one["info"]["chunk_rows"] is not None) == streams for one in given)
     assert given[0]["info"]["accelerated"] == expected[0]["info"]["accelerated"]
+    revived = given[0]["info"]["revived"]
+    assert (revived > 0) == ("revived" in name)
+    assert revived == expected[0]["info"]["revived"]
     left, wanted = names_of(given[0])
     assert [name for name in left if not name.startswith("Z-")] == wanted
 
