@@ -19,6 +19,10 @@ from fastnmf.solvers import REFERENCE
 triton = pytest.importorskip("triton", reason="triton is not installed")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is None,
+    reason="this torch is built without CUDA: it cannot index tensors that stand for a device's",
+)
 # operations that only make memory, or see it otherwise
 _NO_LAUNCH = {"empty", "new_empty", "empty_like", "new_empty_strided", "detach", "_unsafe_view"}
 
