@@ -308,7 +308,8 @@ PYBIND11_MODULE(_C, module) {
                py::arg("threads"),
                "out = F X, or with adds out += F X.\n\n"
                "F (K, m) with contiguous columns, stride_f apart; X (m, p) with contiguous rows, "
-               "which may overlap; out (K, p) with contiguous rows. symmetric: the result is known to be; half of it is computed.");
+               "which may overlap; out (K, p) with contiguous rows. symmetric: the result is known "
+               "to be; half of it is computed.");
     module.def(
         "mu_update", &mu_update, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
         py::arg("stride_fm"), py::arg("numerator"), py::arg("stride_nk"), py::arg("stride_nm"),

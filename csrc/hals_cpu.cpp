@@ -171,7 +171,7 @@ template <class T> View<const T> constant(View<T> x) { return {x.data, x.stride_
 
 template <class T>
 void hals_block(const HalsBlock<T> &a, ptrdiff_t start, T *scratch, double *sums) {
-    const ptrdiff_t columns = a.m - start < W<T> ? a.m - start : W<T>;
+    const ptrdiff_t columns = min(a.m - start, W<T>);
     T *F = scratch, *R = scratch + a.s * W<T>;
     gather(R, a.R, a.s, start, columns);
     gather(F, constant(a.F), a.s, start, columns);
@@ -183,8 +183,7 @@ void hals_block(const HalsBlock<T> &a, ptrdiff_t start, T *scratch, double *sums
 
 template <class T>
 void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *sums) {
-    const ptrdiff_t columns = a.m - start < W<T> ? a.m - start : W<T>;
-    const ptrdiff_t size = a.K * W<T>;
+    const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
     T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R;
     gather(C, a.C, a.K, start, columns);
     gather(F, constant(a.F), a.K, start, columns);
@@ -192,30 +191,19 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
     scatter(a.F, F, a.K, start, columns);
 }
 
-inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
-
-// the features from `after` of the rows of a tile, or of the next tile the first
-template <class T>
-Ahead<T> next(const HalsRows<T> &a, ptrdiff_t start, ptrdiff_t columns, ptrdiff_t after) {
-    if (after < a.p)
-        return {a.X + start * a.stride_x + after, a.stride_x, columns, min(a.p - after, in_hand)};
-    start += columns;
-    return {a.X + start * a.stride_x, a.stride_x, min(a.m - start, W<T>), min(a.p, in_hand)};
-}
-
 // C never leaves the cache, and its product with few concepts is not left to the vendor's GEMM
 template <class T>
 void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
-    const ptrdiff_t columns = a.m - start < W<T> ? a.m - start : W<T>, size = a.K * W<T>;
+    const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
     T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *X = C + size;
     // those right of the last column stay as they are: F is zero there, and l1 ≥ 0 keeps it so
     const int vectors = static_cast<int>((columns + V<T> - 1) / V<T>);
     for (ptrdiff_t i = 0; i < size; ++i) C[i] = -a.l1;
     for (ptrdiff_t first = 0; first < a.p; first += in_hand) {
-        const ptrdiff_t terms = a.p - first < in_hand ? a.p - first : in_hand;
+        const ptrdiff_t terms = min(a.p - first, in_hand);
         // features take the place of concepts
         gather(X, View<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
-        Ahead<T> ahead = next<T>(a, start, columns, first + terms);
+        Ahead<T> ahead = next<T>(a, start, columns, first + terms, W<T>, in_hand);
         for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
             add_products(vectors, concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k,
                          a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms, ahead);

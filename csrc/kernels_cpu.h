@@ -41,8 +41,8 @@ template <class T> struct HalsNormal {
 };
 
 // F (K, m); B (p, K), contiguous: the factor held fixed, transposed; G (K, K) = BᵀB; X (m, p), its
-// features adjacent. C = BᵀXᵀ − l1, and so many sweeps. Then F ← max(least F, F + ahead (F − swept)),
-// and swept ← what the sweeps left, if there is one (of F's strides)
+// features adjacent. C = BᵀXᵀ − l1, and so many sweeps. Then, if there is a swept (K, m),
+// F ← max(least F, F + ahead (F − swept)), and swept ← what the sweeps left
 template <class T> struct HalsRows {
     View<T> F, swept;
     const T *X, *B, *G;
@@ -85,8 +85,8 @@ template <class T> struct HalsKernels {
 };
 
 // add: out (K × padded(p)) += F X over columns [first, last) of F, or of a symmetric result what is
-// right of the diagonal and some of the rest; so many rows at a time. It needs scratch_size elements
-// of scratch.
+// right of the diagonal and some of the rest; so many rows at a time. It needs scratch_size
+// elements of scratch.
 template <class T> struct MomentsKernels {
     ptrdiff_t scratch_size, rows;
     ptrdiff_t (*padded)(ptrdiff_t p);

@@ -13,11 +13,9 @@ using fastnmf::Moments;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr ptrdiff_t W = most_vectors * V<T>;
-// rows of a panel: of some whole tiles of hals_cpu.cpp. Measured: 128 before 64 and 256 by up to 8 %
-// (avx2, avx512)
+// rows of a panel: of some whole tiles of hals_cpu.cpp. Measured: 128 before 64 and 256 by up to
+// 8 % (avx2, avx512)
 constexpr ptrdiff_t rows_in_hand = 144;
-
-inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
 
 template <class T> ptrdiff_t padded(ptrdiff_t p) { return (p + V<T> - 1) / V<T> * V<T>; }
 
@@ -30,19 +28,11 @@ void pack(T *panel, const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdif
         __builtin_memcpy(panel + i * W<T>, a.X + (start + i) * a.stride_x + j, count * sizeof(T));
 }
 
-// the panel after that of the features up to `end`: beside it, or of the rows that follow
-template <class T>
-Ahead<T> next(const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t end) {
-    if (end < a.p) return {a.X + start * a.stride_x + end, a.stride_x, rows, min(a.p - end, W<T>)};
-    const ptrdiff_t after = start + rows;
-    return {a.X + after * a.stride_x, a.stride_x, min(a.m - after, rows_in_hand), min(a.p, W<T>)};
-}
-
 template <class T>
 void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out, T *panel) {
     const ptrdiff_t stride_o = padded<T>(a.p), all = (a.m - 1) * a.stride_x + a.p;
     for (ptrdiff_t start = first; start < last; start += rows_in_hand) {
-        const ptrdiff_t rows = last - start < rows_in_hand ? last - start : rows_in_hand;
+        const ptrdiff_t rows = min(last - start, rows_in_hand);
         for_groups<most_vectors>(stride_o / V<T>, [&](ptrdiff_t vector, int vectors) {
             const ptrdiff_t j = vector * V<T>, end = j + vectors * V<T>;
             const T *some = a.X + start * a.stride_x + j;
@@ -53,7 +43,7 @@ void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T
                 some = panel;
                 stride = W<T>;
             }
-            Ahead<T> ahead = next(a, start, rows, end);
+            Ahead<T> ahead = next<T>(a, start, rows, end, rows_in_hand, W<T>);
             for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
                 if (symmetric && k >= end) return;
                 add_products(vectors, concepts, out + k * stride_o + j, stride_o,

@@ -27,8 +27,11 @@ constexpr int most_concepts = 4, most_vectors = 4;
 constexpr int most_concepts = 2, most_vectors = 4;
 #endif
 
+inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
+
 // Lines of memory that will be read soon, fetched one by one between products: from few rows of
-// many lines, where the hardware does not see what comes, and in a burst they would wait for each other.
+// many lines, where the hardware does not see what comes, and in a burst they would wait for each
+// other.
 template <class T> class Ahead {
     const char *next_ = nullptr;
     ptrdiff_t stride_ = 0;
@@ -51,6 +54,17 @@ template <class T> class Ahead {
         }
     }
 };
+
+// What comes after the features up to `after` of some rows of a.X (m × p): so many features more, or
+// the first of the rows that follow.
+template <class T, class Arguments>
+inline Ahead<T> next(const Arguments &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t after,
+                     ptrdiff_t most_rows, ptrdiff_t most_features) {
+    const bool beside = after < a.p;
+    const ptrdiff_t row = beside ? start : start + rows, feature = beside ? after : 0;
+    return {a.X + row * a.stride_x + feature, a.stride_x,
+            beside ? rows : min(a.m - row, most_rows), min(a.p - feature, most_features)};
+}
 
 // out[g * stride_o + v] += Σ_i P[i * stride_p + g] Q[i * stride_q + v] for size concepts g and so
 // many vectors of v

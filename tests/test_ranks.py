@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import signal
 import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import relative_difference
+from processes import begin, by_name
 from test_revive import idle_start
 from torch import distributed
 
@@ -192,31 +191,12 @@ FEWER += [
 CASES = {2: list(ALL), 4: FEWER}
 
 
-def begin(folder: Path, size: int) -> subprocess.Popen:
-    command = [sys.executable, str(HERE / "ranks_program.py"), str(folder), str(size)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
 @pytest.fixture(scope="module")
 def shared(once):
     """shared(size): the results of every case, by name and rank."""
     if not hasattr(os, "fork"):
         pytest.skip("os.fork: not here")
-
-    @functools.cache
-    def results(size: int) -> dict[str, tuple]:
-        folder = once(f"ranks-{size}", functools.partial(run_cases, size))
-        told = [torch.load(folder / f"results-{rank}.pt") for rank in range(size)]
-        return dict(zip(CASES[size], zip(*told, strict=True), strict=True))
-
-    return results
-
-
-def run_cases(size: int, folder: Path) -> None:
-    torch.save([ALL[name] for name in CASES[size]], folder / "cases.pt")
-    processes = begin(folder, size)
-    told = processes.communicate(timeout=200)[0].decode()
-    assert processes.returncode == 0, told
+    return by_name(once, "ranks", ALL, CASES)
 
 
 def cases(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -17,8 +18,9 @@ import pytest
 import safetensors
 import torch
 from broken_checkpoints import BROKEN, foreign, newer, rewritten, truncated
+from processes import begin, run
 from ranks_program import TIMEOUT
-from test_ranks import PLAIN, begin, data, n
+from test_ranks import PLAIN, data, n
 from test_revive import idle_start
 
 from fastnmf.files import load_model
@@ -195,14 +197,7 @@ CASES["by one process"] = data(), {**RESUMED, "before": [{"left_in": 3}], **ALON
 @pytest.fixture(scope="module")
 def folder(once):
     """Where the cases were run, each in a folder of its own."""
-
-    def run(folder: Path) -> None:
-        torch.save(list(CASES.values()), folder / "cases.pt")
-        processes = begin(folder, SIZE)
-        said = processes.communicate(timeout=200)[0].decode()
-        assert processes.returncode == 0, said
-
-    return once("shared-checkpoints", run)
+    return once("shared-checkpoints", functools.partial(run, SIZE, list(CASES.values())))
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
 
 import pytest
 import torch
 from oracle import relative_difference
+from processes import begin, by_name
 from ranks_program import split
 from test_online import numbers
-from test_ranks import begin
 
 from fastnmf import NMF
 from fastnmf.solvers import SOLVERS
@@ -140,21 +139,7 @@ CASES = {2: list(ALL), 3: FEWER}
 @pytest.fixture(scope="module")
 def shared(once):
     """shared(size): the results of every case, by name and rank."""
-
-    @functools.cache
-    def results(size: int) -> dict[str, tuple]:
-        folder = once(f"streams-{size}", functools.partial(run_cases, size))
-        told = [torch.load(folder / f"results-{rank}.pt") for rank in range(size)]
-        return dict(zip(CASES[size], zip(*told, strict=True), strict=True))
-
-    return results
-
-
-def run_cases(size, folder):
-    torch.save([ALL[name] for name in CASES[size]], folder / "cases.pt")
-    processes = begin(folder, size)
-    told = processes.communicate(timeout=200)[0].decode()
-    assert processes.returncode == 0, told
+    return by_name(once, "streams", ALL, CASES)
 
 
 def alone(batches, options, left_out=()):
