@@ -85,16 +85,21 @@ class Stopping:
         """Whether an iteration must be known before the next begins."""
         return self.tol > 0 or self.each is not None or self.deadline < float("inf")
 
-    def settled(self, history: list[Iteration]) -> str | None:
-        """'tol' or 'error' where that rule is met."""
+    @property
+    def settled_by(self) -> str:
+        """'tol' or 'error': how a run ended whose rule was met."""
+        return "tol" if self.rule == "codes" else self.rule
+
+    def settled(self, history: list[Iteration]) -> bool:
+        """Whether the rule is met."""
         if self.tol <= 0:
-            return None
+            return False
         if self.rule == "codes":
-            return "tol" if history[-1].relative_change <= self.tol else None
+            return history[-1].relative_change <= self.tol
         if len(history) <= WINDOW:
-            return None
+            return False
         before, now = (history[i].relative_objective for i in (-1 - WINDOW, -1))
-        return "error" if before - now <= self.tol * before else None
+        return before - now <= self.tol * before
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,13 @@ class _Run:
         """Whether the precision of the residual depends on the error."""
         kept = self.learn and "residual" in self.plan.form and self.solver in ("mu", "pgd")
         return kept and self.sweep.allowed != "highest"
+
+    @property
+    def apart(self) -> bool:
+        """Whether each of several processes makes the dictionary by itself: on other processors it
+        may differ by rounding, and so may all that is derived from it."""
+        makes = self.learn and self.plan.dictionary == "normal" and not self.plan.splits
+        return makes and not self.ranks.alone
 
     def take_precision(self, history: list[Iteration]) -> None:
         """Form the residual as coarsely as is allowed while it is large."""
@@ -279,7 +291,9 @@ def varies(solver: str, plan: Plan, rows: Rows | Stream) -> str | None:
 def _iterate_(run: _Run, step: Replay, stopping: Stopping, keep, resumed: State | None) -> Outcome:
     watched = stopping.watches or run.ahead is not None or keep is not None or not run.ranks.alone
     # whether another process may end the run
-    asks = any(run.ranks.any(stopping.each is not None, stopping.deadline < float("inf")))
+    ends = stopping.each is not None, stopping.deadline < float("inf")
+    derived = stopping.rule == "error" or isinstance(run.Z, NotKept)
+    asks = any(run.ranks.any(*ends, run.apart and derived and run.ahead is None))
     begun = time.perf_counter()
     history, drifts = ([], []) if resumed is None else map(list, (resumed.history, resumed.drifts))
     done = len(history)
@@ -312,16 +326,18 @@ def _iterate_(run: _Run, step: Replay, stopping: Stopping, keep, resumed: State 
         history += read
         told = stopping.each is not None and bool(stopping.each(history[-1]))
         late = time.perf_counter() >= stopping.deadline
-        told, late = run.ranks.any(told, late) if asks else (told, late)
+        settled = stopping.settled(history)
+        if asks:
+            told, late, settled = run.ranks.any(told, late, settled)
         if told:
             stopped_by = "callback"
             break
-        if settled := stopping.settled(history):
+        if settled:
             # what was carried in tf32 does not decide: once more, from a residual in float32
             decides = fresh or run.sweep.allowed == "highest"
             last = iteration == stopping.max_iter or not run.revives
             if decides and (last or not _revive_(run, True, True, stopping.tol)):
-                stopped_by = settled
+                stopped_by = stopping.settled_by
                 break
             run.iterations_since_fresh = 0
         if keep is not None:
@@ -330,7 +346,7 @@ def _iterate_(run: _Run, step: Replay, stopping: Stopping, keep, resumed: State 
             stopped_by = "max_seconds"
             break
     history += _read(unread, run, squared_data, drifts)
-    if run.E is not None:
+    if run.E is not None or run.apart:
         run.ranks.share_(run.D)
     if run.unit is not None:
         run.unit.settle_(run.Z)
@@ -349,9 +365,8 @@ def _step_(run: _Run) -> None:
     if run.learn:
         _update_dictionary_(run)
     if run.ahead is not None:
-        sums = run.statistics.codes
-        run.ahead.end_(run.codes, run.D, sums)
-        run.ranks.sum_(sums[:2])
+        run.ahead.end_(run.codes, run.D, run.statistics.codes)
+        run.statistics.agree_()
     run.swept = True
 
 
@@ -359,6 +374,8 @@ def _revive_(run: _Run, dead: bool, duplicates: bool, least: float = 0.0) -> boo
     """Whether idle concepts were given rows; what is known of the factors is then made anew."""
     if not dead:
         return False
+    if run.apart:
+        run.ranks.share_(run.D)
     if run.unit is not None:
         run.unit.settle_(run.Z)
     by = run.rows, run.sweep, run.plan.piece_rows, run.penalties, run.ranks
@@ -414,7 +431,9 @@ def _prepare(
         learn,
         penalties,
         sweep,
-        Statistics(D, squared_data, ranks, moments=moments, penalties=penalties),
+        Statistics(
+            D, squared_data, ranks, moments=moments, penalties=penalties, splits=plan.splits
+        ),
         ranks,
         pieces,
         E,
@@ -499,19 +518,22 @@ def _update_dictionary_(run: _Run) -> None:
         penalty, before = run.statistics.penalty_of_norms(), D.clone()
     if run.plan.dictionary == "normal":
         held = hold(solver, "normal", sweep, None, run.statistics.gram, penalty=penalty)
-        # given the statistics every feature is for itself: each of several processes has some
-        some, cross = run.ranks.columns(D), run.ranks.columns(run.statistics.cross)
+        some, cross = D, run.statistics.cross
+        if run.plan.splits:
+            # given the statistics every feature is for itself
+            some, cross = run.ranks.columns(D), run.ranks.columns(cross)
         target = penalised(solver, cross, held, run.swept)
         times = run.plan.inner[1] if some.numel() else 0
         half_steps_(solver, times, some, target, held, sweep, sums)
         G = torch.mm(some, some.T, out=run.G)
         run.statistics.measure_error_(some, cross, G)
-        run.ranks.join_columns_(D, some, run.statistics.sums)
+        if run.plan.splits:
+            run.ranks.join_columns_(D, some, run.statistics.sums)
         if run.unit is not None:
             run.unit.normalise_(D, before, run.statistics)
             torch.mm(D, D.T, out=G)
         run.statistics.penalise_(D)
-        reads = run.plan.codes == "normal" and run.ahead is None and run.ranks.alone
+        reads = run.plan.codes == "normal" and run.ahead is None and not run.plan.splits
         run.G = G if reads else None
         return
     # where the error known is that of the dictionary before, so is the penalty

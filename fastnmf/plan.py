@@ -33,7 +33,8 @@ class Machine:
 
     gemm: products of large matrices. sweep: the block sweep. elementwise: bytes a second of mu's
     and pgd's updates. near, far: bytes a second of what fits in the cache and of what does not.
-    link, reduce_seconds: bytes a second to other processes, and the time of a sum however small.
+    link, reduce_seconds: bytes a second to other processes, and the time of a sum however small,
+    with the wait for the slowest of them.
     block_seconds, concept_seconds: the time of the calls, a block and a concept of it. blocks (of
     solvers that sweep), wide_blocks (of others), piece_bytes: what is tried. The numbers are those
     of two cores with AVX2; the choice depends on their ratios.
@@ -47,7 +48,7 @@ class Machine:
     near: float = 60e9
     far: float = 8e9
     link: float = 1e9
-    reduce_seconds: float = 1e-3
+    reduce_seconds: float = 2e-3
     block_seconds: float = 40e-6
     concept_seconds: float = 0.0
     blocks: tuple[int, ...] = BLOCKS
@@ -84,8 +85,10 @@ class Plan:
     """How one iteration is computed: a form for either half, concepts in a block, rows in a piece.
 
     accelerates: whether the factors are extrapolated (extrapolation.py). inner: half-steps of the
-    codes, and of the dictionary, in an iteration. flops: of an iteration, on average. seconds: what
-    the model predicts for it; not part of what is compared.
+    codes, and of the dictionary, in an iteration. splits: whether of several processes each makes
+    the dictionary half at some of the features, and they gather it; else each makes all of it.
+    flops: of an iteration, on average. seconds: what the model predicts for it; not part of what is
+    compared.
     """
 
     codes: str
@@ -95,6 +98,7 @@ class Plan:
     flops: float
     accelerates: bool = False
     inner: tuple[int, int] = (1, 1)
+    splits: bool = False
     seconds: float = field(default=math.nan, compare=False)
 
     @property
@@ -268,12 +272,41 @@ def predict(
         flops += half_step_flops(by, dictionary, d, n, K, block) - kept
         seconds += half_step_seconds(by, dictionary, d, n, K, block, d, itemsize, on)
         seconds -= kept / (on.gemm * on.threads * 4 / itemsize)
-        seconds += exchange(dictionary, d, K, block, itemsize, processes, on)[1]
-    return Plan(codes, dictionary, block, piece_rows, flops, seconds=seconds)
+        splits, saved = _splits(by, dictionary, d, K, block, itemsize, processes, on)
+        asked = dictionary, splits, d, K, block, itemsize, processes, on
+        seconds += exchange(*asked)[1] - saved
+    else:
+        splits = False
+    return Plan(codes, dictionary, block, piece_rows, flops, splits=splits, seconds=seconds)
+
+
+def _splits(
+    solver: str, dictionary: str, d: int, K: int, block: int, itemsize: int, processes: int, on
+) -> tuple[bool, float]:
+    """Whether processes make the dictionary half at some of the features each, given the statistics
+    of all, and the seconds that each then saves, but for those of the exchange."""
+    if processes == 1 or dictionary == "residual":
+        return False, 0.0
+    whole = half_step_seconds(solver, dictionary, d, 0, K, block, d, itemsize, on)
+    saved = whole * (1 - 1 / processes)
+    gathers, makes = (
+        exchange(dictionary, splits, d, K, block, itemsize, processes, on)[1]
+        for splits in (True, False)
+    )
+    # the model does not know how often an exact solver changes its sets
+    splits = SOLVERS[solver].exact or saved > gathers - makes
+    return splits, saved if splits else 0.0
 
 
 def exchange(
-    dictionary: str, d: int, K: int, block: int, itemsize: int, processes: int, on: Machine
+    dictionary: str,
+    splits: bool,
+    d: int,
+    K: int,
+    block: int,
+    itemsize: int,
+    processes: int,
+    on: Machine,
 ) -> tuple[int, float]:
     """Bytes that an iteration sums or gathers over so many processes, and their seconds: ZᵀA and
     ZᵀZ, or in residual form what each block of concepts needs of them; and D.
@@ -285,10 +318,10 @@ def exchange(
     blocks = math.ceil(K / block)
     summed = K * d + (K * K if dictionary == "normal" else _squares(K, block))
     # the Gram matrices of all blocks, and the norms, are summed at once
-    sums = 1 if dictionary == "normal" else blocks + 1
-    gathered = K * d if dictionary == "normal" else 0
+    calls = 1 if dictionary == "normal" else blocks + 2
+    gathered = K * d if splits else 0
     sent = (2 * summed + gathered) * itemsize * (processes - 1) / processes
-    seconds = sent / on.link + (sums + 1) * on.reduce_seconds
+    seconds = sent / on.link + (calls + splits) * on.reduce_seconds
     return (summed + gathered) * itemsize, seconds
 
 

@@ -24,7 +24,7 @@ class Statistics:
     sums (2, 4), of the codes and of the dictionary half, rows that have these names: ‖ΔF‖², ‖F‖²;
     ‖A − Z D‖² where the half-step comes by it, after the dictionary half always; and of the codes
     how far a residual had drifted, squared, where one that was carried was computed anew, of the
-    dictionary half twice the penalties of both factors.
+    dictionary half twice the penalties of both factors. splits: as in Plan.
     """
 
     def __init__(
@@ -35,16 +35,22 @@ class Statistics:
         *,
         moments: Callable | None,
         penalties=_NONE,
+        splits: bool = False,
     ) -> None:
         K, d = D.shape
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         self.squared_data, self._dtype = squared_data, D.dtype
-        # one piece of memory, so that one call sums both over processes
+        self._apart = moments is not None and not splits and not ranks.alone
+        # one piece of memory, perhaps with room for the sums of the codes, so that one call sums
+        # all over processes
         self._moments_ = moments
-        self._moments = D.new_zeros(K * (d + K) if moments else 0)
-        self.cross = self._moments[: K * d].view(K, d) if moments else None
-        self.gram = self._moments[K * d :].view(K, K) if moments else None
+        sizes = K * d, K * K, len(self.codes) if self._apart else 0
+        self._moments = D.new_zeros(sum(sizes) if moments else 0)
+        self.cross = self.gram = None
+        if moments:
+            cross, gram, self._room = self._moments.split(sizes)
+            self.cross, self.gram = cross.view(K, d), gram.view(K, K)
         self._on_codes, self._on_dictionary = penalties
         # of the codes of each concept: their sum and the sum of their squares
         self._loads = self.sums.new_zeros(2, K)
@@ -84,10 +90,24 @@ class Statistics:
             return
         if self._empty:
             self._moments.zero_()
+        if self._apart:
+            self._room.copy_(self.codes)
         if self.cross is not None:
             self._ranks.sum_(self._moments)
+        if self._apart:
+            self.codes.copy_(self._room)
         if self._on_codes:
             self._ranks.sum_(self._loads)
+
+    def agree_(self) -> None:
+        """At the end of an iteration, ‖ΔZ‖² and ‖Z‖² become their sums over all processes, and what
+        else is summed, which all know, that of process 0."""
+        if self._ranks.alone:
+            return
+        if self._ranks.rank > 0:
+            self.codes[2:].zero_()
+            self.dictionary.zero_()
+        self._ranks.sum_(self.sums)
 
     def penalise_(self, D: Tensor) -> None:
         """Add the penalties of the codes and of D."""
@@ -114,15 +134,15 @@ class Statistics:
         self._loads.mul_(torch.stack((scale, scale.square())))
 
     def measure_error_(self, D: Tensor, cross: Tensor, G: Tensor) -> None:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums: what this process
-        adds to them. D, cross: of the features that it has.
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums: where processes
+        split D, what this one adds to them. D, cross: of the features that it has.
 
         It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
         so at times below zero.
         """
         cross = (cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
-        once = self.squared_data if self._ranks.rank == 0 else 0
+        once = self.squared_data if self._apart or self._ranks.rank == 0 else 0
         torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
 
 

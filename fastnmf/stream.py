@@ -59,7 +59,10 @@ class Stream:
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """One pass: (which of the rows here, X, their codes) on the device; what became of the
         codes is kept unless save is False. A chunk is valid until the next one is asked for."""
-        for part, (room, host), loaded in self._ahead(self._read(codes)):
+        chunks = self._read(codes)
+        # what is in memory need not be waited for
+        waits = self.A is None or isinstance(codes, OnDisk)
+        for part, (room, host), loaded in self._ahead(chunks) if waits else chunks:
             X = self._on_device(room, host)
             Z = None if codes is None else self._codes(codes, X, loaded)
             yield part, X, Z

@@ -3,6 +3,7 @@ tests/test_shared_streams.py: python ranks_program.py FOLDER PROCESSES."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import shutil
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from torch import distributed
 
-from fastnmf import NMF, InvalidInput, budget
+from fastnmf import NMF, InvalidInput, budget, memory
+from fastnmf.statistics import Statistics
 
 TIMEOUT = 20
 
@@ -33,6 +35,23 @@ def split(n: int, size: int, how: str) -> list[int]:
 
 def broken(_):
     raise ZeroDivisionError("as any callback may")
+
+
+machine_of = memory.machine_of
+
+
+def instant(*given):
+    """A machine whose processes exchange in no time: everything is worth splitting."""
+    return dataclasses.replace(machine_of(*given), link=float("inf"), reduce_seconds=0.0)
+
+
+measure_error_ = Statistics.measure_error_
+
+
+def measure_error_rounded_(statistics, D, cross, G):
+    """As on a processor that rounds otherwise, and much."""
+    D.mul_(1 + 0.03 * torch.rand(D.shape, generator=torch.Generator().manual_seed(0)))
+    measure_error_(statistics, D, cross, D @ D.T)
 
 
 class Killed(BaseException):
@@ -91,6 +110,9 @@ def fitted(A, rank, size, how, folder, codes="memory", batches=False, resume=Fal
         budget.LEAST_ROWS = 16
         np.save(folder / f"rows-{rank}.npy", rows.numpy())
         rows = folder / f"rows-{rank}.npy"
+    memory.machine_of = instant if options.pop("instant", False) else machine_of
+    rounds = options.pop("rounds", False)
+    Statistics.measure_error_ = measure_error_rounded_ if rounds else measure_error_
     if options.pop("raises", False):
         options["callback"] = broken
     if begun := options.pop("begun", None):

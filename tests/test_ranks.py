@@ -100,6 +100,14 @@ FITS |= {
     "batches": (data(), {**PLAIN, "how": "uneven", "batches": True}),
     "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
 }
+# so few concepts are split only where that takes no time
+FITS |= {
+    f"split, {name}": (A, {**options, "instant": True})
+    for name, (A, options) in FITS.items()
+    if name.endswith(("even-random", "uneven-nndsvda"))
+    or name in ("float64", "stops by tol", "stops by error", "penalised", "unit norm", "chunks")
+    or name.startswith(("accelerated ", "fewer "))
+}
 
 
 def idle(A, K=12, **options):
@@ -163,6 +171,16 @@ OTHERS = {
     "no folder": (data(), {**PLAIN, "how": "even", "of": {1: {"file": "no/Z.npy"}}}),
     "mu in residual form": (data(), {**PLAIN, "solver": "mu", "form": "residual", "how": "even"}),
 }
+ROUNDED = {
+    f"rounded, {name}": (A, {**options, "tol": 1e-4, "max_iter": 200, "of": {1: {"rounds": True}}})
+    for name, (A, options) in FITS.items()
+    if name in ("stops by tol", "stops by error", "accelerated hals", "revived hals", "chunks")
+}
+ROUNDED["rounded, codes not kept"] = (
+    data(),
+    {**PLAIN, "how": "even", "codes": None, "tol": 1e-3, "of": {1: {"rounds": True}}},
+)
+OTHERS |= ROUNDED
 OTHERS |= {
     name: (data(), {**PLAIN, "how": "even", "of": {1: {name: value}}})
     for name, (value, _) in DIFFERING.items()
@@ -206,7 +224,7 @@ def cases(names):
 
 def alone(name: str):
     A, case = ALL[name]
-    apart = ("how", "file", "codes", "batches", "max_memory")
+    apart = ("how", "file", "codes", "batches", "max_memory", "instant")
     options = {key: value for key, value in case.items() if key not in apart}
     nmf = NMF(**options)
     Z, D = nmf.fit(A)
@@ -243,6 +261,16 @@ def test_fit_of_several_processes_is_that_of_one(size, name, shared):
     assert relative_difference(codes, Z) <= 10 * bound
 
 
+@pytest.mark.parametrize("name", ROUNDED)
+def test_processors_that_round_otherwise_end_together(name, shared):
+    results = shared(2)[name]
+    assert not any("error" in result for result in results), results
+    first, other = results
+    assert torch.equal(first["D"], other["D"])
+    for fact in ("iterations", "stopped_by", "revived"):
+        assert first["info"][fact] == other["info"][fact]
+
+
 @pytest.mark.parametrize(("size", "name"), cases(REVIVED))
 def test_all_revive_the_same(size, name, shared):
     *_, info = alone(name)
@@ -266,8 +294,18 @@ def test_nothing_is_revived_where_no_row_is_left(shared):
 @pytest.mark.parametrize("size", CASES)
 def test_bytes_that_are_summed_are_told(size, shared):
     for result in shared(size)["hals-even-random"]:
+        # with the sums of the codes, and the dictionary once, at the end of 20
+        assert result["info"]["reduced_bytes"] == 4 * (K * (d + K) + 4) + 4 * K * d // 20
+        assert f"{size}, 638 bytes exchanged an iteration" in result["text"]
+    for result in shared(2)["split, hals-even-random"]:
         assert result["info"]["reduced_bytes"] == 4 * K * (d + K) + 4 * K * d + 2 * 8 * 4
-        assert f"{size}, 1,120 bytes exchanged an iteration" in result["text"]
+
+
+@pytest.mark.parametrize("name", ["accelerated hals", "split, accelerated hals"])
+def test_processes_that_extrapolate_agree_on_all_they_decide_by(name, shared):
+    first, other = (result["info"]["history"] for result in shared(2)[name])
+    for a, b in zip(first, other, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
 def test_without_a_seed_all_draw_the_same(shared):
