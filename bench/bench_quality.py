@@ -2,7 +2,7 @@
 
 python bench/bench_quality.py [--seeds 5] [--seconds 10] [--figure quality.png]: half an hour;
 --quick: the digits, one seed. --patience 8: the others have 8 times as long, to come to what
-fastnmf has come to. Not part of `pytest bench`.
+fastnmf has come to. --against "scikit-learn cd": it alone. Not part of `pytest bench`.
 
 An error is stated as 1 % and 0.1 % above the least that any library reached on that data set with
 that seed. Every library gets the same float32 rows, as many threads and seconds (but --patience), a
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from courses import CLOCKS, OURS, follow, refusals
+from courses import CLOCKS, CONTENDERS, OURS, follow, refusals
 from measure import machine
 from quality_report import explanation, least_error, summaries, table
 from real_data import DATA_SETS, ROWS, DataSet
@@ -34,7 +34,7 @@ from report import machine_text
 
 QUICK = {"sets": ["digits"], "seeds": 1, "seconds": 1.0}
 # noted in the results, which name no files
-OPTIONS = ("seeds", "seconds", "patience", "threads", "clock", "start", "concepts")
+OPTIONS = ("seeds", "seconds", "patience", "against", "threads", "clock", "start", "concepts")
 # of files of one's own
 FILE_CONCEPTS = 64
 
@@ -96,6 +96,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=1.0, help="times as long for the others (1)"
     )
+    others = [name for name in CONTENDERS if name != OURS]
+    parser.add_argument(
+        "--against", nargs="+", choices=others, default=others, help="default: all others"
+    )
     parser.add_argument("--concepts", type=int, help="for all data sets; default: their own")
     parser.add_argument(
         "--start", choices=("default", "random"), default="default", help="of every library"
@@ -134,6 +138,8 @@ def main() -> None:
     with threadpool_limits(arguments.threads):
         contenders = []
         for contender, reason in refusals(arguments.start):
+            if contender not in (OURS, *arguments.against):
+                continue
             if reason is None:
                 contenders.append(contender)
             else:
