@@ -25,6 +25,8 @@ PIECE_BYTES = tuple(1 << power for power in range(21, 28))
 REFRESH = 8
 # rows below which products of matrices become slow, whatever the cache
 _LEAST_ROWS = 512
+# inner half-steps of codes and dictionary at most, and those of hals from so many concepts on
+_MOST_INNER, _MOST_INNER_OF_MANY, _MANY = (3, 6), (2, 3), 500
 
 
 @dataclass(frozen=True)
@@ -328,15 +330,18 @@ def exchange(
 def accelerated(plan: Plan, n: int, d: int, K: int, itemsize: int, solver: str) -> Plan:
     """The same, accelerated: extrapolated, with as many inner half-steps as what they share is
     worth; two at least, since extrapolation alone gains little. One in residual form, where they
-    share nothing, and of exact solvers.
+    share nothing, and of exact solvers. Of many concepts hals makes fewer: an iteration then gains
+    less by more of them than they cost (README, design).
 
     The numbers depend on the sizes alone, so that a fit is the same on every machine and in any
     pieces. Source: Gillis & Glineur, 2012, with other bounds.
     """
     by = learner(solver, K)
+    many = solver == "hals" and K >= _MANY
+    most = _MOST_INNER_OF_MANY if many else _MOST_INNER
     inner = (
-        _inner(solver, plan.codes, n, d, K, plan.block, itemsize, most=3),
-        _inner(by, plan.dictionary, d, n, K, plan.block, itemsize, most=6),
+        _inner(solver, plan.codes, n, d, K, plan.block, itemsize, most[0]),
+        _inner(by, plan.dictionary, d, n, K, plan.block, itemsize, most[1]),
     )
     flops, seconds, on = plan.flops, plan.seconds, Machine()
     halves = ((solver, plan.codes, n, d), (by, plan.dictionary, d, n))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastnmf import InvalidInput, memory, plan
-from fastnmf.plan import REFRESH, choose, half_step_flops
+from fastnmf.plan import REFRESH, accelerated, choose, half_step_flops
 from fastnmf.solvers import SOLVERS
 
 
@@ -86,3 +86,28 @@ def test_machine_knows_its_cache_and_that_calls_cost_without_the_extension():
 def test_a_gpu_takes_the_wider_blocks_the_wider_data_are(d, block):
     chosen = choose(100_000, d, 10_000, 4, "hals", on=memory.H100)
     assert (chosen.form, chosen.block) == ("residual", block)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "K", "inner"),
+    [
+        (1797, 64, 32, (3, 6)),
+        (10_000, 256, 128, (3, 6)),
+        (10_000, 256, 250, (2, 6)),
+        (3000, 1728, 499, (3, 6)),
+        (3000, 1728, 500, (2, 3)),
+        (3193, 3000, 2000, (2, 3)),
+        (100_000, 4096, 1000, (2, 3)),
+    ],
+)
+def test_hals_of_many_concepts_makes_fewer_inner_half_steps(n, d, K, inner):
+    """Where products with A took long enough, 3 and 6 were made however many concepts there are."""
+    for on in (plan.machine(2, True, True), plan.machine(1, False)):
+        chosen = choose(n, d, K, 4, "hals", form="normal", on=on)
+        assert accelerated(chosen, n, d, K, 4, "hals").inner == inner
+
+
+@pytest.mark.parametrize("solver", ["mu", "pgd"])
+def test_other_solvers_make_as_many_inner_half_steps_of_many_concepts(solver):
+    chosen = choose(8000, 9000, 500, 4, solver, form="normal")
+    assert accelerated(chosen, 8000, 9000, 500, 4, solver).inner == (3, 6)
