@@ -25,8 +25,9 @@ PIECE_BYTES = tuple(1 << power for power in range(21, 28))
 REFRESH = 8
 # rows below which products of matrices become slow, whatever the cache
 _LEAST_ROWS = 512
-# inner half-steps of codes and dictionary at most, and those of hals from so many concepts on
-_MOST_INNER, _MOST_INNER_OF_MANY, _MANY = (3, 6), (2, 3), 500
+# time of inner half-steps by that of what they share: the products with A come twice, for the codes
+# and for the statistics; of hals from so many concepts on less (README, design)
+_SHARE, _SHARE_OF_MANY, _MANY = 2.0, 0.5, 500
 
 
 @dataclass(frozen=True)
@@ -331,17 +332,15 @@ def accelerated(plan: Plan, n: int, d: int, K: int, itemsize: int, solver: str) 
     """The same, accelerated: extrapolated, with as many inner half-steps as what they share is
     worth; two at least, since extrapolation alone gains little. One in residual form, where they
     share nothing, and of exact solvers. Of many concepts hals makes fewer: an iteration then gains
-    less by more of them than they cost (README, design).
+    less by more of them than they take (README, design).
 
     The numbers depend on the sizes alone, so that a fit is the same on every machine and in any
     pieces. Source: Gillis & Glineur, 2012, with other bounds.
     """
     by = learner(solver, K)
-    many = solver == "hals" and K >= _MANY
-    most = _MOST_INNER_OF_MANY if many else _MOST_INNER
     inner = (
-        _inner(solver, plan.codes, n, d, K, plan.block, itemsize, most[0]),
-        _inner(by, plan.dictionary, d, n, K, plan.block, itemsize, most[1]),
+        _inner(solver, plan.codes, n, d, K, itemsize, most=3),
+        _inner(by, plan.dictionary, d, n, K, itemsize, most=6),
     )
     flops, seconds, on = plan.flops, plan.seconds, Machine()
     halves = ((solver, plan.codes, n, d), (by, plan.dictionary, d, n))
@@ -353,15 +352,16 @@ def accelerated(plan: Plan, n: int, d: int, K: int, itemsize: int, solver: str) 
     return replace(plan, accelerates=True, inner=inner, flops=flops, seconds=seconds)
 
 
-def _inner(solver, form, m, p, K, block, itemsize, most: int) -> int:
-    """Half-steps that share what is computed once: as many more as take no longer than that."""
+def _inner(solver, form, m, p, K, itemsize, most: int) -> int:
+    """Half-steps that share what is computed once: as many more as take _SHARE of its time."""
     if form != "normal" or SOLVERS[solver].exact:
         return 1
-    size = solver, form, m, p, K, block, m, itemsize, Machine()
+    # the block of a plan is chosen for its machine
+    size = solver, form, m, p, K, BLOCKS[-1], m, itemsize, Machine()
     one = half_step_seconds(*size)
     more = half_step_seconds(*size, 2) - one
-    # the products with A come twice: for the codes, and for the statistics
-    return min(most, 1 + max(1, round(2 * (one - more) / more)))
+    share = _SHARE_OF_MANY if solver == "hals" and K >= _MANY else _SHARE
+    return min(most, 1 + max(1, round(share * (one - more) / more)))
 
 
 def _pieces(n, d, K, itemsize, solver, codes, block, chunk_rows, on) -> list[int]:
