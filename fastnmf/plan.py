@@ -27,7 +27,7 @@ REFRESH = 8
 _LEAST_ROWS = 512
 # time of inner half-steps by that of what they share: the products with A come twice, for the codes
 # and for the statistics; of hals from so many concepts on less (README, design)
-_SHARE, _SHARE_OF_MANY, _MANY = 2.0, 0.5, 500
+_SHARE, _SHARE_OF_MANY, _MANY = 2.0, 0.5, 600
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,11 @@ def test_a_gpu_takes_the_wider_blocks_the_wider_data_are(d, block):
         (1797, 64, 32, (3, 6)),
         (10_000, 256, 128, (3, 6)),
         (10_000, 256, 250, (2, 6)),
-        (3000, 1728, 499, (3, 6)),
-        (3000, 1728, 500, (2, 3)),
+        (3000, 1728, 599, (3, 6)),
+        (3000, 1728, 600, (2, 3)),
         (3000, 1728, 1000, (2, 3)),
         (3193, 3000, 2000, (2, 2)),
-        (12_000, 1728, 500, (2, 6)),
+        (12_000, 1536, 1000, (2, 6)),
     ],
 )
 def test_hals_of_many_concepts_makes_fewer_inner_half_steps(n, d, K, inner):
@@ -110,5 +110,5 @@ def test_hals_of_many_concepts_makes_fewer_inner_half_steps(n, d, K, inner):
 
 @pytest.mark.parametrize("solver", ["mu", "pgd"])
 def test_other_solvers_make_as_many_inner_half_steps_of_many_concepts(solver):
-    chosen = choose(8000, 9000, 500, 4, solver, form="normal")
-    assert accelerated(chosen, 8000, 9000, 500, 4, solver).inner == (3, 6)
+    chosen = choose(8000, 9000, 600, 4, solver, form="normal")
+    assert accelerated(chosen, 8000, 9000, 600, 4, solver).inner == (3, 6)
