@@ -421,7 +421,7 @@ def _prepare(
         unit=unit,
     )
     if accelerates:
-        by = ops["extrapolate_"], sweep.scratch
+        by = plan.piece_rows, ops["extrapolate_"], sweep.scratch
         run.ahead = Extrapolation(run.codes, D, share, *by, asks=asks)
     return run
 

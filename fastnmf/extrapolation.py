@@ -7,14 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .solvers import squared_norm
+from .solvers import add_squares_
 
 # β at the start; its divisor when the error rose; how it and its bound grow when it fell
 _BETA, _SHRINK, _GROW, _GROW_BOUND = 0.5, 1.5, 1.05, 1.01
 # the share by which the norm of a concept may leave that of its start
 _MOST_GROWTH = 0.01
-# entries of the codes in hand
-_IN_HAND = 1 << 20
 
 
 class Extrapolation:
@@ -36,6 +34,7 @@ class Extrapolation:
         Z: Tensor,
         D: Tensor,
         least_share: float,
+        piece_rows: int,
         extrapolate_: Callable,
         scratch: Callable,
         *,
@@ -48,7 +47,7 @@ class Extrapolation:
         self._norms = torch.linalg.vector_norm(D, dim=1)
         # ‖ΔZ‖² and ‖Z‖² of the codes that were moved on, where they seldom change any more
         self._sums = torch.zeros(2, dtype=torch.float64, device=D.device) if asks else None
-        self._least_share, self._scratch = least_share, scratch
+        self._least_share, self._piece_rows, self._scratch = least_share, piece_rows, scratch
         self._beta, self._bound, self._beta_before = _BETA, 1.0, _BETA
         self._squared_error, self._still = float("inf"), False
         # what rounding may add to a squared error, relative to that of zero factors
@@ -87,10 +86,11 @@ class Extrapolation:
             sums[:2] = self._sums
             return
         sums[:2].zero_()
-        rows = max(1, _IN_HAND // Z.shape[1])
-        for piece, before in zip(Z.split(rows), self._Z.split(rows), strict=True):
+        # in the pieces that they move on in, so that all sum to the same bits
+        pieces = (codes.split(self._piece_rows) for codes in (Z, self._Z))
+        for piece, before in zip(*pieces, strict=True):
             delta = torch.sub(piece, before, out=self._scratch("moved", *piece.shape))
-            sums[:2].add_(torch.stack((squared_norm(delta), squared_norm(piece))))
+            add_squares_(sums, delta, piece)
 
     def rose(self, relative_error: float) -> bool:
         """Whether the error of the pair is above that of the one before, by more than rounding; β

@@ -226,8 +226,8 @@ def test_change_told_is_that_of_the_whole_iteration(
 
 
 def ahead_of(Z, D):
-    extrapolate_ = REFERENCE["extrapolate_"]
-    return Extrapolation(Z, D, 0.0, extrapolate_, lambda name, *shape: torch.empty(shape))
+    by = 4, REFERENCE["extrapolate_"], lambda name, *shape: torch.empty(shape)
+    return Extrapolation(Z, D, 0.0, *by)
 
 
 def factors():
