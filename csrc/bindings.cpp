@@ -272,6 +272,31 @@ void extrapolate(const std::string &dtype, Address F, Size stride_fk, Size strid
     });
 }
 
+void rescale(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address swept,
+             Size stride_sk, Size stride_sm, Address scale, Address before, Size stride_bk,
+             Size stride_bm, Size K, Size m, Address sums, int threads) {
+    check_sizes("K", K, m, threads);
+    with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        double *total = pointer<double>("sums", sums);
+        if (K == 0 || m == 0) return;
+        const Rescale<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
+                           view<T>("swept", swept, stride_sk, stride_sm, K, m),
+                           pointer<const T>("scale", scale),
+                           view<const T>("before", before, stride_bk, stride_bm, K, m),
+                           K,
+                           m};
+        py::gil_scoped_release released;
+        const auto kernel = update_kernels<T>().rescale;
+        for_blocks(K, m, stride_fk == 1, threads, total,
+                   [&](Size k, Size i, Size concepts, Size columns, double *partial) {
+                       kernel({part(a.F, k, i), part(a.swept, k, i), a.scale + k,
+                               part(a.before, k, i), concepts, columns},
+                              partial);
+                   });
+    });
+}
+
 // nnls
 
 void nnls(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address C,
@@ -365,6 +390,13 @@ PYBIND11_MODULE(_C, module) {
         py::arg("least"), py::arg("K"), py::arg("m"), py::arg("sums"), py::arg("threads"),
         "swept, F = F, max(least F, F + step (F - swept)).\n\n"
         "All (K, m) in any layout. sums are of F - before and F then, or 0, and before 0: none.");
+    module.def(
+        "rescale", &rescale, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
+        py::arg("stride_fm"), py::arg("swept"), py::arg("stride_sk"), py::arg("stride_sm"),
+        py::arg("scale"), py::arg("before"), py::arg("stride_bk"), py::arg("stride_bm"),
+        py::arg("K"), py::arg("m"), py::arg("sums"), py::arg("threads"),
+        "F, swept = scale F, scale swept; sums are of F - before and F then.\n\n"
+        "F, swept, before (K, m) in any layout, scale (K) contiguous.");
     module.def(
         "nnls", &nnls, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"), py::arg("stride_fm"),
         py::arg("C"), py::arg("stride_ck"), py::arg("stride_cm"), py::arg("G"), py::arg("stride_g"),

@@ -80,12 +80,20 @@ template <class T> struct Extrapolate {
     ptrdiff_t K, m;
 };
 
+// all (K, m); scale (K)
+template <class T> struct Rescale {
+    View<T> F, swept;
+    const T *scale;
+    View<const T> before;
+    ptrdiff_t K, m;
+};
+
 // Every kernel writes ‖Δ‖² and ‖F‖² of what it updated to sums[0] and sums[1]; rows with a swept,
-// Δ = F − before.
+// Δ = F − before, as for extrapolate and rescale.
 // The HALS kernels update columns [start, start + tile_columns) as far as there are any, and
 // need 2 · concepts · tile_columns elements of scratch; normal 3, rows (4 · concepts + in_hand) ·
 // tile_columns.
-// mu, pgd and extrapolate update all they are given.
+// The others update all they are given.
 template <class T> struct HalsKernels {
     ptrdiff_t tile_columns, in_hand;
     void (*block)(const HalsBlock<T> &, ptrdiff_t start, T *scratch, double *sums);
@@ -107,6 +115,7 @@ template <class T> struct UpdateKernels {
     void (*mu)(const MuUpdate<T> &, double *sums);
     void (*pgd)(const PgdUpdate<T> &, double *sums);
     void (*extrapolate)(const Extrapolate<T> &, double *sums);
+    void (*rescale)(const Rescale<T> &, double *sums);
 };
 
 // solve takes row i, and needs scratch_size(rules, K, gathers) doubles; gathers: rows have an index,

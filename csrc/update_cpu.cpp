@@ -1,5 +1,6 @@
 // The element-wise updates: mu, F ← F ∘ numerator / denominator; pgd, F ← max(0, Y − step ·
-// gradient) with momentum; and the extrapolation F ← max(least F, F + step (F − swept)).
+// gradient) with momentum; and the extrapolation F ← max(least F, F + step (F − swept)),
+// whose concepts are scaled now and then.
 //
 // One pass over lines, which run where F is contiguous: by vectors if all operands are contiguous
 // there. In float32, mu moves 16 bytes an element, pgd and the extrapolation 20. Limited by memory.
@@ -16,6 +17,7 @@ namespace {
 using fastnmf::Extrapolate;
 using fastnmf::MuUpdate;
 using fastnmf::PgdUpdate;
+using fastnmf::Rescale;
 using fastnmf::View;
 
 template <class T> constexpr int V = Simd<T>::lanes;
@@ -170,9 +172,43 @@ template <class T> void extrapolate(const Extrapolate<T> &a, double *sums) {
              a.least, lines.n, sums);
 }
 
+template <class T>
+void rescale_line(Line<T> F, Line<T> swept, Line<const T> scale, Line<const T> before, ptrdiff_t n,
+                  Sums<Vec<T>> &of_vectors, Sums<T> &of_rest) {
+    ptrdiff_t i = 0;
+    if (F.stride == 1 && swept.stride == 1 && before.stride == 1)
+        for (; i + V<T> <= n; i += V<T>) {
+            const Vec<T> factor = scale.stride ? load(scale.data + i) : Vec<T>{} + scale[0];
+            const Vec<T> after = factor * load<T>(F.data + i);
+            store(F.data + i, after);
+            store(swept.data + i, factor * load<T>(swept.data + i));
+            of_vectors.add(load(before.data + i), after);
+        }
+    for (; i < n; ++i) {
+        const T after = scale[i] * F[i];
+        F[i] = after;
+        swept[i] *= scale[i];
+        of_rest.add(before[i], after);
+    }
+}
+
+template <class T> void rescale(const Rescale<T> &a, double *sums) {
+    const Lines lines(a.F, a.K, a.m);
+    Sums<Vec<T>> of_vectors;
+    Sums<T> of_rest;
+    for (ptrdiff_t l = 0; l < lines.count; ++l)
+        rescale_line(line(lines, a.F, l), line(lines, a.swept, l),
+                     line(lines, View<const T>{a.scale, 1, 0}, l), line(lines, a.before, l),
+                     lines.n, of_vectors, of_rest);
+    sums[0] = sum<T>(of_vectors.change) + of_rest.change;
+    sums[1] = sum<T>(of_vectors.norm) + of_rest.norm;
+}
+
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const UpdateKernels<float> update_float32{mu<float>, pgd<float>, extrapolate<float>};
-const UpdateKernels<double> update_float64{mu<double>, pgd<double>, extrapolate<double>};
+const UpdateKernels<float> update_float32{mu<float>, pgd<float>, extrapolate<float>,
+                                          rescale<float>};
+const UpdateKernels<double> update_float64{mu<double>, pgd<double>, extrapolate<double>,
+                                           rescale<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -176,6 +176,19 @@ def extrapolate_(
     )
 
 
+def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tensor) -> None:
+    """As solvers.rescale_; scale contiguous."""
+    _C.rescale(
+        *typed(F),
+        *placed(swept),
+        scale.data_ptr(),
+        *placed(before),
+        *F.shape,
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
 def _placed_if(F: Tensor | None) -> tuple[int, int, int]:
     return (0, 0, 0) if F is None else placed(F)
 
@@ -195,5 +208,6 @@ OPERATIONS = {
     "moments_": moments_,
     "mu_": mu_,
     "pgd_": pgd_,
+    "rescale_": rescale_,
     **nnls_operations(_solve_rows),
 }

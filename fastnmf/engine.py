@@ -421,8 +421,7 @@ def _prepare(
         unit=unit,
     )
     if accelerates:
-        by = plan.piece_rows, ops["extrapolate_"], sweep.scratch
-        run.ahead = Extrapolation(run.codes, D, share, *by, asks=asks)
+        run.ahead = Extrapolation(run.codes, D, share, plan.piece_rows, ops, asks=asks)
     return run
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .solvers import add_squares_
+from .store import row_blocks
 
 # β at the start; its divisor when the error rose; how it and its bound grow when it fell
 _BETA, _SHRINK, _GROW, _GROW_BOUND = 0.5, 1.5, 1.05, 1.01
@@ -35,19 +35,18 @@ class Extrapolation:
         D: Tensor,
         least_share: float,
         piece_rows: int,
-        extrapolate_: Callable,
-        scratch: Callable,
+        ops: dict[str, Callable],
         *,
         asks: bool = True,
     ) -> None:
-        self._asks, self._extrapolate_ = asks, extrapolate_
+        self._asks, self._ops = asks, ops
         # how far factors are moved: β, or 0
         self._step = D.new_full((), _BETA)
         self._swept, self._Z, self._D = Z.clone(), Z.clone(), D.clone()
         self._norms = torch.linalg.vector_norm(D, dim=1)
-        # ‖ΔZ‖² and ‖Z‖² of the codes that were moved on, where they seldom change any more
+        # ‖ΔZ‖² and ‖Z‖² of the codes that were moved on, where they may stay as they are
         self._sums = torch.zeros(2, dtype=torch.float64, device=D.device) if asks else None
-        self._least_share, self._piece_rows, self._scratch = least_share, piece_rows, scratch
+        self._least_share, self._piece_rows = least_share, piece_rows
         self._beta, self._bound, self._beta_before = _BETA, 1.0, _BETA
         self._squared_error, self._still = float("inf"), False
         # what rounding may add to a squared error, relative to that of zero factors
@@ -62,7 +61,7 @@ class Extrapolation:
         """Keep the dictionary that an iteration begins with, and move it on."""
         if self._sums is not None:
             self._sums.zero_()
-        self._extrapolate_(D, self._D, self._step, self._least_share)
+        self._ops["extrapolate_"](D, self._D, self._step, self._least_share)
 
     def keep_codes_(self, Z: Tensor, rows: slice) -> None:
         """Keep a piece of the codes that an iteration begins with, before its half-steps."""
@@ -70,7 +69,7 @@ class Extrapolation:
 
     def move_codes_(self, Z: Tensor, rows: slice) -> None:
         """Move a piece of the codes on, after its half-steps."""
-        self._extrapolate_(Z.T, *self.moves(rows))
+        self._ops["extrapolate_"](Z.T, *self.moves(rows))
 
     def moves(self, rows: slice) -> tuple[Tensor, Tensor, float, Tensor, Tensor | None]:
         """What extrapolate_ needs to move a piece of the codes on, or a half-step that keeps and
@@ -82,15 +81,8 @@ class Extrapolation:
     def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> None:
         """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
         ‖Z‖² of the whole iteration."""
-        if not self._balance_(Z, D):
+        if not self._balance_(Z, D, sums):
             sums[:2] = self._sums
-            return
-        sums[:2].zero_()
-        # in the pieces that they move on in, so that all sum to the same bits
-        pieces = (codes.split(self._piece_rows) for codes in (Z, self._Z))
-        for piece, before in zip(*pieces, strict=True):
-            delta = torch.sub(piece, before, out=self._scratch("moved", *piece.shape))
-            add_squares_(sums, delta, piece)
 
     def rose(self, relative_error: float) -> bool:
         """Whether the error of the pair is above that of the one before, by more than rounding; β
@@ -132,9 +124,9 @@ class Extrapolation:
         numbers = state["numbers"].tolist()
         self._beta, self._bound, self._beta_before, self._squared_error = numbers
 
-    def _balance_(self, Z: Tensor, D: Tensor) -> bool:
+    def _balance_(self, Z: Tensor, D: Tensor, sums: Tensor) -> bool:
         """Give concepts that grew or shrank their norm again, and their codes the inverse; whether
-        codes may have changed.
+        that was done, and sums written.
 
         What grows in one factor and shrinks in the other changes no error, so no β would bound it:
         extrapolated, it doubles in every iteration.
@@ -148,7 +140,10 @@ class Extrapolation:
                 return False
         else:
             scale = torch.where(grew, scale, 1)
-        Z.mul_(scale)
-        self._swept.mul_(scale)
+        sums[:2].zero_()
+        # in the pieces that they move on in, so that all sum to the same bits
+        for rows in row_blocks(len(Z), self._piece_rows):
+            F, swept, before = (codes[rows].T for codes in (Z, self._swept, self._Z))
+            self._ops["rescale_"](F, swept, scale, before, sums)
         D.div_(scale[:, None])
         return True

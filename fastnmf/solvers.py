@@ -120,6 +120,13 @@ def extrapolate_(
         add_squares_(sums, torch.sub(F, before, out=delta), F)
 
 
+def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tensor) -> None:
+    """F, swept ← scale F, scale swept, in place; scale (s,). The rest as for extrapolate_."""
+    F.mul_(scale[:, None])
+    swept.mul_(scale[:, None])
+    add_squares_(sums, F - before, F)
+
+
 def hals_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
     """One sweep F → F' of all concepts out of place, for autograd with respect to C (K, m) and F
     (K, m). l1: the slope of a penalty."""
@@ -313,6 +320,7 @@ REFERENCE = {
     "mu_": mu_,
     "pgd_": pgd_,
     "extrapolate_": extrapolate_,
+    "rescale_": rescale_,
     "nnls_": nnls_,
     "nnls_on_": nnls_on_,
 }

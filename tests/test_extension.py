@@ -508,6 +508,26 @@ def test_extrapolate_follows_the_formula(extension, dtype, layout, K, m, step, l
             assert np.array_equal(F.values(), now)
 
 
+@on_all_cases
+def test_rescale_follows_the_formula(extension, dtype, layout, K, m):
+    now, swept, before = (np.maximum(draw(K, m, dtype, seed)[0], 0) for seed in (3, 4, 5))
+    scale = rounded(np.random.default_rng(6).random((K, 1)) + 0.5, dtype)
+    other = {"rows": "rows", "columns": "columns", "apart": "columns"}[layout]
+    F, S = Matrix(now, dtype, layout), Matrix(swept, dtype, other)
+    factors, sums = torch.from_numpy(scale.astype(dtype)), torch.tensor([1.0, 2.0]).double()
+    for begun in (Matrix(before, dtype, other), Matrix(before, dtype)):
+        F.view.copy_(torch.from_numpy(now))
+        S.view.copy_(torch.from_numpy(swept))
+        sums.copy_(torch.tensor([1.0, 2.0]))
+        extension.rescale(
+            dtype, *F.placed, *S.placed, factors.data_ptr(), *begun.placed, K, m, sums.data_ptr(), 2
+        )  # fmt: skip
+        assert relative_difference(F.values(), scale * now) < TOLERANCES["pgd", dtype]
+        assert relative_difference(S.values(), scale * swept) < TOLERANCES["pgd", dtype]
+        assert np.array_equal(begun.values(), before)
+        assert_sums(sums, before, F.values(), dtype)
+
+
 def test_extrapolate_passes_on_a_nan(extension):
     now, swept, _ = draw(5, 50, "float32")
     now[3, 41] = np.nan

@@ -194,8 +194,8 @@ def test_change_told_is_that_of_the_whole_iteration(
     balanced, balance_ = [], Extrapolation._balance_
     taken, take_back_ = [], Extrapolation.take_back_
 
-    def watched(self, Z, D):
-        balanced.append(balance_(self, Z, D))
+    def watched(self, *given):
+        balanced.append(balance_(self, *given))
         return balanced[-1]
 
     def taking(self, Z, D):
@@ -226,8 +226,7 @@ def test_change_told_is_that_of_the_whole_iteration(
 
 
 def ahead_of(Z, D):
-    by = 4, REFERENCE["extrapolate_"], lambda name, *shape: torch.empty(shape)
-    return Extrapolation(Z, D, 0.0, *by)
+    return Extrapolation(Z, D, 0.0, 4, REFERENCE)
 
 
 def factors():
