@@ -552,7 +552,8 @@ def test_threads_change_no_bit(extension, dtype, layout):
     results = []
     for threads in (1, 2, 3):
         F, R, G = Matrix(before, dtype, layout), Matrix(owed, dtype), Matrix(gram, dtype)
-        begun, sums = Matrix(before, dtype), torch.zeros(10).double()
+        begun, sums = Matrix(before, dtype), torch.zeros(12).double()
+        scale = torch.linspace(0.5, 1.5, K, dtype=F.view.dtype)
         hals_block(extension, F, R, G, R, sums[:2], threads)
         hals_normal(extension, F, R, G, sums[2:4], threads)
         extension.mu_update(
@@ -564,6 +565,10 @@ def test_threads_change_no_bit(extension, dtype, layout):
         extension.extrapolate(
             dtype, *F.placed, *R.placed, *begun.placed, 0.1, 0.2, K, m, sums[8:].data_ptr(), threads
         )
+        extension.rescale(
+            dtype, *F.placed, *R.placed, scale.data_ptr(), *begun.placed, K, m,
+            sums[10:].data_ptr(), threads,
+        )  # fmt: skip
         results.append((F.view.clone(), R.view.clone(), sums))
     for others in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
@@ -571,12 +576,14 @@ def test_threads_change_no_bit(extension, dtype, layout):
 
 @pytest.mark.parametrize(("K", "m"), [(0, 5), (5, 0)])
 def test_empty_is_left_alone(extension, K, m):
-    sums = torch.zeros(2).double()
+    F, sums = torch.ones(5), torch.zeros(2).double()
     extension.hals_block("float32", 0, 1, 1, 0, 1, 0, 1, 0, 1, K, m, sums.data_ptr(), 1)
     extension.hals_normal("float32", 0, 1, 1, 0, 1, 1, 0, 1, K, m, sums.data_ptr(), 1)
     extension.mu_update("float32", *[0, 1, 1] * 3, K, m, sums.data_ptr(), 1)
     extension.pgd_update("float32", *[0, 1, 1] * 3, 1.0, 0.0, K, m, sums.data_ptr(), 1)
     extension.extrapolate("float32", *[0, 1, 1] * 3, 1.0, 0.0, K, m, sums.data_ptr(), 1)
+    empty = 0, 1, 1, 0, 1, 1, F.data_ptr(), 0, 1, 1
+    extension.rescale("float32", *empty, K, m, sums.data_ptr(), 1)
     assert sums.tolist() == [0, 0]
 
 
