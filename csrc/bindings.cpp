@@ -83,8 +83,9 @@ void hals_normal(const std::string &dtype, Address F, Size stride_fk, Size strid
 void hals_rows(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address X,
                Size stride_x, Address B, Address G, Size stride_g, double l1, Size K, Size m,
                Size p, Size sweeps, Address sums, int threads, Address swept, Size stride_sk,
-               Size stride_sm, double ahead, double least, Address cross, Size stride_c,
-               Address gram, Size stride_q, bool adds) {
+               Size stride_sm, Address before, Size stride_bk, Size stride_bm, double step,
+               double least, Address cross, Size stride_c, Address gram, Size stride_q,
+               bool adds) {
     check_sizes("K", K, m, threads);
     check_sizes("p", p, sweeps, threads);
     // the columns that fill up a tile would grow
@@ -98,11 +99,13 @@ void hals_rows(const std::string &dtype, Address F, Size stride_fk, Size stride_
         if (K == 0 || m == 0 || sweeps == 0) return;
         const HalsRows<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
                             swept ? view<T>("swept", swept, stride_sk, stride_sm, K, m) : View<T>{},
+                            swept ? view<T>("before", before, stride_bk, stride_bm, K, m)
+                                  : View<T>{},
                             read_rows<T>("X", X, stride_x, m),
                             view<const T>("B", B, K, 1, p, K).data,
                             view<const T>("G", G, stride_g, 1, K, K).data,
                             static_cast<T>(l1),
-                            static_cast<T>(ahead),
+                            static_cast<T>(step),
                             static_cast<T>(least),
                             stride_x,
                             stride_g,
@@ -119,7 +122,7 @@ void hals_rows(const std::string &dtype, Address F, Size stride_fk, Size stride_
         } else {
             py::gil_scoped_release released;
             const HalsKernels<T> &kernels = hals_kernels<T>();
-            run_hals(kernels.rows, kernels.tile_columns, a, 3 * K + kernels.in_hand, m, flops,
+            run_hals(kernels.rows, kernels.tile_columns, a, 4 * K + kernels.in_hand, m, flops,
                      threads, total);
         }
     });
@@ -164,7 +167,7 @@ void moments(const std::string &dtype, Address F, Size stride_f, Address X, Size
     });
 }
 
-// mu and pgd
+// mu, pgd and what moves factors on
 
 // work(k, i, concepts, columns, two doubles) for blocks of lines of up to 512 along what is
 // contiguous: long enough for the prefetcher, and together as many squares as a sum in float32
@@ -239,6 +242,61 @@ void pgd_update(const std::string &dtype, Address F, Size stride_fk, Size stride
     });
 }
 
+void extrapolate(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address swept,
+                 Size stride_sk, Size stride_sm, Address before, Size stride_bk, Size stride_bm,
+                 double step, double least, Size K, Size m, Address sums, int threads) {
+    check_sizes("K", K, m, threads);
+    with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        const bool measures = before || sums;
+        double unread[2] = {}, *total = measures ? pointer<double>("sums", sums) : unread;
+        if (K == 0 || m == 0) return;
+        const Extrapolate<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
+                               view<T>("swept", swept, stride_sk, stride_sm, K, m),
+                               measures
+                                   ? view<const T>("before", before, stride_bk, stride_bm, K, m)
+                                   : View<const T>{},
+                               static_cast<T>(step),
+                               static_cast<T>(least),
+                               K,
+                               m};
+        py::gil_scoped_release released;
+        const auto kernel = update_kernels<T>().extrapolate;
+        for_blocks(K, m, stride_fk == 1, threads, total,
+                   [&](Size k, Size i, Size concepts, Size columns, double *partial) {
+                       const auto begun = measures ? part(a.before, k, i) : a.before;
+                       kernel({part(a.F, k, i), part(a.swept, k, i), begun, a.step, a.least,
+                               concepts, columns},
+                              partial);
+                   });
+    });
+}
+
+void rescale(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address swept,
+             Size stride_sk, Size stride_sm, Address scale, Address before, Size stride_bk,
+             Size stride_bm, Size K, Size m, Address sums, int threads) {
+    check_sizes("K", K, m, threads);
+    with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        double *total = pointer<double>("sums", sums);
+        if (K == 0 || m == 0) return;
+        const Rescale<T> a{view<T>("F", F, stride_fk, stride_fm, K, m),
+                           view<T>("swept", swept, stride_sk, stride_sm, K, m),
+                           pointer<const T>("scale", scale),
+                           view<const T>("before", before, stride_bk, stride_bm, K, m),
+                           K,
+                           m};
+        py::gil_scoped_release released;
+        const auto kernel = update_kernels<T>().rescale;
+        for_blocks(K, m, stride_fk == 1, threads, total,
+                   [&](Size k, Size i, Size concepts, Size columns, double *partial) {
+                       kernel({part(a.F, k, i), part(a.swept, k, i), a.scale + k,
+                               part(a.before, k, i), concepts, columns},
+                              partial);
+                   });
+    });
+}
+
 // nnls
 
 void nnls(const std::string &dtype, Address F, Size stride_fk, Size stride_fm, Address C,
@@ -294,13 +352,15 @@ PYBIND11_MODULE(_C, module) {
         py::arg("stride_fm"), py::arg("X"), py::arg("stride_x"), py::arg("B"), py::arg("G"),
         py::arg("stride_g"), py::arg("l1"), py::arg("K"), py::arg("m"), py::arg("p"),
         py::arg("sweeps"), py::arg("sums"), py::arg("threads"), py::arg("swept") = 0,
-        py::arg("stride_sk") = 0, py::arg("stride_sm") = 0, py::arg("ahead") = 0.0,
+        py::arg("stride_sk") = 0, py::arg("stride_sm") = 0, py::arg("before") = 0,
+        py::arg("stride_bk") = 0, py::arg("stride_bm") = 0, py::arg("step") = 0.0,
         py::arg("least") = 0.0, py::arg("cross") = 0, py::arg("stride_c") = 0,
         py::arg("gram") = 0, py::arg("stride_q") = 0, py::arg("adds") = false,
         "hals_normal with C = B'X' - l1, so many times; C is not kept.\n\n"
         "F (K, m) in any layout, X (m, p) with contiguous rows, which may overlap, G (K, K) with "
-        "contiguous rows, B (p, K) contiguous; l1 >= 0. With swept (K, m), then swept, F = F, "
-        "max(least F, F + ahead (F - swept)). With cross (K, p) and gram (K, K) of contiguous "
+        "contiguous rows, B (p, K) contiguous; l1 >= 0. With swept and before (K, m), before = F "
+        "first, and then swept, F = F, max(least F, F + step (F - swept)); sums are of F - before "
+        "and F then. With cross (K, p) and gram (K, K) of contiguous "
         "rows, then cross = F X and gram = F F', or with adds +=; F has contiguous columns.");
     module.def("moments", &moments, py::arg("dtype"), py::arg("F"), py::arg("stride_f"),
                py::arg("X"), py::arg("stride_x"), py::arg("out"), py::arg("stride_o"), py::arg("K"),
@@ -323,6 +383,20 @@ PYBIND11_MODULE(_C, module) {
                py::arg("momentum"), py::arg("K"), py::arg("m"), py::arg("sums"), py::arg("threads"),
                "F_new = max(0, Y - step gradient); Y = F_new + momentum (F_new - F); F = F_new.\n\n"
                "All (K, m) in any layout.");
+    module.def(
+        "extrapolate", &extrapolate, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
+        py::arg("stride_fm"), py::arg("swept"), py::arg("stride_sk"), py::arg("stride_sm"),
+        py::arg("before"), py::arg("stride_bk"), py::arg("stride_bm"), py::arg("step"),
+        py::arg("least"), py::arg("K"), py::arg("m"), py::arg("sums"), py::arg("threads"),
+        "swept, F = F, max(least F, F + step (F - swept)).\n\n"
+        "All (K, m) in any layout. sums are of F - before and F then, or 0, and before 0: none.");
+    module.def(
+        "rescale", &rescale, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"),
+        py::arg("stride_fm"), py::arg("swept"), py::arg("stride_sk"), py::arg("stride_sm"),
+        py::arg("scale"), py::arg("before"), py::arg("stride_bk"), py::arg("stride_bm"),
+        py::arg("K"), py::arg("m"), py::arg("sums"), py::arg("threads"),
+        "F, swept = scale F, scale swept; sums are of F - before and F then.\n\n"
+        "F, swept, before (K, m) in any layout, scale (K) contiguous.");
     module.def(
         "nnls", &nnls, py::arg("dtype"), py::arg("F"), py::arg("stride_fk"), py::arg("stride_fm"),
         py::arg("C"), py::arg("stride_ck"), py::arg("stride_cm"), py::arg("G"), py::arg("stride_g"),

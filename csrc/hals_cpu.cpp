@@ -85,6 +85,17 @@ void scatter(View<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdiff
     }
 }
 
+// columns [start, start + columns) of `to` ← those of `from`
+template <class T>
+void copy(View<T> to, View<T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
+    const bool adjacent = to.stride_k == 1 && from.stride_k == 1;
+    for (ptrdiff_t i = start; i < start + columns; ++i)
+        if (adjacent)
+            __builtin_memcpy(at(to, 0, i), at(from, 0, i), rows * sizeof(T));
+        else
+            for (ptrdiff_t k = 0; k < rows; ++k) *at(to, k, i) = *at(from, k, i);
+}
+
 // The turn of concepts k … k + size − 1; F and R are tiles (concepts × W).
 // Block form: R holds R and receives Δ row by row, a concept owes products with these rows.
 // Normal form: R holds C and receives Δ, a concept owes products with all rows of F.
@@ -153,13 +164,14 @@ inline void sum_squares(const T *delta, const T *F, ptrdiff_t rows, double *sums
     sums[1] = sum<T>(norm[0]);
 }
 
-// so many sweeps of a tile with the same C, which is R where there is one, and their sums
+// so many sweeps of a tile with the same C, which is R where there is one, and their sums if asked
 template <class T, class Arguments>
 inline void sweeps(T *F, T *R, const T *C, const Arguments &a, double *sums) {
-    sums[0] = sums[1] = 0;
+    if (sums) sums[0] = sums[1] = 0;
     for (ptrdiff_t left = a.sweeps; left > 0; --left) {
         if (C != R) __builtin_memcpy(R, C, a.K * W<T> * sizeof(T));
         sweep<false>(F, R, a.G, a.stride_g, a.K);
+        if (!sums) continue;
         double partial[2];
         sum_squares(R, F, a.K, partial);
         sums[0] += partial[0];
@@ -195,7 +207,8 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
 template <class T>
 void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
     const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
-    T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *X = C + size;
+    T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *before = C + size;
+    T *X = before + size;
     // those right of the last column stay as they are: F is zero there, and l1 ≥ 0 keeps it so
     const int vectors = static_cast<int>((columns + V<T> - 1) / V<T>);
     for (ptrdiff_t i = 0; i < size; ++i) C[i] = -a.l1;
@@ -210,15 +223,22 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
         });
     }
     gather(F, constant(a.F), a.K, start, columns);
-    sweeps(F, R, C, a, sums);
-    if (a.swept.data) {
+    const bool moves = a.swept.data;
+    if (moves) {
+        copy(a.before, a.F, a.K, start, columns);
+        __builtin_memcpy(before, F, size * sizeof(T));
+    }
+    sweeps(F, R, C, a, moves ? nullptr : sums);
+    if (moves) {
         gather(R, constant(a.swept), a.K, start, columns);
         for (ptrdiff_t i = 0; i < size; i += V<T>) {
-            const Vec<T> now = load(F + i), least = a.least * now;
-            const Vec<T> moved = now + a.ahead * (now - load(R + i));
+            const Vec<T> now = load(F + i);
+            const Vec<T> after = extrapolated(now, load(R + i), a.step, a.least);
             store(R + i, now);
-            store(F + i, least > moved ? least : moved);
+            store(F + i, after);
+            store(before + i, after - load(before + i));
         }
+        sum_squares(before, F, a.K, sums);
         scatter(a.swept, R, a.K, start, columns);
     }
     scatter(a.F, F, a.K, start, columns);

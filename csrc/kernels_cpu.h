@@ -41,12 +41,12 @@ template <class T> struct HalsNormal {
 };
 
 // F (K, m); B (p, K), contiguous: the factor held fixed, transposed; G (K, K) = BᵀB; X (m, p), its
-// features adjacent. C = BᵀXᵀ − l1, and so many sweeps. Then, if there is a swept (K, m),
-// F ← max(least F, F + ahead (F − swept)), and swept ← what the sweeps left
+// features adjacent. C = BᵀXᵀ − l1, and so many sweeps. If there is a swept (K, m), before (K, m) ← F
+// first, and then F ← max(least F, F + step (F − swept)), swept ← what the sweeps left
 template <class T> struct HalsRows {
-    View<T> F, swept;
+    View<T> F, swept, before;
     const T *X, *B, *G;
-    T l1, ahead, least;
+    T l1, step, least;
     ptrdiff_t stride_x, stride_g, K, m, p, sweeps;
 };
 
@@ -72,11 +72,28 @@ template <class T> struct PgdUpdate {
     ptrdiff_t K, m;
 };
 
-// Every kernel writes ‖Δ‖² and ‖F‖² of what it updated to sums[0] and sums[1].
+// all (K, m); before: none, or what to measure Δ from
+template <class T> struct Extrapolate {
+    View<T> F, swept;
+    View<const T> before;
+    T step, least;
+    ptrdiff_t K, m;
+};
+
+// all (K, m); scale (K)
+template <class T> struct Rescale {
+    View<T> F, swept;
+    const T *scale;
+    View<const T> before;
+    ptrdiff_t K, m;
+};
+
+// Every kernel writes ‖Δ‖² and ‖F‖² of what it updated to sums[0] and sums[1]; rows with a swept,
+// Δ = F − before, as for extrapolate and rescale.
 // The HALS kernels update columns [start, start + tile_columns) as far as there are any, and
-// need 2 · concepts · tile_columns elements of scratch; normal 3, rows (3 · concepts + in_hand) ·
+// need 2 · concepts · tile_columns elements of scratch; normal 3, rows (4 · concepts + in_hand) ·
 // tile_columns.
-// mu and pgd update all they are given.
+// The others update all they are given.
 template <class T> struct HalsKernels {
     ptrdiff_t tile_columns, in_hand;
     void (*block)(const HalsBlock<T> &, ptrdiff_t start, T *scratch, double *sums);
@@ -97,6 +114,8 @@ template <class T> struct MomentsKernels {
 template <class T> struct UpdateKernels {
     void (*mu)(const MuUpdate<T> &, double *sums);
     void (*pgd)(const PgdUpdate<T> &, double *sums);
+    void (*extrapolate)(const Extrapolate<T> &, double *sums);
+    void (*rescale)(const Rescale<T> &, double *sums);
 };
 
 // solve takes row i, and needs scratch_size(rules, K, gathers) doubles; gathers: rows have an index,

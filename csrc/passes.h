@@ -69,7 +69,7 @@ void pass(const HalsRows<T> &a, const Sums<T> &to, double flops, int threads, do
     const Size fit = rows_bytes / static_cast<Size>(std::max<Size>(1, a.p) * sizeof(T));
     const Size in_hand = std::max<Size>(1, std::min(fit, moments.rows) / W);
     const Size width = moments.padded(a.p), squares = moments.padded(a.K);
-    const Size size = a.K * (width + squares), held = (3 * a.K + hals.in_hand) * W;
+    const Size size = a.K * (width + squares), held = (4 * a.K + hals.in_hand) * W;
     threads = threads_for(tiles, flops, threads);
     const Scratch<T> made(threads * size), scratch(threads * held),
         packed(threads * moments.scratch_size);

@@ -1,8 +1,9 @@
-// The element-wise updates: mu, F ← F ∘ numerator / denominator, and
-// pgd, F ← max(0, Y − step · gradient) with momentum.
+// The element-wise updates: mu, F ← F ∘ numerator / denominator; pgd, F ← max(0, Y − step ·
+// gradient) with momentum; and the extrapolation F ← max(least F, F + step (F − swept)),
+// whose concepts are scaled now and then.
 //
 // One pass over lines, which run where F is contiguous: by vectors if all operands are contiguous
-// there. In float32, mu moves 16 bytes an element and pgd 20. Limited by memory.
+// there. In float32, mu moves 16 bytes an element, pgd and the extrapolation 20. Limited by memory.
 
 #include <cfloat>
 #include <cstddef>
@@ -13,8 +14,10 @@
 
 namespace {
 
+using fastnmf::Extrapolate;
 using fastnmf::MuUpdate;
 using fastnmf::PgdUpdate;
+using fastnmf::Rescale;
 using fastnmf::View;
 
 template <class T> constexpr int V = Simd<T>::lanes;
@@ -134,9 +137,78 @@ template <class T> void pgd(const PgdUpdate<T> &a, double *sums) {
                  a.momentum, lines.n, sums);
 }
 
+template <bool measures, class T>
+void extrapolate_line(Line<T> F, Line<T> swept, Line<const T> before, T step, T least, ptrdiff_t n,
+                      double *sums) {
+    Sums<Vec<T>> of_vectors;
+    Sums<T> of_rest;
+    ptrdiff_t i = 0;
+    if (F.stride == 1 && swept.stride == 1 && (!measures || before.stride == 1))
+        for (; i + V<T> <= n; i += V<T>) {
+            const Vec<T> now = load<T>(F.data + i);
+            const Vec<T> after = extrapolated(now, load<T>(swept.data + i), step, least);
+            store(swept.data + i, now);
+            store(F.data + i, after);
+            if constexpr (measures) of_vectors.add(load(before.data + i), after);
+        }
+    for (; i < n; ++i) {
+        const T now = F[i], after = extrapolated(now, swept[i], step, least);
+        swept[i] = now;
+        F[i] = after;
+        if constexpr (measures) of_rest.add(before[i], after);
+    }
+    sums[0] += sum<T>(of_vectors.change) + of_rest.change;
+    sums[1] += sum<T>(of_vectors.norm) + of_rest.norm;
+}
+
+template <class T> void extrapolate(const Extrapolate<T> &a, double *sums) {
+    const Lines all(a.F, a.K, a.m);
+    const bool measures = a.before.data;
+    const Lines lines = measures ? all.joined(a.F, a.swept, a.before) : all.joined(a.F, a.swept);
+    const auto each = measures ? extrapolate_line<true, T> : extrapolate_line<false, T>;
+    sums[0] = sums[1] = 0;
+    for (ptrdiff_t l = 0; l < lines.count; ++l)
+        each(line(lines, a.F, l), line(lines, a.swept, l), line(lines, a.before, l), a.step,
+             a.least, lines.n, sums);
+}
+
+template <class T>
+void rescale_line(Line<T> F, Line<T> swept, Line<const T> scale, Line<const T> before, ptrdiff_t n,
+                  Sums<Vec<T>> &of_vectors, Sums<T> &of_rest) {
+    ptrdiff_t i = 0;
+    if (F.stride == 1 && swept.stride == 1 && before.stride == 1)
+        for (; i + V<T> <= n; i += V<T>) {
+            const Vec<T> factor = scale.stride ? load(scale.data + i) : Vec<T>{} + scale[0];
+            const Vec<T> after = factor * load<T>(F.data + i);
+            store(F.data + i, after);
+            store(swept.data + i, factor * load<T>(swept.data + i));
+            of_vectors.add(load(before.data + i), after);
+        }
+    for (; i < n; ++i) {
+        const T after = scale[i] * F[i];
+        F[i] = after;
+        swept[i] *= scale[i];
+        of_rest.add(before[i], after);
+    }
+}
+
+template <class T> void rescale(const Rescale<T> &a, double *sums) {
+    const Lines lines(a.F, a.K, a.m);
+    Sums<Vec<T>> of_vectors;
+    Sums<T> of_rest;
+    for (ptrdiff_t l = 0; l < lines.count; ++l)
+        rescale_line(line(lines, a.F, l), line(lines, a.swept, l),
+                     line(lines, View<const T>{a.scale, 1, 0}, l), line(lines, a.before, l),
+                     lines.n, of_vectors, of_rest);
+    sums[0] = sum<T>(of_vectors.change) + of_rest.change;
+    sums[1] = sum<T>(of_vectors.norm) + of_rest.norm;
+}
+
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const UpdateKernels<float> update_float32{mu<float>, pgd<float>};
-const UpdateKernels<double> update_float64{mu<double>, pgd<double>};
+const UpdateKernels<float> update_float32{mu<float>, pgd<float>, extrapolate<float>,
+                                          rescale<float>};
+const UpdateKernels<double> update_float64{mu<double>, pgd<double>, extrapolate<double>,
+                                           rescale<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -44,6 +44,13 @@ template <class T> inline void store(T *to, Vec<T> x) { __builtin_memcpy(to, &x,
 // max(0, x); keeps a NaN, as torch.clamp does
 template <class V> inline V positive_part(V x) { return V{} > x ? V{} : x; }
 
+// x and what was there before, E: T or Vec<T> → further on by so much of the way, at least `least` x;
+// keeps a NaN
+template <class T, class E> inline E extrapolated(E x, E before, T step, T least) {
+    const E moved = x + step * (x - before), rest = least * x;
+    return rest > moved ? rest : moved;
+}
+
 template <class T> inline double sum(Vec<T> x) {
     double total = 0;
     for (int l = 0; l < Simd<T>::lanes; ++l) total += x[l];

@@ -59,15 +59,15 @@ def hals_rows_(
     l1: float,
     sweeps: int,
     sums: Tensor,
-    moves: tuple[Tensor, float, float] | None = None,
+    moves: tuple[Tensor, Tensor, float, Tensor, Tensor] | None = None,
     moments: tuple[Tensor, Tensor, bool] | None = None,
 ) -> None:
     """So many times hals_sweep_ with C = Bᵀ Xᵀ − l1, which is not kept; X (m, p) with contiguous
-    rows, Bt (p, K) contiguous. 2 m K (p + sweeps K) flops. With moves = (swept, β, least), then
-    swept, F ← F, max(least F, F + β (F − swept)); with moments = (cross, gram, adds) moments_ of
-    both, 2 m K (p + K) flops more."""
+    rows, Bt (p, K) contiguous. 2 m K (p + sweeps K) flops. With moves = (swept, step, least,
+    before, sums) then extrapolate_(F, *moves), whose sums take the place of those, and before that
+    before ← F; with moments = (cross, gram, adds) moments_ of both, 2 m K (p + K) flops more."""
     (K, m), p = F.shape, X.shape[1]
-    swept, ahead, least = moves or (None, 0.0, 0.0)
+    swept, step, least, before, sums = moves or (None, 0.0, 0.0, None, sums)
     cross, gram, adds = moments or (None, None, False)
     room = K * (p + K) * F.element_size()
     together = moments and F.stride(0) == 1 and K <= _FEW and room <= _MOST_SUMS
@@ -85,8 +85,9 @@ def hals_rows_(
         sweeps,
         sums.data_ptr(),
         torch.get_num_threads(),
-        *(placed(swept) if moves else (0, 0, 0)),
-        ahead,
+        *_placed_if(swept),
+        *_placed_if(before),
+        float(step),
         least,
         *((cross.data_ptr(), cross.stride(0)) if together else (0, 0)),
         *((gram.data_ptr(), gram.stride(0)) if together else (0, 0)),
@@ -153,6 +154,45 @@ def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) 
     )
 
 
+def extrapolate_(
+    F: Tensor,
+    swept: Tensor,
+    step: Tensor,
+    least: float,
+    before: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> None:
+    """As solvers.extrapolate_."""
+    measures = sums is not None
+    _C.extrapolate(
+        *typed(F),
+        *placed(swept),
+        *_placed_if(before if measures else None),
+        float(step),
+        least,
+        *F.shape,
+        sums.data_ptr() if measures else 0,
+        torch.get_num_threads(),
+    )
+
+
+def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tensor) -> None:
+    """As solvers.rescale_; scale contiguous."""
+    _C.rescale(
+        *typed(F),
+        *placed(swept),
+        scale.data_ptr(),
+        *placed(before),
+        *F.shape,
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def _placed_if(F: Tensor | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if F is None else placed(F)
+
+
 def _solve_rows(F, C, unit, scale, index, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
     account = torch.empty(F.shape[1], 4, dtype=torch.float64)
     rows = nnls_rows(F, C, unit, scale, index, warm, max_steps, account)
@@ -161,11 +201,13 @@ def _solve_rows(F, C, unit, scale, index, sums, warm, max_steps) -> tuple[NnlsIn
 
 
 OPERATIONS = {
+    "extrapolate_": extrapolate_,
     "hals_block_": hals_block_,
     "hals_rows_": hals_rows_,
     "hals_sweep_": hals_sweep_,
     "moments_": moments_,
     "mu_": mu_,
     "pgd_": pgd_,
+    "rescale_": rescale_,
     **nnls_operations(_solve_rows),
 }

@@ -358,7 +358,7 @@ def _step_(run: _Run) -> None:
     """One iteration: both halves, or the codes alone. Where nothing `varies`, all that it reads is
     where it was in the one before, once there was one."""
     if run.ahead is not None:
-        run.ahead.begin_(run.codes, run.D)
+        run.ahead.begin_(run.D)
     run.statistics.clear_()
     _update_codes_(run)
     run.statistics.reduce_()
@@ -440,7 +440,7 @@ def _prepare(
         unit=unit,
     )
     if accelerates:
-        run.ahead = Extrapolation(run.codes, D, share, sweep.scratch, asks=asks)
+        run.ahead = Extrapolation(run.codes, D, share, plan.piece_rows, ops, asks=asks)
     return run
 
 
@@ -457,6 +457,8 @@ def _update_codes_(run: _Run) -> None:
             if whole:
                 moves = None if run.ahead is None else run.ahead.moves(part)
                 target = replace(target, moves=moves, moments=run.statistics.moments)
+            elif run.ahead is not None:
+                run.ahead.keep_codes_(Z, part)
             half_steps_(run.solver, run.plan.inner[0], Z.T, target, held, run.sweep, sums)
             if run.ahead is not None and not whole:
                 run.ahead.move_codes_(Z, part)

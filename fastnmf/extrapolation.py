@@ -7,14 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .solvers import squared_norm
+from .store import row_blocks
 
 # β at the start; its divisor when the error rose; how it and its bound grow when it fell
 _BETA, _SHRINK, _GROW, _GROW_BOUND = 0.5, 1.5, 1.05, 1.01
 # the share by which the norm of a concept may leave that of its start
 _MOST_GROWTH = 0.01
-# entries of the codes in hand
-_IN_HAND = 1 << 20
 
 
 class Extrapolation:
@@ -32,14 +30,23 @@ class Extrapolation:
     """
 
     def __init__(
-        self, Z: Tensor, D: Tensor, least_share: float, scratch: Callable, *, asks: bool = True
+        self,
+        Z: Tensor,
+        D: Tensor,
+        least_share: float,
+        piece_rows: int,
+        ops: dict[str, Callable],
+        *,
+        asks: bool = True,
     ) -> None:
-        self._asks = asks
+        self._asks, self._ops = asks, ops
         # how far factors are moved: β, or 0
         self._step = D.new_full((), _BETA)
         self._swept, self._Z, self._D = Z.clone(), Z.clone(), D.clone()
         self._norms = torch.linalg.vector_norm(D, dim=1)
-        self._least_share, self._scratch = least_share, scratch
+        # ‖ΔZ‖² and ‖Z‖² of the codes that were moved on, where they may stay as they are
+        self._sums = torch.zeros(2, dtype=torch.float64, device=D.device) if asks else None
+        self._least_share, self._piece_rows = least_share, piece_rows
         self._beta, self._bound, self._beta_before = _BETA, 1.0, _BETA
         self._squared_error, self._still = float("inf"), False
         # what rounding may add to a squared error, relative to that of zero factors
@@ -50,36 +57,32 @@ class Extrapolation:
         self._still = still
         self._step.fill_(0.0 if still else self._beta)
 
-    def begin_(self, Z: Tensor, D: Tensor) -> None:
-        """Keep the pair that an iteration begins with, and move the dictionary on."""
-        self._Z.copy_(Z)
-        delta = torch.sub(D, self._D, out=self._scratch("moved", *D.shape))
-        self._D.copy_(D)
-        self._move_(D, self._D, delta)
+    def begin_(self, D: Tensor) -> None:
+        """Keep the dictionary that an iteration begins with, and move it on."""
+        if self._sums is not None:
+            self._sums.zero_()
+        self._ops["extrapolate_"](D, self._D, self._step, self._least_share)
+
+    def keep_codes_(self, Z: Tensor, rows: slice) -> None:
+        """Keep a piece of the codes that an iteration begins with, before its half-steps."""
+        self._Z[rows].copy_(Z)
 
     def move_codes_(self, Z: Tensor, rows: slice) -> None:
-        """Move a piece of the codes on, between the half-steps."""
-        swept = self._swept[rows]
-        delta = torch.sub(Z, swept, out=self._scratch("moved", *Z.shape))
-        swept.copy_(Z)
-        self._move_(Z, swept, delta)
+        """Move a piece of the codes on, after its half-steps."""
+        self._ops["extrapolate_"](Z.T, *self.moves(rows))
 
-    def moves(self, rows: slice) -> tuple[Tensor, float, float]:
-        """What a half-step needs to do the same itself: what the last one left (m, K), which it
-        replaces, β, and the share of an entry that is left. Numbers of the host: not for what is
-        recorded (replay.py)."""
-        beta, least = (0.0, 0.0) if self._still else (self._beta, self._least_share)
-        return self._swept[rows].T, beta, least
+    def moves(self, rows: slice) -> tuple[Tensor, Tensor, float, Tensor, Tensor | None]:
+        """What extrapolate_ needs to move a piece of the codes on, or a half-step that keeps and
+        moves them itself: what the last one left (K, m), β, the share of an entry that is left, the
+        codes that the iteration begins with (K, m), and sums."""
+        swept, before = self._swept[rows].T, self._Z[rows].T
+        return swept, self._step, self._least_share, before, self._sums
 
     def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> None:
         """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
         ‖Z‖² of the whole iteration."""
-        self._balance_(Z, D)
-        sums[:2].zero_()
-        rows = max(1, _IN_HAND // Z.shape[1])
-        for piece, before in zip(Z.split(rows), self._Z.split(rows), strict=True):
-            delta = torch.sub(piece, before, out=self._scratch("moved", *piece.shape))
-            sums[:2].add_(torch.stack((squared_norm(delta), squared_norm(piece))))
+        if not self._balance_(Z, D, sums):
+            sums[:2] = self._sums
 
     def rose(self, relative_error: float) -> bool:
         """Whether the error of the pair is above that of the one before, by more than rounding; β
@@ -121,15 +124,9 @@ class Extrapolation:
         numbers = state["numbers"].tolist()
         self._beta, self._bound, self._beta_before, self._squared_error = numbers
 
-    def _move_(self, F: Tensor, swept: Tensor, delta: Tensor) -> None:
-        F.addcmul_(delta, self._step)
-        if self._least_share:
-            torch.maximum(F, torch.mul(swept, self._least_share, out=delta), out=F)
-        else:
-            F.clamp_(min=0)
-
-    def _balance_(self, Z: Tensor, D: Tensor) -> None:
-        """Give concepts that grew or shrank their norm again, and their codes the inverse.
+    def _balance_(self, Z: Tensor, D: Tensor, sums: Tensor) -> bool:
+        """Give concepts that grew or shrank their norm again, and their codes the inverse; whether
+        that was done, and sums written.
 
         What grows in one factor and shrinks in the other changes no error, so no β would bound it:
         extrapolated, it doubles in every iteration.
@@ -140,9 +137,13 @@ class Extrapolation:
         grew = ((scale - 1).abs() > _MOST_GROWTH).any()
         if self._asks:
             if not grew:
-                return
+                return False
         else:
             scale = torch.where(grew, scale, 1)
-        Z.mul_(scale)
-        self._swept.mul_(scale)
+        sums[:2].zero_()
+        # in the pieces that they move on in, so that all sum to the same bits
+        for rows in row_blocks(len(Z), self._piece_rows):
+            F, swept, before = (codes[rows].T for codes in (Z, self._swept, self._Z))
+            self._ops["rescale_"](F, swept, scale, before, sums)
         D.div_(scale[:, None])
+        return True

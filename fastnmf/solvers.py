@@ -96,6 +96,37 @@ def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) 
     F.copy_(updated)
 
 
+def extrapolate_(
+    F: Tensor,
+    swept: Tensor,
+    step: Tensor,
+    least: float,
+    before: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> None:
+    """swept, F ← F, max(least F, F + step (F − swept)), in place.
+
+    F ≥ 0, swept, before (s, m) with any strides; step a 0-dimensional tensor. sums (2,) float64,
+    where given, is increased by ‖F − before‖² and ‖F‖² of the new F.
+    """
+    delta = F - swept
+    swept.copy_(F)
+    F.addcmul_(delta, step)
+    if least:
+        torch.maximum(F, torch.mul(swept, least, out=delta), out=F)
+    else:
+        F.clamp_(min=0)
+    if sums is not None:
+        add_squares_(sums, torch.sub(F, before, out=delta), F)
+
+
+def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tensor) -> None:
+    """F, swept ← scale F, scale swept, in place; scale (s,). The rest as for extrapolate_."""
+    F.mul_(scale[:, None])
+    swept.mul_(scale[:, None])
+    add_squares_(sums, F - before, F)
+
+
 def hals_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
     """One sweep F → F' of all concepts out of place, for autograd with respect to C (K, m) and F
     (K, m). l1: the slope of a penalty."""
@@ -288,6 +319,8 @@ REFERENCE = {
     "moments_": moments_,
     "mu_": mu_,
     "pgd_": pgd_,
+    "extrapolate_": extrapolate_,
+    "rescale_": rescale_,
     "nnls_": nnls_,
     "nnls_on_": nnls_on_,
 }

@@ -197,7 +197,7 @@ class Unformed:
 
     X: Tensor
     Bt: Tensor
-    moves: tuple[Tensor, float, float] | None = None
+    moves: tuple[Tensor, Tensor, float, Tensor, Tensor] | None = None
     moments: tuple[Tensor, Tensor, bool] | None = None
 
 

@@ -225,23 +225,54 @@ def test_hals_rows_moves_codes_on_and_makes_their_sums(
         drawn = (rounded(np.abs(rng.standard_normal(shape)), dtype) for shape in shapes)
         B, data, swept, cross, gram = drawn
         gram = gram + gram.T
-        F, S = (Matrix(M, dtype, "columns") for M in (before, swept))
+        unset = np.full((K, m), np.nan)
+        F, S, begun = (Matrix(M, dtype, "columns") for M in (before, swept, unset))
         X, G, out, squares = (Matrix(M, dtype) for M in (data, B @ B.T, cross, gram))
-        Bt, sums = torch.from_numpy(B.T.astype(dtype)).contiguous(), torch.zeros(2).double()
+        Bt, sums = torch.from_numpy(B.T.astype(dtype)).contiguous(), torch.tensor([1.0, 2.0])
+        sums = sums.double()
         extension.hals_rows(
-            dtype, *F.placed, *X.rows, Bt.data_ptr(), *G.rows, 0.0, K, m, p, 1, sums.data_ptr(),
-            threads, *(S.placed if moves else (0, 0, 0)), 0.7, 0.1, *out.rows, *squares.rows, adds,
+            dtype, *F.placed, *X.rows, Bt.data_ptr(), *G.rows, 0.0, K, m, p, 2, sums.data_ptr(),
+            threads, *(S.placed if moves else (0, 0, 0)), *(begun.placed if moves else (0, 0, 0)),
+            0.7, 0.1, *out.rows, *squares.rows, adds,
         )  # fmt: skip
-        expected, _ = sweep(before, B @ data.T - B @ B.T @ before, B @ B.T)
+        expected, totals = before, np.array([1.0, 2.0])
+        for _ in range(2):
+            expected, change = sweep(expected, B @ data.T - B @ B.T @ expected, B @ B.T)
+            totals += (change**2).sum(), (expected**2).sum()
         tolerance = 4 * TOLERANCES["hals", dtype]
         if moves:
             assert relative_difference(S.values(), expected) < tolerance
+            assert np.array_equal(begun.values(), before)
             expected = np.maximum(0.1 * expected, expected + 0.7 * (expected - swept))
+            # of the whole way, not of the sweeps
+            totals = [1 + ((expected - before) ** 2).sum(), 2 + (expected**2).sum()]
         assert relative_difference(F.values(), expected) < tolerance
+        assert relative_difference(sums.numpy(), totals) < tolerance
         made = expected @ data + adds * cross, expected @ expected.T + adds * gram
         assert relative_difference(out.values(), made[0]) < tolerance
         assert relative_difference(squares.values(), made[1]) < tolerance
         assert np.array_equal(squares.values(), squares.values().T)
+
+
+@pytest.mark.parametrize("layout", ["rows", "apart"])
+def test_hals_rows_moves_codes_of_any_layout_on(extension, layout):
+    (K, m, p), rng = (17, 65, 20), np.random.default_rng(2)
+    before, swept, data, B = (rng.random(shape) for shape in ((K, m), (K, m), (m, p), (K, p)))
+    F, S, begun = (Matrix(M, "float64", layout) for M in (before, swept, np.full((K, m), np.nan)))
+    X, G, sums = Matrix(data, "float64"), Matrix(B @ B.T, "float64"), torch.zeros(2).double()
+    Bt = torch.from_numpy(B.T).contiguous()
+    extension.hals_rows(
+        "float64", *F.placed, *X.rows, Bt.data_ptr(), *G.rows, 0.0, K, m, p, 1, sums.data_ptr(), 2,
+        *S.placed, *begun.placed, 0.7, 0.0,
+    )  # fmt: skip
+    left, _ = sweep(before, B @ data.T - B @ B.T @ before, B @ B.T)
+    expected = np.maximum(0, left + 0.7 * (left - swept))
+    assert np.array_equal(begun.values(), before)
+    tolerance = TOLERANCES["hals", "float64"]
+    assert relative_difference(S.values(), left) < tolerance
+    assert relative_difference(F.values(), expected) < tolerance
+    totals = ((expected - before) ** 2).sum(), (expected**2).sum()
+    assert relative_difference(sums.numpy(), np.array(totals)) < tolerance
 
 
 def test_a_pass_has_the_same_codes_and_norms_whatever_the_threads(extension):
@@ -256,7 +287,7 @@ def test_a_pass_has_the_same_codes_and_norms_whatever_the_threads(extension):
         to = made.ctypes.data, p, made[K * p :].ctypes.data, K
         extension.hals_rows(
             "float32", Z.ctypes.data, 1, K, *at, 0.0, K, m, p, 2, sums.ctypes.data, threads,
-            0, 0, 0, 0.0, 0.0, *to, False,
+            *[0] * 6, 0.0, 0.0, *to, False,
         )  # fmt: skip
         ends.append((Z.tobytes(), sums.tobytes()))
     assert len(set(ends)) == 1
@@ -322,7 +353,10 @@ def test_hals_rows_and_moments_refuse_what_cannot_be(extension):
     rest = "float32", F.data_ptr(), 1, 4, X.data_ptr(), 8, X.data_ptr(), G.data_ptr(), 4
     with pytest.raises(ValueError, match="l1 = -1 must not be negative"):
         extension.hals_rows(*rest, -1.0, 4, 50, 8, 1, sums, 1)
-    rows = "float32", F.data_ptr(), 50, 1, *rest[4:], 0.0, 4, 50, 8, 1, sums, 1, 0, 0, 0, 0.0, 0.0
+    rows = "float32", F.data_ptr(), 50, 1, *rest[4:], 0.0, 4, 50, 8, 1, sums, 1
+    with pytest.raises(ValueError, match="before is a null pointer"):
+        extension.hals_rows(*rows, F.data_ptr(), 50, 1, 0, 50, 1, 0.5, 0.0)
+    rows += *[0] * 6, 0.0, 0.0
     with pytest.raises(ValueError, match="whose concepts are adjacent"):
         extension.hals_rows(*rows, X.data_ptr(), 8, G.data_ptr(), 4, False)
 
@@ -347,7 +381,7 @@ def test_nothing_is_read_beyond_the_last_row(extension, dtype, shape):
     expected, _ = sweep(before, B @ X.T - B @ B.T @ before, B @ B.T)
     assert relative_difference(Z.T, expected) < 4 * TOLERANCES["hals", dtype]
     squares, rest = guarded(np.empty((K, K), dtype)), (K, 0.0, K, m, p, 1, sums.ctypes.data, 2)
-    to = 0, 0, 0, 0.0, 0.0, place, p, squares.ctypes.data, K, False
+    to = *[0] * 6, 0.0, 0.0, place, p, squares.ctypes.data, K, False
     extension.hals_rows(dtype, *at, *rest, *to)
     assert relative_difference(out, Z.T @ X) < TOLERANCES["hals", dtype]
     assert relative_difference(squares, Z.T @ Z) < TOLERANCES["hals", dtype]
@@ -448,6 +482,68 @@ def test_pgd_follows_the_formula(extension, dtype, layout, K, m):
     assert_sums(sums, before, F.values(), dtype)
 
 
+@pytest.mark.parametrize(("step", "least"), [(0.7, 0.0), (0.6, 0.5), (0.0, 0.0)])
+@on_all_cases
+def test_extrapolate_follows_the_formula(extension, dtype, layout, K, m, step, least):
+    now, swept, before = (np.maximum(draw(K, m, dtype, seed)[0], 0) for seed in (3, 4, 5))
+    other = {"rows": "rows", "columns": "columns", "apart": "columns"}[layout]
+    moved = now + rounded(np.array(step), dtype) * (now - swept)
+    expected = np.maximum(rounded(np.array(least), dtype) * now, moved)
+    for measures in (True, False):
+        F, S = Matrix(now, dtype, layout), Matrix(swept, dtype, other)
+        begun, sums = Matrix(before, dtype, other), torch.tensor([1.0, 2.0]).double()
+        extension.extrapolate(
+            dtype, *F.placed, *S.placed, *(begun.placed if measures else (0, 0, 0)), step, least,
+            K, m, sums.data_ptr() if measures else 0, 2,
+        )  # fmt: skip
+        assert relative_difference(F.values(), expected) < TOLERANCES["pgd", dtype]
+        assert (F.values() >= least * now).all()
+        assert np.array_equal(S.values(), now)
+        if measures:
+            assert np.array_equal(begun.values(), before)
+            assert_sums(sums, before, F.values(), dtype)
+        else:
+            assert sums.tolist() == [1, 2]
+        if step == 0:
+            assert np.array_equal(F.values(), now)
+
+
+@on_all_cases
+def test_rescale_follows_the_formula(extension, dtype, layout, K, m):
+    now, swept, before = (np.maximum(draw(K, m, dtype, seed)[0], 0) for seed in (3, 4, 5))
+    scale = rounded(np.random.default_rng(6).random((K, 1)) + 0.5, dtype)
+    other = {"rows": "rows", "columns": "columns", "apart": "columns"}[layout]
+    F, S = Matrix(now, dtype, layout), Matrix(swept, dtype, other)
+    factors, sums = torch.from_numpy(scale.astype(dtype)), torch.tensor([1.0, 2.0]).double()
+    for begun in (Matrix(before, dtype, other), Matrix(before, dtype)):
+        F.view.copy_(torch.from_numpy(now))
+        S.view.copy_(torch.from_numpy(swept))
+        sums.copy_(torch.tensor([1.0, 2.0]))
+        extension.rescale(
+            dtype, *F.placed, *S.placed, factors.data_ptr(), *begun.placed, K, m, sums.data_ptr(), 2
+        )  # fmt: skip
+        assert relative_difference(F.values(), scale * now) < TOLERANCES["pgd", dtype]
+        assert relative_difference(S.values(), scale * swept) < TOLERANCES["pgd", dtype]
+        assert np.array_equal(begun.values(), before)
+        assert_sums(sums, before, F.values(), dtype)
+
+
+def test_extrapolate_passes_on_a_nan(extension):
+    now, swept, _ = draw(5, 50, "float32")
+    now[3, 41] = np.nan
+    F, S = Matrix(now, "float32"), Matrix(np.abs(swept), "float32")
+    extension.extrapolate("float32", *F.placed, *S.placed, 0, 0, 0, 0.5, 0.5, 5, 50, 0, 1)
+    assert np.argwhere(np.isnan(F.view.numpy())).tolist() == [[3, 41]]
+
+
+def test_extrapolate_refuses_what_cannot_be(extension):
+    F, sums = torch.rand(4, 50), torch.zeros(2).double()
+    at, rest = (F.data_ptr(), 50, 1), (0.5, 0.0, 4, 50)
+    for before, total, named in ((at, 0, "sums"), ((0, 50, 1), sums.data_ptr(), "before")):
+        with pytest.raises(ValueError, match=f"{named} is a null pointer"):
+            extension.extrapolate("float32", *at, *at, *before, *rest, total, 1)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 def test_threads_change_no_bit(extension, dtype, layout):
@@ -456,7 +552,8 @@ def test_threads_change_no_bit(extension, dtype, layout):
     results = []
     for threads in (1, 2, 3):
         F, R, G = Matrix(before, dtype, layout), Matrix(owed, dtype), Matrix(gram, dtype)
-        sums = torch.zeros(10).double()
+        begun, sums = Matrix(before, dtype), torch.zeros(12).double()
+        scale = torch.linspace(0.5, 1.5, K, dtype=F.view.dtype)
         hals_block(extension, F, R, G, R, sums[:2], threads)
         hals_normal(extension, F, R, G, sums[2:4], threads)
         extension.mu_update(
@@ -465,6 +562,13 @@ def test_threads_change_no_bit(extension, dtype, layout):
         extension.pgd_update(
             dtype, *F.placed, *R.placed, *R.placed, 0.1, 0.2, K, m, sums[6:8].data_ptr(), threads
         )
+        extension.extrapolate(
+            dtype, *F.placed, *R.placed, *begun.placed, 0.1, 0.2, K, m, sums[8:].data_ptr(), threads
+        )
+        extension.rescale(
+            dtype, *F.placed, *R.placed, scale.data_ptr(), *begun.placed, K, m,
+            sums[10:].data_ptr(), threads,
+        )  # fmt: skip
         results.append((F.view.clone(), R.view.clone(), sums))
     for others in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
@@ -472,11 +576,14 @@ def test_threads_change_no_bit(extension, dtype, layout):
 
 @pytest.mark.parametrize(("K", "m"), [(0, 5), (5, 0)])
 def test_empty_is_left_alone(extension, K, m):
-    sums = torch.zeros(2).double()
+    F, sums = torch.ones(5), torch.zeros(2).double()
     extension.hals_block("float32", 0, 1, 1, 0, 1, 0, 1, 0, 1, K, m, sums.data_ptr(), 1)
     extension.hals_normal("float32", 0, 1, 1, 0, 1, 1, 0, 1, K, m, sums.data_ptr(), 1)
     extension.mu_update("float32", *[0, 1, 1] * 3, K, m, sums.data_ptr(), 1)
     extension.pgd_update("float32", *[0, 1, 1] * 3, 1.0, 0.0, K, m, sums.data_ptr(), 1)
+    extension.extrapolate("float32", *[0, 1, 1] * 3, 1.0, 0.0, K, m, sums.data_ptr(), 1)
+    empty = 0, 1, 1, 0, 1, 1, F.data_ptr(), 0, 1, 1
+    extension.rescale("float32", *empty, K, m, sums.data_ptr(), 1)
     assert sums.tolist() == [0, 0]
 
 

@@ -8,17 +8,17 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from half_steps import dtype_name
+from half_steps import BACKEND_NAMES, dtype_name, strided
 from oracle import SHAPES, WIDE, problem
 
-from fastnmf import NMF
-from fastnmf.backends import select
+from fastnmf import NMF, sweeps
+from fastnmf.backends import BACKENDS, select
 from fastnmf.engine import factorize_
 from fastnmf.extrapolation import Extrapolation
 from fastnmf.init import start
-from fastnmf.plan import accelerated, choose
+from fastnmf.plan import Plan, accelerated, choose
 from fastnmf.rows import Rows
-from fastnmf.solvers import SOLVERS
+from fastnmf.solvers import REFERENCE, SOLVERS
 
 
 def digits():
@@ -137,8 +137,96 @@ def test_concepts_keep_their_size_however_long_a_fit_goes_on():
     assert grown.max() < 1.02
 
 
+SUPPLIERS = [name for name in BACKEND_NAMES if "extrapolate_" in BACKENDS[name].operations]
+LAYOUTS = {
+    "concepts": torch.clone,
+    "rows": lambda M: M.T.contiguous().clone().T,
+    "strided": strided,
+    "strided rows": lambda M: strided(M.T).T,
+}
+
+
+@pytest.mark.parametrize("backend", SUPPLIERS)
+@pytest.mark.parametrize("step", [0.0, 0.7])
+@pytest.mark.parametrize("least", [0.0, 0.5])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
+@pytest.mark.parametrize(("K", "m"), [(1, 1), (1, 33), (7, 1), (5, 0), (37, 101), (130, 300)])
+def test_extrapolate_moves_on_and_measures_the_way(backend, K, m, dtype, layout, least, step):
+    generator = torch.Generator().manual_seed(K + m)
+    known = torch.rand(3, K, m, generator=generator, dtype=torch.float64) - 0.3
+    known = known.clamp_(min=0).to(dtype)
+    known[:, :, : m // 5] = 0
+    F, swept, before = map(LAYOUTS[layout], known)
+    β, sums = torch.tensor(step, dtype=dtype), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    _, ops = select("hals", F.device, backend)
+    ops["extrapolate_"](F, swept, β, least, before, sums)
+    now, former, begun = known.double()
+    expected = torch.maximum(least * now, now + float(β) * (now - former))
+    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    assert torch.allclose(F.double(), expected, **tolerance)
+    assert torch.equal(swept, known[0])
+    assert torch.equal(before, known[2])
+    totals = [1 + float((expected - begun).square().sum()), 2 + float(expected.square().sum())]
+    assert sums.tolist() == pytest.approx(totals, rel=1e-12 if dtype == torch.float64 else 1e-5)
+    if step == 0:
+        assert torch.equal(F, known[0])
+    # where nothing is measured
+    F, swept = known[0].clone(), known[1].clone()
+    ops["extrapolate_"](F, swept, β, least)
+    assert torch.allclose(F.double(), expected, **tolerance)
+
+
+# solver, form, concepts, and rows from which on a sweep takes the product with the data itself
+CASES = [(by, form, 9, 1 << 30) for by in ("hals", "mu", "pgd") for form in ("normal", "residual")]
+CASES += [("hals", "normal", 9, 0), ("hals", "normal", 140, 0)]
+
+
+@pytest.mark.parametrize("backend", SUPPLIERS)
+@pytest.mark.parametrize("piece_rows", [200, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
+@pytest.mark.parametrize(("solver", "form", "K", "least_rows"), CASES)
+def test_change_told_is_that_of_the_whole_iteration(
+    solver, form, K, least_rows, dtype, piece_rows, backend, monkeypatch
+):
+    """Of codes moved on, balanced or not, taken back or not, wherever it is measured."""
+    monkeypatch.setattr(sweeps, "LEAST_ROWS", least_rows)
+    balanced, balance_ = [], Extrapolation._balance_
+    taken, take_back_ = [], Extrapolation.take_back_
+
+    def watched(self, *given):
+        balanced.append(balance_(self, *given))
+        return balanced[-1]
+
+    def taking(self, Z, D):
+        taken.append(True)
+        take_back_(self, Z, D)
+
+    monkeypatch.setattr(Extrapolation, "_balance_", watched)
+    monkeypatch.setattr(Extrapolation, "take_back_", taking)
+    A = torch.tensor(low_rank(), dtype=dtype)[:200, :70]
+    A[3:9] = 0
+    Z, D = start(A, K, "random", torch.Generator().manual_seed(1))
+    _, ops = select(solver, A.device, backend)
+    chosen = Plan(form, form, 160, piece_rows, 0.0, accelerates=True, inner=(2, 2))
+    before, expected = [Z.clone()], []
+
+    def each(iteration):
+        delta, norm = (Z - before[0]).double().norm(), Z.double().norm()
+        expected.append(float(delta / norm))
+        before[0] = Z.clone()
+
+    options = {"solver": solver, "ops": ops, "plan": chosen, "max_iter": 40, "tol": 0}
+    outcome = factorize_(Z, D, Rows(A), each=each, **options)
+    told = [iteration.relative_change for iteration in outcome.history]
+    assert told == pytest.approx(expected, rel=2e-5 if dtype == torch.float32 else 1e-11)
+    assert set(balanced) == {True, False}
+    if solver == "hals" and form == "normal":
+        assert taken
+
+
 def ahead_of(Z, D):
-    return Extrapolation(Z, D, 0.0, lambda name, *shape: torch.empty(shape))
+    return Extrapolation(Z, D, 0.0, 4, REFERENCE)
 
 
 def factors():
@@ -153,7 +241,8 @@ def test_concepts_have_the_norm_of_their_start_after_an_iteration():
     D[0] *= 37
     D[2] = 0
     product = Z @ D
-    ahead.begin_(Z, D.clone())
+    ahead.begin_(D.clone())
+    ahead.keep_codes_(Z, slice(0, 7))
     ahead.end_(Z, D, torch.zeros(4, dtype=torch.float64))
     assert torch.allclose(Z @ D, product)
     assert torch.allclose(D.norm(dim=1)[:2], norms[:2])
@@ -167,6 +256,8 @@ def test_error_that_rises_takes_the_pair_back():
 
     def step(error):
         """(codes as they were swept, the pair that an iteration ends with, whether it rose)."""
+        for rows in (slice(0, 4), slice(4, 7)):
+            ahead.keep_codes_(Z[rows], rows)
         Z.mul_(0.9)
         swept = Z.clone()
         for rows in (slice(0, 4), slice(4, 7)):
@@ -180,7 +271,7 @@ def test_error_that_rises_takes_the_pair_back():
         return pytest.approx(float(F.double().square().sum()), rel=1e-5)
 
     ahead.set_out()
-    ahead.begin_(Z, D)
+    ahead.begin_(D)
     before, start = Z.clone(), D.clone()
     swept, first, rose = step(0.5)
     assert not rose
@@ -188,13 +279,15 @@ def test_error_that_rises_takes_the_pair_back():
     assert float(sums[0]) == squares(Z - before)
     assert float(sums[1]) == squares(Z)
     ahead.set_out()
-    ahead.begin_(Z, D)
+    ahead.begin_(D)
     moved = first[1] + 0.525 * (first[1] - start)
     assert torch.allclose(D, moved.clamp(min=0))
     _, _, rose = step(0.6)
     assert rose
     ahead.take_back_(Z, D)
     assert torch.equal(Z, first[0])
+    assert torch.equal(D, first[1])
+    ahead.begin_(D)
     assert torch.equal(D, first[1])
     swept, _, rose = step(0.45)
     assert not rose
