@@ -293,7 +293,7 @@ def _iterate_(run: _Run, step: Replay, stopping: Stopping, keep, resumed: State 
     # whether another process may end the run
     ends = stopping.each is not None, stopping.deadline < float("inf")
     derived = stopping.rule == "error" or isinstance(run.Z, NotKept)
-    asks = any(run.ranks.any(*ends, run.apart and derived and run.ahead is None))
+    asks = any(run.ranks.any(*ends, run.apart and derived))
     begun = time.perf_counter()
     history, drifts = ([], []) if resumed is None else map(list, (resumed.history, resumed.drifts))
     done = len(history)
@@ -366,7 +366,7 @@ def _step_(run: _Run) -> None:
         _update_dictionary_(run)
     if run.ahead is not None:
         run.ahead.end_(run.codes, run.D, run.statistics.codes)
-        run.statistics.agree_()
+        run.ranks.sum_(run.statistics.codes[:2])
     run.swept = True
 
 

@@ -349,7 +349,10 @@ def accelerated(plan: Plan, n: int, d: int, K: int, itemsize: int, solver: str) 
         flops += half_step_flops(*size, times) - half_step_flops(*size)
         timed = *size, m, itemsize, on
         seconds += half_step_seconds(*timed, times) - half_step_seconds(*timed)
-    return replace(plan, accelerates=True, inner=inner, flops=flops, seconds=seconds)
+    numbers = {"inner": inner, "flops": flops, "seconds": seconds}
+    # whether concepts are scaled, for one, is decided by a dictionary that is the same in all
+    # processes
+    return replace(plan, accelerates=True, splits=plan.dictionary == "normal", **numbers)
 
 
 def _inner(solver, form, m, p, K, itemsize, most: int) -> int:

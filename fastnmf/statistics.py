@@ -99,16 +99,6 @@ class Statistics:
         if self._on_codes:
             self._ranks.sum_(self._loads)
 
-    def agree_(self) -> None:
-        """At the end of an iteration, ‖ΔZ‖² and ‖Z‖² become their sums over all processes, and what
-        else is summed, which all know, that of process 0."""
-        if self._ranks.alone:
-            return
-        if self._ranks.rank > 0:
-            self.codes[2:].zero_()
-            self.dictionary.zero_()
-        self._ranks.sum_(self.sums)
-
     def penalise_(self, D: Tensor) -> None:
         """Add the penalties of the codes and of D."""
         if self._on_codes:
