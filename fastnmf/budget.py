@@ -3,7 +3,10 @@ that fit."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +112,22 @@ class Needs:
         # the rows that may become concepts, sorted and compared with each other
         worst = 4 * min(CANDIDATES * K, self.of_all or n) * d * self.itemsize if self.revives else 0
         return _OVERHEAD + 2 * WORKSPACE_BYTES + halves + max(worst, starts.get(self.start, 0))
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system: glibc keeps blocks of up to 32 MB, and a process
+    had grown by up to three times what was in use at once."""
+    if trim := _trim():
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    """malloc_trim, which glibc alone has."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
 
 
 def available() -> int:

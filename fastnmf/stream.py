@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .ahead import Ahead
+from .budget import give_back
 from .ranks import Ranks
 from .rows import Rows
 from .source import Source, Summary, chunks_of, held_by
@@ -68,6 +69,9 @@ class Stream:
             yield part, X, Z
             if isinstance(codes, OnDisk) and save:
                 self._ahead.later(codes.save, part, Z.cpu())
+            if self.A is None:
+                # what was made of the chunk is not in use
+                give_back()
         self._ahead.settle()
         self.passes += 1
 
