@@ -115,8 +115,8 @@ class Needs:
 
 
 def give_back() -> None:
-    """Give memory that was freed back to the system: glibc keeps blocks of up to 32 MB, and a process
-    had grown by up to three times what was in use at once."""
+    """Give the system what was freed: glibc keeps blocks of up to 32 MB, and a process had grown by
+    up to three times what was in use at once."""
     if trim := _trim():
         trim(0)
 

@@ -58,12 +58,20 @@ class OnDisk:
     dtype: torch.dtype
     offset: int
 
-    def load(self, part: slice) -> Tensor:
-        """A copy of these rows, on the CPU."""
-        K, number = self.shape[1], _number(self.dtype)
-        rows = part.stop - part.start
-        at = self.offset + part.start * K * number.itemsize
-        return torch.from_numpy(np.fromfile(self.file, number, rows * K, offset=at).reshape(-1, K))
+    def load(self, part: slice, into: Tensor | None = None) -> Tensor:
+        """A copy of these rows, on the CPU; in the first of `into` where that is given."""
+        K, rows = self.shape[1], part.stop - part.start
+        Z = torch.empty(rows, K, dtype=self.dtype) if into is None else into[:rows]
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.offset + part.start * K * self.dtype.itemsize)
+            left = memoryview(Z.numpy().reshape(-1).view(np.uint8))
+            while left:
+                # as many as the system gives at once
+                taken = file.readinto(left)
+                if not taken:
+                    raise OSError(f"{self.file} has become shorter; leave it as it is")
+                left = left[taken:]
+        return Z
 
     def save(self, part: slice, Z: Tensor) -> None:
         with open(self.file, "r+b") as file:

@@ -3,7 +3,8 @@ that belong to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -83,9 +84,10 @@ class Stream:
 
     def _read(self, codes: Store | None) -> Iterator:
         """In the thread: a chunk, the room it is in, and its codes as they are stored."""
+        load = self._loading(codes)
         if self.A is not None:
             for part in row_blocks(self.n_here, self.chunk_rows):
-                yield part, (None, self.A[part]), None if codes is None else codes.load(part)
+                yield part, (None, self.A[part]), load(part)
             return
         turn = -1
 
@@ -97,7 +99,16 @@ class Stream:
             return self._rooms[turn].host
 
         for part, host in chunks_of(self._source, self.chunk_rows, room):
-            yield part, (self._rooms[turn], host), None if codes is None else codes.load(part)
+            yield part, (self._rooms[turn], host), load(part)
+
+    def _loading(self, codes: Store | None) -> Callable[[slice], Tensor | None]:
+        """What gives the codes of a chunk as they are stored. Those of a file are in one of two
+        rooms: what became of a chunk is saved before the next but one is loaded."""
+        if not isinstance(codes, OnDisk):
+            return lambda part: None if codes is None else codes.load(part)
+        shape = self.chunk_rows, codes.shape[1]
+        rooms = itertools.cycle([torch.empty(shape, dtype=codes.dtype) for _ in range(2)])
+        return lambda part: codes.load(part, next(rooms))
 
     def _room(self) -> _Room:
         pinned = self.device.type == "cuda"

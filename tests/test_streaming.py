@@ -553,6 +553,23 @@ def test_written_file_is_a_whole_one(tmp_path):
     np.testing.assert_array_equal(np.load(target), np.full((5, 2), 3, np.float32))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_codes_are_read_into_what_is_given(tmp_path, dtype):
+    with written(tmp_path / "Z.npy", (5, 3), dtype) as store:
+        Z = torch.arange(15).reshape(5, 3).to(dtype)
+        store.save(slice(0, 5), Z)
+        room = torch.full((4, 3), -1, dtype=dtype)
+        loaded = store.load(slice(2, 5), room)
+        assert loaded.data_ptr() == room.data_ptr()
+        assert torch.equal(loaded, Z[2:])
+        assert torch.equal(room[3], torch.full((3,), -1, dtype=dtype))
+        assert store.load(slice(2, 2), room).shape == (0, 3)
+        assert torch.equal(store.load(slice(0, 5)), Z)
+        store.file.write_bytes(store.file.read_bytes()[:-8])
+        with pytest.raises(OSError, match="has become shorter"):
+            store.load(slice(0, 5))
+
+
 def test_command_line_streams(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sharded(tmp_path / "A")
