@@ -191,13 +191,6 @@ class _Run:
         kept = self.learn and "residual" in self.plan.form and self.solver in ("mu", "pgd")
         return kept and self.sweep.allowed != "highest"
 
-    @property
-    def apart(self) -> bool:
-        """Whether each of several processes makes the dictionary by itself: on other processors it
-        may differ by rounding, and so may all that is derived from it."""
-        makes = self.learn and self.plan.dictionary == "normal" and not self.plan.splits
-        return makes and not self.ranks.alone
-
     def take_precision(self, history: list[Iteration]) -> None:
         """Form the residual as coarsely as is allowed while it is large."""
         large = not history or history[-1].relative_error > _COARSE_DOWN_TO
@@ -293,7 +286,7 @@ def _iterate_(run: _Run, step: Replay, stopping: Stopping, keep, resumed: State 
     # whether another process may end the run
     ends = stopping.each is not None, stopping.deadline < float("inf")
     derived = stopping.rule == "error" or isinstance(run.Z, NotKept)
-    asks = any(run.ranks.any(*ends, run.apart and derived))
+    asks = any(run.ranks.any(*ends, run.statistics.apart and derived))
     begun = time.perf_counter()
     history, drifts = ([], []) if resumed is None else map(list, (resumed.history, resumed.drifts))
     done = len(history)
@@ -346,7 +339,7 @@ def _iterate_(run: _Run, step: Replay, stopping: Stopping, keep, resumed: State 
             stopped_by = "max_seconds"
             break
     history += _read(unread, run, squared_data, drifts)
-    if run.E is not None or run.apart:
+    if run.E is not None or run.statistics.apart:
         run.ranks.share_(run.D)
     if run.unit is not None:
         run.unit.settle_(run.Z)
@@ -374,7 +367,7 @@ def _revive_(run: _Run, dead: bool, duplicates: bool, least: float = 0.0) -> boo
     """Whether idle concepts were given rows; what is known of the factors is then made anew."""
     if not dead:
         return False
-    if run.apart:
+    if run.statistics.apart:
         run.ranks.share_(run.D)
     if run.unit is not None:
         run.unit.settle_(run.Z)

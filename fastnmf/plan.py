@@ -259,7 +259,7 @@ def predict(
     processes: int = 1,
 ) -> Plan:
     """The Plan of these choices, with its flops and the seconds an iteration should take."""
-    on = on or Machine()
+    on, splits = on or Machine(), False
     flops = half_step_flops(solver, codes, n, d, K, block, sweeps)
     seconds = half_step_seconds(solver, codes, n, d, K, block, piece_rows, itemsize, on, sweeps)
     if codes == "normal" and learn:
@@ -275,30 +275,25 @@ def predict(
         flops += half_step_flops(by, dictionary, d, n, K, block) - kept
         seconds += half_step_seconds(by, dictionary, d, n, K, block, d, itemsize, on)
         seconds -= kept / (on.gemm * on.threads * 4 / itemsize)
-        splits, saved = _splits(by, dictionary, d, K, block, itemsize, processes, on)
-        asked = dictionary, splits, d, K, block, itemsize, processes, on
-        seconds += exchange(*asked)[1] - saved
-    else:
-        splits = False
+        splits, shared = _sharing(by, dictionary, d, K, block, itemsize, processes, on)
+        seconds += shared
     return Plan(codes, dictionary, block, piece_rows, flops, splits=splits, seconds=seconds)
 
 
-def _splits(
+def _sharing(
     solver: str, dictionary: str, d: int, K: int, block: int, itemsize: int, processes: int, on
 ) -> tuple[bool, float]:
     """Whether processes make the dictionary half at some of the features each, given the statistics
-    of all, and the seconds that each then saves, but for those of the exchange."""
+    of all; and the seconds that it takes to share the fit, less those which that saves."""
+    asked = d, K, block, itemsize, processes, on
+    makes = exchange(dictionary, False, *asked)[1]
     if processes == 1 or dictionary == "residual":
-        return False, 0.0
+        return False, makes
     whole = half_step_seconds(solver, dictionary, d, 0, K, block, d, itemsize, on)
-    saved = whole * (1 - 1 / processes)
-    gathers, makes = (
-        exchange(dictionary, splits, d, K, block, itemsize, processes, on)[1]
-        for splits in (True, False)
-    )
+    gathers = exchange(dictionary, True, *asked)[1] - whole * (1 - 1 / processes)
     # the model does not know how often an exact solver changes its sets
-    splits = SOLVERS[solver].exact or saved > gathers - makes
-    return splits, saved if splits else 0.0
+    splits = SOLVERS[solver].exact or gathers < makes
+    return splits, gathers if splits else makes
 
 
 def exchange(

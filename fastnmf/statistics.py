@@ -24,7 +24,9 @@ class Statistics:
     sums (2, 4), of the codes and of the dictionary half, rows that have these names: ‖ΔF‖², ‖F‖²;
     ‖A − Z D‖² where the half-step comes by it, after the dictionary half always; and of the codes
     how far a residual had drifted, squared, where one that was carried was computed anew, of the
-    dictionary half twice the penalties of both factors. splits: as in Plan.
+    dictionary half twice the penalties of both factors. splits: as in Plan. apart: whether each of
+    several processes makes the dictionary by itself: on other processors it may differ by rounding,
+    and so may all that is derived from it.
     """
 
     def __init__(
@@ -41,11 +43,11 @@ class Statistics:
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         self.squared_data, self._dtype = squared_data, D.dtype
-        self._apart = moments is not None and not splits and not ranks.alone
+        self.apart = moments is not None and not splits and not ranks.alone
         # one piece of memory, perhaps with room for the sums of the codes, so that one call sums
         # all over processes
         self._moments_ = moments
-        sizes = K * d, K * K, len(self.codes) if self._apart else 0
+        sizes = K * d, K * K, len(self.codes) if self.apart else 0
         self._moments = D.new_zeros(sum(sizes) if moments else 0)
         self.cross = self.gram = None
         if moments:
@@ -90,11 +92,11 @@ class Statistics:
             return
         if self._empty:
             self._moments.zero_()
-        if self._apart:
+        if self.apart:
             self._room.copy_(self.codes)
         if self.cross is not None:
             self._ranks.sum_(self._moments)
-        if self._apart:
+        if self.apart:
             self.codes.copy_(self._room)
         if self._on_codes:
             self._ranks.sum_(self._loads)
@@ -132,7 +134,7 @@ class Statistics:
         """
         cross = (cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
-        once = self.squared_data if self._apart or self._ranks.rank == 0 else 0
+        once = self.squared_data if self.apart or self._ranks.rank == 0 else 0
         torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
 
 
