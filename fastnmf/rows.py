@@ -272,11 +272,14 @@ def gather(parts: deque[Part], dtype: torch.dtype, device: str | torch.device) -
 
 
 def tensor_of(part: Part) -> Tensor:
-    """The part as a tensor; an array is copied."""
+    """The part as a tensor; an array that torch cannot view is copied."""
     if isinstance(part, Tensor):
         return part
     # NumPy's long double is none of torch's types
-    number = part.dtype.newbyteorder("=") if part.itemsize <= 8 else np.float64
+    known = part.itemsize <= 8
+    if known and part.dtype.isnative and part.flags.c_contiguous and part.flags.writeable:
+        return torch.from_numpy(part)
+    number = part.dtype.newbyteorder("=") if known else np.float64
     return torch.from_numpy(np.array(part, dtype=number, order="C"))
 
 

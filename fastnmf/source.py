@@ -35,9 +35,8 @@ from .rows import (
 from .shards import Shard, in_memory, open_paths, paths_of
 from .solvers import squared_norm
 
-# entries read from a shard at once; converted by one thread, as torch does with no more than these
+# entries read from a shard at once
 _READ_ENTRIES = 1 << 19
-_CONVERTED = 1 << 15
 
 
 class Piece(NamedTuple):
@@ -232,7 +231,7 @@ def chunks_of(
         while taken < len(values):
             X = room() if X is None else X
             count = min(rows - filled, len(values) - taken)
-            _widen(values[taken : taken + count], X[filled : filled + count])
+            X[filled : filled + count].copy_(tensor_of(values[taken : taken + count]))
             taken, filled = taken + count, filled + count
             if filled == rows:
                 yield slice(first, first + rows), X
@@ -323,8 +322,7 @@ def _widened(source: Source) -> Iterator[Piece]:
     one buffer again and again."""
     held, entries = [], 0
     for values, place, first in source.pieces():
-        X = torch.empty(tuple(values.shape), dtype=compute_dtype(values))
-        _widen(values, X)
+        X = torch.empty(tuple(values.shape), dtype=compute_dtype(values)).copy_(tensor_of(values))
         if held and (held[0].place != place or held[0].values.dtype != X.dtype):
             yield _joined(held)
             held, entries = [], 0
@@ -341,16 +339,6 @@ def _joined(held: list[Piece]) -> Piece:
     if len(held) == 1:
         return held[0]
     return Piece(torch.cat([values for values, _, _ in held]), *held[0][1:])
-
-
-def _widen(values: Part, X: Tensor) -> None:
-    values = tensor_of(values)
-    if values.device.type != "cpu":
-        X.copy_(values)
-        return
-    step = max(1, _CONVERTED // max(1, X.shape[1]))
-    for i in range(0, len(X), step):
-        X[i : i + step].copy_(values[i : i + step])
 
 
 class _Check:

@@ -3,7 +3,10 @@ all, or nowhere."""
 
 from __future__ import annotations
 
+import functools
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ from .paths import check_output, folder_of, replacing
 
 # bytes in hand where all rows are gone through without the data
 _IN_HAND = 16 << 20
+# of madvise, Linux 5.14: make pages of a map present and writable, or say why that cannot be
+_POPULATE_WRITE = 23
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class InMemory:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Rows (n, K) in a .npy file, read and written by the system's calls: pages of a map would
-    count as memory of the process. place: the name the file will have."""
+    """Rows (n, K) in a .npy file. What is computed with is held in a map of it and then let go, as
+    the pages of a map count as memory of the process; all else is read and written by the system's
+    calls. place: the name the file will have."""
 
     file: Path
     place: str
@@ -58,10 +64,10 @@ class OnDisk:
     dtype: torch.dtype
     offset: int
 
-    def load(self, part: slice, into: Tensor | None = None) -> Tensor:
-        """A copy of these rows, on the CPU; in the first of `into` where that is given."""
-        K, rows = self.shape[1], part.stop - part.start
-        Z = torch.empty(rows, K, dtype=self.dtype) if into is None else into[:rows]
+    def load(self, part: slice) -> Tensor:
+        """A copy of these rows, on the CPU."""
+        K = self.shape[1]
+        Z = torch.empty(part.stop - part.start, K, dtype=self.dtype)
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.offset + part.start * K * self.dtype.itemsize)
             left = memoryview(Z.numpy().reshape(-1).view(np.uint8))
@@ -73,10 +79,59 @@ class OnDisk:
                 left = left[taken:]
         return Z
 
+    def hold(self, part: slice) -> Tensor:
+        """These rows in the file itself, where the system makes sure beforehand that they can be
+        written, else a copy; to be saved or let go, in whole."""
+        if self._rows is not None:
+            try:
+                self._advise(part, _POPULATE_WRITE)
+                return self._rows[part]
+            except OSError:
+                # such as a disk that is full: what writes will say so
+                pass
+        return self.load(part)
+
     def save(self, part: slice, Z: Tensor) -> None:
+        """Z becomes these rows. They are let go."""
+        if not self._maps or Z.data_ptr() != self._rows[part].data_ptr():
+            with open(self.file, "r+b") as file:
+                file.seek(self.offset + part.start * self.shape[1] * self.dtype.itemsize)
+                Z.cpu().contiguous().numpy().tofile(file)
+        self.let_go(part)
+
+    def let_go(self, part: slice) -> None:
+        """What `hold` gave is not read any more, nor written."""
+        if self._maps:
+            self._advise(part, mmap.MADV_DONTNEED)
+
+    @functools.cached_property
+    def _map(self) -> mmap.mmap:
         with open(self.file, "r+b") as file:
-            file.seek(self.offset + part.start * self.shape[1] * self.dtype.itemsize)
-            Z.cpu().contiguous().numpy().tofile(file)
+            return mmap.mmap(file.fileno(), 0)
+
+    @functools.cached_property
+    def _rows(self) -> Tensor | None:
+        """All rows in the map, where there can be one."""
+        n, K = self.shape
+        if sys.platform != "linux" or n * K == 0:
+            return None
+        try:
+            numbers = torch.frombuffer(self._map, dtype=self.dtype, count=n * K, offset=self.offset)
+        except OSError:
+            return None
+        return numbers.view(n, K)
+
+    @property
+    def _maps(self) -> bool:
+        """Whether there is a map."""
+        return self.__dict__.get("_rows") is not None
+
+    def _advise(self, part: slice, advice: int) -> None:
+        row = self.shape[1] * self.dtype.itemsize
+        start, stop = (self.offset + at * row for at in (part.start, part.stop))
+        start -= start % mmap.PAGESIZE
+        if stop > start:
+            self._map.madvise(advice, start, stop - start)
 
     def each_(self, change: Callable[[slice, Tensor], None]) -> None:
         """Call change(part, Z[part]), which changes it in place, for all rows in order."""

@@ -3,7 +3,6 @@ that belong to them."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -68,11 +67,8 @@ class Stream:
             X = self._on_device(room, host)
             Z = None if codes is None else self._codes(codes, X, loaded)
             yield part, X, Z
-            if isinstance(codes, OnDisk) and save:
-                self._ahead.later(codes.save, part, Z.cpu())
-            if self.A is None:
-                # what was made of the chunk is not in use
-                give_back()
+            if isinstance(codes, OnDisk):
+                self._ahead.later(*((codes.save, part, Z.cpu()) if save else (codes.let_go, part)))
         self._ahead.settle()
         self.passes += 1
 
@@ -84,7 +80,7 @@ class Stream:
 
     def _read(self, codes: Store | None) -> Iterator:
         """In the thread: a chunk, the room it is in, and its codes as they are stored."""
-        load = self._loading(codes)
+        load = _loading(codes)
         if self.A is not None:
             for part in row_blocks(self.n_here, self.chunk_rows):
                 yield part, (None, self.A[part]), load(part)
@@ -99,16 +95,9 @@ class Stream:
             return self._rooms[turn].host
 
         for part, host in chunks_of(self._source, self.chunk_rows, room):
+            # what was made of earlier chunks is not in use
+            give_back()
             yield part, (self._rooms[turn], host), load(part)
-
-    def _loading(self, codes: Store | None) -> Callable[[slice], Tensor | None]:
-        """What gives the codes of a chunk as they are stored. Those of a file are in one of two
-        rooms: what became of a chunk is saved before the next but one is loaded."""
-        if not isinstance(codes, OnDisk):
-            return lambda part: None if codes is None else codes.load(part)
-        shape = self.chunk_rows, codes.shape[1]
-        rooms = itertools.cycle([torch.empty(shape, dtype=codes.dtype) for _ in range(2)])
-        return lambda part: codes.load(part, next(rooms))
 
     def _room(self) -> _Room:
         pinned = self.device.type == "cuda"
@@ -129,6 +118,13 @@ class Stream:
 
     def _codes(self, codes: Store, X: Tensor, loaded: Tensor | None) -> Tensor:
         return codes.encode(X) if isinstance(codes, NotKept) else loaded.to(self.device)
+
+
+def _loading(codes: Store | None) -> Callable[[slice], Tensor | None]:
+    """What gives the codes of a chunk as they are stored."""
+    if isinstance(codes, OnDisk):
+        return codes.hold
+    return lambda part: None if codes is None else codes.load(part)
 
 
 @dataclass

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from oracle import relative_difference
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastnmf import NMF, InvalidInput, budget, cli, source
+from fastnmf import NMF, InvalidInput, budget, cli, source, store
 from fastnmf.ahead import Ahead
 from fastnmf.budget import Needs
 from fastnmf.solvers import SOLVERS
@@ -531,6 +533,20 @@ def test_fault_of_what_is_done_later_is_raised():
             ahead.settle()
 
 
+def test_thread_that_reads_has_one_processor():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Ahead() as ahead:
+            told = list(ahead(torch.get_num_threads() for _ in range(3)))
+            assert torch.get_num_threads() == 3
+        assert told == [1, 1, 1]
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 32, 33, 47, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_draws_in_groups_are_one_draw(n, dtype):
@@ -554,20 +570,34 @@ def test_written_file_is_a_whole_one(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_codes_are_read_into_what_is_given(tmp_path, dtype):
-    with written(tmp_path / "Z.npy", (5, 3), dtype) as store:
-        Z = torch.arange(15).reshape(5, 3).to(dtype)
-        store.save(slice(0, 5), Z)
-        room = torch.full((4, 3), -1, dtype=dtype)
-        loaded = store.load(slice(2, 5), room)
-        assert loaded.data_ptr() == room.data_ptr()
-        assert torch.equal(loaded, Z[2:])
-        assert torch.equal(room[3], torch.full((3,), -1, dtype=dtype))
-        assert store.load(slice(2, 2), room).shape == (0, 3)
-        assert torch.equal(store.load(slice(0, 5)), Z)
-        store.file.write_bytes(store.file.read_bytes()[:-8])
-        with pytest.raises(OSError, match="has become shorter"):
-            store.load(slice(0, 5))
+@pytest.mark.parametrize("advice", [store._POPULATE_WRITE, 9999], ids=["map", "no map"])
+def test_codes_that_are_held_are_those_of_the_file(tmp_path, dtype, advice, monkeypatch):
+    monkeypatch.setattr(store, "_POPULATE_WRITE", advice)
+    # of more than a page, with bounds inside of pages
+    n, K, part, rest = 4001, 3, slice(1502, 3001), slice(3001, 4001)
+    with written(tmp_path / "Z.npy", (n, K), dtype) as codes:
+        Z = (torch.arange(n * K) % 500).reshape(n, K).to(dtype)
+        codes.save(slice(0, n), Z)
+        held = codes.hold(part)
+        assert torch.equal(held, Z[part])
+        assert codes.hold(slice(2, 2)).shape == (0, K)
+        codes.hold(rest).add_(1)
+        codes.let_go(rest)
+        held.mul_(2)
+        codes.save(part, held)
+        # and from elsewhere
+        codes.save(slice(0, 2), torch.full((2, K), 7, dtype=dtype))
+        expected = Z.clone()
+        expected[part] *= 2
+        expected[:2] = 7
+        if sys.platform == "linux" and advice != 9999:
+            expected[rest] += 1
+        assert torch.equal(codes.load(slice(0, n)), expected)
+        assert torch.equal(codes.hold(slice(0, n)), expected)
+        os.truncate(codes.file, codes.file.stat().st_size - (1 << 14))
+        for read in (codes.hold, codes.load):
+            with pytest.raises(OSError, match="has become shorter"):
+                read(slice(0, n))
 
 
 def test_command_line_streams(tmp_path, monkeypatch, capsys):
