@@ -17,6 +17,11 @@ from .source import Source, Summary, chunks_of, held_by
 from .store import NotKept, OnDisk, Store, row_blocks
 
 
+# chunks after which what was freed is given back: the next ones would use it, and taking it anew
+# for each of them made fits up to 5 % slower
+_GIVEN_BACK = 8
+
+
 class Stream:
     """A (n, d), checked, of which chunk_rows rows are in hand and as many are being read.
 
@@ -94,9 +99,10 @@ class Stream:
                 self._rooms[turn].copied.synchronize()
             return self._rooms[turn].host
 
-        for part, host in chunks_of(self._source, self.chunk_rows, room):
-            # what was made of earlier chunks is not in use
-            give_back()
+        chunks = chunks_of(self._source, self.chunk_rows, room)
+        for number, (part, host) in enumerate(chunks):
+            if number % _GIVEN_BACK == 0:
+                give_back()
             yield part, (self._rooms[turn], host), load(part)
 
     def _room(self) -> _Room:
