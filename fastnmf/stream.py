@@ -16,7 +16,6 @@ from .rows import Rows
 from .source import Source, Summary, chunks_of, held_by
 from .store import NotKept, OnDisk, Store, row_blocks
 
-
 # chunks after which what was freed is given back: the next ones would use it, and taking it anew
 # for each of them made fits up to 5 % slower
 _GIVEN_BACK = 8
