@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -19,6 +20,10 @@ from .errors import InvalidInput
 
 # for so long a process that waits for others handles no signals
 _UNINTERRUPTED = timedelta(seconds=1)
+# seconds that it waits for others awake: to fall asleep and be woken takes about as long as what is
+# waited for, and longer where the one that is woken waits for a processor
+_AWAKE = 2e-3
+_give_way = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 
 class Ranks:
@@ -214,6 +219,9 @@ class Ranks:
         if distributed.get_backend(self.group) != "gloo":
             work.wait()
             return
+        asleep = time.perf_counter() + _AWAKE
+        while not work.is_completed() and time.perf_counter() < asleep:
+            _give_way()
         while not work.is_completed():
             # that it took longer, or what went wrong, which is raised below
             with suppress(RuntimeError):

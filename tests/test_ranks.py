@@ -255,6 +255,9 @@ def test_fit_of_several_processes_is_that_of_one(size, name, shared):
             ("mean_l0", one_row),
         ]:
             assert told[measured] == pytest.approx(getattr(info, measured), rel=1e-3, abs=apart)
+        changes = [iteration["relative_change"] for iteration in told["history"]]
+        expected = [iteration.relative_change for iteration in info.history]
+        assert changes == pytest.approx(expected, rel=1e-2, abs=rounding / 10)
         last = told["history"][-1]["relative_objective"]
         assert last == pytest.approx(info.history[-1].relative_objective, rel=1e-3, abs=rounding)
     codes = torch.cat([result["Z"] for result in results])
