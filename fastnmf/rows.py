@@ -239,10 +239,9 @@ def product(X: Tensor, B: Tensor) -> Tensor:
 def in_place(part: Part, dtype: torch.dtype, device: str | torch.device) -> Tensor | None:
     """The part itself as a tensor when it can be used where it lies, else None."""
     if not isinstance(part, Tensor):
-        whole = all(stride >= 0 and stride % part.itemsize == 0 for stride in part.strides)
         known = part.dtype in (np.float32, np.float64)
         # a map is read once: its file may be slow, or change
-        if isinstance(part, np.memmap) or not (whole and known and part.flags.writeable):
+        if isinstance(part, np.memmap) or not (known and _viewable(part)):
             return None
         part = torch.from_numpy(part)
     # 'cuda' names no index, so compare with where a new tensor would lie
@@ -277,10 +276,16 @@ def tensor_of(part: Part) -> Tensor:
         return part
     # NumPy's long double is none of torch's types
     known = part.itemsize <= 8
-    if known and part.dtype.isnative and part.flags.c_contiguous and part.flags.writeable:
+    if known and part.dtype.isnative and part.flags.c_contiguous and _viewable(part):
         return torch.from_numpy(part)
     number = part.dtype.newbyteorder("=") if known else np.float64
     return torch.from_numpy(np.array(part, dtype=number, order="C"))
+
+
+def _viewable(array: np.ndarray) -> bool:
+    """Whether torch can view these strides: a single row may be contiguous with any at all."""
+    whole = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    return whole and array.flags.writeable
 
 
 def check_values(rows: Rows, name: str, numpy_like: bool, signed: bool) -> None:

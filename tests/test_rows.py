@@ -160,6 +160,20 @@ def test_read_rows_takes_arrays_of_any_strides(view):
     np.testing.assert_array_equal(read(view(EXPECTED)).A.numpy(), view(EXPECTED))
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i4"])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_read_rows_takes_single_rows_of_any_strides(dtype, narrow):
+    """They are contiguous, as NumPy sees it, and no strides for torch."""
+    backwards = EXPECTED.astype(dtype)[::-1]
+    records = np.zeros(7, dtype=[("label", "i1"), ("vector", dtype, (5,))])
+    records["vector"] = backwards
+    for A in (backwards, records["vector"]):
+        np.testing.assert_array_equal(read(A, narrow=narrow).A.numpy(), backwards)
+        np.testing.assert_array_equal(
+            read([A[i : i + 1] for i in range(7)], narrow=narrow).A.numpy(), backwards
+        )
+
+
 def test_read_rows_takes_field_of_records():
     records = np.zeros(6, dtype=[("label", "i1"), ("vector", "f4", (3,))])
     records["vector"] = EXPECTED[:6, :3]
