@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ import torch
 
 T = TypeVar("T")
 _END = object()
+# while the number of threads of all is another
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Ahead:
@@ -34,12 +37,14 @@ class Ahead:
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(1, thread_name_prefix="fastnmf-ahead")
         # a thread takes the number of all when it is first asked for it, and then keeps its own
-        pool.submit(torch.get_num_threads).result()
-        pool.submit(torch.set_num_threads, 1).result()
-        torch.set_num_threads(threads)
+        torch.get_num_threads()
+        with _ONE_AT_A_TIME, ThreadPoolExecutor(1) as another:
+            of_all = pool.submit(torch.get_num_threads).result()
+            pool.submit(torch.set_num_threads, 1).result()
+            # the caller may have a number of its own
+            another.submit(torch.set_num_threads, of_all).result()
         return pool
 
     def __call__(self, items: Iterator[T]) -> Iterator[T]:

@@ -113,7 +113,7 @@ class OnDisk:
     def _rows(self) -> Tensor | None:
         """All rows in the map, where there can be one."""
         n, K = self.shape
-        if sys.platform != "linux" or n * K == 0:
+        if sys.platform != "linux" or n * K == 0 or _address_space_is_limited():
             return None
         try:
             numbers = torch.frombuffer(self._map, dtype=self.dtype, count=n * K, offset=self.offset)
@@ -189,6 +189,14 @@ def mapped(path: Path) -> Tensor:
 
 def row_blocks(n: int, rows: int) -> Iterator[slice]:
     return (slice(i, min(i + rows, n)) for i in range(0, n, rows))
+
+
+def _address_space_is_limited() -> bool:
+    """Whether a map of a whole file takes what others may need: `ulimit -v`."""
+    # no module of Windows
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _number(dtype: torch.dtype) -> np.dtype:

@@ -658,6 +658,47 @@ def large_file(tmp_path_factory):
     path.unlink()
 
 
+def test_reading_ahead_leaves_other_threads_their_number():
+    """A thread may have another number of threads than those that are begun later."""
+    before, counts = torch.get_num_threads(), []
+
+    def reads():
+        torch.get_num_threads()
+        torch.set_num_threads(before + 1)
+        pool.submit(torch.set_num_threads, before + 2).result()
+        with Ahead() as ahead:
+            list(ahead(iter(range(3))))
+            counts.append(ahead._pool.submit(torch.get_num_threads).result())
+        counts.append(torch.get_num_threads())
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            for work in (reads, lambda: counts.append(torch.get_num_threads())):
+                thread = threading.Thread(target=work)
+                thread.start()
+                thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert counts == [1, before + 1, before + 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files are not mapped")
+def test_limited_address_space_is_not_taken_by_a_map_of_the_codes(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    for limit, maps in ((limits, True), ((1 << 46, limits[1]), False)):
+        with written(tmp_path / "Z.npy", (100, 3), torch.float32) as codes:
+            resource.setrlimit(resource.RLIMIT_AS, limit)
+            try:
+                Z = codes.hold(slice(10, 20))
+                mapped = open("/proc/self/maps").read()
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, limits)
+            codes.save(slice(10, 20), Z.add_(1))
+            assert (str(codes.file) in mapped) == maps
+        assert np.load(tmp_path / "Z.npy").sum() == 30
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("case", ["Z.npy nndsvda", " spread"])
 def test_process_grows_by_less_than_max_memory(case, large_file, tmp_path, fresh):
