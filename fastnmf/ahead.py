@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-import torch
-
 T = TypeVar("T")
 _END = object()
-# while the number of threads of all is another
-_ONE_AT_A_TIME = threading.Lock()
 
 
 class Ahead:
     """A context with one thread, which ends with it however it ends.
 
     What is raised in the thread is raised where its item, or the next call of `later`, is awaited.
-    What torch does in the thread it does alone: with threads of its own there would be more of them
-    than processors, where OpenMP's no longer wait for work but sleep after every operation, which
-    takes a fifth of a fit (measured, libgomp on 2 cores).
     """
 
     def __init__(self) -> None:
         self._later: Future | None = None
 
     def __enter__(self) -> Ahead:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fastnmf-ahead")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if "_pool" in self.__dict__:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    @functools.cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        pool = ThreadPoolExecutor(1, thread_name_prefix="fastnmf-ahead")
-        # a thread takes the number of all when it is first asked for it, and then keeps its own
-        torch.get_num_threads()
-        with _ONE_AT_A_TIME, ThreadPoolExecutor(1) as another:
-            of_all = pool.submit(torch.get_num_threads).result()
-            pool.submit(torch.set_num_threads, 1).result()
-            # the caller may have a number of its own
-            another.submit(torch.set_num_threads, of_all).result()
-        return pool
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, items: Iterator[T]) -> Iterator[T]:
         """The items; while one is used the next is made. Two exist at a time."""

@@ -354,13 +354,11 @@ def _step_(run: _Run) -> None:
         run.ahead.begin_(run.D)
     run.statistics.clear_()
     _update_codes_(run)
-    if run.ahead is not None:
-        run.ahead.measure_(run.statistics.codes)
     run.statistics.reduce_()
     if run.learn:
         _update_dictionary_(run)
-    if run.ahead is not None and run.ahead.end_(run.codes, run.D, run.statistics.codes):
-        # what was known before is that of all processes by now
+    if run.ahead is not None:
+        run.ahead.end_(run.codes, run.D, run.statistics.codes)
         run.ranks.sum_(run.statistics.codes[:2])
     run.swept = True
 
@@ -561,7 +559,7 @@ def _update_by_residual_(run: _Run, solver: str, sums: Tensor, penalty: Penalty)
     elif run.ahead is not None:
         # it is judged by the error of the pair, not of the dictionary before
         sums[2] = squared_error(run.rows, run.codes, D, run.plan.piece_rows)
-        run.ranks.sum_(run.statistics.sums)
+        run.ranks.sum_(sums[2])
 
 
 def _read(unread: list, run: _Run, squared_data: float, drifts: list[float]) -> list[Iteration]:

@@ -78,36 +78,11 @@ class Extrapolation:
         swept, before = self._swept[rows].T, self._Z[rows].T
         return swept, self._step, self._least_share, before, self._sums
 
-    def measure_(self, sums: Tensor) -> None:
-        """After the half on the codes: sums become ‖ΔZ‖² and ‖Z‖² of the iteration, where they are
-        known by now."""
-        if self._sums is not None:
+    def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> None:
+        """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
+        ‖Z‖² of the whole iteration."""
+        if not self._balance_(Z, D, sums):
             sums[:2] = self._sums
-
-    def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> bool:
-        """After both halves: give concepts that grew or shrank the norm of their start again, and
-        their codes the inverse. Whether sums then became ‖ΔZ‖² and ‖Z‖² of the whole iteration: not
-        where nothing was scaled, and that is known.
-
-        What grows in one factor and shrinks in the other changes no error, so no β would bound it:
-        extrapolated, it doubles in every iteration.
-        """
-        norms = torch.linalg.vector_norm(D, dim=1)
-        alive = (norms > 0) & (self._norms > 0)
-        scale = torch.where(alive, norms / self._norms, 1)
-        grew = ((scale - 1).abs() > _MOST_GROWTH).any()
-        if self._asks:
-            if not grew:
-                return False
-        else:
-            scale = torch.where(grew, scale, 1)
-        sums[:2].zero_()
-        # in the pieces that they move on in, so that all sum to the same bits
-        for rows in row_blocks(len(Z), self._piece_rows):
-            F, swept, before = (codes[rows].T for codes in (Z, self._swept, self._Z))
-            self._ops["rescale_"](F, swept, scale, before, sums)
-        D.div_(scale[:, None])
-        return True
 
     def rose(self, relative_error: float) -> bool:
         """Whether the error of the pair is above that of the one before, by more than rounding; β
@@ -148,3 +123,27 @@ class Extrapolation:
             F.copy_(state[kept])
         numbers = state["numbers"].tolist()
         self._beta, self._bound, self._beta_before, self._squared_error = numbers
+
+    def _balance_(self, Z: Tensor, D: Tensor, sums: Tensor) -> bool:
+        """Give concepts that grew or shrank their norm again, and their codes the inverse; whether
+        that was done, and sums written.
+
+        What grows in one factor and shrinks in the other changes no error, so no β would bound it:
+        extrapolated, it doubles in every iteration.
+        """
+        norms = torch.linalg.vector_norm(D, dim=1)
+        alive = (norms > 0) & (self._norms > 0)
+        scale = torch.where(alive, norms / self._norms, 1)
+        grew = ((scale - 1).abs() > _MOST_GROWTH).any()
+        if self._asks:
+            if not grew:
+                return False
+        else:
+            scale = torch.where(grew, scale, 1)
+        sums[:2].zero_()
+        # in the pieces that they move on in, so that all sum to the same bits
+        for rows in row_blocks(len(Z), self._piece_rows):
+            F, swept, before = (codes[rows].T for codes in (Z, self._swept, self._Z))
+            self._ops["rescale_"](F, swept, scale, before, sums)
+        D.div_(scale[:, None])
+        return True

@@ -35,8 +35,11 @@ from .rows import (
 from .shards import Shard, in_memory, open_paths, paths_of
 from .solvers import squared_norm
 
-# entries read from a shard at once
+# entries read from a shard at once; copied by one thread, as torch does with no more than these:
+# with some of OpenMP's for the thread that reads there would be more than processors, and then all
+# sleep after every operation (measured, libgomp: an iteration takes 1.11 times as long)
 _READ_ENTRIES = 1 << 19
+_COPIED = 1 << 15
 
 
 class Piece(NamedTuple):
@@ -231,7 +234,7 @@ def chunks_of(
         while taken < len(values):
             X = room() if X is None else X
             count = min(rows - filled, len(values) - taken)
-            X[filled : filled + count].copy_(tensor_of(values[taken : taken + count]))
+            _copy(values[taken : taken + count], X[filled : filled + count])
             taken, filled = taken + count, filled + count
             if filled == rows:
                 yield slice(first, first + rows), X
@@ -322,13 +325,14 @@ def _widened(source: Source) -> Iterator[Piece]:
     one buffer again and again."""
     held, entries = [], 0
     for values, place, first in source.pieces():
-        X = torch.empty(tuple(values.shape), dtype=compute_dtype(values)).copy_(tensor_of(values))
+        X = torch.empty(tuple(values.shape), dtype=compute_dtype(values))
+        _copy(values, X)
         if held and (held[0].place != place or held[0].values.dtype != X.dtype):
             yield _joined(held)
             held, entries = [], 0
         held.append(Piece(X, place, first))
         entries += X.numel()
-        if entries >= _READ_ENTRIES:
+        if entries > _READ_ENTRIES // 2:
             yield _joined(held)
             held, entries = [], 0
     if held:
@@ -338,7 +342,23 @@ def _widened(source: Source) -> Iterator[Piece]:
 def _joined(held: list[Piece]) -> Piece:
     if len(held) == 1:
         return held[0]
-    return Piece(torch.cat([values for values, _, _ in held]), *held[0][1:])
+    (X, place, first), rows = held[0], [len(values) for values, _, _ in held]
+    joined = torch.empty(sum(rows), X.shape[1], dtype=X.dtype)
+    for (values, _, _), part in zip(held, joined.split(rows), strict=True):
+        _copy(values, part)
+    return Piece(joined, place, first)
+
+
+def _copy(values: Part, X: Tensor) -> None:
+    """X ← values, widened."""
+    values = tensor_of(values)
+    if values.device.type != "cpu":
+        X.copy_(values)
+        return
+    step = max(1, _COPIED // max(1, X.shape[1]))
+    for i in range(0, len(X), step):
+        for j in range(0, X.shape[1], _COPIED):
+            X[i : i + step, j : j + _COPIED].copy_(values[i : i + step, j : j + _COPIED])
 
 
 class _Check:

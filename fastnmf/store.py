@@ -20,8 +20,9 @@ from .paths import check_output, folder_of, replacing
 
 # bytes in hand where all rows are gone through without the data
 _IN_HAND = 16 << 20
-# of madvise, Linux 5.14: make pages of a map present and writable, or say why that cannot be
-_POPULATE_WRITE = 23
+# of madvise, Linux 5.14: make pages of a map present, to be read or written, or say why that cannot
+# be
+_POPULATE_READ, _POPULATE_WRITE = 22, 23
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,12 @@ class OnDisk:
                 left = left[taken:]
         return Z
 
-    def hold(self, part: slice) -> Tensor:
+    def hold(self, part: slice, writes: bool = True) -> Tensor:
         """These rows in the file itself, where the system makes sure beforehand that they can be
-        written, else a copy; to be saved or let go, in whole."""
+        read or written, else a copy; to be saved or let go, in whole."""
         if self._rows is not None:
             try:
-                self._advise(part, _POPULATE_WRITE)
+                self._advise(part, _POPULATE_WRITE if writes else _POPULATE_READ)
                 return self._rows[part]
             except OSError:
                 # such as a disk that is full: what writes will say so

@@ -3,6 +3,7 @@ that belong to them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class Stream:
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """One pass: (which of the rows here, X, their codes) on the device; what became of the
         codes is kept unless save is False. A chunk is valid until the next one is asked for."""
-        chunks = self._read(codes)
+        chunks = self._read(codes, save)
         # what is in memory need not be waited for
         waits = self.A is None or isinstance(codes, OnDisk)
         for part, (room, host), loaded in self._ahead(chunks) if waits else chunks:
@@ -82,9 +83,9 @@ class Stream:
         """What the engine goes through in each iteration. E (n, d): where the residual is kept."""
         return Pieces(self, codes, piece_rows, save, E)
 
-    def _read(self, codes: Store | None) -> Iterator:
+    def _read(self, codes: Store | None, save: bool) -> Iterator:
         """In the thread: a chunk, the room it is in, and its codes as they are stored."""
-        load = _loading(codes)
+        load = _loading(codes, save)
         if self.A is not None:
             for part in row_blocks(self.n_here, self.chunk_rows):
                 yield part, (None, self.A[part]), load(part)
@@ -125,10 +126,10 @@ class Stream:
         return codes.encode(X) if isinstance(codes, NotKept) else loaded.to(self.device)
 
 
-def _loading(codes: Store | None) -> Callable[[slice], Tensor | None]:
+def _loading(codes: Store | None, save: bool) -> Callable[[slice], Tensor | None]:
     """What gives the codes of a chunk as they are stored."""
     if isinstance(codes, OnDisk):
-        return codes.hold
+        return functools.partial(codes.hold, writes=save)
     return lambda part: None if codes is None else codes.load(part)
 
 

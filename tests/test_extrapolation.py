@@ -191,18 +191,18 @@ def test_change_told_is_that_of_the_whole_iteration(
 ):
     """Of codes moved on, balanced or not, taken back or not, wherever it is measured."""
     monkeypatch.setattr(sweeps, "LEAST_ROWS", least_rows)
-    balanced, end_ = [], Extrapolation.end_
+    balanced, balance_ = [], Extrapolation._balance_
     taken, take_back_ = [], Extrapolation.take_back_
 
     def watched(self, *given):
-        balanced.append(end_(self, *given))
+        balanced.append(balance_(self, *given))
         return balanced[-1]
 
     def taking(self, Z, D):
         taken.append(True)
         take_back_(self, Z, D)
 
-    monkeypatch.setattr(Extrapolation, "end_", watched)
+    monkeypatch.setattr(Extrapolation, "_balance_", watched)
     monkeypatch.setattr(Extrapolation, "take_back_", taking)
     A = torch.tensor(low_rank(), dtype=dtype)[:200, :70]
     A[3:9] = 0
@@ -243,7 +243,7 @@ def test_concepts_have_the_norm_of_their_start_after_an_iteration():
     product = Z @ D
     ahead.begin_(D.clone())
     ahead.keep_codes_(Z, slice(0, 7))
-    assert ahead.end_(Z, D, torch.zeros(4, dtype=torch.float64))
+    ahead.end_(Z, D, torch.zeros(4, dtype=torch.float64))
     assert torch.allclose(Z @ D, product)
     assert torch.allclose(D.norm(dim=1)[:2], norms[:2])
     assert (D[2] == 0).all()
@@ -264,7 +264,6 @@ def test_error_that_rises_takes_the_pair_back():
             ahead.move_codes_(Z[rows], rows)
         # another direction, as long as before
         D.copy_(D.flip(0) / D.flip(0).norm(dim=1, keepdim=True) * D.norm(dim=1, keepdim=True))
-        ahead.measure_(sums)
         ahead.end_(Z, D, sums)
         return swept, (Z.clone(), D.clone()), ahead.rose(error)
 

@@ -6,7 +6,6 @@ import itertools
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -533,18 +532,36 @@ def test_fault_of_what_is_done_later_is_raised():
             ahead.settle()
 
 
-def test_thread_that_reads_has_one_processor():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with Ahead() as ahead:
-            told = list(ahead(torch.get_num_threads() for _ in range(3)))
-            assert torch.get_num_threads() == 3
-        assert told == [1, 1, 1]
-        with ThreadPoolExecutor(1) as another:
-            assert another.submit(torch.get_num_threads).result() == 3
-    finally:
-        torch.set_num_threads(before)
+THREADS = """
+import os, sys, torch
+torch.set_num_threads(2)
+from fastnmf.ahead import Ahead
+from fastnmf.source import chunks_of, take
+def threads():
+    return len(os.listdir("/proc/self/task"))
+torch.rand(4000, 300).exp_()
+before, seen = threads(), []
+with Ahead() as ahead:
+    source, summary = take(sys.argv[1], ahead, keep=lambda *_: False, device="cpu")
+    seen.append(threads())
+    room = torch.empty(1000, summary.d)
+    for _ in ahead(chunks_of(source, len(room), lambda: room)):
+        seen.append(threads())
+print(max(seen) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("shape", [(6000, 384), (100, 100_000)])
+@pytest.mark.parametrize("rows", [50, 10_000])
+def test_reading_begins_one_thread(shape, rows, tmp_path, fresh):
+    """With more than there are processors all would sleep after every operation."""
+    A = np.random.default_rng(0).random(shape).astype(np.float16)
+    for first in range(0, len(A), rows):
+        np.save(tmp_path / f"{first:06}.npy", A[first : first + rows])
+    ran = fresh(THREADS, str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) == 1
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 32, 33, 47, 100])
@@ -570,14 +587,17 @@ def test_written_file_is_a_whole_one(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-@pytest.mark.parametrize("advice", [store._POPULATE_WRITE, 9999], ids=["map", "no map"])
-def test_codes_that_are_held_are_those_of_the_file(tmp_path, dtype, advice, monkeypatch):
-    monkeypatch.setattr(store, "_POPULATE_WRITE", advice)
+@pytest.mark.parametrize("maps", [True, False], ids=["map", "no map"])
+def test_codes_that_are_held_are_those_of_the_file(tmp_path, dtype, maps, monkeypatch):
+    for advice in () if maps else ("_POPULATE_READ", "_POPULATE_WRITE"):
+        monkeypatch.setattr(store, advice, 9999)
     # of more than a page, with bounds inside of pages
     n, K, part, rest = 4001, 3, slice(1502, 3001), slice(3001, 4001)
     with written(tmp_path / "Z.npy", (n, K), dtype) as codes:
         Z = (torch.arange(n * K) % 500).reshape(n, K).to(dtype)
         codes.save(slice(0, n), Z)
+        assert torch.equal(codes.hold(rest, writes=False), Z[rest])
+        codes.let_go(rest)
         held = codes.hold(part)
         assert torch.equal(held, Z[part])
         assert codes.hold(slice(2, 2)).shape == (0, K)
@@ -590,7 +610,7 @@ def test_codes_that_are_held_are_those_of_the_file(tmp_path, dtype, advice, monk
         expected = Z.clone()
         expected[part] *= 2
         expected[:2] = 7
-        if sys.platform == "linux" and advice != 9999:
+        if sys.platform == "linux" and maps:
             expected[rest] += 1
         assert torch.equal(codes.load(slice(0, n)), expected)
         assert torch.equal(codes.hold(slice(0, n)), expected)
@@ -656,30 +676,6 @@ def large_file(tmp_path_factory):
     assert file.nbytes > 1.5 * MOST
     yield path
     path.unlink()
-
-
-def test_reading_ahead_leaves_other_threads_their_number():
-    """A thread may have another number of threads than those that are begun later."""
-    before, counts = torch.get_num_threads(), []
-
-    def reads():
-        torch.get_num_threads()
-        torch.set_num_threads(before + 1)
-        pool.submit(torch.set_num_threads, before + 2).result()
-        with Ahead() as ahead:
-            list(ahead(iter(range(3))))
-            counts.append(ahead._pool.submit(torch.get_num_threads).result())
-        counts.append(torch.get_num_threads())
-
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            for work in (reads, lambda: counts.append(torch.get_num_threads())):
-                thread = threading.Thread(target=work)
-                thread.start()
-                thread.join()
-    finally:
-        torch.set_num_threads(before)
-    assert counts == [1, before + 1, before + 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files are not mapped")
