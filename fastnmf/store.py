@@ -20,8 +20,7 @@ from .paths import check_output, folder_of, replacing
 
 # bytes in hand where all rows are gone through without the data
 _IN_HAND = 16 << 20
-# of madvise, Linux 5.14: make pages of a map present, to be read or written, or say why that cannot
-# be
+# of madvise, Linux 5.14: make pages of a map present, or say why they cannot be read or written
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
 
 
@@ -67,18 +66,11 @@ class OnDisk:
 
     def load(self, part: slice) -> Tensor:
         """A copy of these rows, on the CPU."""
-        K = self.shape[1]
-        Z = torch.empty(part.stop - part.start, K, dtype=self.dtype)
-        with open(self.file, "rb", buffering=0) as file:
-            file.seek(self.offset + part.start * K * self.dtype.itemsize)
-            left = memoryview(Z.numpy().reshape(-1).view(np.uint8))
-            while left:
-                # as many as the system gives at once
-                taken = file.readinto(left)
-                if not taken:
-                    raise OSError(f"{self.file} has become shorter; leave it as it is")
-                left = left[taken:]
-        return Z
+        count = (part.stop - part.start) * self.shape[1]
+        numbers = np.fromfile(self.file, _number(self.dtype), count, offset=self._at(part.start))
+        if len(numbers) < count:
+            raise OSError(f"{self.file} has become shorter; leave it as it is")
+        return torch.from_numpy(numbers.reshape(-1, self.shape[1]))
 
     def hold(self, part: slice, writes: bool = True) -> Tensor:
         """These rows in the file itself, where the system makes sure beforehand that they can be
@@ -96,7 +88,7 @@ class OnDisk:
         """Z becomes these rows. They are let go."""
         if not self._maps or Z.data_ptr() != self._rows[part].data_ptr():
             with open(self.file, "r+b") as file:
-                file.seek(self.offset + part.start * self.shape[1] * self.dtype.itemsize)
+                file.seek(self._at(part.start))
                 Z.cpu().contiguous().numpy().tofile(file)
         self.let_go(part)
 
@@ -128,11 +120,14 @@ class OnDisk:
         return self.__dict__.get("_rows") is not None
 
     def _advise(self, part: slice, advice: int) -> None:
-        row = self.shape[1] * self.dtype.itemsize
-        start, stop = (self.offset + at * row for at in (part.start, part.stop))
+        start, stop = self._at(part.start), self._at(part.stop)
         start -= start % mmap.PAGESIZE
         if stop > start:
             self._map.madvise(advice, start, stop - start)
+
+    def _at(self, row: int) -> int:
+        """Where in the file a row begins."""
+        return self.offset + row * self.shape[1] * self.dtype.itemsize
 
     def each_(self, change: Callable[[slice, Tensor], None]) -> None:
         """Call change(part, Z[part]), which changes it in place, for all rows in order."""

@@ -73,7 +73,8 @@ class Stream:
             Z = None if codes is None else self._codes(codes, X, loaded)
             yield part, X, Z
             if isinstance(codes, OnDisk):
-                self._ahead.later(*((codes.save, part, Z.cpu()) if save else (codes.let_go, part)))
+                done = (codes.save, part, Z.cpu()) if save else (codes.let_go, part)
+                self._ahead.later(*done)
         self._ahead.settle()
         self.passes += 1
 
