@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from . import nmf
+from .models import nmf
 
 log = logging.getLogger(__name__)
 
