@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import plan, sweeps
-from fastnmf.backends import BACKENDS, select
-from fastnmf.engine import factorize_
-from fastnmf.penalties import NO_PENALTIES
-from fastnmf.rows import Rows
-from fastnmf.solvers import SOLVERS
+from fastnmf.backends.registry import BACKENDS, select
+from fastnmf.data.arrays import Rows
+from fastnmf.engine.loop import factorize_
+from fastnmf.planning import plan
+from fastnmf.solvers import half_step as sweeps
+from fastnmf.solvers.penalties import NO_PENALTIES
+from fastnmf.solvers.registry import SOLVERS
 
 BACKEND_NAMES = [name for name, backend in BACKENDS.items() if backend.probe() is None]
 DTYPES = [torch.float32, torch.float64]

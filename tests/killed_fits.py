@@ -24,8 +24,9 @@ import torch
 from oracle import problem
 from torch import distributed
 
-from fastnmf import NMF, budget
-from fastnmf.solvers import SOLVERS
+from fastnmf import NMF, Tuning
+from fastnmf.planning import memory as budget
+from fastnmf.solvers.registry import SOLVERS
 
 ITERATIONS = {"anls": 12}
 # in passes over a file, with codes in another; by two processes, and both
@@ -73,8 +74,8 @@ def fit(solver: str, form: str, out: Path, checkpoint: Path | None, rank: int, s
         max_iter=ITERATIONS.get(solver, 30),
         tol=0,
         checkpoint=checkpoint,
-        checkpoint_seconds=0,
         distributed=size > 1,
+        tuning=Tuning(checkpoint_seconds=0),
         **options,
     )
     Z, D = model.fit(A, resume=checkpoint is not None, codes=codes)

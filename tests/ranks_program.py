@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import distributed
 
-from fastnmf import NMF, InvalidInput, budget, memory
-from fastnmf.statistics import Statistics
+from fastnmf import NMF, InvalidInput
+from fastnmf.engine.statistics import Statistics
+from fastnmf.planning import memory
+from fastnmf.planning import memory as budget
 
 TIMEOUT = 20
 

@@ -11,8 +11,9 @@ import torch
 
 import fastnmf
 from fastnmf import NMF, BackendUnavailable, InvalidInput
-from fastnmf.backends import BACKENDS, Backend, select
-from fastnmf.solvers import REFERENCE, SOLVERS
+from fastnmf.backends.registry import BACKENDS, Backend, select
+from fastnmf.backends.torch import REFERENCE
+from fastnmf.solvers.registry import SOLVERS
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def test_environment_is_asked_only_by_auto(broken, monkeypatch):
 
 
 def test_table_names_every_backend_and_its_reason(broken):
-    table = fastnmf.backends()
+    table = fastnmf.available_backends()
     assert [backend.name for backend in table] == ["never", *BACKENDS]
     assert "no: its cat is asleep" in str(table)
     assert table["torch"].reason is None

@@ -20,10 +20,11 @@ from half_steps import DTYPES, strided
 from killed_fits import CASES, SHARED_CASES
 from oracle import problem
 
-from fastnmf import NMF, InvalidInput, cli
+from fastnmf import NMF, InvalidInput, Tuning
+from fastnmf.cli import main as cli
 from fastnmf.files import load_model, read_matrix, save_model
-from fastnmf.plan import REFRESH
-from fastnmf.solvers import SOLVERS
+from fastnmf.planning.plan import REFRESH
+from fastnmf.solvers.registry import SOLVERS
 
 FORMS = [(name, form) for name, solver in SOLVERS.items() for form in solver.forms]
 HERE = Path(__file__).parent
@@ -54,7 +55,7 @@ def left_in(iteration, path, A, **options):
     """A checkpoint of a fit that was left in this iteration: of the one before."""
     options = {"checkpoint": path, "checkpoint_seconds": 0, **options}
     with pytest.raises(Stopped):
-        NMF(25, seed=0, callback=stop_in(iteration), **options).fit(A)
+        NMF(25, seed=0, **options).fit(A, callback=stop_in(iteration))
 
 
 def assert_same_fit(model, factors, expected, expected_factors):
@@ -115,7 +116,7 @@ def test_fit_of_one_concept_resumes_to_the_same_bits(n, solver, path):
         expected = NMF(1, **options)
         factors = expected.fit(A)
         with pytest.raises(Stopped):
-            NMF(1, callback=stop_in(6), checkpoint_seconds=0, **options).fit(A)
+            NMF(1, tuning=Tuning(checkpoint_seconds=0), **options).fit(A, callback=stop_in(6))
         resumed = NMF(1, **options)
         assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
 
@@ -128,14 +129,9 @@ def test_fit_that_is_left_many_times_gives_the_same_bits(solver, path):
     factors = expected.fit(A)
     for left in (1, 2, 3, 11, 12, 30):
         with pytest.raises(Stopped):
-            NMF(
-                25,
-                seed=0,
-                checkpoint=path,
-                checkpoint_seconds=0,
-                callback=stop_in(left),
-                **options,
-            ).fit(A, resume=True)
+            NMF(25, seed=0, tuning=Tuning(checkpoint_seconds=0), **options).fit(
+                A, resume=True, checkpoint=path, callback=stop_in(left)
+            )
     resumed = NMF(25, seed=0, checkpoint=path, **options)
     assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
 
@@ -147,7 +143,7 @@ def test_fit_that_converged_resumes_to_the_same_end(solver, path):
     expected = NMF(4, seed=0, **options)
     factors = expected.fit(A)
     assert expected.fit_info_.stopped_by == "tol"
-    NMF(4, seed=0, checkpoint=path, checkpoint_seconds=0, **options).fit(A)
+    NMF(4, seed=0, tuning=Tuning(checkpoint_seconds=0), **options).fit(A, checkpoint=path)
     resumed = NMF(4, seed=0, checkpoint=path, **options)
     assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
 
@@ -184,8 +180,8 @@ def test_resume_without_a_file_starts(path):
 def test_unseeded_fit_resumes_from_its_own_start(path):
     A = numbers()
     with pytest.raises(Stopped):
-        NMF(25, checkpoint=path, checkpoint_seconds=0, callback=stop_in(5)).fit(A)
-    ends = [NMF(25, checkpoint=path, max_iter=20, tol=0).fit(A, resume=True) for _ in range(2)]
+        NMF(25, tuning=Tuning(checkpoint_seconds=0)).fit(A, checkpoint=path, callback=stop_in(5))
+    ends = [NMF(25, max_iter=20, tol=0).fit(A, resume=True, checkpoint=path) for _ in range(2)]
     assert all(map(torch.equal, *ends))
 
 
@@ -234,8 +230,8 @@ def test_file_that_is_no_checkpoint_is_refused_and_left_alone(breaking, resume, 
         25,
         seed=0,
         checkpoint=path,
-        checkpoint_seconds=0,
         callback=lambda info: pytest.fail("computed"),
+        tuning=Tuning(checkpoint_seconds=0),
     )
     with pytest.raises(InvalidInput, match=f"fit.safetensors {BROKEN[breaking]}"):
         model.fit(numbers(), resume=resume)
@@ -300,7 +296,7 @@ def test_place_that_cannot_be_written_is_refused_before_the_fit(tmp_path):
         (tmp_path, InvalidInput),
     ):
         with pytest.raises(error):
-            NMF(4, checkpoint=place, callback=lambda _: pytest.fail("computed")).fit(numbers())
+            NMF(4).fit(numbers(), checkpoint=place, callback=lambda _: pytest.fail("computed"))
 
 
 def test_resume_needs_a_checkpoint():
@@ -318,7 +314,9 @@ def test_save_that_fails_leaves_the_checkpoint_before(path, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="no space"):
-        NMF(25, seed=0, checkpoint=path, checkpoint_seconds=0).fit(numbers(), resume=True)
+        NMF(25, seed=0, tuning=Tuning(checkpoint_seconds=0)).fit(
+            numbers(), resume=True, checkpoint=path
+        )
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
@@ -399,7 +397,7 @@ def test_signals_are_left_alone_without_a_checkpoint_and_in_other_threads(path, 
         seen.append([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
 
     expected = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    NMF(4, max_iter=2, tol=0, callback=look).fit(numbers())
+    NMF(4, max_iter=2, tol=0).fit(numbers(), callback=look)
     model = NMF(4, max_iter=2, tol=0, callback=look, checkpoint=path)
     thread = threading.Thread(target=model.fit, args=(numbers(),))
     thread.start()

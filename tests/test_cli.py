@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import fastnmf
-from fastnmf import NMF, cli
+from fastnmf import NMF
+from fastnmf.cli import main as cli
 from fastnmf.files import load_model, read_matrix, save_model
 
 A = np.random.default_rng(0).random((20, 6)).astype(np.float32)
@@ -185,7 +186,9 @@ def test_user_error_is_one_line_and_changes_nothing(case, model, capsys):
 
 
 def test_backend_that_is_not_usable_is_named(folder, capsys):
-    unusable = [b.name for b in fastnmf.backends() if b.reason and "hals_block_" in b.operations]
+    unusable = [
+        b.name for b in fastnmf.available_backends() if b.reason and "hals_block_" in b.operations
+    ]
     if not unusable:
         pytest.skip("every backend is usable here")
     assert fit("--backend", unusable[0]) == 2
@@ -227,7 +230,7 @@ def test_info_shows_all_that_a_bug_report_needs(monkeypatch, capsys):
     monkeypatch.setenv("FASTNMF_BACKEND", "torch")
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(str(fastnmf.backends()))
+    assert printed.startswith(str(fastnmf.available_backends()))
     for line in (
         f"fastnmf: {fastnmf.__version__}",
         f"torch: {torch.__version__.split('+')[0]}",

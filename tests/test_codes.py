@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import codes
+from fastnmf.results import metrics as codes
 
 
 def problem(n, d, K, dtype=torch.float32, seed=0):

@@ -10,8 +10,8 @@ import logging
 import pytest
 import torch
 
-from fastnmf import replay
-from fastnmf.replay import CudaGraph, Replay, refuses
+from fastnmf.engine import cuda_graph as replay
+from fastnmf.engine.cuda_graph import CudaGraph, Replay, refuses
 
 DEVICE = torch.device("cuda", 1)
 

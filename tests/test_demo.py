@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from fastnmf import cli, demo
+from fastnmf.cli import demo
+from fastnmf.cli import main as cli
 from fastnmf.errors import InvalidInput
 
 CONCEPTS = 45

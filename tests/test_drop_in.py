@@ -15,7 +15,7 @@ import torch
 from half_steps import saved_and_loaded
 
 from fastnmf import NMF, InvalidInput
-from fastnmf.solvers import SOLVERS
+from fastnmf.solvers.registry import SOLVERS
 
 N, D_IN, K = 50, 10, 5
 MANY = 100

@@ -11,8 +11,11 @@ import torch
 from oracle import kkt_residual, problem, relative_difference
 
 from fastnmf import NMF, InvalidInput
-from fastnmf.encoding import Encoder, Method, cold_start
-from fastnmf.solvers import REFERENCE, SOLVERS
+from fastnmf.backends.torch import REFERENCE
+from fastnmf.engine.codes import Encoder
+from fastnmf.engine.state import Method
+from fastnmf.fit.encode import cold_start
+from fastnmf.solvers.registry import SOLVERS
 
 
 def fitted(solver, n=80, d=20, K=8, dtype=torch.float64, **options):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastnmf import NMF, init
-from fastnmf.exemplars import any_rows, spread_rows
+from fastnmf import NMF
+from fastnmf.init import start as init
+from fastnmf.init.rows import any_rows, spread_rows
 
 DRAWS = pytest.mark.parametrize("draw", [any_rows, spread_rows])
 

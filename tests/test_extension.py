@@ -15,7 +15,7 @@ import torch
 from oracle import TOLERANCES, kkt_residual, relative_difference
 
 from fastnmf import nnls
-from fastnmf.backends import BACKENDS
+from fastnmf.backends.registry import BACKENDS
 
 REASON = BACKENDS["cpp"].probe()
 if REASON is None:

@@ -11,14 +11,16 @@ import torch
 from half_steps import BACKEND_NAMES, dtype_name, strided
 from oracle import SHAPES, WIDE, problem
 
-from fastnmf import NMF, sweeps
-from fastnmf.backends import BACKENDS, select
-from fastnmf.engine import factorize_
-from fastnmf.extrapolation import Extrapolation
-from fastnmf.init import start
-from fastnmf.plan import Plan, accelerated, choose
-from fastnmf.rows import Rows
-from fastnmf.solvers import REFERENCE, SOLVERS
+from fastnmf import NMF, Tuning
+from fastnmf.backends.registry import BACKENDS, select
+from fastnmf.backends.torch import REFERENCE
+from fastnmf.data.arrays import Rows
+from fastnmf.engine.acceleration import Extrapolation
+from fastnmf.engine.loop import factorize_
+from fastnmf.init.start import start
+from fastnmf.planning.plan import Plan, accelerated, choose
+from fastnmf.solvers import half_step as sweeps
+from fastnmf.solvers.registry import SOLVERS
 
 
 def digits():
@@ -119,7 +121,7 @@ def test_same_seed_gives_the_same_bits_and_pieces_do_not_matter():
     (Z, D), (Z1, D1) = (NMF(9, **options).fit(A) for _ in range(2))
     assert torch.equal(Z, Z1)
     assert torch.equal(D, D1)
-    Z2, D2 = NMF(9, chunk_rows=70, **options).fit(A)
+    Z2, D2 = NMF(9, tuning=Tuning(chunk_rows=70), **options).fit(A)
     assert torch.allclose(D, D2, rtol=1e-6, atol=1e-9)
     assert torch.allclose(Z, Z2, rtol=1e-6, atol=1e-9)
 
@@ -299,7 +301,9 @@ def test_error_that_rises_takes_the_pair_back():
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_error_never_rises(solver, form):
     A = torch.tensor(low_rank(), dtype=torch.float64)
-    model = NMF(12, solver=solver, form=form, accelerate=True, seed=0, tol=0, max_iter=60)
+    model = NMF(
+        12, solver=solver, accelerate=True, seed=0, tol=0, max_iter=60, tuning=Tuning(form=form)
+    )
     Z, D = model.fit(A)
     errors = [iteration.relative_error for iteration in model.fit_info_.history]
     assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(errors))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import init, svd
 from fastnmf.errors import InvalidInput
+from fastnmf.init import start as init
+from fastnmf.init import svd
 
 DTYPES = [torch.float32, torch.float64]
 # entries of one start computed twice with different orders of summation, relative to the largest

@@ -21,8 +21,9 @@ from oracle import (
 )
 from oracle import iterate as expected_iterates
 
-from fastnmf import NMF, sweeps
-from fastnmf.backends import BACKENDS
+from fastnmf import NMF
+from fastnmf.backends.registry import BACKENDS
+from fastnmf.solvers import half_step as sweeps
 
 PAIRS = [
     pytest.param(solver, backend, id=f"{solver}-{backend}")

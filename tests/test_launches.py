@@ -9,12 +9,12 @@ import pytest
 import torch
 from tape import Refusing, tensors
 
-from fastnmf import memory, plan
-from fastnmf.backends import BACKENDS
-from fastnmf.engine import _prepare, _step_
-from fastnmf.penalties import NO_PENALTIES, Penalties
-from fastnmf.rows import Rows
-from fastnmf.solvers import REFERENCE
+from fastnmf.backends.registry import BACKENDS
+from fastnmf.backends.torch import REFERENCE
+from fastnmf.data.arrays import Rows
+from fastnmf.engine.iteration import _prepare, _step_
+from fastnmf.planning import memory, plan
+from fastnmf.solvers.penalties import NO_PENALTIES, Penalties
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402

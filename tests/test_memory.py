@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastnmf import NMF, engine, memory, plan
+from fastnmf import NMF, Tuning
+from fastnmf.engine import iteration as engine
+from fastnmf.planning import memory, plan
 
 MEASURE = """
 import re, torch
@@ -85,7 +87,14 @@ def test_needed_bytes_bound_the_workspaces(solver, form, monkeypatch):
     monkeypatch.setattr(engine, "Workspace", Counted)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 40)
     n, d, K = 3000, 40, 90
-    model = NMF(K, solver=solver, form=form, chunk_rows=700, max_iter=2, tol=0, backend="torch")
+    model = NMF(
+        K,
+        solver=solver,
+        max_iter=2,
+        tol=0,
+        backend="torch",
+        tuning=Tuning(form=form, chunk_rows=700),
+    )
     model.fit(torch.rand(n, d))
     (scratch,) = made
     taken = 4 * (n * K + K * d + sum(kept.numel() for kept in scratch._kept.values()))

@@ -8,7 +8,7 @@ import torch
 from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
 from oracle import problem, relative_difference
 
-from fastnmf.backends import select
+from fastnmf.backends.registry import select
 
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "mu")]
 

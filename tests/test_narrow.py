@@ -11,11 +11,17 @@ from half_steps import BACKEND_NAMES, supplies
 from oracle import relative_difference
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnmf import NMF, budget, memory, rows, source, sweeps
-from fastnmf.ahead import Ahead
-from fastnmf.backends import BACKENDS
-from fastnmf.rows import read_rows
-from fastnmf.sweeps import HALF_STEPS, Residual, Sweep, Workspace, hold
+from fastnmf import NMF
+from fastnmf.backends.registry import BACKENDS
+from fastnmf.data import arrays as rows
+from fastnmf.data import sources as source
+from fastnmf.data.arrays import read_matrix
+from fastnmf.data.prefetch import Prefetcher
+from fastnmf.planning import memory
+from fastnmf.planning import memory as budget
+from fastnmf.solvers import half_step as sweeps
+from fastnmf.solvers.half_step import Compute, ResidualData, Workspace
+from fastnmf.solvers.registry import HALF_STEPS, hold
 
 DTYPES = [torch.bfloat16, torch.float16]
 SOLVERS = ["hals", "mu", "pgd", "anls"]
@@ -48,7 +54,7 @@ def assert_same_bits(given, expected):
 
 def test_only_gpus_keep_what_is_stored():
     A = narrow(9, 5)
-    assert read_rows(A, device="cpu", narrow=True).A.dtype == torch.float32
+    assert read_matrix(A, device="cpu", narrow=True).A.dtype == torch.float32
     assert rows.kept_dtype([A], torch.float32, "cuda") == torch.bfloat16
     assert rows.kept_dtype([A, A.half()], torch.float32, "cuda") == torch.float32
     assert rows.kept_dtype([A], torch.float64, "cuda") == torch.float64
@@ -57,10 +63,10 @@ def test_only_gpus_keep_what_is_stored():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_are_held_where_they_lie(dtype, kept_on_cpu):
     A = narrow(9, 5, dtype)
-    held = read_rows(A, device="cpu", narrow=True)
+    held = read_matrix(A, device="cpu", narrow=True)
     assert held.A.data_ptr() == A.data_ptr()
     assert held.dtype == torch.float32
-    assert read_rows(A, device="cpu").A.dtype == torch.float32
+    assert read_matrix(A, device="cpu").A.dtype == torch.float32
     ((_, X),) = held.chunks()
     assert torch.equal(X, A.float())
 
@@ -162,10 +168,10 @@ def test_a_half_step_in_residual_form_widens_pieces_only(solver, monkeypatch):
     for Xt, bytes_ in ((A.float(), 1 << 20), (A, 1 << 20), (A, 1 << 12)):
         monkeypatch.setattr(sweeps, "WIDENED_BYTES", bytes_)
         scratch = Workspace(torch.float32, torch.device("cpu"))
-        sweep = Sweep(BACKENDS["torch"].load(), 4, scratch)
+        sweep = Compute(BACKENDS["torch"].load(), 4, scratch)
         F, sums = D.clone(), torch.zeros(4, dtype=torch.float64)
         held = hold(solver, "residual", sweep, Z.T)
-        HALF_STEPS[solver](F, Residual(Xt, torch.empty(n, d)), held, sweep, sums)
+        HALF_STEPS[solver](F, ResidualData(Xt, torch.empty(n, d)), held, sweep, sums)
         made.append(F)
         assert max(kept.numel() for kept in scratch._kept.values()) < n * d or bytes_ > 1 << 12
     assert torch.equal(made[0], made[1])
@@ -214,7 +220,7 @@ def test_files_are_held_as_they_are_stored(suffix, tmp_path, kept_on_cpu):
         else:
             safetensors.torch.save_file({"A": part}, file)
     seen = []
-    with Ahead() as ahead:
+    with Prefetcher() as ahead:
         asked = {"keep": lambda *sizes: seen.append(sizes[3]) is None, "device": "cpu"}
         given = source.take(str(tmp_path), ahead, narrow=True, **asked)
     assert seen == [2]

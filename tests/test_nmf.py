@@ -12,9 +12,9 @@ import pytest
 import torch
 from oracle import problem
 
-from fastnmf import NMF, InvalidInput, NotFitted
-from fastnmf.init import nndsvda
-from fastnmf.solvers import SOLVERS
+from fastnmf import NMF, InvalidInput, NotFitted, Tuning
+from fastnmf.init.start import nndsvda
+from fastnmf.solvers.registry import SOLVERS
 
 
 def numbers(n=60, d=20, seed=0, dtype=torch.float32):
@@ -164,7 +164,7 @@ def test_random_starts_of_a_seed_are_independent_of_each_other():
 def test_chunks_of_rows_do_not_change_the_fit(solver):
     A = numbers(dtype=torch.float64)
     fits = [
-        NMF(6, solver=solver, max_iter=8, tol=0, seed=0, chunk_rows=rows).fit(A)[1]
+        NMF(6, solver=solver, max_iter=8, tol=0, seed=0, tuning=Tuning(chunk_rows=rows)).fit(A)[1]
         for rows in (None, 7, 1)
     ]
     assert torch.allclose(fits[0], fits[1], rtol=1e-8, atol=1e-10)
@@ -176,7 +176,7 @@ def test_chunks_of_rows_do_not_change_the_fit(solver):
 def test_both_forms_give_the_same_fit(solver, K):
     A = numbers(dtype=torch.float64)
     normal, residual = (
-        NMF(K, solver=solver, max_iter=8, tol=0, seed=0, form=form)
+        NMF(K, solver=solver, max_iter=8, tol=0, seed=0, tuning=Tuning(form=form))
         for form in ("normal", "residual")
     )
     Z1, Z2 = normal.fit(A)[0], residual.fit(A)[0]

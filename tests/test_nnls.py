@@ -12,9 +12,9 @@ from half_steps import BACKEND_NAMES, supplies
 from oracle import TOLERANCES, kkt_residual
 
 from fastnmf import NMF, InvalidInput, nnls
-from fastnmf.backends import select
-from fastnmf.nnls_info import CAPPED, SOLVED
-from fastnmf.working_set import hold_concepts, working_set_
+from fastnmf.backends.nnls.result import CAPPED, SOLVED
+from fastnmf.backends.registry import select
+from fastnmf.solvers.working_set import hold_concepts, working_set_
 
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "anls")]
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)

@@ -16,7 +16,7 @@ from half_steps import gcc
 
 import fastnmf
 from fastnmf import NMF, BackendUnavailable
-from fastnmf.backends import BACKENDS, _load, _probe_cuda, select
+from fastnmf.backends.registry import BACKENDS, _load, _probe_cuda, select
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "csrc" / "nnls_cuda.cu"
@@ -68,10 +68,10 @@ def test_extension_imports_and_says_why_there_is_no_gpu(fresh):
 
 
 def test_table_says_why_cuda_is_not_usable():
-    backend, why = fastnmf.backends()["cuda"], _probe_cuda()
+    backend, why = fastnmf.available_backends()["cuda"], _probe_cuda()
     assert backend.operations == ("nnls_", "nnls_on_")
     assert why is None or "is not installed" in why or "GPU" in why or "torch" in why
-    assert why is None or f"no: {why}" in str(fastnmf.backends())
+    assert why is None or f"no: {why}" in str(fastnmf.available_backends())
 
 
 def test_missing_extension_gives_the_reason_that_was_left(monkeypatch):

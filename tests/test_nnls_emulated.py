@@ -18,8 +18,8 @@ from half_steps import gcc
 from test_nnls import EVERY_FAMILY, family
 
 import fastnmf
-from fastnmf import NMF
-from fastnmf.backends import BACKENDS, _load
+from fastnmf import NMF, Tuning
+from fastnmf.backends.registry import BACKENDS, _load
 
 pytestmark = pytest.mark.compiles
 
@@ -298,7 +298,7 @@ def test_a_fit_ends_where_that_of_torch_does(form, ratio, emulated):
     options = {"solver": "anls", "tol": 0, "max_iter": 3, "seed": 0, "init": "random"}
     errors = {}
     for backend in ("cuda", "torch"):
-        model = NMF(12, backend=backend, form=form, **options)
+        model = NMF(12, backend=backend, tuning=Tuning(form=form), **options)
         model.fit(A)
         assert model.fit_info_.backend == backend
         errors[backend] = model.fit_info_.relative_error

@@ -15,9 +15,10 @@ from half_steps import saved_and_loaded, strided
 from oracle import TOLERANCES, relative_difference
 from oracle import hals_half_step as oracle_hals
 
-from fastnmf import NMF, InvalidInput, online
-from fastnmf.encoding import Encoder
-from fastnmf.solvers import SOLVERS
+from fastnmf import NMF, InvalidInput, Tuning
+from fastnmf.engine.codes import Encoder
+from fastnmf.fit import online
+from fastnmf.solvers.registry import SOLVERS
 
 
 def numbers(m=40, d=12, seed=0, dtype=torch.float32):
@@ -87,7 +88,7 @@ def test_two_batches_give_the_statistics_and_the_dictionary_by_hand(half_life, m
 
     monkeypatch.setattr(Encoder, "encode", record)
     first, second = numbers(40, dtype=torch.float64), numbers(25, seed=1, dtype=torch.float64)
-    model = NMF(6, seed=0, half_life=half_life).partial_fit(first)
+    model = NMF(6, seed=0).partial_fit(first, half_life=half_life)
     D = model.D.numpy().copy()
     model.partial_fit(second)
     w = 0.5 ** (25 / half_life)
@@ -132,7 +133,7 @@ def test_rows_one_at_a_time_teach_as_well(solver):
 def test_half_life_counts_rows_and_not_batches():
     """The weight of a row that is 60 rows old is the same in batches of 20 and of 60."""
     first, later = numbers(40, dtype=torch.float64), torch.zeros(60, 12, dtype=torch.float64)
-    small, large = (NMF(5, seed=0, half_life=20).partial_fit(first) for _ in range(2))
+    small, large = (NMF(5, seed=0).partial_fit(first, half_life=20) for _ in range(2))
     before = small._gram.clone()
     learned(small, later.split(20))
     large.partial_fit(later)
@@ -143,7 +144,7 @@ def test_half_life_counts_rows_and_not_batches():
 def test_default_half_life_is_sixteen_rows_a_concept():
     model = NMF(5, seed=0).partial_fit(numbers())
     assert model.online_info_.half_life == 80
-    assert NMF(5, half_life=7).partial_fit(numbers()).online_info_.half_life == 7
+    assert NMF(5).partial_fit(numbers(), half_life=7).online_info_.half_life == 7
 
 
 def test_stream_that_changes_is_followed_where_rows_are_forgotten():
@@ -237,7 +238,7 @@ def test_batch_may_be_anything_that_fit_takes(solver):
 
 def test_chunks_of_rows_do_not_change_what_is_learned():
     whole, chunked = (
-        learned(NMF(5, seed=0, chunk_rows=rows), stream(3, dtype=torch.float64))
+        learned(NMF(5, seed=0, tuning=Tuning(chunk_rows=rows)), stream(3, dtype=torch.float64))
         for rows in (None, 7)
     )
     assert torch.allclose(whole.D, chunked.D, rtol=1e-9)

@@ -25,12 +25,12 @@ from oracle import (
     relative_difference,
 )
 
-from fastnmf import NMF
-from fastnmf.cli import main
+from fastnmf import NMF, Tuning
+from fastnmf.cli.main import main
 from fastnmf.errors import InvalidInput
 from fastnmf.files import load_model, save_model
-from fastnmf.penalties import Penalties
-from fastnmf.solvers import largest_eigenvalue, pgd_momenta
+from fastnmf.solvers.penalties import Penalties
+from fastnmf.solvers.pgd import largest_eigenvalue, momenta
 
 SOLVERS = ["hals", "mu", "pgd", "anls"]
 FORMS = ["normal", "residual"]
@@ -83,7 +83,7 @@ def penalised_half_steps(n, d, K, kind, dtype, asked):
     L = float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))
     codes = {
         "hals": penalised_hals_half_step(Z.T, A, D, l1, l2).T,
-        "pgd": penalised_pgd_half_step(Z.T, A, D, L, len(pgd_momenta()), l1, l2).T,
+        "pgd": penalised_pgd_half_step(Z.T, A, D, L, len(momenta()), l1, l2).T,
     }
     if l1 > 0:
         codes["mu"] = penalised_mu_half_step(Z.T, A, D, l1, l2).T
@@ -234,7 +234,8 @@ def test_codes_are_the_same_in_both_forms(K, solver, ratio):
     A, _, D = problem(50, 20, K)
     asked = {"solver": solver, "alpha_Z": 0.02, "l1_ratio": ratio}
     one, other = (
-        NMF(K, form=form, **asked).load_dictionary(D).encode(A, 30, 0).numpy() for form in FORMS
+        NMF(K, tuning=Tuning(form=form), **asked).load_dictionary(D).encode(A, 30, 0).numpy()
+        for form in FORMS
     )
     # exact ones are as good as their slopes
     assert relative_difference(one, other) <= (1e-8 if solver == "anls" else 1e-10)

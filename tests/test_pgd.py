@@ -10,7 +10,7 @@ import torch
 from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
 from oracle import KINDS, SHAPES, TOLERANCES, WIDE, pgd_half_step, problem, relative_difference
 
-from fastnmf.solvers import largest_eigenvalue, pgd_momenta
+from fastnmf.solvers.pgd import largest_eigenvalue, momenta
 
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "pgd")]
 
@@ -28,7 +28,7 @@ def bound(B):
 def test_pgd_half_step_is_that_of_fista(n, d, K, kind, form, dtype, backend):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
     Z1, _, _ = iterate("pgd", A, Z, D, form=form, dtype=dtype, learn=False, backend=backend)
-    expected = pgd_half_step(Z.T, A, D, bound(D.astype(np.float64)), len(pgd_momenta())).T
+    expected = pgd_half_step(Z.T, A, D, bound(D.astype(np.float64)), len(momenta())).T
     assert relative_difference(Z1, expected) <= TOLERANCES["pgd", dtype_name(dtype)]
 
 

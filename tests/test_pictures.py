@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import NMF, NotFitted, pictures
-from fastnmf.engine import Iteration
+from fastnmf import NMF, NotFitted
+from fastnmf.engine.state import Iteration
 from fastnmf.files import load_model, save_model
+from fastnmf.results import plot as pictures
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 

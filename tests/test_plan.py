@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fastnmf import InvalidInput, memory, plan
-from fastnmf.plan import REFRESH, accelerated, choose, half_step_flops
-from fastnmf.solvers import SOLVERS
+from fastnmf import InvalidInput
+from fastnmf.planning import memory, plan
+from fastnmf.planning.plan import REFRESH, accelerated, choose, half_step_flops
+from fastnmf.solvers.registry import SOLVERS
 
 
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])

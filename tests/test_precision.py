@@ -10,12 +10,15 @@ import pytest
 import torch
 from oracle import problem
 
-from fastnmf import NMF, InvalidInput, engine, nnls, plan, sweeps
-from fastnmf.engine import factorize_
-from fastnmf.init import start
-from fastnmf.precision import products_in, round_tf32
-from fastnmf.rows import Rows
-from fastnmf.solvers import REFERENCE
+from fastnmf import NMF, InvalidInput, Tuning, nnls
+from fastnmf.backends.torch import REFERENCE
+from fastnmf.data.arrays import Rows
+from fastnmf.engine import iteration as engine
+from fastnmf.engine.loop import factorize_
+from fastnmf.init.start import start
+from fastnmf.numerics import products_in, round_tf32
+from fastnmf.planning import plan
+from fastnmf.solvers import half_step as sweeps
 
 
 @pytest.fixture
@@ -89,7 +92,9 @@ def test_strict_is_float32_everywhere(asked_for_high, monkeypatch):
     monkeypatch.setattr("fastnmf.nmf.select", lambda *_: ("torch", watched(seen)))
     for precision, expected in (("strict", {"highest"}), ("auto", {"high"})):
         seen.clear()
-        model = NMF(40, form="residual", precision=precision, max_iter=2, tol=0, seed=0)
+        model = NMF(
+            40, max_iter=2, tol=0, seed=0, tuning=Tuning(form="residual", precision=precision)
+        )
         model.fit(torch.rand(23, 17))
         model.encode(torch.rand(5, 17), 2)
         assert seen == expected
@@ -98,7 +103,7 @@ def test_strict_is_float32_everywhere(asked_for_high, monkeypatch):
 
 def test_unknown_precision_is_refused():
     with pytest.raises(InvalidInput, match="precision='fast'"):
-        NMF(3, precision="fast")
+        NMF(3, tuning=Tuning(precision="fast"))
 
 
 def test_drift_is_measured_and_stays_small(in_coarse_products, asked_for_high):

@@ -18,9 +18,10 @@ from processes import begin, by_name
 from test_revive import idle_start
 from torch import distributed
 
-from fastnmf import NMF, cli
+from fastnmf import NMF
+from fastnmf.cli import main as cli
+from fastnmf.distributed import Processes
 from fastnmf.errors import InvalidInput
-from fastnmf.ranks import Ranks
 
 HERE = Path(__file__).parent
 n, d, K = 203, 19, 6
@@ -382,7 +383,7 @@ def test_group_of_a_fit_has_the_timeout_of_the_default_one(tmp_path):
         "gloo", init_method=meeting, rank=0, world_size=1, timeout=timeout
     )
     try:
-        with Ranks.joined(torch.device("cpu")) as ranks:
+        with Processes.joined(torch.device("cpu")) as ranks:
             assert ranks.group._get_backend(torch.device("cpu")).options._timeout == timeout
     finally:
         distributed.destroy_process_group()
@@ -394,7 +395,7 @@ def test_command_writes_over_nothing_that_it_reads(tmp_path, monkeypatch):
     fit = "fit X-00000-of-00002.npy --concepts 6 --out m.safetensors --codes X.npy"
     arguments = cli._parser().parse_args(fit.split())
     with pytest.raises(InvalidInput, match="is named twice"):
-        cli._fit_by(arguments, Ranks(0, 2))
+        cli._fit_by(arguments, Processes(0, 2))
 
 
 def test_other_commands_are_not_shared(monkeypatch, capsys):

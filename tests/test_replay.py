@@ -13,13 +13,15 @@ from half_steps import dtype_name
 from oracle import problem
 from tape import Broken, Tape
 
-from fastnmf import NMF, InvalidInput, engine, fitting
-from fastnmf.backends import select
-from fastnmf.engine import factorize_, varies
-from fastnmf.penalties import NO_PENALTIES, Penalties
-from fastnmf.plan import Plan
-from fastnmf.rows import Rows
-from fastnmf.sweeps import Workspace
+from fastnmf import NMF, InvalidInput, Tuning
+from fastnmf.backends.registry import select
+from fastnmf.data.arrays import Rows
+from fastnmf.engine import iteration as engine
+from fastnmf.engine.loop import factorize_, varies
+from fastnmf.fit import batch as fitting
+from fastnmf.planning.plan import Plan
+from fastnmf.solvers.half_step import Workspace
+from fastnmf.solvers.penalties import NO_PENALTIES, Penalties
 
 ITERATIONS = 24
 PENALTIES = {
@@ -285,7 +287,7 @@ def test_a_graph_on_the_cpu_is_refused():
     with pytest.raises(InvalidInput, match="there are none on cpu"):
         fitted(drawn()[0], cuda_graph=True)
     with pytest.raises(InvalidInput, match="'auto', True or False"):
-        NMF(4, cuda_graph="yes")
+        NMF(4, tuning=Tuning(cuda_graph="yes"))
 
 
 def test_data_that_are_read_in_passes_are_not_recorded(recorded, small_budgets, tmp_path):

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import NMF, __version__, report
-from fastnmf.engine import Iteration
+from fastnmf import NMF, __version__
+from fastnmf.engine.state import Iteration
 from fastnmf.errors import InvalidInput
 from fastnmf.files import save_model
+from fastnmf.results import report
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 

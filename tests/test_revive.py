@@ -10,18 +10,19 @@ import torch
 from half_steps import DTYPES, dtype_name
 from oracle import SHAPES, WIDE, problem, relative_difference
 
-from fastnmf import NMF, InvalidInput, cli
-from fastnmf.backends import select
-from fastnmf.budget import Needs
-from fastnmf.codes import describe
+from fastnmf import NMF, InvalidInput, Tuning
+from fastnmf.backends.registry import select
+from fastnmf.cli import main as cli
+from fastnmf.data.arrays import Rows
+from fastnmf.engine.dead_concepts import EVERY, looks, revive_
+from fastnmf.engine.statistics import squared_error
 from fastnmf.files import load_model, write_matrix
-from fastnmf.init import start
-from fastnmf.plan import choose
-from fastnmf.revive import EVERY, looks, revive_
-from fastnmf.rows import Rows
-from fastnmf.solvers import SOLVERS
-from fastnmf.statistics import squared_error
-from fastnmf.sweeps import Sweep, Workspace
+from fastnmf.init.start import start
+from fastnmf.planning.memory import Needs
+from fastnmf.planning.plan import choose
+from fastnmf.results.metrics import describe
+from fastnmf.solvers.half_step import Compute, Workspace
+from fastnmf.solvers.registry import SOLVERS
 
 FORMS = [(name, form) for name, solver in SOLVERS.items() for form in solver.forms]
 
@@ -197,7 +198,7 @@ class Problem:
         self.A, self.Z, self.D = A, Z, D
         _, ops = select("hals", A.device, "auto")
         plan = choose(*A.shape, len(D), A.itemsize, "hals")
-        self.sweep = Sweep(ops, plan.block, Workspace(A.dtype, A.device))
+        self.sweep = Compute(ops, plan.block, Workspace(A.dtype, A.device))
 
     def loss(self):
         return float(squared_error(Rows(self.A), self.Z, self.D, 7))
@@ -353,7 +354,9 @@ def test_data_that_are_read_in_passes_are_revived_as_those_in_memory(codes, solv
     options = {"solver": solver, "init": idle_start(A, K), "revive": True, "accelerate": False}
     Z, D, info = fit(A, K, max_iter=25, **options)
     most = Needs(*A.shape, K, 8, codes, "given", revives=True).streamed(70)
-    model = NMF(K, seed=0, tol=0, max_iter=25, max_memory=most, chunk_rows=70, **options)
+    model = NMF(
+        K, seed=0, tol=0, max_iter=25, max_memory=most, tuning=Tuning(chunk_rows=70), **options
+    )
     kept = "memory" if codes == "memory" else tmp_path / "Z.npy"
     Z1, D1 = model.fit(A.split(50), codes=kept)
     streamed = model.fit_info_

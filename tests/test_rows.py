@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from fastnmf import rows as rows_module
+from fastnmf.data import arrays as rows_module
+from fastnmf.data.arrays import as_numpy32, read_matrix
 from fastnmf.errors import InvalidInput
-from fastnmf.rows import as_numpy32, read_rows
 
 EXPECTED = np.random.default_rng(0).integers(0, 60, (7, 5)).astype(np.float64)
 TORCH_DTYPES = "float16 bfloat16 float32 float64 uint8 int8 int16 int32 int64 uint16 bool".split()
@@ -20,7 +20,7 @@ NUMPY_DTYPES = "f2 >f2 f4 >f4 f8 >f8 longdouble u1 i1 u2 >u2 i4 >i8 u8 bool".spl
 
 
 def read(A, **options):
-    return read_rows(A, device="cpu", **options)
+    return read_matrix(A, device="cpu", **options)
 
 
 @pytest.fixture
@@ -370,10 +370,10 @@ def test_read_rows_moves_to_the_device():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     for A in (TENSOR.half(), EXPECTED, list(TENSOR.split(2))):
-        rows = read_rows(A, device="cuda")
+        rows = read_matrix(A, device="cuda")
         assert rows.A.device.type == "cuda"
         np.testing.assert_array_equal(rows.A.cpu().numpy(), EXPECTED)
-    again = read_rows(rows.A, device="cuda")
+    again = read_matrix(rows.A, device="cuda")
     assert again.A.data_ptr() == rows.A.data_ptr()
 
 

@@ -24,7 +24,7 @@ from test_ranks import PLAIN, data, n
 from test_revive import idle_start
 
 from fastnmf.files import load_model
-from fastnmf.solvers import SOLVERS
+from fastnmf.solvers.registry import SOLVERS
 
 if not hasattr(os, "fork"):
     pytest.skip("os.fork: not here", allow_module_level=True)

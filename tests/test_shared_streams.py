@@ -12,7 +12,7 @@ from ranks_program import split
 from test_online import numbers
 
 from fastnmf import NMF
-from fastnmf.solvers import SOLVERS
+from fastnmf.solvers.registry import SOLVERS
 
 if not hasattr(os, "fork"):
     pytest.skip("os.fork: not here", allow_module_level=True)

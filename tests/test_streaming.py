@@ -14,12 +14,16 @@ import torch
 from oracle import relative_difference
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastnmf import NMF, InvalidInput, budget, cli, source, store
-from fastnmf.ahead import Ahead
-from fastnmf.budget import Needs
-from fastnmf.solvers import SOLVERS
-from fastnmf.store import written
-from fastnmf.streamed_start import _groups
+from fastnmf import NMF, InvalidInput, Tuning
+from fastnmf.cli import main as cli
+from fastnmf.data import sources as source
+from fastnmf.data import storage as store
+from fastnmf.data.prefetch import Prefetcher
+from fastnmf.data.storage import written
+from fastnmf.init.streamed import _groups
+from fastnmf.planning import memory as budget
+from fastnmf.planning.memory import Needs
+from fastnmf.solvers.registry import SOLVERS
 
 N, D, K = 3011, 40, 9
 # seven uneven shards, one of them empty
@@ -122,7 +126,7 @@ def test_start_with_fewer_rows_than_features_is_the_resident_one(features, dtype
     resident = NMF(K, seed=0, init="nndsvda", max_iter=0)
     Z, D = resident.fit(data)
     most = tight("memory", rows=20, data=data, itemsize=data.itemsize)
-    nmf = NMF(K, seed=0, init="nndsvda", max_iter=0, chunk_rows=20, max_memory=most)
+    nmf = NMF(K, seed=0, init="nndsvda", max_iter=0, max_memory=most, tuning=Tuning(chunk_rows=20))
     given = nmf.fit(sharded(tmp_path / "A", data, bounds=(0, 7, 30, n)))
     assert nmf.fit_info_.chunk_rows == 20
     bound = 1e-5 if dtype == torch.float32 else 1e-10
@@ -152,7 +156,7 @@ def test_more_concepts_than_features_are_streamed(tmp_path):
     options = {"init": "nndsvda", "seed": 0, "tol": 0, "max_iter": 3, "accelerate": False}
     _, expected = NMF(wide, **options).fit(A)
     most = tight(start="nndsvda", concepts=wide)
-    nmf = NMF(wide, **options, max_memory=most, chunk_rows=CHUNK_ROWS)
+    nmf = NMF(wide, max_memory=most, tuning=Tuning(chunk_rows=CHUNK_ROWS), **options)
     _, given = nmf.fit(sharded(tmp_path / "A"))
     assert nmf.fit_info_.chunk_rows is not None
     assert relative_difference(given, expected) <= 1e-5
@@ -513,7 +517,7 @@ def test_next_item_is_made_while_one_is_used():
         made.set()
         yield 2
 
-    with Ahead() as ahead:
+    with Prefetcher() as ahead:
         for item in ahead(items()):
             # without a thread that goes ahead this would wait for ever
             assert made.wait(10)
@@ -526,7 +530,7 @@ def test_fault_of_what_is_done_later_is_raised():
     def fail():
         raise OSError("no space")
 
-    with Ahead() as ahead:
+    with Prefetcher() as ahead:
         ahead.later(fail)
         with pytest.raises(OSError, match="no space"):
             ahead.settle()
@@ -535,13 +539,13 @@ def test_fault_of_what_is_done_later_is_raised():
 THREADS = """
 import os, sys, torch
 torch.set_num_threads(2)
-from fastnmf.ahead import Ahead
-from fastnmf.source import chunks_of, take
+from fastnmf.data.prefetch import Prefetcher
+from fastnmf.data.sources import chunks_of, take
 def threads():
     return len(os.listdir("/proc/self/task"))
 torch.rand(4000, 300).exp_()
 before, seen = threads(), []
-with Ahead() as ahead:
+with Prefetcher() as ahead:
     source, summary = take(sys.argv[1], ahead, keep=lambda *_: False, device="cpu")
     seen.append(threads())
     room = torch.empty(1000, summary.d)

@@ -12,10 +12,10 @@ from half_steps import saved_and_loaded
 from oracle import kkt_residual, objective, problem, relative_difference
 
 from fastnmf import NMF
-from fastnmf.cli import main
+from fastnmf.cli.main import main
 from fastnmf.errors import InvalidInput
 from fastnmf.files import load_model, save_model
-from fastnmf.solvers import SOLVERS
+from fastnmf.solvers.registry import SOLVERS
 
 FORMS = ["normal", "residual"]
 # alpha_Z, l1_ratio

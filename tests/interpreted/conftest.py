@@ -7,7 +7,7 @@ from tape import Tape
 from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.interpreter import GridExecutor
 
-from fastnmf.backends import BACKENDS
+from fastnmf.backends.registry import BACKENDS
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tape import Tape
 
-from fastnmf import fitting
+from fastnmf.fit import batch as fitting
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 pytest.importorskip("overcomplete", reason="overcomplete is not installed")

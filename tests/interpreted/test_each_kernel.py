@@ -9,8 +9,8 @@ import pytest
 import torch
 from oracle import TOLERANCES, relative_difference
 
-from fastnmf.backends import BACKENDS
-from fastnmf.solvers import hals_block_, hals_sweep_, mu_, pgd_
+from fastnmf.backends.registry import BACKENDS
+from fastnmf.backends.torch import hals_block_, hals_sweep_, mu_, pgd_
 
 OPS = BACKENDS["triton"].load()
 DTYPES = ["float32", "float64"]

@@ -11,9 +11,9 @@ from oracle import iterate as expected_iterates
 
 import fastnmf
 from fastnmf import NMF
-from fastnmf.backends import select
-from fastnmf.penalties import Penalties
-from fastnmf.solvers import largest_eigenvalue, pgd_momenta
+from fastnmf.backends.registry import select
+from fastnmf.solvers.penalties import Penalties
+from fastnmf.solvers.pgd import largest_eigenvalue, momenta
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def test_pgd_half_step_is_that_of_fista(form, dtype):
     Z1, _, outcome = iterate("pgd", A, Z, D, form=form, dtype=kind, learn=False, backend="triton")
     G = torch.tensor(D.astype(np.float64) @ D.T.astype(np.float64))
     L = float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))
-    expected = pgd_half_step(Z.T, A, D, L, len(pgd_momenta())).T
+    expected = pgd_half_step(Z.T, A, D, L, len(momenta())).T
     assert relative_difference(Z1, expected) <= TOLERANCES["pgd", dtype]
     change = np.linalg.norm(Z1 - Z) / np.linalg.norm(Z1)
     assert outcome.history[0].relative_change == pytest.approx(change, rel=1e-5)
@@ -96,6 +96,6 @@ def test_encode_runs_on_the_kernels():
 
 
 def test_interpreter_is_never_taken_unless_asked_for():
-    assert fastnmf.backends()["triton"].reason is None
+    assert fastnmf.available_backends()["triton"].reason is None
     assert select("mu", CPU, "auto")[0] != "triton"
     assert select("mu", CPU, "triton")[0] == "triton"

@@ -7,11 +7,11 @@ import torch
 from oracle import problem
 from tape import Tape
 
-from fastnmf.backends import select
-from fastnmf.engine import factorize_
-from fastnmf.penalties import NO_PENALTIES, Penalties
-from fastnmf.plan import Plan
-from fastnmf.rows import Rows
+from fastnmf.backends.registry import select
+from fastnmf.data.arrays import Rows
+from fastnmf.engine.loop import factorize_
+from fastnmf.planning.plan import Plan
+from fastnmf.solvers.penalties import NO_PENALTIES, Penalties
 
 PENALTIES = {
     "plain": NO_PENALTIES,
