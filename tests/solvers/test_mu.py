@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
+from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, method_of, supplies
 from oracle import problem, relative_difference
 
-from fastnmf.backends.registry import select
 
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "mu")]
 
@@ -40,7 +39,7 @@ def test_mu_does_not_depend_on_the_scale_of_the_data(form, scale, backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_what_fades_ends_at_zero_and_not_in_subnormal_numbers(backend, dtype):
     """With which processors compute fifty times as slowly: what a fit of 1,000 iterations was."""
-    tiny, ops = torch.finfo(dtype).tiny, select("mu", torch.device("cpu"), backend)[1]
+    tiny, ops = torch.finfo(dtype).tiny, method_of("mu", backend=backend).ops
     F = torch.full((3, 50), 2 * tiny, dtype=dtype)
     C, denominator = torch.ones_like(F), torch.ones_like(F)
     C[0], C[1], denominator[2] = 0.1, 0.6, 0

@@ -21,9 +21,9 @@ from oracle import (
 )
 from oracle import iterate as expected_iterates
 
-from fastnmf import NMF
+from fastnmf import NMF, Tuning
 from fastnmf.backends.registry import BACKENDS
-from fastnmf.solvers import half_step as sweeps
+from fastnmf.solvers import half_step
 
 PAIRS = [
     pytest.param(solver, backend, id=f"{solver}-{backend}")
@@ -96,7 +96,7 @@ FITS = {
     "l1": {"alpha_Z": 0.01, "l1_ratio": 1.0},
     "l2": {"alpha_Z": 0.01, "alpha_D": 0.005},
     "unit norm": {"alpha_Z": 0.01, "l1_ratio": 0.5, "unit_norm": True},
-    "in chunks": {"chunk_rows": 150},
+    "in tiles": {"tuning": Tuning(chunk_rows=150)},
 }
 
 
@@ -108,7 +108,7 @@ def test_fits_without_the_product_with_the_data_are_the_same(options, monkeypatc
     A[:] = np.random.default_rng(0).random(A.shape)
     fits = []
     for least_rows in (1 << 30, 0):
-        monkeypatch.setattr(sweeps, "LEAST_ROWS", least_rows)
+        monkeypatch.setattr(half_step, "LEAST_ROWS", least_rows)
         model = NMF(**{"nb_concepts": 7, "max_iter": 15, "tol": 0, "seed": 0, **options})
         fits.append(model.fit(A))
     (Z, D), (Z1, D1) = fits
