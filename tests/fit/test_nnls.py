@@ -8,12 +8,11 @@ import logging
 import numpy as np
 import pytest
 import torch
-from half_steps import BACKEND_NAMES, supplies
+from half_steps import BACKEND_NAMES, method_of, supplies
 from oracle import TOLERANCES, kkt_residual
 
 from fastnmf import NMF, InvalidInput, nnls
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
-from fastnmf.backends.registry import select
 from fastnmf.solvers.working_set import hold_concepts, working_set_
 
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "anls")]
@@ -224,13 +223,13 @@ def test_anls_never_raises_the_loss_and_ends_no_higher_than_hals(data, K, dtype)
 def test_working_sets_end_at_the_solution_on_all_concepts(
     name, dtype, warm, shared, backend, monkeypatch
 ):
-    monkeypatch.setattr("fastnmf.working_set.GROWTH", 7)
-    monkeypatch.setattr("fastnmf.working_set._ROWS", 5)
-    monkeypatch.setattr("fastnmf.working_set.GRAM_BYTES", 2**31 if shared else 0)
+    monkeypatch.setattr("fastnmf.solvers.working_set.GROWTH", 7)
+    monkeypatch.setattr("fastnmf.solvers.working_set._ROWS", 5)
+    monkeypatch.setattr("fastnmf.solvers.working_set.GRAM_BYTES", 2**31 if shared else 0)
     A, D = (torch.tensor(M.astype(dtype)) for M in family(name, n=7, d=24, K=60))
     start = nnls(A.flip(1), D, backend=backend) if warm else torch.rand(7, len(D))
     F, sums = start.to(A.dtype).T.clone(), torch.zeros(3, dtype=torch.float64)
-    _, ops = select("anls", A.device, backend)
+    ops = method_of("anls", backend=backend).ops
     held = hold_concepts(D, 10**6)
     assert (held.unit is not None) == shared
     info = working_set_(F, A.T, held, sums, ops["nnls_on_"], warm=warm)
@@ -251,8 +250,8 @@ def test_anls_hands_very_many_concepts_to_hals_and_says_so():
 
 
 def test_fit_warns_when_columns_meet_the_cap(caplog, monkeypatch):
-    monkeypatch.setattr("fastnmf.addresses.most_steps", lambda K: 1)
-    with caplog.at_level(logging.WARNING, logger="fastnmf.sweeps"):
+    monkeypatch.setattr("fastnmf.backends.pointers.most_steps", lambda K: 1)
+    with caplog.at_level(logging.WARNING, logger="fastnmf.solvers.anls"):
         NMF(20, solver="anls", max_iter=1, tol=0, seed=0).fit(torch.rand(30, 40))
     if "cpp" in BACKENDS:
         assert "columns are not solved" in caplog.text

@@ -28,7 +28,6 @@ from oracle import (
 from fastnmf import NMF, Tuning
 from fastnmf.cli.main import main
 from fastnmf.errors import InvalidInput
-from fastnmf.files import load_model, save_model
 from fastnmf.solvers.penalties import Penalties
 from fastnmf.solvers.pgd import largest_eigenvalue, momenta
 
@@ -156,7 +155,7 @@ def test_both_forms_give_the_same_iterates(n, d, K, solver, dtype, asked):
 def test_the_objective_never_rises_and_is_what_is_said(n, d, K, solver, asked, form):
     A, Z, D = problem(n, d, K)
     before = objective(A, Z, D, *weights(*asked))
-    model, Z1 = with_codes(solver, A, Z, D, asked, 40, form=form)
+    model, Z1 = with_codes(solver, A, Z, D, asked, 40, tuning=Tuning(form=form))
     half = 0.5 * (A**2).sum()
     seen = [before, *(i.relative_objective**2 * half for i in model.fit_info_.history)]
     assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(seen))
@@ -167,7 +166,7 @@ def test_the_objective_never_rises_and_is_what_is_said(n, d, K, solver, asked, f
     assert said <= seen[-1] * (1 + 1e-12)
     if form == "residual" and solver in ("mu", "pgd"):
         # these know the error of the dictionary before
-        D1 = fitted(solver, A, Z, D, asked, 39, form=form).D.numpy()
+        D1 = fitted(solver, A, Z, D, asked, 39, tuning=Tuning(form=form)).D.numpy()
     assert seen[-1] == pytest.approx(objective(A, Z1, D1, *weights(*asked)), rel=1e-9)
     again = model.encode(A, 600, 0).numpy()
     assert objective(A, again, model.D.numpy(), *weights(*asked)) <= seen[-1] * (1 + 1e-6)
@@ -314,7 +313,7 @@ def test_a_stream_with_many_concepts_has_the_iterates_of_memory(solver, tmp_path
     model.fit(tmp_path / "A.npy", 4, codes=tmp_path / "Z.npy")
     info = model.fit_info_
     assert info.chunk_rows is not None
-    resident = fitted(solver, A, Z, D, (0.02, 0.001, 0.5), 4, form="normal")
+    resident = fitted(solver, A, Z, D, (0.02, 0.001, 0.5), 4, tuning=Tuning(form="normal"))
     assert info.objective == pytest.approx(resident.fit_info_.objective, rel=1e-9)
     assert relative_difference(model.D, resident.D) <= 1e-9
     if solver == "hals":
@@ -340,8 +339,8 @@ def test_saved_models_and_copies_keep_penalties(tmp_path):
     A, _, _ = problem(30, 9, 4)
     model = NMF(4, alpha_Z=0.02, alpha_D=0.03, l1_ratio=0.5, seed=0)
     model.fit(A.astype(np.float32), 5)
-    save_model(tmp_path / "model.safetensors", model)
-    for other in (load_model(tmp_path / "model.safetensors"), saved_and_loaded(model)):
+    model.save(tmp_path / "model.safetensors")
+    for other in (NMF.load(tmp_path / "model.safetensors"), saved_and_loaded(model)):
         assert (other.alpha_Z, other.alpha_D, other.l1_ratio) == (0.02, 0.03, 0.5)
         assert other.fit_info_ == model.fit_info_
         assert torch.equal(other.encode(A), model.encode(A))
@@ -350,17 +349,17 @@ def test_saved_models_and_copies_keep_penalties(tmp_path):
 def test_a_checkpoint_goes_on_with_its_penalties_only(tmp_path):
     A, _, _ = problem(30, 9, 4)
     asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "seed": 0, "tol": 0}
-    saving = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_seconds": 0}
+    file, tuning = tmp_path / "run.safetensors", Tuning(checkpoint_seconds=0)
     _, whole = NMF(4, **asked).fit(A, 8)
-    NMF(4, **asked, **saving).fit(A, 5)
-    resumed = NMF(4, **asked, **saving)
-    assert torch.equal(resumed.fit(A, 8, resume=True)[1], whole)
+    NMF(4, tuning=tuning, **asked).fit(A, 5, checkpoint=file)
+    resumed = NMF(4, tuning=tuning, **asked)
+    assert torch.equal(resumed.fit(A, 8, checkpoint=file, resume=True)[1], whole)
     history = [i.relative_objective for i in resumed.fit_info_.history]
     assert len(history) == 8
     assert all(b <= a for a, b in itertools.pairwise(history))
     for name in ("alpha_Z", "l1_ratio"):
         with pytest.raises(InvalidInput, match=f"{name}="):
-            NMF(4, **{**asked, name: 0.1}, **saving).fit(A, 8, resume=True)
+            NMF(4, **{**asked, name: 0.1}).fit(A, 8, checkpoint=file, resume=True)
 
 
 def test_the_command_takes_penalties(tmp_path, capsys):
@@ -370,8 +369,8 @@ def test_the_command_takes_penalties(tmp_path, capsys):
     command = ["fit", str(tmp_path / "A.npy"), "--concepts", "4", "--out", str(out), "--seed", "0"]
     assert main([*command, "--alpha-Z", "0.02", "--alpha-D", "0.03", "--l1-ratio", "0.5"]) == 0
     assert "alpha_Z 0.02, alpha_D 0.03, l1_ratio 0.5" in capsys.readouterr().out
-    assert load_model(out).alpha_D == 0.03
+    assert NMF.load(out).alpha_D == 0.03
     assert main([*command, "--alpha-Z", "0.02", "--quiet"]) == 0
-    assert load_model(out).alpha_D == "same"
+    assert NMF.load(out).alpha_D == "same"
     assert main([*command, "--alpha-Z", "-1", "--quiet"]) == 2
     assert "alpha_Z" in capsys.readouterr().err

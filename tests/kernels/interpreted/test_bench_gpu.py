@@ -11,7 +11,7 @@ from tape import Tape
 
 from fastnmf.fit import batch as fitting
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
 pytest.importorskip("overcomplete", reason="overcomplete is not installed")
 bench_gpu = pytest.importorskip("bench_gpu")
 

@@ -11,10 +11,14 @@ from tape import Refusing, tensors
 
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.backends.torch import REFERENCE
-from fastnmf.data.arrays import Rows
-from fastnmf.engine.iteration import _prepare, _step_
-from fastnmf.planning import memory, plan
+from fastnmf.data.dataset import Data
+from fastnmf.data.storage import InMemory
+from fastnmf.engine.iteration import Step
+from fastnmf.engine.state import Method, State
+from fastnmf.planning.memory import plan_beside
+from fastnmf.planning.plan import Problem, Tuning, accelerated
 from fastnmf.solvers.penalties import NO_PENALTIES, Penalties
+from fastnmf.solvers.registry import SOLVERS
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
@@ -63,31 +67,31 @@ def device(monkeypatch):
     return counting
 
 
-def iteration(device, solver, *, backend="triton", accelerated=False, penalties=NO_PENALTIES):
+def iteration(device, solver, *, backend="triton", accelerates=False, penalties=NO_PENALTIES):
     """The launches of an iteration at n = 63,700, d = 2,048, K = 10, by the plan of a fit."""
     n, d, K = 63_700, 2_048, 10
     with FakeTensorMode():
         A, Z, D = (torch.empty(*size, device="cuda") for size in ((n, d), (n, K), (K, d)))
-        chosen = memory.choose(A, K, solver, backend, 70 << 30, form="auto")
-        if accelerated:
-            chosen = plan.accelerated(chosen, n, d, K, 4, solver)
-        assert chosen.form == "normal"
+        problem = Problem(n, d, K, 4, SOLVERS[solver])
+        plan = plan_beside(A, problem, backend, Tuning(), 70 << 30)
+        if accelerates:
+            plan = accelerated(plan, problem)
+        assert plan.form == "normal"
         ops = {**REFERENCE, **BACKENDS[backend].load()}
-        asked = "highest", penalties, False
-        run = _prepare(Z, D, Rows(A), solver, ops, chosen, True, *asked)
-        if run.unit is not None:
-            run.unit.normalise_(D, D, run.statistics)
+        method = Method(SOLVERS[solver], backend, ops, penalties=penalties)
+        state = State(InMemory(Z), D)
+        step = Step(state, Data(A), method, plan, allowed="highest", waits=False)
         # in the first, some of what is kept is made
-        _step_(run)
+        step()
         with Launches() as launches:
             device.append(launches)
-            _step_(run)
+            step()
     return launches.counts
 
 
 # of torch, of Triton
 @pytest.mark.parametrize(
-    ("solver", "accelerated", "expected"),
+    ("solver", "accelerates", "expected"),
     [
         ("hals", False, (11, 4)),
         ("mu", False, (13, 4)),
@@ -97,8 +101,8 @@ def iteration(device, solver, *, backend="triton", accelerated=False, penalties=
         ("pgd", True, (254, 54)),
     ],
 )
-def test_an_iteration_of_few_concepts_takes_few_launches(device, solver, accelerated, expected):
-    assert iteration(device, solver, accelerated=accelerated) == expected
+def test_an_iteration_of_few_concepts_takes_few_launches(device, solver, accelerates, expected):
+    assert iteration(device, solver, accelerates=accelerates) == expected
 
 
 PENALISED = {

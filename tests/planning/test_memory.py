@@ -12,11 +12,13 @@ import torch
 
 from fastnmf import NMF, Tuning
 from fastnmf.engine import iteration as engine
-from fastnmf.planning import memory, plan
+from fastnmf.planning import hardware, memory
+from fastnmf.planning.plan import Plan, Problem
+from fastnmf.solvers.registry import SOLVERS
 
 MEASURE = """
 import re, torch
-from fastnmf import NMF
+from fastnmf import NMF, Tuning
 
 def read(key):
     with open("/proc/self/status") as status:
@@ -25,7 +27,7 @@ def read(key):
 n, d, K = 2000, 384, 20000
 A = torch.relu(torch.randn(n, d, generator=torch.Generator().manual_seed(0)))
 # threads, their buffers and what is imported at first use
-NMF(600, max_iter=1, tol=0, form="residual").fit(A)
+NMF(600, max_iter=1, tol=0, tuning=Tuning(form="residual")).fit(A)
 with open("/proc/self/clear_refs", "w") as peak:
     peak.write("5")
 before = read("VmRSS")
@@ -49,26 +51,29 @@ def test_many_concepts_take_the_memory_of_the_factors_and_the_residual():
     assert grown - needed < 64
 
 
-def planned(free, **asked):
-    A = torch.zeros(4000, 64)
-    return memory.choose(A, 500, "hals", "cpp", free, form="residual", **asked)
+PROBLEM = Problem(4000, 64, 500, 4, SOLVERS["hals"])
+
+
+def planned(free, **tuning):
+    tuning = Tuning(form="residual", **tuning)
+    return memory.plan_beside(torch.zeros(4000, 64), PROBLEM, "cpp", tuning, free)
 
 
 def test_pieces_of_rows_shrink_to_what_is_free():
     roomy = planned(10 << 30)
     assert roomy == planned(None)
-    fixed, a_row = memory.needed_bytes(4000, 64, 500, 4, "hals", roomy)
+    fixed, a_row = memory.needed_bytes(PROBLEM, roomy)
     tight = planned(int((fixed + 100 * a_row) / 0.92) + 1)
-    assert tight.piece_rows == 100
+    assert tight.tile_rows == 100
     assert tight.form == roomy.form
 
 
 def test_rows_that_do_not_fit_are_refused_with_what_would():
-    fixed, a_row = memory.needed_bytes(4000, 64, 500, 4, "hals", planned(None))
+    fixed, a_row = memory.needed_bytes(PROBLEM, planned(None))
     free = int((fixed + 100 * a_row) / 0.92) + 1
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"chunk_rows=100 would fit"):
         planned(free, chunk_rows=2000)
-    assert planned(free, chunk_rows=100).piece_rows == 100
+    assert planned(free, chunk_rows=100).tile_rows == 100
     with pytest.raises(torch.cuda.OutOfMemoryError, match="no chunk_rows would"):
         planned(fixed)
 
@@ -85,7 +90,7 @@ def test_needed_bytes_bound_the_workspaces(solver, form, monkeypatch):
             made.append(self)
 
     monkeypatch.setattr(engine, "Workspace", Counted)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(hardware, "free_bytes", lambda device: 1 << 40)
     n, d, K = 3000, 40, 90
     model = NMF(
         K,
@@ -100,6 +105,6 @@ def test_needed_bytes_bound_the_workspaces(solver, form, monkeypatch):
     taken = 4 * (n * K + K * d + sum(kept.numel() for kept in scratch._kept.values()))
     taken += 4 * n * d if form == "residual" else 0
     info = model.fit_info_
-    chosen = plan.Plan(form, form, info.block, info.piece_rows, 0.0)
-    fixed, a_row = memory.needed_bytes(n, d, K, 4, solver, chosen)
-    assert taken <= fixed - (1 << 28) + a_row * info.piece_rows
+    chosen = Plan(form, form, info.block, info.tile_rows, 0.0)
+    fixed, a_row = memory.needed_bytes(Problem(n, d, K, 4, SOLVERS[solver]), chosen)
+    assert taken <= fixed - (1 << 28) + a_row * info.tile_rows

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from half_steps import method_of
 from oracle import problem
 from tape import Tape
 
-from fastnmf.backends.registry import select
-from fastnmf.data.arrays import Rows
+from fastnmf.data.dataset import Data
+from fastnmf.data.storage import InMemory
 from fastnmf.engine.loop import factorize_
+from fastnmf.engine.state import State, Stopping
 from fastnmf.planning.plan import Plan
 from fastnmf.solvers.penalties import NO_PENALTIES, Penalties
 
@@ -34,20 +36,18 @@ def test_repeats_give_the_same_bits(solver, penalties, inner, launches_on_tape):
     A, Z, D = (torch.tensor(M, dtype=torch.float32) for M in problem(7, 5, 3))
     options = {"accelerates": inner is not None, "inner": inner or (1, 1)}
     chosen = Plan("normal", "normal", 16, 7, 0.0, **options)
-    _, ops = select(solver, A.device, "triton")
-    fits = []
+    method = method_of(solver, backend="triton", penalties=PENALTIES[penalties])
+    states = []
     for recorder in (tape, None):
-        factors = Z.clone(), D.clone()
+        state = State(InMemory(Z.clone()), D.clone())
         with torch.no_grad():
-            outcome = factorize_(
-                *factors, Rows(A), solver=solver, ops=ops, plan=chosen, max_iter=4, tol=1e-30,
-                penalties=PENALTIES[penalties], recorder=recorder,
-            )  # fmt: skip
-        fits.append((*factors, outcome))
-    assert all(map(torch.equal, fits[0][:2], fits[1][:2]))
+            factorize_(state, Data(A), method, chosen, Stopping(4, 1e-30), recorder=recorder)
+        states.append(state)
+    repeated, plain = states
+    assert torch.equal(repeated.codes, plain.codes)
+    assert torch.equal(repeated.D, plain.D)
     assert tape.left == set()
-    assert fits[0][2].repeats == tape.repeats >= 2
+    assert repeated.repeats == tape.repeats >= 2
     # the norms, too
-    assert [i.relative_change for i in fits[0][2].history] == [
-        i.relative_change for i in fits[1][2].history
-    ]
+    changes = [[i.relative_change for i in state.history] for state in states]
+    assert changes[0] == changes[1]

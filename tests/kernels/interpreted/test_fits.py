@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from half_steps import iterate
+from half_steps import iterate, method_of, operations_of
 from oracle import TOLERANCES, pgd_half_step, problem, relative_difference
 from oracle import iterate as expected_iterates
 
@@ -68,9 +70,9 @@ def test_penalised_iterates_are_those_of_the_reference(penalties, form, solver):
 @pytest.mark.parametrize("penalties", [Penalties(0.02, 0.01, 0.5), Penalties(0.02, 0, 1.0, True)])
 def test_penalised_half_steps_take_the_fused_kernels(penalties, form, solver, monkeypatch):
     """The plain update is not there."""
-    fused = {**select(solver, CPU, "triton")[1]}
-    del fused[f"{solver}_"]
-    monkeypatch.setattr("half_steps.select", lambda *_: ("triton", fused))
+    method = method_of(solver, backend="triton", penalties=penalties)
+    fused = {name: op for name, op in method.ops.items() if name != f"{solver}_"}
+    monkeypatch.setattr("half_steps.method_of", lambda *_: replace(method, ops=fused))
     *_, outcome = iterate(solver, *problem(9, 5, 17), form=form, dtype=torch.float32,
                           penalties=penalties, backend="triton")  # fmt: skip
     assert len(outcome.history) == 1
@@ -97,5 +99,5 @@ def test_encode_runs_on_the_kernels():
 
 def test_interpreter_is_never_taken_unless_asked_for():
     assert fastnmf.available_backends()["triton"].reason is None
-    assert select("mu", CPU, "auto")[0] != "triton"
-    assert select("mu", CPU, "triton")[0] == "triton"
+    assert select(operations_of("mu"), CPU, "auto")[0] != "triton"
+    assert select(operations_of("mu"), CPU, "triton")[0] == "triton"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 import numpy as np
 import pytest
@@ -11,11 +10,15 @@ import torch
 
 import fastnmf
 from fastnmf import NMF, BackendUnavailable, InvalidInput
+from fastnmf.backends import registry, triton
 from fastnmf.backends.registry import BACKENDS, Backend, select
 from fastnmf.backends.torch import REFERENCE
+from fastnmf.fit import options
 from fastnmf.solvers.registry import SOLVERS
+from half_steps import operations_of
 
 CPU = torch.device("cpu")
+HALS, ANLS = operations_of("hals"), operations_of("anls")
 
 
 @pytest.fixture
@@ -23,25 +26,25 @@ def broken(monkeypatch):
     """A preferred backend that supplies hals on the CPU but cannot be used."""
     never = Backend("never", ("hals_block_",), ("cpu",), lambda: "its cat is asleep", dict)
     everything = {"never": never, **BACKENDS}
-    for room in ("fastnmf.backends", "fastnmf.nmf"):
-        monkeypatch.setattr(sys.modules[room], "BACKENDS", everything)
+    monkeypatch.setattr(registry, "BACKENDS", everything)
+    monkeypatch.setattr(options, "BACKENDS", everything)
     return never
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_has_its_operations_from_torch(solver):
-    name, ops = select(solver, CPU, "torch")
+    name, ops = select(operations_of(solver), CPU, "torch")
     assert name == "torch"
     assert set(SOLVERS[solver].operations) <= set(ops)
 
 
 def test_explicit_backend_that_is_not_usable_raises_with_every_reason(broken):
     with pytest.raises(BackendUnavailable, match="its cat is asleep") as raised:
-        select("hals", CPU, "never")
+        select(HALS, CPU, "never")
     assert "backend='never'" in str(raised.value)
     assert "torch: usable" in str(raised.value)
     with pytest.raises(BackendUnavailable, match="nnls"):
-        select("anls", CPU, "never")
+        select(ANLS, CPU, "never")
     model = NMF(3, backend="never")
     with pytest.raises(BackendUnavailable):
         model.fit(torch.rand(9, 5))
@@ -49,8 +52,8 @@ def test_explicit_backend_that_is_not_usable_raises_with_every_reason(broken):
 
 
 def test_auto_passes_over_what_is_not_usable_and_logs_why(broken, caplog):
-    with caplog.at_level("INFO", logger="fastnmf.backends"):
-        name, _ = select("hals", CPU, "auto")
+    with caplog.at_level("INFO", logger="fastnmf.backends.registry"):
+        name, _ = select(HALS, CPU, "auto")
     assert name != "never"
     assert "its cat is asleep" in caplog.text
 
@@ -58,11 +61,11 @@ def test_auto_passes_over_what_is_not_usable_and_logs_why(broken, caplog):
 def test_environment_is_asked_only_by_auto(broken, monkeypatch):
     monkeypatch.setenv("FASTNMF_BACKEND", "never")
     with pytest.raises(BackendUnavailable, match="FASTNMF_BACKEND='never'"):
-        select("hals", CPU, "auto")
-    assert select("hals", CPU, "torch")[0] == "torch"
+        select(HALS, CPU, "auto")
+    assert select(HALS, CPU, "torch")[0] == "torch"
     monkeypatch.setenv("FASTNMF_BACKEND", "nonsense")
     with pytest.raises(InvalidInput, match="FASTNMF_BACKEND='nonsense'"):
-        select("hals", CPU, "auto")
+        select(HALS, CPU, "auto")
 
 
 def test_table_names_every_backend_and_its_reason(broken):
@@ -100,7 +103,7 @@ def test_what_launches_kernels_is_done_on_the_device_of_the_data(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_of", Guard)
     ops = {name: watched(name) for name in REFERENCE}
-    monkeypatch.setattr("fastnmf.nmf.select", lambda *_: ("torch", ops))
+    monkeypatch.setattr("fastnmf.fit.options.select", lambda *_: ("torch", ops))
     A, model = torch.rand(30, 6), NMF(3, seed=0, max_iter=3)
     for call in (model.fit, model.encode, model.partial_fit):
         call(A)
@@ -116,7 +119,7 @@ def test_interpreter_that_does_not_work_is_named(monkeypatch):
     def hals_sweep_(*_):
         raise errors.InterpreterError("TypeError('only 0-dimensional arrays')")
 
-    monkeypatch.setattr(sys.modules["fastnmf.backends"], "_interpreted", lambda: True)
+    monkeypatch.setattr(triton, "interpreted", lambda: True)
     monkeypatch.setattr(importlib.import_module("fastnmf.kernels.hals"), "hals_sweep_", hals_sweep_)
     reason = BACKENDS["triton"].probe.__wrapped__()
     assert f"beside NumPy {np.__version__} (TypeError('only 0-dimensional arrays'))" in reason

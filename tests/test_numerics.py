@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +11,17 @@ from oracle import problem
 
 from fastnmf import NMF, InvalidInput, Tuning, nnls
 from fastnmf.backends.torch import REFERENCE
-from fastnmf.data.arrays import Rows
-from fastnmf.engine import iteration as engine
+from fastnmf.data.dataset import Data
+from fastnmf.data.storage import InMemory
+from fastnmf.engine import history, iteration
+from fastnmf.engine.codes import Encoder
 from fastnmf.engine.loop import factorize_
+from fastnmf.engine.state import Method, State, Stopping
 from fastnmf.init.start import start
 from fastnmf.numerics import products_in, round_tf32
-from fastnmf.planning import plan
-from fastnmf.solvers import half_step as sweeps
+from fastnmf.planning.plan import Plan
+from fastnmf.solvers import hals, half_step, mu, pgd
+from fastnmf.solvers.registry import SOLVERS
 
 
 @pytest.fixture
@@ -45,24 +48,40 @@ def in_coarse_products(monkeypatch):
         REFERENCE["hals_block_"](F, round_tf32(R, R), G, delta, sums)
         round_tf32(delta, delta)
 
-    monkeypatch.setattr(sweeps, "in_tf32", lambda X: torch.get_float32_matmul_precision() == "high")
+    take_products_for_tf32(monkeypatch)
     return {**REFERENCE, "hals_block_": hals_block_}
 
 
-def run(ops, n=60, d=20, K=35, **options):
-    A, Z, D = (torch.tensor(M, dtype=torch.float32) for M in problem(n, d, K))
-    chosen = plan.Plan("residual", "residual", 16, 25, 0.0)
-    outcome = factorize_(Z, D, Rows(A), solver="hals", ops=ops, plan=chosen, **options)
-    return A, Z, D, outcome
+def take_products_for_tf32(monkeypatch):
+    """Where torch allows it, as on a card."""
+    for module in (hals, half_step):
+        monkeypatch.setattr(
+            module, "in_tf32", lambda X: torch.get_float32_matmul_precision() == "high"
+        )
+
+
+def factorized(solver, ops, A, Z, D, plan, *stopping, saver=None):
+    """The State after a run on these factors, which it changes."""
+    state, method = State(InMemory(Z), D), Method(SOLVERS[solver], "torch", ops)
+    factorize_(state, Data(A), method, plan, Stopping(*stopping), saver=saver)
+    return state
+
+
+def in_float32(n=60, d=20, K=35):
+    return [torch.tensor(M, dtype=torch.float32) for M in problem(n, d, K)]
+
+
+def run(ops, max_iter, tol=0.0, each=None):
+    A, Z, D = in_float32()
+    plan = Plan("residual", "residual", 16, 25, 0.0)
+    return A, Z, D, factorized("hals", ops, A, Z, D, plan, max_iter, tol, each)
 
 
 def test_extrapolation_is_not_taken_for_drift(in_coarse_products, asked_for_high):
     """A residual that factors have moved away from is not one that rounding has changed."""
-    A, Z, D = (torch.tensor(M, dtype=torch.float32) for M in problem(60, 20, 35))
-    chosen = plan.Plan("residual", "residual", 16, 25, 0.0, accelerates=True)
-    ops = in_coarse_products
-    outcome = factorize_(Z, D, Rows(A), solver="hals", ops=ops, plan=chosen, max_iter=12, tol=0)
-    assert outcome.drift is None
+    plan = Plan("residual", "residual", 16, 25, 0.0, accelerates=True)
+    state = factorized("hals", in_coarse_products, *in_float32(), plan, 12, 0.0)
+    assert state.drift is None
 
 
 def test_round_tf32_is_to_nearest():
@@ -79,17 +98,15 @@ def test_round_tf32_is_to_nearest():
 
 @pytest.mark.parametrize("form", ["normal", "residual"])
 def test_only_the_residual_form_uses_what_is_allowed(form, asked_for_high):
-    A, Z, D = (torch.tensor(M, dtype=torch.float32) for M in problem(23, 17, 40))
-    seen, chosen = set(), plan.Plan(form, form, 16, 11, 0.0)
-    options = {"solver": "hals", "ops": watched(seen), "plan": chosen, "max_iter": 2, "tol": 0}
-    factorize_(Z, D, Rows(A), **options)
+    seen, plan = set(), Plan(form, form, 16, 11, 0.0)
+    factorized("hals", watched(seen), *in_float32(23, 17, 40), plan, 2, 0.0)
     assert seen == {"high" if form == "residual" else "highest"}
     assert torch.get_float32_matmul_precision() == "high"
 
 
 def test_strict_is_float32_everywhere(asked_for_high, monkeypatch):
     seen = set()
-    monkeypatch.setattr("fastnmf.nmf.select", lambda *_: ("torch", watched(seen)))
+    monkeypatch.setattr("fastnmf.fit.options.select", lambda *_: ("torch", watched(seen)))
     for precision, expected in (("strict", {"highest"}), ("auto", {"high"})):
         seen.clear()
         model = NMF(
@@ -107,9 +124,9 @@ def test_unknown_precision_is_refused():
 
 
 def test_drift_is_measured_and_stays_small(in_coarse_products, asked_for_high):
-    A, Z, D, outcome = run(in_coarse_products, max_iter=30, tol=0)
+    A, Z, D, outcome = run(in_coarse_products, 30)
     with products_in("highest"):
-        *_, exact = run(REFERENCE, max_iter=30, tol=0)
+        *_, exact = run(REFERENCE, 30)
     assert 1e-7 < outcome.drift < 0.05
     error = np.linalg.norm(A - Z @ D) / np.linalg.norm(A)
     assert error < 1.1 * exact.history[-1].relative_error
@@ -117,20 +134,20 @@ def test_drift_is_measured_and_stays_small(in_coarse_products, asked_for_high):
 
 
 def test_large_drift_brings_the_refresh_forward(in_coarse_products, asked_for_high, monkeypatch):
-    monkeypatch.setattr(engine, "_MOST_DRIFT", 1e-9)
+    monkeypatch.setattr(history, "_MOST_DRIFT", 1e-9)
     fresh = []
-    monkeypatch.setattr(sweeps, "_refresh_", lambda *given: (fresh.append(1), refresh(*given)))
-    run(in_coarse_products, max_iter=24, tol=0, each=lambda _: None)
+    monkeypatch.setattr(hals, "_refresh_", lambda *given: (fresh.append(1), refresh(*given)))
+    run(in_coarse_products, 24, each=lambda _: None)
     # three pieces of rows; the iterations 1, 9, 13, 15, and 17 to 24
     assert len(fresh) == 3 * (4 + 8)
 
 
-refresh = sweeps._refresh_
+refresh = hals._refresh_
 
 
 def test_stop_is_decided_with_a_new_residual(in_coarse_products, asked_for_high, monkeypatch):
     fresh = []
-    monkeypatch.setattr(sweeps, "_refresh_", lambda *given: (fresh.append(1), refresh(*given)))
+    monkeypatch.setattr(hals, "_refresh_", lambda *given: (fresh.append(1), refresh(*given)))
     ended = []
     run(
         in_coarse_products,
@@ -151,8 +168,7 @@ def test_nnls_takes_no_products_in_tf32(monkeypatch):
         seen.append(torch.get_float32_matmul_precision())
         return REFERENCE["nnls_"](F, C, G, sums, **asked)
 
-    room = sys.modules["fastnmf.nnls"]
-    monkeypatch.setattr(room, "select", lambda *asked: ("torch", {"nnls_": nnls_}))
+    monkeypatch.setattr("fastnmf.fit.nnls.select", lambda *asked: ("torch", {"nnls_": nnls_}))
     with products_in("high"):
         nnls(torch.rand(9, 5), torch.rand(3, 5))
         assert torch.get_float32_matmul_precision() == "high"
@@ -164,26 +180,26 @@ def residuals_in_tf32(monkeypatch):
     """The CPU rounds what mu and pgd form their residual of, as where products are tf32; notes in
     which precision each was formed."""
     seen = []
-    add_product_ = sweeps._add_product_
+    add_product_ = half_step.add_product_
 
-    def noted(E, B, F, sweep, **rest):
-        seen.append(sweep.residual)
-        return add_product_(E, B, F, sweep, **rest)
+    def noted(E, B, F, compute, **rest):
+        seen.append(compute.residual)
+        return add_product_(E, B, F, compute, **rest)
 
-    monkeypatch.setattr(sweeps, "_add_product_", noted)
-    monkeypatch.setattr(sweeps, "in_tf32", lambda X: torch.get_float32_matmul_precision() == "high")
+    for module in (mu, pgd):
+        monkeypatch.setattr(module, "add_product_", noted)
+    take_products_for_tf32(monkeypatch)
     return seen
 
 
-def by(solver, A, K, iterations, precision="high", form="residual", **options):
-    """(Z, D, outcome) of a run from a drawn start."""
+def by(solver, A, K, iterations, precision="high", form="residual", each=None, saver=None):
+    """(Z, D, State) of a run from a drawn start."""
     A = torch.tensor(A, dtype=torch.float32)
     Z, D = start(A, K, "random", torch.Generator().manual_seed(0))
-    chosen = plan.Plan(form, form, 16, 250, 0.0)
-    options = {"solver": solver, "ops": REFERENCE, "plan": chosen, "tol": 0, **options}
+    plan = Plan(form, form, 16, 250, 0.0)
     with products_in(precision):
-        outcome = factorize_(Z, D, Rows(A), max_iter=iterations, **options)
-    return Z, D, outcome
+        state = factorized(solver, REFERENCE, A, Z, D, plan, iterations, 0.0, each, saver=saver)
+    return Z, D, state
 
 
 def data_of(kind):
@@ -222,7 +238,7 @@ def test_a_small_residual_is_formed_in_float32(watched, residuals_in_tf32, monke
     assert len(outcome.history) == 400
     assert set(residuals_in_tf32[:10]) == {"high"}
     assert set(residuals_in_tf32[-10:]) == {"highest"}
-    monkeypatch.setattr(engine, "_COARSE_DOWN_TO", 0)
+    monkeypatch.setattr(iteration, "_COARSE_DOWN_TO", 0)
     *_, outcome = by("pgd", data_of("exact"), 8, 400, **each)
     assert outcome.history[-1].relative_error > 1e-4
 
@@ -238,25 +254,32 @@ def test_the_normal_form_has_no_residual_in_tf32(solver, form, residuals_in_tf32
 
 def test_codes_of_a_known_dictionary_have_a_float32_residual(residuals_in_tf32):
     """Where nothing tells the error."""
-    by("pgd", data_of("noise"), 8, 3, learn=False)
+    A, _, D = in_float32(300, 40, 8)
+    method = Method(SOLVERS["pgd"], "torch", REFERENCE, Tuning(form="residual"))
+    with products_in("high"):
+        Encoder(D, method, max_iter=3)(A)
     assert set(residuals_in_tf32) == {"highest"}
 
 
 def test_a_run_that_goes_on_takes_the_precision_it_had(residuals_in_tf32):
     A, states = data_of("exact"), []
 
-    def keep(state):
-        if len(state().history) == 300:
-            kept = state()
-            states.append(replace(kept, Z=kept.Z.clone(), D=kept.D.clone()))
+    class Saver:
+        def due(self):
+            return True
 
-    whole = by("pgd", A, 8, 310, keep=keep)
+        def save(self, state):
+            if len(state.history) == 300:
+                Z, history = InMemory(state.codes.clone()), [*state.history]
+                states.append(replace(state, Z=Z, D=state.D.clone(), history=history))
+
+    Z, D, _ = by("pgd", A, 8, 310, saver=Saver())
     (state,) = states
-    A = torch.tensor(A, dtype=torch.float32)
-    chosen = plan.Plan("residual", "residual", 16, 250, 0.0)
-    options = {"solver": "pgd", "ops": REFERENCE, "plan": chosen, "tol": 0, "keep": keep}
+    data, plan = Data(torch.tensor(A, dtype=torch.float32)), Plan("residual", "residual", 16, 250, 0.0)
+    method, stopping = Method(SOLVERS["pgd"], "torch", REFERENCE), Stopping(310, 0.0)
     with products_in("high"):
-        factorize_(state.Z, state.D, Rows(A), max_iter=310, resumed=state, **options)
-    assert torch.equal(state.Z, whole[0])
-    assert torch.equal(state.D, whole[1])
-    assert state.history[-1].relative_error < engine._COARSE_DOWN_TO
+        factorize_(state, data, method, plan, stopping, saver=Saver())
+    assert torch.equal(state.codes, Z)
+    assert torch.equal(state.D, D)
+    assert len(state.history) == 310
+    assert state.history[-1].relative_error < iteration._COARSE_DOWN_TO

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from half_steps import gcc
+from compilers import gcc
+from half_steps import operations_of
 
 import fastnmf
 from fastnmf import NMF, BackendUnavailable
 from fastnmf.backends.registry import BACKENDS, _load, _probe_cuda, select
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 SOURCE = HERE.parent / "csrc" / "nnls_cuda.cu"
 # two for each warp or block and each arithmetic: float32, float64, and float32 data in float64
 KERNELS = 6
@@ -113,8 +114,8 @@ def test_anls_on_a_gpu_takes_cuda_and_the_others_triton(
         )
         monkeypatch.setitem(BACKENDS, name, there)
     _load.cache_clear()
-    with caplog.at_level("INFO", logger="fastnmf.backends"):
-        name, ops = select(solver, torch.device("cuda"), "auto")
+    with caplog.at_level("INFO", logger="fastnmf.backends.registry"):
+        name, ops = select(operations_of(solver), torch.device("cuda"), "auto")
     _load.cache_clear()
     assert name == expected
     assert ops.get("is", "torch") == expected

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter: tests/interpreted, in a process of their own, for how
+"""The Triton kernels in Triton's interpreter: interpreted/, in a process of their own, for how
 kernels run is settled when they are defined."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 )
 def test_kernels_compute_in_the_interpreter_what_the_reference_does(marked):
     pytest.importorskip("triton", reason="triton is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE.parent)}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-rs"]
     command += ["-m", marked, "interpreted"]
