@@ -1,4 +1,4 @@
-"""What a bug report must say of the machine, of Python and of the packages."""
+"""Facts about the machine, Python and the packages that a bug report needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def facts() -> dict[str, str]:
         cuda += ", no device"
     extension = importlib.util.find_spec("fastnmf._C")
     return {
-        "fastnmf": f"{__version__} in {Path(__file__).parent}",
+        "fastnmf": f"{__version__} in {Path(__file__).parents[1]}",
         "python": f"{platform.python_version()} in {sys.prefix}",
         "platform": platform.platform(),
         "cpu": f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}",

@@ -1,5 +1,4 @@
-"""The account of a fit or of a stream: what was run, how it ended, and what a reader of the codes
-wants to know first."""
+"""Summaries: what was run by a fit or by online learning, how it ended, and what it found."""
 
 from __future__ import annotations
 
@@ -13,29 +12,110 @@ from ..solvers.registry import learner
 from .metrics import Measured
 
 
+# stopped_by → what is printed
+_ENDS = {
+    "tol": "converged: the codes change by less than tol",
+    "error": "converged: the error falls by less than tol",
+    "max_iter": "not converged: max_iter reached",
+    "max_seconds": "not converged: max_seconds reached",
+    "callback": "stopped by the callback",
+}
+
+
 @dataclass(frozen=True)
 class FitInfo:
-    """How a fit went; printed, a readable account.
+    """Summary of a fit: what was run, how it ended, and what it found. Printing it shows the most.
 
-    n, d, nb_concepts: the sizes. solver, backend, form, block, tile_rows: what computed it (see
-    plan.py). dictionary_solver: what updated the dictionary: the solver, or hals where there are
-    more concepts than it goes to. init: the start taken. accelerated, inner_half_steps: whether
-    the factors were extrapolated, and half-steps of codes and dictionary in an iteration.
-    cuda_graph: how often an iteration was repeated from a CUDA graph, those that were taken back
-    and done again included. iterations, stopped_by ('tol', 'error', 'max_iter', 'max_seconds' or
-    'callback'), converged: how it ended. relative_error: ‖A − Z D‖ / ‖A‖ of the factors returned.
-    relative_change: ‖ΔZ‖ / ‖Z‖ in the last iteration (of D where codes are not kept). objective:
-    ½‖A − Z D‖² and the penalties
-    alpha_Z, alpha_D (a number), l1_ratio. unit_norm: whether concepts have norm 1. precision: of
-    the products, the dtype or 'tf32'. drift: the most by which a residual carried in tf32 differed
-    from a new one, or None. codes: where they are kept: 'memory', a file, or 'not kept'.
-    chunk_rows: rows in hand at a time where the data are streamed, else None. passes: how often all
-    of them were read, checks, start and account included. processes: that shared the fit;
-    reduced_bytes: what is exchanged in an iteration. mean_l0: mean number of non-zero codes a row.
-    r_squared: 1 − ‖A − Z D‖² / ‖A − its mean row‖². hoyer, dead_concepts, near_duplicates, l0_most,
-    l0_histogram, energy: of codes and concepts, see CodesInfo. revived: concepts that were given a
-    row to stand for, each time counted. seconds: the whole fit, start included. history: one
-    Iteration for each.
+    Attributes
+    ----------
+    n, d, nb_concepts : int
+        Rows and features of A, and concepts K; at least 1.
+    dtype : str
+        The dtype of the computation: 'float32' or 'float64'.
+    device : str
+        The device of the computation.
+    solver, dictionary_solver : str
+        What updated the codes, and the dictionary: the same, or 'hals' where there are more
+        concepts than the solver of the codes is used for.
+    backend : str
+        What supplied the updates; see ``fastnmf.available_backends()``.
+    form : str
+        'normal' or 'residual': how half-steps were computed; where codes and dictionary differ,
+        both, with a slash.
+    block : int
+        Concepts updated between two matrix products, from 1 to K.
+    tile_rows : int
+        Rows that are processed together, from 1 to n.
+    accelerated : bool
+        Whether the factors were extrapolated.
+    inner_half_steps : tuple of two int
+        Half-steps of codes and of dictionary per iteration; at least 1 each.
+    cuda_graph : int
+        Iterations repeated from a CUDA graph, including those that were undone; at least 0.
+    init : str
+        The start that was taken; 'given' for a pair.
+    iterations : int
+        Iterations done, from 0 to max_iter. Good: below max_iter.
+    stopped_by : str
+        'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. Good: 'tol', or 'error' with
+        ``stop='error'``.
+    converged : bool
+        Whether `stopped_by` is 'tol' or 'error'. Good: True.
+    relative_error : float
+        ‖A − Z D‖ / ‖A‖ of the returned factors; from 0, above 1 only after a bad start. What is
+        good depends on the data and on K: compare fits of the same data.
+    relative_change : float
+        ‖ΔZ‖ / ‖Z‖ in the last iteration, or of D where codes are not kept; at least 0, NaN without
+        an iteration. Good: at most tol.
+    objective : float
+        ½ ‖A − Z D‖² and the penalties, in squared units of A; at least 0. Lower is better, among
+        fits with the same penalties.
+    alpha_Z, alpha_D, l1_ratio : float
+        The penalties; at least 0, l1_ratio at most 1.
+    unit_norm : bool
+        Whether concepts have Euclidean norm 1.
+    mean_l0 : float
+        Mean number of non-zero codes per row, from 0 to K. Good: small, at an error you accept.
+    hoyer : float
+        Mean Hoyer sparsity of the rows that have codes, from 0 (equal codes) to 1 (a single code).
+        High for sparse codes.
+    r_squared : float
+        1 − ‖A − Z D‖² / ‖A − its mean row‖²; at most 1. Good: near 1; below 0 the mean row
+        explains A better.
+    dead_concepts : int
+        Concepts whose codes or dictionary row are all zero, from 0 to K. Good: 0.
+    near_duplicates : int
+        Concepts with a cosine of at least 0.99 to an earlier one, from 0 to K − 1. Good: 0.
+    revived : int
+        Concepts that were given a new row, each time counted; at least 0.
+    seconds : float
+        Time of the whole fit, start included, in seconds.
+    precision : str
+        Of the matrix products: the dtype, or 'tf32'.
+    drift : float or None
+        Largest difference between a residual carried in tf32 and a new one, relative to the new
+        one; None where it was not measured. Good: below 0.01; above, the residual is computed anew
+        more often.
+    codes : str
+        Where the codes are: 'memory', a file, or 'not kept'.
+    chunk_rows : int or None
+        Rows in memory at a time where A is read in passes, else None.
+    passes : int
+        How often all rows were read, including checks, start and this summary; at least 1.
+    processes : int
+        Processes that shared the fit; at least 1.
+    reduced_bytes : int
+        Bytes exchanged between processes per iteration; 0 for one process.
+    l0_most : int
+        Largest number of non-zero codes in a row, from 0 to K.
+    l0_histogram : tuple of int
+        Rows by their number of non-zero codes, from 0; at most 32 bars of
+        ⌈(l0_most + 1) / bars⌉ numbers each. The sum is n.
+    energy : tuple of float
+        ‖Z_k‖² ‖D_k‖² of each concept as a share of their sum: K numbers from 0 to 1. Good: none
+        near 1.
+    history : tuple of Iteration
+        The iterations, in order.
     """
 
     n: int
@@ -124,22 +204,15 @@ class FitInfo:
 
     @property
     def converged(self) -> bool:
-        """Whether the fit ended because the codes, or with stop='error' the error, had settled."""
+        """Whether the fit ended by `tol`: `stopped_by` is 'tol' or 'error'."""
         return self.stopped_by in ("tol", "error")
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything in it, as plain Python values."""
+        """Return all attributes as plain Python values, by name."""
         return {**asdict(self), "converged": self.converged}
 
     def lines(self) -> dict[str, str]:
-        """Name → value of every line that is printed."""
-        reasons = {
-            "tol": "converged: the codes have settled",
-            "error": "converged: the error falls no more",
-            "max_iter": "not converged: max_iter reached",
-            "max_seconds": "not converged: max_seconds reached",
-            "callback": "stopped by the callback",
-        }
+        """Return what printing shows: name → value of each line."""
         changed = "‖D‖" if self.codes == "not kept" else "‖Z‖"
         lines = {
             "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
@@ -149,30 +222,35 @@ class FitInfo:
             f"start {self.init}",
             "tiles": f"{self.tile_rows:,} rows, blocks of {self.block} concepts",
             "relative error": f"{self.relative_error:.6g}, R² {self.r_squared:.4g}",
-            "mean L0": f"{self.mean_l0:.4g} concepts a row, Hoyer sparsity {self.hoyer:.3g}",
-            "iterations": f"{self.iterations} ({reasons[self.stopped_by]})",
+            "mean L0": f"{self.mean_l0:.4g} concepts per row, Hoyer sparsity {self.hoyer:.3g}",
+            "iterations": f"{self.iterations} ({_ENDS[self.stopped_by]})",
             "last change": f"{self.relative_change:.3g} of {changed}",
             "time": f"{self.seconds:.3g} s",
         }
+        if self.revived:
+            lines["concepts"] += f"; {self.revived:,} revived"
+        return lines | self._special_lines()
+
+    def _special_lines(self) -> dict[str, str]:
+        """Lines that are printed only where something other than the default was run."""
+        lines = {}
         if self.alpha_Z or self.alpha_D:
             lines["penalties"] = (
                 f"alpha_Z {self.alpha_Z:g}, alpha_D {self.alpha_D:g}, l1_ratio {self.l1_ratio:g}; "
                 f"objective {self.objective:.6g}"
             )
-        if self.revived:
-            lines["concepts"] += f"; {self.revived:,} revived on the way"
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
-            lines["accelerated"] = f"{codes} + {dictionary} half-steps an iteration"
+            lines["accelerated"] = f"{codes} + {dictionary} half-steps per iteration"
         if self.cuda_graph:
-            lines["CUDA graph"] = f"launched {self.cuda_graph:,} times for an iteration"
+            lines["CUDA graph"] = f"{self.cuda_graph:,} iterations repeated"
         if self.chunk_rows is not None:
-            lines["streamed"] = f"{self.chunk_rows:,} rows at a time, {self.passes} passes"
+            lines["read in passes"] = f"{self.chunk_rows:,} rows at a time, {self.passes} passes"
         if self.processes > 1:
-            summed = f"{self.reduced_bytes:,} bytes exchanged an iteration"
-            lines["processes"] = f"{self.processes}, {summed}"
+            exchanged = f"{self.reduced_bytes:,} bytes exchanged per iteration"
+            lines["processes"] = f"{self.processes}, {exchanged}"
         if self.codes != "memory":
-            lines["codes kept"] = self.codes
+            lines["codes"] = self.codes
         if self.precision != self.dtype:
             drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
             lines["precision"] = f"{self.precision}, largest drift {drift}"
@@ -184,14 +262,27 @@ class FitInfo:
 
 @dataclass(frozen=True)
 class OnlineInfo:
-    """How a stream went so far; printed, a readable account.
+    """Summary of online learning so far. Printing it shows the most.
 
-    rows, batches: what was seen. d, nb_concepts, dtype, device, solver, dictionary_solver, backend:
-    as in FitInfo. half_life: rows after which a row weighs half. relative_error: ‖A − Z D‖ / ‖A‖ of
-    the last batch, with the dictionary as it was before it learned from that batch (the first batch
-    of all is measured with the start). unused_concepts: concepts that no row has used; they are as
-    they started. processes: that shared the last batch, whose rows are all counted. seconds: in all
-    batches.
+    Attributes
+    ----------
+    rows, batches : int
+        What was seen; at least 1.
+    d, nb_concepts : int
+        Features and concepts; at least 1.
+    dtype, device, solver, dictionary_solver, backend : str
+        As in FitInfo.
+    half_life : float
+        Rows after which a row weighs half; above 0, infinity where nothing is forgotten.
+    relative_error : float
+        ‖A − Z D‖ / ‖A‖ of the last batch, with the dictionary before it learned from that batch
+        (for the first batch: the start); at least 0. Good: falling from batch to batch.
+    unused_concepts : int
+        Concepts that no row has used, which are as they started; from 0 to K. Good: 0.
+    processes : int
+        Processes that shared the last batch; at least 1. `rows` counts the rows of all.
+    seconds : float
+        Time of all batches, in seconds.
     """
 
     rows: int
@@ -210,7 +301,7 @@ class OnlineInfo:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything in it, as plain Python values."""
+        """Return all attributes as plain Python values, by name."""
         return asdict(self)
 
     def __str__(self) -> str:

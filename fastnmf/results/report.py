@@ -116,7 +116,7 @@ def _concepts(info: FitInfo) -> str:
 def _history(info: FitInfo) -> str:
     history = info.history
     if not history:
-        return "<p>There was none.</p>"
+        return "<p>There was no iteration.</p>"
     shown = range(len(history))
     if len(history) > ITERATIONS:
         # close together where much happens

@@ -1,7 +1,6 @@
 """fastnmf.NMF in the place of Overcomplete's: what its users and its tests rely on, the contract.
 
-One test for each row of the contract table in the design; the rest is what Overcomplete checks of
-its NMF, asked of ours.
+One test for each row of the contract; the rest is what Overcomplete's own tests check.
 """
 
 from __future__ import annotations
@@ -42,14 +41,13 @@ def mean_relative_row_error(A, A_hat):
     return float(((A - A_hat).norm(dim=1) / (A.norm(dim=1) + 1e-6)).mean())
 
 
-# what Overcomplete's own tests ask
+# what Overcomplete's own tests check
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_constructor_keeps_concepts_and_solver(solver):
-    model = NMF(nb_concepts=K, solver=solver)
-    assert model.nb_concepts == K
-    assert model.solver == solver
+def test_constructor_keeps_concepts_and_solver():
+    for solver in SOLVERS:
+        model = NMF(nb_concepts=K, solver=solver)
+        assert (model.nb_concepts, model.solver) == (K, solver)
 
 
 def test_unknown_solver_is_an_assertion_error():
@@ -58,16 +56,13 @@ def test_unknown_solver_is_an_assertion_error():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_fit_returns_factors_of_the_right_shape(A, solver):
-    Z, D = NMF(nb_concepts=K, solver=solver, max_iter=2).fit(A)
+def test_factors_and_codes_are_non_negative_and_have_their_shapes(A, solver):
+    model = NMF(nb_concepts=K, solver=solver, max_iter=2)
+    Z, D = model.fit(A)
     assert Z.shape == (N, K)
     assert D.shape == (K, D_IN)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_encode_and_decode_are_non_negative(A, solver):
-    model = NMF(nb_concepts=K, solver=solver, max_iter=2)
-    model.fit(A)
+    assert (Z >= 0).all()
+    assert (D >= 0).all()
     Z = model.encode(A)
     A_hat = model.decode(Z)
     assert Z.shape == (N, K)
@@ -76,20 +71,20 @@ def test_encode_and_decode_are_non_negative(A, solver):
     assert (A_hat >= 0).all()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_fit_beats_the_random_start(A, solver):
-    model = NMF(nb_concepts=K, solver=solver, max_iter=100)
-    started = squared_error(A, model.init_random_z(A) @ model.init_random_d(A))
-    model.fit(A)
-    assert squared_error(A, model.decode(model.encode(A))) < started
+def test_fit_beats_the_random_start(A):
+    for solver in SOLVERS:
+        model = NMF(nb_concepts=K, solver=solver, max_iter=100)
+        started = squared_error(A, model.init_random_z(A) @ model.init_random_d(A))
+        model.fit(A)
+        assert squared_error(A, model.decode(model.encode(A))) < started
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("concepts", [K, MANY])
-def test_zero_data_gives_exactly_zero_factors(solver, concepts):
-    Z, D = NMF(nb_concepts=concepts, solver=solver).fit(torch.zeros(N, D_IN))
-    assert torch.norm(Z) == 0
-    assert torch.norm(D) == 0
+def test_zero_data_gives_exactly_zero_factors(solver):
+    for concepts in (K, MANY):
+        Z, D = NMF(nb_concepts=concepts, solver=solver).fit(torch.zeros(N, D_IN))
+        assert torch.norm(Z) == 0
+        assert torch.norm(D) == 0
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -112,7 +107,7 @@ def test_long_fit_is_not_far_from_scikit_learns(A, solver):
     assert mean_relative_row_error(A, Z @ D) <= 2 * mean_relative_row_error(A, A_hat)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["hals", "anls"])
 def test_whole_model_saves_and_loads(A, solver):
     model = NMF(nb_concepts=K, solver=solver, max_iter=2)
     model.fit(A)
@@ -147,28 +142,25 @@ def test_max_iter_is_500_where_nobody_says(A):
     assert model.fit_info_.iterations == 500
 
 
-@pytest.mark.parametrize("kind", [ValueError, AssertionError])
-def test_bad_values_are_both_kinds_of_error(A, kind):
+def test_bad_values_are_both_kinds_of_error(A):
     model = NMF(K, max_iter=2)
-    with pytest.raises(kind, match="solver='als'"):
-        NMF(K, solver="als")
-    with pytest.raises(kind, match=r"negative.*row 3, column 7"):
-        model.fit(A.index_put((torch.tensor(3), torch.tensor(7)), torch.tensor(-0.25)))
+    for kind in (ValueError, AssertionError):
+        with pytest.raises(kind, match="solver='als'"):
+            NMF(K, solver="als")
+        with pytest.raises(kind, match=r"negative.*row 3, column 7"):
+            model.fit(A.index_put((torch.tensor(3), torch.tensor(7)), torch.tensor(-0.25)))
     model.fit(A)
-    with pytest.raises(kind, match="negative"):
-        model.encode(-A)
+    for kind in (ValueError, AssertionError):
+        with pytest.raises(kind, match="negative"):
+            model.encode(-A)
 
 
-@pytest.mark.parametrize(
-    "ask",
-    [lambda m, A: m.encode(A), lambda m, A: m.decode(A), lambda m, A: m.get_dictionary()],
-    ids=["encode", "decode", "get_dictionary"],
-)
-def test_unfitted_model_raises_value_error(A, ask):
+def test_unfitted_model_raises_value_error(A):
     model = NMF(K)
     assert not model.fitted
-    with pytest.raises(ValueError, match="fit"):
-        ask(model, A)
+    for call in (model.encode, model.decode, lambda _: model.get_dictionary()):
+        with pytest.raises(ValueError, match="fit"):
+            call(A)
 
 
 def test_dictionary_is_a_buffer_and_none_before_fit(A):
@@ -233,25 +225,29 @@ def test_unfitted_model_saves_and_loads(A):
     again.fit(A, 2)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        lambda A: A.numpy(),
-        lambda A: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(A), batch_size=16),
-        lambda A: torch.utils.data.DataLoader(A, batch_size=16),
-        lambda A: iter(A.split(16)),
-    ],
-    ids=["array", "loader-of-tuples", "loader", "iterator"],
-)
-def test_data_may_be_an_array_or_an_iterable(A, form):
+def test_data_may_be_an_array_or_an_iterable(A):
     expected, _ = NMF(K, max_iter=5, seed=0).fit(A)
-    Z, _ = NMF(K, max_iter=5, seed=0).fit(form(A))
-    torch.testing.assert_close(Z, expected)
+    DataLoader, TensorDataset = torch.utils.data.DataLoader, torch.utils.data.TensorDataset
+    for given in (
+        A.numpy(),
+        DataLoader(TensorDataset(A), batch_size=16),
+        DataLoader(A, batch_size=16),
+        iter(A.split(16)),
+    ):
+        Z, _ = NMF(K, max_iter=5, seed=0).fit(given)
+        torch.testing.assert_close(Z, expected)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+# Overcomplete's NMF fails in the first two, and mostly in float64
 @pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+    ("solver", "dtype"),
+    [
+        ("mu", torch.float16),
+        ("hals", torch.bfloat16),
+        ("anls", torch.float32),
+        ("pgd", torch.float64),
+    ],
+    ids=str,
 )
 def test_every_floating_dtype_fits_and_encodes(A, solver, dtype):
     model = NMF(K, solver=solver, max_iter=20)
@@ -262,13 +258,13 @@ def test_every_floating_dtype_fits_and_encodes(A, solver, dtype):
     assert mean_relative_row_error(A, Z @ D) < 0.5
 
 
-@pytest.mark.parametrize("verbose", [True, False])
-def test_verbose_shows_a_progress_bar(A, verbose, capsys):
-    NMF(K, max_iter=5, verbose=verbose).fit(A)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert ("error" in shown.err) is verbose
-    assert ("/5" in shown.err) is verbose
+def test_verbose_shows_a_progress_bar(A, capsys):
+    for verbose in (True, False):
+        NMF(K, max_iter=5, verbose=verbose).fit(A)
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert ("error" in shown.err) is verbose
+        assert ("/5" in shown.err) is verbose
 
 
 def test_anls_encodes_exactly(A):
@@ -286,8 +282,10 @@ def test_anls_does_not_stall_where_an_exact_factorisation_exists():
     assert squared_error(A, Z @ D) < 1e-4 * float(A.square().sum())
 
 
-@pytest.mark.parametrize("concepts", [3, D_IN, 25])
-@pytest.mark.parametrize("iterations", [1, 5, 20, 100])
+# from the first iteration to the last, with fewer concepts than features, as many, and more
+@pytest.mark.parametrize(
+    ("concepts", "iterations"), [(3, 1), (3, 20), (D_IN, 5), (D_IN, 100), (25, 1), (25, 100)]
+)
 def test_pgd_is_never_worse_than_overcompletes(A, concepts, iterations):
     try:
         from overcomplete.optimization.nmf import NMF as theirs
@@ -309,15 +307,15 @@ def test_encode_is_differentiable(A, solver):
     assert not model.encode(A[:8]).requires_grad
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 5)], ids=str)
-def test_decode_takes_codes_of_any_shape(A, shape):
+def test_decode_takes_codes_of_any_shape(A):
     """These were refused, and Overcomplete's decode takes them."""
     model = NMF(5, seed=0)
     _, D = model.fit(A, max_iter=2)
-    Z = torch.rand(shape)
-    assert torch.equal(model.decode(Z), Z @ D)
-    with pytest.raises(InvalidInput, match="6"):
-        model.decode(torch.rand(*shape[:-1], 6))
+    for leading in ((), (2, 3)):
+        Z = torch.rand(*leading, 5)
+        assert torch.equal(model.decode(Z), Z @ D)
+        with pytest.raises(InvalidInput, match="6"):
+            model.decode(torch.rand(*leading, 6))
 
 
 def test_decode_is_differentiable(A):
@@ -333,9 +331,9 @@ def test_sanitizers_give_float32_arrays(A):
     for x in (model.sanitize_np_input(A.double()), model.sanitize_np_codes(A[:, :K])):
         assert isinstance(x, np.ndarray)
         assert x.dtype == np.float32
-    for ask in (lambda: model.sanitize_np_input(A[0]), lambda: model.sanitize_np_codes(A)):
+    for call, x in ((model.sanitize_np_input, A[0]), (model.sanitize_np_codes, A)):
         with pytest.raises(AssertionError):
-            ask()
+            call(x)
 
 
 def test_private_names_that_overcompletes_users_touch_exist(A):

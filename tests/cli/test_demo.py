@@ -17,15 +17,15 @@ CONCEPTS = 45
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """(account, pixels) of a small demo."""
+    """(summary, pixels) of a small demo."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     path = tmp_path_factory.mktemp("demo") / "concepts.png"
-    account = demo.learn_photograph(path, concepts=CONCEPTS, patches=300)
+    summary = demo.learn_photograph(path, concepts=CONCEPTS, patches=300)
     assert os.listdir(path.parent) == ["concepts.png"]
     with Image.open(path) as picture:
         assert picture.format == "PNG"
-        return account, np.asarray(picture).astype(np.float32) / 255
+        return summary, np.asarray(picture).astype(np.float32) / 255
 
 
 def place(pixels, left, top, width, height):
@@ -36,7 +36,7 @@ TOP = demo.MARGIN + demo.CAPTION
 CELL = demo.PATCH * demo.SCALE + demo.GAP
 
 
-def test_picture_has_room_for_all(shown):
+def test_picture_is_large_enough_for_all(shown):
     _, pixels = shown
     width = demo.COLUMNS * CELL - demo.GAP + 2 * demo.MARGIN
     height = 2 * TOP + 416 + 2 * CELL - demo.GAP + demo.MARGIN
@@ -44,17 +44,17 @@ def test_picture_has_room_for_all(shown):
 
 
 def test_picture_shows_the_photograph_and_what_was_rebuilt(shown):
-    account, pixels = shown
+    summary, pixels = shown
     photograph = place(pixels, demo.MARGIN, TOP, 640, 416)
     rebuilt = place(pixels, pixels.shape[1] - demo.MARGIN - 640, TOP, 640, 416)
     np.testing.assert_allclose(photograph, demo.load_photograph(), atol=1 / 255)
     error = np.linalg.norm(photograph - rebuilt) / np.linalg.norm(photograph)
     assert 0 < error < 0.3
-    assert error == pytest.approx(account.photograph_error, abs=0.01)
+    assert error == pytest.approx(summary.photograph_error, abs=0.01)
 
 
 def test_picture_shows_every_concept_at_its_brightest(shown):
-    account, pixels = shown
+    summary, pixels = shown
     below = 2 * TOP + 416
     tiles = [
         place(
@@ -63,15 +63,15 @@ def test_picture_shows_every_concept_at_its_brightest(shown):
         for k in range(CONCEPTS)
     ]
     bright = [tile.max() for tile in tiles]
-    assert bright.count(1) == CONCEPTS - account.fit.dead_concepts
+    assert bright.count(1) == CONCEPTS - summary.fit.dead_concepts
     varied = [tile.std() > 0.01 for tile in tiles]
     assert sum(varied) > 0.9 * CONCEPTS
 
 
-def test_account_says_what_was_found(shown):
-    account, _ = shown
-    assert 0 < account.fit.relative_error < 0.5
-    printed = str(account)
+def test_summary_says_what_was_found(shown):
+    summary, _ = shown
+    assert 0 < summary.fit.relative_error < 0.5
+    printed = str(summary)
     for words in ("300 patches", "45, of which", "relative error", "mean L0", "backend"):
         assert words in printed
 
@@ -91,11 +91,11 @@ def test_same_seed_gives_the_same_patches():
     assert first.shape == (9, 768)
 
 
-@pytest.mark.parametrize("concepts", [0, 301])
-def test_more_concepts_than_patches_are_refused(concepts, tmp_path):
+def test_more_concepts_than_patches_are_refused(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    with pytest.raises(InvalidInput, match="from 1 to the number of patches, 300"):
-        demo.learn_photograph(tmp_path / "x.png", concepts=concepts, patches=300)
+    for concepts in (0, 301):
+        with pytest.raises(InvalidInput, match="from 1 to the number of patches, 300"):
+            demo.learn_photograph(tmp_path / "x.png", concepts=concepts, patches=300)
 
 
 def test_missing_extra_is_named(monkeypatch, tmp_path, capsys):

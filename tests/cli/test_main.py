@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -13,9 +14,9 @@ import pytest
 import torch
 
 import fastnmf
-from fastnmf import NMF
+from fastnmf import NMF, Tuning
 from fastnmf.cli import main as cli
-from fastnmf.files import load_model, read_matrix, save_model
+from fastnmf.files import read_matrix
 
 A = np.random.default_rng(0).random((20, 6)).astype(np.float32)
 
@@ -48,28 +49,36 @@ def test_fit_writes_model_and_codes(solver, folder, capsys):
     assert fit("--codes", "Z.npy", *options) == 0
     expected = NMF(3, solver=solver, seed=0, max_iter=7, tol=0)
     Z, D = expected.fit(A)
-    assert torch.equal(load_model("model.safetensors").D, D)
+    assert torch.equal(NMF.load("model.safetensors").D, D)
     np.testing.assert_array_equal(read_matrix("Z.npy"), Z.numpy())
     assert sorted(contents(folder)) == ["A.npy", "Z.npy", "model.safetensors"]
-    account = capsys.readouterr().out
+    summary = capsys.readouterr().out
     for word in (f"{expected.fit_info_.relative_error:.6g}", "7 (", "mean L0", "dead", "backend"):
-        assert word in account
-    assert "model.safetensors" in account
-    assert "Z.npy" in account
+        assert word in summary
+    assert "model.safetensors" in summary
+    assert "Z.npy" in summary
 
 
 def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
-    given = {}
+    given, run = {}, {}
 
     def record(nb_concepts, device, **options):
         given.update(options, nb_concepts=nb_concepts, device=device)
         return NMF(nb_concepts)
 
+    fitted = NMF.fit
+
+    def record_fit(self, A, **options):
+        run.update(options)
+        return fitted(self, A)
+
     monkeypatch.setattr(fastnmf, "NMF", record)
+    monkeypatch.setattr(NMF, "fit", record_fit)
     options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
     options += " --checkpoint c.safetensors --checkpoint-seconds 5 --form normal --chunk-rows 8"
-    options += " --accelerate no --stop error --max-seconds 9 --revive --quiet"
-    options += " --alpha-Z 0.5 --alpha-D 0.25 --l1-ratio 0.75 --unit-norm"
+    options += " --accelerate no --stop error --max-seconds 9 --revive --quiet --resume"
+    options += " --alpha-Z 0.5 --alpha-D 0.25 --l1-ratio 0.75 --unit-norm --codes Z.npy"
+    options += " --max-memory 1GB"
     assert fit(*options.split()) == 0
     assert given == {
         "nb_concepts": 3,
@@ -80,22 +89,34 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "init": "random",
         "seed": 4,
         "backend": "torch",
-        "form": "normal",
-        "chunk_rows": 8,
         "accelerate": False,
         "stop": "error",
-        "max_seconds": 9.0,
-        "max_memory": None,
+        "max_memory": "1GB",
         "alpha_Z": 0.5,
         "alpha_D": 0.25,
         "l1_ratio": 0.75,
         "unit_norm": True,
-        "checkpoint": Path("c.safetensors"),
-        "checkpoint_seconds": 5.0,
         "revive": True,
         "verbose": False,
         "distributed": False,
+        "tuning": Tuning(form="normal", chunk_rows=8, checkpoint_seconds=5.0),
     }
+    assert run == {
+        "max_seconds": 9.0,
+        "checkpoint": Path("c.safetensors"),
+        "resume": True,
+        "codes": Path("Z.npy"),
+    }
+
+
+def test_fit_leaves_to_the_model_what_is_not_given(folder, monkeypatch):
+    given = {}
+    monkeypatch.setattr(fastnmf, "NMF", lambda *_, **options: given.update(options) or NMF(3))
+    assert fit("--quiet") == 0
+    assert given["tuning"] == Tuning(checkpoint_seconds=60.0)
+    defaults = inspect.signature(NMF).parameters
+    for name in given.keys() - {"tuning", "verbose", "max_iter"}:
+        assert given[name] == defaults[name].default, name
 
 
 def test_quiet_prints_nothing(folder, capsys):
@@ -103,12 +124,13 @@ def test_quiet_prints_nothing(folder, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+# .npy is written as it is computed, others at the end
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
 def test_encode_and_decode_write_what_the_model_gives(suffix, model, capsys):
     out = [f"codes{suffix}", f"A_hat{suffix}"]
     assert cli.main(["encode", str(model), "A.npy", "--out", out[0], "--max-iter", "50"]) == 0
     assert cli.main(["decode", str(model), out[0], "--out", out[1]]) == 0
-    nmf = load_model(model)
+    nmf = NMF.load(model)
     Z = nmf.encode(A, max_iter=50)
     np.testing.assert_array_equal(np.asarray(read_matrix(out[0])), Z.numpy())
     np.testing.assert_allclose(np.asarray(read_matrix(out[1])), nmf.decode(Z).numpy())
@@ -117,15 +139,14 @@ def test_encode_and_decode_write_what_the_model_gives(suffix, model, capsys):
     assert f"A_hat{suffix}: Z D (20, 6)" in printed
 
 
-@pytest.mark.parametrize("option", ["-o", "--out"])
-def test_report_writes_a_page(option, model, capsys):
+def test_report_writes_a_page(model, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    assert cli.main(["report", str(model), option, "report.html"]) == 0
+    assert cli.main(["report", str(model), "-o", "report.html"]) == 0
     page = (model.parent / "report.html").read_text(encoding="utf-8")
-    assert load_model(model).fit_info_.lines()["relative error"] in page
+    assert NMF.load(model).fit_info_.lines()["relative error"] in page
     assert capsys.readouterr().out == f"report.html: how the fit of {model} went\n"
     assert sorted(contents(model.parent)) == ["A.npy", "Z.npy", model.name, "report.html"]
-    assert cli.main(["report", str(model), option, "report.html", "--quiet"]) == 0
+    assert cli.main(["report", str(model), "--out", "report.html", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
 
@@ -150,7 +171,7 @@ REFUSED = {
     "suffix of page": ("report model.safetensors -o page.pdf", "page.pdf must end in .html, .htm"),
     "no model to report": ("report A.npy", "A.npy must end in .safetensors"),
     "no such model": ("report B.safetensors", "B.safetensors does not exist"),
-    "no account": ("report loaded.safetensors", "holds no account of a fit: its dictionary was"),
+    "no summary": ("report loaded.safetensors", "holds no summary of a fit: its dictionary was"),
     "folder of page": ("report model.safetensors --out missing/x.html", "missing does not exist"),
     "picture": ("demo --out picture.jpg", "picture.jpg must end in .png"),
     "patches": ("demo --concepts 9 --patches 5", "concepts=9 must be from 1 to the number of pat"),
@@ -165,7 +186,7 @@ def test_user_error_is_one_line_and_changes_nothing(case, model, capsys):
     np.save("negative.npy", np.where(np.arange(120).reshape(20, 6) == 13, -1, A))
     np.save("wide.npy", np.ones((4, 7)))
     np.savetxt("A.csv", A)
-    save_model("loaded.safetensors", NMF(2).load_dictionary(A[:2]))
+    NMF(2).load_dictionary(A[:2]).save("loaded.safetensors")
     command, message = REFUSED[case]
     defaults = {
         "fit": "--out model.safetensors --concepts 3",
@@ -200,7 +221,7 @@ def test_outputs_are_checked_before_the_fit(folder, monkeypatch, capsys):
     assert fit("--codes", "missing/Z.npy") == 2
 
 
-@pytest.mark.parametrize("command", ["", "magic", "fit A.npy", "encode"])
+@pytest.mark.parametrize("command", ["", "magic", "fit A.npy"])
 def test_unknown_command_shows_the_usage(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         cli.main(command.split())
