@@ -1,4 +1,4 @@
-"""fastnmf as it is timed: iterations of the engine's loop, halves of one; what they must give."""
+"""What is timed of fastnmf: iterations of the engine's loop, half-steps, and their checks."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import functools
 import numpy as np
 import pytest
 import torch
-from measure import Bench, Timing, called
 from oracle import iterate as oracle_iterate
 from oracle import pgd_half_step
-from workloads import Problem, relative_error
 
 from fastnmf import engine, memory, plan
 from fastnmf.backends import BACKENDS, select
 from fastnmf.plan import REFRESH, Plan, half_step_flops
 from fastnmf.rows import Rows
 from fastnmf.solvers import SOLVERS, largest_eigenvalue, pgd_momenta
+from support.measure import Bench, Timing, called
+from support.workloads import Problem, relative_error
 
 CPU = torch.device("cpu")
-# so many iterations share a run, and a residual, unless they take longer: then one is timed
+# iterations of a round, which share one residual; if they take more seconds, one alone is timed
 ITERATIONS, LONGEST_ROUND = REFRESH, 8.0
 # relative difference of ‖A − Z D‖ from the reference's after one float32 iteration
 AGREEMENT = 1e-5
 
 
 def refuse_unusable(solver: str, backend: str) -> None:
-    """Skip the benchmark, with the backend's reason, where it cannot compute this solver here."""
+    """Skip the benchmark, with the reason, where the backend cannot compute this solver here."""
     reason = BACKENDS[backend].refuses(SOLVERS[solver].operations, CPU.type)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
@@ -45,7 +45,7 @@ def machine_of(backend: str) -> plan.Machine:
 def iteration(
     problem: Problem, solver: str, backend: str, chosen: Plan, iterations: int = 1
 ) -> Timing:
-    """So many iterations of fastnmf by this plan, set-up included, from the problem's start."""
+    """Iterations of fastnmf by this plan from the problem's factors, set-up included."""
     _, ops = select(solver, CPU, backend)
     rows = Rows(problem.A)
 
@@ -95,17 +95,17 @@ def time_iteration(bench: Bench, solver: str, backend: str) -> None:
 
 
 def half_step(problem: Problem, solver: str, backend: str, half: str) -> Timing:
-    """Half an iteration, 'codes' or 'dictionary', as the engine computes it in its second one.
+    """Half an iteration, 'codes' or 'dictionary', as in the second iteration of a fit.
 
-    In residual form the codes then find the residual as the dictionary left it, as they do in all
-    iterations but one of REFRESH; 'codes afresh' is that one, which computes it anew.
+    In residual form the codes then start from the residual of the dictionary half. One iteration
+    in REFRESH computes the residual anew; 'codes afresh' is that one.
     """
     _, ops = select(solver, CPU, backend)
     chosen = planned(problem, solver, backend)
     n, d, K = problem.sizes
     side = half.split()[0]
     m, p = (n, d) if side == "codes" else (d, n)
-    # what the sweep itself needs; forming the residual anew for the codes, 2 n d K, is not counted
+    # of the sweep alone, without the 2 n d K of a new residual
     flops = 4 * n * d * K + 2 * m * K * chosen.block
     if getattr(chosen, side) == "normal":
         flops = half_step_flops(solver, "normal", m, p, K, chosen.block)
@@ -135,7 +135,7 @@ def half_step(problem: Problem, solver: str, backend: str, half: str) -> Timing:
 
 
 def checked(problem: Problem, solver: str, factors: tuple) -> float:
-    """The relative error of factors after one iteration, found to be the reference's."""
+    """Return the relative error after one iteration, after comparing it with the reference's."""
     Z, D = (torch.as_tensor(factor) for factor in factors)
     error = relative_error(problem.A, Z, D)
     assert error == pytest.approx(expected_error(problem, solver), rel=AGREEMENT)
@@ -146,7 +146,7 @@ def checked(problem: Problem, solver: str, factors: tuple) -> float:
 def expected_error(problem: Problem, solver: str) -> float:
     """The relative error after one iteration of the reference.
 
-    The smallest size: the float64 loops of the tests; else plain torch in residual form.
+    For the smallest size the float64 loops of the tests, else plain torch in residual form.
     """
     if problem.workload.name == "digits":
         A, Z, D = (M.double().numpy() for M in (problem.A, problem.Z, problem.D))
