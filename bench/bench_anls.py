@@ -1,6 +1,6 @@
 """Exact non-negative least squares: nnls on one and two threads, up to 10,000 concepts.
 
-Beside it scipy's nnls, row by row, and Overcomplete's 50 gradient steps, on one thread.
+For comparison scipy's nnls, row by row, and Overcomplete's 50 gradient steps, on one thread.
 """
 
 from __future__ import annotations

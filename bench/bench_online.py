@@ -1,6 +1,6 @@
 """Online learning: one pass over image patches, each row seen once.
 
-Seconds and error on held-out rows, beside scikit-learn's MiniBatchNMF.
+Seconds and error on held-out rows, compared with scikit-learn's MiniBatchNMF.
 """
 
 from __future__ import annotations

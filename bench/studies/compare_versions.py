@@ -8,7 +8,7 @@ run again by themselves, for as many turns, and all turns count. The exit status
 geometric mean of these ratios is at most --mean and none is left above --limit, else 1.
 
 Benchmarks of other libraries run the same code in A and B, so their ratios show the noise;
--k "not baseline and not scipy and not overcomplete" leaves them out.
+-k "not baseline and not overcomplete and not scikit" leaves them out.
 
 Takes 5 to 10 minutes a turn, less with -k. Needs two checkouts, each installed with extra bench in
 an environment of its own (`pip install -e '.[bench]'`), and a machine that does nothing else.

@@ -1,12 +1,13 @@
 """Show what several processes cost: measured on this machine, or predicted for many GPUs.
 
-Measured: two processes of one thread beside one process of two threads, in turns, plain HALS from
+Measured: two processes of one thread and one process of two threads, in turns, plain HALS from
 the same start. Printed are the best iteration of all rounds, the ratios of the best iterations and
 of the best medians of a round, and how far the two dictionaries differ.
 
 Predicted (--predict): seconds of an iteration on 8 to 512 GPUs, by the cost model; nothing is run.
 
-@TIME@ Needs two cores and torch.distributed with gloo.
+Takes a few minutes, and some seconds with --quick or --predict. Needs two cores, and
+torch.distributed with gloo.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Check every kernel on a GPU, then time iterations and fits beside Overcomplete on the same card.
+"""Check every kernel on a GPU, then compare iterations and fits with Overcomplete's.
 
-Exact least squares is checked and timed too, beside plain torch and the extension on the CPU.
+Exact least squares is checked too, and compared with plain torch and the extension on the CPU.
 Nothing is timed unless all checks pass. Sizes that do not fit in the card's memory are reported.
 
 Takes under eight minutes on an H100 or H200. Needs a CUDA GPU, Triton and overcomplete; for exact

@@ -5,7 +5,7 @@ entry multiplied by 1 + 0.01 · normal. A fit ends when ten iterations lower the
 than 1e-5 of it. Printed is its error in percent above the least that any fit of the same data
 reached: the median, and the range in parentheses.
 
-@TIME@ Needs scikit-learn, and facenet-pytorch
+Takes an hour or more, and a minute with --quick. Needs scikit-learn, and facenet-pytorch
 (pip install --no-deps facenet-pytorch) for the activations.
 """
 

@@ -1,4 +1,4 @@
-"""Show the time to a stated error of whole fits on real data, beside the other libraries.
+"""Show the time to a stated error of whole fits on real data, of all libraries.
 
 The errors stated are 1 % and 0.1 % above the least that any library reached on the same data with
 the same seed. Every library gets the same float32 rows, number of threads, seconds (see

@@ -1,4 +1,4 @@
-"""Print the tables of a results file of `pytest bench` and draw its chart beside it.
+"""Print the tables of a results file of `pytest bench` and draw its chart into the same folder.
 
 Takes a second. Needs a file written by `pytest bench --benchmark-json=FILE` and, for the chart,
 matplotlib.

@@ -5,7 +5,7 @@ from small to large, l1_ratio 1, unit_norm. Overcomplete: one fit with as many i
 codes, for concepts of norm 1, only the largest are kept. Refitted: the values of the same codes
 fitted again by least squares; zeros stay zero.
 
-@TIME@ Needs scikit-learn, overcomplete and matplotlib.
+Takes about five minutes, and one with --quick. Needs scikit-learn, overcomplete and matplotlib.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Show rows a second and peak memory of a streamed fit, beside a fit of fewer rows in memory.
+"""Show rows a second and peak memory of a streamed fit and of a fit of fewer rows in memory.
 
 A float16 file of 384 features, 500 concepts, codes in a file and max_memory 2GB. Each fit runs in
 a process of its own. Starts and reports are not timed; the peak memory is that of the whole fit.
 
-@TIME@ Needs Linux, and 6 GB on disk (3 kB a row).
+Takes about five minutes. Needs Linux, and 6 GB on disk (3 kB a row).
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def operands(
     D[K // 2] = 0
     step, sums = 1 / D.square().sum(), torch.zeros(3, dtype=torch.float64, device=DEVICE)
     G, C, W = D @ D.T, D @ A.T, Z @ D
-    laid = (lambda F: F.T.contiguous().T) if codes else (lambda F: F.contiguous())
-    F, C = laid(Z.T.clone()), laid(C)
+    ordered = (lambda F: F.T.contiguous().T) if codes else (lambda F: F.contiguous())
+    F, C = ordered(Z.T.clone()), ordered(C)
     R, blank = (C - G @ F).contiguous(), torch.full_like(C, torch.nan)
     delta = torch.full_like(R, torch.nan)
     X = A.bfloat16() if "16-bit" in variant else A

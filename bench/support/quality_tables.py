@@ -8,7 +8,7 @@ import statistics
 from support.tables import OURS, first_of, markdown, ratio_text, seconds_text
 
 # above the least error that any library reached, and above the last error of a library
-STATED, SETTLED = (0.01, 0.001), 0.001
+STATED, NEAR_LAST = (0.01, 0.001), 0.001
 
 
 def least_error(entries: list[dict], data: str, seed: int) -> float:
@@ -51,7 +51,7 @@ def summary(of_data: list[dict], data: str, contender: str) -> dict:
     own = {entry["seed"]: entry for entry in of_data if entry["contender"] == OURS}
     found = [entry for entry in of_data if entry["contender"] == contender]
     times = [[seconds_to(e, (1 + above) * least[e["seed"]]) for e in found] for above in STATED]
-    ends = [(1 + SETTLED) * last_error(e) for e in found]
+    ends = [(1 + NEAR_LAST) * last_error(e) for e in found]
     pairs = [
         (seconds_to(e, end), seconds_to(own[e["seed"]], end))
         for e, end in zip(found, ends, strict=True)
@@ -82,7 +82,7 @@ def table(lines: list[dict], limits: tuple[float, float]) -> str:
                 f"{', '.join(map(str, line['reached']))} of {line['seeds']}",
                 "none" if error is None else f"{error:.5f}",
                 f"{line['iterations']:,.0f}",
-                "" if ours else settled_text(line),
+                "" if ours else to_last_error_text(line),
                 *(best_text(line, lines, which, limits) if ours else "" for which in (0, 1)),
             ]
         )
@@ -91,7 +91,7 @@ def table(lines: list[dict], limits: tuple[float, float]) -> str:
     return markdown([*header, "iterations", *ratios], rows)
 
 
-def settled_text(line: dict) -> str:
+def to_last_error_text(line: dict) -> str:
     its, ours = line["settled"]
     if its is None:
         return "no iteration ended"
@@ -120,5 +120,5 @@ def explanation(seeds: int, limits: tuple[float, float], clock: str) -> str:
         f"above the least error that any library reached in {given} on the same data with the same "
         f"seed (> {others}: not reached with half of the seeds or more). Last error: that after "
         f"all iterations. Ours to its last error: how long {OURS} takes to that error plus "
-        f"{SETTLED:.1%}, and how many times as long the library took."
+        f"{NEAR_LAST:.1%}, and how many times as long the library took."
     )

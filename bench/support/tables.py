@@ -124,7 +124,7 @@ def passes_table(entries: list[Entry]) -> str:
 
 
 def exact_table(entries: list[Entry]) -> str:
-    """nnls on one thread beside the other libraries, and on two."""
+    """nnls on one thread and on two, and the other libraries on one."""
     timed: dict[str, dict[str, Entry]] = {}
     for entry in of_kind(entries, "nnls"):
         name = f"{entry['contender']} {entry['threads']}"
