@@ -1,4 +1,4 @@
-"""What bench_gpu.py checks on a GPU passes here, in the interpreter, on small sizes."""
+"""What bench/studies/gpu.py checks on a GPU passes here, in the interpreter, on small sizes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from tape import Tape
 from fastnmf.fit import batch as fitting
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
-pytest.importorskip("overcomplete", reason="overcomplete is not installed")
-bench_gpu = pytest.importorskip("bench_gpu")
+from support import gpu_checks
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench_gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(bench_gpu, "CHECKED", ((3, 5, 20),))
+    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_checks, "CHECKED", ((3, 5, 20),))
 
 
 def test_every_check_passes_in_the_interpreter(small):
-    found = bench_gpu.checks()
+    found = gpu_checks.checks()
     assert [check for check in found if not check["passed"]] == []
     assert len(found) == 2 * (3 + 4 + 2 + 2)
 
@@ -33,17 +32,19 @@ def test_graphs_are_checked_to_the_bit(small, launches_on_tape, monkeypatch):
     monkeypatch.setattr(fitting, "CudaGraph", lambda *_, **__: Tape())
     monkeypatch.setattr(fitting, "refuses", lambda _: None)
     given = torch.rand(9, 5), 3, "mu", "plain", 3
-    assert bench_gpu.graph_checked(*given)["passed"]
+    assert gpu_checks.graph_checked(*given)["passed"]
     monkeypatch.setattr(Tape, "replay", lambda tape: None)
-    assert not bench_gpu.graph_checked(*given)["passed"]
+    assert not gpu_checks.graph_checked(*given)["passed"]
 
 
 @pytest.mark.parametrize("name", ["mu_residual_", "pgd_residual_", "mu_normal_"])
 def test_a_penalty_that_is_left_out_is_found(name, small, monkeypatch):
     """By the check of the variant."""
-    ops = {**bench_gpu.select("hals", bench_gpu.torch.device("cpu"), "triton")[1]}
+    ops = {
+        **gpu_checks.select(tuple(gpu_checks.VARIANTS), gpu_checks.torch.device("cpu"), "triton")[1]
+    }
     plain, given = ops[name], {"mu_normal_": 5, "mu_residual_": 5, "pgd_residual_": 10}[name]
     ops[name] = lambda *arguments: plain(*arguments[:given])
-    monkeypatch.setattr(bench_gpu, "select", lambda *_: ("triton", ops))
-    assert bench_gpu.checked(name, "", 3, 5, 20, True)["passed"]
-    assert not bench_gpu.checked(name, " penalised", 3, 5, 20, True)["passed"]
+    monkeypatch.setattr(gpu_checks, "select", lambda *_: ("triton", ops))
+    assert gpu_checks.checked(name, "", 3, 5, 20, True)["passed"]
+    assert not gpu_checks.checked(name, " penalised", 3, 5, 20, True)["passed"]

@@ -1,15 +1,14 @@
-"""Rows a second and peak memory of a streamed fit, beside the resident fit of fewer rows.
+"""Show rows a second and peak memory of a streamed fit and of a fit of fewer rows in memory.
 
-python bench/bench_stream.py [--rows 600000]: a float16 file of 384 features, 500 concepts, codes in
-a file, max_memory 2GB; 2,000,000 rows by default. Not part of `pytest bench`. Each fit runs in a
-process of its own; starts and accounts are not timed, peaks are of all.
+A float16 file of 384 features, 500 concepts, codes in a file and max_memory 2GB. Each fit runs in
+a process of its own. Starts and reports are not timed; the peak memory is that of the whole fit.
+
+Takes about five minutes. Needs Linux, and 6 GB on disk (3 kB a row).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,13 @@ import numpy as np
 import torch
 
 from fastnmf import NMF
-from fastnmf.budget import bytes_of
+from fastnmf.planning.memory import bytes_of
 
-# rows drawn; the file repeats them, each time in another scale
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.measure import peak_kib
+from support.options import count, parser_of
+
+# rows drawn; the file repeats them with other scales
 DRAWN = 20_000
 ITERATIONS = 2
 
@@ -37,53 +40,50 @@ def write(path: Path, n: int, d: int) -> None:
     file.flush()
 
 
-def peak_bytes() -> int:
-    """Of this process; ru_maxrss would begin with the peak of the one that started it."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
-
-
 def fit(path: str, concepts: str, rows: str, codes: str, max_memory: str) -> None:
-    """Print what one fit took, as JSON; rows: how many are loaded before, or 0 for the path."""
+    """Print what one fit took as JSON; rows: how many to load first, or 0 to stream the file."""
     options = {"solver": "hals", "init": "random", "seed": 0, "tol": 0, "max_iter": ITERATIONS}
     A = path
     if int(rows):
         A = torch.from_numpy(np.load(path, mmap_mode="r")[: int(rows)].astype(np.float32))
-    # what every process takes once
+    # memory that every process takes once
     NMF(2, max_iter=1, tol=0).fit(torch.rand(2000, 300))
-    before = peak_bytes()
+    before = peak_kib()
     marks = []
     options["callback"] = lambda _: marks.append(time.process_time())
     nmf = NMF(int(concepts), max_memory=max_memory or None, **options)
     nmf.fit(A, codes=codes or "memory")
     info = nmf.fit_info_
     seconds = info.history[-1].seconds
-    told = {
+    report = {
         "rows": info.n,
         "rows_a_second": info.n * info.iterations / seconds,
         "processor_seconds_a_pass": marks[-1] - marks[0],
-        "peak_growth_bytes": peak_bytes() - before,
+        "peak_growth_bytes": (peak_kib() - before) << 10,
         "chunk_rows": info.chunk_rows,
-        "piece_rows": info.piece_rows,
+        "piece_rows": info.tile_rows,
         "passes": info.passes,
         "whole_seconds": info.seconds,
         "relative_error": info.relative_error,
     }
-    print(json.dumps(told))
+    print(json.dumps(report))
 
 
 def run(*given: object) -> dict:
     command = [sys.executable, __file__, "--one", *map(str, given)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--resident-rows", type=int, default=200_000)
-    parser.add_argument("--features", type=int, default=384)
-    parser.add_argument("--concepts", type=int, default=500)
-    parser.add_argument("--max-memory", default="2GB")
-    parser.add_argument("--folder", help="for the files; default: a temporary one")
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--rows", type=count, default=2_000_000, help="rows of the file (2,000,000)")
+    add("--resident-rows", type=count, default=200_000, help="rows of the fit in memory (200,000)")
+    add("--features", type=count, default=384)
+    add("--concepts", type=count, default=500)
+    add("--max-memory", default="2GB")
+    add("--folder", help="for the files; default: a temporary one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         path = Path(folder) / "A.npy"
@@ -96,7 +96,7 @@ def main() -> None:
     if streamed["chunk_rows"] is None:
         parser.error("the data fit in max_memory and were gathered; take more rows or less memory")
     share = streamed["rows_a_second"] / resident["rows_a_second"]
-    # tells what streaming costs where others keep the machine busy
+    # processor time shows the cost of streaming on a busy machine too
     work = [fit["processor_seconds_a_pass"] / fit["rows"] for fit in (resident, streamed)]
     print(json.dumps({"resident": resident, "streamed": streamed}, indent=1))
     print(

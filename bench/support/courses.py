@@ -1,4 +1,4 @@
-"""The course of a whole fit, error against time, taken in the same way from every library."""
+"""The course of a whole fit: error against time, recorded in the same way for every library."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from measure import imported
 from torch import Tensor
-from workloads import relative_error
 
 import fastnmf
-from fastnmf import engine
+from fastnmf.engine.iteration import Step
+from support.measure import imported
+from support.tables import OURS
+from support.workloads import relative_error
 
-# iterations that no fit comes to: its time ends it
+# more iterations than any fit makes: its time limit ends it
 MANY = 10**9
-# those of the fit that is run before; nmf-torch has no error to return before its tenth
+# iterations of a first fit; nmf-torch has no error to return before its tenth
 FIRST = 10
-# the error is measured again once the time of a fit has grown by this much of it
+# the error is measured again when the time of a fit has grown by this fraction
 GROWTH = 0.01
-# relative difference of the error last noted from that of the factors returned: the same but for
-# their layout
+# relative difference between the last recorded error and that of the returned factors, which
+# differ in their layout only
 AGREEMENT = 1e-6
 
 
 class TimeIsUp(Exception):
-    """Ends the fit of a library that cannot be told to end."""
+    """Ends the fit of a library that has no time limit."""
 
 
-# the time read; its timer, which ends iterations that take longer than all the time, and its signal
+# the clock; its timer, which interrupts an iteration when the time is over; and the timer's signal
 CLOCKS = {
     "wall": (time.perf_counter, signal.ITIMER_REAL, signal.SIGALRM),
     "processor": (time.process_time, signal.ITIMER_PROF, signal.SIGPROF),
@@ -43,9 +44,9 @@ CLOCKS = {
 
 
 class Course:
-    """Error against time of one fit; `with` it the clock runs, until `seconds` are up.
+    """Error against time of one fit; the clock runs inside the `with` block, up to `seconds`.
 
-    clock: one of CLOCKS; it stands still while an error is measured. points: (seconds since the fit
+    clock: one of CLOCKS; it is stopped while an error is measured. points: (seconds since the fit
     was called, relative error) at the end of iterations. iterations: how many were finished.
     """
 
@@ -64,7 +65,7 @@ class Course:
         return self
 
     def __exit__(self, kind, *_: object) -> bool:
-        """Whether the time was up; else the error of the last iteration is a point in any case."""
+        """Suppress TimeIsUp; after a fit that ended by itself, record its last iteration."""
         self.disarm()
         signal.signal(self._signal, self._earlier)
         if kind is None and self._last is not None:
@@ -72,11 +73,11 @@ class Course:
         return kind is TimeIsUp
 
     def disarm(self) -> None:
-        """Leave it to the fit to end when note says so, with its factors."""
+        """Stop the timer, for a fit that ends itself when `note` returns True."""
         signal.setitimer(self._timer, 0)
 
     def note(self, error: Callable[[], float]) -> bool:
-        """At the end of an iteration; returns whether the time is up."""
+        """Record the end of an iteration; return whether the time is over."""
         left = signal.setitimer(self._timer, 0)[0]
         stopped = self._now()
         seconds = stopped - self._begun - self._still
@@ -89,8 +90,7 @@ class Course:
         return seconds >= self.seconds
 
     def note_factors(self, Z, D) -> None:
-        """As note, for factors (n, K) and (K, d), of which no copy is made; ends the fit when the
-        time is up."""
+        """As `note`, for factors (n, K) and (K, d), which are not copied; end the fit in time."""
         if self.note(lambda: relative_error(self.A, torch.as_tensor(Z), torch.as_tensor(D))):
             raise TimeIsUp
 
@@ -104,21 +104,24 @@ def _raise_time_is_up(*_: object) -> None:
 
 
 def fit_fastnmf(course: Course, K: int, seed: int, iterations: int, **start: str):
-    """Its own error, whose time is counted, is good to 3e-4 only in normal form: that of the
-    factors is noted when it has accepted them."""
-    course.disarm()
-    original, factors = engine._step_, []
+    """Record the error of the factors of each accepted iteration.
 
-    def stepped(run) -> None:
-        factors[:] = run.Z, run.D
-        original(run)
+    The error that fastnmf computes itself is exact to 3e-4 only in normal form; its time is
+    counted.
+    """
+    course.disarm()
+    original, factors = Step.__call__, []
+
+    def stepped(step: Step) -> None:
+        factors[:] = step.state.codes, step.state.D
+        original(step)
 
     def each(_) -> bool:
         return course.note(lambda: relative_error(course.A, *factors))
 
-    options = {"tol": 0, "max_iter": iterations, "seed": seed, "callback": each, **start}
-    with mock.patch.object(engine, "_step_", stepped):
-        return fastnmf.NMF(K, **options).fit(course.A)
+    options = {"tol": 0, "max_iter": iterations, "seed": seed, **start}
+    with mock.patch.object(Step, "__call__", stepped):
+        return fastnmf.NMF(K, **options).fit(course.A, callback=each)
 
 
 def fit_overcomplete(solver: str, step: str):
@@ -154,7 +157,7 @@ def fit_sklearn(solver: str):
 
 
 def _after_coordinate_descent(nmf, course: Course):
-    """It is called for the codes, then for the dictionary: the end of an iteration."""
+    """Every second call, for the dictionary, ends an iteration."""
     original, calls = nmf._update_coordinate_descent, itertools.count()
 
     def updated(X, F, B, *options):
@@ -181,10 +184,10 @@ _SKLEARN_HOOKS = {"cd": _after_coordinate_descent, "mu": _after_multiplicative_u
 
 
 def fit_nmf_torch(course: Course, K: int, seed: int, iterations: int, **start: str):
-    """Its default, sweeps of HALS until a half-step has settled. A rise of its error ends it."""
+    """Its default: sweeps of HALS until each half-step has converged. A rising error ends it."""
     nmf = imported("nmf", "nmf-torch")
     models = imported("nmf.nmf_models", "nmf-torch")
-    # its default start fails at K > min(n, d); None is that start, and then a random one
+    # its default start fails at K > min(n, d); None is the same start, or a random one there
     options = {"init": None, "tol": 0, "random_state": seed, "batch_max_iter": iterations, **start}
     original = models.NMFBatchHALS._update_W
 
@@ -200,7 +203,6 @@ def fit_nmf_torch(course: Course, K: int, seed: int, iterations: int, **start: s
     return torch.from_numpy(Z), torch.from_numpy(D)
 
 
-OURS = "fastnmf"
 CONTENDERS = {
     OURS: fit_fastnmf,
     "Overcomplete hals": fit_overcomplete("hals", "_one_step_hals"),
@@ -222,10 +224,10 @@ def follow(
     start: str = "default",
     iterations: int = MANY,
 ) -> Course:
-    """The course of one fit, from the start that is the library's default or from a random one.
+    """Return the course of one fit, from the library's default start or from a random one.
 
-    Where the fit ended by itself, the error last noted is found to be that of the factors returned.
-    Skips, as `imported` does, where the library cannot be used.
+    After a fit that ended by itself, the last recorded error is compared with that of the returned
+    factors. Skips, as `imported` does, where the library cannot be used.
     """
     factors, chosen = None, {} if start == "default" else {"init": start}
     with Course(A, seconds, clock) as course:
@@ -236,7 +238,7 @@ def follow(
 
 
 def refusals(start: str) -> Iterator[tuple[str, str | None]]:
-    """Each contender, and why it is left out or None; loads the others and checks a short fit."""
+    """Run and check a short fit of each library: (its name, why it is left out or None)."""
     A = torch.rand(200, 30, generator=torch.Generator().manual_seed(0))
     for contender in CONTENDERS:
         try:

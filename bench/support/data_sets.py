@@ -1,5 +1,5 @@
-"""Real data that need no download, for bench_quality.py: what scikit-learn and Python bring along,
-and activations of a network whose weights are in a package."""
+"""Real data that need no download: from scikit-learn, from Python's own library, and activations
+of a network whose weights are in a package."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measure import imported
 from torch import Tensor
 from torch.nn import functional
-from workloads import WORKLOADS, load
 
-# rows drawn where there are more, fewer of many features, and words that count
+from support.measure import imported
+from support.workloads import WORKLOADS, load
+
+# rows drawn at most, fewer where there are many features, and words of the vocabulary
 ROWS, FEWER_ROWS, WORDS = 10_000, 3_000, 1_000
-# of a docstring that is taken
+# of a docstring that is used
 FEWEST_WORDS = 20
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Rows (n, d), float32, ≥ 0, from draw(seed), and the concepts they are fitted with.
+    """draw(seed) → rows (n, d), float32, ≥ 0; K: the number of concepts they are fitted with.
 
-    draw skips, as `imported` does, where what it needs is not installed.
+    draw skips, as `imported` does, where a package that it needs is not installed.
     """
 
     draw: Callable[[int], Tensor]
@@ -58,9 +59,9 @@ def large_patches(seed: int) -> Tensor:
 
 
 def activations(seed: int) -> Tensor:
-    """The third convolution (64 channels) of MTCNN's third network, rectified, at places drawn from
-    both photographs. Source: Zhang, Zhang, Li & Qiao, 2016."""
-    # its weights alone: the package asks for versions of torch of its own
+    """The third convolution (64 channels) of MTCNN's third network, rectified, at random positions
+    of both photographs. Source: Zhang, Zhang, Li & Qiao, 2016."""
+    # the weights alone, without importing a package that requires other versions of torch
     found = importlib.util.find_spec("facenet_pytorch")
     if found is None:
         pytest.skip("facenet-pytorch is not installed (pip install --no-deps facenet-pytorch)")
@@ -78,13 +79,19 @@ def activations(seed: int) -> Tensor:
 
 def docstrings(seed: int) -> Tensor:
     """tf-idf of the most frequent words in docstrings of Python's own library, whatever the seed:
-    a row of norm 1 for every docstring of enough words. Other versions of Python have others."""
+    a row of norm 1 for each docstring with enough words. They depend on the version of Python."""
     text = imported("sklearn.feature_extraction.text", "scikit-learn")
     vectorizer = text.TfidfVectorizer(
         max_features=WORDS, stop_words="english", token_pattern="[a-z]{3,}", dtype=np.float32
     )
     rows = torch.from_numpy(vectorizer.fit_transform(sorted(set(_docstrings()))).toarray())
     return rows[rows.any(1)]
+
+
+def online_patches(rows: int) -> Tensor:
+    """8 × 8 × 3 patches (rows, 192) of the first photograph, from the same draws every time."""
+    X = _patches(photographs()[:1, :-1, :-1], 8, 0, rows).reshape(rows, 3, 64)
+    return X.transpose(1, 2).reshape(rows, -1)
 
 
 DATA_SETS = {

@@ -1,8 +1,7 @@
 """The libraries that fastnmf is compared with: one iteration of each, by their own code.
 
-An iteration that would take minutes is timed on a part: the products of whole matrices once, its
-loop over concepts (or rows) on the first few, and the rest is reckoned from them. Such a figure
-says so in `measured_on`.
+Of an iteration that would take minutes, the products of whole matrices are timed once, its loop
+over concepts (or rows) on the first few, and the rest is extrapolated. `measured_on` says so.
 """
 
 from __future__ import annotations
@@ -14,21 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import checked
-from measure import Bench, Timing, called, imported, once
-from overcomplete_loop import overcomplete_loop
-from workloads import Problem, Workload
 
-# multiplications of the loops: most of an iteration timed whole; those of a part in scikit-learn
+from support.candidate import checked
+from support.loops import nmf_torch_loop, overcomplete_loop
+from support.measure import Bench, Timing, called, imported, once
+from support.workloads import Problem, Workload
+
+# multiplications in the loops: the most of an iteration that is timed whole, and those of
+# scikit-learn's part
 WHOLE, PART = 2 * 10**8, 5 * 10**8
 
 
 def time_baseline(bench: Bench, solver: str, name: str) -> None:
-    """Time one iteration of a library; check its result if it is whole and follows our rule."""
+    """Time one iteration of a library; check its result unless only a part of it was timed."""
     timing = BASELINES[solver][name](bench.problem)
     label = {"kind": "iteration", "contender": name, "solver": solver, **timing.label}
     timing = replace(timing, label=label)
-    # parts, and what is heavy, take a second or so a call: no call before the rounds
+    # parts and large workloads take about a second a call: no call before the rounds
     slow = timing.measured_on or bench.problem.workload.heavy
     factors = bench.record(timing, None if slow else called(timing)[1:])
     if factors is not None:
@@ -36,7 +37,7 @@ def time_baseline(bench: Bench, solver: str, name: str) -> None:
 
 
 def concepts_timed(workload: Workload) -> int:
-    """Concepts of a loop of matrix-vector products that are timed: a second or so."""
+    """How many concepts of a loop of matrix-vector products are timed, for about a second."""
     if workload.n * workload.K**2 <= WHOLE:
         return workload.K
     return min(workload.K, 100 if workload.K <= 2000 else 32)
@@ -55,7 +56,7 @@ def products(problem: Problem) -> tuple[tuple, float]:
 
 
 def concept_loop(problem: Problem, loop: Callable) -> Timing:
-    """The loops of a library over its first concepts, given the products; the rest is reckoned."""
+    """The loops of a library over its first concepts, given the products, for extrapolation."""
     K, part = problem.workload.K, concepts_timed(problem.workload)
     made, fixed_seconds = products(problem)
     return Timing(
@@ -94,7 +95,7 @@ def overcomplete_mu(problem: Problem) -> Timing:
 
 
 def overcomplete_adam(problem: Problem) -> Timing:
-    """One step of Adam on both factors at once; one of three, so that the set-up is shared."""
+    """One step of Adam on both factors at once; three are timed, so that the set-up is shared."""
     fit = imported("overcomplete.optimization.nmf", "overcomplete").projected_gradient_descent
 
     def step(A, Z, D):
@@ -119,7 +120,7 @@ def sklearn_cd(problem: Problem) -> Timing:
     products, fixed_seconds, _ = once(lambda: (D @ D.T, A @ D.T, Z.T @ Z, A.T @ Z))
     rows = max(1, min(n, PART // K**2))
     order = np.arange(K, dtype=np.intp)
-    # a row of the dictionary half, a feature, costs what a row of codes does
+    # in the dictionary half a feature costs as much as a row does in the codes' half
     return Timing(
         lambda: (Z[:rows].copy(),),
         lambda W: (nmf._update_cdnmf_fast(W, products[0], products[1][:rows], order), None)[1],
@@ -142,11 +143,11 @@ def sklearn_mu(problem: Problem) -> Timing:
 
 
 def nmf_torch_hals(problem: Problem) -> Timing:
-    """One sweep a half, where the library by itself makes up to 200: sweeps are compared."""
+    """One sweep a half, so that sweeps are compared; the library itself makes up to 200."""
     if concepts_timed(problem.workload) == problem.workload.K:
         return Timing(lambda: copies(problem), _nmf_torch_sweep, {})
-    assert_loop_is_that_of(_nmf_torch_sweep, _nmf_torch_loop)
-    return concept_loop(problem, _nmf_torch_loop)
+    assert_loop_is_that_of(_nmf_torch_sweep, nmf_torch_loop)
+    return concept_loop(problem, nmf_torch_loop)
 
 
 def nmf_torch_mu(problem: Problem) -> Timing:
@@ -172,32 +173,6 @@ def _nmf_torch_step(model):
 
 def _nmf_torch_sweep(A, Z, D):
     return _nmf_torch_step(_nmf_torch("NMFBatchHALS", A, Z, D, hals_max_iter=1))
-
-
-def _nmf_torch_loop(XWT, WWT, HTX, HTH, H, W, concepts: int) -> None:
-    """The loops of nmf-torch's NMFBatchHALS over the first concepts, in place."""
-    # as it is written there, columns of row-major matrices included: they are what takes the time
-    zero = torch.tensor(0.0)
-    most = 0.0
-    for k in range(concepts):
-        numerator = XWT[:, k] - H @ WWT[:, k]
-        new = H[:, k] + numerator / WWT[k, k]
-        if torch.isnan(new).sum() > 0:
-            new[:] = 0.0
-        else:
-            new = new.maximum(zero)
-        most = max(most, torch.abs(H[:, k] - new).max())
-        H[:, k] = new
-    most = 0.0
-    for k in range(concepts):
-        numerator = HTX[k, :] - HTH[k, :] @ W
-        new = W[k, :] + numerator / HTH[k, k]
-        if torch.isnan(new).sum() > 0:
-            new[:] = 0.0
-        else:
-            new = new.maximum(zero)
-        most = max(most, torch.abs(W[k, :] - new).max())
-        W[k, :] = new
 
 
 BASELINES = {

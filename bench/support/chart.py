@@ -1,5 +1,5 @@
-"""The chart of a results file: seconds of one iteration on a log scale, a panel a solver; that of
-bench_quality.py: error against time, a panel a data set."""
+"""Charts: seconds of one iteration, a panel for each solver; error against time, a panel for each
+data set; and what other charts share."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
-from report import OURS, SOLVERS, first_of, machine_of, of_kind, processor_text, seconds_text
 
-# by library, in the order their names sort into in the tables: ours stand out, others are muted
+from support.tables import (
+    OURS,
+    SOLVERS,
+    first_of,
+    machine_of,
+    of_kind,
+    processor_text,
+    seconds_text,
+)
+
+# in the order of the tables: ours stand out, the other libraries are muted
 OUR_COLOURS = ("#0b7a75", "#6fc3b8", "#b5e2da")
 COLOURS = {"Overcomplete": "#e07a3f", "scikit-learn": "#5b7db1", "nmf-torch": "#a9a29a"}
 GAP = 0.8
-# where a logarithmic scale of errors ends
+# the lower end of the logarithmic scale of errors
 LEAST_ABOVE = 1e-4
 
 
@@ -40,17 +49,16 @@ def draw(entries: list[dict], path: Path) -> None:
     )
     handles = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
     handles.append(
-        Patch(facecolor="white", edgecolor="0.4", hatch="////", label="reckoned from a part")
+        Patch(facecolor="white", edgecolor="0.4", hatch="////", label="extrapolated from a part")
     )
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
     )
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_courses(entries: list[dict], least: Callable[[str, int], float], path: Path) -> None:
-    """Write to path (.png) how far the error of each course is above least(data, seed)."""
+    """Draw the error of each course above least(data, seed), and write it to path (.png)."""
     names = first_of(entries, "data")
     figure, axes = plt.subplots(
         1, len(names), figsize=(4.2 * len(names), 4.4), squeeze=False, layout="constrained"
@@ -71,8 +79,7 @@ def draw_courses(entries: list[dict], least: Callable[[str, int], float], path: 
         axis.set(xscale="log", yscale="log", xlabel="seconds")
         axis.set_title(found[0]["title"], loc="left", fontsize=9)
         axis.yaxis.set_major_formatter(lambda above, _: f"{100 * above:g} %")
-        axis.grid(color="0.92", linewidth=0.8)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
     axes[0, 0].set_ylabel("error above the least that any library reached")
     figure.legend(
         handles=list(lines.values()),
@@ -81,6 +88,18 @@ def draw_courses(entries: list[dict], least: Callable[[str, int], float], path: 
         ncols=min(len(lines), 2 * len(names)),
         frameon=False,
     )
+    save(figure, path)
+
+
+def plain(axis, lines: str = "both") -> None:
+    """Grid lines behind the data, and no frame."""
+    axis.grid(axis=lines, color="0.9", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure, path: Path) -> None:
+    """Write a figure (.png) and free its memory."""
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
@@ -104,9 +123,8 @@ def _panel(axis, timed: list[dict], colours: dict[str, str]) -> None:
     axis.set_ylim(min(seconds) / 2.5, max(seconds) * 3)
     axis.set_xlim(-1, left - GAP)
     axis.tick_params(axis="x", length=0)
-    axis.grid(axis="y", color="0.9", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    plain(axis, "y")
+    axis.spines["bottom"].set_visible(False)
 
 
 def _bar(axis, place: float, entry: dict, colours: dict[str, str]) -> None:
@@ -136,7 +154,7 @@ def _bar(axis, place: float, entry: dict, colours: dict[str, str]) -> None:
 
 
 def _colour_name(contender: str) -> str:
-    """The library alone for those whose algorithms have names of their own."""
+    """The name of the library, without that of its algorithm."""
     return next((library for library in COLOURS if contender.startswith(library)), contender)
 
 

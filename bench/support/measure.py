@@ -1,4 +1,4 @@
-"""How a contender is timed: rounds, peak memory, the rate of a GEMM; what is noted with it."""
+"""Timing: rounds, peak memory, the rate of a matrix product, and the machine they were taken on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from typing import Any
 
 import pytest
 import torch
-from workloads import Problem
 
-# the fewest and the most rounds of a benchmark
+from support.workloads import Problem
+
+# seconds for the rounds of one benchmark, and the fewest and the most rounds
+BUDGET, QUICK_BUDGET = 3.0, 0.6
 ROUNDS = (3, 30)
 PACKAGES = ("torch", "numpy", "fastnmf", "overcomplete", "scikit-learn", "nmf-torch")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """An iteration takes `fixed_seconds` + `scale` × the seconds of step(*fresh()).
+    """What is timed: an iteration takes `fixed_seconds` + `scale` × the seconds of step(*fresh()).
 
-    fresh() → new factors to work on, not timed. step returns the factors (Z, D) after it, or None
-    where it is only a part of an iteration; measured_on then says which part, else it is empty.
+    fresh returns new arguments and is not timed. step returns the factors (Z, D), or None where it
+    is only a part of an iteration; measured_on then says which part, and is empty otherwise.
     label: fields for the results file.
     """
 
@@ -40,8 +42,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bench:
-    """The `benchmark` fixture for one problem; budget: seconds for its rounds, if that suffices for
-    the fewest of `rounds`, which are never more than the most."""
+    """The `benchmark` fixture for one problem; budget: seconds that its rounds should take.
+
+    rounds: the fewest, even if they take longer, and the most.
+    """
 
     benchmark: Any
     problem: Problem
@@ -49,9 +53,10 @@ class Bench:
     rounds: tuple[int, int] = ROUNDS
 
     def record(self, timing: Timing, first_call: tuple | None = None, **more: Any) -> tuple | None:
-        """Time it in rounds and note everything in extra_info; returns what the last call returned.
+        """Time the step in rounds and store the figures in extra_info; return its last result.
 
-        first_call: (seconds, MiB) of an earlier call, to reckon the rounds from; None: the fewest.
+        first_call: (seconds, MiB) of an earlier call, which decides how many rounds there are;
+        None: the fewest.
         """
         first_seconds, growth = first_call or (self.budget, 0.0)
         fewest, most = self.rounds
@@ -60,7 +65,7 @@ class Bench:
 
         def fresh() -> tuple[tuple, dict]:
             if marks:
-                risen.append((_peak_kib() - marks[-1]) / 1024)
+                risen.append((peak_kib() - marks[-1]) / 1024)
             state = timing.fresh()
             marks.append(_start_peak())
             return state, {}
@@ -71,7 +76,7 @@ class Bench:
             setup=fresh,
             rounds=min(max(int(self.budget / first_seconds), fewest), most),
         )
-        risen.append((_peak_kib() - marks[-1]) / 1024)
+        risen.append((peak_kib() - marks[-1]) / 1024)
         seconds = timing.fixed_seconds + timing.scale * self.benchmark.stats.stats.min
         self.note(
             **timing.label,
@@ -88,7 +93,7 @@ class Bench:
         return result
 
     def note(self, **more: Any) -> None:
-        """Add to extra_info, beside the fields that every entry of the results file has."""
+        """Add fields to extra_info, and those that every entry of the results file has."""
         n, d, K = self.problem.sizes
         info = self.benchmark.extra_info
         info.update(
@@ -111,7 +116,7 @@ class Bench:
 
 
 def imported(module: str, package: str) -> Any:
-    """The module, or skip the benchmark with the reason why it cannot be imported."""
+    """Import a module, or skip the benchmark with the reason why it cannot be imported."""
     try:
         return __import__(module, fromlist=["_"])
     except ImportError as error:
@@ -122,33 +127,50 @@ def imported(module: str, package: str) -> Any:
 
 
 def once(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """(result, seconds, MiB by which the peak memory of the process rose above what it held)."""
+    """Call once: (result, seconds, MiB by which the peak memory of the process rose)."""
     before = _start_peak()
     begun = time.perf_counter()
     result = call()
     seconds = time.perf_counter() - begun
-    return result, seconds, max(0.0, (_peak_kib() - before) / 1024)
+    return result, seconds, max(0.0, (peak_kib() - before) / 1024)
 
 
 def called(timing: Timing) -> tuple[Any, float, float]:
-    """`once` for the step of a timing; its new factors count neither in time nor in memory."""
+    """`once` for the step of a timing; making its arguments is not counted."""
     state = timing.fresh()
     return once(lambda: timing.step(*state))
 
 
+def least_seconds(call: Callable[[], Any], rounds: int, device: str = "cpu") -> float:
+    """The least time of some rounds, after one that compiles and warms up.
+
+    On a GPU the device is synchronised before and after each round.
+    """
+    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
+    call()
+    least = float("inf")
+    for _ in range(rounds):
+        wait()
+        begun = time.perf_counter()
+        call()
+        wait()
+        least = min(least, time.perf_counter() - begun)
+    return least
+
+
 def gemm_gflops() -> float:
-    """GF/s of torch.mm of 2048³ in float32, best of five: what the machine gives to a product."""
+    """GF/s of torch.mm of 2048³ in float32, best of five."""
     A, B = torch.rand(2048, 2048), torch.rand(2048, 2048)
     out = torch.empty(2048, 2048)
     return 2 * 2048**3 / min(once(lambda: torch.mm(A, B, out=out))[1] for _ in range(5)) / 1e9
 
 
-# once for all benchmarks of a run, for what needs no better than that
+# measured once a run, for figures that need no more precision
 usual_gflops = functools.cache(gemm_gflops)
 
 
 def machine() -> dict[str, Any]:
-    """CPU, instruction set, threads and versions; nothing that names the host or its folders."""
+    """CPU, instruction set, threads and versions; no host names and no paths."""
     return {**_machine(), "threads": torch.get_num_threads()}
 
 
@@ -183,15 +205,19 @@ def _cpu_model() -> str:
 
 
 def _start_peak() -> int:
-    """KiB held now; where the kernel's mark cannot be reset, the highest so far."""
+    """Reset the peak of this process; return the KiB in use, or the peak if it cannot be reset."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return _peak_kib()
+        return peak_kib()
     return _status_kib("VmRSS")
 
 
-def _peak_kib() -> int:
+def peak_kib() -> int:
+    """The peak memory of this process in KiB.
+
+    From VmHWM where there is one: ru_maxrss starts at the peak of the parent process.
+    """
     try:
         return _status_kib("VmHWM")
     except (OSError, StopIteration):

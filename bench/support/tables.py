@@ -1,13 +1,9 @@
-"""Print the tables of a results file as Markdown, and draw its chart beside it.
-
-python bench/report.py bench/results/<machine>.json
-"""
+"""The tables of a results file of `pytest bench`, as Markdown."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,7 +17,7 @@ OURS = "fastnmf"
 
 
 def read(path: Path) -> list[Entry]:
-    """What was noted with each benchmark, in the order they were run."""
+    """The stored fields of each benchmark, in the order they were run."""
     return [benchmark["extra_info"] for benchmark in json.loads(path.read_text())["benchmarks"]]
 
 
@@ -46,8 +42,16 @@ def ratio_text(ratio: float) -> str:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+    return "\n".join([markdown_head(header), *map(markdown_row, rows)])
+
+
+def markdown_head(header: list[str]) -> str:
+    """The first two lines of a table, for programs that print its rows as they are measured."""
+    return f"{markdown_row(header)}\n{markdown_row(['---', *['---:'] * (len(header) - 1)])}"
+
+
+def markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def first_of(entries: Iterable[Entry], field: str) -> list:
@@ -56,7 +60,7 @@ def first_of(entries: Iterable[Entry], field: str) -> list:
 
 
 def iterations_table(entries: list[Entry], solver: str) -> str:
-    """A line a workload: the time of one iteration of ours, then of each library and its ratio."""
+    """A row for each workload: the time of our iteration, then of each library and its ratio."""
     found = of_kind(entries, "iteration", solver=solver)
     names = sorted(first_of(found, "contender"), key=lambda name: not name.startswith(OURS))
     rows = []
@@ -64,7 +68,7 @@ def iterations_table(entries: list[Entry], solver: str) -> str:
         timed = {entry["contender"]: entry for entry in found if entry["title"] == title}
         ours = next((entry for name, entry in timed.items() if name.startswith(OURS)), None)
         if ours is None:
-            # a run of the other libraries alone has nothing to be compared with
+            # only the other libraries were run: there is nothing to compare
             continue
         cells = [cell(timed.get(name), ours) for name in names]
         alone = seconds_text(ours["seconds_alone"])
@@ -93,7 +97,7 @@ def cell(entry: Entry | None, ours: Entry) -> str:
 
 
 def parts(timed: dict[str, Entry]) -> str:
-    """Which libraries were timed on a part of an iteration, and on which."""
+    """Which libraries were timed on which part of an iteration."""
     on = [
         f"{name}: {entry['measured_on']}" for name, entry in timed.items() if entry["measured_on"]
     ]
@@ -120,7 +124,7 @@ def passes_table(entries: list[Entry]) -> str:
 
 
 def exact_table(entries: list[Entry]) -> str:
-    """nnls beside the others on one thread, and on two."""
+    """nnls on one thread and on two, and the other libraries on one."""
     timed: dict[str, dict[str, Entry]] = {}
     for entry in of_kind(entries, "nnls"):
         name = f"{entry['contender']} {entry['threads']}"
@@ -146,8 +150,8 @@ def rates_table(entries: list[Entry]) -> str:
     table = markdown(["half-step of HALS", "", "time", "rate", "of torch.mm, 2048³"], rows)
     return (
         f"{table}\n\nRates count 4 n d K flops, and 2 n K (or 2 d K) for each concept of a block. "
-        "The codes find the residual as the dictionary left it, but in one of 8 iterations: afresh "
-        "has the time of computing it, 2 n d K flops that are not counted."
+        "One iteration in 8 computes the residual anew (afresh): 2 n d K flops more, which take "
+        "time but are not counted. The others start from the residual of the dictionary half."
     )
 
 
@@ -168,7 +172,7 @@ def plans_table(entries: list[Entry]) -> str:
         pair = [plan_text(chosen), plan_text(entry["plans"][0])]
         rows.append([entry["title"], *pair, f"{entry['loss'] - 1:.0%}"])
     losses = [entry["loss"] - 1 for entry in found]
-    table = markdown(["data", "plan chosen", "fastest of the grid", "time lost"], rows)
+    table = markdown(["data", "plan chosen", "fastest measured", "time lost"], rows)
     worst, median = max(losses), statistics.median(losses)
     return f"{table}\n\nTime lost by the plan's choice: median {median:.0%}, worst {worst:.0%}."
 
@@ -179,8 +183,8 @@ def plan_text(plan: dict) -> str:
 
 
 def grids(entries: list[Entry]) -> list[str]:
-    """All plans that were measured, the fastest first: a table for each size."""
-    header = ["form", "concepts in a block", "rows in a piece", "predicted", "measured"]
+    """All plans that were measured, fastest first: a table for each size."""
+    header = ["form", "concepts in a block", "rows in a chunk", "predicted", "measured"]
     blocks = []
     for entry in of_kind(entries, "plan"):
         rows = [
@@ -193,7 +197,7 @@ def grids(entries: list[Entry]) -> list[str]:
 
 
 def machine_of(entries: list[Entry]) -> dict:
-    """That of all, with the threads of most of them; a few are timed on one as well."""
+    """The machine, with the number of threads of most entries: a few are timed on one as well."""
     threads = statistics.mode(entry["threads"] for entry in entries)
     return {**entries[0]["machine"], "threads": threads}
 
@@ -210,15 +214,15 @@ def processor_text(machine: dict) -> str:
 
 
 EXPLANATION = """\
-One iteration updates all codes and the whole dictionary once, from the same start for every
-library. Where iterations are short, the time of fastnmf is that of one of eight, which share the
-set-up; *first iteration* is one by itself, set-up included. Behind every other time stands its
-ratio to ours in bold: 2× takes twice as long. ~ marks a time that was reckoned: the products of
-whole matrices were timed once, the loop over concepts (or rows) on the part under *measured on*."""
+One iteration updates all codes and the whole dictionary once, from the same factors for every
+library. Where iterations are short, the time of fastnmf is the mean of eight, which share the
+set-up; *first iteration* is one alone, set-up included. Each time is followed by its ratio to ours
+(bold): 2× takes twice as long. ~ marks an extrapolated time: the products of whole matrices were
+timed once, the loop over concepts (or rows) on the part under *measured on*."""
 
 
 def tables(entries: list[Entry]) -> str:
-    """All tables there is something for, as one Markdown text."""
+    """All tables that have entries, as one Markdown text."""
     blocks = [machine_text(machine_of(entries)), EXPLANATION]
     for solver, title in SOLVERS.items():
         if of_kind(entries, "iteration", solver=solver):
@@ -228,26 +232,10 @@ def tables(entries: list[Entry]) -> str:
     for kind, title, table in (
         ("half-step", "Half-steps alone", rates_table),
         ("fit", "A whole fit with default options", fits_table),
-        ("pass", "One pass over a stream", passes_table),
+        ("pass", "Online learning: one pass over the data", passes_table),
         ("nnls", "Exact codes for a given dictionary", exact_table),
         ("plan", "The cost model's choice", plans_table),
     ):
         if of_kind(entries, kind):
             blocks += [f"### {title}", table(entries)]
     return "\n\n".join(blocks)
-
-
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    path = Path(sys.argv[1])
-    entries = read(path)
-    print(tables(entries))
-    # the tables need no matplotlib
-    from chart import draw
-
-    draw(entries, path.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-    main()

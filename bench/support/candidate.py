@@ -1,4 +1,4 @@
-"""fastnmf as it is timed: iterations of the engine's loop, halves of one; what they must give."""
+"""What is timed of fastnmf: iterations of the engine's loop, half-steps, and their checks."""
 
 from __future__ import annotations
 
@@ -7,52 +7,66 @@ import functools
 import numpy as np
 import pytest
 import torch
-from measure import Bench, Timing, called
 from oracle import iterate as oracle_iterate
 from oracle import pgd_half_step
-from workloads import Problem, relative_error
 
-from fastnmf import engine, memory, plan
-from fastnmf.backends import BACKENDS, select
-from fastnmf.plan import REFRESH, Plan, half_step_flops
-from fastnmf.rows import Rows
-from fastnmf.solvers import SOLVERS, largest_eigenvalue, pgd_momenta
+from fastnmf.backends.registry import BACKENDS, select
+from fastnmf.data.dataset import Data
+from fastnmf.data.storage import InMemory
+from fastnmf.engine.iteration import Step
+from fastnmf.engine.loop import factorize_
+from fastnmf.engine.state import Method, State, Stopping
+from fastnmf.planning import hardware, plan
+from fastnmf.planning.plan import REFRESH, Plan, Tuning
+from fastnmf.solvers.base import Size
+from fastnmf.solvers.pgd import largest_eigenvalue, momenta
+from fastnmf.solvers.registry import SOLVERS
+from support.measure import Bench, Timing, called
+from support.workloads import Problem, relative_error
 
 CPU = torch.device("cpu")
-# so many iterations share a run, and a residual, unless they take longer: then one is timed
+# iterations of a round, which share one residual; if they take more seconds, one alone is timed
 ITERATIONS, LONGEST_ROUND = REFRESH, 8.0
 # relative difference of ‖A − Z D‖ from the reference's after one float32 iteration
 AGREEMENT = 1e-5
 
 
 def refuse_unusable(solver: str, backend: str) -> None:
-    """Skip the benchmark, with the backend's reason, where it cannot compute this solver here."""
+    """Skip the benchmark, with the reason, where the backend cannot compute this solver here."""
     reason = BACKENDS[backend].refuses(SOLVERS[solver].operations, CPU.type)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
 
 
-def planned(problem: Problem, solver: str, backend: str, form: str = "auto") -> Plan:
+def planned(problem: Problem, solver: str, backend: str, form: str | None = None) -> Plan:
     """The plan that a fit would follow."""
-    itemsize, on = problem.A.element_size(), machine_of(backend)
-    return plan.choose(*problem.sizes, itemsize, solver, form, on=on)
+    return plan.choose(planning_problem(problem, solver), machine_of(backend), Tuning(form=form))
 
 
-def machine_of(backend: str) -> plan.Machine:
-    return memory.machine_of(torch.empty(0), backend)
+def planning_problem(problem: Problem, solver: str) -> plan.Problem:
+    """The problem as the cost model sees it."""
+    return plan.Problem(*problem.sizes, problem.A.element_size(), SOLVERS[solver])
+
+
+def machine_of(backend: str) -> hardware.Machine:
+    return hardware.machine_of(torch.empty(0), backend)
+
+
+def method_of(solver: str, backend: str, device: torch.device = CPU) -> Method:
+    """How a fit would compute half-steps."""
+    record = SOLVERS[solver]
+    name, ops = select(record.operations + record.fused, device, backend)
+    return Method(record, name, ops)
 
 
 def iteration(
     problem: Problem, solver: str, backend: str, chosen: Plan, iterations: int = 1
 ) -> Timing:
-    """So many iterations of fastnmf by this plan, set-up included, from the problem's start."""
-    _, ops = select(solver, CPU, backend)
-    rows = Rows(problem.A)
+    """Iterations of fastnmf by this plan from the problem's factors, set-up included."""
+    method, stopping = method_of(solver, backend), Stopping(iterations, 0)
 
     def step(Z, D):
-        engine.factorize_(
-            Z, D, rows, solver=solver, ops=ops, plan=chosen, max_iter=iterations, tol=0
-        )
+        factorize_(State(InMemory(Z), D), Data(problem.A), method, chosen, stopping)
         return Z, D
 
     return Timing(
@@ -65,7 +79,7 @@ def iteration(
             "backend": backend,
             "form": chosen.form,
             "block": chosen.block,
-            "piece_rows": chosen.piece_rows,
+            "piece_rows": chosen.tile_rows,
             "flops": chosen.flops,
             "predicted_seconds": chosen.seconds,
             "iterations": iterations,
@@ -95,31 +109,30 @@ def time_iteration(bench: Bench, solver: str, backend: str) -> None:
 
 
 def half_step(problem: Problem, solver: str, backend: str, half: str) -> Timing:
-    """Half an iteration, 'codes' or 'dictionary', as the engine computes it in its second one.
+    """Half an iteration, 'codes' or 'dictionary', as in the second iteration of a fit.
 
-    In residual form the codes then find the residual as the dictionary left it, as they do in all
-    iterations but one of REFRESH; 'codes afresh' is that one, which computes it anew.
+    In residual form the codes then start from the residual of the dictionary half. One iteration
+    in REFRESH computes the residual anew; 'codes afresh' is that one.
     """
-    _, ops = select(solver, CPU, backend)
-    chosen = planned(problem, solver, backend)
+    method, chosen = method_of(solver, backend), planned(problem, solver, backend)
     n, d, K = problem.sizes
     side = half.split()[0]
     m, p = (n, d) if side == "codes" else (d, n)
-    # what the sweep itself needs; forming the residual anew for the codes, 2 n d K, is not counted
+    # of the sweep alone, without the 2 n d K of a new residual
     flops = 4 * n * d * K + 2 * m * K * chosen.block
     if getattr(chosen, side) == "normal":
-        flops = half_step_flops(solver, "normal", m, p, K, chosen.block)
+        flops = method.solver.work("normal", Size(m, p, K, chosen.block), 1).flops
 
     def fresh():
-        Z, D = problem.Z.clone(), problem.D.clone()
-        run = engine._prepare(Z, D, Rows(problem.A), solver, ops, chosen, True)
+        state = State(InMemory(problem.Z.clone()), problem.D.clone())
+        step = Step(state, Data(problem.A), method, chosen, allowed="highest", waits=True)
         if half != "codes afresh":
-            engine._update_codes_(run)
+            step.update_codes_()
         if half == "codes":
-            engine._update_dictionary_(run)
-        return (run,)
+            step.update_dictionary_()
+        return (step,)
 
-    step = engine._update_codes_ if side == "codes" else engine._update_dictionary_
+    update = Step.update_codes_ if side == "codes" else Step.update_dictionary_
     label = {
         "kind": "half-step",
         "half": half,
@@ -128,14 +141,14 @@ def half_step(problem: Problem, solver: str, backend: str, half: str) -> Timing:
         "backend": backend,
         "form": getattr(chosen, side),
         "block": chosen.block,
-        "piece_rows": chosen.piece_rows if side == "codes" else d,
+        "piece_rows": chosen.tile_rows if side == "codes" else d,
         "flops": flops,
     }
-    return Timing(fresh, lambda run: (step(run), None)[1], label)
+    return Timing(fresh, lambda step: update(step), label)
 
 
 def checked(problem: Problem, solver: str, factors: tuple) -> float:
-    """The relative error of factors after one iteration, found to be the reference's."""
+    """Return the relative error after one iteration, after comparing it with the reference's."""
     Z, D = (torch.as_tensor(factor) for factor in factors)
     error = relative_error(problem.A, Z, D)
     assert error == pytest.approx(expected_error(problem, solver), rel=AGREEMENT)
@@ -146,7 +159,7 @@ def checked(problem: Problem, solver: str, factors: tuple) -> float:
 def expected_error(problem: Problem, solver: str) -> float:
     """The relative error after one iteration of the reference.
 
-    The smallest size: the float64 loops of the tests; else plain torch in residual form.
+    For the smallest size the float64 loops of the tests, else plain torch in residual form.
     """
     if problem.workload.name == "digits":
         A, Z, D = (M.double().numpy() for M in (problem.A, problem.Z, problem.D))
@@ -157,7 +170,7 @@ def expected_error(problem: Problem, solver: str) -> float:
 
 
 def _pgd_loop(A, Z, D):
-    steps = len(pgd_momenta())
+    steps = len(momenta())
     Z = pgd_half_step(Z.T, A, D, _eigenvalue_bound(D), steps).T
     return Z, pgd_half_step(D, A.T, Z.T, _eigenvalue_bound(Z.T), steps)
 

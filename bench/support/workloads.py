@@ -1,4 +1,4 @@
-"""The problems that are timed: sizes, data and starts, the same for every solver and library."""
+"""The problems that are timed: sizes, data and starting factors, the same for every library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Workload:
-    """A size: n rows, d features, K concepts."""
+    """The size of a problem: n rows, d features, K concepts."""
 
     name: str
     n: int
@@ -49,7 +49,7 @@ FEW = (
     pytest.param("concepts_2k", marks=pytest.mark.slow),
     "concepts_10k",
 )
-# for the cost model: around the sizes where its choice turns
+# for the cost model: near the sizes where its choice changes
 GRID = {
     f"n{n}-d{d}-K{K}": Workload(f"n{n}-d{d}-K{K}", n, d, K)
     for n, d, K in (
@@ -67,7 +67,7 @@ QUICK = ("digits", "concepts_50", "concepts_2k", "n1797-d64-K32")
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A (n, d), float32, and the start Z (n, K), D (K, d) of every contender; source: of A."""
+    """A (n, d), float32, and the starting factors Z (n, K), D (K, d); source says what A is."""
 
     workload: Workload
     A: Tensor
@@ -82,10 +82,10 @@ class Problem:
 
 @functools.cache
 def load(name: str, files: tuple[str, ...] = ()) -> Problem:
-    """The problem of a workload; A: rows of the first .npy file that has its width and enough rows.
+    """Return the problem of a workload.
 
-    Without such a file: scikit-learn's digits in their size if it is installed, else rectified
-    Gaussian noise.
+    A is taken from the first .npy file that has d features and at least n rows. Without such a
+    file it is scikit-learn's digits where they have this size, else rectified Gaussian noise.
     """
     workload = {**WORKLOADS, **GRID}[name]
     generator = torch.Generator().manual_seed(0)
@@ -93,10 +93,16 @@ def load(name: str, files: tuple[str, ...] = ()) -> Problem:
     n, d = A.shape
     Z = torch.randn(n, workload.K, generator=generator).abs_()
     D = torch.randn(workload.K, d, generator=generator).abs_()
-    # the multiple of Z D nearest to A: without it the first steps only find the scale
+    # scale Z D to A: otherwise the first steps only find the scale
     ZD = Z @ D
     D *= (A * ZD).sum() / ZD.square().sum()
     return Problem(workload, A, Z, D, source)
+
+
+def rectified_gaussian(n: int, d: int, generator: torch.Generator | None = None) -> Tensor:
+    """max(0, N(0, 1)), (n, d), float32, on the generator's device; None: on the CPU, seed 0."""
+    generator = generator or torch.Generator().manual_seed(0)
+    return torch.randn(n, d, generator=generator, device=generator.device).clamp_(min=0)
 
 
 def relative_error(A: Tensor, Z: Tensor, D: Tensor) -> float:
@@ -125,5 +131,4 @@ def _digits(workload: Workload) -> tuple[Tensor, str] | None:
 
 
 def _gaussian(workload: Workload, generator: torch.Generator) -> tuple[Tensor, str]:
-    A = torch.randn(workload.n, workload.d, generator=generator).clamp_(min=0)
-    return A, "rectified Gaussian"
+    return rectified_gaussian(workload.n, workload.d, generator), "rectified Gaussian"

@@ -1,38 +1,36 @@
-"""Mean L0 of the codes against the error, at K > d: penalised fits beside thresholded codes.
+"""Show mean L0 of the codes against the error, at K > d: penalised fits and thresholded codes.
 
-python bench/bench_sparsity.py [--quick]: the digits of scikit-learn (1,797 × 64), 128 concepts. Not
-part of `pytest bench`. Ours: alpha_Z from small to large, l1_ratio 1, unit_norm. Theirs: the codes
-of a fit of Overcomplete with as many iterations, of which only the largest are kept, counted with
-concepts of norm 1. Refitted: the same codes fitted anew by least squares, zeros left alone. Medians
-of three starts.
+The digits of scikit-learn (1,797 × 64) with 128 concepts, medians of three starts. Ours: alpha_Z
+from small to large, l1_ratio 1, unit_norm. Overcomplete: one fit with as many iterations, of whose
+codes, for concepts of norm 1, only the largest are kept. Refitted: the values of the same codes
+fitted again by least squares; zeros stay zero.
+
+Takes about five minutes, and one with --quick. Needs scikit-learn, overcomplete and matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from chart import COLOURS, OUR_COLOURS
 
 from fastnmf import NMF
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.chart import COLOURS, OUR_COLOURS, plain, plt, save
+from support.data_sets import digits
+from support.options import parser_of
 
-RESULTS = Path(__file__).parent / "results" / "sparsity.png"
 OURS = "fastnmf, L1 penalty"
 CONCEPTS = 128
 # relative to the entries of A, the largest of which is 1
 ALPHAS = np.geomspace(1e-5, 0.03, 14)
 KEPT = (44, 36, 28, 22, 16, 12, 8, 6, 4, 3, 2)
-
 SEEDS = (0, 1, 2)
-
 Point = tuple[float, float]
-# name of the curve → what was asked → (mean L0, relative error)
+# name of the curve → setting → (mean L0, relative error)
 Curves = dict[str, dict[str, Point]]
 
 
@@ -60,7 +58,7 @@ def overcomplete(A: np.ndarray, iterations: int, seed: int):
 
 
 def thresholded(Z: np.ndarray, level: float) -> np.ndarray:
-    """The codes above a threshold that leaves so many a row, on average."""
+    """The codes above a threshold that keeps `level` of them a row, on average."""
     entries = np.sort(Z.ravel())[::-1]
     return np.where(Z >= entries[min(round(level * len(Z)), entries.size) - 1], Z, 0)
 
@@ -72,8 +70,8 @@ def largest(Z: np.ndarray, level: int) -> np.ndarray:
 
 
 def refitted(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> np.ndarray:
-    """The best codes on the concepts that each row uses: 300 multiplicative updates, which leave
-    zeros alone and end where they may grow no more, whatever the support."""
+    """The best codes on the concepts that each row uses: 300 multiplicative updates, which keep
+    zeros and work for any support."""
     Z = Z.astype(np.float64)
     C, G = A @ D.T, D @ D.T
     for _ in range(300):
@@ -82,13 +80,13 @@ def refitted(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> np.ndarray:
 
 
 def curves(A: np.ndarray, quick: bool, seed: int) -> Curves:
-    """Those of one start, the densest codes first."""
+    """The curves of one start, the densest codes first."""
     iterations, step = (50, 4) if quick else (500, 1)
     found = {}
 
-    def add(name: str, asked: str, Z: np.ndarray, D: np.ndarray) -> None:
-        found.setdefault(name, {})[asked] = point(A, Z, D)
-        found.setdefault(f"{name}, refitted", {})[asked] = point(A, refitted(A, Z, D), D)
+    def add(name: str, setting: str, Z: np.ndarray, D: np.ndarray) -> None:
+        found.setdefault(name, {})[setting] = point(A, Z, D)
+        found.setdefault(f"{name}, refitted", {})[setting] = point(A, refitted(A, Z, D), D)
 
     for alpha in ALPHAS[::step]:
         add(OURS, f"alpha_Z = {alpha:.2g}", *penalised(A, float(alpha), iterations, seed))
@@ -103,8 +101,8 @@ def curves(A: np.ndarray, quick: bool, seed: int) -> Curves:
 def medians(of_starts: list[Curves]) -> Curves:
     return {
         name: {
-            asked: tuple(np.median([found[name][asked] for found in of_starts], axis=0))
-            for asked in points
+            setting: tuple(np.median([found[name][setting] for found in of_starts], axis=0))
+            for setting in points
         }
         for name, points in of_starts[0].items()
     }
@@ -132,9 +130,8 @@ def draw(found: Curves, path: Path) -> None:
     axis.set_yscale("log")
     axis.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
     axis.minorticks_off()
-    axis.set_yticks(
-        [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1], ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
-    )
+    errors = ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
+    axis.set_yticks([float(error) for error in errors], errors)
     axis.set_xlabel("mean L0: concepts a row uses")
     axis.set_ylabel("relative error ‖A − ZD‖ / ‖A‖")
     axis.set_title(
@@ -142,32 +139,28 @@ def draw(found: Curves, path: Path) -> None:
         loc="left",
         fontsize=11,
     )
-    axis.grid(color="0.9", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
     axis.legend(frameon=False, fontsize=9, handlelength=3.5)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__)
+    quick_help = "few points, few iterations, one start"
+    parser.add_argument("--quick", action="store_true", help=quick_help)
     parser.add_argument(
-        "--quick", action="store_true", help="few points, few iterations, one start"
+        "--figure", type=Path, metavar="PATH.png", default="sparsity.png", help="(sparsity.png)"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"chart; default: {RESULTS.name}")
     arguments = parser.parse_args()
-    from sklearn.datasets import load_digits
-
-    A = load_digits().data.astype(np.float32) / 16
+    A = digits(0).numpy() / 16
     seeds = SEEDS[:1] if arguments.quick else SEEDS
     found = medians([curves(A, arguments.quick, seed) for seed in seeds])
     for name, points in found.items():
         print(name)
-        for asked, (l0, error) in points.items():
-            print(f"  {asked:<20}L0 {l0:6.2f}   error {error:.4f}")
-    draw(found, arguments.out)
-    print(f"written to {arguments.out}")
+        for setting, (l0, error) in points.items():
+            print(f"  {setting:<20}L0 {l0:6.2f}   error {error:.4f}")
+    draw(found, arguments.figure)
+    print(f"chart written to {arguments.figure}")
 
 
 if __name__ == "__main__":
