@@ -44,7 +44,7 @@ class Backend:
 
     def refuses(self, operations: tuple[str, ...], device_type: str) -> str | None:
         """Why it cannot supply any of these operations on this device type, or None."""
-        if not set(operations) & set(self.operations):
+        if operations and not set(operations) & set(self.operations):
             return f"it does not supply {', '.join(operations)}"
         if self.devices and device_type not in self.devices:
             return f"it computes on {', '.join(self.devices)}, not on {device_type}"

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from .. import checks
 from ..errors import InvalidInput
 from ..solvers.base import Size, Solver
+from ..solvers.half_step import FORMS
 from ..solvers.registry import learner
 from .hardware import BLOCKS, Machine
 
-FORMS = ("normal", "residual")
 # iterations that one residual serves, updated and not computed anew, where both halves keep it
 REFRESH = 8
 # rows below which products of matrices become slow, whatever the cache

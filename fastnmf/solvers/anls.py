@@ -13,7 +13,7 @@ from torch import Tensor
 from ..backends.nnls.reference import nnls_unrolled
 from ..backends.nnls.result import workspace_share
 from .base import Size, Solver, Work
-from .half_step import Compute, FixedFactor, HalfStepData, NormalData, fix_gram
+from .half_step import FORMS, Compute, FixedFactor, HalfStepData, NormalData, fix_gram
 from .penalties import Penalty
 from .working_set import GROWTH, ROUNDS, hold_concepts, working_set_
 
@@ -57,12 +57,13 @@ def work(form: str, size: Size, times: int) -> Work:
 SOLVER = Solver(
     "anls",
     "alternating non-negative least squares, exact",
-    ("nnls_", "nnls_on_"),
     half_steps_,
-    fix,
     nnls_unrolled,
-    work,
+    operations=("nnls_", "nnls_on_"),
+    fix=fix,
+    work=work,
     workspace=lambda K, d, block: 4 * K,
+    forms=FORMS,
     device_workspace=workspace_share,
     exact=True,
     # the time of a column of D grows with the cube of its support, a third of the concepts: 5 ms at

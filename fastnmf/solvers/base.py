@@ -1,4 +1,4 @@
-"""The record of a solver: all that the rest of the library may know of it."""
+"""The record of a solver: all that other packages know of it. To add a solver: a module with one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .half_step import Compute, FixedFactor, HalfStepData
+from .half_step import Compute, FixedFactor, HalfStepData, fix_gram
 from .penalties import Penalty
 
-# concepts up to which the product with the data is taken in the sweep, not by a GEMM before it:
+# concepts up to which the product with the data is computed in the sweep, not by a GEMM before it:
 # 0.92 to 0.98 of an iteration (AVX-512, K = 10 to 200)
 _FEW = 256
 
@@ -28,7 +28,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What half-steps cost, for the cost model.
+    """Cost of half-steps, for the cost model.
 
     flops: all of them; products: those in products of large matrices; swept: those in the kernel
     that updates a block of concepts one by one. updated: entries that element-wise updates read or
@@ -46,33 +46,50 @@ HalfSteps = Callable[[Tensor, HalfStepData, FixedFactor, Compute, Tensor, int], 
 Fix = Callable[[str, Tensor | None, Tensor | None, int, Penalty, Compute], FixedFactor]
 
 
+def fix_normal(
+    form: str, B: Tensor | None, G: Tensor | None, m: int, penalty: Penalty, compute: Compute
+) -> FixedFactor:
+    """The fixed factor of solvers that have the normal form only: G with the penalty's curvature."""
+    return fix_gram(B, G, penalty)
+
+
+def work_normal(form: str, size: Size, times: int) -> Work:
+    """C = B Xᵀ and G = B Bᵀ once, and a product G F in each half-step."""
+    m, p, K, _ = size
+    flops = 2 * m * p * K + 2 * p * K * K + times * 2 * m * K * K
+    return Work(flops, flops)
+
+
 @dataclass(frozen=True)
 class Solver:
     """A method for one half of an iteration, and for both in turn.
 
+    Only the first four fields are required, for a solver in normal form in plain torch; the others
+    say how it differs from that (tests/solvers/test_toy_solver.py).
+
     Parameters
     ----------
     name, title : str
-        What users call it, and its full name.
+        The name that users give, and the full name.
+    half_steps_ : callable
+        ``half_steps_(F, data, fixed, compute, sums, times)``: half-steps on the same data, `times`
+        of them; F (K, m) is changed in place; sums (4,) float64 is increased by ‖ΔF‖², ‖F‖² and,
+        where the half-step computes it anyway, ‖X − Fᵀ B‖².
+    unrolled : callable
+        ``unrolled(F, C, G, l1)``: one half-step out of place, through which `encode` differentiates.
     operations : tuple of str
         Operations of a backend that it calls, by name.
-    half_steps_ : callable
-        ``half_steps_(F, data, fixed, compute, sums, times)``: that many half-steps on the same
-        data, F (K, m) changed in place; sums (4,) float64 is increased by ‖ΔF‖², ‖F‖² and, where
-        the half-step comes by it, ‖X − Fᵀ B‖².
     fix : callable
         ``fix(form, B, G, m, penalty, compute)``: what a half-step on m columns needs to know of
         the fixed factor, computed once for all chunks.
-    unrolled : callable
-        ``unrolled(F, C, G, l1)``: one half-step out of place, through which `encode` differentiates.
     work : callable
         ``work(form, size, times)``: the Work of half-steps, for the cost model.
     workspace : callable
-        ``workspace(K, d, block)``: entries of workspace for each row of a chunk.
+        ``workspace(K, d, block)``: entries of workspace for each row of a chunk, at most.
     forms : tuple of str
         Forms in which its half-steps exist.
     fused : tuple of str
-        Operations that do products and update in one, which a backend may supply besides.
+        Operations that combine products and update, which a backend may supply in addition.
     rows_operation : str or None
         The fused operation that takes rows of the data as they are, a tile at a time.
     exact : bool
@@ -103,13 +120,13 @@ class Solver:
 
     name: str
     title: str
-    operations: tuple[str, ...]
     half_steps_: HalfSteps
-    fix: Fix
     unrolled: Callable[..., Tensor]
-    work: Callable[[str, Size, int], Work]
-    workspace: Callable[[int, int, int], int]
-    forms: tuple[str, ...] = ("normal", "residual")
+    operations: tuple[str, ...] = ()
+    fix: Fix = fix_normal
+    work: Callable[[str, Size, int], Work] = work_normal
+    workspace: Callable[[int, int, int], int] = lambda K, d, block: 4 * K
+    forms: tuple[str, ...] = ("normal",)
     fused: tuple[str, ...] = ()
     rows_operation: str | None = None
     exact: bool = False
@@ -127,8 +144,8 @@ class Solver:
     device_workspace: Callable[[int], int] | None = None
 
     def penalise(self, C: Tensor, fixed: FixedFactor, out: Tensor | None = None) -> Tensor:
-        """C (K, m) less the slope l1 of a penalty, in `out` if given; C itself where there is none
-        or the half-step treats it."""
+        """C (K, m) minus the slope l1 of a penalty, in `out` if given; C itself where there is no
+        penalty or the half-step treats it."""
         return torch.sub(C, fixed.l1, out=out) if fixed.l1 and self.penalised_by_slope else C
 
     def takes_rows(self, B: Tensor, compute: Compute) -> bool:

@@ -17,6 +17,7 @@ from ..numerics import in_tf32, products_in, round_tf32
 from .penalties import NO_PENALTY, Penalty
 from .working_set import Concepts
 
+FORMS = ("normal", "residual")
 Operations = dict[str, Callable]
 
 # rows for each thread from which on a tile at a time is quicker than a GEMM, which shares out

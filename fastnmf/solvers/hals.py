@@ -13,6 +13,7 @@ from ..backends.torch import inverse_or_zero
 from ..numerics import in_tf32, products_in, round_tf32, squared_norm
 from .base import Size, Solver, Work
 from .half_step import (
+    FORMS,
     Compute,
     FixedFactor,
     HalfStepData,
@@ -144,12 +145,13 @@ def work(form: str, size: Size, times: int) -> Work:
 SOLVER = Solver(
     "hals",
     "hierarchical alternating least squares",
-    ("hals_block_", "hals_sweep_"),
     half_steps_,
-    fix,
     unrolled,
-    work,
+    operations=("hals_block_", "hals_sweep_"),
+    fix=fix,
+    work=work,
     workspace=lambda K, d, block: 2 * block + d,
+    forms=FORMS,
     fused=("hals_rows_",),
     rows_operation="hals_rows_",
     sweeps_blocks=True,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..numerics import WIDENED_BYTES, products_in, squared_norm
 from .base import Size, Solver, Work
 from .half_step import (
+    FORMS,
     Compute,
     FixedFactor,
     HalfStepData,
@@ -110,12 +111,13 @@ def work(form: str, size: Size, times: int) -> Work:
 SOLVER = Solver(
     "mu",
     "multiplicative updates",
-    ("mu_",),
     half_steps_,
-    fix,
     unrolled,
-    work,
+    operations=("mu_",),
+    fix=fix,
+    work=work,
     workspace=lambda K, d, block: 2 * block + d,
+    forms=FORMS,
     fused=("mu_normal_", "mu_residual_"),
     reports_error_before=True,
     penalised_by_slope=False,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..numerics import add_squares_, products_in, squared_norm
 from .base import Size, Solver, Work
 from .half_step import (
+    FORMS,
     Compute,
     FixedFactor,
     HalfStepData,
@@ -160,12 +161,13 @@ def work(form: str, size: Size, times: int) -> Work:
 SOLVER = Solver(
     "pgd",
     "projected gradient with momentum",
-    ("pgd_",),
     half_steps_,
-    fix,
     unrolled,
-    work,
+    operations=("pgd_",),
+    fix=fix,
+    work=work,
     workspace=lambda K, d, block: 4 * K + d,
+    forms=FORMS,
     fused=("pgd_normal_", "pgd_residual_"),
     reports_error_before=True,
     needs_all_concepts=True,

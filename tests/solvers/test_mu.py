@@ -8,7 +8,6 @@ import torch
 from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, method_of, supplies
 from oracle import problem, relative_difference
 
-
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "mu")]
 
 
