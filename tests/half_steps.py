@@ -98,7 +98,10 @@ def iterate(
 
 def _update_codes_(state, A, method, plan, iterations):
     with products_in("highest") as allowed:
-        step, history = CodesStep(state, A, method, plan, allowed), History(state, 0.0, learns=False)
+        step, history = (
+            CodesStep(state, A, method, plan, allowed),
+            History(state, 0.0, learns=False),
+        )
         for iteration in range(1, iterations + 1):
             step()
             history.add(iteration, step.sums, watched=False)

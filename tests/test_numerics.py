@@ -20,7 +20,7 @@ from fastnmf.engine.state import Method, State, Stopping
 from fastnmf.init.start import start
 from fastnmf.numerics import products_in, round_tf32
 from fastnmf.planning.plan import Plan
-from fastnmf.solvers import hals, half_step, mu, pgd
+from fastnmf.solvers import half_step, hals, mu, pgd
 from fastnmf.solvers.registry import SOLVERS
 
 
@@ -275,7 +275,10 @@ def test_a_run_that_goes_on_takes_the_precision_it_had(residuals_in_tf32):
 
     Z, D, _ = by("pgd", A, 8, 310, saver=Saver())
     (state,) = states
-    data, plan = Data(torch.tensor(A, dtype=torch.float32)), Plan("residual", "residual", 16, 250, 0.0)
+    data, plan = (
+        Data(torch.tensor(A, dtype=torch.float32)),
+        Plan("residual", "residual", 16, 250, 0.0),
+    )
     method, stopping = Method(SOLVERS["pgd"], "torch", REFERENCE), Stopping(310, 0.0)
     with products_in("high"):
         factorize_(state, data, method, plan, stopping, saver=Saver())

@@ -7,6 +7,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from half_steps import operations_of
 
 import fastnmf
 from fastnmf import NMF, BackendUnavailable, InvalidInput
@@ -15,7 +16,6 @@ from fastnmf.backends.registry import BACKENDS, Backend, select
 from fastnmf.backends.torch import REFERENCE
 from fastnmf.fit import options
 from fastnmf.solvers.registry import SOLVERS
-from half_steps import operations_of
 
 CPU = torch.device("cpu")
 HALS, ANLS = operations_of("hals"), operations_of("anls")

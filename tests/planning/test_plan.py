@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastnmf import InvalidInput
-from fastnmf import Tuning
+from fastnmf import InvalidInput, Tuning
 from fastnmf.planning.hardware import H100, Machine, machine
 from fastnmf.planning.plan import FORMS, REFRESH, Problem, accelerated
 from fastnmf.planning.plan import choose as choose_plan
