@@ -68,9 +68,14 @@ def rows_of_five_concepts(m=40, d=12, seed=0, dtype=torch.float32):
     return torch.tensor(codes @ D + 0.3 * rng.random((m, d)), dtype=dtype)
 
 
+def start_of(A, K, init="random", seed=0):
+    """The pair (Z, D) that a fit of A begins with."""
+    return start(A, K, init, torch.Generator().manual_seed(seed))
+
+
 def idle_start(A, K):
     """A random start of which a third is dead and a sixth the last concept again."""
-    Z, D = start(A, K, "random", torch.Generator().manual_seed(0))
+    Z, D = start_of(A, K)
     dead = K // 3
     Z[:, :dead] = 0
     D[:dead] = 0

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from fits import SOLVERS_AND_FORMS, digits, method, nmf, run_loop
+from fits import SOLVERS_AND_FORMS, digits, method, nmf, run_loop, start_of
 from half_steps import BACKEND_NAMES, strided
 from oracle import problem
 
@@ -17,7 +17,6 @@ from fastnmf.backends.registry import BACKENDS, select
 from fastnmf.backends.torch import REFERENCE
 from fastnmf.engine.acceleration import Extrapolation
 from fastnmf.engine.state import Stopping
-from fastnmf.init.start import start
 from fastnmf.planning.plan import Plan, Problem, accelerated, choose
 from fastnmf.solvers import half_step
 from fastnmf.solvers.registry import SOLVERS
@@ -59,7 +58,7 @@ def test_no_higher_error_than_the_plain_loop_for_the_same_flops(solver, data, in
     assert quick.flops > plain.flops
 
     def after(plan, iterations):
-        Z, D = start(A, K, init, torch.Generator().manual_seed(0))
+        Z, D = start_of(A, K, init)
         by = method(solver, "auto")
         state = run_loop(A, (Z, D), solver, plan, Stopping(iterations, 0), by=by)
         # the pair that is returned is the one whose error was reported
@@ -113,7 +112,7 @@ def test_auto_accelerates_where_neither_start_nor_form_is_given():
     drawn = info()
     assert drawn.accelerated
     assert min(drawn.inner_half_steps) > 1
-    assert "half-steps an iteration" in str(drawn)
+    assert "half-steps per iteration" in str(drawn)
     for options in (
         {"init": (Z0, D0)},
         {"form": "residual"},
@@ -124,7 +123,7 @@ def test_auto_accelerates_where_neither_start_nor_form_is_given():
         plain = info(**options)
         assert not plain.accelerated
         assert plain.inner_half_steps == (1, 1)
-        assert "half-steps an iteration" not in str(plain)
+        assert "half-steps per iteration" not in str(plain)
     assert info(accelerate=True, init=(Z0, D0), form="residual").accelerated
 
 
@@ -144,7 +143,7 @@ def test_concepts_keep_their_size_however_long_a_fit_goes_on():
     A = torch.relu(torch.randn(500, 100, generator=torch.Generator().manual_seed(0)))
     plan = choose(Problem(500, 100, 20, 4, SOLVERS["hals"]), tuning=Tuning(form="normal"))
     plan = dataclasses.replace(plan, accelerates=True)
-    Z, D = start(A, 20, "auto", torch.Generator().manual_seed(0))
+    Z, D = start_of(A, 20, "auto")
     before = D.norm(dim=1)
     run_loop(A, (Z, D), "hals", plan, Stopping(600, 0), by=method("hals", "auto"))
     grown = D.norm(dim=1) / before
@@ -246,7 +245,7 @@ def test_change_that_is_reported_is_that_of_the_whole_iteration(
     monkeypatch.setattr(Extrapolation, "take_back_", taking)
     A = low_rank(dtype)[:200, :70]
     A[3:9] = 0
-    Z, D = start(A, K, "random", torch.Generator().manual_seed(1))
+    Z, D = start_of(A, K, seed=1)
     plan = Plan(form, form, 160, tile_rows, 0.0, accelerates=True, inner=(2, 2))
     before, expected = [Z.clone()], []
 

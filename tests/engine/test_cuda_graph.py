@@ -128,7 +128,12 @@ def test_repeats_give_the_same_bits(solver, penalties, watched, dtype):
 
 @pytest.mark.parametrize(
     ("solver", "dtype"),
-    [("hals", torch.float32), ("hals", torch.float64), ("mu", torch.float32), ("pgd", torch.float64)],
+    [
+        ("hals", torch.float32),
+        ("hals", torch.float64),
+        ("mu", torch.float32),
+        ("pgd", torch.float64),
+    ],
 )
 def test_repeats_give_the_same_bits_where_factors_are_extrapolated(solver, dtype):
     state, _ = check(solver, drawn(dtype=dtype), inner=INNER, max_iter=60)
@@ -188,9 +193,7 @@ def test_a_fit_that_is_left_and_resumed_gives_the_same_bits(kind):
     whole = run("hals", Tape(), factors, saver=savers[0], **options)
     assert_same(whole, run("hals", None, factors, saver=savers[1], **options))
     left, tape = savers[0].states[9], Tape()
-    state = State(
-        left.Z, left.D, history=left.history, refresh=left.refresh, carried=left.carried
-    )
+    state = State(left.Z, left.D, history=left.history, refresh=left.refresh, carried=left.carried)
     given = run("hals", tape, factors, state=state, **options)
     assert_same(given, whole)
     assert tape.repeats >= ITERATIONS - 10 - 2

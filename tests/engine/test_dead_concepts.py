@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import pytest
 import torch
-from half_steps import DTYPES, dtype_name
-from oracle import SHAPES, WIDE, problem, relative_difference
+from fits import SOLVERS_AND_FORMS, digits, idle_start, low_rank, method, nmf
+from oracle import problem, relative_difference
 
-from fastnmf import NMF, InvalidInput, Tuning
-from fastnmf.backends.registry import select
+from fastnmf import NMF, InvalidInput
 from fastnmf.cli import main as cli
-from fastnmf.data.arrays import Rows
-from fastnmf.engine.dead_concepts import EVERY, looks, revive_
+from fastnmf.data.dataset import Data
+from fastnmf.data.storage import InMemory
+from fastnmf.engine.dead_concepts import EVERY, Revival, looks, revive_
 from fastnmf.engine.statistics import squared_error
-from fastnmf.files import load_model, write_matrix
-from fastnmf.init.start import start
+from fastnmf.files import write_matrix
 from fastnmf.planning.memory import Needs
+from fastnmf.planning.plan import Problem as Sizes
 from fastnmf.planning.plan import choose
 from fastnmf.results.metrics import describe
 from fastnmf.solvers.half_step import Compute, Workspace
 from fastnmf.solvers.registry import SOLVERS
-
-FORMS = [(name, form) for name, solver in SOLVERS.items() for form in solver.forms]
-
-
-def digits(dtype=torch.float64):
-    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
-    return torch.tensor(datasets.load_digits().data, dtype=dtype)
 
 
 def patches(dtype=torch.float64):
@@ -39,23 +31,6 @@ def patches(dtype=torch.float64):
     photograph = torch.tensor(datasets.load_sample_image("flower.jpg") / 255.0).mean(2)
     all_of_them = photograph.unfold(0, 8, 8).unfold(1, 8, 8).reshape(-1, 64)
     return all_of_them[:: max(1, len(all_of_them) // 2000)].to(dtype)
-
-
-def low_rank(n, d, rank, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    Z, D = (torch.rand(*s, generator=generator, dtype=dtype).pow(4) for s in ((n, rank), (rank, d)))
-    return Z @ D
-
-
-def idle_start(A, K):
-    """A random start of which a third is dead and a sixth the last concept again."""
-    Z, D = start(A, K, "random", torch.Generator().manual_seed(0))
-    dead = K // 3
-    Z[:, :dead] = 0
-    D[:dead] = 0
-    D[dead : dead + K // 6] = D[-1]
-    Z[:, dead : dead + K // 6] = Z[:, -1:]
-    return Z, D
 
 
 def never_rises(info):
@@ -68,12 +43,26 @@ def never_rises(info):
 
 
 def fit(A, K, **options):
-    model = NMF(K, **{"seed": 0, "tol": 0, "max_iter": 60, **options})
+    model = nmf(K, **{"seed": 0, "tol": 0, "max_iter": 60, **options})
     return *model.fit(A), model.fit_info_
 
 
-@pytest.mark.parametrize(("solver", "form"), FORMS)
-@pytest.mark.parametrize("accelerate", [False, True], ids=["plain", "accelerated"])
+# each solver and form, plain or accelerated; hals both
+REVIVED = [
+    ("hals", "normal", False),
+    ("hals", "normal", True),
+    ("hals", "residual", False),
+    ("hals", "residual", True),
+    ("mu", "normal", True),
+    ("mu", "residual", False),
+    ("pgd", "normal", False),
+    ("pgd", "residual", True),
+    ("anls", "normal", False),
+    ("anls", "residual", True),
+]
+
+
+@pytest.mark.parametrize(("solver", "form", "accelerate"), REVIVED)
 def test_idle_concepts_come_alive_and_the_loss_never_rises(solver, form, accelerate):
     A, K = low_rank(120, 40, 12) + 1e-3, 12
     options = {"solver": solver, "form": form, "accelerate": accelerate, "init": idle_start(A, K)}
@@ -89,10 +78,19 @@ def test_idle_concepts_come_alive_and_the_loss_never_rises(solver, form, acceler
     assert "revived" not in str(without)
 
 
-@pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize("accelerate", [False, True], ids=["plain", "accelerated"])
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_error_that_is_told_is_that_of_the_factors(after, accelerate, form):
+@pytest.mark.parametrize(
+    ("form", "accelerate", "after"),
+    [
+        ("normal", False, 1),
+        ("normal", True, 1),
+        ("normal", True, 2),
+        ("residual", False, 1),
+        ("residual", False, 2),
+        ("residual", True, 1),
+        ("residual", True, 3),
+    ],
+)
+def test_error_that_is_reported_is_that_of_the_factors(form, accelerate, after):
     A, K = low_rank(120, 40, 12) + 1e-3, 12
     options = {"form": form, "accelerate": accelerate, "init": idle_start(A, K)}
     *_, info = fit(A, K, revive=True, max_iter=EVERY + after, **options)
@@ -100,11 +98,11 @@ def test_error_that_is_told_is_that_of_the_factors(after, accelerate, form):
     assert info.history[-1].relative_error == pytest.approx(info.relative_error, rel=1e-9)
 
 
-@pytest.mark.parametrize("data", [digits, patches])
 @pytest.mark.parametrize(
-    ("solver", "share"), [("hals", 0.8), ("mu", 0.9), ("pgd", 0.8), ("anls", 0.8)]
+    ("solver", "data", "share"),
+    [("hals", digits, 0.8), ("hals", patches, 0.8), ("mu", digits, 0.9), ("pgd", patches, 0.8)],
 )
-def test_real_data_keep_less_error(data, solver, share):
+def test_real_data_keep_less_error(solver, data, share):
     A, K = data(), 30
     options = {"solver": solver, "init": idle_start(A, K)}
     *_, without = fit(A, K, **options)
@@ -115,11 +113,24 @@ def test_real_data_keep_less_error(data, solver, share):
     assert info.relative_error < share * without.relative_error
 
 
-@pytest.mark.parametrize(("solver", "form"), FORMS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("kind", ["zero_rows", "zero_concepts"])
-@pytest.mark.parametrize(("n", "d", "K"), [*SHAPES[:3], SHAPES[4], *WIDE], ids=str)
-def test_every_shape_ends_no_worse(n, d, K, kind, dtype, solver, form):
+# one row, one feature and one concept; more concepts than features and than rows, in every solver
+# and form
+ENDS = [
+    ("hals", "normal", 1, 7, 3, "zero_concepts", torch.float32),
+    ("hals", "residual", 1, 7, 3, "zero_rows", torch.float64),
+    ("hals", "normal", 5, 1, 2, "zero_rows", torch.float64),
+    ("hals", "residual", 5, 1, 2, "zero_concepts", torch.float32),
+    ("hals", "normal", 9, 6, 1, "zero_concepts", torch.float64),
+    ("mu", "normal", 1, 7, 3, "zero_rows", torch.float64),
+    ("pgd", "normal", 5, 1, 2, "zero_concepts", torch.float32),
+    ("anls", "normal", 9, 6, 1, "zero_rows", torch.float64),
+]
+ENDS += [(*case, 40, 13, 37, "zero_rows", torch.float64) for case in SOLVERS_AND_FORMS]
+ENDS += [(*case, 7, 33, 20, "zero_concepts", torch.float32) for case in SOLVERS_AND_FORMS]
+
+
+@pytest.mark.parametrize(("solver", "form", "n", "d", "K", "kind", "dtype"), ENDS)
+def test_every_shape_ends_no_worse(solver, form, n, d, K, kind, dtype):
     A, Z0, D0 = (torch.tensor(M, dtype=dtype) for M in problem(n, d, K, kind=kind))
     D0[K // 2 :] = D0[-1].clone()
     options = {"solver": solver, "form": form, "max_iter": 2 * EVERY + 2}
@@ -137,7 +148,6 @@ def test_every_shape_ends_no_worse(n, d, K, kind, dtype, solver, form):
 
 def test_nothing_is_revived_where_all_is_explained():
     A = low_rank(30, 20, 3, torch.float32)
-    Z, D = start(A, 3, "random", torch.Generator().manual_seed(0))
     Z, D = NMF(3, seed=0, tol=0, accelerate=False, max_iter=3000).fit(A)
     Z, D = torch.cat((Z, torch.zeros(30, 4)), 1), torch.cat((D, torch.zeros(4, 20)))
     A = Z @ D
@@ -174,7 +184,7 @@ def test_without_idle_concepts_the_bits_are_the_same(solver):
     assert torch.equal(D, D1)
 
 
-def test_codes_do_not_count_as_settled_while_concepts_are_idle():
+def test_codes_do_not_count_as_converged_while_concepts_are_idle():
     A = digits()
     Z, D = NMF(8, seed=0, max_iter=300).fit(A)
     Z, D = (torch.cat((F, torch.zeros_like(F[:4])), 0) for F in (Z.T, D))
@@ -189,28 +199,28 @@ def test_codes_do_not_count_as_settled_while_concepts_are_idle():
     assert never_rises(info)
 
 
-class Problem:
+class Factors:
     """A and factors that `revive_` may change, and what it needs of a fit."""
 
-    piece_rows = 7
+    tile_rows = 7
 
     def __init__(self, A, Z, D):
         self.A, self.Z, self.D = A, Z, D
-        _, ops = select("hals", A.device, "auto")
-        plan = choose(*A.shape, len(D), A.itemsize, "hals")
-        self.sweep = Compute(ops, plan.block, Workspace(A.dtype, A.device))
+        self.ops = method("hals", "auto").ops
+        self.block = choose(Sizes(*A.shape, len(D), A.itemsize, SOLVERS["hals"])).block
 
     def loss(self):
-        return float(squared_error(Rows(self.A), self.Z, self.D, 7))
+        return float(squared_error(self.A, self.Z, self.D, 7))
 
-    def revive_(self, **options):
-        options = {"duplicates": True, "fills": False, **options}
-        return revive_(self.Z, self.D, Rows(self.A), self.sweep, self.piece_rows, **options)
+    def revive_(self, *, fills=False, duplicates=True, least=0.0):
+        compute = Compute(self.ops, self.block, Workspace(self.A.dtype, self.A.device))
+        by = Revival(Data(self.A), compute, self.tile_rows, fills=fills)
+        return revive_(InMemory(self.Z), self.D, by, duplicates=duplicates, least=least)
 
 
 def idle_problem(K=9):
     A = low_rank(40, 20, 12)
-    return Problem(A, *NMF(K, init=idle_start(A, K), max_iter=3, tol=0).fit(A))
+    return Factors(A, *NMF(K, init=idle_start(A, K), max_iter=3, tol=0).fit(A))
 
 
 def test_concepts_are_positive_residuals_of_the_worst_rows():
@@ -225,7 +235,7 @@ def test_concepts_are_positive_residuals_of_the_worst_rows():
     assert some.loss() < before - float(E[worst[0]].square().sum()) * (1 - 1e-9)
     rays = E[worst] / E[worst].norm(dim=1, keepdim=True)
     assert torch.allclose(D[dead], rays * length)
-    assert describe(Z, D).dead_concepts == 0
+    assert describe([Z], D).dead_concepts == 0
 
 
 def test_weaker_of_two_that_are_alike_leaves_its_codes_to_the_other():
@@ -237,7 +247,7 @@ def test_weaker_of_two_that_are_alike_leaves_its_codes_to_the_other():
     kept = max((4, 5, 8), key=lambda k: energy[k])
     product, used = Z @ D, Z[:, kept].clone()
     assert some.revive_() == 5
-    assert describe(Z, D).near_duplicates == 0
+    assert describe([Z], D).near_duplicates == 0
     moved = sum(Z_k * D_k.norm() for Z_k, D_k in [(used, D[kept])])
     assert (Z[:, kept] * D[kept].norm() >= moved - 1e-12).all()
     others = [k for k in range(9) if k not in (0, 1, 2, *{4, 5, 8} - {kept})]
@@ -249,16 +259,16 @@ def test_alike_concepts_stay_where_their_codes_cost_more_than_a_row_saves():
     Z, D = NMF(6, seed=0, tol=0, max_iter=2000).fit(A)
     D[5] = D[0] + 0.1 * D[1]
     D[5] *= D[0].norm() / D[5].norm()
-    assert describe(Z, D).near_duplicates == 1
+    assert describe([Z], D).near_duplicates == 1
     before = Z.clone(), D.clone()
-    exact = Problem(Z @ D + 1e-6 * torch.rand_like(A), Z, D)
+    exact = Factors(Z @ D + 1e-6 * torch.rand_like(A), Z, D)
     assert exact.revive_() == 0
     assert torch.equal(Z, before[0])
     assert torch.equal(D, before[1])
     # another pair, which costs nothing, is not kept from it
     Z, D = torch.cat((Z, Z[:, 2:3]), 1), torch.cat((D, D[2:3]))
     Z[:, [2, 6]] *= 0.5
-    both = Problem(exact.A, Z, D)
+    both = Factors(exact.A, Z, D)
     assert both.revive_() == 1
     assert torch.equal(D[5], before[1][5])
 
@@ -269,7 +279,7 @@ def test_factors_are_as_before_where_the_loss_falls_by_no_more_than_least():
     assert before.revive_() > 0
     fall = 1 - before.loss() / loss
     for least, revived in ((fall * (1 + 1e-9), False), (fall * (1 - 1e-9), True)):
-        some = Problem(before.A, Z.clone(), D.clone())
+        some = Factors(before.A, Z.clone(), D.clone())
         assert (some.revive_(least=least) > 0) == revived
         assert torch.equal(some.Z, Z) != revived
         assert torch.equal(some.D, D) != revived
@@ -277,9 +287,9 @@ def test_factors_are_as_before_where_the_loss_falls_by_no_more_than_least():
 
 def test_rows_that_are_alike_make_one_concept():
     A = low_rank(4, 30, 4).repeat_interleave(10, 0)
-    some = Problem(A, torch.zeros(40, 6, dtype=A.dtype), torch.zeros(6, 30, dtype=A.dtype))
+    some = Factors(A, torch.zeros(40, 6, dtype=A.dtype), torch.zeros(6, 30, dtype=A.dtype))
     some.revive_()
-    assert describe(some.Z, some.D).near_duplicates == 0
+    assert describe([some.Z], some.D).near_duplicates == 0
 
 
 def test_entries_of_revived_concepts_are_not_zero_where_they_would_stay_so():
@@ -305,30 +315,39 @@ def to_be_left(solver, form, accelerate):
     return A, {"tol": 0, "seed": 0, "init": idle_start(A, 12), **options}
 
 
-@functools.cache
 def never_left(*asked):
     A, options = to_be_left(*asked)
     return fit(A, 12, max_iter=30, **options)
 
 
-@pytest.mark.parametrize(("solver", "form"), FORMS)
-@pytest.mark.parametrize("accelerate", [False, True], ids=["plain", "accelerated"])
-@pytest.mark.parametrize("left", [EVERY, EVERY + 1, 25])
-def test_resumed_fit_gives_the_same_bits(left, accelerate, solver, form, tmp_path):
+# left before a look, after it, and later: in every solver, both forms of hals
+LEFT = [
+    ("hals", "normal", False, EVERY),
+    ("hals", "normal", True, EVERY + 1),
+    ("hals", "residual", False, EVERY + 1),
+    ("hals", "residual", True, 25),
+    ("mu", "normal", True, EVERY),
+    ("mu", "residual", False, 25),
+    ("pgd", "normal", True, EVERY + 1),
+    ("anls", "residual", False, EVERY),
+]
+
+
+@pytest.mark.parametrize(("solver", "form", "accelerate", "left"), LEFT)
+def test_resumed_fit_gives_the_same_bits(solver, form, accelerate, left, tmp_path):
     A, options = to_be_left(solver, form, accelerate)
     path = tmp_path / "fit.safetensors"
-    saved = {"checkpoint": path, "checkpoint_seconds": 0}
     Z, D, info = never_left(solver, form, accelerate)
     assert info.revived > 0
-    NMF(12, max_iter=left, **saved, **options).fit(A)
-    resumed = NMF(12, max_iter=30, **saved, **options)
-    Z1, D1 = resumed.fit(A, resume=True)
+    nmf(12, max_iter=left, checkpoint_seconds=0, **options).fit(A, checkpoint=path)
+    resumed = nmf(12, max_iter=30, **options)
+    Z1, D1 = resumed.fit(A, checkpoint=path, resume=True)
     assert torch.equal(Z, Z1)
     assert torch.equal(D, D1)
     assert resumed.fit_info_.revived == info.revived
-    other = NMF(12, **saved, **{**options, "revive": False})
+    other = nmf(12, **{**options, "revive": False})
     with pytest.raises(InvalidInput, match="revive=True there, False here"):
-        other.fit(A, resume=True)
+        other.fit(A, checkpoint=path, resume=True)
 
 
 def test_revived_concepts_keep_their_size_while_factors_are_extrapolated():
@@ -340,23 +359,23 @@ def test_revived_concepts_keep_their_size_while_factors_are_extrapolated():
     assert grown.max() < 1.03
 
 
-@pytest.mark.parametrize("value", [1, "yes", None])
-def test_revive_is_true_or_false(value):
-    with pytest.raises(TypeError, match="True or False"):
-        NMF(3, revive=value)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("codes", ["memory", "a file"])
+@pytest.mark.parametrize(
+    ("solver", "codes"),
+    [
+        ("hals", "memory"),
+        ("hals", "a file"),
+        ("mu", "memory"),
+        ("pgd", "a file"),
+        ("anls", "memory"),
+    ],
+)
 @pytest.mark.usefixtures("small_budgets")
-def test_data_that_are_read_in_passes_are_revived_as_those_in_memory(codes, solver, tmp_path):
+def test_data_that_are_read_in_passes_are_revived_as_those_in_memory(solver, codes, tmp_path):
     A, K = low_rank(400, 40, 12) + 1e-3, 12
     options = {"solver": solver, "init": idle_start(A, K), "revive": True, "accelerate": False}
     Z, D, info = fit(A, K, max_iter=25, **options)
     most = Needs(*A.shape, K, 8, codes, "given", revives=True).streamed(70)
-    model = NMF(
-        K, seed=0, tol=0, max_iter=25, max_memory=most, tuning=Tuning(chunk_rows=70), **options
-    )
+    model = nmf(K, seed=0, tol=0, max_iter=25, max_memory=most, chunk_rows=70, **options)
     kept = "memory" if codes == "memory" else tmp_path / "Z.npy"
     Z1, D1 = model.fit(A.split(50), codes=kept)
     streamed = model.fit_info_
@@ -389,11 +408,11 @@ def test_codes_must_be_kept():
 
 
 def test_entries_that_are_filled_are_those_of_all_rows():
-    """They depended on the rows in hand: a tenth of the mean of a piece."""
-    whole, pieces = (idle_problem() for _ in range(2))
-    pieces.piece_rows, whole.piece_rows = 3, 40
-    assert whole.revive_(fills=True) == pieces.revive_(fills=True) > 0
-    assert torch.allclose(whole.Z, pieces.Z, rtol=1e-9)
+    """They depended on the rows of a tile: a tenth of the mean in it."""
+    whole, tiled = (idle_problem() for _ in range(2))
+    tiled.tile_rows, whole.tile_rows = 3, 40
+    assert whole.revive_(fills=True) == tiled.revive_(fills=True) > 0
+    assert torch.allclose(whole.Z, tiled.Z, rtol=1e-9)
 
 
 def test_command_line_tells_of_revived_concepts(tmp_path, capsys):
@@ -402,20 +421,12 @@ def test_command_line_tells_of_revived_concepts(tmp_path, capsys):
     write_matrix(tmp_path / "A.npy", A.numpy())
     command = [
         *("fit", str(tmp_path / "A.npy"), "--concepts", "12", "--init", "rows", "--seed", "0"),
-        *(
-            "--solver",
-            "mu",
-            "--tol",
-            "0",
-            "--max-iter",
-            "30",
-            "--out",
-            str(tmp_path / "m.safetensors"),
-        ),
+        *("--solver", "mu", "--tol", "0", "--max-iter", "30"),
+        *("--out", str(tmp_path / "m.safetensors")),
     ]
     assert cli.main(command) == 0
     assert "revived" not in capsys.readouterr().out
     assert cli.main([*command, "--revive"]) == 0
-    revived = load_model(tmp_path / "m.safetensors").fit_info_.revived
+    revived = NMF.load(tmp_path / "m.safetensors").fit_info_.revived
     assert revived > 0
-    assert f"{revived} revived on the way" in capsys.readouterr().out
+    assert f"near-duplicates; {revived} revived" in capsys.readouterr().out

@@ -8,19 +8,17 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from fits import SOLVERS_AND_FORMS, nmf
 from half_steps import saved_and_loaded
 from oracle import kkt_residual, objective, problem, relative_difference
 
 from fastnmf import NMF
 from fastnmf.cli.main import main
 from fastnmf.errors import InvalidInput
-from fastnmf.files import load_model, save_model
+from fastnmf.fit.options import Options
 from fastnmf.solvers.registry import SOLVERS
 
-FORMS = ["normal", "residual"]
-# alpha_Z, l1_ratio
-PENALTIES = [(0.0, 0.0), (0.02, 1.0), (0.01, 0.0), (0.02, 0.5), (0.3, 1.0)]
-both_forms = pytest.mark.parametrize("form", FORMS)
+both_forms = pytest.mark.parametrize("form", ["normal", "residual"])
 all_solvers = pytest.mark.parametrize("solver", SOLVERS)
 
 
@@ -32,21 +30,23 @@ def scaled(Z, D):
 
 def fitted(solver, A, Z, D, iterations, alpha_Z=0.0, l1_ratio=0.0, **options):
     options = {"unit_norm": True, "tol": 0, **options}
-    model = NMF(
-        len(D),
-        solver=solver,
-        init=(Z.copy(), D.copy()),
-        alpha_Z=alpha_Z,
-        l1_ratio=l1_ratio,
-        **options,
-    )
+    options |= {"solver": solver, "init": (Z.copy(), D.copy())}
+    model = nmf(len(D), alpha_Z=alpha_Z, l1_ratio=l1_ratio, **options)
     return model, model.fit(torch.tensor(A), iterations)[0]
 
 
-@both_forms
-@all_solvers
-@pytest.mark.parametrize("iterations", [0, 1, 4])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+# no iteration, one and some; every solver and form; the dtypes in turn
+NORMS = [
+    ("hals", form, 0, dtype) for form, dtype in (("normal", "float32"), ("residual", "float64"))
+]
+NORMS += [("hals", "normal", 1, "float64"), ("pgd", "residual", 1, "float32")]
+NORMS += [
+    (*case, 4, ("float32", "float64")[number % 3 % 2])
+    for number, case in enumerate(SOLVERS_AND_FORMS)
+]
+
+
+@pytest.mark.parametrize(("solver", "form", "iterations", "dtype"), NORMS)
 def test_concepts_have_norm_one_after_every_iteration(solver, form, iterations, dtype):
     A, Z, D = (M.astype(dtype) for M in problem(40, 13, 20, kind="zero_concepts"))
     model, Z1 = fitted(solver, A, Z, D, iterations, 0.02, 0.5, form=form)
@@ -62,12 +62,35 @@ def test_concepts_have_norm_one_after_every_iteration(solver, form, iterations, 
         assert relative_difference(Z1, scaled(Z, D)[0]) <= 1e-6
 
 
-@both_forms
-@all_solvers
-@pytest.mark.parametrize("asked", PENALTIES, ids=str)
-@pytest.mark.parametrize(("n", "d", "K"), [(60, 20, 7), (30, 12, 25), (80, 20, 61)])
-def test_the_objective_never_rises_and_is_what_is_said(n, d, K, solver, asked, form):
-    A, Z, D = problem(n, d, K)
+# solver, form, (n, d, K), (alpha_Z, l1_ratio): none, l1, l2, both and much; fewer concepts than
+# features, more, and several blocks
+FEW, WIDE, MANY = (60, 20, 7), (30, 12, 25), (80, 20, 61)
+FALLING = [
+    ("hals", "normal", FEW, (0.0, 0.0)),
+    ("hals", "normal", WIDE, (0.02, 1.0)),
+    ("hals", "normal", MANY, (0.01, 0.0)),
+    ("hals", "normal", FEW, (0.3, 1.0)),
+    ("hals", "residual", FEW, (0.02, 0.5)),
+    ("hals", "residual", MANY, (0.02, 1.0)),
+    ("hals", "residual", WIDE, (0.01, 0.0)),
+    ("mu", "normal", FEW, (0.02, 1.0)),
+    ("mu", "normal", MANY, (0.02, 0.5)),
+    ("mu", "residual", WIDE, (0.01, 0.0)),
+    ("mu", "residual", FEW, (0.3, 1.0)),
+    ("pgd", "normal", FEW, (0.01, 0.0)),
+    ("pgd", "normal", WIDE, (0.3, 1.0)),
+    ("pgd", "residual", MANY, (0.02, 0.5)),
+    ("pgd", "residual", FEW, (0.02, 1.0)),
+    ("anls", "normal", FEW, (0.02, 0.5)),
+    ("anls", "normal", WIDE, (0.02, 1.0)),
+    ("anls", "residual", FEW, (0.3, 1.0)),
+    ("anls", "residual", WIDE, (0.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("solver", "form", "shape", "asked"), FALLING)
+def test_the_objective_never_rises_and_is_what_is_reported(solver, form, shape, asked):
+    A, Z, D = problem(*shape)
     alpha_Z, ratio = asked
     before = objective(A, *scaled(Z, D), alpha_Z, 0, ratio)
     model, Z1 = fitted(solver, A, Z, D, 40, *asked, form=form)
@@ -76,16 +99,18 @@ def test_the_objective_never_rises_and_is_what_is_said(n, d, K, solver, asked, f
     slack = 1e-12 * half
     assert all(b <= a + slack for a, b in itertools.pairwise(seen))
     assert seen[-1] < 0.9 * before
-    said = model.fit_info_.objective
-    assert said == pytest.approx(objective(A, Z1.numpy(), model.D.numpy(), alpha_Z, 0, ratio))
-    # in residual form mu and pgd know the error of the dictionary before
+    reported = model.fit_info_.objective
+    assert reported == pytest.approx(objective(A, Z1.numpy(), model.D.numpy(), alpha_Z, 0, ratio))
+    # in residual form mu and pgd report the error of the dictionary before
     if form == "normal" or solver in ("hals", "anls"):
-        assert said == pytest.approx(seen[-1], rel=1e-9, abs=slack)
-    assert said <= seen[-1] + slack
+        assert reported == pytest.approx(seen[-1], rel=1e-9, abs=slack)
+    assert reported <= seen[-1] + slack
 
 
-@both_forms
-@pytest.mark.parametrize("solver", ["hals", "mu", "anls"])
+@pytest.mark.parametrize(
+    ("solver", "form"),
+    [("hals", "normal"), ("hals", "residual"), ("mu", "normal"), ("anls", "residual")],
+)
 def test_without_penalties_the_product_is_that_of_the_plain_fit(solver, form):
     A, Z, D = problem(60, 20, 7)
     model, Z1 = fitted(solver, A, Z, D, 6, form=form)
@@ -94,19 +119,31 @@ def test_without_penalties_the_product_is_that_of_the_plain_fit(solver, form):
     assert relative_difference(Z1, scaled(Z2.numpy(), plain.D.numpy())[0]) <= 1e-9
 
 
-@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
-@pytest.mark.parametrize("asked", PENALTIES, ids=str)
-@pytest.mark.parametrize(("n", "d", "K"), [(60, 20, 7), (90, 20, 61)])
-def test_both_forms_give_the_same_iterates(n, d, K, solver, asked):
-    A, Z, D = problem(n, d, K)
-    (one, Z1), (other, Z2) = (fitted(solver, A, Z, D, 10, *asked, form=form) for form in FORMS)
+@pytest.mark.parametrize(
+    ("solver", "shape", "asked"),
+    [
+        ("hals", (60, 20, 7), (0.02, 0.5)),
+        ("hals", (90, 20, 61), (0.02, 1.0)),
+        ("mu", (60, 20, 7), (0.01, 0.0)),
+        ("mu", (90, 20, 61), (0.02, 0.5)),
+        ("pgd", (60, 20, 7), (0.3, 1.0)),
+        ("pgd", (90, 20, 61), (0.0, 0.0)),
+    ],
+)
+def test_both_forms_give_the_same_iterates(solver, shape, asked):
+    A, Z, D = problem(*shape)
+    (one, Z1), (other, Z2) = (
+        fitted(solver, A, Z, D, 10, *asked, form=form) for form in ("normal", "residual")
+    )
     assert relative_difference(Z1, Z2) <= 1e-9
     assert relative_difference(one.D, other.D) <= 1e-9
 
 
-@both_forms
-@pytest.mark.parametrize(("solver", "ratio"), [("hals", 0.0), ("hals", 1.0), ("anls", 0.5)])
-def test_a_long_fit_is_stationary_on_the_sphere(solver, ratio, form):
+@pytest.mark.parametrize(
+    ("solver", "form", "ratio"),
+    [("hals", "normal", 0.0), ("hals", "residual", 1.0), ("anls", "normal", 0.5)],
+)
+def test_a_long_fit_is_stationary_on_the_sphere(solver, form, ratio):
     A, Z, D = problem(40, 8, 4)
     iterations = 600 if solver == "hals" else 300
     model, Z1 = fitted(solver, A, Z, D, iterations, 0.03, ratio, form=form)
@@ -143,8 +180,10 @@ def test_codes_become_sparser_with_the_penalty_where_a_plain_one_says_nothing():
     assert free.relative_error < 0.5 * sparse[-1].relative_error
 
 
-@all_solvers
-@pytest.mark.parametrize("codes", ["file", None])
+@pytest.mark.parametrize(
+    ("solver", "codes"),
+    [("hals", "file"), ("hals", None), ("mu", "file"), ("pgd", None), ("anls", "file")],
+)
 def test_streamed_data_have_unit_norm(solver, codes, tmp_path, small_budgets):
     A, Z, D = problem(3000, 40, 6)
     np.save(tmp_path / "A.npy", A)
@@ -174,16 +213,10 @@ def test_codes_are_encoded_for_the_dictionary_as_it_is(solver):
 
 
 def test_a_dictionary_has_no_penalty_beside():
-    assert NMF(3, alpha_Z=0.1, unit_norm=True)._penalties.alpha_D == 0
+    assert Options(3, alpha_Z=0.1, unit_norm=True).penalties.alpha_D == 0
     NMF(3, alpha_Z=0.1, alpha_D=0, unit_norm=True)
     with pytest.raises(InvalidInput, match=r"alpha_D=0.2 does not go with unit_norm=True"):
         NMF(3, alpha_Z=0.1, alpha_D=0.2, unit_norm=True)
-
-
-@pytest.mark.parametrize("value", [1, 0, None, "yes", [True]])
-def test_unit_norm_must_be_true_or_false(value):
-    with pytest.raises(TypeError, match="unit_norm"):
-        NMF(3, unit_norm=value)
 
 
 def test_what_does_not_go_with_unit_norm_says_so():
@@ -202,26 +235,27 @@ def test_saved_models_and_copies_keep_unit_norm(tmp_path):
     A, _, _ = problem(30, 9, 4)
     model = NMF(4, alpha_Z=0.02, unit_norm=True, seed=0)
     model.fit(A.astype(np.float32), 5)
-    save_model(tmp_path / "model.safetensors", model)
-    for other in (load_model(tmp_path / "model.safetensors"), saved_and_loaded(model)):
+    model.save(tmp_path / "model.safetensors")
+    for other in (NMF.load(tmp_path / "model.safetensors"), saved_and_loaded(model)):
         assert other.unit_norm is True
         assert other.fit_info_ == model.fit_info_
         assert other.fit_info_.unit_norm
 
 
-@both_forms
-@pytest.mark.parametrize("solver", ["hals", "mu"])
+@pytest.mark.parametrize(
+    ("solver", "form"), [("hals", "normal"), ("hals", "residual"), ("mu", "normal")]
+)
 def test_a_checkpoint_goes_on_to_the_same_bits(solver, form, tmp_path):
     A, _, _ = problem(30, 9, 14)
     asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "seed": 0, "tol": 0, "unit_norm": True}
     asked |= {"solver": solver, "form": form}
-    saving = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_seconds": 0}
-    whole = NMF(14, **asked).fit(A, 8)
-    NMF(14, **asked, **saving).fit(A, 5)
-    resumed = NMF(14, **asked, **saving).fit(A, 8, resume=True)
+    path = tmp_path / "run.safetensors"
+    whole = nmf(14, **asked).fit(A, 8)
+    nmf(14, checkpoint_seconds=0, **asked).fit(A, 5, checkpoint=path)
+    resumed = nmf(14, **asked).fit(A, 8, checkpoint=path, resume=True)
     assert all(map(torch.equal, resumed, whole))
     with pytest.raises(InvalidInput, match="unit_norm="):
-        NMF(14, **{**asked, "unit_norm": False}, **saving).fit(A, 8, resume=True)
+        nmf(14, **{**asked, "unit_norm": False}).fit(A, 8, checkpoint=path, resume=True)
 
 
 def test_a_streamed_fit_goes_on_to_the_same_bits(tmp_path, small_budgets):
@@ -230,23 +264,29 @@ def test_a_streamed_fit_goes_on_to_the_same_bits(tmp_path, small_budgets):
     asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "tol": 0, "unit_norm": True, "init": (Z, D)}
     asked |= {"max_memory": "600kB"}
 
-    def fit(iterations, codes, **options):
-        model = NMF(6, **asked, **options)
-        Z1, D1 = model.fit(tmp_path / "A.npy", iterations, codes=tmp_path / codes, resume=True)
+    def fit(iterations, codes, checkpoint, seconds):
+        model, place = nmf(6, checkpoint_seconds=seconds, **asked), tmp_path / checkpoint
+        run = {"codes": tmp_path / codes, "checkpoint": place, "resume": True}
+        Z1, D1 = model.fit(tmp_path / "A.npy", iterations, **run)
         assert model.fit_info_.chunk_rows < 3000
         return Z1.clone(), D1
 
     # not saved on the way, so that codes get their norms in the next pass over them
-    never = {"checkpoint": tmp_path / "never.safetensors", "checkpoint_seconds": 1e6}
-    whole = fit(6, "whole.npy", **never)
-    saving = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_seconds": 0}
-    fit(4, "Z.npy", **saving)
-    assert all(map(torch.equal, fit(6, "Z.npy", **saving), whole))
+    whole = fit(6, "whole.npy", "never.safetensors", 1e6)
+    fit(4, "Z.npy", "run.safetensors", 0)
+    assert all(map(torch.equal, fit(6, "Z.npy", "run.safetensors", 0), whole))
 
 
-@both_forms
-@pytest.mark.parametrize("unit_norm", [False, True])
-@pytest.mark.parametrize("solver", ["hals", "anls"])
+@pytest.mark.parametrize(
+    ("solver", "unit_norm", "form"),
+    [
+        ("hals", False, "normal"),
+        ("hals", True, "normal"),
+        ("hals", True, "residual"),
+        ("anls", True, "normal"),
+        ("anls", False, "residual"),
+    ],
+)
 def test_rows_for_idle_concepts_lower_the_objective(solver, unit_norm, form):
     A, Z, D = problem(80, 12, 8)
     Z[:, 5:], D[5:] = 0, 0
@@ -271,6 +311,6 @@ def test_the_command_takes_unit_norm(tmp_path, capsys):
     command = ["fit", str(tmp_path / "A.npy"), "--concepts", "4", "--out", str(out), "--seed", "0"]
     assert main([*command, "--alpha-Z", "0.02", "--unit-norm"]) == 0
     assert "of norm 1" in capsys.readouterr().out
-    assert load_model(out).unit_norm is True
+    assert NMF.load(out).unit_norm is True
     assert main([*command, "--quiet"]) == 0
-    assert load_model(out).unit_norm is False
+    assert NMF.load(out).unit_norm is False
