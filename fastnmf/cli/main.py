@@ -209,9 +209,10 @@ def _refuse_torchrun() -> None:
 
 
 def _fit_by(arguments: argparse.Namespace, processes: Processes) -> None:
-    from .. import NMF, Tuning
     from ..files import WRITERS, write_matrix
+    from ..models.nmf import NMF
     from ..models.saved import SUFFIXES
+    from ..planning.plan import Tuning
 
     # before the work, so that none is lost
     own = processes.own(arguments.codes) if arguments.codes else None
@@ -318,7 +319,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _model(arguments: argparse.Namespace) -> Any:
-    from .. import NMF
+    from ..models.nmf import NMF
     from ..planning.memory import bytes_of
 
     bytes_of(arguments.max_memory)
