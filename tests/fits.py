@@ -22,11 +22,11 @@ from fastnmf.solvers.registry import SOLVERS
 SOLVERS_AND_FORMS = [(name, form) for name, solver in SOLVERS.items() for form in solver.forms]
 
 
-def nmf(K, **options) -> NMF:
+def nmf(nb_concepts, **options) -> NMF:
     """An NMF; fields of Tuning are given by name beside the constructor's options."""
     names = [field.name for field in fields(Tuning) if field.name in options]
     tuning = Tuning(**{name: options.pop(name) for name in names}) if names else None
-    return NMF(K, tuning=tuning, **options)
+    return NMF(nb_concepts, tuning=tuning, **options)
 
 
 def method(solver, backend="torch", penalties=NO_PENALTIES, device="cpu") -> Method:
@@ -70,7 +70,10 @@ def rows_of_five_concepts(m=40, d=12, seed=0, dtype=torch.float32):
 
 def start_of(A, K, init="random", seed=0):
     """The pair (Z, D) that a fit of A begins with."""
-    return start(A, K, init, torch.Generator().manual_seed(seed))
+    data = Data(A)
+    codes = InMemory(data.like.new_empty(len(A), K))
+    D = start(data, codes, K, init, torch.Generator().manual_seed(seed))
+    return codes.Z, D
 
 
 def idle_start(A, K):

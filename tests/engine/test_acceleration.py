@@ -105,7 +105,7 @@ def test_auto_accelerates_where_neither_start_nor_form_is_given():
     A, Z0, D0 = (torch.tensor(M, dtype=torch.float32) for M in problem(50, 20, 5))
 
     def info(**options):
-        model = nmf(**{"K": 5, **options}, max_iter=3, tol=0, seed=0)
+        model = nmf(**{"nb_concepts": 5, **options}, max_iter=3, tol=0, seed=0)
         model.fit(A)
         return model.fit_info_
 
@@ -118,7 +118,7 @@ def test_auto_accelerates_where_neither_start_nor_form_is_given():
         {"form": "residual"},
         {"solver": "anls"},
         {"accelerate": False},
-        {"K": 21},
+        {"nb_concepts": 21},
     ):
         plain = info(**options)
         assert not plain.accelerated
@@ -189,7 +189,7 @@ def test_extrapolate_moves_on_and_measures_the_way(K, m, layout, dtype, least, s
     known[:, :, : m // 5] = 0
     F, swept, before = map(LAYOUTS[layout], known)
     β, sums = torch.tensor(step, dtype=dtype), torch.tensor([1.0, 2.0], dtype=torch.float64)
-    _, ops = select(SOLVERS["hals"].operations + ("extrapolate_",), F.device, backend)
+    _, ops = select(SOLVERS["hals"].operations, F.device, backend)
     ops["extrapolate_"](F, swept, β, least, before, sums)
     now, former, begun = known.double()
     expected = torch.maximum(least * now, now + float(β) * (now - former))

@@ -1,4 +1,4 @@
-"""Iterations that are repeated from a recording, to the same bits, and how a CUDA graph is recorded.
+"""Iterations that are repeated from a recording to the same bits, and how CUDA graphs are recorded.
 
 There is no CUDA device here: fits are recorded on the CPU (tape.py), graphs on a CUDA that only
 notes what it is asked for.
