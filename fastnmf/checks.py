@@ -1,5 +1,5 @@
-"""Checks of arguments: each returns the value to use, or raises with what was given, what is allowed
-and what to do."""
+"""Checks of arguments: each returns the value to use, or raises with what was given, what is
+allowed and what to do."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def whole(name: str, value: Any, *, at_least: int, optional: bool = False) -> in
 
 
 def tolerance(tol: Any) -> float:
+    """tol as a float, any but NaN; 0 or less never stops early."""
     if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
         raise TypeError(f"tol={tol!r} must be a number; 0 never stops early")
     if math.isnan(tol):
@@ -36,12 +37,14 @@ def tolerance(tol: Any) -> float:
 
 
 def file(name: str, value: Any) -> str | os.PathLike | None:
+    """value, the name of a file or None."""
     if value is not None and not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name}={value!r} must be the name of a file or None")
     return value
 
 
 def seconds(name: str, value: Any) -> float:
+    """value as a float of at least 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} must be a number of seconds")
     if not value >= 0:
@@ -50,7 +53,7 @@ def seconds(name: str, value: Any) -> float:
 
 
 def half_life(value: Any) -> float | None:
-    """The rows after which a row counts half: a number above zero, infinity included, or None."""
+    """value as a float above 0, in rows, infinity included, or None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -61,7 +64,7 @@ def half_life(value: Any) -> float | None:
 
 
 def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None = None):
-    """value as a float from 0 to `most`, finite; the word `other` passes."""
+    """value as a finite float from 0 to `most`, or the word `other`."""
     words = "" if other is None else f" or {other!r}"
     if value == other and isinstance(value, str):
         return value
@@ -88,19 +91,21 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
 
 
 def flag(name: str, value: Any) -> bool:
+    """value, True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be True or False")
     return value
 
 
 def automatic(name: str, value: Any) -> bool | str:
+    """value: 'auto', True or False."""
     if isinstance(value, bool) or value == "auto":
         return value
     raise InvalidInput(f"{name}={value!r} must be 'auto', True or False")
 
 
 def time_limit(name: str, value: Any) -> float:
-    """value > 0 as a float; None is no limit."""
+    """value as a float above 0; None is no limit."""
     if value is None:
         return math.inf
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -111,13 +116,14 @@ def time_limit(name: str, value: Any) -> float:
 
 
 def function(name: str, value: Any) -> Callable | None:
+    """value, a function or None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name}={value!r} must be a function or None")
     return value
 
 
 def device(value: Any) -> str | torch.device:
-    """value as it was given, which must name a device of torch; that it is there is not asked."""
+    """value unchanged, the name of a torch device; whether the device exists is not checked."""
     try:
         torch.device(value)
     except (RuntimeError, TypeError) as error:
@@ -129,7 +135,8 @@ def device(value: Any) -> str | torch.device:
 
 
 def no_gradient(name: str, wanted: bool) -> None:
-    """Refuse what needs a gradient where results go to a file, or do not fit in memory."""
+    """Raise InvalidInput if a gradient is wanted where results go to a file, or do not fit in
+    memory."""
     if wanted and torch.is_grad_enabled():
         raise InvalidInput(
             f"{name} requires a gradient, which exists only where all is in memory; give "

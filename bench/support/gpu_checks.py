@@ -15,6 +15,7 @@ from torch import Tensor
 from fastnmf import NMF, Tuning, nnls
 from fastnmf.backends.registry import BACKENDS, REFERENCE, select
 from fastnmf.numerics import products_in
+from fastnmf.solvers.pgd import GradientStep
 from support import nnls_problems
 from support.workloads import rectified_gaussian
 
@@ -73,10 +74,10 @@ def operands(
         "mu_residual_": lambda ops: (ops[name](F, X, W, D, sums, *penalty), F),
         "mu_normal_": lambda ops: (ops[name](F, C, G, blank, sums, *penalty[:1]), blank),
         "pgd_residual_": lambda ops: (
-            ops[name](F, F, A - W, D, F, blank, F, step, 0.3, None, *penalty), F, blank
+            ops[name](F, F, A - W, D, GradientStep(F, blank, F, step, 0.3, None), *penalty), F, blank
         ),
         "pgd_normal_": lambda ops: (
-            ops[name](F.clone(), F.clone(), C, G, F, blank, F, step, 0.3, None), F, blank
+            ops[name](F.clone(), F.clone(), C, G, GradientStep(F, blank, F, step, 0.3, None)), F, blank
         ),
     }  # fmt: skip
     return lambda ops: [*written[name](ops)[1:], sums]
@@ -92,19 +93,16 @@ def composed() -> dict[str, Callable]:
     def mu_residual_(F, X, W, B, sums, l1=0.0, curvature=0.0):
         REFERENCE["mu_"](F, B @ X.to(B).T, B @ W.T + l1 + curvature * F, sums)
 
-    # rest: next_F, next_Y, start, step, momentum, sums, and the penalties
-    def pgd_residual_(F, Y, E, B, *rest):
-        l1, curvature = rest[6:] or (0.0, 0.0)
-        pgd(F, Y, l1 + curvature * Y - B @ E.T, *rest)
+    def pgd_residual_(F, Y, E, B, step, l1=0.0, curvature=0.0):
+        pgd(F, Y, l1 + curvature * Y - B @ E.T, step)
 
-    def pgd_normal_(F, Y, C, G, *rest):
-        pgd(F, Y, G @ Y - C, *rest)
+    def pgd_normal_(F, Y, C, G, step):
+        pgd(F, Y, G @ Y - C, step)
 
-    def pgd(F, Y, gradient, *rest):
-        next_F, next_Y, _, step, momentum = rest[:5]
+    def pgd(F, Y, gradient, step):
         before, extrapolated = F.clone(), Y.clone()
-        REFERENCE["pgd_"](before, extrapolated, gradient, step, momentum)
-        next_F.copy_(before), next_Y.copy_(extrapolated)
+        REFERENCE["pgd_"](before, extrapolated, gradient, step.length, step.momentum)
+        step.next_F.copy_(before), step.next_Y.copy_(extrapolated)
 
     return {
         **REFERENCE,

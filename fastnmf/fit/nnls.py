@@ -17,11 +17,11 @@ from ..numerics import products_in
 from ..planning.plan import Problem, choose
 from ..solvers import anls
 from ..solvers.half_step import Operations
-from ..solvers.working_set import GRAM_BYTES, hold_concepts, working_set_
+from ..solvers.working_set import GRAM_BYTES, Search, prepare_concepts, working_set_
 
 log = logging.getLogger(__name__)
 
-# numbers in the largest scratch array; every chunk of rows scales the Gram matrix anew
+# entries of the largest scratch array; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
 
 
@@ -36,20 +36,66 @@ def nnls(
     backend: str = "auto",
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, NnlsInfo]:
-    """Z = argmin ‖A − Z D‖² over Z ≥ 0, exactly, for every row of A.
+    """Solve the non-negative least squares problems min ‖a − z D‖², z ≥ 0, exactly, for all rows of A.
 
-    A (n, d) and D (K, d), of any signs, are NumPy arrays or tensors; it is computed on A's device.
-    Z0 (n, K) is where the search starts: it changes the time, not the loss, and saves some only if
-    it solves nearly the same problem. Returns a tensor Z (n, K), float64 if A or D is, else
-    float32, and with return_info the infos (Z, NnlsInfo): status, KKT residual and support of
-    every row. A zero row has zero codes and a zero concept is not used. The products of A and D are
-    computed in the dtype of Z and the search in float64: the KKT residual is some 1e-6 in float32
-    and 1e-12 in float64.
+    It is computed on the device of A.
 
-    max_iter: searches for concepts that may enter a row's support; None: 3 K + 30, more than was
-    ever seen to be needed. Rows that meet it are feasible, not solved: a warning is logged.
-    Raises InvalidInput for wrong shapes and non-finite entries, BackendUnavailable. Source: Lawson
-    & Hanson, 1974; on the Gram matrix: Bro & de Jong, 1997.
+    Parameters
+    ----------
+    A : Tensor or ndarray (n, d)
+        Rows a, with entries of any sign.
+    D : Tensor or ndarray (K, d)
+        The dictionary, with entries of any sign.
+    Z0 : Tensor or ndarray (n, K), optional
+        Codes to start from. They change the time, not the loss, and save time only where they
+        solve nearly the same problem.
+    max_iter : int, optional
+        The most searches for concepts to enter the support of a row. The default, 3 K + 30, is
+        more than was ever observed. Rows that reach it are feasible but not solved; a warning is
+        logged.
+    backend : {'auto', 'cpp', 'cuda', 'torch'}, default 'auto'
+        What computes, see `available_backends`.
+    return_info : bool, default False
+        Whether to return the info of all rows too.
+
+    Returns
+    -------
+    Z : Tensor (n, K)
+        The codes, float64 if A or D is, else float32. A zero row has zero codes, and a zero
+        concept is not used.
+    info : NnlsInfo
+        Status, KKT residual and support of each row; only with return_info=True.
+
+    Raises
+    ------
+    InvalidInput
+        For wrong shapes, entries that are not finite, or a wrong max_iter.
+    BackendUnavailable
+        If the backend cannot be used on the device of A.
+
+    Notes
+    -----
+    The products of A and D are computed in the dtype of Z, whatever
+    ``torch.set_float32_matmul_precision`` allows, and the search is in float64: the KKT residual is
+    about 1e-6 in float32 and 1e-12 in float64.
+
+    References
+    ----------
+    Lawson & Hanson (1974), Solving Least Squares Problems. Bro & de Jong (1997), A fast
+    non-negativity-constrained least squares algorithm, on the Gram matrix.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastnmf import nnls
+    >>> D = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    >>> A = torch.tensor([[2.0, 3.0, 5.0], [1.0, -1.0, 0.0]])
+    >>> Z, info = nnls(A, D, return_info=True)
+    >>> Z
+    tensor([[2.0000, 3.0000],
+            [0.5000, 0.0000]])
+    >>> info.support
+    tensor([2, 1], dtype=torch.int32)
     """
     max_iter = checks.whole("max_iter", max_iter, at_least=0, optional=True)
     device = A.device if isinstance(A, Tensor) else torch.device("cpu")
@@ -60,7 +106,7 @@ def nnls(
     Z = torch.zeros(n, K, dtype=dtype, device=device)
     _, ops = select(anls.SOLVER.operations, device, backend)
     norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    # absolute, however small beside the other concepts
+    # a concept is zero or it counts, however small it is relative to the others
     alive = norms > 0
     D = (D / torch.where(alive, norms, 1)[:, None]).to(dtype)
     if Z0 is not None:
@@ -69,7 +115,7 @@ def nnls(
         Z.copy_(start * norms)
     infos = []
     chunk_rows = max(1, _SCRATCH // max(D.shape))
-    solve = _solver(D, n, ops, warm=Z0 is not None, max_steps=max_iter)
+    solve = _solver(D, n, ops, max_iter, warm=Z0 is not None)
     for first in range(0, n, chunk_rows):
         chunk = slice(first, first + chunk_rows)
         infos.append(solve(Z[chunk], A[chunk].to(dtype)))
@@ -80,15 +126,17 @@ def nnls(
     return (Z, info) if return_info else Z
 
 
-def _solver(D: Tensor, n: int, ops: Operations, **options) -> Callable[[Tensor, Tensor], NnlsInfo]:
-    """solve(Z, A) for rows at a time: with the Gram matrix of all concepts if n rows are worth it,
-    else on working sets."""
+def _solver(
+    D: Tensor, n: int, ops: Operations, max_steps: int | None, *, warm: bool
+) -> Callable[[Tensor, Tensor], NnlsInfo]:
+    """solve(Z, A) for some rows of n: with the Gram matrix of all concepts where n rows are enough
+    for it, else on working sets."""
     sums = torch.zeros(3, dtype=torch.float64, device=D.device)
     K, d = D.shape
     problem = Problem(n, d, K, D.element_size(), anls.SOLVER, learns=False)
     form = choose(problem).codes
     if form == "normal" and K * K * D.element_size() <= GRAM_BYTES:
-        G = D @ D.T
-        return lambda Z, A: ops["nnls_"](Z.T, (A @ D.T).T, G, sums, **options)
-    held = hold_concepts(D, n)
-    return lambda Z, A: working_set_(Z.T, A.T, held, sums, ops["nnls_on_"], **options)
+        G, limits = D @ D.T, {"warm": warm, "max_steps": max_steps}
+        return lambda Z, A: ops["nnls_"](Z.T, (A @ D.T).T, G, sums, **limits)
+    concepts, search = prepare_concepts(D, n), Search(ops["nnls_on_"], max_steps)
+    return lambda Z, A: working_set_(Z.T, A.T, concepts, sums, search, warm=warm)

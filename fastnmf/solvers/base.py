@@ -1,4 +1,4 @@
-"""The record of a solver: all that other packages know of it. To add a solver: a module with one."""
+"""The record of a solver: all that other packages use of it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Fix = Callable[[str, Tensor | None, Tensor | None, int, Penalty, Compute], Fixed
 def fix_normal(
     form: str, B: Tensor | None, G: Tensor | None, m: int, penalty: Penalty, compute: Compute
 ) -> FixedFactor:
-    """The fixed factor of solvers that have the normal form only: G with the penalty's curvature."""
+    """The fixed factor in normal form, the only one: G with the penalty's curvature."""
     return fix_gram(B, G, penalty)
 
 
@@ -76,12 +76,12 @@ class Solver:
         of them; F (K, m) is changed in place; sums (4,) float64 is increased by ‖ΔF‖², ‖F‖² and,
         where the half-step computes it anyway, ‖X − Fᵀ B‖².
     unrolled : callable
-        ``unrolled(F, C, G, l1)``: one half-step out of place, through which `encode` differentiates.
+        ``unrolled(F, C, G, l1)``: one half-step out of place; `encode` differentiates through it.
     operations : tuple of str
         Operations of a backend that it calls, by name.
     fix : callable
-        ``fix(form, B, G, m, penalty, compute)``: what a half-step on m columns needs to know of
-        the fixed factor, computed once for all chunks.
+        ``fix(form, B, G, m, penalty, compute)``: the FixedFactor of half-steps on m columns,
+        computed once for all chunks.
     work : callable
         ``work(form, size, times)``: the Work of half-steps, for the cost model.
     workspace : callable
@@ -101,7 +101,7 @@ class Solver:
     reports_error_before : bool
         Whether the error that a half-step in residual form reports is that before its update.
     penalised_by_slope : bool
-        Whether a slope l1 is subtracted from C; else the half-step treats it by itself.
+        Whether a slope l1 is subtracted from C; else the half-step applies it.
     needs_all_concepts : bool
         Whether its workspace in residual form has all concepts, not a block of them.
     most_momentum, penalised_momentum : float
@@ -145,7 +145,7 @@ class Solver:
 
     def penalise(self, C: Tensor, fixed: FixedFactor, out: Tensor | None = None) -> Tensor:
         """C (K, m) minus the slope l1 of a penalty, in `out` if given; C itself where there is no
-        penalty or the half-step treats it."""
+        penalty or the half-step applies it."""
         return torch.sub(C, fixed.l1, out=out) if fixed.l1 and self.penalised_by_slope else C
 
     def takes_rows(self, B: Tensor, compute: Compute) -> bool:

@@ -1,8 +1,8 @@
-"""What half-steps of all solvers share: the data of a half-step in its two forms, the factor held
-fixed, and what they compute with.
+"""What half-steps of all solvers share: their data in the two forms, the fixed factor, operations and
+workspaces.
 
-A half-step updates F (K, m) with B (K, p) held fixed for data X (m, p). The solvers themselves are
-in the modules of their names.
+A half-step updates F (K, m) with B (K, p) fixed, for data X (m, p). Each solver is in a module of
+its own.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .working_set import Concepts
 FORMS = ("normal", "residual")
 Operations = dict[str, Callable]
 
-# rows for each thread from which on a tile at a time is quicker than a GEMM, which shares out
-# features too: two tiles. Of fewer a GEMM is up to 1.3x quicker (AVX-512, d = 2,000 and 100,000,
-# one thread)
+# rows for each thread from which reading a tile at a time beats a GEMM, which divides features among
+# the threads too: two tiles. With fewer a GEMM is up to 1.3x faster (AVX-512, d = 2,000 and
+# 100,000, one thread)
 LEAST_ROWS = 96
 
 
 class Workspace:
-    """Scratch tensors of one device and dtype, kept by name so that pieces reuse them."""
+    """Scratch tensors of one device and dtype, stored by name so that tiles reuse them."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._kept: dict[str, Tensor] = {}
         self._dtype, self._device = dtype, device
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """A contiguous tensor of this shape with arbitrary contents; the last one of this name is
-        overwritten."""
+        """A contiguous tensor of this shape with arbitrary contents. It overwrites the last one of
+        this name."""
         size = 1
         for length in shape:
             size *= length
@@ -45,17 +45,20 @@ class Workspace:
         return kept[:size].view(shape)
 
     def like(self, F: Tensor, name: str) -> Tensor:
-        """The same for a tensor of F's shape, laid out as F is: concepts or columns adjacent."""
+        """The same in the shape and layout of F: concepts or columns adjacent."""
         K, m = F.shape
         return self(name, K, m) if F.stride(1) == 1 else self(name, m, K).T
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What all half-steps of a run share: the operations, the concepts in a block, scratch, and the
-    precision that torch allows products: it is used in residual form only, where it does no harm
-    (README, design). residual: that of the residual itself, for mu and pgd. sum_ makes sums over
-    the entries of B in hand those over all; hals has it."""
+    """What all half-steps of a run compute with.
+
+    block: concepts in a block. allowed: the precision that torch allows products; used in residual
+    form only, where it does no harm (docs/notes/precision.md). residual: that of the residual
+    itself, for mu and pgd. sum_(X): turns sums over the part of B of this process into sums over
+    all processes, in place; hals calls it.
+    """
 
     ops: Operations
     block: int
@@ -65,22 +68,23 @@ class Compute:
     sum_: Callable[..., None] = lambda *_: None
 
     def blocks(self, K: int) -> Iterator[slice]:
+        """Slices of all K concepts, `block` at a time."""
         return (slice(k, min(k + self.block, K)) for k in range(0, K, self.block))
 
 
 def in_tiles(X: Tensor) -> bool:
-    """Whether X (m, p) can be read a tile of rows at a time, and all threads have some."""
+    """Whether X (m, p) can be read a tile of rows at a time, with tiles for all threads."""
     return X.stride(1) == 1 and len(X) >= LEAST_ROWS * torch.get_num_threads()
 
 
 @dataclass(frozen=True)
 class FixedFactor:
-    """The factor held fixed, B (K, p), and what a half-step needs to know of it.
+    """The fixed factor B (K, p), and what a half-step needs of it.
 
-    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: B_S B_Sᵀ of every
-    block, for hals in residual form. step: 1 / L, L a bound of the largest eigenvalue of G, for
-    pgd. concepts: norms of B and perhaps G of unit concepts, for anls in residual form. l1,
-    curvature (K, 1): of a penalty on F, or zero and None; G and grams have the curvature already.
+    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: B_S B_Sᵀ of each
+    block, for hals in residual form. step: 1 / L, where L bounds the largest eigenvalue of G, for
+    pgd. concepts: norms of B, and G of unit concepts if stored, for anls in residual form. l1,
+    curvature (K, 1): of a penalty on F, or zero and None; G and grams include the curvature.
     """
 
     B: Tensor | None
@@ -105,9 +109,9 @@ def fix_gram(B: Tensor | None, G: Tensor | None, penalty: Penalty = NO_PENALTY) 
 
 @dataclass(frozen=True)
 class NormalData:
-    """The data of a half-step in normal form: C (K, m) = B Xᵀ; see `penalised`.
+    """Normal form: C (K, m) = B Xᵀ, after Solver.penalise.
 
-    swept: F is what a half-step of the same kind left, for anls an exact solution to start from.
+    swept: whether F is the result of a half-step, for anls an exact solution to start from.
     """
 
     C: Tensor
@@ -116,9 +120,12 @@ class NormalData:
 
 @dataclass(frozen=True)
 class RowData:
-    """The data of a half-step of hals in normal form: X (m, p) itself, and Bt (p, K), contiguous,
-    for a backend that takes their product a tile at a time, and does what follows of the codes
-    while they are in hand: moves, as Extrapolation.moves, and moments, as Statistics.moments."""
+    """Normal form of hals without C: X (m, p) itself and Bt (p, K), contiguous, for a backend that
+    computes their product a tile at a time.
+
+    moves, moments: as Extrapolation.moves and Statistics.moments; the backend then extrapolates the
+    codes, and adds their products to the statistics, while they are in the cache.
+    """
 
     X: Tensor
     Bt: Tensor
@@ -128,11 +135,11 @@ class RowData:
 
 @dataclass(frozen=True)
 class ResidualData:
-    """The data of a half-step in residual form: Xt (p, m), in the dtype of F or one of rows.NARROW,
-    and Et (p, m) for the residual Xt − Bᵀ F.
+    """Residual form: Xt (p, m), in the dtype of F or one of numerics.NARROW, and Et (p, m) for the
+    residual Xt − Bᵀ F.
 
-    hals leaves the residual of the new F in Et, and takes Et as it is where it is `fresh`; for the
-    others it is scratch. carried: whether Et, not fresh, holds what became of an older residual.
+    hals leaves the residual of the new F in Et, and reads Et where it is `fresh`; for the others it
+    is scratch. carried: whether Et, not fresh, holds an older residual that was updated since.
     swept: as for NormalData.
     """
 
@@ -146,8 +153,8 @@ class ResidualData:
 def add_product_(
     E: Tensor, B: Tensor, F: Tensor, compute: Compute, beta: int = 1, alpha: int = 1
 ) -> Tensor:
-    """E ← beta E + alpha Bᵀ F; where the residual may be tf32, from blocks of concepts of both
-    factors that are rounded to nearest."""
+    """E ← beta E + alpha Bᵀ F, with E (p, m). Where the residual may be tf32, both factors are
+    rounded to the nearest tf32 in blocks of concepts."""
     with products_in(compute.residual):
         if not in_tf32(E):
             return E.addmm_(B.T, F, beta=beta, alpha=alpha)

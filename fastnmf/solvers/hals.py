@@ -1,5 +1,5 @@
-"""Hierarchical alternating least squares: concepts are updated one after the other, each seeing the
-ones before it.
+"""Hierarchical alternating least squares (HALS): concepts are updated one after the other, each from
+the new values of those before it.
 
 Source: Cichocki & Phan (2009).
 """
@@ -28,8 +28,8 @@ from .penalties import Penalty
 def half_steps_(
     F: Tensor, data: HalfStepData, fixed: FixedFactor, compute: Compute, sums: Tensor, times: int
 ) -> None:
-    """`times` sweeps over all concepts, in place. 2 m K² flops in normal form, 4 m p K in residual
-    form, each."""
+    """Sweep all concepts, F (K, m) in place, `times` times. A sweep costs 2 m K² flops in normal
+    form, 4 m p K in residual form."""
     if isinstance(data, RowData):
         rows, then = (data.X, data.Bt, fixed.G), (data.moves, data.moments)
         return compute.ops["hals_rows_"](F, *rows, fixed.l1, times, sums, *then)
@@ -71,10 +71,10 @@ def _residual_(
 def _refresh_(
     F: Tensor, data: ResidualData, fixed: FixedFactor, compute: Compute, sums: Tensor
 ) -> None:
-    """E ← X − Fᵀ B in the dtype of F; where products are less than that, sums[3] is increased by
-    what E had drifted, squared."""
+    """E ← X − Fᵀ B in the dtype of F. Where products are less precise, sums[3] is increased by the
+    squared distance to the E that was carried."""
     if not data.carried or compute.allowed == "highest":
-        # the copy, in which 16-bit numbers are widened, is one that torch.addmm makes as well
+        # torch.addmm makes this copy as well, and it widens 16-bit numbers
         data.Et.copy_(data.Xt).addmm_(fixed.B.T, F, alpha=-1)
         return
     p, m = data.Xt.shape
@@ -101,22 +101,22 @@ def fix(
 
 
 def _grams(B: Tensor, compute: Compute) -> tuple[Tensor, ...]:
-    """B_S B_Sᵀ of every block, side by side, so that one call sums all."""
+    """B_S B_Sᵀ of every block, in one buffer, so that one call sums them over the processes."""
     blocks = [B[S] for S in compute.blocks(B.shape[0])]
     sizes = [len(some) ** 2 for some in blocks]
-    kept = B.new_empty(sum(sizes))
+    buffer = B.new_empty(sum(sizes))
     grams = tuple(
-        part.view(len(some), -1) for some, part in zip(blocks, kept.split(sizes), strict=True)
+        part.view(len(some), -1) for some, part in zip(blocks, buffer.split(sizes), strict=True)
     )
     for some, gram in zip(blocks, grams, strict=True):
         compute.ops["moments_"](some, None, gram)
-    compute.sum_(kept)
+    compute.sum_(buffer)
     return grams
 
 
 def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
-    """One sweep F → F' of all concepts out of place, for autograd with respect to C (K, m) and F
-    (K, m). l1: the slope of a penalty."""
+    """One sweep F → F' out of place, for autograd with respect to C and F, both (K, m). l1: the
+    slope of a penalty."""
     R = C - l1 - G @ F
     inverse = inverse_or_zero(G.diagonal())
     swept = []
@@ -128,7 +128,7 @@ def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
 
 
 def work(form: str, size: Size, times: int) -> Work:
-    """The work of `times` half-steps on the same data."""
+    """The Work of half-steps on the same data, `times` of them."""
     m, p, K, block = size
     narrow = min(block, K)
     # Σ s² over blocks of s concepts, of which the last may be smaller
@@ -136,7 +136,7 @@ def work(form: str, size: Size, times: int) -> Work:
     swept = times * (2 * m * squares)
     if form == "normal":
         flops = 2 * m * p * K + 2 * p * K * K + times * 2 * m * K * K
-        # few concepts are swept whole, 2 m K² and no more; many take a GEMM before every block
+        # few concepts are swept at once, 2 m K² in all; many need a GEMM before each block
         return Work(flops, flops - (2 * m * K * K * times if K <= block else 0), swept)
     flops = 2 * m * p * K + 2 * p * K * block + times * (4 * m * p * K + 2 * m * K * block)
     return Work(flops, flops - times * (2 * m * K * narrow), swept)
@@ -156,11 +156,11 @@ SOLVER = Solver(
     rows_operation="hals_rows_",
     sweeps_blocks=True,
     keeps_residual=True,
-    # a sweep is not a gradient step: from 0.8 on similar concepts make it swing, and the loss at
-    # K > d is ten times that of 0.7
+    # a sweep is not a gradient step: from 0.8 on it oscillates where concepts are similar, and the
+    # loss at K > d is ten times that of 0.7
     most_momentum=0.7,
-    # at K > d a sweep of penalised codes swings at 0.7, and settles quickly without
+    # at K > d a sweep of penalised codes oscillates at 0.7, and converges quickly without
     penalised_momentum=0.0,
-    # of many concepts an iteration gains less by more half-steps than they take
+    # with many concepts more half-steps gain less than they cost
     inner_share_of_many=0.5,
 )

@@ -1,4 +1,4 @@
-"""Multiplicative updates: every entry is multiplied by a ratio that is one at a minimum.
+"""Multiplicative updates (MU): each entry is multiplied by a ratio that is 1 at a minimum.
 
 Source: Lee & Seung (1999).
 """
@@ -26,7 +26,7 @@ from .penalties import Penalty
 def half_steps_(
     F: Tensor, data: HalfStepData, fixed: FixedFactor, compute: Compute, sums: Tensor, times: int
 ) -> None:
-    """`times` multiplicative updates of all concepts, in place."""
+    """Update all concepts, F (K, m) in place, `times` times."""
     for _ in range(times):
         _half_step_(F, data, fixed, compute, sums)
 
@@ -34,9 +34,9 @@ def half_steps_(
 def _half_step_(
     F: Tensor, data: NormalData | ResidualData, fixed: FixedFactor, compute: Compute, sums: Tensor
 ) -> None:
-    """One multiplicative update of all concepts at once, in place.
+    """F ← F ∘ (B Xᵀ) / (B Bᵀ F), all concepts at once.
 
-    2 m K² flops in normal form, 6 m p K in residual form, where the Gram matrix is never formed.
+    2 m K² flops in normal form, 6 m p K in residual form, which needs no Gram matrix.
     """
     if isinstance(data, NormalData):
         return _normal_(F, data.C, fixed, compute, sums)
@@ -55,7 +55,7 @@ def _half_step_(
 
 
 def _cross(B: Tensor, Xt: Tensor, compute: Compute, out: Tensor) -> Tensor:
-    """B Xt → out; Xt (p, m) in 16 bits is widened some of its p rows at a time."""
+    """out ← B Xt. Xt (p, m) of 16-bit numbers is widened some of its rows at a time."""
     if Xt.dtype == B.dtype:
         return torch.mm(B, Xt, out=out)
     rows = max(1, WIDENED_BYTES // (4 * Xt.shape[1]))
@@ -92,14 +92,14 @@ def fix(
 
 
 def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
-    """One multiplicative update F → F' out of place, for autograd with respect to C (K, m) and F
-    (K, m). l1: the slope of a penalty."""
+    """One update F → F' out of place, for autograd with respect to C and F, both (K, m). l1: the
+    slope of a penalty."""
     updated = F * C / (G @ F + l1).clamp(min=torch.finfo(F.dtype).tiny)
     return torch.where(G.diagonal()[:, None] > 0, updated, F)
 
 
 def work(form: str, size: Size, times: int) -> Work:
-    """The work of `times` half-steps on the same data."""
+    """The Work of half-steps on the same data, `times` of them."""
     m, p, K, _ = size
     if form == "normal":
         flops = 2 * m * p * K + 2 * p * K * K + times * 2 * m * K * K
@@ -123,6 +123,6 @@ SOLVER = Solver(
     penalised_by_slope=False,
     # a code that is zero stays zero
     least_share=0.5,
-    # with 4 an online fit after a fit loses a tenth of what the fit had reached, with 8 a fiftieth
+    # online learning after a fit: the loss rises by a tenth with 4, by a fiftieth with 8
     batch_half_steps=8,
 )

@@ -1,4 +1,4 @@
-"""Penalties on the factors: what they add to the objective, and to the slopes of a half-step."""
+"""Penalties on the factors: their terms in the objective and in the slopes of a half-step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Penalty:
         return isinstance(self.l2, Tensor) or self.l1 > 0 or self.l2 > 0
 
     def curvature(self, squares: Tensor) -> Tensor:
-        """What is added to the diagonal (K,) of G: l2.
+        """The term l2 that is added to the diagonal (K,) of G, given that diagonal.
 
         A concept with G_kk = 0 has the slope l1 alone: with any curvature its minimum is zero.
         """
@@ -32,7 +32,7 @@ class Penalty:
         return added
 
     def gram(self, G: Tensor) -> Tensor:
-        """G (K, K) and its curvature, a copy; G itself where nothing is penalised."""
+        """A copy of G (K, K) with the curvature added; G itself where nothing is penalised."""
         if not self:
             return G
         G = G.clone()
@@ -48,11 +48,11 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Penalties:
-    """Of codes and of the dictionary: l1 = alpha l1_ratio and l2 = alpha (1 − l1_ratio) times the
-    number of features for the codes, of rows for the dictionary. unit_norm: concepts have norm 1,
-    and alpha_D is zero. False where nothing is asked for.
+    """The penalties on codes and dictionary: l1 = alpha l1_ratio and l2 = alpha (1 − l1_ratio), times
+    the number of features for the codes, of rows for the dictionary.
 
-    Source of the scaling: scikit-learn's NMF.
+    unit_norm: concepts have norm 1, and alpha_D is zero. False where there are none. Source of the
+    scaling: scikit-learn's NMF.
     """
 
     alpha_Z: float = 0.0
@@ -64,9 +64,11 @@ class Penalties:
         return self.alpha_Z > 0 or self.alpha_D > 0 or self.unit_norm
 
     def of_codes(self, d: int) -> Penalty:
+        """The penalty on the codes, given d features."""
         return self._of(d * self.alpha_Z)
 
     def of_dictionary(self, n: int) -> Penalty:
+        """The penalty on the dictionary, given n rows."""
         return self._of(n * self.alpha_D)
 
     def _of(self, weight: float) -> Penalty:

@@ -1,4 +1,4 @@
-"""Projected gradient with momentum: a few accelerated steps of length 1 / L a half-step.
+"""Projected gradient with momentum (PGD): a half-step is a few accelerated steps of length 1 / L.
 
 Sources: Nesterov (1983); for NMF: Guan, Tao, Luo & Yuan (2012), NeNMF.
 """
@@ -6,6 +6,7 @@ Sources: Nesterov (1983); for NMF: Guan, Tao, Luo & Yuan (2012), NeNMF.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,10 +25,26 @@ from .half_step import (
 from .penalties import Penalty
 
 
+class GradientStep(NamedTuple):
+    """What a fused gradient step writes, and by how much it goes: next_F = max(0, Y − length ·
+    gradient), next_Y = next_F + momentum · (next_F − F).
+
+    sums: of the last step of a half-step, increased by ‖next_F − start‖² and ‖next_F‖²; next_Y is
+    not written then. Else None.
+    """
+
+    next_F: Tensor
+    next_Y: Tensor
+    start: Tensor
+    length: Tensor
+    momentum: float
+    sums: Tensor | None
+
+
 def half_steps_(
     F: Tensor, data: HalfStepData, fixed: FixedFactor, compute: Compute, sums: Tensor, times: int
 ) -> None:
-    """`times` half-steps of a few gradient steps each, in place."""
+    """Update all concepts, F (K, m) in place, `times` times, by a few gradient steps each."""
     for _ in range(times):
         _half_step_(F, data, fixed, compute, sums)
 
@@ -35,10 +52,10 @@ def half_steps_(
 def _half_step_(
     F: Tensor, data: NormalData | ResidualData, fixed: FixedFactor, compute: Compute, sums: Tensor
 ) -> None:
-    """A few accelerated projected gradient steps of length 1 / L on all concepts, in place.
+    """F ← max(0, Y − ∇(Y) / L), Y = F + momentum · ΔF, a few times, all concepts at once.
 
-    Each step takes 2 m K² flops in normal form, 4 m p K in residual form, where the Gram matrix is
-    never formed. The momentum starts anew in every half-step.
+    A step costs 2 m K² flops in normal form, 4 m p K in residual form, which needs no Gram matrix.
+    The momentum starts at zero in each half-step.
     """
     fused = "pgd_normal_" if isinstance(data, NormalData) else "pgd_residual_"
     if fused in compute.ops:
@@ -65,7 +82,7 @@ def _half_step_(
 def _fused_(
     F: Tensor, data: NormalData | ResidualData, fixed: FixedFactor, compute: Compute, sums: Tensor
 ):
-    """The same with a kernel for each step. F is the start, and written by the last step only."""
+    """The same with one kernel a step. F holds the start until the last step writes it."""
     scratch = compute.scratch
     newest = scratch.like(F, "newest")
     points = scratch.like(F, "Y"), scratch.like(F, "next Y")
@@ -73,16 +90,18 @@ def _fused_(
     for index, momentum in enumerate(steps):
         last = index + 1 == len(steps)
         after = F if last else newest
-        rest = (after, points[index % 2], F, fixed.step, momentum, sums if last else None)
+        step = GradientStep(
+            after, points[index % 2], F, fixed.step, momentum, sums if last else None
+        )
         if isinstance(data, NormalData):
-            compute.ops["pgd_normal_"](before, Y, data.C, fixed.G, *rest)
+            compute.ops["pgd_normal_"](before, Y, data.C, fixed.G, step)
         else:
             add_product_(data.Et.copy_(data.Xt), fixed.B, Y, compute, alpha=-1)
             if index == 0:
                 sums[2] += squared_norm(data.Et)
             with products_in(compute.allowed):
                 penalty = fixed.l1, fixed.curvature
-                compute.ops["pgd_residual_"](before, Y, data.Et.T, fixed.B, *rest, *penalty)
+                compute.ops["pgd_residual_"](before, Y, data.Et.T, fixed.B, step, *penalty)
         before, Y = newest, points[index % 2]
 
 
@@ -103,8 +122,8 @@ def fix(
 
 
 def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
-    """One half-step of projected gradient F → F' out of place, for autograd with respect to C and
-    F. l1: the slope of a penalty."""
+    """One half-step F → F' out of place, for autograd with respect to C and F, both (K, m). l1:
+    the slope of a penalty."""
     step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal())
     Y = F
     for momentum in momenta():
@@ -115,8 +134,7 @@ def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
 
 
 def momenta(steps: int = 5) -> list[float]:
-    """The momentum of each gradient step of a half-step: (t − 1) / t' with t' = (1 + √(1 + 4t²)) /
-    2."""
+    """The momentum of each gradient step of a half-step: (t − 1) / t', t' = (1 + √(1 + 4t²)) / 2."""
     coefficients, t = [], 1.0
     for _ in range(steps):
         following = (1 + (1 + 4 * t * t) ** 0.5) / 2
@@ -128,8 +146,7 @@ def momenta(steps: int = 5) -> list[float]:
 def largest_eigenvalue(
     apply: Callable[[Tensor], Tensor], diagonal: Tensor, steps: int = 15
 ) -> Tensor:
-    """An upper bound of the largest eigenvalue of G ≥ 0, tight when the power iteration has
-    converged.
+    """An upper bound of the largest eigenvalue of G ≥ 0, tight once the power iteration converges.
 
     apply(v) is G v for v (K,); diagonal (K,) is that of G. For v > 0, max_k (G v)_k / v_k bounds
     the eigenvalue from above (Collatz, 1942; Wielandt, 1950), and so does the trace. Returns a
@@ -140,7 +157,7 @@ def largest_eigenvalue(
     for _ in range(steps):
         v = apply(v / v.max().clamp(min=tiny))
     v = v / v.max().clamp(min=tiny)
-    # a floor keeps the quotient meaningful where the power iteration has all but left a concept
+    # a lower limit keeps the quotient meaningful where the power iteration has almost left a concept
     v = torch.where(diagonal > 0, v.clamp(min=1e-3), 0)
     quotient = torch.where(diagonal > 0, apply(v) / v.clamp(min=tiny), 0)
     bound = torch.minimum(quotient.max(), diagonal.sum())
@@ -148,7 +165,7 @@ def largest_eigenvalue(
 
 
 def work(form: str, size: Size, times: int) -> Work:
-    """The work of `times` half-steps on the same data."""
+    """The Work of half-steps on the same data, `times` of them."""
     m, p, K, _ = size
     steps = len(momenta())
     if form == "normal":

@@ -1,4 +1,4 @@
-"""The solvers there are, by name. To add one: a module beside these, and its name here."""
+"""All solvers by name. To add one: a module with a SOLVER in this package, and its name here."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ SOLVERS: dict[str, Solver] = {module.SOLVER.name: module.SOLVER for module in (h
 
 
 def learner(solver: Solver, K: int) -> Solver:
-    """The solver whose half-step updates a dictionary of K concepts: itself, as far as it goes."""
+    """The solver whose half-step updates a dictionary of K concepts: itself up to learns_up_to."""
     return solver if solver.learns_up_to >= K else hals.SOLVER

@@ -13,7 +13,7 @@ from oracle import TOLERANCES, kkt_residual
 
 from fastnmf import NMF, InvalidInput, nnls
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
-from fastnmf.solvers.working_set import hold_concepts, working_set_
+from fastnmf.solvers.working_set import Search, prepare_concepts, working_set_
 
 BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "anls")]
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
@@ -230,9 +230,9 @@ def test_working_sets_end_at_the_solution_on_all_concepts(
     start = nnls(A.flip(1), D, backend=backend) if warm else torch.rand(7, len(D))
     F, sums = start.to(A.dtype).T.clone(), torch.zeros(3, dtype=torch.float64)
     ops = method_of("anls", backend=backend).ops
-    held = hold_concepts(D, 10**6)
+    held = prepare_concepts(D, 10**6)
     assert (held.unit is not None) == shared
-    info = working_set_(F, A.T, held, sums, ops["nnls_on_"], warm=warm)
+    info = working_set_(F, A.T, held, sums, Search(ops["nnls_on_"]), warm=warm)
     alive = D.any(1)
     assert (F >= 0).all()
     assert torch.equal(F[~alive], start.to(A.dtype).T[~alive])

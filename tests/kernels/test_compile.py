@@ -24,6 +24,8 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from fastnmf.solvers.pgd import GradientStep  # noqa: E402
+
 pytestmark = pytest.mark.compiles
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -81,18 +83,20 @@ def calls(dtype=torch.float32):
         "mu_normal codes": lambda: mu.mu_normal_(Zt, Zt, G, Zt, sums),
         "penalised mu_normal codes": lambda: mu.mu_normal_(Zt, Zt, G, Zt, sums, 0.5),
         "pgd_residual codes": lambda: pgd.pgd_residual_(
-            Zt, Zt, A, D, Zt, Zt, Zt, step, 0.5, sums
+            Zt, Zt, A, D, GradientStep(Zt, Zt, Zt, step, 0.5, sums)
         ),
         "pgd_residual dictionary": lambda: pgd.pgd_residual_(
-            D, D, A.T, Zt, D, D, D, step, 0.5, None
+            D, D, A.T, Zt, GradientStep(D, D, D, step, 0.5, None)
         ),
         "penalised pgd_residual codes": lambda: pgd.pgd_residual_(
-            Zt, Zt, A, D, Zt, Zt, Zt, step, 0.5, sums, *penalty
+            Zt, Zt, A, D, GradientStep(Zt, Zt, Zt, step, 0.5, sums), *penalty
         ),
         "penalised pgd_residual dictionary": lambda: pgd.pgd_residual_(
-            D, D, A.T, Zt, D, D, D, step, 0.5, None, *penalty
+            D, D, A.T, Zt, GradientStep(D, D, D, step, 0.5, None), *penalty
         ),
-        "pgd_normal codes": lambda: pgd.pgd_normal_(Zt, Zt, Zt, G, Zt, Zt, Zt, step, 0.5, sums),
+        "pgd_normal codes": lambda: pgd.pgd_normal_(
+            Zt, Zt, Zt, G, GradientStep(Zt, Zt, Zt, step, 0.5, sums)
+        ),
     }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_a_penalty_that_is_left_out_is_found(name, small, monkeypatch):
     ops = {
         **gpu_checks.select(tuple(gpu_checks.VARIANTS), gpu_checks.torch.device("cpu"), "triton")[1]
     }
-    plain, given = ops[name], {"mu_normal_": 5, "mu_residual_": 5, "pgd_residual_": 10}[name]
+    plain, given = ops[name], {"mu_normal_": 5, "mu_residual_": 5, "pgd_residual_": 5}[name]
     ops[name] = lambda *arguments: plain(*arguments[:given])
     monkeypatch.setattr(gpu_checks, "select", lambda *_: ("triton", ops))
     assert gpu_checks.checked(name, "", 3, 5, 20, True)["passed"]

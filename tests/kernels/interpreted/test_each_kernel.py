@@ -11,6 +11,7 @@ from oracle import TOLERANCES, relative_difference
 
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.backends.torch import hals_block_, hals_sweep_, mu_, pgd_
+from fastnmf.solvers.pgd import GradientStep
 
 OPS = BACKENDS["triton"].load()
 DTYPES = ["float32", "float64"]
@@ -226,17 +227,17 @@ def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
     start, Y = Matrix(point, number, layout), Matrix(point, number, layout)
     F, next_Y = Matrix(before, number, layout), Matrix(torch.full((K, m), torch.nan), number)
     sums = new_sums() if last else None
-    rest = (F.view, next_Y.view, start.view, step, 0.3, sums)
+    to = GradientStep(F.view, next_Y.view, start.view, step, 0.3, sums)
     if form == "residual":
         E = (X - point.T @ B).to(number).double()
         gradient = -B @ E.T
         E, B = (Matrix(M, number, "columns").view for M in (E, B))
-        OPS["pgd_residual_"](F.view, Y.view, E, B, *rest)
+        OPS["pgd_residual_"](F.view, Y.view, E, B, to)
     else:
         C, G = ((B @ M.T).to(number).double() for M in (X, B))
         gradient = G @ point - C
         C, G = Matrix(C, number, layout).view, Matrix(G, number).view
-        OPS["pgd_normal_"](F.view, Y.view, C, G, *rest)
+        OPS["pgd_normal_"](F.view, Y.view, C, G, to)
     Y.values(), start.values()
     check_step(dtype, F, next_Y, sums, (before, point, gradient, step.double(), 0.3))
 
@@ -298,7 +299,7 @@ def test_penalised_pgd_is_the_reference(K, m, p, layout, dtype, l1, last):
     E = (X - point.T @ B).to(number).double()
     gradient = l1 + curvature.double() * point - B @ E.T
     E, B = (Matrix(M, number, "columns").view for M in (E, B))
-    rest = (F.view, next_Y.view, start.view, step, 0.3, sums, l1, curvature)
-    OPS["pgd_residual_"](F.view, Y.view, E, B, *rest)
+    to = GradientStep(F.view, next_Y.view, start.view, step, 0.3, sums)
+    OPS["pgd_residual_"](F.view, Y.view, E, B, to, l1, curvature)
     Y.values(), start.values()
     check_step(dtype, F, next_Y, sums, (before, point, gradient, step.double(), 0.3))
