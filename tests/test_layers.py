@@ -6,11 +6,10 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
+from structure import COMPILED, MODULES, ROOT, entry, imports
 
-ROOT = Path(__file__).parents[1]
 # a module imports only from entries before its own, or from its own package; entries on one line
 # import nothing of each other
 ORDER = """
@@ -33,49 +32,10 @@ ORDER = """
 LEVEL = {name: level for level, line in enumerate(ORDER.split("\n")) for name in line.split()}
 # lazy loading: of the public names; of what computes, at first use
 STRING_IMPORTS = {"fastnmf", "fastnmf.backends.registry", "fastnmf.backends.triton"}
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted((ROOT / "fastnmf").rglob("*.py"))
-}
-
-
-def entry(module: str) -> str:
-    """The entry of ORDER that a module belongs to."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
-
-
-def imports(module: str) -> set[str]:
-    """The modules of fastnmf that a module imports, those for type checkers included."""
-    path, found = MODULES[module], set()
-    package = module.split(".") if path.stem == "__init__" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *(node.module or "").split(".")]).rstrip(".")
-            found.update(f"{base}.{alias.name}" for alias in node.names)
-    return {_defining(name) for name in found if name.split(".")[0] == "fastnmf"}
-
-
-def _defining(name: str) -> str:
-    """The module of an imported name: itself, or what it is an attribute of."""
-    while name not in MODULES and entry(name) not in ("_C", "_cuda", "kernels"):
-        name = name.rpartition(".")[0]
-    return name
-
-
-def edges() -> dict[str, set[str]]:
-    """Entry → entries that it imports from."""
-    found = defaultdict(set)
-    for module in MODULES:
-        found[entry(module)] |= {entry(other) for other in imports(module)} - {entry(module)}
-    return found
 
 
 def test_every_package_is_in_the_order():
-    assert {entry(module) for module in MODULES} | {"_C", "_cuda", "kernels"} == LEVEL.keys()
+    assert {entry(module) for module in MODULES} | set(COMPILED) == LEVEL.keys()
 
 
 def test_imports_go_to_earlier_entries_only():

@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._version import __version__
+from .parser import ACCELERATE, parser_of
 
 if TYPE_CHECKING:
     from ..distributed import Processes
@@ -23,16 +23,15 @@ MODEL_OPTIONS = (
 )
 TUNING_OPTIONS = ("chunk_rows", "checkpoint_seconds")
 FIT_OPTIONS = ("max_seconds", "checkpoint", "resume")
-ACCELERATE = {"auto": "auto", "yes": True, "no": False}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0, 1 when nobody reads what it prints, 2 for a
-    user's error, 130 when interrupted."""
+    """Run one command and return its exit status: 0; 1 when the reader of its output has gone; 2
+    for a user's error; 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
-        # a pipe that knows no × must not end a fit that went well
+        # an encoding without × must not end a fit that went well
         stream.reconfigure(errors="replace")
-    arguments = _parser().parse_args(argv)
+    arguments = parser_of(COMMANDS).parse_args(argv)
     try:
         if arguments.run is not _fit:
             _refuse_torchrun()
@@ -52,131 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """What is answered with one line; anything else is a bug and keeps its traceback."""
+    """Errors that are printed in one line; anything else is a bug and keeps its traceback."""
     import torch
 
     from ..errors import BackendUnavailable, InvalidInput, NotFitted
 
     others = (ArithmeticError, MemoryError, ModuleNotFoundError, OSError)
     return (InvalidInput, NotFitted, BackendUnavailable, torch.cuda.OutOfMemoryError, *others)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fastnmf",
-        description="Non-negative matrix factorization A ≈ Z D of non-negative A: codes Z and a "
-        "dictionary D of concepts. Matrices are .npy, .npz, .pt, .pth or .safetensors files.",
-    )
-    parser.add_argument("--version", action="version", version=f"fastnmf {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
-
-    def command(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=help)
-        added.set_defaults(run=run)
-        return added
-
-    _add_fit(command("fit", _fit, "learn the dictionary of A"))
-    _add_encode(command("encode", _encode, "compute codes Z of A for the dictionary of a model"))
-    _add_files(command("decode", _decode, "compute Z D, what codes Z stand for"), "Z", "Z D")
-    _add_report(command("report", _report, "write a page of how the fit of a model went"))
-    command("info", _info, "show what is usable here and why not; all that a bug report needs")
-    _add_demo(command("demo", _demo, "learn the concepts of a photograph, and draw them"))
-    return parser
-
-
-def _add_fit(fit: argparse.ArgumentParser) -> None:
-    _add_matrix(fit, "A", "A (n × d)")
-    fit.add_argument("--concepts", type=int, required=True, metavar="K", help="how many to learn")
-    fit.add_argument("--out", type=Path, required=True, help="model to write, .safetensors")
-    fit.add_argument("--codes", type=Path, help="file to write the codes Z (n × K) to")
-    _option(fit, "--solver", "hals", "hals, mu, pgd or anls")
-    _option(fit, "--max-iter", 500, "iterations at most")
-    _option(fit, "--tol", 1e-4, "relative change of Z to stop at")
-    fit.add_argument("--seed", type=int, help="of a random start; default: drawn")
-    _option(fit, "--init", "auto", "auto, random, nndsvda, rows or spread")
-    _option(fit, "--backend", "auto", "auto, or one that `fastnmf info` lists")
-    _option(fit, "--form", "auto", "auto, normal or residual")
-    fit.add_argument(
-        "--accelerate",
-        choices=ACCELERATE,
-        default="auto",
-        help="extrapolate the factors: auto, yes or no; default: auto",
-    )
-    _option(fit, "--stop", "codes", "what must settle, codes or error")
-    _option(fit, "--alpha-Z", 0.0, "penalty on the codes")
-    fit.add_argument(
-        "--alpha-D",
-        type=_number_or_word,
-        default="same",
-        help="penalty on the dictionary, or same: as on the codes; default: same",
-    )
-    _option(fit, "--l1-ratio", 0.0, "of the penalties, from 0 (squares) to 1 (sums)")
-    fit.add_argument("--unit-norm", action="store_true", help="keep concepts at norm 1")
-    fit.add_argument(
-        "--revive", action="store_true", help="give dead and alike concepts rows to stand for"
-    )
-    fit.add_argument("--max-seconds", type=float, help="by when to end; default: no limit")
-    fit.add_argument("--chunk-rows", type=int, help="rows in hand at once; default: as fits")
-    fit.add_argument("--checkpoint", type=Path, help="file to save progress to, .safetensors")
-    _option(fit, "--timeout", 600.0, "seconds that processes of torchrun wait for each other")
-    _option(fit, "--checkpoint-seconds", 60.0, "between two saves at least")
-    fit.add_argument("--resume", action="store_true", help="go on from --checkpoint if it exists")
-    _add_common(fit)
-
-
-def _add_encode(encode: argparse.ArgumentParser) -> None:
-    _add_files(encode, "A", "Z")
-    _option(encode, "--max-iter", 300, "iterations at most")
-    encode.add_argument("--tol", type=float, help="change to stop at; default: the model's")
-
-
-def _add_files(command: argparse.ArgumentParser, given: str, made: str) -> None:
-    command.add_argument("model", type=Path, help="model that fit wrote")
-    _add_matrix(command, given, given)
-    command.add_argument("--out", type=Path, required=True, help=f"file to write {made} to")
-    _add_common(command)
-
-
-def _add_report(report: argparse.ArgumentParser) -> None:
-    report.add_argument("model", type=Path, help="model that fit wrote")
-    report.add_argument("-o", "--out", type=Path, required=True, help="page to write, .html")
-    report.add_argument("--quiet", action="store_true", help="do not say what was written")
-
-
-def _add_matrix(command: argparse.ArgumentParser, name: str, what: str) -> None:
-    several = "several .npy or .safetensors files, or a folder of them, are its rows in this order"
-    command.add_argument(name, type=Path, nargs="+", help=f"file of {what}; {several}")
-    help = (
-        "to grow by, as 2GB or 512MiB; what does not fit is read in passes; default: what is free"
-    )
-    command.add_argument("--max-memory", metavar="SIZE", help=help)
-
-
-def _add_demo(demo: argparse.ArgumentParser) -> None:
-    _option(demo, "--concepts", 1000, "how many to learn")
-    _option(demo, "--out", Path("concepts.png"), "picture to write, .png")
-    _option(demo, "--patches", 20_000, "how many to learn from")
-    _option(demo, "--seed", 0, "of the choice of patches")
-    _option(demo, "--solver", "hals", "hals, mu, pgd or anls")
-    _add_common(demo)
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
-    _option(command, "--device", "cpu", "cpu, cuda, cuda:1 …")
-    command.add_argument("--quiet", action="store_true", help="no progress, no summary")
-
-
-def _option(command: argparse.ArgumentParser, name: str, default: Any, help: str) -> None:
-    """Add an option of the default's type, whose help says the default."""
-    described = f"{help}; default: {default}"
-    command.add_argument(name, type=type(default), default=default, help=described)
-
-
-def _number_or_word(value: str) -> float | str:
-    try:
-        return float(value)
-    except ValueError:
-        return value
 
 
 def _fit(arguments: argparse.Namespace) -> None:
@@ -214,7 +95,7 @@ def _fit_by(arguments: argparse.Namespace, processes: Processes) -> None:
     from ..models.saved import SUFFIXES
     from ..planning.plan import Tuning
 
-    # before the work, so that none is lost
+    # checked before the work, so that none is lost
     own = processes.own(arguments.codes) if arguments.codes else None
     codes = [(own, WRITERS)] if own else []
     saved = [(arguments.checkpoint, SUFFIXES)] if arguments.checkpoint else []
@@ -256,8 +137,8 @@ def _encode(arguments: argparse.Namespace) -> None:
     if not _streams(arguments.out):
         write_matrix(arguments.out, Z)
     if not arguments.quiet:
-        # a file that is mapped is read a piece at a time
-        mean_l0 = sum(int(piece.count_nonzero()) for piece in Z.split(1 << 16)) / len(Z)
+        # a file that is mapped is read some rows at a time
+        mean_l0 = sum(int(rows.count_nonzero()) for rows in Z.split(1 << 16)) / len(Z)
         print(f"{arguments.out}: codes {tuple(Z.shape)}, mean L0 {mean_l0:.4g}")
 
 
@@ -290,7 +171,7 @@ def _report(arguments: argparse.Namespace) -> None:
         )
     write_report(arguments.out, saved.info, arguments.model.name, saved.version)
     if not arguments.quiet:
-        print(f"{arguments.out}: how the fit of {arguments.model} went")
+        print(f"{arguments.out}: page about the fit of {arguments.model}")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -318,6 +199,16 @@ def _demo(arguments: argparse.Namespace) -> None:
         print(f"{summary}\n{'picture:':<16}{arguments.out}")
 
 
+COMMANDS = {
+    "fit": _fit,
+    "encode": _encode,
+    "decode": _decode,
+    "report": _report,
+    "info": _info,
+    "demo": _demo,
+}
+
+
 def _model(arguments: argparse.Namespace) -> Any:
     from ..models.nmf import NMF
     from ..planning.memory import bytes_of
@@ -329,8 +220,8 @@ def _model(arguments: argparse.Namespace) -> Any:
 
 
 def _matrix(paths: list[Path], processes: Processes | None = None) -> Any:
-    """What the model reads: the paths of shards, or the matrix in a file of another kind; each of
-    several processes has a part of the rows."""
+    """What the model reads: paths of files read in passes, or the matrix in another file; one of
+    several processes gets a part of the rows."""
     from ..data.shards import SUFFIXES
     from ..files import read_matrix
 

@@ -1,4 +1,5 @@
-"""The command line: what it writes, prints and returns; nothing is lost, nothing half-written."""
+"""The command line (main, parser): what it writes, prints and returns; nothing is lost, nothing
+half-written."""
 
 from __future__ import annotations
 
@@ -148,7 +149,7 @@ def test_report_writes_a_page(model, capsys):
     assert cli.main(["report", str(model), "-o", "report.html"]) == 0
     page = (model.parent / "report.html").read_text(encoding="utf-8")
     assert NMF.load(model).fit_info_.lines()["relative error"] in page
-    assert capsys.readouterr().out == f"report.html: how the fit of {model} went\n"
+    assert capsys.readouterr().out == f"report.html: page about the fit of {model}\n"
     assert sorted(contents(model.parent)) == ["A.npy", "Z.npy", model.name, "report.html"]
     assert cli.main(["report", str(model), "--out", "report.html", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
