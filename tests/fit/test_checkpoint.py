@@ -1,13 +1,15 @@
-"""Checkpoints of fit: the same bits from any iteration on, files whole or absent, signals."""
+"""Checkpoints of fit: the same bits from any iteration on, files whole or absent.
+
+Signals that save are in test_signals.py, checkpoints of several processes in
+test_shared_checkpoints.py, those of an older version in tests/same_bits.py.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import broken_checkpoints
@@ -15,19 +17,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from broken_checkpoints import without_settings
-from half_steps import DTYPES, strided
-from killed_fits import CASES, SHARED_CASES
+from fits import SOLVERS_AND_FORMS, nmf
+from half_steps import strided
 from oracle import problem
 
 from fastnmf import NMF, InvalidInput, Tuning
 from fastnmf.cli import main as cli
-from fastnmf.files import load_model, read_matrix, save_model
+from fastnmf.files import read_matrix
 from fastnmf.planning.plan import REFRESH
 from fastnmf.solvers.registry import SOLVERS
 
-FORMS = [(name, form) for name, solver in SOLVERS.items() for form in solver.forms]
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def numbers(n=60, d=20, dtype=torch.float32):
@@ -53,9 +53,16 @@ def path(tmp_path):
 
 def left_in(iteration, path, A, **options):
     """A checkpoint of a fit that was left in this iteration: of the one before."""
-    options = {"checkpoint": path, "checkpoint_seconds": 0, **options}
     with pytest.raises(Stopped):
-        NMF(25, seed=0, **options).fit(A, callback=stop_in(iteration))
+        nmf(25, seed=0, checkpoint_seconds=0, **options).fit(
+            A, checkpoint=path, callback=stop_in(iteration)
+        )
+
+
+def resumed_from(path, A, *, callback=None, codes="memory", **options):
+    """A model and its factors after a fit that went on from the checkpoint."""
+    model = nmf(**{"nb_concepts": 25, "seed": 0, **options})
+    return model, model.fit(A, codes=codes, checkpoint=path, resume=True, callback=callback)
 
 
 def assert_same_fit(model, factors, expected, expected_factors):
@@ -72,97 +79,96 @@ def assert_same_fit(model, factors, expected, expected_factors):
 @functools.cache
 def never_left(dtype, **options):
     """A model and its factors after a fit of numbers() with these options."""
-    model = NMF(25, seed=0, **options)
+    model = nmf(25, seed=0, **options)
     return model, model.fit(numbers(dtype=dtype))
 
 
-@pytest.mark.parametrize(("solver", "form"), FORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("left", [2, 5, REFRESH, REFRESH + 1, REFRESH + 2, 19])
+# every solver and form after the first iteration; hals in residual form, which carries its residual,
+# also before it is computed anew, then, and after
+LEFT = [(*case, torch.float32, 2) for case in SOLVERS_AND_FORMS]
+LEFT += [("hals", "residual", torch.float32, left) for left in (5, REFRESH, REFRESH + 1, 19)]
+LEFT += [("hals", "residual", torch.float64, REFRESH + 2), ("hals", "normal", torch.float64, 19)]
+LEFT += [("mu", "residual", torch.float64, 5), ("pgd", "normal", torch.float64, 5)]
+LEFT += [("anls", "normal", torch.float64, REFRESH)]
+
+
+@pytest.mark.parametrize(("solver", "form", "dtype", "left"), LEFT)
 def test_resumed_fit_gives_the_same_bits(solver, form, dtype, left, path):
     """Also where the residual was carried from iteration to iteration, and is not new."""
     A = numbers(dtype=dtype)
     options = {"solver": solver, "form": form, "max_iter": 20, "tol": 0}
     expected, factors = never_left(dtype, **options)
     left_in(left, path, A, **options)
-    resumed = NMF(25, seed=0, checkpoint=path, **options)
     seen = []
-    resumed.callback = seen.append
-    assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+    model, ends = resumed_from(path, A, callback=seen.append, **options)
+    assert_same_fit(model, ends, expected, factors)
     assert [info.iteration for info in seen] == list(range(left, 21))
 
 
-@pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("left", [2, 9])
-def test_accelerated_fit_resumes_to_the_same_bits(left, solver, form, path):
+@pytest.mark.parametrize(("solver", "form"), SOLVERS_AND_FORMS)
+def test_accelerated_fit_resumes_to_the_same_bits(solver, form, path):
     A = numbers()
     options = {"solver": solver, "form": form, "accelerate": True, "max_iter": 20, "tol": 0}
     expected, factors = never_left(A.dtype, **options)
-    left_in(left, path, A, **options)
-    resumed = NMF(25, seed=0, checkpoint=path, **options)
-    assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+    left_in(9, path, A, **options)
+    assert_same_fit(*resumed_from(path, A, **options), expected, factors)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("n", [1, 5, 60])
-def test_fit_of_one_concept_resumes_to_the_same_bits(n, solver, path):
+@pytest.mark.parametrize(
+    ("solver", "n"), [("hals", 1), ("hals", 60), ("mu", 5), ("pgd", 60), ("anls", 5)]
+)
+def test_fit_of_one_concept_resumes_to_the_same_bits(solver, n, path):
     """A dictionary of one row had other strides at the start than when it was read, and its
     products another order of summation."""
     for seed in range(8):
         A = torch.rand(n, 9, generator=torch.Generator().manual_seed(seed))
-        options = {"solver": solver, "max_iter": 12, "tol": 0, "seed": 0, "checkpoint": path}
+        options = {"solver": solver, "max_iter": 12, "tol": 0, "seed": 0}
         path.unlink(missing_ok=True)
-        expected = NMF(1, **options)
+        expected = nmf(1, **options)
         factors = expected.fit(A)
         with pytest.raises(Stopped):
-            NMF(1, tuning=Tuning(checkpoint_seconds=0), **options).fit(A, callback=stop_in(6))
-        resumed = NMF(1, **options)
-        assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+            nmf(1, checkpoint_seconds=0, **options).fit(A, checkpoint=path, callback=stop_in(6))
+        ends = resumed_from(path, A, nb_concepts=1, **options)
+        assert_same_fit(*ends, expected, factors)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_fit_that_is_left_many_times_gives_the_same_bits(solver, path):
     A = strided(numbers())
     options = {"solver": solver, "max_iter": 40, "tol": 0}
-    expected = NMF(25, seed=0, **options)
+    expected = nmf(25, seed=0, **options)
     factors = expected.fit(A)
     for left in (1, 2, 3, 11, 12, 30):
         with pytest.raises(Stopped):
-            NMF(25, seed=0, tuning=Tuning(checkpoint_seconds=0), **options).fit(
-                A, resume=True, checkpoint=path, callback=stop_in(left)
-            )
-    resumed = NMF(25, seed=0, checkpoint=path, **options)
-    assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+            resumed_from(path, A, callback=stop_in(left), checkpoint_seconds=0, **options)
+    assert_same_fit(*resumed_from(path, A, **options), expected, factors)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_fit_that_converged_resumes_to_the_same_end(solver, path):
     A = numbers()
-    options = {"solver": solver, "tol": 1e-2, "max_iter": 500}
-    expected = NMF(4, seed=0, **options)
+    options = {"solver": solver, "tol": 1e-2, "max_iter": 500, "seed": 0}
+    expected = nmf(4, **options)
     factors = expected.fit(A)
     assert expected.fit_info_.stopped_by == "tol"
-    NMF(4, seed=0, tuning=Tuning(checkpoint_seconds=0), **options).fit(A, checkpoint=path)
-    resumed = NMF(4, seed=0, checkpoint=path, **options)
-    assert_same_fit(resumed, resumed.fit(A, resume=True), expected, factors)
+    nmf(4, checkpoint_seconds=0, **options).fit(A, checkpoint=path)
+    assert_same_fit(*resumed_from(path, A, nb_concepts=4, **options), expected, factors)
 
 
 def test_checkpoint_does_not_change_the_fit(path):
     A = numbers()
-    plain, kept = NMF(25, seed=0, max_iter=20, tol=0), NMF(25, seed=0, max_iter=20, tol=0)
-    kept.checkpoint, kept.checkpoint_seconds = path, 0
-    assert_same_fit(kept, kept.fit(A), plain, plain.fit(A))
+    options = {"seed": 0, "max_iter": 20, "tol": 0}
+    plain, kept = nmf(25, **options), nmf(25, checkpoint_seconds=0, **options)
+    assert_same_fit(kept, kept.fit(A, checkpoint=path), plain, plain.fit(A))
 
 
 def test_more_iterations_than_before_go_on_from_the_last(path):
     A = numbers()
-    options = {"checkpoint": path, "checkpoint_seconds": 0, "tol": 0, "seed": 0}
-    NMF(25, max_iter=7, **options).fit(A)
+    nmf(25, max_iter=7, tol=0, seed=0, checkpoint_seconds=0).fit(A, checkpoint=path)
     seen = []
-    more = NMF(25, max_iter=20, callback=seen.append, **options)
-    expected = NMF(25, max_iter=20, tol=0, seed=0)
-    assert_same_fit(more, more.fit(A, resume=True), expected, expected.fit(A))
+    more, ends = resumed_from(path, A, callback=seen.append, max_iter=20, tol=0)
+    expected = nmf(25, max_iter=20, tol=0, seed=0)
+    assert_same_fit(more, ends, expected, expected.fit(A))
     assert seen[0].iteration == 8
     assert more.fit_info_.iterations == 20
     seconds = [info.seconds for info in more.fit_info_.history]
@@ -172,16 +178,18 @@ def test_more_iterations_than_before_go_on_from_the_last(path):
 
 def test_resume_without_a_file_starts(path):
     A = numbers()
-    options = {"max_iter": 5, "tol": 0, "seed": 0}
-    model, expected = NMF(4, checkpoint=path, **options), NMF(4, **options)
-    assert_same_fit(model, model.fit(A, resume=True), expected, expected.fit(A))
+    options = {"max_iter": 5, "tol": 0}
+    expected = nmf(4, seed=0, **options)
+    started = resumed_from(path, A, nb_concepts=4, **options)
+    assert_same_fit(*started, expected, expected.fit(A))
 
 
 def test_unseeded_fit_resumes_from_its_own_start(path):
     A = numbers()
     with pytest.raises(Stopped):
-        NMF(25, tuning=Tuning(checkpoint_seconds=0)).fit(A, checkpoint=path, callback=stop_in(5))
-    ends = [NMF(25, max_iter=20, tol=0).fit(A, resume=True, checkpoint=path) for _ in range(2)]
+        nmf(25, checkpoint_seconds=0).fit(A, checkpoint=path, callback=stop_in(5))
+    options = {"seed": None, "max_iter": 20, "tol": 0}
+    ends = [resumed_from(path, A, **options)[1] for _ in range(2)]
     assert all(map(torch.equal, *ends))
 
 
@@ -193,8 +201,8 @@ def test_saves_are_as_far_apart_as_was_asked(path, monkeypatch):
     )
     for seconds, expected in ((0, 20), (60, 0)):
         saved.clear()
-        options = {"checkpoint": path, "checkpoint_seconds": seconds}
-        NMF(4, max_iter=20, tol=0, **options).fit(numbers())
+        model = nmf(4, max_iter=20, tol=0, checkpoint_seconds=seconds)
+        model.fit(numbers(), checkpoint=path)
         assert len(saved) == expected
 
 
@@ -206,10 +214,14 @@ def test_new_fit_takes_the_place_of_an_old_checkpoint(path):
         assert len(file.get_tensor("history")) == 2
 
 
+def never(info):
+    pytest.fail("computed")
+
+
 def model_file(path):
     model = NMF(4, max_iter=1, tol=0)
     model.fit(numbers())
-    save_model(path, model)
+    model.save(path)
 
 
 BROKEN = {**broken_checkpoints.BROKEN, model_file: "holds D, and is no checkpoint"}
@@ -217,24 +229,18 @@ BROKEN = {**broken_checkpoints.BROKEN, model_file: "holds D, and is no checkpoin
 
 @pytest.mark.parametrize(
     ("breaking", "resume"),
-    # what is written over is not read to the end
-    [(each, resume) for each in BROKEN for resume in (True, False) if each is not without_settings]
-    + [(without_settings, True)],
+    # what is overwritten is checked by its header, and not read to the end
+    [(each, True) for each in BROKEN]
+    + [(each, False) for each in (broken_checkpoints.truncated, broken_checkpoints.foreign)],
     ids=lambda value: getattr(value, "__name__", "resume" if value else "new"),
 )
 def test_file_that_is_no_checkpoint_is_refused_and_left_alone(breaking, resume, path):
     left_in(3, path, numbers())
     breaking(path)
     before = path.read_bytes()
-    model = NMF(
-        25,
-        seed=0,
-        checkpoint=path,
-        callback=lambda info: pytest.fail("computed"),
-        tuning=Tuning(checkpoint_seconds=0),
-    )
+    model = nmf(25, seed=0, checkpoint_seconds=0)
     with pytest.raises(InvalidInput, match=f"fit.safetensors {BROKEN[breaking]}"):
-        model.fit(numbers(), resume=resume)
+        model.fit(numbers(), checkpoint=path, resume=resume, callback=never)
     assert path.read_bytes() == before
     assert not model.fitted
 
@@ -262,31 +268,23 @@ def test_checkpoint_of_another_fit_is_refused_and_left_alone(what, path):
         "dtype": numbers().double(),
         "data": numbers() * 1.01,
     }.get(what, numbers())
-    options = {"nb_concepts": 25, "seed": 0, "checkpoint": path, **OTHER.get(what, {})}
-    model = NMF(**options)
+    model = nmf(**{"nb_concepts": 25, "seed": 0, **OTHER.get(what, {})})
     if what == "backend" and model.backend == "torch":
         first = safetensors.safe_open(path, "pt").metadata()["settings"]
         if '"backend": "torch"' in first:
             pytest.skip("there is no other backend here")
     name = "‖A‖²" if what == "data" else what
     with pytest.raises(InvalidInput, match=rf"another fit: {name}=.* there, .* here"):
-        model.fit(A, resume=True)
+        model.fit(A, checkpoint=path, resume=True)
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("options", "kind"),
-    [
-        ({"checkpoint": 3}, TypeError),
-        ({"checkpoint_seconds": -1}, InvalidInput),
-        ({"checkpoint_seconds": float("nan")}, InvalidInput),
-        ({"checkpoint_seconds": "60"}, TypeError),
-    ],
-    ids=str,
+    ("seconds", "kind"), [(-1, InvalidInput), (float("nan"), InvalidInput), ("60", TypeError)]
 )
-def test_bad_option_is_refused_by_the_constructor(options, kind):
-    with pytest.raises(kind, match=next(iter(options))):
-        NMF(4, **options)
+def test_seconds_that_are_none_are_refused(seconds, kind):
+    with pytest.raises(kind, match="checkpoint_seconds"):
+        Tuning(checkpoint_seconds=seconds)
 
 
 def test_place_that_cannot_be_written_is_refused_before_the_fit(tmp_path):
@@ -296,7 +294,9 @@ def test_place_that_cannot_be_written_is_refused_before_the_fit(tmp_path):
         (tmp_path, InvalidInput),
     ):
         with pytest.raises(error):
-            NMF(4).fit(numbers(), checkpoint=place, callback=lambda _: pytest.fail("computed"))
+            NMF(4).fit(numbers(), checkpoint=place, callback=never)
+    with pytest.raises(TypeError, match="checkpoint=3"):
+        NMF(4).fit(numbers(), checkpoint=3, callback=never)
 
 
 def test_resume_needs_a_checkpoint():
@@ -314,157 +314,31 @@ def test_save_that_fails_leaves_the_checkpoint_before(path, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="no space"):
-        NMF(25, seed=0, tuning=Tuning(checkpoint_seconds=0)).fit(
-            numbers(), resume=True, checkpoint=path
-        )
+        resumed_from(path, numbers(), checkpoint_seconds=0)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
 
-@pytest.fixture
-def handlers():
-    """What is to be there after a fit: two handlers that note the signals they are given."""
-    noted = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, _: noted.append(number))
-    yield noted
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def interrupts():
-    """SIGINT raises KeyboardInterrupt, also where whoever runs the tests has told them to ignore
-    it, as in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def told_in(iteration, number, times=1):
-    def tell(info):
-        for _ in range(times if info.iteration == iteration else 0):
-            signal.raise_signal(number)
-
-    return tell
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork: not here")
+def test_fits_that_are_killed_at_random_moments_end_with_the_same_bits():
+    """Each solver once, each way to read and share the data; `python tests/killed_fits.py 100`
+    does all."""
+    cases = [
+        ("hals", "residual"),
+        ("mu", "streamed"),
+        ("pgd", "normal"),
+        ("anls", "shared-streamed"),
+    ]
+    command = [sys.executable, TESTS / "killed_fits.py", str(len(cases)), *sum(cases, ())]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    for solver, form in cases:
+        assert f"{solver} {form}: 1 kills" in ran.stdout
 
 
 def saved_iterations(path):
     with safetensors.safe_open(path, "pt") as file:
         return len(file.get_tensor("history"))
-
-
-@pytest.mark.usefixtures("interrupts")
-def test_ctrl_c_saves_the_iteration_and_then_interrupts(path):
-    before = signal.getsignal(signal.SIGINT)
-    model = NMF(25, seed=0, max_iter=20, tol=0, checkpoint=path)
-    model.callback = told_in(5, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(numbers())
-    assert saved_iterations(path) == 5
-    assert signal.getsignal(signal.SIGINT) is before
-    assert not model.fitted
-    expected = NMF(25, seed=0, max_iter=20, tol=0)
-    model.callback = None
-    assert_same_fit(model, model.fit(numbers(), resume=True), expected, expected.fit(numbers()))
-
-
-@pytest.mark.usefixtures("interrupts")
-def test_second_ctrl_c_interrupts_at_once(path):
-    model = NMF(25, checkpoint=path, callback=told_in(5, signal.SIGINT, times=2))
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(numbers())
-    assert not path.exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_handler_that_was_there_is_called_after_the_save_and_stays(number, path, handlers):
-    mine = signal.getsignal(number)
-    model = NMF(25, seed=0, max_iter=20, tol=0, checkpoint=path)
-    model.callback = told_in(5, number)
-    model.fit(numbers())
-    assert handlers == [number]
-    assert saved_iterations(path) == 5
-    assert signal.getsignal(number) is mine
-    assert model.fit_info_.iterations == 20
-
-
-def test_signals_are_left_alone_without_a_checkpoint_and_in_other_threads(path, handlers):
-    seen = []
-
-    def look(_):
-        seen.append([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
-
-    expected = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    NMF(4, max_iter=2, tol=0).fit(numbers(), callback=look)
-    model = NMF(4, max_iter=2, tol=0, callback=look, checkpoint=path)
-    thread = threading.Thread(target=model.fit, args=(numbers(),))
-    thread.start()
-    thread.join()
-    assert seen == [expected] * 4
-    assert model.fitted
-
-
-def test_handlers_are_back_after_a_fit_that_failed(path, handlers):
-    expected = signal.getsignal(signal.SIGTERM)
-    left_in(3, path, numbers())
-    assert signal.getsignal(signal.SIGTERM) is expected
-
-
-def in_a_process(code, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=HERE,
-    )
-
-
-LONG_FIT = """
-import signal, sys, torch
-# whoever runs the tests in the background may have told them to ignore it
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.insert(0, ".")
-from test_checkpoint import NMF, numbers
-def tell(info):
-    if info.iteration == 3:
-        print("running", flush=True)
-NMF(25, seed=0, max_iter=10**9, tol=0, checkpoint=sys.argv[1], callback=tell).fit(numbers())
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_process_that_is_told_to_leave_saves_and_leaves_as_it_would_have(number, path):
-    fit = in_a_process(LONG_FIT, path)
-    assert fit.stdout.readline() == "running\n"
-    fit.send_signal(number)
-    try:
-        _, said = fit.communicate(timeout=60)
-    finally:
-        fit.kill()
-    # Python, too, ends an interrupt that nobody caught by the signal itself
-    assert fit.returncode == -number
-    assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
-    saved = saved_iterations(path)
-    assert saved >= 3
-    expected, resumed = (NMF(25, seed=0, max_iter=saved + 5, tol=0) for _ in range(2))
-    resumed.checkpoint = path
-    factors = [F.clone() for F in expected.fit(numbers())]
-    assert_same_fit(resumed, resumed.fit(numbers(), resume=True), expected, factors)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork: not here")
-def test_fits_that_are_killed_at_random_moments_end_with_the_same_bits():
-    """Of every solver in every form and streamed, and two that are shared; `python
-    tests/killed_fits.py 100` does more."""
-    cases = [*CASES, SHARED_CASES[0], SHARED_CASES[-1]]
-    command = [sys.executable, HERE / "killed_fits.py", str(len(cases)), *sum(cases, ())]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    for solver, form in cases:
-        assert f"{solver} {form}: 1 kills" in ran.stdout
 
 
 def test_command_line_saves_and_resumes(tmp_path, monkeypatch, capsys):
@@ -478,7 +352,7 @@ def test_command_line_saves_and_resumes(tmp_path, monkeypatch, capsys):
     assert saved_iterations("c.safetensors") == 12
     Z, D = NMF(25, seed=0, max_iter=12, tol=0).fit(numbers())
     np.testing.assert_array_equal(read_matrix("Z.npy"), Z.numpy())
-    assert torch.equal(load_model("m.safetensors").D, D)
+    assert torch.equal(NMF.load("m.safetensors").D, D)
     assert cli.main([*command.split(), "--resume"]) == 2
     assert "checkpoint" in capsys.readouterr().err
     assert cli.main([*command.split(), "--checkpoint", "m.safetensors"]) == 2
@@ -494,33 +368,40 @@ def streamed(tmp_path, small_budgets):
 
     def model(**options):
         options = {"max_iter": 12, "tol": 0, "seed": 0, "max_memory": "600kB", **options}
-        return NMF(6, **options)
+        return nmf(6, **options)
 
     model.A = tmp_path / "data" / "A.npy"
     return model
 
 
-CODES = ["memory", "file", None]
+def leave_in(iteration, model, A, path, codes, *, resume=False):
+    with pytest.raises(Stopped):
+        model.fit(A, codes=codes, checkpoint=path, resume=resume, callback=stop_in(iteration))
 
 
-def kept_in(codes, tmp_path, name="Z.npy"):
-    return tmp_path / name if codes == "file" else codes
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("codes", CODES)
-def test_streamed_fit_resumes_to_the_same_bits(codes, solver, path, streamed, tmp_path):
+@pytest.mark.parametrize(
+    ("solver", "codes"),
+    [
+        ("hals", "memory"),
+        ("hals", "file"),
+        ("hals", None),
+        ("mu", None),
+        ("pgd", "memory"),
+        ("anls", "file"),
+    ],
+)
+def test_streamed_fit_resumes_to_the_same_bits(solver, codes, path, streamed, tmp_path):
     options = {"solver": solver, "max_iter": 5 if codes is None else 12, "chunk_rows": 430}
     expected = streamed(**options)
-    Z, D = expected.fit(streamed.A, codes=kept_in(codes, tmp_path, "expected.npy"))
+    place = tmp_path / "expected.npy" if codes == "file" else codes
+    Z, D = expected.fit(streamed.A, codes=place)
     assert expected.fit_info_.chunk_rows == 430
-    at = kept_in(codes, tmp_path)
+    place = tmp_path / "Z.npy" if codes == "file" else codes
     for left in (1, 2, 4) if codes is None else (1, 2, 4, 10):
-        model = streamed(checkpoint=path, checkpoint_seconds=0, callback=stop_in(left), **options)
-        with pytest.raises(Stopped):
-            model.fit(streamed.A, codes=at, resume=True)
-    resumed = streamed(checkpoint=path, **options)
-    ends = resumed.fit(streamed.A, codes=at, resume=True)
+        model = streamed(checkpoint_seconds=0, **options)
+        leave_in(left, model, streamed.A, path, place, resume=True)
+    resumed = streamed(**options)
+    ends = resumed.fit(streamed.A, codes=place, checkpoint=path, resume=True)
     assert (ends[0] is None) == (codes is None)
     pairs = (ends, (Z, D)) if codes else (ends[1:], (D,))
     assert_same_fit(resumed, pairs[0], expected, pairs[1])
@@ -532,24 +413,19 @@ def test_streamed_fit_resumes_to_the_same_bits(codes, solver, path, streamed, tm
 def test_streamed_fit_resumes_in_the_chunks_it_had(path, streamed, tmp_path):
     expected = streamed()
     factors = expected.fit(streamed.A, codes=tmp_path / "expected.npy")
-    model = streamed(checkpoint=path, checkpoint_seconds=0, callback=stop_in(5))
-    with pytest.raises(Stopped):
-        model.fit(streamed.A, codes=tmp_path / "Z.npy")
-    resumed = streamed(checkpoint=path, max_memory="800kB")
-    ends = resumed.fit(streamed.A, codes=tmp_path / "Z.npy", resume=True)
+    leave_in(5, streamed(checkpoint_seconds=0), streamed.A, path, tmp_path / "Z.npy")
+    run = {"codes": tmp_path / "Z.npy", "checkpoint": path, "resume": True}
+    resumed = streamed(max_memory="800kB")
+    ends = resumed.fit(streamed.A, **run)
     assert resumed.fit_info_.chunk_rows == expected.fit_info_.chunk_rows
     assert_same_fit(resumed, ends, expected, factors)
     with pytest.raises(InvalidInput, match="give as much max_memory as then"):
-        streamed(checkpoint=path, max_memory="500kB").fit(
-            streamed.A, codes=tmp_path / "Z.npy", resume=True
-        )
+        streamed(max_memory="500kB").fit(streamed.A, **run)
 
 
 @pytest.mark.parametrize("harm", ["cut off", "gone", "foreign"])
 def test_streamed_fit_whose_saved_codes_are_damaged_is_refused(harm, path, streamed, tmp_path):
-    model = streamed(checkpoint=path, checkpoint_seconds=0, callback=stop_in(5))
-    with pytest.raises(Stopped):
-        model.fit(streamed.A, codes=tmp_path / "Z.npy")
+    leave_in(5, streamed(checkpoint_seconds=0), streamed.A, path, tmp_path / "Z.npy")
     (codes,) = tmp_path.glob("fit.codes-*.npy")
     if harm == "cut off":
         codes.write_bytes(codes.read_bytes()[:-8])
@@ -558,22 +434,21 @@ def test_streamed_fit_whose_saved_codes_are_damaged_is_refused(harm, path, strea
     else:
         codes.write_text("something else")
     before = path.read_bytes()
-    model = streamed(checkpoint=path)
+    run = {"codes": tmp_path / "Z.npy", "checkpoint": path, "resume": True}
     with pytest.raises(InvalidInput, match=f"{codes.name}, which cannot be read"):
-        model.fit(streamed.A, codes=tmp_path / "Z.npy", resume=True)
+        streamed().fit(streamed.A, **run)
     assert path.read_bytes() == before
     assert not (tmp_path / "Z.npy").exists()
 
 
 def test_checkpoint_of_a_fit_in_memory_is_not_that_of_a_stream(path, streamed, tmp_path):
     A = np.load(streamed.A)
-    options = {"checkpoint": path, "checkpoint_seconds": 0, "accelerate": "auto"}
-    streamed(max_memory=None, **options).fit(A)
+    streamed(max_memory=None, checkpoint_seconds=0).fit(A, checkpoint=path)
     with pytest.raises(InvalidInput, match="data='in memory' there, 'read in passes' here"):
-        streamed(**options).fit(streamed.A, codes=tmp_path / "Z.npy", resume=True)
+        streamed().fit(streamed.A, codes=tmp_path / "Z.npy", checkpoint=path, resume=True)
 
 
 def test_checkpoint_is_no_shard_of_the_data(streamed):
-    model = streamed(checkpoint=streamed.A.parent / "fit.safetensors")
+    place = streamed.A.parent / "fit.safetensors"
     with pytest.raises(InvalidInput, match=r"is to be written, but .* is read"):
-        model.fit(streamed.A.parent)
+        streamed().fit(streamed.A.parent, checkpoint=place)
