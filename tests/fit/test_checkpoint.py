@@ -83,7 +83,7 @@ def never_left(dtype, **options):
     return model, model.fit(numbers(dtype=dtype))
 
 
-# every solver and form after the first iteration; hals in residual form, which carries its residual,
+# every solver and form after the first iteration; hals in residual form, which carries it,
 # also before it is computed anew, then, and after
 LEFT = [(*case, torch.float32, 2) for case in SOLVERS_AND_FORMS]
 LEFT += [("hals", "residual", torch.float32, left) for left in (5, REFRESH, REFRESH + 1, 19)]
