@@ -26,7 +26,8 @@ def products_in(precision: str | None) -> Iterator[str]:
 
 
 def in_tf32(X: Tensor) -> bool:
-    """Whether products of X are computed in tf32: X is float32, on CUDA, and torch allows it now."""
+    """Whether products of X are computed in tf32: X is float32, on CUDA, and torch allows it
+    now."""
     is_float32 = X.dtype == torch.float32 and X.device.type == "cuda"
     return is_float32 and torch.get_float32_matmul_precision() != "highest"
 

@@ -88,8 +88,8 @@ def _launch(F, Y, X, B, C, step, penalty=(0.0, None)):
 
 
 def pgd_residual_(F, Y, E, B, step, l1=0.0, curvature=None) -> None:
-    """next_F = max(0, Y + length · (B Eᵀ − l1 − curvature ∘ Y)), E = X − Yᵀ B, and next_Y = next_F +
-    momentum · (next_F − F).
+    """next_F = max(0, Y + length · (B Eᵀ − l1 − curvature ∘ Y)), E = X − Yᵀ B, and next_Y = next_F
+    + momentum · (next_F − F).
 
     step: a GradientStep (fastnmf/solvers/pgd.py), of which next_F may be F and next_Y may be Y.
     F, Y, next_F, next_Y, start (K, m), E (m, p), B (K, p), any strides; length a tensor of one

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fits import start_of
 from oracle import problem
 
 from fastnmf import NMF, InvalidInput, Tuning, nnls
@@ -17,7 +18,6 @@ from fastnmf.engine import history, iteration
 from fastnmf.engine.codes import Encoder
 from fastnmf.engine.loop import factorize_
 from fastnmf.engine.state import Method, State, Stopping
-from fastnmf.init.start import start
 from fastnmf.numerics import products_in, round_tf32
 from fastnmf.planning.plan import Plan
 from fastnmf.solvers import half_step, hals, mu, pgd
@@ -195,7 +195,7 @@ def residuals_in_tf32(monkeypatch):
 def by(solver, A, K, iterations, precision="high", form="residual", each=None, saver=None):
     """(Z, D, State) of a run from a drawn start."""
     A = torch.tensor(A, dtype=torch.float32)
-    Z, D = start(A, K, "random", torch.Generator().manual_seed(0))
+    Z, D = start_of(A, K)
     plan = Plan(form, form, 16, 250, 0.0)
     with products_in(precision):
         state = factorized(solver, REFERENCE, A, Z, D, plan, iterations, 0.0, each, saver=saver)

@@ -67,6 +67,7 @@ def operands(
     F, C = ordered(Z.T.clone()), ordered(C)
     R, blank = (C - G @ F).contiguous(), torch.full_like(C, torch.nan)
     delta = torch.full_like(R, torch.nan)
+    to = GradientStep(F, blank, F, step, 0.3, None)
     X = A.bfloat16() if "16-bit" in variant else A
     written = {
         "hals_block_": lambda ops: (ops[name](F, R, G, delta, sums), F, delta),
@@ -74,10 +75,10 @@ def operands(
         "mu_residual_": lambda ops: (ops[name](F, X, W, D, sums, *penalty), F),
         "mu_normal_": lambda ops: (ops[name](F, C, G, blank, sums, *penalty[:1]), blank),
         "pgd_residual_": lambda ops: (
-            ops[name](F, F, A - W, D, GradientStep(F, blank, F, step, 0.3, None), *penalty), F, blank
+            ops[name](F, F, A - W, D, to, *penalty), F, blank
         ),
         "pgd_normal_": lambda ops: (
-            ops[name](F.clone(), F.clone(), C, G, GradientStep(F, blank, F, step, 0.3, None)), F, blank
+            ops[name](F.clone(), F.clone(), C, G, to), F, blank
         ),
     }  # fmt: skip
     return lambda ops: [*written[name](ops)[1:], sums]

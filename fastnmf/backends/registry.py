@@ -1,5 +1,5 @@
-"""Backends: what supplies the operations of a solver, what of it is usable here and why the rest is
-not."""
+"""The backends that supply operations: which are usable here, why the others are not, and the
+choice of one."""
 
 from __future__ import annotations
 
@@ -25,9 +25,20 @@ ENVIRONMENT = "FASTNMF_BACKEND"
 class Backend:
     """A supplier of operations.
 
-    devices: the torch device types it computes on; empty: all. probe() → None when it is usable,
-    else the reason why it is not. load() → its operations, by name; called at first use only.
-    automatic: the device types on which 'auto' may take it; empty: wherever it is usable.
+    Attributes
+    ----------
+    name : str
+        The name that users give.
+    operations : tuple of str
+        Names of the operations that it supplies.
+    devices : tuple of str
+        Types of torch devices that it computes on; empty: all.
+    probe : callable
+        ``probe()``: None if it is usable on this machine, else the reason why not.
+    load : callable
+        ``load()``: its operations by name; called at first use only.
+    automatic : tuple of str
+        Types of devices where backend='auto' may choose it; empty: wherever it is usable.
     """
 
     name: str
@@ -39,11 +50,11 @@ class Backend:
 
     @property
     def reason(self) -> str | None:
-        """Why it is not usable on this machine, or None."""
+        """None if it is usable on this machine, else why not."""
         return self.probe()
 
     def refuses(self, operations: tuple[str, ...], device_type: str) -> str | None:
-        """Why it cannot supply any of these operations on this device type, or None."""
+        """Why it cannot supply any of these operations on a type of device, or None."""
         if operations and not set(operations) & set(self.operations):
             return f"it does not supply {', '.join(operations)}"
         if self.devices and device_type not in self.devices:
@@ -52,11 +63,11 @@ class Backend:
 
 
 def _not_installed(extension: str) -> str | None:
-    """Why an extension cannot be imported, or None."""
+    """Why an extension of fastnmf cannot be imported, or None."""
     try:
         importlib.import_module(f"fastnmf.{extension}")
     except ImportError as error:
-        # setup.py leaves the reason here when it cannot build the extension
+        # setup.py writes the reason here when it cannot build the extension
         left = Path(__file__).parents[1] / f"{extension}.missing"
         return (
             left.read_text().strip()
@@ -76,7 +87,7 @@ def _load_cpp() -> dict[str, Callable]:
     return importlib.import_module("fastnmf.backends.cpp").OPERATIONS
 
 
-# what the extension for CUDA is compiled for at least (setup.py)
+# the lowest compute capability that setup.py compiles the extension for CUDA for
 _CAPABILITY = (8, 0)
 
 
@@ -87,7 +98,7 @@ def _probe_cuda() -> str | None:
     if torch.version.cuda is None:
         return "this torch is not built for CUDA"
     try:
-        # its CUDA is not torch's, and may want a newer driver
+        # its CUDA runtime is not torch's, and may require a newer driver
         count = importlib.import_module("fastnmf._cuda").devices()
     except RuntimeError as error:
         return f"no GPU that it can use ({error})"
@@ -115,7 +126,7 @@ BACKENDS: dict[str, Backend] = {
             ("cpu", *triton.GPUS) if triton.interpreted() else triton.GPUS,
             triton.probe,
             triton.load,
-            # what runs in the interpreter must be asked for
+            # the interpreter is slow: only an explicit request uses it
             automatic=triton.GPUS,
         ),
         Backend("torch", tuple(REFERENCE), (), lambda: None, lambda: REFERENCE),
@@ -125,8 +136,25 @@ BACKENDS: dict[str, Backend] = {
 
 @dataclass(frozen=True)
 class BackendTable:
-    """The backends in order of preference; printed, a table of what is usable here and why the rest
-    is not."""
+    """Show the backends in order of preference: iterate over it, index it by name, or print it.
+
+    Parameters
+    ----------
+    backends : tuple of Backend
+        Each has a name, its operations, its devices and a reason: None if it is usable here, else
+        why not.
+
+    Examples
+    --------
+    >>> from fastnmf import available_backends
+    >>> backends = available_backends()
+    >>> [backend.name for backend in backends]
+    ['cpp', 'cuda', 'triton', 'torch']
+    >>> backends["torch"].reason is None
+    True
+    >>> print(backends)                                                   # doctest: +ELLIPSIS
+    backend  devices    operations ...
+    """
 
     backends: tuple[Backend, ...]
 
@@ -157,20 +185,37 @@ class BackendTable:
 
 
 def available_backends() -> BackendTable:
-    """The table of backends: name, devices, operations, and the reason for each that is not usable
-    here."""
+    """List the backends, and for each whether it is usable here, or why not.
+
+    Returns
+    -------
+    BackendTable
+        One entry for each backend; printed, a table. ``fastnmf info`` prints the same.
+
+    Notes
+    -----
+    ``NMF(backend=…)`` chooses one by name, else the environment variable FASTNMF_BACKEND, else
+    'auto': the first usable one that supplies operations of the solver on the device. `torch`
+    supplies everything everywhere, and what the chosen one leaves out.
+
+    Examples
+    --------
+    >>> from fastnmf import available_backends
+    >>> len(available_backends())
+    4
+    """
     return BackendTable(tuple(BACKENDS.values()))
 
 
 def select(
     operations: tuple[str, ...], device: torch.device, requested: str
 ) -> tuple[str, dict[str, Callable]]:
-    """The name of the backend for these operations on a device, and every operation there is.
+    """The name of the backend for these operations on a device, and all operations by name.
 
     operations: those of a solver (Solver.operations and fused). requested: the argument `backend`;
-    where it is 'auto' the environment variable FASTNMF_BACKEND decides. A backend that was named is
-    taken, or BackendUnavailable is raised; 'auto' takes the first usable one. Operations that a
-    backend does not supply come from `torch`. Raises InvalidInput for an unknown name.
+    where it is 'auto' the environment variable FASTNMF_BACKEND decides. A backend requested by name
+    is used or BackendUnavailable is raised; 'auto' uses the first usable one. Operations that it
+    does not supply come from `torch`. Raises InvalidInput for an unknown name.
     """
     source = "backend"
     if requested == "auto":
@@ -191,8 +236,7 @@ def select(
     else:
         raise BackendUnavailable(
             f"{source}={requested!r} is not usable for {', '.join(operations)} on "
-            f"{device.type}: "
-            f"{_listed(requested, refusals)}"
+            f"{device.type}: {_listed(requested, refusals)}"
         )
     passed_over = {name: why for name, why in refusals.items() if why is not None}
     log.info(

@@ -1,4 +1,4 @@
-"""The operations of every solver in plain torch: the reference, and the fallback everywhere."""
+"""All operations of the solvers in plain torch: the reference, and the fallback on any device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from ..numerics import add_squares_, in_tf32, round_tf32
 from .nnls.reference import nnls_, nnls_on_
 
-# concepts swept one after the other before the rest of the block is updated by a GEMM
+# concepts swept one by one before a GEMM updates the rest of the block
 _INNER = 16
 
 
@@ -42,7 +42,7 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
 
 
 def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
-    """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: so many whole sweeps of few
+    """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: whole sweeps of few
     concepts.
 
     F, C (K, m) with any strides; G (K, K). The rest as for hals_block_. 3 m K² flops a sweep.
@@ -53,22 +53,22 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) 
 
 
 def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
-    """out ← F X, or out + F X where it `adds`; F (K, m), X (m, p), by default Fᵀ. 2 m K p flops."""
+    """out ← F X, or out + F X if adds; F (K, m), X (m, p), None: Fᵀ. 2 m K p flops."""
     out.addmm_(F, F.T if X is None else X, beta=1 if adds else 0)
 
 
 def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
     """F ← F ∘ C / denominator, in place; where the denominator is zero F is left as it is.
 
-    F, C, denominator (s, m). sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². What would be below
-    the least normal number becomes zero. The denominator is zero for a concept with B_k = 0, which
-    may return, and where F is zero and must stay so.
+    F, C, denominator (s, m). sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². Numbers below the
+    smallest normal one become zero. The denominator is zero for a concept with B_k = 0, which may
+    return, and where F is zero and must stay so.
     Source: Lee & Seung, 1999.
     """
     # F ∘ C first: the quotient is bounded by C_k / G_kk, while C / denominator can overflow
     tiny = torch.finfo(F.dtype).tiny
     updated = torch.mul(C, F).div_(denominator.clamp(min=tiny))
-    # subnormal numbers, which processors compute with slowly, become zero
+    # processors compute slowly with subnormal numbers
     updated.masked_fill_(updated < tiny, 0)
     updated = torch.where(denominator > 0, updated, F)
     add_squares_(sums, updated - F, updated)
@@ -118,12 +118,12 @@ def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tens
 
 
 def inverse_or_zero(diagonal: Tensor) -> Tensor:
+    """1 / diagonal, 0 where that is below the smallest normal number."""
     alive = diagonal >= torch.finfo(diagonal.dtype).tiny
     return torch.where(alive, 1 / torch.where(alive, diagonal, 1), 0)
 
 
-# every operation there is, in plain torch: what the backend `torch` supplies, and what a faster one
-# leaves out
+# all operations: those of the backend `torch`, and for the others the ones that they do not supply
 REFERENCE = {
     "hals_block_": hals_block_,
     "hals_sweep_": hals_sweep_,

@@ -1,4 +1,4 @@
-"""The Triton backend: whether its kernels can be used here, and how they are loaded."""
+"""The Triton backend: whether its kernels are usable here, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-# what torch calls the devices that Triton compiles for; AMD's are "cuda", too
+# torch's types of devices that Triton compiles for; those of AMD are "cuda" as well
 GPUS = ("cuda", "xpu")
-# each in the module of kernels/ that its name begins with
+# each is in the module of kernels/ that its name begins with
 OPERATIONS = (
     *("hals_block_", "hals_sweep_"),
     *("mu_normal_", "mu_residual_"),
@@ -21,12 +21,13 @@ OPERATIONS = (
 
 
 def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, on the CPU: for tests and debugging."""
+    """Whether kernels run in Triton's interpreter, on the CPU: for tests and debugging."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 @functools.cache
 def probe() -> str | None:
+    """None if the kernels are usable here, else why not."""
     try:
         importlib.import_module("fastnmf.kernels.hals")
     except ImportError as error:
@@ -39,7 +40,7 @@ def probe() -> str | None:
 
 
 def _probe_interpreter() -> str | None:
-    """By a sweep of one number: Triton 3.6 counts loops by what NumPy 2.4 no longer allows."""
+    """Sweep one number: Triton 3.6 counts loops by a conversion that NumPy 2.4 no longer allows."""
     triton = importlib.import_module("triton")
     F, sums = torch.ones(1, 1), torch.zeros(2, dtype=torch.float64)
     try:

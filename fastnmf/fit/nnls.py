@@ -1,5 +1,10 @@
 """Exact non-negative least squares with a given dictionary: the function fastnmf.nnls."""
 
+# torch's own types are incomplete; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import logging
@@ -36,7 +41,8 @@ def nnls(
     backend: str = "auto",
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, NnlsInfo]:
-    """Solve the non-negative least squares problems min ‖a − z D‖², z ≥ 0, exactly, for all rows of A.
+    """Solve the non-negative least squares problems min ‖a − z D‖², z ≥ 0, exactly, for all rows
+    of A.
 
     It is computed on the device of A.
 

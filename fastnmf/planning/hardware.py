@@ -1,4 +1,4 @@
-"""What a processor or a GPU can do and has free: the Machine of the cost model."""
+"""The Machine of the cost model: the rates of a processor or a GPU, and its free memory."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch import Tensor
 
 from ..numerics import compute_dtype, in_tf32
 
-# concepts swept between two GEMMs, and bytes of a tile of rows with its workspaces: what is tried
+# the candidates of a plan: concepts swept between two GEMMs
 BLOCKS = (64, 128, 256)
-# without a sweep between them only the size of the products counts
+# without a sweep between them only the size of the products matters
 WIDE_BLOCKS = (512, 1024)
+# and bytes of a tile of rows with its workspaces
 TILE_BYTES = tuple(1 << power for power in range(21, 28))
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a half-step runs on: rates in flops and bytes a second, in float32 and for one thread.
+    """Rates of a machine in flops and bytes a second, in float32 and for one thread.
 
-    gemm: products of large matrices. sweep: the block sweep. elementwise: bytes a second of mu's
-    and pgd's updates. near, far: bytes a second of what fits in the cache and of what does not.
-    link, reduce_seconds: bytes a second to other processes, and the time of a sum however small,
-    with the wait for the slowest of them.
-    block_seconds, concept_seconds: the time of the calls, a block and a concept of it. blocks (of
-    solvers that sweep), wide_blocks (of others), tile_bytes: what is tried. The numbers are those
-    of two cores with AVX2; the choice depends on their ratios.
+    gemm: flops of products of large matrices. sweep: flops of the block sweep. elementwise: bytes
+    of the updates of mu and pgd. near, far: bytes of data that fit in the cache, and that do not.
+    link: bytes to other processes. reduce_seconds: the time of the smallest sum over processes,
+    with the wait for the slowest. block_seconds, concept_seconds: the time of the calls for a
+    block, and for each concept in it. blocks (solvers that sweep), wide_blocks (others),
+    tile_bytes: the candidates of a plan. The defaults are those of two cores with AVX2; the choice
+    depends on their ratios.
     """
 
     threads: int = 1
@@ -48,7 +49,7 @@ class Machine:
 
 
 def _cache_bytes() -> int:
-    """The last cache of the first core, or 0 where Linux does not tell."""
+    """The largest cache of the first core, or 0 where Linux does not report it."""
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     try:
         return max((int(size.read_text().strip().rstrip("K")) << 10 for size in sizes), default=0)
@@ -58,9 +59,12 @@ def _cache_bytes() -> int:
 
 @functools.cache
 def machine(threads: int, compiled: bool, wide: bool = False) -> Machine:
-    """This machine, with so many threads; without the compiled sweep every concept takes calls.
-    wide: whether it has AVX-512."""
-    # a virtual machine may be told of a cache that it shares with many
+    """The Machine of this processor.
+
+    compiled: whether the sweep is compiled; else each concept takes calls. wide: whether it has
+    AVX-512.
+    """
+    # a virtual machine may report a cache that it shares with many others
     cache_bytes = min(max(_cache_bytes(), 4 << 20), 16 << 20)
     on = Machine(threads, cache_bytes)
     if wide:
@@ -71,10 +75,10 @@ def machine(threads: int, compiled: bool, wide: bool = False) -> Machine:
     return replace(on, sweep=12e9, elementwise=4e9, concept_seconds=9e-6)
 
 
-# what a product of tiles needs at least to fill a device
+# bytes of tiles: from 256 MB on, products fill a device
 _GPU_TILES = tuple(1 << power for power in range(28, 34))
-# Counted and estimated for one H100 (SXM, 132 processors), not measured: products in tf32 at 80 %
-# of the data sheet, memory at 90 %, a launch of 5 µs, four a block, 400 Gbit/s to others
+# Estimated for one H100 (SXM, 132 processors), not measured: products in tf32 at 80 % of the data
+# sheet, memory at 90 %, 5 µs a launch, four launches a block, 400 Gbit/s to other processes
 H100 = Machine(
     cache_bytes=50 << 20,
     gemm=400e12,
@@ -92,26 +96,26 @@ H100_FLOAT32 = replace(H100, gemm=50e12, sweep=50e12)
 
 
 def machine_of(A: Tensor, backend: str) -> Machine:
-    """The Machine for data A and this backend; a GPU by the number of its processors."""
+    """The Machine for data A and a backend; the rates of a GPU by the number of its processors."""
     if A.device.type != "cuda":
         wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
         return machine(torch.get_num_threads(), backend != "torch", wide)
     on = H100 if in_tf32(A.new_empty(0, dtype=compute_dtype(A))) else H100_FLOAT32
     share = torch.cuda.get_device_properties(A.device).multi_processor_count / 132
-    # without the kernel a concept takes two launches, and reads what is left of its block
+    # without the kernel a concept takes two launches, and reads the rest of its block
     calls = {"concept_seconds": 10e-6, "sweep": 5e12} if backend == "torch" else {}
     rates = {name: getattr(on, name) * share for name in ("gemm", "sweep", "elementwise", "near")}
     return replace(on, **{**rates, **calls})
 
 
 def floor_seconds(A: Tensor, flops: float) -> float:
-    """What an iteration on data A takes on an H100 at least: its flops in float32, or A read
+    """The least time of an iteration on data A on an H100: its flops in float32, or reading A
     twice."""
     return max(flops / H100_FLOAT32.gemm, 2 * A.numel() * A.element_size() / H100_FLOAT32.far)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that torch can still allocate there; None where nobody can tell."""
+    """Bytes that torch can still allocate on a GPU; None on other devices."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)

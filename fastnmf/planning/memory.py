@@ -1,5 +1,5 @@
-"""What fits in memory: the bytes that a call may take, what a fit takes beside its data, the rows of
-a chunk, and the plan whose factors and workspaces fit beside A on a device."""
+"""What fits in memory: the bytes that a call may use, those that a fit needs besides its data, the
+rows of a chunk, and the plan whose factors and workspaces fit beside A on a device."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
-# what products, threads and the allocator take by themselves; 40 to 60 MB were measured
+# bytes of libraries, threads and the allocator; 40 to 60 MB were measured
 _OVERHEAD = 64 << 20
-# of what the system says is available, for others live there too
+# the share of the memory available that a call may use; other programs need some too
 _SHARE = 0.7
-# rows of a chunk: enough for products to be quick, and bytes beyond which they gain nothing, here and
-# on a GPU
+# rows of a chunk from which on products are fast, and bytes beyond which they gain nothing, on a
+# CPU and on a GPU
 LEAST_ROWS = 512
 _MOST_BYTES = 128 << 20
 _MOST_ON_GPU = 4 << 30
-# what allocations lose to rounding and to what cuBLAS keeps
+# the share that is left after rounding of allocations, and the workspaces of cuBLAS
 _USABLE = 0.92
 # bytes of rows that an SVD works on at a time; 1 to 32 MB cost the same on two cores with AVX-512
 WORKSPACE_BYTES = 8 * 2**20
 # columns of the random basis of an SVD beyond K; scikit-learn's number
 OVERSAMPLES = 10
-# rows that are looked at for each concept that is to become one, since some may be alike
+# rows examined for each concept that becomes a row of the data, since some may be similar
 CANDIDATES = 4
 
 
@@ -56,17 +56,17 @@ def bytes_of(max_memory: object) -> int | None:
 
 
 def size_of(bytes_: int) -> str:
-    """Bytes as a reader likes them, rounded up so that it can be given as max_memory."""
+    """Bytes as text, rounded up so that it is valid and enough as max_memory."""
     return f"{-(-bytes_ // 10**6)}MB"
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a fit takes beside its data.
+    """The memory that a fit needs besides its data.
 
-    n, d, K: sizes. itemsize: of what is computed in. codes: where codes are kept: 'memory', 'none',
-    or else a file. start: its name, for its workspaces. of_all: the rows of all processes, where n
-    are those of one.
+    n, d, K: sizes. itemsize: bytes of an entry in computing. codes: where they are stored:
+    'memory', 'none', or else a file. start: its name, for its workspaces. of_all: the rows of all
+    processes, where n are those of one. revives: whether dead concepts are re-initialised.
     """
 
     n: int
@@ -79,23 +79,25 @@ class Needs:
     revives: bool = False
 
     def resident(self, copied: int) -> int:
-        """Bytes when all rows are in memory: the codes, twice for a start and thrice where the fit
-        is accelerated, a residual as large as the data, and the data where they must be copied, so
-        many bytes an entry."""
+        """Bytes if all rows are in memory: two copies of the codes for a start, three where the fit
+        is accelerated, a residual as large as the data, and `copied` bytes for each entry of the
+        data."""
         codes = max(3 * self.K, 2 * self.K + self.d)
         return self._fixed() + self.n * (codes * self.itemsize + self.d * copied)
 
     def streamed(self, rows: int) -> int:
-        """Bytes with so many rows in hand: two chunks of data, the codes of three, and workspaces.
-        Codes in memory beside them."""
+        """Bytes with chunks of this many rows: two chunks of data, the codes of three, workspaces,
+        and the codes of all rows if they are in memory."""
         a_row = 4 * self.d + {"memory": 4, "none": 12}.get(self.codes, 7) * self.K
         kept = self.n * self.K if self.codes == "memory" else 0
         return self._fixed() + (kept + rows * a_row) * self.itemsize
 
     def chunk_rows(self, budget: int, wanted: int | None, asked: bool, gpu: bool = False) -> int:
-        """Rows to have in hand, `wanted` at most; raises InvalidInput that says the least budget
-        that would do. asked: whether the budget was given, or is what is free. gpu: whether they
-        are computed on one."""
+        """Rows of a chunk, `wanted` at most.
+
+        asked: whether the budget was given by max_memory, else it is what is free. gpu: whether
+        chunks are computed on one. Raises InvalidInput with the least budget that is enough.
+        """
         most = min(self.n, wanted or self.n)
         fewest = min(most, LEAST_ROWS)
         if self.streamed(fewest) > budget:
@@ -104,9 +106,10 @@ class Needs:
                 f", of which the codes take {size_of(kept)} (codes='Z.npy' writes them to a file)"
             )
             sizes = f"{self.n:,} rows, {self.d:,} features and {self.K:,} concepts"
+            limit = "max_memory" if asked else "free memory"
             raise InvalidInput(
-                f"{'max_memory' if asked else 'free memory'} of {size_of(budget)} is too little for "
-                f"{sizes}: at least {size_of(self.streamed(fewest))} are needed"
+                f"{limit} of {size_of(budget)} is too little for {sizes}: at least "
+                f"{size_of(self.streamed(fewest))} are needed"
                 + (where if self.codes == "memory" else "")
             )
         a_row = self.streamed(1) - self.streamed(0)
@@ -114,27 +117,27 @@ class Needs:
         return max(fewest, min(most, left // a_row))
 
     def _fixed(self) -> int:
-        """Statistics and dictionaries; and the largest workspace of a start."""
+        """Bytes of statistics and dictionaries, and of the largest workspace of a start."""
         K, d, n = self.K, self.d, self.n
         p = min(self.of_all or n, d)
         svd = 6 * d * (K + OVERSAMPLES) * self.itemsize
         if p <= 4 * (K + OVERSAMPLES):
-            # with fewer rows than features all of them are in memory as well
+            # with fewer rows than features all rows are in memory as well
             svd = 4 * 8 * p * p + (p * (d + p) * self.itemsize if p < d else 0)
         starts = {"nndsvda": svd, "rows": 24 * n, "spread": 64 * n}
         halves = (6 * K * d + 6 * K * K) * self.itemsize
-        # the rows that may become concepts, sorted and compared with each other
+        # rows that may become concepts are sorted and compared with each other
         worst = 4 * min(CANDIDATES * K, self.of_all or n) * d * self.itemsize if self.revives else 0
         return _OVERHEAD + 2 * WORKSPACE_BYTES + halves + max(worst, starts.get(self.start, 0))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The memory that a call may take on a device.
+    """The memory that a call may use on a device.
 
-    K: entries that are computed for each row. codes: where they go: 'memory', 'none', or else a
+    K: entries computed for each row. codes: where they are stored: 'memory', 'none', or else a
     file. asked: bytes by which the process may grow, or None for what is free. chunk_rows: rows of
-    a chunk at most. start, revives: as in Needs. sharing: processes that share what is free.
+    a chunk at most. start, revives: as in Needs. sharing: processes that share the memory.
     """
 
     device: torch.device
@@ -147,17 +150,17 @@ class Budget:
     sharing: int = 1
 
     def holds(self, n: int, d: int, dtype: torch.dtype, copied: int, *, given: bool) -> bool:
-        """Whether all of A (n, d) may be in memory, of which an entry takes `copied` bytes beside
-        what there is. given: whether A is in memory already, in any dtype."""
-        # what is in memory already is used there, as long as nobody asks for less
+        """Whether all of A (n, d) may be in memory, if each entry needs `copied` more bytes. given:
+        whether A is in memory already, in any dtype."""
+        # data in memory are used where they are, unless max_memory limits the copies
         if given and self.asked is None:
             return True
-        # whichever start is taken, it has room
+        # 'auto' may choose the start with the largest workspace
         start = "nndsvda" if self.start == "auto" else self.start
         return self._needs(n, d, dtype, start).resident(copied) <= self._limit()
 
     def rows(self, n: int, d: int, dtype: torch.dtype, of_all: int, most: int | None = None) -> int:
-        """Rows of a chunk of n rows, `most` at most; n of those of all processes."""
+        """Rows of a chunk, `most` at most, of the n rows here, of of_all in all processes."""
         wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
         start = self.start
         if start == "auto":
@@ -166,7 +169,7 @@ class Budget:
         return needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None, gpu=gpu)
 
     def has_room_beside(self, A: Tensor) -> bool:
-        """Whether the device has room for codes, their copies and a residual beside A."""
+        """Whether codes, their copies and a residual fit on the device beside A."""
         free, (n, d) = free_bytes(self.device), A.shape
         return free is None or n * (d + 3 * self.K) * compute_dtype(A).itemsize < 0.8 * free
 
@@ -182,12 +185,12 @@ class Budget:
 
 
 def available() -> int:
-    """Bytes that may be taken where nobody said: a share of what the system has available."""
+    """Bytes that a call may use without max_memory: a share of the memory available."""
     meminfo = Path("/proc/meminfo")
-    told = meminfo.read_text() if meminfo.exists() else ""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", told)
+    text = meminfo.read_text() if meminfo.exists() else ""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
     if found is None:
-        # nobody can tell: as if there were enough
+        # unknown: assume that there is enough
         return 1 << 62
     free = int(found[1]) << 10
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -196,19 +199,14 @@ def available() -> int:
     return int(_SHARE * free)
 
 
-# rows that are looked at for each concept that is to become one, since some may be alike
-CANDIDATES = 4
-log = logging.getLogger(__name__)
-
-
 def plan_beside(
     A: Tensor, problem: Problem, backend: str, tuning: Tuning, free: int | None
 ) -> Plan:
-    """The quickest Plan whose factors and workspaces fit beside A. What A stores in 16 bits is
-    widened in tiles of WIDENED_BYTES at most.
+    """The fastest Plan whose factors and workspaces fit beside A. 16-bit numbers are widened in
+    tiles of WIDENED_BYTES at most.
 
-    free: the bytes that may be used, or None. Raises torch.cuda.OutOfMemoryError, with what would
-    fit, where a chunk_rows that was asked for does not, or nothing does.
+    free: the bytes that may be used, or None. Raises torch.cuda.OutOfMemoryError, with the rows
+    that would fit, if the requested chunk_rows do not fit, or nothing does.
     """
     n, d, on = problem.n, problem.d, machine_of(A, backend)
     wanted, most, widened = tuning.chunk_rows, n, 0
@@ -226,7 +224,7 @@ def plan_beside(
     chosen = choose(problem, on, tuning)
     if free is None or chosen.tile_rows <= rows_that_fit(chosen):
         return chosen
-    # fewer rows at a time, by the plan that suits all of them
+    # fewer rows at a time, by the plan that is best for all rows
     chosen = choose(problem, on, replace(tuning, chunk_rows=most))
     rows = min(most, rows_that_fit(chosen))
     if rows < min(most, wanted or 1):
@@ -243,7 +241,7 @@ def _message(problem: Problem, wanted: int | None, rows: int, whole: int, free: 
     advice = (
         f"chunk_rows={rows} would fit"
         if rows >= 1
-        else "no chunk_rows would: take fewer rows or concepts, or more memory"
+        else "no chunk_rows would: give fewer rows or concepts, or more memory"
     )
     codes = n * K * problem.itemsize
     return (
@@ -253,10 +251,10 @@ def _message(problem: Problem, wanted: int | None, rows: int, whole: int, free: 
 
 
 def needed_bytes(problem: Problem, chosen: Plan) -> tuple[int, int]:
-    """(bytes whatever the tile, bytes for each row of a tile) that a fit takes beside A.
+    """(fixed bytes, bytes for each row of a tile) that a fit needs beside A.
 
     An upper bound for all backends and precisions: both factors, the residual, statistics, and
-    every workspace of the half-steps.
+    all workspaces of the half-steps.
     """
     n, d, K, learns = problem.n, problem.d, problem.K, problem.learns
     s = min(chosen.block, K)
@@ -265,12 +263,12 @@ def needed_bytes(problem: Problem, chosen: Plan) -> tuple[int, int]:
     if "normal" in chosen.form:
         fixed += 3 * K * K
     if chosen.form == "normal" and learns:
-        # what is extrapolated
+        # an extrapolation keeps two copies of the codes
         fixed += 2 * n * K
     if chosen.dictionary == "residual" and learns:
-        # a block of the codes is rounded; others hold a second residual for a moment
+        # one block of the codes is rounded; other solvers need a second residual for a moment
         fixed += n * s + (0 if problem.solver.keeps_residual else n * d)
     a_row = problem.solver.workspace(K, d, s)
     a_row += 3 * K if chosen.codes == "normal" else d
-    # a norm is taken in float64, a part at a time
+    # a norm is computed in float64, a part at a time
     return fixed * problem.itemsize + (1 << 28), a_row * problem.itemsize

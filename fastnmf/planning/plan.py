@@ -1,7 +1,7 @@
-"""The cost model: flops, bytes and calls of a half-step give the form, the block and the tile.
+"""The cost model: it chooses form, block and tile from the flops, bytes and calls of half-steps.
 
-Pure Python: no tensors, no devices. The engine follows a Plan; bench/bench_plan.py compares what it
-predicts with what is measured, and its choice with the best.
+No tensors and no devices here. The engine follows a Plan; bench/bench_plan.py compares predictions
+with measurements, and the choice with the best.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..solvers.half_step import FORMS
 from ..solvers.registry import learner
 from .hardware import BLOCKS, Machine
 
-# iterations that one residual serves, updated and not computed anew, where both halves keep it
+# iterations from one computation of the residual to the next, where both halves update it
 REFRESH = 8
 # rows below which products of matrices become slow, whatever the cache
 _LEAST_ROWS = 512
-# time of inner half-steps by that of what they share: the products with A come twice, for the codes
-# and for the statistics. Solvers may take less from _MANY concepts on
+# time of inner half-steps relative to what they share: two products with A, for the codes and for
+# the statistics. Solvers may choose less from _MANY concepts on
 _SHARE, _MANY = 2.0, 600
 
 
@@ -31,9 +31,9 @@ _SHARE, _MANY = 2.0, 600
 class Problem:
     """What is to be computed: A (n, d), of itemsize bytes an entry, and K concepts by one solver.
 
-    learns: whether the dictionary is updated too. half_steps: of the codes, that one plan serves
-    with the dictionary unchanged. streams: the data are read in every pass and no residual is kept,
-    so the dictionary half is in normal form. processes: how many have as many rows, and share D.
+    learns: whether the dictionary is updated too. half_steps: of the codes, with the same
+    dictionary. streams: whether the data are read in every pass, without a residual, so that the
+    dictionary half is in normal form. processes: how many, with n rows each, share D.
     """
 
     n: int
@@ -54,24 +54,33 @@ class Problem:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What the plan otherwise chooses; None leaves the choice to the plan.
+    """Force what a fit otherwise chooses by itself.
+
+    All default to None, which leaves the choice to the plan. Whatever is forced shows in
+    ``fit_info_``.
 
     Parameters
     ----------
     form : {'normal', 'residual'}, optional
-        How half-steps are computed. The iterates are the same.
+        How half-steps are computed: from products with the data, of K × K entries and more, or from
+        the residual, which needs nothing K × K. The iterates are the same to rounding.
     block : int, optional
-        Concepts updated between two matrix products.
+        Concepts updated between two matrix products, 1 or more.
     chunk_rows : int, optional
-        Rows that are processed at a time, at most.
+        Rows processed at a time, at most; 1 or more.
     precision : {'auto', 'strict'}, optional
-        'auto' (the default) takes tf32 where ``torch.set_float32_matmul_precision`` allows it and
+        'auto' (the default) uses tf32 where ``torch.set_float32_matmul_precision`` allows it and
         it does no harm; 'strict' never does.
     cuda_graph : bool, optional
         True repeats iterations from a CUDA graph or raises; False never does. By default small fits
         on NVIDIA GPUs do. The iterates are the same.
     checkpoint_seconds : float, optional
         Seconds between two checkpoints, at least; 60 by default, 0 saves after each iteration.
+
+    Raises
+    ------
+    InvalidInput, TypeError
+        For a value that is not allowed.
 
     Examples
     --------
@@ -113,11 +122,10 @@ class Candidate(NamedTuple):
 class Plan:
     """How one iteration is computed: a form for either half, concepts in a block, rows in a tile.
 
-    accelerates: whether the factors are extrapolated (engine/acceleration.py). inner: half-steps of
-    the codes, and of the dictionary, in an iteration. splits: whether of several processes each
-    makes the dictionary half at some of the features, and they gather it; else each makes all of
-    it. flops: of an iteration, on average. seconds: what the model predicts for it; not part of
-    what is compared.
+    flops: of an iteration, on average. accelerates: whether the factors are extrapolated
+    (engine/acceleration.py). inner: half-steps of the codes, and of the dictionary, in an
+    iteration. splits: whether each process updates some features of the dictionary and they gather
+    it; else each updates all of it. seconds: predicted for an iteration; not compared by ==.
     """
 
     codes: str
@@ -145,18 +153,18 @@ def half_step_seconds(
     on: Machine,
     times: int = 1,
 ) -> float:
-    """The time of `times` half-steps on the same data, with tiles of that many columns of F."""
+    """The seconds of `times` half-steps on the same data, with tiles of `tile` columns of F."""
     m, p, K, block = size
     work = solver.work(form, size, times)
     narrow = min(block, K)
     tiles, blocks = math.ceil(m / tile), math.ceil(K / narrow)
     single = on.threads * 4 / itemsize
-    # products with a narrow matrix do not reach the rate of large ones
+    # products with a narrow matrix are slower than large ones
     rate = on.gemm * single * narrow / (narrow + 24)
     seconds = work.products / rate + work.swept / (on.sweep * single)
     if work.updated:
         seconds += work.updated * itemsize / (on.elementwise * on.threads)
-    # what every block goes through: the residual, or in normal form all of F
+    # each block reads and writes the residual, or in normal form reads all of F
     passes = times * work.steps
     through = passes * blocks * m * (3 * p if form == "residual" else K) * itemsize
     in_cache = tile * (p if form == "residual" else K) * itemsize <= on.cache_bytes / 2
@@ -166,8 +174,8 @@ def half_step_seconds(
 
 
 def forms_of(solver: Solver, form: str | None) -> tuple[str, ...]:
-    """The forms that a half-step may take where `form` is asked for, or None. Raises InvalidInput
-    for one that the solver does not have."""
+    """The forms to choose from: the one requested, or all of the solver for None. Raises
+    InvalidInput for one that the solver does not have."""
     if form is None:
         return solver.forms
     if form not in solver.forms:
@@ -179,7 +187,7 @@ def forms_of(solver: Solver, form: str | None) -> tuple[str, ...]:
 
 
 def choose(problem: Problem, on: Machine | None = None, tuning: Tuning | None = None) -> Plan:
-    """The quickest Plan; form, chunk_rows and block of the tuning are kept if given.
+    """The fastest Plan; form, chunk_rows and block of the tuning are kept if given.
 
     Raises InvalidInput if the solver, a stream or several processes do not have the form.
     """
@@ -194,8 +202,8 @@ def choose(problem: Problem, on: Machine | None = None, tuning: Tuning | None = 
         streams = True
     if streams and tuning.form == "residual":
         raise InvalidInput(
-            "form='residual' keeps a residual as large as the data, which are streamed here; give "
-            "form=None or 'normal', or more max_memory"
+            "form='residual' keeps a residual as large as the data, which are read in passes here; "
+            "give form=None or 'normal', or more max_memory"
         )
     candidates = _candidates(replace(problem, streams=streams), on, tuning)
     return min((predict(problem, one, on) for one in candidates), key=lambda plan: plan.seconds)
@@ -217,7 +225,7 @@ def _candidates(problem: Problem, on: Machine, tuning: Tuning) -> Iterator[Candi
 
 
 def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -> Plan:
-    """The Plan of a candidate, with its flops and the seconds an iteration should take."""
+    """The Plan of a candidate, with the flops and the predicted seconds of an iteration."""
     on = on or Machine()
     codes, dictionary, block, tile = candidate
     n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
@@ -226,12 +234,12 @@ def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -
     flops = solver.work(codes, size, times).flops
     seconds = half_step_seconds(solver, codes, size, tile, itemsize, on, times)
     if codes == "normal" and problem.learns:
-        # the statistics read A again: from the cache, if the tile is small
-        again = on.near if tile * (d + 2 * K) * itemsize <= on.cache_bytes / 32 else on.far
-        seconds += n * d * itemsize * (1 / on.far + 1 / again) / on.threads
+        # the statistics read A a second time: from the cache, if the tile is small
+        second = on.near if tile * (d + 2 * K) * itemsize <= on.cache_bytes / 32 else on.far
+        seconds += n * d * itemsize * (1 / on.far + 1 / second) / on.threads
     if problem.learns:
-        # with both halves in residual form the second finds the residual fresh, and so do the
-        # codes in all iterations but the first of REFRESH
+        # with both halves in residual form the dictionary half need not compute the residual, nor
+        # the codes in all iterations but the first of REFRESH
         carried = solver.keeps_residual and codes == dictionary == "residual"
         kept = 2 * n * d * K * (2 - 1 / REFRESH) if carried else 0
         by, size = problem.learner, Size(d, n, K, block)
@@ -244,8 +252,8 @@ def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -
 
 
 def _sharing(problem: Problem, dictionary: str, block: int, on: Machine) -> tuple[bool, float]:
-    """Whether processes make the dictionary half at some of the features each, given the statistics
-    of all; and the seconds that it takes to share the fit, less those which that saves."""
+    """Whether each process updates some features of the dictionary, given the statistics of all;
+    and the seconds of the exchange, minus those which that saves."""
     makes = exchange(problem, dictionary, False, block, on)[1]
     processes = problem.processes
     if processes == 1 or dictionary == "residual":
@@ -254,7 +262,7 @@ def _sharing(problem: Problem, dictionary: str, block: int, on: Machine) -> tupl
     size = Size(d, 0, problem.K, block)
     whole = half_step_seconds(by, dictionary, size, d, problem.itemsize, on)
     gathers = exchange(problem, dictionary, True, block, on)[1] - whole * (1 - 1 / processes)
-    # the model does not know how often an exact solver changes its sets
+    # the model cannot predict how often an exact solver changes its sets
     splits = by.exact or gathers < makes
     return splits, gathers if splits else makes
 
@@ -262,8 +270,8 @@ def _sharing(problem: Problem, dictionary: str, block: int, on: Machine) -> tupl
 def exchange(
     problem: Problem, dictionary: str, splits: bool, block: int, on: Machine
 ) -> tuple[int, float]:
-    """Bytes that an iteration sums or gathers over the processes, and their seconds: ZᵀA and ZᵀZ,
-    or in residual form what each block of concepts needs of them; and D.
+    """The bytes that an iteration sums or gathers over the processes, and their seconds: ZᵀA and
+    ZᵀZ, or in residual form the parts of them that each block of concepts needs; and D.
 
     A ring sends what it sums twice, what it gathers once.
     """
@@ -283,13 +291,13 @@ def exchange(
 
 
 def accelerated(plan: Plan, problem: Problem) -> Plan:
-    """The same, accelerated: extrapolated, with as many inner half-steps as what they share is
-    worth; two at least, since extrapolation alone gains little. One in residual form, where they
-    share nothing, and of exact solvers. Solvers may make fewer of many concepts: an iteration then
-    gains less by more of them than they take (docs/notes/acceleration.md).
+    """The plan with extrapolation and inner half-steps: as many as is worth what they share.
 
-    The numbers depend on the sizes alone, so that a fit is the same on every machine and in any
-    tiles. Source: Gillis & Glineur, 2012, with other bounds.
+    At least two, since extrapolation alone gains little; one in residual form, where they share
+    nothing, and for exact solvers. Solvers may choose fewer with many concepts, where more of them
+    gain less than they cost (docs/notes/acceleration.md). The numbers depend on the sizes alone, so
+    that a fit is the same on every machine and in any tiles. Source: Gillis & Glineur (2012), with
+    other bounds.
     """
     n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
     halves = ((problem.solver, plan.codes, n, d, 3), (problem.learner, plan.dictionary, d, n, 6))
@@ -304,15 +312,16 @@ def accelerated(plan: Plan, problem: Problem) -> Plan:
         timed = solver, form, size, m, itemsize, on
         seconds += half_step_seconds(*timed, times) - half_step_seconds(*timed)
     numbers = {"inner": inner, "flops": flops, "seconds": seconds}
-    # whether concepts are scaled, for one, is decided by a dictionary that is the same in all
+    # decisions such as whether to scale concepts need a dictionary that is the same in all
     # processes
     return replace(plan, accelerates=True, splits=plan.dictionary == "normal", **numbers)
 
 
 def _inner(solver: Solver, form: str, size: Size, itemsize: int, most: int) -> int:
-    """Half-steps that share what is computed once: as many more as take _SHARE of its time.
+    """Half-steps that share the products: more of them as long as they take at most _SHARE of the
+    time of what they share.
 
-    size has a fixed block: that of a plan is chosen for its machine.
+    The block of size is fixed: that of a plan is chosen for its machine.
     """
     if form != "normal" or solver.exact:
         return 1
@@ -326,10 +335,10 @@ def _inner(solver: Solver, form: str, size: Size, itemsize: int, most: int) -> i
 def _tiles(
     problem: Problem, codes: str, block: int, on: Machine, chunk_rows: int | None
 ) -> list[int]:
-    """Rows in a tile that are worth trying, the fewest first."""
+    """The candidates for the rows of a tile, the fewest first."""
     n, K = problem.n, problem.K
     all_concepts = codes == "normal" or problem.solver.needs_all_concepts
     width = problem.d + (3 * K if all_concepts else 2 * block)
     limit = min(n, chunk_rows or n)
-    tried = (max(_LEAST_ROWS, size // (width * problem.itemsize)) for size in on.tile_bytes)
-    return sorted({min(limit, rows) for rows in tried})
+    wanted = (max(_LEAST_ROWS, size // (width * problem.itemsize)) for size in on.tile_bytes)
+    return sorted({min(limit, rows) for rows in wanted})

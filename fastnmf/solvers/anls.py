@@ -67,7 +67,7 @@ SOLVER = Solver(
     forms=FORMS,
     device_workspace=workspace_share,
     exact=True,
-    # a column of D takes time that grows with the cube of its support, a third of the concepts: 5 ms
-    # at K = 1,000, 25 ms at 2,000 (one thread, AVX2), so about 0.2 s at 4,000
+    # a column of D takes time that grows with the cube of its support, a third of the concepts: 5
+    # ms at K = 1,000, 25 ms at 2,000 (one thread, AVX2), so about 0.2 s at 4,000
     learns_up_to=4000,
 )

@@ -1,5 +1,5 @@
-"""What half-steps of all solvers share: their data in the two forms, the fixed factor, operations and
-workspaces.
+"""What half-steps of all solvers share: their data in the two forms, the fixed factor, operations
+and workspaces.
 
 A half-step updates F (K, m) with B (K, p) fixed, for data X (m, p). Each solver is in a module of
 its own.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,10 @@ from .penalties import NO_PENALTY, Penalty
 from .working_set import Concepts
 
 FORMS = ("normal", "residual")
-Operations = dict[str, Callable]
+Operations = dict[str, Callable[..., Any]]
 
-# rows for each thread from which reading a tile at a time beats a GEMM, which divides features among
-# the threads too: two tiles. With fewer a GEMM is up to 1.3x faster (AVX-512, d = 2,000 and
+# rows for each thread from which reading a tile at a time beats a GEMM, which divides features
+# among the threads too: two tiles. With fewer a GEMM is up to 1.3x faster (AVX-512, d = 2,000 and
 # 100,000, one thread)
 LEAST_ROWS = 96
 

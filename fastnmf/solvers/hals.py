@@ -1,5 +1,5 @@
-"""Hierarchical alternating least squares (HALS): concepts are updated one after the other, each from
-the new values of those before it.
+"""Hierarchical alternating least squares (HALS): concepts are updated one after the other, each
+from the new values of those before it.
 
 Source: Cichocki & Phan (2009).
 """

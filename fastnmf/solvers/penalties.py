@@ -48,8 +48,8 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Penalties:
-    """The penalties on codes and dictionary: l1 = alpha l1_ratio and l2 = alpha (1 − l1_ratio), times
-    the number of features for the codes, of rows for the dictionary.
+    """The penalties on codes and dictionary: l1 = alpha l1_ratio and l2 = alpha (1 − l1_ratio),
+    times the number of features for the codes, of rows for the dictionary.
 
     unit_norm: concepts have norm 1, and alpha_D is zero. False where there are none. Source of the
     scaling: scikit-learn's NMF.

@@ -134,7 +134,8 @@ def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
 
 
 def momenta(steps: int = 5) -> list[float]:
-    """The momentum of each gradient step of a half-step: (t − 1) / t', t' = (1 + √(1 + 4t²)) / 2."""
+    """The momentum of each gradient step of a half-step: (t − 1) / t', t' = (1 + √(1 + 4t²)) /
+    2."""
     coefficients, t = [], 1.0
     for _ in range(steps):
         following = (1 + (1 + 4 * t * t) ** 0.5) / 2
@@ -157,7 +158,8 @@ def largest_eigenvalue(
     for _ in range(steps):
         v = apply(v / v.max().clamp(min=tiny))
     v = v / v.max().clamp(min=tiny)
-    # a lower limit keeps the quotient meaningful where the power iteration has almost left a concept
+    # a lower limit keeps the quotient meaningful where the power iteration has almost left a
+    # concept
     v = torch.where(diagonal > 0, v.clamp(min=1e-3), 0)
     quotient = torch.where(diagonal > 0, apply(v) / v.clamp(min=tiny), 0)
     bound = torch.minimum(quotient.max(), diagonal.sum())

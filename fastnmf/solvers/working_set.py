@@ -1,5 +1,5 @@
-"""Exact non-negative least squares with many concepts, on working sets: each row is solved on the few
-concepts that it may use, and the set grows until no other concept would lower its error.
+"""Exact non-negative least squares with many concepts, on working sets: each row is solved on the
+few concepts that it may use, and the set grows until no other concept would lower its error.
 
 A round computes the slopes of all concepts from the residual, two products with the fixed factor,
 then solves each row on the concepts that it uses and those with the steepest slopes. Each round

@@ -1,8 +1,7 @@
-"""Exact non-negative least squares, every column of F for itself: the active-set reference in plain
-torch.
+"""Exact non-negative least squares by active sets, in plain torch: the reference.
 
-Lawson & Hanson's method (1974) on the Gram matrix (Bro & de Jong, 1997), many columns at a time.
-Finite at any rank, so K > d is safe."""
+Lawson & Hanson's method (1974) on the Gram matrix (Bro & de Jong, 1997), for many columns at a
+time. It ends at any rank, so K > d is safe."""
 
 from __future__ import annotations
 
@@ -20,9 +19,9 @@ from .result import (
     unit_gram,
 )
 
-# numbers in the largest scratch array
+# entries of the largest scratch array
 _SCRATCH = 1 << 22
-# on a dependent support
+# steps on a dependent support, at most
 _PROXIMAL_STEPS = 20
 
 
@@ -35,13 +34,13 @@ def nnls_(
     warm: bool,
     max_steps: int | None = None,
 ) -> NnlsInfo:
-    """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, every column for itself.
+    """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, each column separately.
 
     F, C (K, m); G (K, K). Computed in float64, to the precision that C and G have. warm: start from
     F, which pays where F is an exact solution of a similar problem; else from zero. A concept with
-    G_kk = 0 is left as it is. max_steps: changes of a column's support at most; None: most_steps(K)
-    in blocks, here ten times that one by one. sums (2,) float64 is increased by ‖Δ‖² and ‖F‖².
-    About m q⁴ / 12 flops for supports of q concepts. Synchronises.
+    G_kk = 0 is left as it is. max_steps: changes of a column's support at most; None: 10
+    most_steps(K), as concepts enter one by one here, not in blocks. sums (2,) float64 is increased
+    by ‖Δ‖² and ‖F‖². About m q⁴ / 12 flops for supports of q concepts. Synchronises.
     """
     G, scale = unit_gram(G)
     G, alive = G.double(), scale > 0
@@ -53,17 +52,17 @@ def nnls_(
         10 * most_steps(K) if max_steps is None else max_steps,
     )
     width = max(1, _SCRATCH // max(K, min(K, 512) ** 2))
-    account = []
+    infos = []
     for first in range(0, m, width):
         part = slice(first, first + width)
         c = torch.where(alive, C[:, part].T.double() / scale, 0)
         x = torch.where(alive, F[:, part].T.double() * scale, 0) if warm else torch.zeros_like(c)
-        account.append(_solve_rows_(x, c, G, alive, *limits))
+        infos.append(_solve_rows_(x, c, G, alive, *limits))
         updated = torch.where(alive[:, None], (x / scale).T.to(F.dtype), F[:, part])
         sums[0] += (updated - F[:, part]).square().sum(dtype=torch.float64)
         sums[1] += updated.square().sum(dtype=torch.float64)
         F[:, part] = updated
-    return NnlsInfo.join(account)
+    return NnlsInfo.join(infos)
 
 
 def nnls_on_(
@@ -78,12 +77,12 @@ def nnls_on_(
 ) -> tuple[NnlsInfo, Tensor]:
     """nnls_ with column i of F restricted to the concepts index[i], −1 behind the last; in place.
 
-    F, C (K, m) of all concepts, of which no others are read or written. unit (K, K) and scale (K,)
-    as unit_gram returns them, or unit (m, q, q) on the concepts of index (m, q) int32. Returns the
-    account and what each column gains: ‖x‖² less its squared residual, (m,) float64. Column by
-    column here.
+    F, C (K, m) have all concepts, but only those of index are read and written. unit (K, K) and
+    scale (K,) as unit_gram returns them, or unit (m, q, q) on the concepts of index (m, q) int32.
+    Returns the info, and the gain of each column, (m,) float64: ‖x‖² minus its squared residual.
+    One column at a time here.
     """
-    accounts = []
+    infos = []
     gain = torch.zeros(F.shape[1], dtype=torch.float64, device=F.device)
     sums = torch.zeros(2, dtype=torch.float64, device=F.device)
     for i, row in enumerate(index.long()):
@@ -93,21 +92,21 @@ def nnls_on_(
         G = torch.where(scale[concepts] > 0, G, 0)
         c, x = C[concepts, i, None] * length, F[concepts, i, None] / length
         x, c = x.to(C.dtype), c.to(C.dtype)
-        accounts.append(nnls_(x, c, G, sums, warm=warm, max_steps=max_steps))
+        infos.append(nnls_(x, c, G, sums, warm=warm, max_steps=max_steps))
         used = scale[concepts] > 0
         F[concepts[used], i] = (x * length).to(F.dtype)[used, 0]
         x, c = x.double(), c.double()
         gain[i] = (x * (2 * c - G.double() @ x)).sum()
-    return NnlsInfo.join(accounts), gain
+    return NnlsInfo.join(infos), gain
 
 
 def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
     """The solution F' (K, m), differentiable with respect to C: on the support P of the solution F,
-    F'_P = G_PP⁻¹ (C_P − l1), l1 the slope of a penalty.
+    F'_P = G_PP⁻¹ (C_P − l1), where l1 is the slope of a penalty.
 
-    Where concepts of P depend on each other F'_P is not unique: the smallest is taken.
+    Where concepts of P depend on each other F'_P is not unique: the smallest is returned.
     """
-    # a concept that G does not see is on no support
+    # a concept with G_kk = 0 is on no support
     passive = ((F.detach() > 0) & (G.diagonal() > 0)[:, None]).T
     index, used = _padded_support(passive)
     gram = _gather_gram(G.double(), index, used)
@@ -119,10 +118,10 @@ def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
 def _solve_rows_(
     x: Tensor, c: Tensor, G: Tensor, alive: Tensor, tolerance, rank_tolerance, max_steps: int
 ) -> NnlsInfo:
-    """Lawson & Hanson for every row of x (r, K) at a time."""
+    """Lawson & Hanson's method for all rows of x (r, K) at a time, in place."""
     passive = x > 0
     everyone = torch.arange(x.shape[0], device=x.device)
-    _settle_(x, passive, everyone, c, G, rank_tolerance)
+    _solve_supports_(x, passive, everyone, c, G, rank_tolerance)
     blocked = (~alive).expand_as(x).clone()
     floor = tolerance * c.amax(1)
     slope = c - x @ G
@@ -138,22 +137,22 @@ def _solve_rows_(
             break
         before_x, before_passive = x[rows], passive[rows]
         passive[rows, entering] = True
-        _settle_(x, passive, rows, c, G, rank_tolerance)
+        _solve_supports_(x, passive, rows, c, G, rank_tolerance)
         slope[rows] = c[rows] - x[rows] @ G
         lower = _objective(x[rows], c[rows], slope[rows])
         better = lower < value[rows] - 1e-15 * value[rows].abs()
-        # no progress, by rounding: step back, and leave the concept out until there is some
+        # no progress, by rounding: step back, and exclude the concept until there is progress
         stuck = rows[~better]
         x[stuck], passive[stuck] = before_x[~better], before_passive[~better]
         slope[stuck] = c[stuck] - x[stuck] @ G
         blocked[stuck, entering[~better]] = True
         blocked[rows[better]] = ~alive
         value[rows[better]] = lower[better]
-    return _account(x, c, slope, rows, tolerance)
+    return _info(x, c, slope, rows, tolerance)
 
 
-def _account(x: Tensor, c: Tensor, slope: Tensor, capped: Tensor, tolerance: float) -> NnlsInfo:
-    """How the rows x ended, of which those named met the cap."""
+def _info(x: Tensor, c: Tensor, slope: Tensor, capped: Tensor, tolerance: float) -> NnlsInfo:
+    """The info of the rows x, given the indices of those that reached the cap."""
     violation = torch.where(x > 0, slope.abs(), slope.clamp(min=0)).amax(1)
     kkt = torch.where(violation > 0, violation / c.amax(1).clamp(min=1e-300), 0)
     status = torch.where(kkt > tolerance, FLOORED, SOLVED).int()
@@ -166,12 +165,14 @@ def _objective(x: Tensor, c: Tensor, slope: Tensor) -> Tensor:
     return -0.5 * (x * (c + slope)).sum(1)
 
 
-def _settle_(x: Tensor, passive: Tensor, rows: Tensor, c: Tensor, G: Tensor, rank_tolerance):
-    """Move the named rows of x to the least squares solution on their support, shrinking it to stay
-    in x ≥ 0.
+def _solve_supports_(
+    x: Tensor, passive: Tensor, rows: Tensor, c: Tensor, G: Tensor, rank_tolerance: float
+) -> None:
+    """Move these rows of x to the least squares solution on their supports, in place; supports
+    shrink so that x ≥ 0.
 
-    Where the support is dependent, by proximal steps (Rockafellar, 1976): the objective falls, and
-    concepts leave until the rest is independent, or what is left to gain is rounding.
+    On a dependent support by proximal steps (Rockafellar, 1976): the objective falls, and concepts
+    leave until the others are independent, or only rounding is left to gain.
     """
     steps = torch.zeros(len(rows), dtype=torch.int, device=x.device)
     while len(rows):
@@ -182,22 +183,24 @@ def _settle_(x: Tensor, passive: Tensor, rows: Tensor, c: Tensor, G: Tensor, ran
         steps += inside
         on = ~inside | (~independent & (steps < _PROXIMAL_STEPS))
         rows, steps, inside, solved, leaving = (
-            of[on] for of in (rows, steps, inside, solved, leaving)
+            values[on] for values in (rows, steps, inside, solved, leaving)
         )
-        here = x[rows]
-        ratio = torch.where(leaving, here / (here - solved).clamp(min=1e-300), torch.inf)
+        before = x[rows]
+        ratio = torch.where(leaving, before / (before - solved).clamp(min=1e-300), torch.inf)
         step = ratio.amin(1, keepdim=True)
-        moved = torch.where(ratio <= step, 0, (here + step * (solved - here)).clamp(min=0))
-        x[rows] = torch.where(inside[:, None], here, moved)
+        moved = torch.where(ratio <= step, 0, (before + step * (solved - before)).clamp(min=0))
+        x[rows] = torch.where(inside[:, None], before, moved)
         passive[rows] &= (ratio > step) | inside[:, None]
 
 
-def _solve_on_support(x: Tensor, passive: Tensor, c: Tensor, G: Tensor, rank_tolerance):
-    """The unconstrained solution on each row's support (r, K), and whether that support is
+def _solve_on_support(
+    x: Tensor, passive: Tensor, c: Tensor, G: Tensor, rank_tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """The unconstrained solution on the support of each row (r, K), and whether that support is
     independent (r,).
 
-    Where it is not: the minimiser with ½ damping ‖· − x‖² added to the objective, damping the first
-    of rank_tolerance · 1, 10, 100, … that rounding leaves definite.
+    Where it is not: the minimiser with ½ damping ‖· − x‖² added to the objective. The damping is
+    the first of rank_tolerance · 1, 10, 100, … with which the Gram matrix is positive definite.
     """
     index, used = _padded_support(passive)
     gram = _gather_gram(G, index, used)
@@ -216,8 +219,8 @@ def _solve_on_support(x: Tensor, passive: Tensor, c: Tensor, G: Tensor, rank_tol
 
 
 def _padded_support(passive: Tensor) -> tuple[Tensor, Tensor]:
-    """The concepts each row uses, padded to the largest number: index (r, q) and which entries
-    count (r, q)."""
+    """The concepts that each row uses, padded to the largest number q: their indices (r, q), and
+    which entries are no padding (r, q)."""
     counts = passive.sum(1)
     q = max(1, int(counts.max())) if len(counts) else 1
     index = passive.to(torch.int8).topk(q, dim=1).indices
@@ -225,6 +228,6 @@ def _padded_support(passive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gather_gram(G: Tensor, index: Tensor, used: Tensor) -> Tensor:
-    """G on each row's support (r, q, q), the identity where it is padded."""
+    """G on the support of each row (r, q, q), the identity where it is padded."""
     gathered = G[index[:, :, None], index[:, None, :]] * (used[:, :, None] & used[:, None, :])
     return gathered + torch.diag_embed((~used).to(G.dtype))

@@ -1,5 +1,5 @@
-"""What the solvers of exact non-negative least squares share: tolerances, unit concepts, and the
-account of every row."""
+"""What all solvers of exact non-negative least squares share: tolerances, unit concepts, and the
+info about each row."""
 
 from __future__ import annotations
 
@@ -8,24 +8,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# a row is solved when no concept's slope, relative to the row's largest, is above this
+# a row is solved when no slope, relative to the largest of the row at zero, is above this
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-# a concept nearer than this, squared, to the span of the passive ones depends on them
+# a concept depends on the passive ones if its squared distance to their span is below this
 RANK_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
-# numbers of a Gram matrix in float64 at a time
-_PIECE = 1 << 22
+# entries of a Gram matrix that are converted to float64 at a time
+_TILE = 1 << 22
 # how a row ended
 SOLVED, CAPPED, FLOORED = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class NnlsInfo:
-    """How every row was solved.
+    """Report how `nnls` solved each row.
 
-    status (n,) int32: SOLVED = 0, no slope above the tolerance; CAPPED = 1, max_steps met; FLOORED
-    = 2, what is left is rounding, or concepts that depend on those in use. kkt (n,) float64: the
-    largest violation of the KKT conditions over the row's largest slope at zero, for unit concepts,
-    as the solver saw it. support (n,) int32: how many concepts the row uses.
+    Attributes
+    ----------
+    status : Tensor (n,), int32
+        0 (solved): no slope above the tolerance, 1e-6 in float32 and 1e-12 in float64. 1 (capped):
+        max_iter was reached; the codes are feasible but not the solution. 2 (floored): only
+        rounding is left, or concepts that depend on those in use.
+    kkt : Tensor (n,), float64
+        The KKT residual: the largest violation of the optimality conditions over the largest slope
+        of the row at zero, for concepts of norm 1, as the solver measured it. 0 is best.
+    support : Tensor (n,), int32
+        How many concepts the row uses, from 0 to min(d, K).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastnmf import nnls
+    >>> Z, info = nnls(torch.eye(3), torch.eye(3), return_info=True)
+    >>> info.support
+    tensor([1, 1, 1], dtype=torch.int32)
+    >>> info.capped
+    0
     """
 
     status: Tensor
@@ -34,12 +51,12 @@ class NnlsInfo:
 
     @property
     def capped(self) -> int:
-        """How many rows met max_steps; their codes are feasible but not the solution."""
+        """How many rows reached the cap; their codes are feasible but not the solution."""
         return int((self.status == CAPPED).sum())
 
     @classmethod
     def join(cls, parts: list[NnlsInfo]) -> NnlsInfo:
-        """The account of all rows from those of pieces, in order."""
+        """The info of all rows from those of parts, in order."""
         fields = ([getattr(part, name) for part in parts] for name in cls.__dataclass_fields__)
         return cls(*(torch.cat(field) for field in fields))
 
@@ -53,27 +70,28 @@ class NnlsInfo:
 
 
 def most_steps(K: int) -> int:
-    """The searches for concepts to enter after which a row of K concepts is given up."""
+    """The searches for entering concepts after which a row of K concepts counts as capped."""
     return 3 * K + 30
 
 
 def workspace_share(total_bytes: int) -> int:
-    """The bytes of a device's memory that the workspaces of exact half-steps may take."""
+    """The bytes of a device's memory that workspaces of exact half-steps may take."""
     return total_bytes // 8
 
 
 def unit_gram(G: Tensor) -> tuple[Tensor, Tensor]:
-    """G of unit concepts, in G's dtype, and 1 over their norms (K,) float64: 0 where G_kk is.
+    """The Gram matrix of unit concepts, in the dtype of G, and 1 over the norms (K,) float64, 0 for
+    zero concepts.
 
-    The test is absolute: a concept is zero or it counts, however small beside the others.
+    A concept is zero or it counts, however small it is relative to the others.
     """
     diagonal = G.diagonal().double()
     alive = diagonal >= torch.finfo(G.dtype).tiny
     scale = torch.where(alive, torch.where(alive, diagonal, 1).rsqrt(), 0)
     if G.dtype == torch.float64:
         return G * scale[:, None] * scale, scale
-    # a factor may be beyond float32 where the product is not
-    parts = max(1, _PIECE // G.shape[0])
+    # a factor may be out of the range of float32 where the product is not
+    parts = max(1, _TILE // G.shape[0])
     unit = torch.empty_like(G)
     for first in range(0, G.shape[0], parts):
         part = slice(first, first + parts)
