@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import ALONE, Processes
-from ..numerics import compute_dtype, squared_norm, wide_pieces, widened
+from ..numerics import compute_dtype, squared_norm, wide_pieces
 from ..planning.memory import Budget
 from .arrays import Expected, read_matrix
 from .prefetch import Prefetcher
@@ -138,8 +138,7 @@ class Data:
         of the codes is kept unless save is False. A chunk is valid until the next one is asked for.
         Codes that are not kept are None."""
         if self._summary is None:
-            for part in row_blocks(self.n, self.chunk_rows):
-                yield part, widened(self.A[part]), None if codes is None else codes.load(part)
+            yield from self._chunks_in_memory(codes)
             return
         chunks = self._read(codes, save)
         # what is in memory need not be waited for
@@ -154,6 +153,17 @@ class Data:
         if waits:
             self._prefetch.settle()
         self.passes += 1
+
+    def _chunks_in_memory(
+        self, codes: Storage | None
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Views, or of 16-bit numbers as many rows as may be widened at a time."""
+        first = 0
+        for rows in self.A.split(self.chunk_rows):
+            for X in wide_pieces(rows):
+                part = slice(first, first + len(X))
+                first = part.stop
+                yield part, X, None if codes is None else codes.load(part)
 
     def tiles(
         self,

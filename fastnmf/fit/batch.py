@@ -23,8 +23,7 @@ from ..engine.cuda_graph import CudaGraph, Recorder, refuses
 from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput
-from ..init import start as in_memory
-from ..init import streamed
+from ..init.start import resolve, start
 from ..numerics import products_in
 from ..planning import hardware
 from ..planning.memory import plan_beside
@@ -123,13 +122,11 @@ class _Fit:
             if found is not None:
                 return found
         plan = self._plan()
-        generator = self.options.generator()
         if data.in_one_piece:
-            Z0, D = in_memory.start(data.A, K, self.options.init, generator)
-            return plan, State(InMemory(_row_major(Z0)), _row_major(D))
+            Z = InMemory(data.like.new_empty(data.n, K))
         codes = None if isinstance(Z, NotKept) else Z
-        generator = generator or data.processes.generator()
-        D = streamed.start(data, codes, K, self.options.init, generator)
+        generator = self.options.generator() or data.processes.generator()
+        D = start(data, codes, K, self.options.init, generator)
         data.processes.broadcast_(D)
         return plan, State(Z, _row_major(D))
 
@@ -194,7 +191,7 @@ class _Fit:
             method,
             measured,
             n=data.n,
-            init=in_memory.resolve(options.init, data.n, data.d, options.nb_concepts),
+            init=resolve(options.init, data.n, data.d, options.nb_concepts),
             seconds=earlier + time.perf_counter() - self.begun,
             chunk_rows=None if data.resident else data.chunk_rows,
             passes=1 if data.resident else data.passes,
@@ -261,7 +258,7 @@ def _storage(
         if not data.resident:
             return file, None
     if data.in_one_piece:
-        # the start makes them
+        # the start allocates them
         return InMemory(torch.empty(0, K, dtype=data.dtype, device=data.device)), file
     return InMemory(torch.empty(shape, dtype=data.dtype, device=data.device)), file
 

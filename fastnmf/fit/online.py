@@ -19,8 +19,7 @@ from ..engine.codes import Encoder
 from ..engine.state import Method
 from ..engine.statistics import Statistics, squared_error
 from ..errors import InvalidInput
-from ..init import start as starts
-from ..init import streamed
+from ..init.start import start
 from ..numerics import products_in, squared_norm, widened
 from ..planning import hardware
 from ..results.info import OnlineInfo
@@ -150,13 +149,10 @@ class _Batch:
         return Learned(D, gram, cross, info) if weight > 0 else Learned(D, info=info)
 
     def _start(self) -> tuple[Storage, Tensor]:
-        data, given = self.data, (self.K, self.options.init)
-        generator = self.options.generator()
-        if data.in_one_piece:
-            Z, D = starts.start(data.A, *given, generator)
-            return InMemory(Z), D
+        data = self.data
         Z = InMemory(data.like.new_empty(data.n_here, self.K))
-        D = streamed.start(data, Z, *given, generator or data.processes.generator())
+        generator = self.options.generator() or data.processes.generator()
+        D = start(data, Z, self.K, self.options.init, generator)
         data.processes.broadcast_(D)
         return Z, D
 

@@ -7,48 +7,61 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from ..numerics import product, widened
+from ..data.dataset import Data
+from ..numerics import wide
+from .svd import tile_rows
 
 # draws between which the distances are brought up to date; k-means‖ finds that few suffice
 ROUNDS = 8
 # of ‖a_i‖²: the weight of a row that points as one does that was taken already
 _LEAST_WEIGHT = 1e-12
-# products of rows with rows in hand
-_IN_HAND = 1 << 22
 
 
-def any_rows(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
-    """The numbers (≤ K,) of rows of A (n, d) drawn without replacement, all alike; none of zeros.
+@torch.no_grad()
+def any_rows(data: Data, K: int, generator: Generator | None = None) -> Tensor:
+    """The numbers (≤ K,) of rows of A drawn without replacement, all alike; none of zeros.
 
     Fewer than K only where A has fewer rows that are not zero.
     """
-    return draw_any(A.any(1).nonzero()[:, 0], K, generator)
-
-
-def draw_any(candidates: Tensor, K: int, generator: Generator | None = None) -> Tensor:
-    """K of these row numbers, all alike."""
+    candidates = _of_rows(data, lambda X: X.amax(1)).nonzero()[:, 0]
     place = candidates.device if generator is None else generator.device
     order = torch.randperm(len(candidates), generator=generator, device=place)
     return candidates[order[:K].to(candidates.device)]
 
 
-def spread_rows(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
+@torch.no_grad()
+def spread_rows(data: Data, K: int, generator: Generator | None = None) -> Tensor:
     """The same, each drawn with a probability in proportion to its squared distance from the rays
     of those drawn in rounds before.
 
     2 n d K flops. Sources: Arthur & Vassilvitskii, 2007 (k-means++); in rounds: Bahmani et al.,
     2012 (k-means‖); without replacement: Efraimidis & Spirakis, 2006.
     """
-    candidates = A.any(1).nonzero()[:, 0]
-    norms = torch.linalg.vector_norm(A[candidates], dim=1, dtype=torch.float64)
+    norms = _of_rows(data, lambda X: torch.linalg.vector_norm(X, dim=1, dtype=wide(X.device)))
+    candidates = norms.nonzero()[:, 0]
+    norms = norms[candidates]
 
     def cosine(drawn: Tensor) -> Tensor:
-        return _cosine(A, candidates, norms, drawn)
+        rays = take_rows(data, candidates[drawn])
+        rays /= norms[drawn, None].to(rays)
+        nearest = _of_rows(data, lambda X: (X @ rays.T).amax(1))
+        return (nearest[candidates] / norms).clamp(max=1)
 
-    return candidates[draw_spread(norms, cosine, K, generator)]
+    return candidates[_draw_spread(norms, cosine, K, generator)]
 
 
-def draw_spread(
+def take_rows(data: Data, numbers: Tensor) -> Tensor:
+    """These rows of A, in this order, widened: a copy."""
+    taken = data.like.new_zeros(len(numbers), data.d)
+    for part, X, _ in data.chunks():
+        first = data.first + part.start
+        here = ((numbers >= first) & (numbers < first + len(X))).nonzero()[:, 0]
+        taken[here] = X[numbers[here] - first]
+    data.processes.sum_(taken)
+    return taken
+
+
+def _draw_spread(
     norms: Tensor, cosine_with: Callable[[Tensor], Tensor], K: int, generator: Generator | None
 ) -> Tensor:
     """Which K of the candidates with these norms are drawn; cosine_with(drawn) is that of each
@@ -72,13 +85,17 @@ def draw_spread(
     return torch.cat(taken) if taken else torch.arange(len(norms), device=norms.device)
 
 
-def _cosine(A: Tensor, candidates: Tensor, norms: Tensor, drawn: Tensor) -> Tensor:
-    """That of each candidate with the nearest row drawn."""
-    rays = widened(A[candidates[drawn]])
-    rays /= norms[drawn, None].to(rays.dtype)
-    pieces = candidates.split(max(1, _IN_HAND // len(drawn)))
-    nearest = torch.cat([product(A[piece], rays.T).amax(1) for piece in pieces])
-    return (nearest.double() / norms).clamp(max=1)
+def _of_rows(data: Data, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """measure(X) (m,) of all rows, in float64. Small results of chunks, kept one by one, would lie
+    between what each chunk takes and gives back, and keep it from being used again."""
+    measured = torch.zeros(data.n, dtype=wide(data.device), device=data.device)
+    for part, X, _ in data.chunks():
+        rows = tile_rows(data.d, 8)
+        for i, tile in enumerate(X.split(rows)):
+            first = data.first + part.start + i * rows
+            measured[first : first + len(tile)] = measure(tile)
+    data.processes.sum_(measured)
+    return measured
 
 
 def _uniform(like: Tensor, generator: Generator | None) -> Tensor:
