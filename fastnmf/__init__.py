@@ -1,7 +1,11 @@
 """fastnmf: non-negative matrix factorization A ≈ Z D, fast from 10 to 10,000 concepts and more.
 
-A drop-in for the class NMF of the package Overcomplete. What takes long to load is loaded at first
-use.
+A drop-in for the class NMF of the package Overcomplete. Modules are loaded at first use.
+
+    from fastnmf import NMF
+
+    nmf = NMF(nb_concepts=20)
+    Z, D = nmf.fit(A)
 """
 
 import importlib
@@ -50,9 +54,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(".files", __name__)
     if name not in _AT_FIRST_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    held = getattr(importlib.import_module(f".{_AT_FIRST_USE[name]}", __name__), name)
-    globals()[name] = held
-    return held
+    value = getattr(importlib.import_module(f".{_AT_FIRST_USE[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m fastnmf`: the command line of `cli.py`."""
+"""`python -m fastnmf`: the command line in `cli/main.py`."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def tolerance(tol: Any) -> float:
     return float(tol)
 
 
-def file(name: str, value: Any) -> str | os.PathLike | None:
+def file(name: str, value: Any) -> str | os.PathLike[str] | None:
     """value, the name of a file or None."""
     if value is not None and not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name}={value!r} must be the name of a file or None")

@@ -168,14 +168,14 @@ class Processes:
                         "; give the same to all processes"
                     )
 
-    def own(self, path: str | os.PathLike) -> Path:
+    def own(self, path: str | os.PathLike[str]) -> Path:
         """The file of this process, beside those of the others."""
         path = Path(path)
         if self.alone:
             return path
         return path.with_name(f"{path.stem}-{self.rank:05d}-of-{self.size:05d}{path.suffix}")
 
-    def of_other_numbers(self, path: str | os.PathLike) -> list[Path]:
+    def of_other_numbers(self, path: str | os.PathLike[str]) -> list[Path]:
         """The files there that another number of processes calls its own."""
         path = Path(path)
         named = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-(\d{{5}}){re.escape(path.suffix)}")

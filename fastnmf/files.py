@@ -1,5 +1,9 @@
 """Matrices in files: read with a clear refusal, written whole or not at all."""
 
+# safetensors has no types; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
 from __future__ import annotations
 
 import os
@@ -18,7 +22,7 @@ from .data.paths import check_output, existing, only_one, refusing_damage, repla
 from .errors import InvalidInput
 
 
-def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
+def read_matrix(path: str | os.PathLike[str]) -> np.ndarray | Tensor:
     """The matrix in a .npy (mapped, not read), .npz, .pt, .pth or .safetensors file, on the CPU.
 
     A file of several arrays must name one of them 'A' or 'arr_0'. Nothing in a file is executed.
@@ -37,7 +41,7 @@ def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
     return matrix
 
 
-def write_matrix(path: str | os.PathLike, matrix: np.ndarray | Tensor) -> None:
+def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> None:
     """Write a matrix as .npy, .npz (named 'A'), .pt, .pth or .safetensors ('A'); see `replacing`.
 
     Raises what `check_output` raises before it writes.

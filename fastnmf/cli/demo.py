@@ -1,6 +1,6 @@
-"""The demo: concepts of a photograph's patches, learned and drawn, and the photograph rebuilt.
+"""The demo: learn concepts of a photograph's patches, draw them, and rebuild the photograph.
 
-Needs the extra `demo`: scikit-learn, which has the photograph, and Pillow, which draws."""
+It needs the extra `demo`: scikit-learn, which has the photograph, and Pillow, which draws."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FIT_ITERATIONS, ENCODE_ITERATIONS = 20, 30
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """How the fit of the patches went, and ‖A − Z D‖ / ‖A‖ of the photograph rebuilt."""
+    """Summary of the fit of the patches, and ‖A − Z D‖ / ‖A‖ of the rebuilt photograph."""
 
     fit: FitInfo
     photograph_error: float
@@ -58,7 +58,7 @@ def learn_photograph(
     device: str = "cpu",
     verbose: bool = False,
 ) -> DemoSummary:
-    """Learn the concepts of a photograph's patches, and write the picture of both to path (.png).
+    """Learn the concepts of a photograph's patches, and write a picture of both to path (.png).
 
     Raises ModuleNotFoundError, saying what to install, without the extra `demo`, and InvalidInput
     for options that cannot be used.
@@ -84,6 +84,8 @@ def learn_photograph(
     shown = D[light.argsort(descending=True)[:SHOWN]].cpu().numpy()
     with replacing(path) as part:
         draw(photograph, join(rebuilt, photograph.shape), shown, error).save(part)
+    assert Z is not None
+    assert nmf.fit_info_ is not None
     return DemoSummary(nmf.fit_info_, error)
 
 
@@ -105,7 +107,7 @@ def load_photograph() -> np.ndarray:
 
 
 def draw_patches(photograph: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
-    """A (n, d): patches from anywhere, drawn in proportion to their contrast; half of it is sky."""
+    """A (n, d): patches drawn in proportion to their contrast, since half of the picture is sky."""
     windows = np.lib.stride_tricks.sliding_window_view
     contrast = windows(photograph.mean(2), (PATCH, PATCH)).std((2, 3))
     chosen = random.choice(contrast.size, n, p=contrast.ravel() / contrast.sum())
@@ -116,7 +118,7 @@ def draw_patches(photograph: np.ndarray, n: int, random: np.random.Generator) ->
 def start_from_patches(
     A: np.ndarray, concepts: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(Z0, D0): some of the patches as concepts, and every patch coded by the one most like it."""
+    """(Z0, D0): some patches as concepts, and each patch coded by the most similar concept."""
     D = A[random.permutation(len(A))[:concepts]]
     norms = np.linalg.norm(D, axis=1)
     likeness = A @ (D / norms[:, None]).T
@@ -136,17 +138,15 @@ def cut(photograph: np.ndarray) -> np.ndarray:
 
 
 def join(tiles: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """The photograph that `cut` gives these tiles of."""
+    """The photograph of which `cut` gives these tiles."""
     h, w, _ = shape
     tiles = tiles.reshape(h // PATCH, w // PATCH, PATCH, PATCH, 3)
     return tiles.transpose(0, 2, 1, 3, 4).reshape(shape)
 
 
 def draw(photograph: np.ndarray, rebuilt: np.ndarray, D: np.ndarray, error: float) -> Image:
-    """The photograph beside what was rebuilt of it, and the concepts (K, d) below.
-
-    Every concept is as bright as it can be.
-    """
+    """The photograph beside its reconstruction, and the concepts (K, d) below, each scaled to full
+    brightness."""
     from PIL import Image, ImageDraw, ImageFont
 
     cell = PATCH * SCALE + GAP

@@ -4,6 +4,7 @@ What a command needs is imported when it runs."""
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for a user's error; 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         # an encoding without × must not end a fit that went well
-        stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = parser_of(COMMANDS).parse_args(argv)
     try:
         if arguments.run is not _fit:
@@ -114,7 +116,7 @@ def _fit_by(arguments: argparse.Namespace, processes: Processes) -> None:
     Z, _ = nmf.fit(_matrix(arguments.A, processes), **run, **into)
     if processes.rank == 0:
         nmf.save(arguments.out)
-    if own and not _streams(own):
+    if own and Z is not None and not _streams(own):
         write_matrix(own, Z)
     if not arguments.quiet:
         print(nmf.fit_info_, f"{'model:':<16}{_with_size(arguments.out)}", sep="\n")
@@ -238,7 +240,7 @@ def _streams(path: Path) -> bool:
     return path.suffix == ".npy"
 
 
-def _streamed_into(option: str, path: Path | None) -> dict[str, Path]:
+def _streamed_into(option: str, path: Path | None) -> dict[str, Any]:
     """The option by which a .npy file is written as it is computed."""
     return {option: path} if path is not None and _streams(path) else {}
 

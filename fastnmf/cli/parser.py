@@ -106,7 +106,7 @@ def _add_report(report: argparse.ArgumentParser) -> None:
 def _add_matrix(command: argparse.ArgumentParser, name: str, what: str) -> None:
     several = "several .npy or .safetensors files, or a folder of them, are its rows in order"
     command.add_argument(name, type=Path, nargs="+", help=f"file of {what}; {several}")
-    help = "bytes to use, such as 2GB or 512MiB; what does not fit is read in passes; default: all free"
+    help = "bytes to use, such as 2GB or 512MiB; more is read in passes; default: what is free"
     command.add_argument("--max-memory", metavar="SIZE", help=help)
 
 

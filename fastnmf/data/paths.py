@@ -1,5 +1,5 @@
-"""Names of files: checked with a clear refusal, and replaced whole or not at all. What the files
-hold is known to files.py and shards.py."""
+"""Names of files: checked, with messages that say what is wrong, and replaced atomically. Their
+formats are in files.py and shards.py."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import safetensors
 
 from ..errors import InvalidInput
 
-# what NumPy, torch and safetensors raise for files that are damaged, by experiment
+# what NumPy, torch and safetensors raise for damaged files, by experiment
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
 TEXT_ERRORS = (ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
 UNREADABLE = (RuntimeError, AssertionError, safetensors.SafetensorError, *ZIP_ERRORS, *TEXT_ERRORS)
 
 
-def check_output(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
-    """The file that path names (links followed), after checking that it can be written.
+def check_output(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:
+    """Return the file that path names, links followed, after checking that it can be written.
 
-    Raises InvalidInput for an unknown suffix or a folder, FileNotFoundError when its folder does
-    not exist, PermissionError when it may not be written.
+    Raises InvalidInput for an unknown suffix or a folder, FileNotFoundError if its folder does not
+    exist, PermissionError if it may not be written.
     """
     path = Path(os.path.realpath(path))
     check_name(path, suffixes)
@@ -42,11 +42,11 @@ def check_output(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
 
 @contextmanager
 def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """Give the name of a file to write beside path, or in a folder of the same disk, and put it in
-    the place of path at the end.
+    """Yield the name of a file to write beside path, or in a folder on the same disk; at the end it
+    replaces path.
 
-    The file that was there is replaced at once, by a whole file on the disk, or is left as it was
-    when anything is raised; no half-written file stays. The name keeps the suffix of path.
+    The old file is replaced in one step, by a complete file on the disk, or stays as it was if
+    anything is raised; no half-written file stays. The name has the suffix of path.
     """
     part = (folder or path.parent) / f".fastnmf-{secrets.token_hex(4)}{path.suffix}"
     try:
@@ -64,8 +64,8 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def folder_of(path: Path) -> Iterator[Path]:
-    """A new folder beside path for what is being written, removed at the end; what was in it was
-    left by a process that was killed, and is removed too. For files that one process writes."""
+    """A new folder beside path for a file being written, removed at the end. What a killed process
+    left in it is removed at the beginning, so only one process may write the file."""
     remove_part(path)
     folder = _part(path)
     folder.mkdir()
@@ -76,7 +76,7 @@ def folder_of(path: Path) -> Iterator[Path]:
 
 
 def remove_part(path: Path) -> None:
-    """Remove what a process that was killed left of this file, if there is anything."""
+    """Remove what a killed process left of this file, if anything."""
     shutil.rmtree(_part(path), ignore_errors=True)
 
 
@@ -84,7 +84,8 @@ def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def existing(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
+def existing(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:
+    """path, which must exist and have one of the suffixes. Raises FileNotFoundError or InvalidInput."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
@@ -93,6 +94,7 @@ def existing(path: str | os.PathLike, suffixes: Iterable[str]) -> Path:
 
 
 def check_name(path: Path, suffixes: Iterable[str]) -> None:
+    """Raise InvalidInput for a folder, or another suffix than these."""
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder; give the name of a file")
     if path.suffix not in suffixes:
@@ -100,16 +102,17 @@ def check_name(path: Path, suffixes: Iterable[str]) -> None:
 
 
 def only_one(path: Path, names: list[str]) -> str:
-    """The name of the one matrix among these."""
+    """The name of the one matrix in the file; of several, 'A' or 'arr_0'. Raises InvalidInput."""
     chosen = names if len(names) == 1 else [name for name in ("A", "arr_0") if name in names]
     if not chosen:
-        held = f"holds {', '.join(sorted(names))}" if names else "holds no array"
-        raise InvalidInput(f"{path} {held}; it must hold one array, or one named 'A'")
+        found = f"holds {', '.join(sorted(names))}" if names else "holds no array"
+        raise InvalidInput(f"{path} {found}; it must hold one array, or one named 'A'")
     return chosen[0]
 
 
 @contextmanager
 def refusing_damage(path: Path) -> Iterator[None]:
+    """Turn what libraries raise for a damaged file into InvalidInput."""
     try:
         yield
     except InvalidInput:

@@ -1,4 +1,4 @@
-"""Matrices whose rows are read a few at a time, any number of times: files, memory maps, arrays."""
+"""Matrices whose rows are read some at a time, any number of times: files, memory maps, arrays."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from .arrays import as_matrix, two_dimensional
 from .paths import existing, only_one, refusing_damage
 
 SUFFIXES = (".npy", ".safetensors")
-# what NumPy calls the numbers of a .safetensors file; it knows no bfloat16
+# the NumPy dtypes of a .safetensors file; bfloat16, which NumPy lacks, is read as its bits
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
 _NUMBERS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows (n, d) that lie together. name: what messages call them. dtype: float32 or float64, to
-    compute in. read(start, stop): these rows as they are stored, a copy or a view.
+    """Rows (n, d) of one file or array.
+
+    name: what messages call them. dtype: float32 or float64, to compute in. read(start, stop):
+    these rows as they are stored, a copy or a view.
     """
 
     name: str
@@ -39,26 +41,26 @@ class Shard:
     read: Callable[[int, int], Part]
 
     def part(self, start: int, stop: int) -> Shard:
-        """Rows start to stop of it, which count from 0."""
+        """Its rows from start to stop as a shard."""
         shape = stop - start, self.shape[1]
         return Shard(self.name, shape, self.dtype, lambda i, j: self.read(start + i, start + j))
 
 
-def paths_of(A: Any) -> Sequence[str | os.PathLike] | None:
-    """The paths that A is or holds; None where it is something else."""
+def paths_of(A: Any) -> Sequence[str | os.PathLike[str]] | None:
+    """The paths that A is, or a list of them contains; None for another input."""
     if isinstance(A, str | os.PathLike):
         return [A]
     listed = isinstance(A, list | tuple) and A and all(isinstance(x, str | os.PathLike) for x in A)
     return A if listed else None
 
 
-def open_paths(paths: Sequence[str | os.PathLike], *, empty: bool = False) -> tuple[Shard, ...]:
+def open_paths(paths: Sequence[str | os.PathLike[str]], *, empty: bool = False) -> tuple[Shard, ...]:
     """The shards in these files, in this order; a folder stands for its .npy and .safetensors
     files, sorted by name.
 
-    Nothing but headers is read. empty: a folder without files has no rows. Raises
-    FileNotFoundError, or InvalidInput for another empty folder and for a file that holds no matrix
-    of real numbers.
+    Only headers are read. empty: whether folders without files are allowed, as no rows. Raises
+    FileNotFoundError, or InvalidInput for an empty folder and for a file that holds no matrix of
+    real numbers.
     """
     files = [path for given in paths for path in _files(Path(given), empty)]
     if not files:
@@ -67,8 +69,8 @@ def open_paths(paths: Sequence[str | os.PathLike], *, empty: bool = False) -> tu
 
 
 def in_memory(matrix: Part, name: str) -> Shard:
-    """The Shard of a tensor or array that rows.as_matrix gave; the pages of a memory map are let go
-    once they are read."""
+    """The Shard of a result of arrays.as_matrix; pages of a memory map are released once they are
+    read."""
     matrix = two_dimensional(matrix, name)
     read = _mapped(matrix) if isinstance(matrix, np.memmap) else lambda i, j: matrix[i:j]
     return Shard(name, tuple(matrix.shape), compute_dtype(matrix), read)
@@ -78,8 +80,8 @@ def _files(path: Path, empty: bool) -> Iterator[Path]:
     if not path.is_dir():
         yield existing(path, SUFFIXES)
         return
-    held = (file for file in path.iterdir() if not file.name.startswith("."))
-    shards = sorted((file for file in held if file.suffix in SUFFIXES), key=lambda file: file.name)
+    files = (file for file in path.iterdir() if not file.name.startswith("."))
+    shards = sorted((file for file in files if file.suffix in SUFFIXES), key=lambda file: file.name)
     if not shards and not empty:
         raise InvalidInput(f"the folder {path} holds no shards; they end in {', '.join(SUFFIXES)}")
     yield from shards
@@ -96,7 +98,7 @@ def _open_npy(path: Path) -> Shard:
         header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
         shape, _, dtype = header[version[0]](file)
         offset = file.tell()
-    # a map of no bytes cannot be made
+    # a file without entries cannot be mapped
     filled = math.prod(shape) > 0
     array = np.lib.format.open_memmap(path, mode="r") if filled else np.empty(shape, dtype)
     shard = in_memory(as_matrix(array, str(path)), str(path))
@@ -105,9 +107,9 @@ def _open_npy(path: Path) -> Shard:
 
 
 def _open_safetensors(path: Path) -> Shard:
-    # what opens it has checked the header
-    with safetensors.safe_open(path, framework="pt") as held:
-        name = only_one(path, list(held.keys()))
+    # safe_open checks the header
+    with safetensors.safe_open(path, framework="pt") as file:
+        name = only_one(path, list(file.keys()))
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         entry = json.loads(file.read(length))[name]
@@ -125,7 +127,8 @@ def _bfloat16(read: Callable[[int, int], np.ndarray]) -> Callable[[int, int], Pa
 
 
 def _raw(path: Path, offset: int, width: int, dtype: np.dtype) -> Callable[[int, int], np.ndarray]:
-    """Read rows by the system's calls: the pages of a map would count as memory of the process."""
+    """A function that reads rows by system calls: pages of a map would count as the memory of the
+    process."""
 
     def read(start: int, stop: int) -> np.ndarray:
         count, before = (stop - start) * width, start * width * dtype.itemsize
@@ -141,12 +144,12 @@ def _mapped(array: np.memmap) -> Callable[[int, int], np.ndarray]:
     place = array
     while place is not None and not isinstance(place, mmap.mmap):
         place = getattr(place, "base", None)
-    # what was written into a private map is nowhere else
-    lets_go = place is not None and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED")
+    # changes of a copy-on-write map exist only in memory
+    releases = place is not None and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED")
 
     def read(start: int, stop: int) -> np.ndarray:
         numbers = np.array(array[start:stop], order="C")
-        if lets_go:
+        if releases:
             place.madvise(mmap.MADV_DONTNEED)
         return numbers
 

@@ -166,7 +166,7 @@ def written(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[
         yield OnDisk(part, str(path), shape, dtype, offset)
 
 
-def output(path: str | os.PathLike) -> Path:
+def output(path: str | os.PathLike[str]) -> Path:
     """The .npy file to write to; raises what `check_output` raises."""
     return check_output(path, (".npy",))
 

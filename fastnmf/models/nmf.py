@@ -1,10 +1,14 @@
 """NMF: the class that users see, a torch module with Overcomplete's interface."""
 
+# torch's own types are incomplete; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -27,7 +31,7 @@ from ..solvers.registry import SOLVERS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# what scikit-learn's users may look for, and what it is here
+# names that users of scikit-learn look for, and what they are here
 _HINTS = {
     "transform": "encode(A)",
     "fit_transform": "fit(A), which returns (Z, D)",
@@ -41,58 +45,66 @@ _HINTS = {
 class NMF(nn.Module):
     """Non-negative matrix factorization A ≈ Z D, with codes Z ≥ 0 and a dictionary D ≥ 0.
 
-    A (n, d) holds n rows of d features, Z (n, K) a code for each row, D (K, d) one *concept* (a
-    component, in scikit-learn's words) in each row. `fit` minimises
+    A (n, d) holds n rows of d features. Z (n, K) holds a code for each row, D (K, d) one *concept*
+    in each row. In scikit-learn's words, a concept is a component, D is ``components_`` and Z is
+    what ``fit_transform`` returns. `fit` minimises::
 
-        ½ ‖A − Z D‖² + alpha_Z d P(Z) + alpha_D n P(D),
-        P(F) = l1_ratio Σ F + ½ (1 − l1_ratio) ‖F‖²,
+        ½ ‖A − Z D‖² + alpha_Z d P(Z) + alpha_D n P(D)
+        P(F) = l1_ratio Σ F + ½ (1 − l1_ratio) ‖F‖²
 
-    with the scaling of scikit-learn's NMF (alpha_W, alpha_H). The interface is that of Overcomplete's
-    NMF; options beyond it are given by name.
+    Penalties are scaled as in scikit-learn, whose names are ``alpha_W`` and ``alpha_H``. The
+    interface is that of Overcomplete's NMF. Options beyond it are given by name.
 
     Parameters
     ----------
     nb_concepts : int
-        K, the number of concepts, from 1 to any number; K > d is fine.
+        K, the number of concepts (scikit-learn: ``n_components``), at least 1. It may be more than
+        n or d.
     device : str or torch.device, default 'cpu'
-        Where to compute, and to keep D; follows ``.to()``.
+        Where to compute and to keep D. It follows ``.to()``.
     solver : {'hals', 'mu', 'pgd', 'anls'}, default 'hals'
-        The method of the half-steps: hierarchical alternating least squares, multiplicative
-        updates, projected gradient with momentum, or exact non-negative least squares.
+        Method of the half-steps: hierarchical alternating least squares (scikit-learn: ``'cd'``),
+        multiplicative updates, projected gradient with momentum, or exact non-negative least
+        squares.
     tol : float, default 1e-4
-        Stop when ‖ΔZ‖ ≤ tol ‖Z‖ in an iteration (or see `stop`); 0 never stops early.
+        Relative change at which a fit stops, see `stop`. 0 never stops early.
     verbose : bool, default False
-        Show a bar with iteration, relative change and relative error.
+        Show a progress bar with iteration, relative change and relative error.
     max_iter : int, optional
-        Iterations of `fit`, at most; 500 by default.
+        Largest number of iterations of `fit`, at least 0; by default 500.
     init : {'auto', 'random', 'nndsvda', 'rows', 'spread'} or (Z0, D0), default 'auto'
-        The start: 'auto' is 'nndsvda' if K ≤ min(n, d), else 'random'; 'rows' and 'spread' take
-        rows of A as concepts, any or such as differ. All are scaled to the data. A pair is taken as
-        it is.
+        The start. 'auto' is 'nndsvda' if K ≤ min(n, d), else 'random'. 'rows' and 'spread' take
+        rows of A as concepts: any rows, or rows that differ from each other. These starts are
+        scaled to A; a pair is used as it is.
     seed : int, optional
-        The same seed gives the same bits every time; by default torch's global generator draws.
-    alpha_Z, alpha_D : float, default 0 and 'same'
-        Weights of the penalties, at least 0; 'same' is alpha_Z, or 0 with `unit_norm`.
-    l1_ratio : float, default 0
-        Share of the penalty that is l1, from 0 to 1.
+        Seed of random numbers (scikit-learn: ``random_state``), at least 0. The same seed gives the
+        same bits every time. By default torch's global generator draws.
+    alpha_Z : float, default 0.0
+        Weight of the penalty on the codes, at least 0.
+    alpha_D : float or 'same', default 'same'
+        Weight of the penalty on the dictionary, at least 0. 'same' is alpha_Z, or 0 with
+        `unit_norm`.
+    l1_ratio : float, default 0.0
+        Share of the penalties that is l1, from 0 to 1.
     unit_norm : bool, default False
         Keep concepts at Euclidean norm 1 and their scale in Z, so that a penalty on the codes alone
-        is meaningful.
+        has a minimum.
     accelerate : bool or 'auto', default 'auto'
-        True extrapolates the factors over iterations of several half-steps; 'auto' does where it
-        pays and neither a start nor a form is given; False gives the iterates of the plain loop.
+        True extrapolates the factors between iterations of several half-steps. 'auto' does so where
+        it pays, if neither a pair (Z0, D0) nor ``Tuning.form`` is given. False gives the iterates
+        of the plain loop.
     revive : bool, default False
-        Give concepts that are dead, or near-duplicates of others, the rows of A that are explained
-        worst, where that lowers the objective.
+        Re-initialise dead concepts and near-duplicates from the rows of A that are explained worst,
+        where that lowers the objective.
     stop : {'codes', 'error'}, default 'codes'
-        What must change by no more than `tol`: the codes, ‖ΔZ‖ ≤ tol ‖Z‖, or the error over 10
-        iterations.
+        What must change by at most `tol`: the codes, ‖ΔZ‖ ≤ tol ‖Z‖; or the relative error (with
+        penalties, the objective) over 10 iterations.
     backend : str, default 'auto'
-        The supplier of operations, see `fastnmf.available_backends`; one that is named must be
-        usable.
+        What supplies the operations, see `fastnmf.available_backends`. A backend that is named is
+        used, or raises.
     max_memory : int or str, optional
-        Bytes, or for example '2GB' or '512MiB', by which the process may grow; data that do not fit
-        are read in passes. By default what is free.
+        Bytes by which the process may grow, such as '2GB' or '512MiB'; by default the memory that
+        is free. Data that do not fit are read in passes.
     distributed : bool, default False
         Share `fit` and `partial_fit` between the processes of torch.distributed's default group,
         each of which gives rows of its own.
@@ -103,25 +115,30 @@ class NMF(nn.Module):
     Attributes
     ----------
     D : Tensor (K, d) or None
-        The dictionary; a buffer of the module. None before `fit`.
+        The dictionary, a buffer of the module. None before `fit`.
     fitted : bool
         Whether there is a dictionary.
     fit_info_ : FitInfo or None
-        The summary of the last `fit`; print it.
+        Summary of the last `fit`. Print it.
     online_info_ : OnlineInfo or None
-        The summary of `partial_fit` so far.
+        Summary of `partial_fit` so far. Print it.
 
     Raises
     ------
     InvalidInput
-        (a ValueError) For an option value that cannot be used.
+        For an option value that cannot be used. It is a ValueError.
     TypeError
         For an option of the wrong type, or one that does not exist.
 
+    See Also
+    --------
+    fastnmf.nnls : Exact codes for a given dictionary, of any signs.
+    fastnmf.Tuning : How a fit is computed.
+
     Notes
     -----
-    Solvers and their sources are described in docs/solvers.md, starts in docs/starts.md. Penalties
-    and unit_norm have no accelerate=True and no partial_fit.
+    There is no ``transform``: use `encode`. Penalties and `unit_norm` do not go together with
+    ``accelerate=True`` or with `partial_fit`.
 
     References
     ----------
@@ -139,11 +156,17 @@ class NMF(nn.Module):
     >>> Z, D = nmf.fit(A)
     >>> Z.shape, D.shape
     (torch.Size([100, 3]), torch.Size([3, 8]))
+    >>> nmf.fit_info_.converged
+    True
     >>> nmf.encode(A[:2]).shape
     torch.Size([2, 3])
     """
 
     _SOLVERS = SOLVERS
+
+    D: Tensor | None
+    _gram: Tensor | None
+    _cross: Tensor | None
 
     def __init__(
         self,
@@ -180,7 +203,7 @@ class NMF(nn.Module):
         self.online_info_: OnlineInfo | None = None
         self._fitted_info: dict[str, Any] = {}
         self.register_buffer("D", None)
-        # what online learning has left, beside D: moved, copied and pickled with the model
+        # statistics of online learning: moved, copied and pickled with the model
         self.register_buffer("_gram", None, persistent=False)
         self.register_buffer("_cross", None, persistent=False)
 
@@ -189,10 +212,10 @@ class NMF(nn.Module):
         A: Any,
         max_iter: int | None = None,
         *,
-        codes: str | os.PathLike | None = "memory",
+        codes: str | os.PathLike[str] | None = "memory",
         callback: Callback | None = None,
         max_seconds: float | None = None,
-        checkpoint: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
         **unknown: Any,
     ) -> tuple[Tensor | None, Tensor]:
@@ -201,26 +224,27 @@ class NMF(nn.Module):
         Parameters
         ----------
         A : (n, d), non-negative
-            A tensor, an array or memory map; the path of a .npy or .safetensors file, of a folder
-            of them, or a list of paths; a DataLoader, or an iterable of batches. What does not fit
-            in memory is read in every iteration. float64 is computed in float64, all else in
+            A tensor, an array or a memory map; the path of a .npy or .safetensors file, of a folder
+            of them, or a list of paths; a DataLoader, or an iterable of batches. Data that do not
+            fit in memory are read in every iteration. float64 is computed in float64, all else in
             float32.
         max_iter : int, optional
-            Iterations, at most; by default the constructor's.
+            Largest number of iterations; by default the constructor's.
         codes : 'memory', path or None, default 'memory'
-            Where codes are kept: in memory; in this .npy file, then Z is a map of it on the CPU; or
+            Where the codes go: to memory; to this .npy file, then Z is a map of it on the CPU; or
             nowhere, then each pass computes them anew and Z is None.
         callback : callable, optional
-            Called with an `Iteration` after each; a true answer ends the fit.
+            A function that is called with an `Iteration` after each iteration. The fit ends when it
+            returns a true value.
         max_seconds : float, optional
-            The fit ends between iterations once so many seconds have passed.
+            Time limit in seconds, above 0, checked between iterations.
         checkpoint : path, optional
-            A .safetensors file to which progress is saved, whole or not at all, at the end of an
-            iteration once ``Tuning.checkpoint_seconds`` have passed, and before the process leaves
-            on Ctrl-C or SIGTERM.
+            A .safetensors file for progress, written whole or not at all. It is saved at the end of
+            an iteration once ``Tuning.checkpoint_seconds`` have passed, and before the process
+            leaves on Ctrl-C or SIGTERM.
         resume : bool, default False
-            Go on from the file `checkpoint`, to the same bits as a fit that was not interrupted, on
-            the same machine and with as many threads; start where there is no such file yet.
+            Continue from the file `checkpoint`, to the same bits as a fit that was not interrupted,
+            on the same machine and with as many threads. Without such a file the fit starts.
             max_iter and tol may differ from those before.
 
         Returns
@@ -228,14 +252,14 @@ class NMF(nn.Module):
         Z : Tensor (n, K) or None
             The codes.
         D : Tensor (K, d)
-            The dictionary; both contiguous and on the model's device.
+            The dictionary. Both are contiguous and on the model's device.
 
         Raises
         ------
         InvalidInput
             For data, options or a checkpoint that cannot be used.
         BackendUnavailable
-            Where a backend that was named cannot be used.
+            If a backend that was named cannot be used.
         ArithmeticError
             If A is too large or too small to be squared, or the factors overflow.
         OSError
@@ -243,12 +267,24 @@ class NMF(nn.Module):
 
         Notes
         -----
-        A fit that fails or is interrupted leaves the model and the file of codes as they were. With
-        `distributed`, A is the rows of this process, which may be none, and Z their codes; a file
-        for them is named Z-00000-of-00004.npy for 'Z.npy', a checkpoint alike. All processes call
-        fit with the same options and get the same D. Options, data and files that one of them
-        cannot use are an InvalidInput in all; where one fails otherwise or ends, the others raise
-        ConnectionError, at the latest after the timeout of the default group.
+        A fit that fails or is interrupted leaves the model and the file of codes as they were.
+
+        With `distributed`, A holds the rows of this process, which may be none, and Z their codes.
+        A file of codes is named Z-00000-of-00004.npy for 'Z.npy', and a checkpoint likewise. All
+        processes call fit with the same options and get the same D. Options, data and files that
+        one of them cannot use are an InvalidInput in all. If one fails otherwise or ends, the
+        others raise ConnectionError, at the latest after the timeout of the default group.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> A = torch.rand(100, 8, generator=torch.Generator().manual_seed(0))
+        >>> errors = []
+        >>> nmf = NMF(3, seed=0)
+        >>> Z, D = nmf.fit(A, callback=lambda iteration: errors.append(iteration.relative_error))
+        >>> errors[-1] < errors[0]
+        True
         """
         from ..fit import batch
 
@@ -270,37 +306,57 @@ class NMF(nn.Module):
         Parameters
         ----------
         A : (m, d), non-negative
-            What `fit` takes, but no path; m is any number from 1 on.
+            What `fit` takes, except paths; m is at least 1.
         half_life : float, optional
-            Rows after which a row counts half; by default 16 rows a concept; math.inf never
-            forgets. Give the same in every call.
+            Rows after which a row counts half, above 0; by default 16 rows per concept. math.inf
+            never forgets. Give the same in every call.
 
         Returns
         -------
         NMF
             The model itself; `online_info_` is the summary so far.
 
+        Raises
+        ------
+        InvalidInput
+            For data or options that cannot be used.
+        ArithmeticError
+            If A is too large or too small to be squared.
+
         Notes
         -----
-        Codes of the batch, by the model's solver, are added to the statistics ZᵀZ (K, K) and ZᵀA
-        (K, d), of which older rows lose half their weight every `half_life` rows, and the dictionary
-        follows by half-steps in normal form. The first batch gives the start, by `init` (a pair must
-        fit it; load_dictionary(D0) takes any batch); a batch of zeros leaves that to the next. After
-        `fit` or `load_dictionary` learning goes on from their dictionary, which counts as much as
-        the rows of a half-life, 16 a concept at most. A concept that no row has used stays as it is.
-        The statistics are no part of state_dict; copies and pickles have them, `fit` drops them.
-        max_iter, tol and callbacks have no part in it. A call that fails or is interrupted leaves
-        the model as it was. Raises as `fit` does.
+        The codes of the batch, by the model's solver, are added to the statistics ZᵀZ (K, K) and
+        ZᵀA (K, d). Older rows lose half their weight in them every `half_life` rows. The dictionary
+        follows by half-steps in normal form.
 
-        With `distributed` the batch is the rows that all processes give, in their order; A is those
-        of this one, which may be none (a tensor (0, d)), also a path then. All call it, with models
-        that are alike, and have the same D then. What fails in one is an error in all, whose models
-        stay as they were; where one ends, the others raise ConnectionError.
+        The first batch gives the start, by `init`. A pair (Z0, D0) must fit it; load_dictionary(D0)
+        takes any batch. A batch of zeros leaves the start to the next one. After `fit` or
+        `load_dictionary`, learning continues from their dictionary. It counts as much as the rows
+        of a half-life, at most 16 per concept. A concept that no row has used stays as it is.
+
+        The statistics are in copies and pickles of the model, but not in its state_dict; `fit`
+        drops them. max_iter and tol are not used. A call that fails or is interrupted leaves the
+        model as it was.
+
+        With `distributed`, the batch is the rows of all processes in their order. A holds those of
+        this process: it may have no rows (a tensor (0, d)), or be a path. All processes call
+        partial_fit, with equal models, and get the same D. If one fails, all raise an error and
+        their models stay as they were. If one ends, the others raise ConnectionError.
 
         References
         ----------
         .. [1] J. Mairal, F. Bach, J. Ponce and G. Sapiro, "Online learning for matrix factorization
            and sparse coding", 2010.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(3, seed=0)
+        >>> for batch in torch.rand(100, 8).split(20):
+        ...     nmf = nmf.partial_fit(batch)
+        >>> nmf.online_info_.rows
+        100
         """
         from ..fit import online
 
@@ -312,6 +368,7 @@ class NMF(nn.Module):
         before = online.Learned(self.D, self._gram, self._cross, self.online_info_)
         given = A, self._options(), before, half_life, device, processes
         learned = online.partial_fit(*given)
+        assert learned.info is not None
         self.D = learned.D
         self.fit_info_ = None
         self._set_fitted(**learned.info.as_dict())
@@ -325,81 +382,130 @@ class NMF(nn.Module):
         tol: float | None = None,
         *,
         Z0: Any = None,
-        codes: str | os.PathLike = "memory",
+        codes: str | os.PathLike[str] = "memory",
     ) -> Tensor:
-        """Compute codes for A with the dictionary as it is.
+        """Compute codes for A with a fixed dictionary (scikit-learn: ``transform``).
 
         Parameters
         ----------
         A : (…, d), non-negative
-            As for `fit`; a tensor or an array may have any leading shape.
+            What `fit` takes. A tensor or an array may have any number of leading dimensions.
         max_iter : int, default 300
-            Iterations for each chunk of rows, at most; 'anls' is exact.
+            Largest number of iterations for each chunk of rows; 'anls' needs none, it is exact.
         tol : float, optional
-            Stop when ‖ΔZ‖ ≤ tol ‖Z‖; by default a hundredth of the model's: then the training data
-            are encoded at least as well as `fit` encoded them, if max_iter allows it (at K > d it
-            may not).
+            Stop when ‖ΔZ‖ ≤ tol ‖Z‖; by default a hundredth of the model's tol. Then the training
+            data are encoded at least as well as by `fit`, if max_iter allows it (at K > d it may
+            not).
         Z0 : (n, K), optional
-            Codes to start from; by default all concepts alike, so that the same A gives the same
-            codes.
+            Codes to start from. By default all concepts start alike, so that the same A gives the
+            same codes.
         codes : 'memory' or path, default 'memory'
-            Where the codes go: memory, or this .npy file, then Z is a map of it on the CPU.
+            Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
 
         Returns
         -------
         Tensor (…, K)
-            argmin ½ ‖A − Z D‖² + alpha_Z d P(Z) over Z ≥ 0, by the model's solver. Differentiable
-            with respect to A when A requires a gradient; then it must be in memory.
+            argmin ½ ‖A − Z D‖² + alpha_Z d P(Z) over Z ≥ 0, by the model's solver. It is
+            differentiable with respect to A if A requires a gradient; then A must be in memory.
 
         Raises
         ------
         NotFitted
-            Before there is a dictionary.
+            If there is no dictionary yet.
         InvalidInput
             For data that cannot be used.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(2).load_dictionary(torch.eye(2, 5))
+        >>> nmf.encode(torch.rand(3, 4, 5)).shape
+        torch.Size([3, 4, 2])
         """
         from ..fit import encode
 
-        self._assert_fitted()
-        max_iter = checks.whole("max_iter", max_iter, at_least=0)
-        tol = self.tol / 100 if tol is None else checks.tolerance(tol)
+        D = self.get_dictionary()
+        iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
+        stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
         leading = None
-        if isinstance(A, Tensor | np.ndarray) and A.ndim > 2 and A.shape[-1] == self.D.shape[1]:
+        if isinstance(A, Tensor | np.ndarray) and A.ndim > 2 and A.shape[-1] == D.shape[1]:
             leading, A = A.shape[:-1], A.reshape(-1, A.shape[-1])
-        given = A, self.D, self._options()
-        Z = encode.encode(*given, max_iter=max_iter, tol=tol, Z0=Z0, codes=codes)
+        given = A, D, self._options()
+        Z = encode.encode(*given, max_iter=iterations, tol=stop_at, Z0=Z0, codes=codes)
         return Z if leading is None else Z.reshape(*leading, -1)
 
-    def decode(self, Z: Any, *, out: str | os.PathLike | None = None) -> Tensor:
-        """Compute the reconstruction Z D of codes.
+    def decode(self, Z: Any, out: str | os.PathLike[str] | None = None) -> Tensor:
+        """Compute the reconstruction Z D of codes (scikit-learn: ``inverse_transform``).
 
         Parameters
         ----------
         Z : (…, K), of any sign
-            What `fit` takes as A; a tensor may have any leading shape.
+            Codes, as what `fit` takes. A tensor may have any number of leading dimensions.
         out : path, optional
-            A .npy file to write to; then a map of it is returned, on the CPU, and Z may need no
-            gradient.
+            A .npy file to write to. Then a map of it is returned, on the CPU, and Z must not
+            require a gradient.
 
         Returns
         -------
         Tensor (…, d)
             On the model's device; differentiable with respect to Z.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For codes that cannot be used.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> NMF(2).load_dictionary(torch.eye(2, 3)).decode(torch.tensor([[1.0, 2.0]]))
+        tensor([[1., 2., 0.]])
         """
         from ..fit import encode
 
-        self._assert_fitted()
-        budget = self._options().budget(self.D.device, width=self.D.shape[1])
-        return encode.decode(Z, self.D, budget, out)
+        D = self.get_dictionary()
+        budget = self._options().budget(D.device, width=D.shape[1])
+        return encode.decode(Z, D, budget, out)
 
     def get_dictionary(self) -> Tensor:
-        """Return D (K, d). Raises NotFitted."""
+        """Return the dictionary.
+
+        Returns
+        -------
+        Tensor (K, d)
+            D itself, not a copy.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        """
         self._assert_fitted()
+        assert self.D is not None
         return self.D
 
     def load_dictionary(self, D: Any) -> NMF:
-        """Take D (K, d), a non-negative tensor or array, as the dictionary; the model is then
-        fitted. Returns the model."""
+        """Use a given dictionary; the model is then fitted.
+
+        Parameters
+        ----------
+        D : (K, d), non-negative
+            A tensor or an array. It is copied.
+
+        Returns
+        -------
+        NMF
+            The model itself.
+
+        Raises
+        ------
+        InvalidInput
+            For a matrix that cannot be used, or has another number of rows than `nb_concepts`.
+        """
         D = read_matrix(D, self.device, Expected("D"))
         if len(D) != self.nb_concepts:
             raise InvalidInput(f"D has {len(D)} rows; the model has {self.nb_concepts} concepts")
@@ -408,11 +514,22 @@ class NMF(nn.Module):
         self._set_fitted()
         return self
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the fitted model (D, solver, tol, penalties, fit_info_) to a .safetensors file.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model (D, solver, tol, penalties, fit_info_) to a file.
 
-        The file appears whole or not at all. Raises NotFitted, InvalidInput for another suffix,
-        OSError.
+        Parameters
+        ----------
+        path : path
+            A .safetensors file. It is written whole or not at all.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For another suffix.
+        OSError
+            If the file cannot be written.
 
         Examples
         --------
@@ -430,11 +547,27 @@ class NMF(nn.Module):
         saved.write(path, {name: getattr(self, name) for name in names}, D, self.fit_info_)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> NMF:
-        """Return the fitted model that `save` wrote, on a device.
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> NMF:
+        """Read a model that `save` wrote.
 
-        Raises FileNotFoundError, or InvalidInput for a file that is damaged, of another kind or too
-        new.
+        Parameters
+        ----------
+        path : path
+            The .safetensors file.
+        device : str or torch.device, default 'cpu'
+            Where to compute and to keep D.
+
+        Returns
+        -------
+        NMF
+            The fitted model.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        InvalidInput
+            For a file that is damaged, holds something else, or comes from a newer version.
         """
         from . import saved
 
@@ -444,11 +577,19 @@ class NMF(nn.Module):
         return nmf
 
     def plot(self) -> Figure:
-        """Draw fit_info_: error over time, active concepts of the rows, energy of the concepts.
+        """Draw `fit_info_`: error over time, active concepts per row, energy of the concepts.
 
-        Returns a matplotlib Figure; pyplot is left alone: save it by `savefig`, or let a notebook
-        display it. Raises NotFitted without the summary of a fit, ModuleNotFoundError without
-        matplotlib (the extra `plot`).
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Save it by ``savefig``, or let a notebook display it. pyplot is not used.
+
+        Raises
+        ------
+        NotFitted
+            If there is no summary of a fit.
+        ModuleNotFoundError
+            If matplotlib (the extra ``plot``) is not installed.
         """
         from ..results import plot
 
@@ -461,32 +602,35 @@ class NMF(nn.Module):
         return plot.draw(self.fit_info_)
 
     def init_random_z(self, A: Any) -> Tensor:
-        """Return random codes (n, K): |normal| · sqrt(mean(A) / K)."""
+        """Return random codes (n, K) for A (n, d): |normal| · sqrt(mean(A) / K)."""
         generator = self._options().generator(0)
         return starts.random_codes(self._matrix(A), self.nb_concepts, generator)
 
     def init_random_d(self, A: Any) -> Tensor:
-        """Return a random dictionary (K, d): |normal| · sqrt(mean(A) / K)."""
+        """Return a random dictionary (K, d) for A (n, d): |normal| · sqrt(mean(A) / K)."""
         generator = self._options().generator(1)
         return starts.random_dictionary(self._matrix(A), self.nb_concepts, generator)
 
     def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
-        """Return (Z, D) from the leading singular vectors of A, zeros filled with its mean
-        (Boutsidis & Gallopoulos, 2008)."""
+        """Return a start (Z, D) from the leading singular vectors of A, zeros filled with its mean.
+
+        Source: Boutsidis & Gallopoulos, "SVD based initialization", 2008.
+        """
         generator = self._options().generator(0)
         return starts.nndsvda(self._matrix(A), self.nb_concepts, generator)
 
     def sanitize_np_input(self, x: Any) -> np.ndarray:
-        """Return x (n, d), a tensor, an array or a DataLoader, as a float32 array. Raises
+        """Return x (n, d), a tensor, an array or a DataLoader, as a float32 array; raise
         InvalidInput if it is not 2-D."""
         return as_numpy32(x)
 
     def sanitize_np_codes(self, z: Any) -> np.ndarray:
-        """Return z (n, K), a tensor, an array or a DataLoader, as a float32 array. Raises
+        """Return z (n, K), a tensor, an array or a DataLoader, as a float32 array; raise
         InvalidInput for another shape."""
         return as_numpy32(z, name="Z", columns=self.nb_concepts)
 
     def extra_repr(self) -> str:
+        """Return what repr shows: concepts, device, solver, and whether the model is fitted."""
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
 
@@ -507,14 +651,13 @@ class NMF(nn.Module):
             raise NotFitted("the model must be fitted first: call fit(A), or load a dictionary")
 
     def _set_fitted(self, **info: Any) -> None:
-        """D is new: what online learning has left belongs to the one before."""
+        """Note that D is new; the statistics of online learning belong to the one before."""
         self.fitted = True
         self._fitted_info = info
         self._gram = self._cross = self.online_info_ = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMF:
-        """Move as every module does, and let `device` follow; an unfitted model has no tensor to
-        move."""
+        """Move as every module does, and let `device` follow; an unfitted model has no tensor."""
         super()._apply(fn, recurse)
         if self.D is not None:
             moved = self.D.device
@@ -524,18 +667,28 @@ class NMF(nn.Module):
             self.device = moved
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *rest) -> None:
-        """Load D into a model that has none yet, too."""
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load D, also into a model that has none yet."""
         D = state_dict.get(prefix + "D")
         if isinstance(D, Tensor) and D.ndim == 2 and len(D) == self.nb_concepts:
             if self.D is None or self.D.shape != D.shape:
                 self.D = torch.empty_like(D, device=self.device)
             self.fit_info_ = None
             self._set_fitted()
+        rest = missing_keys, unexpected_keys, error_msgs
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
 
 
-def _names(function: Callable) -> list[str]:
+def _names(function: Callable[..., Any]) -> list[str]:
     """The arguments of a function that are given by name."""
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
@@ -547,8 +700,8 @@ _OPTIONS = tuple(field.name for field in fields(Options) if field.name not in _O
 
 
 def _device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
-    """Where a module without tensors is after `fn` was applied to it: fn may move, or only change
-    the dtype."""
+    """The device of a module without tensors after `fn`, which may move it or only change its
+    dtype."""
     moved = fn(torch.empty(0)).device
     if moved.type != "cpu" or device.type == "cpu":
         return moved

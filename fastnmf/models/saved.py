@@ -1,5 +1,9 @@
 """Model files: a fitted model as .safetensors, written whole or not at all."""
 
+# safetensors has no types; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
 from __future__ import annotations
 
 import json
@@ -20,7 +24,7 @@ from ..results.info import FitInfo
 FORMAT = "fastnmf"
 FORMAT_VERSION = 1
 SUFFIXES = (".safetensors",)
-# options that a model file holds, beside the sizes
+# options that are stored, beside the sizes
 PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
 # what earlier versions called the fields of FitInfo
 _FORMER_NAMES = {"piece_rows": "tile_rows"}
@@ -28,8 +32,8 @@ _FORMER_NAMES = {"piece_rows": "tile_rows"}
 
 @dataclass(frozen=True)
 class Saved:
-    """What a model file holds: the constructor's options, D (K, d), the summary of the fit or None,
-    and the version of fastnmf that wrote it."""
+    """The content of a model file: the constructor's options, D (K, d), the summary of the fit or
+    None, and the version of fastnmf that wrote it."""
 
     options: dict[str, Any]
     D: Tensor
@@ -38,7 +42,7 @@ class Saved:
 
 
 def write(
-    path: str | os.PathLike, options: dict[str, Any], D: Tensor, info: FitInfo | None
+    path: str | os.PathLike[str], options: dict[str, Any], D: Tensor, info: FitInfo | None
 ) -> None:
     """Write a fitted model; options: nb_concepts, solver, tol and PENALTIES. Raises what
     `check_output` raises before it writes."""
@@ -58,9 +62,12 @@ def write(
         safetensors.torch.save_file({"D": D}, part, metadata=metadata)
 
 
-def read(path: str | os.PathLike) -> Saved:
-    """What `write` wrote. Raises FileNotFoundError, or InvalidInput for a file that is damaged, of
-    another kind or too new."""
+def read(path: str | os.PathLike[str]) -> Saved:
+    """The content of a file that `write` wrote.
+
+    Raises FileNotFoundError, or InvalidInput for a file that is damaged, holds something else, or
+    comes from a newer version.
+    """
     path = existing(path, SUFFIXES)
     with refusing_damage(path):
         with safetensors.safe_open(path, framework="pt") as file:
@@ -89,7 +96,7 @@ def read(path: str | os.PathLike) -> Saved:
 
 
 def _info(stored: dict[str, Any] | None) -> FitInfo | None:
-    """The summary of a fit as files hold it; None where another version reports other things."""
+    """The stored summary of a fit; None where another version has other fields."""
     if stored is None:
         return None
     stored = {_FORMER_NAMES.get(name, name): value for name, value in stored.items()}

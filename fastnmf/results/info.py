@@ -11,7 +11,6 @@ from ..planning.plan import Plan
 from ..solvers.registry import learner
 from .metrics import Measured
 
-
 # stopped_by → what is printed
 _ENDS = {
     "tol": "converged: the codes change by less than tol",
@@ -233,7 +232,7 @@ class FitInfo:
 
     def _special_lines(self) -> dict[str, str]:
         """Lines that are printed only where something other than the default was run."""
-        lines = {}
+        lines: dict[str, str] = {}
         if self.alpha_Z or self.alpha_D:
             lines["penalties"] = (
                 f"alpha_Z {self.alpha_Z:g}, alpha_D {self.alpha_D:g}, l1_ratio {self.l1_ratio:g}; "

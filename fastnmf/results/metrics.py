@@ -1,5 +1,5 @@
-"""What a reader wants to know of codes and concepts: how well they explain the data, how sparse and
-how strong they are, which are dead or alike. Read-only."""
+"""Statistics of codes and concepts: how well they explain the data, sparsity, energy, dead concepts
+and near-duplicates. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ _ENTRIES = 1 << 20
 
 @dataclass(frozen=True)
 class CodesInfo:
-    """mean_l0: mean number of non-zero codes a row. l0_most: the largest. l0_histogram: rows by
-    that number, from 0, in bars of ⌈(l0_most + 1) / bars⌉ numbers each. hoyer: mean Hoyer sparsity
-    of the rows that have codes, 0 (all codes alike) to 1 (one code). energy: ‖Z_k‖² ‖D_k‖² of every
-    concept, as a share of their sum. dead_concepts: concepts whose codes or dictionary row are all
-    zero. near_duplicates: concepts that point as an earlier one does (cosine ≥ 0.99).
+    """Statistics of codes and concepts.
+
+    mean_l0: mean number of non-zero codes per row. l0_most: the largest. l0_histogram: rows by that
+    number, from 0, in bars of ⌈(l0_most + 1) / bars⌉ numbers each. hoyer: mean Hoyer sparsity of
+    the rows that have codes, 0 (equal codes) to 1 (one code). energy: ‖Z_k‖² ‖D_k‖² of each concept, as
+    a share of their sum. dead_concepts: concepts whose codes or dictionary row are all zero.
+    near_duplicates: concepts with a cosine of at least 0.99 to an earlier one.
     """
 
     mean_l0: float
@@ -55,8 +57,10 @@ class Measured(NamedTuple):
 
 @torch.no_grad()
 def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
-    """What the factors of a State explain of the data, gone through a tile of `rows` rows at a
-    time; the error is computed from the residual."""
+    """How well the factors of a State explain the data, from tiles of `rows` rows.
+
+    The error is computed from the residual.
+    """
     D, processes, total = state.D, data.processes, float(data.squared_norm)
     on_codes = method.penalties.of_codes(data.d)
     on_dictionary = method.penalties.of_dictionary(data.n)
@@ -85,8 +89,10 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
 
 
 def describe(tiles: Iterable[Tensor], D: Tensor, processes: Processes = ALONE) -> CodesInfo:
-    """The CodesInfo of codes (n, K) that come some rows at a time, with those of the other processes,
-    and D (K, d). 2 K² d flops for the near-duplicates."""
+    """Statistics of codes (n, K), given in tiles, with those of other processes, and of D (K, d).
+
+    The near-duplicates take 2 K² d flops.
+    """
     K = D.shape[0]
     used = torch.zeros(K, dtype=torch.int64, device=D.device)
     squares = torch.zeros(K, dtype=torch.float64, device=D.device)
@@ -95,12 +101,12 @@ def describe(tiles: Iterable[Tensor], D: Tensor, processes: Processes = ALONE) -
     hoyer = torch.zeros(2, dtype=torch.float64, device=D.device)
     split = (part for Z in tiles for part in Z.split(max(1, _ENTRIES // K)))
     # Z ≥ 0: its signs are counted, in a small copy; count_nonzero takes 8 bytes an entry
-    for piece in split:
-        signs = piece.sign()
+    for tile in split:
+        signs = tile.sign()
         used += signs.sum(0).long()
         rows += torch.bincount(signs.sum(1).long(), minlength=K + 1)
-        squares += torch.linalg.vector_norm(piece, dim=0, dtype=torch.float64).square()
-        sparsity = _hoyer(piece)
+        squares += torch.linalg.vector_norm(tile, dim=0, dtype=torch.float64).square()
+        sparsity = _hoyer(tile)
         hoyer += torch.stack([sparsity.nansum(), (~sparsity.isnan()).sum()])
     processes.sum_(used, squares, rows, hoyer)
     n = int(rows.sum())
@@ -123,8 +129,10 @@ def describe(tiles: Iterable[Tensor], D: Tensor, processes: Processes = ALONE) -
 
 
 def r_squared(spread: float, squared_error: float, squared_norm: float) -> float:
-    """1 − ‖A − Z D‖² / ‖A − its mean row‖², from that spread; where all rows of A are alike 1 for no
-    error, else 0."""
+    """1 − ‖A − Z D‖² / spread, with spread = ‖A − its mean row‖².
+
+    Where all rows of A are alike it is 1 without an error, else 0.
+    """
     # rows that are alike still differ by the rounding of their mean
     if spread <= 1e-24 * squared_norm:
         return 1.0 if squared_error == 0 else 0.0

@@ -1,12 +1,12 @@
-"""Pictures of an account: the error over time, the concepts that rows use, the energy of concepts.
+"""Plots of a fit: error over time, active concepts per row, energy of the concepts.
 
-Needs the extra `plot`: matplotlib. They are drawn on a Figure of their own, beside pyplot."""
+They need matplotlib (the extra `plot`), and are drawn on a Figure without pyplot."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..engine.state import Iteration
 from .info import FitInfo
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LINE, BARS, DEAD = "#2f7fd0", "#0f9d8a", "#e0533d"
 # inches
 WIDTH, HEIGHT, GAP = 4.6, 3.5, 0.1
-# points of a line, up to which each is marked
+# points of a line up to which each is marked
 MARKED = 40
 # iterations that the axis on top names, at most
 NAMED = 6
@@ -35,10 +35,11 @@ def draw(info: FitInfo, *, columns: int = 3) -> Figure:
     """
     require()
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = -(-len(PANELS) // columns)
-    figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=GAP, h_pad=GAP)
+    layout = ConstrainedLayoutEngine(w_pad=GAP, h_pad=GAP)
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout=layout)
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, PANELS, strict=True):
         panel(axes, info)
         axes.spines[["top", "right"]].set_visible(False)
@@ -48,7 +49,7 @@ def draw(info: FitInfo, *, columns: int = 3) -> Figure:
 def require() -> None:
     """Raise ModuleNotFoundError, saying what to install, where nothing can be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("the pictures need matplotlib; pip install 'fastnmf[plot]'")
+        raise ModuleNotFoundError("plots need matplotlib; pip install 'fastnmf[plot]'")
 
 
 def _draw_error(axes: Axes, info: FitInfo) -> None:
@@ -74,9 +75,9 @@ def _draw_error(axes: Axes, info: FitInfo) -> None:
 
 def _draw_sparsity(axes: Axes, info: FitInfo) -> None:
     bars = len(info.l0_histogram)
-    # numbers that a bar stands for
+    # numbers of active concepts per bar
     width = -(-(info.l0_most + 1) // bars)
-    # a number is in the middle of its place
+    # a number is in the middle of its interval
     left = [bar * width - 0.5 for bar in range(bars)]
     axes.bar(left, info.l0_histogram, width, align="edge", color=BARS)
     axes.axvline(info.mean_l0, color="0.5", linestyle="--")
@@ -98,7 +99,7 @@ def _draw_energy(axes: Axes, info: FitInfo) -> None:
         axes.axvspan(first, K + 0.5, color=DEAD, alpha=0.25, label=f"{info.dead_concepts:,} dead")
         axes.legend(frameon=False, loc="upper right")
     axes.set_title(f"energy of {K:,} concept{'s' * (K > 1)}", loc="left")
-    axes.set(xlabel="concepts, the strongest first", ylabel="share", xlim=(0.5, K + 0.5))
+    axes.set(xlabel="concepts, strongest first", ylabel="share", xlim=(0.5, K + 0.5))
     _count(axes.xaxis)
 
 
@@ -122,24 +123,24 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
         line.set_clip_on(False)
 
 
-def _plain(value: float, _: int) -> str:
+def _plain(value: float, _: float) -> str:
     return f"{value:g}"
 
 
 def _count(axis: Axis) -> None:
-    """Let an axis name whole numbers only."""
+    """Label whole numbers only."""
     axis.set_major_locator(_whole("auto"))
     axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _whole(most: int | str) -> MaxNLocator:
+def _whole(most: int | Literal["auto"]) -> MaxNLocator:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(most, steps=(1, 2, 5, 10), integer=True, min_n_ticks=1)
 
 
 def _spread(history: Sequence[Iteration]) -> list[Iteration]:
-    """Some iterations of round number, so far apart in time that their numbers do not touch."""
+    """Iterations of round number, far enough apart in time that their labels do not overlap."""
     numbers = set(_whole(NAMED).tick_values(history[0].iteration, history[-1].iteration))
     chosen: list[Iteration] = []
     for each in history:

@@ -1,5 +1,4 @@
-"""The bar that `verbose` shows, together with the user's callback: one thing for the loop to
-call."""
+"""The progress bar of `verbose` and the user's callback, as one function for the loop to call."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ Each = Callable[[Iteration], bool | None]
 
 
 class Progress:
-    """A context that gives what to call after every iteration, or None where there is nothing to
-    show or to ask."""
+    """A context whose value is the function to call after every iteration, or None if there is
+    neither a bar nor a callback."""
 
     def __init__(
         self, verbose: bool, max_iter: int, callback: Each | None, streamed: bool = False
@@ -37,6 +36,6 @@ class Progress:
             if info.relative_error == info.relative_error:
                 shown["error"] = f"{info.relative_error:.5f}"
             self._bar.set_postfix(shown, refresh=False)
-            # a fit that goes on from a checkpoint has iterations behind it
+            # a fit that continues from a checkpoint begins with a later iteration
             self._bar.update(max(1, info.iteration - self._bar.n))
         return self._callback(info) if self._callback is not None else None

@@ -1,6 +1,6 @@
-"""One page of a fit: its summary, pictures, strongest concepts and history, in a file of its own.
+"""An HTML page about a fit: summary, plots, strongest concepts and history.
 
-Needs the extra `plot`. The page is HTML without scripts or links; the picture is inside, as SVG."""
+It needs the extra `plot`. The page has no scripts or links; the plots are in it, as SVG."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ p, footer { color: var(--muted); font-size: .9rem; }
 
 
 def write_report(path: str | Path, info: FitInfo, name: str, version: str) -> None:
-    """Write the page (.html) of a fit; see `replacing`. name: of the model; version: of the fastnmf
-    that wrote it. Raises what `check_output` raises, ModuleNotFoundError without the extra `plot`.
+    """Write the page about a fit to an .html file, whole or not at all.
+
+    name: the model's; version: of the fastnmf that wrote the model. Raises what `check_output`
+    raises, and ModuleNotFoundError without the extra `plot`.
     """
     path = check_output(path, SUFFIXES)
     page = compose(info, name, version)
@@ -56,7 +58,7 @@ def write_report(path: str | Path, info: FitInfo, name: str, version: str) -> No
 
 
 def compose(info: FitInfo, name: str, version: str) -> str:
-    """The page of a fit. name: of the model; version: of the fastnmf that wrote it."""
+    """The page as HTML; arguments as of `write_report`."""
     versions = {"fastnmf": __version__, "torch": torch.__version__, "numpy": np.__version__}
     versions["Python"] = platform.python_version()
     here = ", ".join(f"{package} {number}" for package, number in versions.items())
@@ -84,12 +86,12 @@ def compose(info: FitInfo, name: str, version: str) -> str:
 
 
 def _picture(info: FitInfo) -> str:
-    """The panels, one below the other, in the colours and the font of the page."""
+    """The plots as SVG, one below the other, in the colours and the font of the page."""
     plot.require()
     from matplotlib import style
 
     written = io.StringIO()
-    # the user's own style may not be readable here; text stays text; the same fit, the same bytes
+    # the user's own style may not be readable here; text stays text; equal fits give equal bytes
     with style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": "fastnmf"}]):
         figure = plot.draw(info, columns=1)
         unsigned = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -119,12 +121,12 @@ def _history(info: FitInfo) -> str:
         return "<p>There was no iteration.</p>"
     shown = range(len(history))
     if len(history) > ITERATIONS:
-        # close together where much happens
+        # denser at the beginning, where most changes
         places = np.geomspace(1, len(history), ITERATIONS).round().astype(int) - 1
         shown = np.unique(places).tolist()
     names = [field.name for field in fields(history[0])]
     if not (info.alpha_Z or info.alpha_D):
-        # it is the error
+        # it equals the error
         names.remove("relative_objective")
     heads = [name.replace("_", " ") for name in names]
     rows = ([_text(getattr(history[i], name)) for name in names] for i in shown)
@@ -140,7 +142,7 @@ def _text(value: object) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "numbers") -> str:
-    """Rows of cells, the first of each its name; their text is escaped."""
+    """An HTML table; the first cell of each row names it. Texts are escaped."""
     lines = []
     if heads:
         lines.append("".join(f'<th scope="col">{escape(head)}</th>' for head in heads))

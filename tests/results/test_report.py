@@ -137,7 +137,7 @@ def test_picture_is_inside(info):
     page = page_of(info)
     assert page.tags.count("svg") == 1
     assert f"relative error: {info.relative_error:.4g}" in page.text
-    assert "concepts, the strongest first" in page.text
+    assert "concepts, strongest first" in page.text
 
 
 def test_page_stands_alone(info):
