@@ -137,7 +137,6 @@ def test_bad_option_is_refused_by_the_constructor(options, kind):
     ("options", "kind"),
     [
         ({"form": "norml"}, InvalidInput),
-        ({"form": "auto"}, InvalidInput),
         ({"block": 0}, InvalidInput),
         ({"precision": "half"}, InvalidInput),
         ({"cuda_graph": "auto"}, TypeError),
