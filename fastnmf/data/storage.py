@@ -7,7 +7,7 @@ import functools
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +47,9 @@ class InMemory:
         if Z.data_ptr() != self.Z[part].data_ptr():
             self.Z[part] = Z
 
-    def each_(self, change: Callable[[slice, Tensor], None]) -> None:
-        """Call change(part, Z[part]), which changes it in place, for all rows in order."""
-        change(slice(0, len(self.Z)), self.Z)
+    def blocks_(self) -> Iterator[Tensor]:
+        """All rows in order, some at a time; what becomes of them in place is kept."""
+        yield self.Z
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,11 @@ class OnDisk:
         """Where in the file a row begins."""
         return self.offset + row * self.shape[1] * self.dtype.itemsize
 
-    def each_(self, change: Callable[[slice, Tensor], None]) -> None:
-        """Call change(part, Z[part]), which changes it in place, for all rows in order."""
+    def blocks_(self) -> Iterator[Tensor]:
+        """All rows in order, some at a time; what becomes of them in place is kept."""
         for part in _parts_of(self):
             Z = self.load(part)
-            change(part, Z)
+            yield Z
             self.save(part, Z)
 
 
