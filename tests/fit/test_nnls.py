@@ -73,7 +73,7 @@ def test_nnls_refuses_a_cap_that_is_no_count():
 
 
 @EVERY_BACKEND
-def test_nnls_account_agrees_with_the_codes(backend):
+def test_nnls_info_agrees_with_the_codes(backend):
     A, D = family("more_concepts_than_features")
     Z, info = nnls(A, D, backend=backend, return_info=True)
     assert (info.status == SOLVED).all()

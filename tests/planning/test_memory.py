@@ -61,12 +61,12 @@ def planned(free, **tuning):
 
 
 def test_tiles_shrink_to_what_is_free():
-    roomy = planned(10 << 30)
-    assert roomy == planned(None)
-    fixed, a_row = memory.needed_bytes(PROBLEM, roomy)
+    ample = planned(10 << 30)
+    assert ample == planned(None)
+    fixed, a_row = memory.needed_bytes(PROBLEM, ample)
     tight = planned(int((fixed + 100 * a_row) / 0.92) + 1)
     assert tight.tile_rows == 100
-    assert tight.form == roomy.form
+    assert tight.form == ample.form
 
 
 def test_rows_that_do_not_fit_are_refused_with_what_would():
