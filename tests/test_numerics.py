@@ -30,7 +30,7 @@ def allowed_high():
         yield
 
 
-# whole, by its columns where they are adjacent; entries that are no multiple of those summed at once
+# fewer entries than are summed in float32 at once, no multiple of them, and a multiple
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 4097), (4096, 2), (90, 101)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 def test_squared_norm_is_that_in_float64(shape, dtype):
@@ -41,7 +41,8 @@ def test_squared_norm_is_that_in_float64(shape, dtype):
     for view in (X, X.T, wide[:, 1:-1]):
         norm = squared_norm(view)
         assert norm.dtype == torch.float64
-        assert float(norm) == pytest.approx(expected, rel=1e-14 if dtype == torch.float64 else 2e-6)
+        # 20,000 roundings at most; in float32 those of some 4,096 entries, in pairs
+        assert float(norm) == pytest.approx(expected, rel=1e-12 if dtype == torch.float64 else 2e-6)
 
 
 @pytest.mark.parametrize(
