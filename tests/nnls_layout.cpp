@@ -1,7 +1,7 @@
-// The arithmetic of csrc/nnls_layout.h, over sizes: what lies in a block's memory is aligned, apart
+// The arithmetic of csrc/nnls/layout.h, over sizes: what lies in a block's memory is aligned, apart
 // and inside of what is asked for. Exits with the number of layouts that are not right.
 
-#include "../csrc/nnls_layout.h"
+#include "../csrc/nnls/layout.h"
 
 #include <cstdio>
 #include <vector>

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "../csrc/nnls_lanes.h"
+#include "../csrc/nnls/lanes.h"
 
 namespace {
 

@@ -24,7 +24,7 @@ from fastnmf.backends import BACKENDS, _load
 pytestmark = pytest.mark.compiles
 
 HERE = Path(__file__).parent
-CSRC = HERE.parent / "csrc"
+SOURCES = HERE.parent / "csrc" / "cuda"
 
 
 class Emulated:
@@ -64,8 +64,8 @@ def build(folder):
     headers = [f"-I{path}" for path in (*headers, sysconfig.get_path("include"))]
     # lanes are changed by longjmp, which hardened libraries take for a mistake
     flags = ["-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", *headers, "-x", "c++", "-c"]
-    names = ("bindings_cuda.cpp", "nnls_cuda.cu")
-    compilers = [gcc(*flags, str(CSRC / name), "-o", f"{folder / name}.o") for name in names]
+    names = ("bindings.cpp", "nnls.cu")
+    compilers = [gcc(*flags, str(SOURCES / name), "-o", f"{folder / name}.o") for name in names]
     assert [compiler.wait() for compiler in compilers] == [0, 0]
     objects = [f"{folder / name}.o" for name in names]
     assert gcc("-shared", *objects, "-o", str(folder / "_cuda.so")).wait() == 0

@@ -6,12 +6,12 @@
 
 #include <cstddef>
 
-#include "vector.h"
+#include "simd.h"
 
 namespace {
 
 // concepts × vectors of sums, the vectors of a factor and what is broadcast are to fit into the
-// registers: of products here, and of the sweep in hals_cpu.cpp, whose tiles are as wide.
+// registers: of products here, and of the sweep in cpu/hals.cpp, whose tiles are as wide.
 // Measured, of the sweep: avx2 with GCC, 3 × 4 before 4 × 3, 6 × 2, 3 × 3 by 5 to 15 %; with Clang,
 // which spills those, 4 × 2; SSE2, 2 × 4 before 3 × 3, 4 × 2, 4 × 3; avx512, 4 × 3, 4 × 4, 6 × 3 and
 // 8 × 3 within 5 %. Not measured: arm64

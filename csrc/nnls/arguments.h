@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "arguments.h"
-#include "nnls_rows.h"
+#include "../view.h"
+#include "problem.h"
 
 namespace fastnmf {
 

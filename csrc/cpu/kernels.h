@@ -1,6 +1,6 @@
 // What bindings.cpp and the CPU kernels share: arguments, and the kernels of one instruction set.
 //
-// hals_cpu.cpp, moments_cpu.cpp, update_cpu.cpp and nnls_cpu.cpp are compiled once per instruction
+// cpu/hals.cpp, cpu/moments.cpp, cpu/updates.cpp and cpu/nnls.cpp are compiled once per instruction
 // set, into namespaces of that name. Besides the tables at the end of each, all names in them have
 // internal linkage: of an inline function or template with external linkage, std's included, the
 // linker keeps one copy for everybody, and that could be the one with AVX-512 in it. `nm` must show
@@ -9,7 +9,7 @@
 
 #include <cstddef>
 
-#include "nnls_rows.h"
+#include "../nnls/problem.h"
 
 namespace fastnmf {
 

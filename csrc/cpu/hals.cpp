@@ -9,9 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels_cpu.h"
-#include "products.h"
-#include "vector.h"
+#include "kernels.h"
+#include "gemm_tile.h"
+#include "simd.h"
 
 namespace {
 

@@ -1,8 +1,8 @@
 // fastnmf._C: checks arguments, releases the GIL and deals tiles of columns to kernels and threads.
 //
 // Matrices come as an address and strides in elements; nothing here knows torch. The caller keeps
-// the memory alive and sees to its dtype. CPU kernels: hals_cpu.cpp, moments_cpu.cpp,
-// update_cpu.cpp, nnls_cpu.cpp.
+// the memory alive and sees to its dtype. CPU kernels: cpu/hals.cpp, cpu/moments.cpp,
+// cpu/updates.cpp, cpu/nnls.cpp.
 
 #include <pybind11/pybind11.h>
 
@@ -10,11 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "arguments.h"
+#include "../view.h"
 #include "isa.h"
-#include "kernels_cpu.h"
-#include "nnls_arguments.h"
-#include "passes.h"
+#include "kernels.h"
+#include "../nnls/arguments.h"
+#include "fused_pass.h"
 #include "threads.h"
 
 namespace py = pybind11;

@@ -1,4 +1,4 @@
-// What the caller and the row solver (nnls.h) agree on: the rows, the rules, the account.
+// What the caller and the row solver (nnls/solver.h) agree on: the rows, the rules, the account.
 #pragma once
 
 #include <cstddef>

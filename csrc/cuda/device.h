@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "arguments.h"
+#include "../view.h"
 
 namespace fastnmf {
 

@@ -10,7 +10,7 @@
 // makes of this is caught: a concept without gain is refused until there is some. M costs p² flops twice for a concept that enters,
 // no solve; a concept that leaves costs p (p − q) rotations, whose angles are those of one column.
 //
-// A team solves a row: one thread (nnls_cpu.cpp), the lanes of a warp or a block (nnls_cuda.cu), or
+// A team solves a row: one thread (cpu/nnls.cpp), the lanes of a warp or a block (cuda/nnls.cu), or
 // threads that stand for lanes (tests). It gives
 //   sync, leader                 a barrier; whether this lane does what is done once
 //   each(n, f)                   f(i) for i < n, in any order; no barrier
@@ -23,7 +23,7 @@
 
 #include <math.h>
 
-#include "nnls_rows.h"
+#include "problem.h"
 
 #if defined(__CUDACC__)
 #define FASTNMF_TEAM __device__ __forceinline__

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels_cpu.h"
+#include "cpu/kernels.h"
 
 namespace fastnmf {
 

@@ -1,15 +1,15 @@
 // Non-negative least squares on the CPU: a thread solves a row at a time.
 //
-// nnls.h on vectors, in float64 whatever G is stored in. Both products with M take four rows at
+// nnls/solver.h on vectors, in float64 whatever G is stored in. Both products with M take four rows at
 // once, each filled with zeros to whole packs, so nothing is masked; G streams by eight rows at a
 // time. Limited by loads: of M from L1 or L2, of G from where K² numbers fit.
 
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels_cpu.h"
-#include "nnls.h"
-#include "vector.h"
+#include "kernels.h"
+#include "../nnls/solver.h"
+#include "simd.h"
 
 namespace {
 

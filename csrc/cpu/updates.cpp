@@ -9,8 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels_cpu.h"
-#include "vector.h"
+#include "kernels.h"
+#include "simd.h"
 
 namespace {
 

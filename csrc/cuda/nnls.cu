@@ -1,6 +1,6 @@
 // Non-negative least squares on a CUDA device: a block of threads solves a row at a time.
 //
-// nnls.h on the lanes of nnls_lanes.h. A warp for supports of up to 96, else 128 threads; as many
+// nnls/solver.h on the lanes of nnls/lanes.h. A warp for supports of up to 96, else 128 threads; as many
 // blocks as fit, each takes the next row until there are none. The vectors of the passive concepts
 // and the first rows of their factor are in shared memory, 4 p (p + 1) / 2 + 32 p bytes in float32;
 // what does not fit, and what is as long as K, in a workspace. Float64 arithmetic where the card
@@ -11,9 +11,9 @@
 #include <algorithm>
 
 #include "device.h"
-#include "nnls_cuda.h"
-#include "nnls_lanes.h"
-#include "nnls_layout.h"
+#include "nnls.h"
+#include "../nnls/lanes.h"
+#include "../nnls/layout.h"
 
 namespace {
 

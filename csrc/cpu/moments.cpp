@@ -3,9 +3,9 @@
 
 #include <cstddef>
 
-#include "kernels_cpu.h"
-#include "products.h"
-#include "vector.h"
+#include "kernels.h"
+#include "gemm_tile.h"
+#include "simd.h"
 
 namespace {
 
@@ -13,7 +13,7 @@ using fastnmf::Moments;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr ptrdiff_t W = most_vectors * V<T>;
-// rows of a panel: of some whole tiles of hals_cpu.cpp. Measured: 128 before 64 and 256 by up to
+// rows of a panel: of some whole tiles of cpu/hals.cpp. Measured: 128 before 64 and 256 by up to
 // 8 % (avx2, avx512)
 constexpr ptrdiff_t rows_in_hand = 144;
 

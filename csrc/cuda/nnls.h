@@ -1,7 +1,7 @@
-// Non-negative least squares on the current CUDA device, for bindings; nnls_cuda.cu.
+// Non-negative least squares on the current CUDA device, for bindings; cuda/nnls.cu.
 #pragma once
 
-#include "nnls_rows.h"
+#include "../nnls/problem.h"
 
 namespace fastnmf {
 

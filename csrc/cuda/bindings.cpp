@@ -1,17 +1,17 @@
 // fastnmf._cuda: checks arguments, takes the device and the stream of the caller, releases the GIL.
 //
 // Imports where there is no driver and no device: the runtime of CUDA is linked in, and loads the
-// driver in the first call. Kernels: nnls_cuda.cu.
+// driver in the first call. Kernels: cuda/nnls.cu.
 
 #include <pybind11/pybind11.h>
 
 #include <string>
 #include <utility>
 
-#include "arguments.h"
+#include "../view.h"
 #include "device.h"
-#include "nnls_arguments.h"
-#include "nnls_cuda.h"
+#include "../nnls/arguments.h"
+#include "nnls.h"
 
 namespace py = pybind11;
 using namespace fastnmf;

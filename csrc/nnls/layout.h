@@ -1,10 +1,10 @@
-// How nnls_cuda.cu lays a row out in memory and how many rows are solved at a time: plain
+// How cuda/nnls.cu lays a row out in memory and how many rows are solved at a time: plain
 // arithmetic, which tests call without a device.
 #pragma once
 
 #include <algorithm>
 
-#include "nnls.h"
+#include "solver.h"
 
 namespace {
 
