@@ -11,7 +11,7 @@ namespace fastnmf {
 
 // where ZᵀA (K × p) and ZᵀZ (K × K) go, added to what is there or not
 template <class T> struct Sums {
-    View<T> cross, gram;
+    Matrix<T> cross, gram;
     bool adds;
 };
 
@@ -20,7 +20,7 @@ constexpr Size rows_bytes = 256 << 10;
 
 // to (K × p) ← (adds: +=) the sum of what the threads made, in their order
 template <class T>
-void add_parts(const T *made, Size stride, int parts, Size width, View<T> to, Size K, Size p,
+void add_parts(const T *made, Size stride, int parts, Size width, Matrix<T> to, Size K, Size p,
                bool adds) {
     double unused[2] = {};
     for_tiles(K, threads_for(K, double(parts) * K * p, parts), unused, [&](Size k, int, double *) {
@@ -34,7 +34,7 @@ void add_parts(const T *made, Size stride, int parts, Size width, View<T> to, Si
 }
 
 // of a symmetric result what is left of the diagonal was made in part
-template <class T> void mirror(View<T> x, Size K) {
+template <class T> void mirror(Matrix<T> x, Size K) {
     for (Size k = 0; k < K; ++k)
         for (Size j = 0; j < k; ++j) *at(x, k, j) = *at(x, j, k);
 }
@@ -42,8 +42,8 @@ template <class T> void mirror(View<T> x, Size K) {
 // features [first, first + p) of the result; the threads make what each has of its part of the
 // rows, in `made`, and it is added up
 template <class T>
-void add_moments(Moments<T> a, bool symmetric, Size first, Size p, Size parts, T *made, View<T> to,
-                 bool adds) {
+void add_moments(Moments<T> a, bool symmetric, Size first, Size p, Size parts, T *made,
+                 Matrix<T> to, bool adds) {
     const MomentsKernels<T> &kernels = moments_kernels<T>();
     const Size width = kernels.padded(p), size = a.K * width;
     a.X += first;
@@ -59,6 +59,27 @@ void add_moments(Moments<T> a, bool symmetric, Size first, Size p, Size parts, T
     add_parts(made, size, static_cast<int>(parts), width, to, a.K, p, adds);
 }
 
+// features whose sums are computed at a time, whole vectors of all kernels: the sums of a thread
+// stay in its cache, and their memory does not grow with the number of features
+inline Size moments_features(Size feature_bytes) {
+    constexpr Size sum_bytes = 1 << 20, vectors = 192;
+    return std::max<Size>(1, sum_bytes / (feature_bytes * vectors)) * vectors;
+}
+
+// to (K × p) ← F X, or += with `adds`
+template <class T>
+void compute_moments(const Moments<T> &a, bool symmetric, Matrix<T> to, bool adds, int threads) {
+    // a part for each thread, of whole cache lines of rows
+    const Size parts = threads_for((a.m + 63) / 64, 2.0 * a.m * a.K * a.p, threads);
+    const Size most = symmetric ? a.p : moments_features(a.K * sizeof(T));
+    const Size width = moments_kernels<T>().padded(std::min(a.p, most));
+    const Scratch<T> made(parts * a.K * width);
+    for (Size first = 0; first < a.p; first += most)
+        add_moments(a, symmetric, first, std::min(most, a.p - first), parts, made.data,
+                    Matrix<T>{at(to, 0, first), to.stride_k, 1}, adds);
+    if (symmetric) mirror(to, a.K);
+}
+
 // The codes of all rows, and their sums: a thread has some tiles, one after the other, a few rows
 // in hand at a time. totals, added up in the order of tiles, do not depend on how many threads.
 template <class T>
@@ -67,9 +88,9 @@ void pass(const HalsRows<T> &a, const Sums<T> &to, double flops, int threads, do
     const MomentsKernels<T> &moments = moments_kernels<T>();
     const Size W = hals.tile_columns, tiles = (a.m + W - 1) / W;
     const Size fit = rows_bytes / static_cast<Size>(std::max<Size>(1, a.p) * sizeof(T));
-    const Size in_hand = std::max<Size>(1, std::min(fit, moments.rows) / W);
+    const Size chunk_tiles = std::max<Size>(1, std::min(fit, moments.rows) / W);
     const Size width = moments.padded(a.p), squares = moments.padded(a.K);
-    const Size size = a.K * (width + squares), held = (4 * a.K + hals.in_hand) * W;
+    const Size size = a.K * (width + squares), held = (4 * a.K + hals.tile_features) * W;
     threads = threads_for(tiles, flops, threads);
     const Scratch<T> made(threads * size), scratch(threads * held),
         packed(threads * moments.scratch_size);
@@ -84,7 +105,7 @@ void pass(const HalsRows<T> &a, const Sums<T> &to, double flops, int threads, do
         const Moments<T> data{a.F.data, a.X, a.F.stride_m, a.stride_x, a.K, rows, a.p};
         const Moments<T> codes{a.F.data, a.F.data, a.F.stride_m, a.F.stride_m, a.K, rows, a.K};
         for (Size tile = part * tiles / threads; tile < end;) {
-            const Size first = tile * W, last = std::min(tile + in_hand, end);
+            const Size first = tile * W, last = std::min(tile + chunk_tiles, end);
             for (; tile < last; ++tile)
                 hals.rows(a, tile * W, scratch.data + part * held, &partial[2 * tile]);
             const Size after = std::min(rows, last * W);

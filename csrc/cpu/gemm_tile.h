@@ -13,8 +13,8 @@ namespace {
 // concepts × vectors of sums, the vectors of a factor and what is broadcast are to fit into the
 // registers: of products here, and of the sweep in cpu/hals.cpp, whose tiles are as wide.
 // Measured, of the sweep: avx2 with GCC, 3 × 4 before 4 × 3, 6 × 2, 3 × 3 by 5 to 15 %; with Clang,
-// which spills those, 4 × 2; SSE2, 2 × 4 before 3 × 3, 4 × 2, 4 × 3; avx512, 4 × 3, 4 × 4, 6 × 3 and
-// 8 × 3 within 5 %. Not measured: arm64
+// which spills those, 4 × 2; SSE2, 2 × 4 before 3 × 3, 4 × 2, 4 × 3; avx512, 4 × 3, 4 × 4, 6 × 3
+// and 8 × 3 within 5 %. Not measured: arm64
 #if defined(__AVX512F__)
 constexpr int most_concepts = 8, most_vectors = 3;
 #elif defined(__AVX2__) && defined(__clang__)
@@ -55,15 +55,15 @@ template <class T> class Ahead {
     }
 };
 
-// What comes after the features up to `after` of some rows of a.X (m × p): so many features more, or
-// the first of the rows that follow.
+// What comes after the features up to `after` of some rows of a.X (m × p): so many features more,
+// or the first of the rows that follow.
 template <class T, class Arguments>
 inline Ahead<T> next(const Arguments &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t after,
                      ptrdiff_t most_rows, ptrdiff_t most_features) {
     const bool beside = after < a.p;
     const ptrdiff_t row = beside ? start : start + rows, feature = beside ? after : 0;
-    return {a.X + row * a.stride_x + feature, a.stride_x,
-            beside ? rows : min(a.m - row, most_rows), min(a.p - feature, most_features)};
+    return {a.X + row * a.stride_x + feature, a.stride_x, beside ? rows : min(a.m - row, most_rows),
+            min(a.p - feature, most_features)};
 }
 
 // out[g * stride_o + v] += Σ_i P[i * stride_p + g] Q[i * stride_q + v] for size concepts g and so

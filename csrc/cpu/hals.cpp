@@ -9,8 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels.h"
 #include "gemm_tile.h"
+#include "kernels.h"
 #include "simd.h"
 
 namespace {
@@ -18,7 +18,7 @@ namespace {
 using fastnmf::HalsBlock;
 using fastnmf::HalsNormal;
 using fastnmf::HalsRows;
-using fastnmf::View;
+using fastnmf::Matrix;
 
 // concepts that sum what they owe together, and vectors of columns in a tile. In a group concepts
 // wait for each other, so it is no larger than it must be
@@ -27,12 +27,12 @@ constexpr int group = most_concepts < 4 ? most_concepts : 4, width = most_vector
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr int W = width * V<T>;
 // features of a tile of data, of which a product with all concepts is taken: they stay in L1
-constexpr ptrdiff_t in_hand = 128;
+constexpr ptrdiff_t tile_features = 128;
 template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 
 // tile (rows × W) ← columns [start, start + columns) of `from`, zeros right of them
 template <class T>
-void gather(T *tile, View<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
+void gather(T *tile, Matrix<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
     const T *origin = at(from, 0, start);
     if (columns == W<T> && from.stride_m == 1) {
         for (ptrdiff_t k = 0; k < rows; ++k)
@@ -64,7 +64,7 @@ void gather(T *tile, View<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdif
 
 // columns [start, start + columns) of `to` ← tile (rows × W)
 template <class T>
-void scatter(View<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
+void scatter(Matrix<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
     T *origin = at(to, 0, start);
     if (columns == W<T> && to.stride_m == 1) {
         for (ptrdiff_t k = 0; k < rows; ++k)
@@ -87,7 +87,7 @@ void scatter(View<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdiff
 
 // columns [start, start + columns) of `to` ← those of `from`
 template <class T>
-void copy(View<T> to, View<T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
+void copy(Matrix<T> to, Matrix<T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
     const bool adjacent = to.stride_k == 1 && from.stride_k == 1;
     for (ptrdiff_t i = start; i < start + columns; ++i)
         if (adjacent)
@@ -179,7 +179,9 @@ inline void sweeps(T *F, T *R, const T *C, const Arguments &a, double *sums) {
     }
 }
 
-template <class T> View<const T> constant(View<T> x) { return {x.data, x.stride_k, x.stride_m}; }
+template <class T> Matrix<const T> constant(Matrix<T> x) {
+    return {x.data, x.stride_k, x.stride_m};
+}
 
 template <class T>
 void hals_block(const HalsBlock<T> &a, ptrdiff_t start, T *scratch, double *sums) {
@@ -204,19 +206,18 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
 }
 
 // C never leaves the cache, and its product with few concepts is not left to the vendor's GEMM
-template <class T>
-void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
+template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
     const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
     T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *before = C + size;
     T *X = before + size;
     // those right of the last column stay as they are: F is zero there, and l1 ≥ 0 keeps it so
     const int vectors = static_cast<int>((columns + V<T> - 1) / V<T>);
     for (ptrdiff_t i = 0; i < size; ++i) C[i] = -a.l1;
-    for (ptrdiff_t first = 0; first < a.p; first += in_hand) {
-        const ptrdiff_t terms = min(a.p - first, in_hand);
+    for (ptrdiff_t first = 0; first < a.p; first += tile_features) {
+        const ptrdiff_t terms = min(a.p - first, tile_features);
         // features take the place of concepts
-        gather(X, View<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
-        Ahead<T> ahead = next<T>(a, start, columns, first + terms, W<T>, in_hand);
+        gather(X, Matrix<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
+        Ahead<T> ahead = next<T>(a, start, columns, first + terms, W<T>, tile_features);
         for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
             add_products(vectors, concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k,
                          a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms, ahead);
@@ -247,8 +248,8 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const HalsKernels<float> hals_float32{W<float>, in_hand, hals_block<float>, hals_normal<float>,
-                                      hals_rows<float>};
-const HalsKernels<double> hals_float64{W<double>, in_hand, hals_block<double>, hals_normal<double>,
-                                       hals_rows<double>};
+const HalsKernels<float> hals_float32{W<float>, tile_features, hals_block<float>,
+                                      hals_normal<float>, hals_rows<float>};
+const HalsKernels<double> hals_float64{W<double>, tile_features, hals_block<double>,
+                                       hals_normal<double>, hals_rows<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../view.h"
+#include "../errors.h"
 #include "kernels.h"
 
 namespace fastnmf {

@@ -9,42 +9,33 @@
 
 #include <cstddef>
 
+#include "../matrix.h"
 #include "../nnls/problem.h"
 
 namespace fastnmf {
 
-// A matrix of concepts × columns, element (k, i) at data[k * stride_k + i * stride_m].
-template <class T> struct View {
-    T *data;
-    ptrdiff_t stride_k, stride_m;
-};
-
-template <class T> static inline T *at(const View<T> &x, ptrdiff_t k, ptrdiff_t i) {
-    return x.data + k * x.stride_k + i * x.stride_m;
-}
-
 // F, R, delta (s, m); G (s, s). delta may be R.
 template <class T> struct HalsBlock {
-    View<T> F;
-    View<const T> R;
-    View<T> delta;
+    Matrix<T> F;
+    Matrix<const T> R;
+    Matrix<T> delta;
     const T *G;
     ptrdiff_t stride_g, s, m;
 };
 
 // F, C (K, m); G (K, K); so many sweeps
 template <class T> struct HalsNormal {
-    View<T> F;
-    View<const T> C;
+    Matrix<T> F;
+    Matrix<const T> C;
     const T *G;
     ptrdiff_t stride_g, K, m, sweeps;
 };
 
 // F (K, m); B (p, K), contiguous: the factor held fixed, transposed; G (K, K) = BᵀB; X (m, p), its
-// features adjacent. C = BᵀXᵀ − l1, and so many sweeps. If there is a swept (K, m), before (K, m) ← F
-// first, and then F ← max(least F, F + step (F − swept)), swept ← what the sweeps left
+// features adjacent. C = BᵀXᵀ − l1, and so many sweeps. If there is a swept (K, m), before (K, m) ←
+// F first, and then F ← max(least F, F + step (F − swept)), swept ← what the sweeps left
 template <class T> struct HalsRows {
-    View<T> F, swept, before;
+    Matrix<T> F, swept, before;
     const T *X, *B, *G;
     T l1, step, least;
     ptrdiff_t stride_x, stride_g, K, m, p, sweeps;
@@ -59,43 +50,42 @@ template <class T> struct Moments {
 
 // all (K, m)
 template <class T> struct MuUpdate {
-    View<T> F;
-    View<const T> numerator, denominator;
+    Matrix<T> F;
+    Matrix<const T> numerator, denominator;
     ptrdiff_t K, m;
 };
 
 // all (K, m)
 template <class T> struct PgdUpdate {
-    View<T> F, Y;
-    View<const T> gradient;
+    Matrix<T> F, Y;
+    Matrix<const T> gradient;
     T step, momentum;
     ptrdiff_t K, m;
 };
 
 // all (K, m); before: none, or what to measure Δ from
 template <class T> struct Extrapolate {
-    View<T> F, swept;
-    View<const T> before;
+    Matrix<T> F, swept;
+    Matrix<const T> before;
     T step, least;
     ptrdiff_t K, m;
 };
 
 // all (K, m); scale (K)
 template <class T> struct Rescale {
-    View<T> F, swept;
+    Matrix<T> F, swept;
     const T *scale;
-    View<const T> before;
+    Matrix<const T> before;
     ptrdiff_t K, m;
 };
 
 // Every kernel writes ‖Δ‖² and ‖F‖² of what it updated to sums[0] and sums[1]; rows with a swept,
 // Δ = F − before, as for extrapolate and rescale.
 // The HALS kernels update columns [start, start + tile_columns) as far as there are any, and
-// need 2 · concepts · tile_columns elements of scratch; normal 3, rows (4 · concepts + in_hand) ·
-// tile_columns.
-// The others update all they are given.
+// need 2 · concepts · tile_columns elements of scratch; normal 3, rows (4 · concepts +
+// tile_features) · tile_columns. The others update all they are given.
 template <class T> struct HalsKernels {
-    ptrdiff_t tile_columns, in_hand;
+    ptrdiff_t tile_columns, tile_features;
     void (*block)(const HalsBlock<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*normal)(const HalsNormal<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*rows)(const HalsRows<T> &, ptrdiff_t start, T *scratch, double *sums);
@@ -118,8 +108,8 @@ template <class T> struct UpdateKernels {
     void (*rescale)(const Rescale<T> &, double *sums);
 };
 
-// solve takes row i, and needs scratch_size(rules, K, gathers) doubles; gathers: rows have an index,
-// and no G of their own. To sums it writes ‖ΔF_i‖², ‖F_i‖².
+// solve takes row i, and needs scratch_size(rules, K, gathers) doubles; gathers: rows have an
+// index, and no G of their own. To sums it writes ‖ΔF_i‖², ‖F_i‖².
 template <class T> struct NnlsKernels {
     ptrdiff_t (*scratch_size)(const NnlsRules &rules, int K, bool gathers);
     void (*solve)(const NnlsRows<T> &, ptrdiff_t i, double *scratch, double *sums);

@@ -3,8 +3,8 @@
 
 #include <cstddef>
 
-#include "kernels.h"
 #include "gemm_tile.h"
+#include "kernels.h"
 #include "simd.h"
 
 namespace {
@@ -15,7 +15,7 @@ template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr ptrdiff_t W = most_vectors * V<T>;
 // rows of a panel: of some whole tiles of cpu/hals.cpp. Measured: 128 before 64 and 256 by up to
 // 8 % (avx2, avx512)
-constexpr ptrdiff_t rows_in_hand = 144;
+constexpr ptrdiff_t panel_rows = 144;
 
 template <class T> ptrdiff_t padded(ptrdiff_t p) { return (p + V<T> - 1) / V<T> * V<T>; }
 
@@ -31,8 +31,8 @@ void pack(T *panel, const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdif
 template <class T>
 void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out, T *panel) {
     const ptrdiff_t stride_o = padded<T>(a.p), all = (a.m - 1) * a.stride_x + a.p;
-    for (ptrdiff_t start = first; start < last; start += rows_in_hand) {
-        const ptrdiff_t rows = min(last - start, rows_in_hand);
+    for (ptrdiff_t start = first; start < last; start += panel_rows) {
+        const ptrdiff_t rows = min(last - start, panel_rows);
         for_groups<most_vectors>(stride_o / V<T>, [&](ptrdiff_t vector, int vectors) {
             const ptrdiff_t j = vector * V<T>, end = j + vectors * V<T>;
             const T *some = a.X + start * a.stride_x + j;
@@ -43,12 +43,11 @@ void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T
                 some = panel;
                 stride = W<T>;
             }
-            Ahead<T> ahead = next<T>(a, start, rows, end, rows_in_hand, W<T>);
+            Ahead<T> ahead = next<T>(a, start, rows, end, panel_rows, W<T>);
             for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
                 if (symmetric && k >= end) return;
                 add_products(vectors, concepts, out + k * stride_o + j, stride_o,
-                             a.F + start * a.stride_f + k, a.stride_f, some, stride, rows,
-                             ahead);
+                             a.F + start * a.stride_f + k, a.stride_f, some, stride, rows, ahead);
             });
         });
     }
@@ -57,8 +56,8 @@ void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const MomentsKernels<float> moments_float32{rows_in_hand * W<float>, rows_in_hand,
-                                            padded<float>, add<float>};
-const MomentsKernels<double> moments_float64{rows_in_hand * W<double>, rows_in_hand,
-                                             padded<double>, add<double>};
+const MomentsKernels<float> moments_float32{panel_rows * W<float>, panel_rows, padded<float>,
+                                            add<float>};
+const MomentsKernels<double> moments_float64{panel_rows * W<double>, panel_rows, padded<double>,
+                                             add<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -6,6 +6,8 @@
 #include <new>
 #include <vector>
 
+#include "../matrix.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -43,6 +45,34 @@ void for_tiles(ptrdiff_t tiles, int threads, double *sums, Work work) {
         sums[0] += partial[2 * tile];
         sums[1] += partial[2 * tile + 1];
     }
+}
+
+// A tile of a matrix (K, m): rows k and columns i onwards.
+struct Tile {
+    Size k, i, concepts, columns;
+
+    template <class T> Matrix<T> of(const Matrix<T> &x) const {
+        return {at(x, k, i), x.stride_k, x.stride_m};
+    }
+};
+
+// work(tile, two doubles) for tiles of F (K, m) of lines of up to 512 elements along what is
+// contiguous: long enough for the prefetcher, and a tile has as many squares as a sum in float32
+// should have
+template <class T, class Work>
+void for_element_tiles(const Matrix<T> &F, Size K, Size m, int threads, double *sums, Work work) {
+    const bool concepts_adjacent = F.stride_k == 1;
+    const Size along = std::min<Size>(512, concepts_adjacent ? K : m), lines = 8192 / along;
+    const Size concepts = concepts_adjacent ? along : lines;
+    const Size columns = concepts_adjacent ? lines : along;
+    const Size across = (m + columns - 1) / columns;
+    const Size tiles = across * ((K + concepts - 1) / concepts);
+    // an element costs about what 8 flops do
+    threads = threads_for(tiles, 8.0 * K * m, threads);
+    for_tiles(tiles, threads, sums, [&](Size tile, int, double *partial) {
+        const Size k = tile / across * concepts, i = tile % across * columns;
+        work(Tile{k, i, std::min(concepts, K - k), std::min(columns, m - i)}, partial);
+    });
 }
 
 // uninitialised and on a cache line

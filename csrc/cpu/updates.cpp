@@ -15,10 +15,10 @@
 namespace {
 
 using fastnmf::Extrapolate;
+using fastnmf::Matrix;
 using fastnmf::MuUpdate;
 using fastnmf::PgdUpdate;
 using fastnmf::Rescale;
-using fastnmf::View;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
@@ -29,15 +29,15 @@ struct Lines {
     ptrdiff_t count, n;
 
     template <class T>
-    Lines(View<T> F, ptrdiff_t K, ptrdiff_t m)
+    Lines(Matrix<T> F, ptrdiff_t K, ptrdiff_t m)
         : across(F.stride_k == 1 && F.stride_m != 1), count(across ? m : K), n(across ? K : m) {}
 
     // one line of them all, where each matrix has no gaps between its lines: few elements a line
     // would take less time than their sums
-    template <class... Views> Lines joined(const Views &...views) const {
+    template <class... Matrices> Lines joined(const Matrices &...matrices) const {
         Lines all = *this;
-        if ((... && (across ? views.stride_k == 1 && views.stride_m == n
-                            : views.stride_m == 1 && views.stride_k == n))) {
+        if ((... && (across ? matrices.stride_k == 1 && matrices.stride_m == n
+                            : matrices.stride_m == 1 && matrices.stride_k == n))) {
             all.n *= count;
             all.count = 1;
         }
@@ -52,7 +52,7 @@ template <class T> struct Line {
     T &operator[](ptrdiff_t i) const { return data[i * stride]; }
 };
 
-template <class T> Line<T> line(const Lines &lines, View<T> x, ptrdiff_t l) {
+template <class T> Line<T> line(const Lines &lines, Matrix<T> x, ptrdiff_t l) {
     return lines.across ? Line<T>{x.data + l * x.stride_m, x.stride_k}
                         : Line<T>{x.data + l * x.stride_k, x.stride_m};
 }
@@ -198,7 +198,7 @@ template <class T> void rescale(const Rescale<T> &a, double *sums) {
     Sums<T> of_rest;
     for (ptrdiff_t l = 0; l < lines.count; ++l)
         rescale_line(line(lines, a.F, l), line(lines, a.swept, l),
-                     line(lines, View<const T>{a.scale, 1, 0}, l), line(lines, a.before, l),
+                     line(lines, Matrix<const T>{a.scale, 1, 0}, l), line(lines, a.before, l),
                      lines.n, of_vectors, of_rest);
     sums[0] = sum<T>(of_vectors.change) + of_rest.change;
     sums[1] = sum<T>(of_vectors.norm) + of_rest.norm;

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../view.h"
+#include "../errors.h"
 
 namespace fastnmf {
 
@@ -42,10 +42,9 @@ class OnDevice {
     int before;
 };
 
-inline void check_on_device(const char *name, Address address, int device) {
+inline void check_on_device(const char *name, const void *address, int device) {
     cudaPointerAttributes found;
-    check(cudaPointerGetAttributes(&found, reinterpret_cast<void *>(address)),
-          std::string("address of ") + name);
+    check(cudaPointerGetAttributes(&found, address), std::string("address of ") + name);
     const bool there = found.type == cudaMemoryTypeDevice && found.device == device;
     if (!there && found.type != cudaMemoryTypeManaged)
         refuse(name, " is not in the memory of CUDA device ", device);

@@ -1,19 +1,19 @@
 // Non-negative least squares on a CUDA device: a block of threads solves a row at a time.
 //
-// nnls/solver.h on the lanes of nnls/lanes.h. A warp for supports of up to 96, else 128 threads; as many
-// blocks as fit, each takes the next row until there are none. The vectors of the passive concepts
-// and the first rows of their factor are in shared memory, 4 p (p + 1) / 2 + 32 p bytes in float32;
-// what does not fit, and what is as long as K, in a workspace. Float64 arithmetic where the card
-// has it at half the rate of float32; else float32 for float32 data, as far as that goes.
+// nnls/solver.h on the lanes of nnls/lanes.h. A warp for supports of up to 96, else 128 threads; as
+// many blocks as fit, each takes the next row until there are none. The vectors of the passive
+// concepts and the first rows of their factor are in shared memory, 4 p (p + 1) / 2 + 32 p bytes in
+// float32; what does not fit, and what is as long as K, in a workspace. Float64 arithmetic where
+// the card has it at half the rate of float32; else float32 for float32 data, as far as that goes.
 // Not yet run on a device: tests run this file on one thread that takes the place of the lanes in
 // turn (tests/emulated_cuda), and the steps under it on many (tests/nnls_team.cpp).
 
 #include <algorithm>
 
-#include "device.h"
-#include "nnls.h"
 #include "../nnls/lanes.h"
 #include "../nnls/layout.h"
+#include "device.h"
+#include "nnls.h"
 
 namespace {
 
@@ -112,22 +112,19 @@ __global__ void __launch_bounds__(threads)
         team.sync();
         const ptrdiff_t i = static_cast<ptrdiff_t>(taken);
         if (i >= rows.m) return;
-        if (rows.rules.again && rows.account[i].status == nnls_solved) continue;
-        const int K = concepts(rows, i);
-        const S *G = rows.G + i * rows.stride_row;
-        ptrdiff_t stride = rows.stride_g;
+        if (rows.rules.again && rows.report[i].status == nnls_solved) continue;
+        RowGram<S> gram{rows.G + i * rows.stride_row, rows.stride_g, concepts(rows, i)};
         if (layout.gathered) {
             S *own = reinterpret_cast<S *>(global);
             const int32_t *index = rows.index + i * rows.K;
-            for (int a = 0; a < K; ++a)
-                team.each(K, [&](int b) {
-                    own[ptrdiff_t(a) * K + b] = G[index[a] * stride + index[b]];
+            for (int a = 0; a < gram.K; ++a)
+                team.each(gram.K, [&](int b) {
+                    own[ptrdiff_t(a) * gram.K + b] = gram.G[index[a] * gram.stride_g + index[b]];
                 });
             team.sync();
-            G = own;
-            stride = K;
+            gram = {own, gram.K, gram.K};
         }
-        nnls_row<const Block<T, threads>, T, S>(team, rows, i, K, G, stride, at, M, sums + 2 * i);
+        nnls_row<const Block<T, threads>, T, S>(team, rows, i, gram, at, M, sums + 2 * i);
     }
 }
 

@@ -1,4 +1,5 @@
-// The steps of nnls/solver.h for a team of lanes that share memory: a lane for each row, column or concept.
+// The steps of nnls/solver.h for a team of lanes that share memory: a lane for each row, column or
+// concept.
 //
 // Team has width, lane(), sync(), and over all lanes, with a barrier before: total(x), top(x),
 // lowest(x, i), which leaves the smallest x and its i, and before(on, count), how many lanes below

@@ -7,8 +7,9 @@
 //
 // It ends: for a block of entering concepts w·s > 0, so one of them at least has s > 0, and x
 // strictly gains; P is never the same again, whatever the block and the rank of G. What rounding
-// makes of this is caught: a concept without gain is refused until there is some. M costs p² flops twice for a concept that enters,
-// no solve; a concept that leaves costs p (p − q) rotations, whose angles are those of one column.
+// makes of this is caught: a concept without gain is refused until there is some. M costs p² flops
+// twice for a concept that enters, no solve; a concept that leaves costs p (p − q) rotations, whose
+// angles are those of one column.
 //
 // A team solves a row: one thread (cpu/nnls.cpp), the lanes of a warp or a block (cuda/nnls.cu), or
 // threads that stand for lanes (tests). It gives
@@ -35,7 +36,7 @@
 
 namespace {
 
-using fastnmf::NnlsAccount;
+using fastnmf::NnlsReport;
 using fastnmf::NnlsRows;
 using fastnmf::NnlsRules;
 
@@ -154,15 +155,11 @@ template <class Team, class T, class S> struct NnlsRow {
             const T step = team.least(
                 p,
                 [&](int i) {
-                    return at.s[i] > 0   ? T(2)
-                           : at.x[i] > 0 ? at.x[i] / (at.x[i] - at.s[i])
-                                         : T(0);
+                    return at.s[i] > 0 ? T(2) : at.x[i] > 0 ? at.x[i] / (at.x[i] - at.s[i]) : T(0);
                 },
                 T(2), q);
             team.each(p, [&](int i) {
-                at.x[i] = q < 0    ? at.s[i]
-                          : i == q ? T(0)
-                                   : at.x[i] + step * (at.s[i] - at.x[i]);
+                at.x[i] = q < 0 ? at.s[i] : i == q ? T(0) : at.x[i] + step * (at.s[i] - at.x[i]);
             });
             team.sync();
             if (q < 0) return;
@@ -241,7 +238,7 @@ template <class Team, class T, class S> struct NnlsRow {
     }
 
     // from x = 0, or from the start in w if warm, for c scaled to a largest slope of about 1
-    FASTNMF_TEAM NnlsAccount solve(bool warm) {
+    FASTNMF_TEAM NnlsReport solve(bool warm) {
         if (warm) take_start();
         const T tolerance = T(rules.tolerance), epsilon = sizeof(T) == 4 ? T(1e-7) : T(1e-15);
         int block = rules.block, refinements = 0;
@@ -261,7 +258,8 @@ template <class Team, class T, class S> struct NnlsRow {
             capped = steps >= rules.max_steps || room == 0;
             if (capped) break;
             const T before = gain();
-            const int in = entered, out = left, found = choose(steepest, block < room ? block : room);
+            const int in = entered, out = left,
+                      found = choose(steepest, block < room ? block : room);
             const bool alone = found == 1;
             for (int t = 0; t < found; ++t) enter(at.entering[t], 0, alone);
             const int only = at.entering[0];
@@ -300,19 +298,25 @@ template <class S> FASTNMF_TEAM int concepts(const NnlsRows<S> &rows, ptrdiff_t 
     return K;
 }
 
-// Row i of `rows` with its K concepts, in scratch; sums ← ‖ΔF_i‖², ‖F_i‖² of these. G is that of the
-// row.
+// the Gram matrix (K, K) of the concepts that a row may use
+template <class S> struct RowGram {
+    const S *G;
+    ptrdiff_t stride_g;
+    int K;
+};
+
+// Row i of `rows` on the concepts of its `gram`, in scratch; sums ← ‖ΔF_i‖², ‖F_i‖² of these.
 template <class Team, class T, class S>
-FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, int K, const S *G,
-                           ptrdiff_t stride_g, NnlsScratch<T> at, Triangle<T, Team::pack> M,
-                           double *sums) {
+FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, const RowGram<S> &gram,
+                           NnlsScratch<T> at, Triangle<T, Team::pack> M, double *sums) {
+    const int K = gram.K;
     const int32_t *index = rows.index ? rows.index + i * rows.K : nullptr;
     const auto F = [&](int k) -> S & {
-        return rows.F[(index ? index[k] : k) * rows.stride_fk + i * rows.stride_fm];
+        return rows.F.data[(index ? index[k] : k) * rows.F.stride_k + i * rows.F.stride_m];
     };
     const auto scale = [&](int k) { return T(rows.scale[index ? index[k] : k]); };
     team.each(K, [&](int k) {
-        const S *C = rows.C + (index ? index[k] : k) * rows.stride_ck + i * rows.stride_cm;
+        const S *C = rows.C.data + (index ? index[k] : k) * rows.C.stride_k + i * rows.C.stride_m;
         at.c[k] = scale(k) > 0 ? T(*C) * scale(k) : T(0);
     });
     team.sync();
@@ -325,20 +329,18 @@ FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, int
         at.w[k] = scale(k) > 0 ? T(F(k)) * unit / scale(k) : T(0);
     });
     team.sync();
-    NnlsRow<Team, T, S> row{team, K, G, stride_g, rows.rules, at, M};
-    NnlsAccount account = row.solve(rows.warm);
-    account.gain /= double(unit) * double(unit);
-    if (rows.rules.draft && account.status != fastnmf::nnls_solved) {
-        if (team.leader()) rows.account[i] = account;
+    NnlsRow<Team, T, S> row{team, K, gram.G, gram.stride_g, rows.rules, at, M};
+    NnlsReport report = row.solve(rows.warm);
+    report.gain /= double(unit) * double(unit);
+    if (rows.rules.draft && report.status != fastnmf::nnls_solved) {
+        if (team.leader()) rows.report[i] = report;
         return;
     }
     team.each(K, [&](int k) { at.w[k] = all; });
     team.sync();
     team.each(row.p, [&](int q) { at.w[at.passive[q]] = at.x[q] / unit; });
     team.sync();
-    const auto updated = [&](int k) {
-        return scale(k) > 0 ? S(at.w[k] * scale(k)) : F(k);
-    };
+    const auto updated = [&](int k) { return scale(k) > 0 ? S(at.w[k] * scale(k)) : F(k); };
     // in float32 the squares of large data overflow
     const double change = team.sum(K, [&](int k) {
         const double delta = double(updated(k)) - double(F(k));
@@ -350,7 +352,7 @@ FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, int
     if (!team.leader()) return;
     sums[0] = change;
     sums[1] = norm;
-    rows.account[i] = account;
+    rows.report[i] = report;
 }
 
 } // namespace
