@@ -1,6 +1,6 @@
 // Non-negative least squares on the CPU: a thread solves a row at a time.
 //
-// nnls/solver.h on vectors, in float64 whatever G is stored in. Both products with M take four rows
+// nnls/solver.h on vectors, in float64 for every type of G. Both products with M take four rows
 // at once, each filled with zeros to whole packs, so nothing is masked; G streams by eight rows at
 // a time. Limited by loads: of M from L1 or L2, of G from where K² numbers fit.
 
@@ -180,7 +180,7 @@ struct Thread {
     }
 };
 
-// eight vectors of the capacity, four of K and the triangle; first of all the G of few concepts
+// the gathered G, eight vectors of the capacity, four of K, and the triangle
 ptrdiff_t scratch_size(const NnlsRules &rules, int K, bool gathers) {
     const ptrdiff_t across = Triangle<double, 8>::length(rules.capacity);
     const ptrdiff_t gathered = gathers ? ptrdiff_t(K) * K : 0;
@@ -188,7 +188,7 @@ ptrdiff_t scratch_size(const NnlsRules &rules, int K, bool gathers) {
            Triangle<double, 8>::offset(rules.capacity + 1);
 }
 
-// to (K, K) ← G on the concepts of a row; in order, so that the prefetcher sees lines
+// to (K, K) ← G on the concepts of a row, row by row, so that the hardware can prefetch
 template <class S> void gather(S *to, const S *G, ptrdiff_t stride, const int32_t *index, int K) {
     for (int a = 0; a < K; ++a) {
         const S *row = G + index[a] * stride;

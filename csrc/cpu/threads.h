@@ -1,4 +1,4 @@
-// Tiles of work dealt to OpenMP's threads, with sums that do not depend on how many there are.
+// Tiles of work distributed over OpenMP's threads, with sums that do not depend on their number.
 #pragma once
 
 #include <algorithm>
@@ -14,18 +14,18 @@
 
 namespace fastnmf {
 
-// fork and join cost what 0.5 M flops do: 5 µs, measured with libgomp on 2 cores
+// fork and join take as long as 0.5 M flops: 5 µs, measured with libgomp on 2 cores
 constexpr double flops_per_thread = 250e3;
 
-// how many of the threads allowed are worth waking
+// how many of the allowed threads pay for their start
 inline int threads_for(ptrdiff_t tiles, double flops, int allowed) {
     const double useful = std::min(double(tiles), std::max(1.0, flops / flops_per_thread));
     return static_cast<int>(std::min(double(allowed), useful));
 }
 
-// work(tile, thread, two doubles) for every tile; the doubles are added to sums[0], sums[1] in the
-// order of tiles, whatever the number of threads. uneven: tiles differ in what they cost, and a
-// thread that is done takes the next.
+// work(tile, thread, two doubles) for every tile; the doubles are added to sums[0] and sums[1] in
+// the order of tiles. uneven: tiles differ in their cost, and a thread takes the next few when it
+// is done
 template <bool uneven = false, class Work>
 void for_tiles(ptrdiff_t tiles, int threads, double *sums, Work work) {
     std::vector<double> partial(2 * tiles);

@@ -1,9 +1,10 @@
-// The element-wise updates: mu, F ← F ∘ numerator / denominator; pgd, F ← max(0, Y − step ·
-// gradient) with momentum; and the extrapolation F ← max(least F, F + step (F − swept)),
-// whose concepts are scaled now and then.
+// Element-wise updates. mu: F ← F ∘ numerator / denominator. pgd: F ← max(0, Y − step · gradient),
+// with momentum. extrapolate: F ← max(least F, F + step (F − swept)). rescale: concepts of F and
+// swept by factors.
 //
-// One pass over lines, which run where F is contiguous: by vectors if all operands are contiguous
-// there. In float32, mu moves 16 bytes an element, pgd and the extrapolation 20. Limited by memory.
+// One pass over lines along the contiguous dimension of F, with vectors where all operands are
+// contiguous along it. In float32, mu moves 16 bytes an element, pgd and extrapolate 20. Limited by
+// memory.
 
 #include <cfloat>
 #include <cstddef>
@@ -23,7 +24,7 @@ using fastnmf::Rescale;
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 
-// lines of n elements: concepts, or columns where concepts are what F has next to each other
+// `count` lines of n elements: rows of concepts, or columns if the concepts of F are adjacent
 struct Lines {
     bool across;
     ptrdiff_t count, n;
@@ -32,8 +33,8 @@ struct Lines {
     Lines(Matrix<T> F, ptrdiff_t K, ptrdiff_t m)
         : across(F.stride_k == 1 && F.stride_m != 1), count(across ? m : K), n(across ? K : m) {}
 
-    // one line of them all, where each matrix has no gaps between its lines: few elements a line
-    // would take less time than their sums
+    // a single line, if no matrix has gaps between lines: for short lines the sums at the end of
+    // each would take longer than the line
     template <class... Matrices> Lines joined(const Matrices &...matrices) const {
         Lines all = *this;
         if ((... && (across ? matrices.stride_k == 1 && matrices.stride_m == n
@@ -66,7 +67,7 @@ template <class T> struct Sums {
     }
 };
 
-// E: T or Vec<T>. What would be subnormal becomes zero
+// E: T or Vec<T>. Subnormal results become zero
 template <class T, class E> inline E mu_step(E before, E numerator, E denominator) {
     const E least = E{} + tiny<T>;
     const E after = before * numerator / (denominator < least ? least : denominator);

@@ -1,4 +1,4 @@
-// The CUDA device of a call: errors as exceptions, the current device, and whose memory is whose.
+// The CUDA device of a call: errors as exceptions, the current device, and checks of addresses.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,7 +25,7 @@ inline int attribute(cudaDeviceAttr name) {
     return value;
 }
 
-// This device is the current one for as long as this lives.
+// makes the device current, and the one before again at the end of the scope
 class OnDevice {
   public:
     explicit OnDevice(int device) : device(device) {
