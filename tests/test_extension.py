@@ -620,6 +620,10 @@ def test_nnls_satisfies_the_kkt_conditions(extension, K, dtype):
         ({"limits": {"max_steps": -1}}, "max_steps = -1"),
         ({"G": {"address": 0}}, "G is a null pointer"),
         ({"G": {"shape": (4, 3)}}, r"G has shape \(4, 3\): \(4, 4\) is needed"),
+        (
+            {"G": {"shape": (50, 3, 3), "strides": (0, 3, 1)}},
+            r"G \(50, 3, 3\) has strides \(0, 3, 1\): the first must be positive",
+        ),
         ({"scale": {"address": 4}}, "scale = 4 is not aligned to 8"),
         ({"scale": {"shape": (3,)}}, r"scale has shape \(3\): \(4\) is needed"),
         ({"index": {"dtype": "int64"}}, "index has dtype 'int64': 'int32' is needed"),

@@ -44,7 +44,11 @@ NnlsRows<T> nnls_rows(const View &F, const View &C, const NnlsGram &gram, const 
     rows.C = matrix<const T>("C", C, all, m);
     if (index && G.dims == 3) {
         check_shape("G", G, {m, K, K});
-        rows.stride_row = G.strides[0];
+        if (m > 1 && G.strides[0] < 1)
+            refuse("G ", listed(G.shape, 3), " has strides ", listed(G.strides, 3),
+                   ": the first must be positive");
+        // a stride of 0 would stand for one G of all concepts
+        rows.stride_row = m > 1 ? G.strides[0] : K * K;
     } else {
         check_shape("G", G, {all, all});
     }
