@@ -1,17 +1,18 @@
-"""Exact non-negative least squares: nnls on one thread beside scipy's, row by row, and
-Overcomplete's 50 gradient steps; two threads beside one; 10,000 concepts."""
+"""Exact non-negative least squares: nnls on one and two threads, up to 10,000 concepts.
+
+For comparison scipy's nnls, row by row, and Overcomplete's 50 gradient steps, on one thread.
+"""
 
 from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
 import torch
-from conftest import BUDGET
-from measure import Bench, Timing, called
 from oracle import TOLERANCES, kkt_residual
-from workloads import Problem, Workload
+from support import nnls_problems
+from support.measure import BUDGET, Bench, Timing, called
+from support.workloads import Problem, Workload
 
 from fastnmf import nnls
 
@@ -23,19 +24,9 @@ ROWS = {**{f"d{d}-K{K}": n for n, d, K in SIZES}, "d768-K10000": 1000}
 
 @functools.cache
 def load(name: str) -> Problem:
-    """rectified: Gaussian rows, sparser Gaussian concepts. lowrank: 32 positive factors and noise,
-    concepts drawn from the rows."""
     kind, size = name.split("-", 1)
     n, (d, K) = ROWS[size], (int(part[1:]) for part in size.split("-"))
-    rng = np.random.default_rng(1)
-    if kind == "rectified":
-        A = np.maximum(rng.standard_normal((n, d)), 0)
-        D = np.maximum(rng.standard_normal((K, d)) - 0.5, 0)
-    else:
-        A = rng.gamma(1, 1, (n, 32)) @ rng.gamma(1, 1, (32, d)) / 32
-        A += 0.1 * np.abs(rng.standard_normal((n, d)))
-        D = A[rng.integers(0, n, K)] * rng.random((K, d))
-    A, D = (torch.tensor(M, dtype=torch.float32) for M in (A, D))
+    A, D = (torch.tensor(M, dtype=torch.float32) for M in nnls_problems.draw(kind, n, d, K))
     return Problem(Workload(name, n, d, K), A, torch.zeros(n, K), D, kind)
 
 
@@ -48,7 +39,7 @@ def threads(request):
 
 
 def record(benchmark, problem: Problem, contender: str, step, rows: int | None = None) -> None:
-    """Time step() on so many rows of the problem, given for all of them."""
+    """Time step() on the first rows of the problem, extrapolated to all of them."""
     n = problem.workload.n
     timing = Timing(
         tuple,
@@ -93,7 +84,7 @@ def bench_scipy(benchmark, workload, threads):
 @pytest.mark.parametrize("threads", [1], indirect=True)
 @pytest.mark.parametrize("workload", NAMES)
 def bench_overcomplete(benchmark, workload, threads):
-    """50 projected gradient steps: not a solution, its loss is 7 % to 1,300 × above the least."""
+    """50 projected gradient steps, not a solution: the loss is 7 % to 1,300 × above the least."""
     utils = pytest.importorskip("overcomplete.optimization.utils", reason="no overcomplete")
     problem = load(workload)
     A, D = problem.A, problem.D

@@ -1,4 +1,4 @@
-"""A whole fit with every library's defaults, start included: seconds and relative error."""
+"""A whole fit with the defaults of each library, start included: seconds and relative error."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from baselines import imported
-from measure import Timing, called
-from workloads import relative_error
+from support.measure import Timing, called, imported
+from support.workloads import relative_error
 
 import fastnmf
 
-# iterations of the fit that is run before, to load and to check
+# iterations of a first fit, which loads everything and is checked
 FIRST = 3
 
 
@@ -29,7 +28,7 @@ def fit_fastnmf(A, K: int, **options):
 
 
 def fit_overcomplete(A, K: int, **options):
-    """It does not tell its iterations; they are counted as the calls of its step."""
+    """It does not report its iterations: the calls of its step are counted."""
     nmf = imported("overcomplete.optimization.nmf", "overcomplete")
     torch.manual_seed(0)
     np.random.seed(0)
@@ -42,7 +41,7 @@ def fit_overcomplete(A, K: int, **options):
 def fit_sklearn(A, K: int, **options):
     model = imported("sklearn.decomposition", "scikit-learn").NMF(K, random_state=0, **options)
     with warnings.catch_warnings():
-        # that max_iter was reached shows in the iterations
+        # the iterations show that max_iter was reached
         warnings.simplefilter("ignore")
         Z = model.fit_transform(A.numpy())
     return torch.from_numpy(Z), torch.from_numpy(model.components_), {"iterations": model.n_iter_}
@@ -61,5 +60,5 @@ def bench_fit(bench, library):
     fit(A, K, max_iter=FIRST)
     timing = Timing(lambda: (A, K), fit, {"kind": "fit", "contender": library, "solver": "hals"})
     first_call = called(timing)[1:] if bench.problem.workload.name == "digits" else None
-    Z, D, told = bench.record(timing, first_call)
-    bench.note(relative_error=relative_error(A, Z, D), **told)
+    Z, D, reported = bench.record(timing, first_call)
+    bench.note(relative_error=relative_error(A, Z, D), **reported)

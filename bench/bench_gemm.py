@@ -1,14 +1,14 @@
-"""What no method can undercut: the two products with A of an iteration; and a GEMM for scale."""
+"""The two products with A that every iteration needs, and a square matrix product for scale."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from measure import Timing, called
+from support.measure import Timing, called
 
 
 def gemm(Q, P, name: str) -> Timing:
-    """Q P alone, for Q (a, b) and P (b, c): 2 a b c flops."""
+    """The product Q P, for Q (a, b) and P (b, c): 2 a b c flops."""
     out = Q.new_empty(Q.shape[0], P.shape[1])
     flops = 2 * Q.shape[0] * Q.shape[1] * P.shape[1]
     label = {"kind": "gemm", "contender": name, "solver": None, "backend": "torch", "flops": flops}

@@ -1,14 +1,14 @@
-"""HALS: one iteration of fastnmf and of the libraries it is compared with; half-steps alone."""
+"""HALS: one iteration of fastnmf and of the other libraries, and half-steps alone."""
 
 from __future__ import annotations
 
 import pytest
-from baselines import BASELINES, time_baseline
-from contenders import CPU, half_step, time_iteration
-from measure import called, gemm_gflops
-from workloads import WORKLOADS
+from support.baselines import BASELINES, time_baseline
+from support.candidate import half_step, method_of, time_iteration
+from support.measure import called, gemm_gflops
+from support.workloads import WORKLOADS
 
-from fastnmf.backends import BACKENDS, select
+from fastnmf.backends.registry import BACKENDS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -26,9 +26,9 @@ def bench_baseline(bench, baseline):
 @pytest.mark.parametrize("half", ["codes", "codes afresh", "dictionary"])
 @pytest.mark.parametrize("workload", ["concepts_4k", "wide_4k"])
 def bench_half_step(bench, half):
-    """GF/s beside those of torch.mm of 2048³. bench_iteration has checked what is computed."""
-    timing = half_step(bench.problem, "hals", select("hals", CPU, "auto")[0], half)
-    # a busy machine changes within a run: the yardstick is laid on before and after
+    """GF/s as a fraction of those of torch.mm of 2048³. bench_iteration checks the result."""
+    timing = half_step(bench.problem, "hals", method_of("hals", "auto").backend, half)
+    # the speed of a busy machine changes within a run: torch.mm is timed before and after
     before = gemm_gflops()
     bench.record(timing, called(timing)[1:])
     rate = max(before, gemm_gflops())

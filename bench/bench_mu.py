@@ -1,13 +1,13 @@
-"""Multiplicative updates: one iteration of fastnmf and of the libraries it is compared with."""
+"""Multiplicative updates: one iteration of fastnmf and of the other libraries."""
 
 from __future__ import annotations
 
 import pytest
-from baselines import BASELINES, time_baseline
-from contenders import time_iteration
-from workloads import FEW
+from support.baselines import BASELINES, time_baseline
+from support.candidate import time_iteration
+from support.workloads import FEW
 
-from fastnmf.backends import BACKENDS
+from fastnmf.backends.registry import BACKENDS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,5 +1,7 @@
-"""One pass over a stream of image patches, each row seen once: seconds and held-out error, beside
-scikit-learn's MiniBatchNMF."""
+"""Online learning: one pass over image patches, each row seen once.
+
+Seconds and error on held-out rows, compared with scikit-learn's MiniBatchNMF.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from baselines import imported
-from measure import Timing, once
-from test_nmf import patches
-from workloads import Problem, Workload, relative_error
+from support.data_sets import online_patches
+from support.measure import Timing, imported, once
+from support.workloads import Problem, Workload, relative_error
 
 import fastnmf
 
 BATCH_ROWS = 1024
-# rows that no library sees, for the error
+# rows for the error, which no library is trained on
 HELD_OUT = 4000
 STREAM = Workload("patches", 200_000, 192, 256)
-# fewer rows than the workload's, run before: to load and to compile
+# rows of a first, shorter pass, which loads and compiles everything
 FIRST = 8 * BATCH_ROWS
 
 
@@ -31,7 +32,7 @@ def pass_fastnmf(A, K: int):
 
 
 def pass_sklearn(A, K: int):
-    """A stream as it is meant for: codes of each batch by up to 30 multiplicative updates."""
+    """Its online learning: codes of each batch by up to 30 multiplicative updates."""
     model = _minibatch(K)
     for batch in np.split(A.numpy(), range(BATCH_ROWS, len(A), BATCH_ROWS)):
         model.partial_fit(batch)
@@ -39,7 +40,7 @@ def pass_sklearn(A, K: int):
 
 
 def pass_sklearn_fit(A, K: int):
-    """Its quickest pass, for data in memory: one update of codes that are kept for all rows."""
+    """Its fastest pass, for data in memory: one update of codes that are kept for all rows."""
     return torch.from_numpy(_minibatch(K, max_iter=1, tol=0).fit(A.numpy()).components_), {}
 
 
@@ -57,7 +58,7 @@ PASSES = {
 
 @pytest.fixture(scope="module")
 def drawn() -> torch.Tensor:
-    return torch.from_numpy(patches(STREAM.n + HELD_OUT).astype(np.float32))
+    return online_patches(STREAM.n + HELD_OUT)
 
 
 @pytest.fixture
@@ -74,10 +75,10 @@ def bench_pass(bench, drawn, contender):
     held_out, learn = drawn[STREAM.n :], PASSES[contender]
     _, seconds, growth = once(lambda: learn(A[:FIRST], K))
     label = {"kind": "pass", "contender": contender}
-    # a pass averages over batches as it is
+    # a pass is already a mean over batches
     few = replace(bench, rounds=(1, 3))
     first_call = seconds * len(A) / FIRST, growth
-    D, told = few.record(Timing(lambda: (A, K), learn, label), first_call)
-    # the best codes of either dictionary, whatever its library encodes with
+    D, reported = few.record(Timing(lambda: (A, K), learn, label), first_call)
+    # exact codes for either dictionary, however its library encodes
     Z = fastnmf.nnls(held_out, D.to(held_out))
-    bench.note(relative_error=relative_error(held_out, Z, D.to(Z)), **told)
+    bench.note(relative_error=relative_error(held_out, Z, D.to(Z)), **reported)

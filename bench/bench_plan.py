@@ -1,4 +1,4 @@
-"""The cost model: predicted and measured seconds over forms, blocks and pieces; what it loses."""
+"""The cost model: predicted and measured times over forms, blocks and chunks, and its loss."""
 
 from __future__ import annotations
 
@@ -6,34 +6,44 @@ import itertools
 import math
 
 import pytest
-from contenders import CPU, checked, iteration, machine_of, planned
-from measure import Bench, called
-from workloads import GRID
+from support.candidate import (
+    checked,
+    iteration,
+    machine_of,
+    method_of,
+    planned,
+    planning_problem,
+)
+from support.measure import Bench, called
+from support.workloads import GRID
 
-from fastnmf.backends import select
-from fastnmf.plan import BLOCKS, FORMS, REFRESH, Plan, predict
+from fastnmf.planning.hardware import BLOCKS
+from fastnmf.planning.plan import FORMS, REFRESH, Candidate, Plan, predict
 
-PIECES = (256, 1024, 4096)
-# plans predicted to take this many times the least are not run
+CHUNKS = (256, 1024, 4096)
+# plans that are predicted to take longer than this many times the least are not run
 HOPELESS = 2.0
 FINALISTS, TURNS = 4, 3
 
 
 def plans(bench: Bench, backend: str) -> list[Plan]:
-    """The plan's own choice first, then the grid, without what is hopeless."""
-    n, d, K = bench.problem.sizes
+    """The plan that a fit takes, then those of the grid that are not predicted to be slow."""
+    n, _, K = bench.problem.sizes
+    problem, on = planning_problem(bench.problem, "hals"), machine_of(backend)
     choice = planned(bench.problem, "hals", backend)
     found = {choice: None}
-    for codes, dictionary, block, piece in itertools.product(FORMS, FORMS, BLOCKS, PIECES):
-        one = (codes, dictionary, min(block, K), min(piece, n))
-        found[predict(n, d, K, 4, "hals", *one, on=machine_of(backend))] = None
+    for codes, dictionary, block, chunk in itertools.product(FORMS, FORMS, BLOCKS, CHUNKS):
+        one = Candidate(codes, dictionary, min(block, K), min(chunk, n))
+        found[predict(problem, one, on)] = None
     limit = HOPELESS * min(candidate.seconds for candidate in found)
     return [candidate for candidate in found if candidate.seconds <= limit]
 
 
 def measured(bench: Bench, candidates: list[Plan], backend: str) -> dict[Plan, float]:
-    """Seconds of an iteration by each plan, on average over those that share a residual; at last
-    the choice and the fastest in turns."""
+    """Seconds of an iteration by each plan, the mean over those that share a residual.
+
+    At the end the plan that a fit takes and the fastest others are timed again in turns.
+    """
     seconds = dict.fromkeys(candidates, math.inf)
 
     def run(candidate: Plan) -> None:
@@ -42,7 +52,7 @@ def measured(bench: Bench, candidates: list[Plan], backend: str) -> dict[Plan, f
 
     for candidate in candidates:
         run(candidate)
-    # as often as the choice, or the noise of the machine would speak for it
+    # all equally often: more rounds alone would make the first plan look faster
     fastest = sorted(candidates[1:], key=seconds.get)[:FINALISTS]
     for candidate in TURNS * (candidates[0], *fastest):
         run(candidate)
@@ -51,7 +61,7 @@ def measured(bench: Bench, candidates: list[Plan], backend: str) -> dict[Plan, f
 
 @pytest.mark.parametrize("workload", GRID)
 def bench_plan(bench):
-    backend, _ = select("hals", CPU, "auto")
+    backend = method_of("hals", "auto").backend
     candidates = plans(bench, backend)
     choice = iteration(bench.problem, "hals", backend, candidates[0])
     checked(bench.problem, "hals", choice.step(*choice.fresh()))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from measure import Bench, machine
-from report import grids, tables
-from workloads import QUICK, Problem, load
-
-# seconds for the rounds of one benchmark
-BUDGET, QUICK_BUDGET = 3.0, 0.6
+from support.measure import BUDGET, QUICK_BUDGET, Bench, machine
+from support.tables import grids, tables
+from support.workloads import QUICK, Problem, load
 
 
 def pytest_addoption(parser):
@@ -40,7 +37,7 @@ def pytest_benchmark_generate_machine_info(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Show report.py's tables: those of pytest-benchmark hold rounds, not iterations."""
+    """Print our tables: those of pytest-benchmark show rounds, not iterations."""
     session = getattr(config, "_benchmarksession", None)
     entries = [dict(found.extra_info) for found in session.benchmarks] if session else []
     if entries:
@@ -49,11 +46,11 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture
 def problem(workload, pytestconfig) -> Problem:
-    """The data and the start of the workload that the benchmark is run on."""
+    """The data and the starting factors of the workload."""
     return load(workload, tuple(pytestconfig.getoption("data")))
 
 
 @pytest.fixture
 def bench(benchmark, problem, pytestconfig) -> Bench:
-    """What times a contender on the problem, and notes the figures."""
+    """What times one contender on the problem and stores the figures."""
     return Bench(benchmark, problem, QUICK_BUDGET if pytestconfig.getoption("quick") else BUDGET)

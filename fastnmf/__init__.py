@@ -1,49 +1,63 @@
 """fastnmf: non-negative matrix factorization A ≈ Z D, fast from 10 to 10,000 concepts and more.
 
-A drop-in for the class NMF of the package Overcomplete. What takes long to load comes at first use.
+A drop-in for the class NMF of the package Overcomplete. Modules are loaded at first use.
+
+    from fastnmf import NMF
+
+    nmf = NMF(nb_concepts=20)
+    Z, D = nmf.fit(A)
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .backends import backends
 from .errors import BackendUnavailable, InvalidInput, NotFitted
-from .nnls import nnls
 
 if TYPE_CHECKING:
-    from .nmf import NMF
+    from . import files
+    from .backends.registry import available_backends
+    from .fit.nnls import nnls
+    from .models.nmf import NMF
     from .overcomplete import is_patched, patch_overcomplete, unpatch_overcomplete
+    from .planning.plan import Tuning
 
 __all__ = [
     "NMF",
     "BackendUnavailable",
     "InvalidInput",
     "NotFitted",
+    "Tuning",
     "__version__",
-    "backends",
+    "available_backends",
+    "files",
     "is_patched",
     "nnls",
     "patch_overcomplete",
     "unpatch_overcomplete",
 ]
 
-# name → its module; no module here may have the name of what it holds
+# name → its module
 _AT_FIRST_USE = {
-    "NMF": "nmf",
+    "NMF": "models.nmf",
+    "Tuning": "planning.plan",
+    "available_backends": "backends.registry",
     "is_patched": "overcomplete",
+    "nnls": "fit.nnls",
     "patch_overcomplete": "overcomplete",
     "unpatch_overcomplete": "overcomplete",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "files":
+        return importlib.import_module(".files", __name__)
     if name not in _AT_FIRST_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    held = getattr(importlib.import_module(f".{_AT_FIRST_USE[name]}", __name__), name)
-    globals()[name] = held
-    return held
+    value = getattr(importlib.import_module(f".{_AT_FIRST_USE[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

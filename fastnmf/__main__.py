@@ -1,10 +1,10 @@
-"""`python -m fastnmf`: the command line of `cli.py`."""
+"""`python -m fastnmf`: the command line in `cli/main.py`."""
 
 from __future__ import annotations
 
 import sys
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 
 class InvalidInput(ValueError, AssertionError):
-    """Raise for data or an option value that cannot be used.
+    """Data, a file or an option value cannot be used.
 
-    Is a ValueError; is an AssertionError as well because Overcomplete asserts, and code that
-    catches its error must go on working.
+    It is also an AssertionError because Overcomplete asserts, and code that catches its errors must
+    still work.
     """
 
 
 class NotFitted(ValueError):
-    """Raise when a model is asked for what only `fit` (or loading a dictionary) can give it."""
+    """The model has no dictionary yet: call fit, or load one."""
 
 
 class BackendUnavailable(RuntimeError):
-    """Raise when a backend that was asked for by name cannot be used here; names every backend's
-    reason."""
+    """A backend that was named cannot be used here; the message has every backend's reason."""

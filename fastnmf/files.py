@@ -1,15 +1,16 @@
-"""Matrices and models in files: read with a clear refusal, written whole or not at all."""
+"""Matrices in files: read with a clear refusal, written whole or not at all."""
+
+# safetensors has no types; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors
@@ -17,20 +18,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ._version import __version__
+from .data.paths import check_output, existing, only_one, refusing_damage, replacing
 from .errors import InvalidInput
-from .paths import check_output, existing, only_one, refusing_damage, replacing
-
-if TYPE_CHECKING:
-    from .nmf import NMF
-
-FORMAT = "fastnmf"
-FORMAT_VERSION = 1
-MODEL_SUFFIXES = (".safetensors",)
-PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
 
 
-def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
+def read_matrix(path: str | os.PathLike[str]) -> np.ndarray | Tensor:
     """The matrix in a .npy (mapped, not read), .npz, .pt, .pth or .safetensors file, on the CPU.
 
     A file of several arrays must name one of them 'A' or 'arr_0'. Nothing in a file is executed.
@@ -49,7 +41,7 @@ def read_matrix(path: str | os.PathLike) -> np.ndarray | Tensor:
     return matrix
 
 
-def write_matrix(path: str | os.PathLike, matrix: np.ndarray | Tensor) -> None:
+def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> None:
     """Write a matrix as .npy, .npz (named 'A'), .pt, .pth or .safetensors ('A'); see `replacing`.
 
     Raises what `check_output` raises before it writes.
@@ -57,61 +49,6 @@ def write_matrix(path: str | os.PathLike, matrix: np.ndarray | Tensor) -> None:
     path = check_output(path, WRITERS)
     with replacing(path) as part:
         WRITERS[path.suffix](part, matrix)
-
-
-def save_model(path: str | os.PathLike, nmf: NMF) -> None:
-    """Write a fitted model (D, solver, tol, penalties, fit_info_) as .safetensors; see `replacing`.
-
-    Raises NotFitted or what `check_output` raises before it writes.
-    """
-    path = check_output(path, MODEL_SUFFIXES)
-    D = _tensor(nmf.get_dictionary())
-    info = None if nmf.fit_info_ is None else asdict(nmf.fit_info_)
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "fastnmf_version": __version__,
-        "solver": nmf.solver,
-        "nb_concepts": str(nmf.nb_concepts),
-        "tol": repr(nmf.tol),
-        "penalties": json.dumps({name: getattr(nmf, name) for name in PENALTIES}),
-        "fit_info": json.dumps(info),
-    }
-    with replacing(path) as part:
-        safetensors.torch.save_file({"D": D}, part, metadata=metadata)
-
-
-def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> NMF:
-    """The fitted model that `save_model` wrote, on device.
-
-    Raises FileNotFoundError, or InvalidInput for a file that is damaged, foreign or too new.
-    """
-    from .engine import Iteration
-    from .info import FitInfo
-    from .nmf import NMF
-
-    path = existing(path, MODEL_SUFFIXES)
-    with refusing_damage(path):
-        metadata, D = _read_model(path)
-        concepts, tol = int(metadata["nb_concepts"]), float(metadata["tol"])
-        solver, info = metadata["solver"], json.loads(metadata["fit_info"])
-        # models of versions without them have none
-        penalties = json.loads(metadata.get("penalties", "{}"))
-    nmf = NMF(concepts, device=device, solver=solver, tol=tol, **penalties).load_dictionary(D)
-    # another version may account for other things
-    if info is not None and info.keys() == {field.name for field in fields(FitInfo)}:
-        info["history"] = tuple(Iteration(**iteration) for iteration in info["history"])
-        for name in ("l0_histogram", "energy", "inner_half_steps"):
-            info[name] = tuple(info[name])
-        nmf.fit_info_ = FitInfo(**info)
-    return nmf
-
-
-def model_version(path: str | os.PathLike) -> str:
-    """The version of fastnmf that wrote a model. Raises as load_model does."""
-    path = existing(path, MODEL_SUFFIXES)
-    with refusing_damage(path):
-        return _read_model(path)[0]["fastnmf_version"]
 
 
 def _read_npz(path: Path) -> np.ndarray:
@@ -138,19 +75,6 @@ def _read_pt(path: Path) -> Tensor:
 def _read_safetensors(path: Path) -> Tensor:
     with safetensors.safe_open(path, framework="pt") as file:
         return file.get_tensor(only_one(path, list(file.keys())))
-
-
-def _read_model(path: Path) -> tuple[dict[str, str], Tensor]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            held = ", ".join(file.keys()) or "nothing"
-            raise InvalidInput(f"{path} holds {held}, and is no fastnmf model; make one with fit")
-        if int(metadata["format_version"]) > FORMAT_VERSION:
-            newer = f"format {metadata['format_version']} of fastnmf {metadata['fastnmf_version']}"
-            own = f"fastnmf {__version__} reads up to format {FORMAT_VERSION}"
-            raise InvalidInput(f"{path} is in {newer}; {own}: upgrade it")
-        return metadata, file.get_tensor("D")
 
 
 def _array(matrix: np.ndarray | Tensor) -> np.ndarray:

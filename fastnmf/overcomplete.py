@@ -1,8 +1,8 @@
 """Put fastnmf's NMF where Overcomplete's is, and take it away again.
 
-The classes that stand in, `NMF` for Overcomplete and `InterpretoNMF` for interpreto's copy of it,
-are attributes of this module, made at first use: pickles name them so, and load in a process that
-has not patched. Importing this module imports nothing of theirs.
+The classes that stand in, `NMF` for Overcomplete's and `InterpretoNMF` for that of interpreto's
+copy, are attributes of this module, made at first use. Pickles refer to them by these names, and so
+load in a process that has not patched. Importing this module imports neither library.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from . import nmf
+from .models import nmf
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +38,29 @@ _stand_ins: dict[type, type] = {}
 
 
 def patch_overcomplete() -> list[str]:
-    """Bind fastnmf's NMF wherever Overcomplete's is bound; return the names, as 'module.name'.
+    """Bind fastnmf's NMF to every name that is bound to Overcomplete's NMF.
 
-    These are all module-level names in every imported module, whatever they are called, and, until
-    unpatch_overcomplete, what is imported later. interpreto's own copy of Overcomplete is patched
-    too: now, or when it is imported. A second call finds what the first could not see.
+    Returns
+    -------
+    list of str
+        The names that were bound, as 'module.name'.
 
-    The new class inherits from fastnmf.NMF and from the class it stands in for, so that isinstance
-    holds in code that bound the old class out of reach (in a closure, an attribute, a registry);
-    models and subclasses made before stay as they are and count as instances of the new class.
-    NMF.stands_in_for is the old class. What cannot be done while patched is to pickle a model made
-    before. Models that Overcomplete saved load as the new class.
+    Raises
+    ------
+    ImportError
+        If there is no Overcomplete to patch. The message says what to install.
 
-    Raises ImportError, with what to do, when there is no Overcomplete to patch.
+    Notes
+    -----
+    This binds all module-level names in every imported module, whatever they are called, and until
+    `unpatch_overcomplete` also what is imported later. interpreto's own copy of Overcomplete is
+    patched too, now or when it is imported. A second call finds names bound since the first.
+
+    The new class inherits from fastnmf.NMF and from the class it replaces. So isinstance holds in
+    code that keeps the old class elsewhere (in a closure, an attribute, a registry). Models and
+    subclasses made before do not change, and count as instances of the new class.
+    ``NMF.stands_in_for`` is the old class. While patched, models made before cannot be pickled.
+    Models that Overcomplete saved load as the new class.
     """
     with _lock:
         reason = _import_overcomplete()
@@ -70,10 +80,16 @@ def patch_overcomplete() -> list[str]:
 
 
 def unpatch_overcomplete() -> list[str]:
-    """Bind Overcomplete's own NMF wherever the class that stands in for it is; return the names.
+    """Bind Overcomplete's own NMF again, also in modules imported since the patch.
 
-    Also in modules imported since the patch. Does nothing where nothing is patched. Models made
-    meanwhile go on working.
+    Returns
+    -------
+    list of str
+        The names that were bound, as 'module.name'; none where nothing is patched.
+
+    Notes
+    -----
+    Models made while patched can still be used.
     """
     with _lock:
         if is_patched():
@@ -84,12 +100,12 @@ def unpatch_overcomplete() -> list[str]:
 
 
 def is_patched() -> bool:
-    """Say whether patch_overcomplete is in effect."""
+    """Return whether `patch_overcomplete` is in effect."""
     return _PatchOnImport in sys.meta_path
 
 
 def __getattr__(name: str) -> type:
-    """Give NMF or InterpretoNMF; fastnmf.NMF where what it stands in for cannot be imported."""
+    """NMF or InterpretoNMF; fastnmf.NMF where the class it replaces cannot be imported."""
     for place, stand_in_name in _STAND_IN_NAMES.items():
         if name == stand_in_name:
             try:
@@ -101,7 +117,7 @@ def __getattr__(name: str) -> type:
 
 
 def _stand_in(cls: type) -> type:
-    """The class that stands in for cls, an NMF of Overcomplete's; cls itself if it is one."""
+    """The class that replaces cls, an NMF of Overcomplete's; cls itself if it is such a class."""
     with _lock:
         if "stands_in_for" in vars(cls):
             return cls
@@ -111,7 +127,7 @@ def _stand_in(cls: type) -> type:
 
 
 class _Constructor(nn.Module):
-    """Ends the chain of constructors before Overcomplete's, whose work fastnmf.NMF's has done."""
+    """Ends the chain of constructors before Overcomplete's: fastnmf.NMF's has done the work."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -124,7 +140,7 @@ def _make_stand_in(original: type) -> type:
 
         @classmethod
         def __subclasshook__(cls, other: type) -> bool:
-            # not issubclass(other, original), which asks its subclasses, and so comes back here
+            # issubclass(other, original) would call this hook again
             if "stands_in_for" in vars(cls) and original in other.__mro__:
                 return True
             return NotImplemented
@@ -140,7 +156,7 @@ def _make_stand_in(original: type) -> type:
 
 
 def _take_over_(model: nmf.NMF, state: dict[str, Any]) -> None:
-    """Make model what the pickled state of an Overcomplete NMF says."""
+    """Make model what the pickled state of an Overcomplete NMF describes."""
     options = {name: state[name] for name in ("device", "solver", "tol", "verbose")}
     model.__init__(state["nb_concepts"], **options)
     model.D = state["_buffers"]["D"]
@@ -150,7 +166,8 @@ def _take_over_(model: nmf.NMF, state: dict[str, Any]) -> None:
 
 
 class _PatchOnImport:
-    """A finder for sys.meta_path: a module of _STAND_IN_NAMES has the stand-in once executed."""
+    """A finder for sys.meta_path: it binds the stand-in in modules of _STAND_IN_NAMES after these
+    are executed."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -167,7 +184,7 @@ class _PatchOnImport:
 def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
     execute(module)
     if is_patched():
-        module.NMF = _stand_in(module.NMF)
+        vars(module)["NMF"] = _stand_in(module.NMF)
         log.info("fastnmf's NMF stands in for %s.NMF", module.__name__)
 
 
@@ -212,7 +229,7 @@ def _import_overcomplete() -> str | None:
 
 
 def _interpreto_has_copy() -> bool:
-    """Say so without importing interpreto, which takes seconds."""
+    """Whether interpreto has a copy of Overcomplete, without importing it, which takes seconds."""
     if "interpreto" in sys.modules:
         folders = list(getattr(sys.modules["interpreto"], "__path__", []))
     else:

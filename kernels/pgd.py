@@ -70,42 +70,40 @@ def _pgd_kernel(
     tl.store(place, new, mask=kept)
 
 
-def _launch(F, Y, X, B, C, rest, tf32: bool, normal: bool, l1=0.0, curvature=None):
-    """X (m, p) times B (p, K)ᵀ of strides (p, K); see _pgd_kernel. rest: next_F and what follows
-    it."""
-    next_F, next_Y, start, step, momentum, sums = rest
+def _launch(F, Y, X, B, C, step, penalty=(0.0, None)):
+    """X (m, p) times Bᵀ for B (K, p), into a step; see _pgd_kernel. C: None in residual form."""
     programs, options = launch_of(F)
     partials = empty_partials(F, programs)
+    normal, last = C is not None, step.sums is not None
+    C = C if normal else F
     _pgd_kernel[(programs,)](
-        F, Y, X, B, C, next_F, next_Y, start, step, F.new_full((1,), momentum),
-        *penalty_of(F, l1, curvature), partials, *F.shape, X.shape[1], *F.stride(), *Y.stride(),
-        *X.stride(), *B.stride(), *C.stride(), *next_F.stride(), *next_Y.stride(), *start.stride(),
-        TF32=tf32, NORMAL=normal, LAST=sums is not None, PENALISED=curvature is not None, **options,
+        F, Y, X, B, C, step.next_F, step.next_Y, step.start, step.length,
+        F.new_full((1,), step.momentum), *penalty_of(F, *penalty), partials, *F.shape, X.shape[1],
+        *F.stride(), *Y.stride(), *X.stride(), *B.stride(), *C.stride(), *step.next_F.stride(),
+        *step.next_Y.stride(), *step.start.stride(), TF32=not normal and in_tf32(F), NORMAL=normal,
+        LAST=last, PENALISED=penalty[1] is not None, **options,
     )  # fmt: skip
-    if sums is not None:
-        add_partials_(sums, partials)
+    if last:
+        add_partials_(step.sums, partials)
 
 
-def pgd_residual_(
-    F, Y, E, B, next_F, next_Y, start, step, momentum, sums, l1=0.0, curvature=None
-) -> None:
-    """next_F = max(0, Y + step · (B Eᵀ − l1 − curvature ∘ Y)), E = X − Yᵀ B, and next_Y = next_F +
-    momentum · (next_F − F).
+def pgd_residual_(F, Y, E, B, step, l1=0.0, curvature=None) -> None:
+    """next_F = max(0, Y + length · (B Eᵀ − l1 − curvature ∘ Y)), E = X − Yᵀ B, and next_Y = next_F
+    + momentum · (next_F − F).
 
-    F, Y, next_F, next_Y, start (K, m), E (m, p), B (K, p), any strides; next_F may be F and next_Y
-    may be Y; step a tensor of one number; curvature (K, 1), contiguous, or None without a penalty.
-    sums None, or (2,) float64 increased by ‖next_F − start‖² and ‖next_F‖²: then next_Y is not
-    written. 2 m p K flops, in tf32 where torch allows it. Does not synchronise. Source: Nesterov,
-    1983.
+    step: a GradientStep (fastnmf/solvers/pgd.py), of which next_F may be F and next_Y may be Y.
+    F, Y, next_F, next_Y, start (K, m), E (m, p), B (K, p), any strides; length a tensor of one
+    number; curvature (K, 1), contiguous, or None without a penalty. sums None, or (2,) float64
+    increased by ‖next_F − start‖² and ‖next_F‖²; next_Y is not written then. 2 m p K flops, in tf32
+    where torch allows it. Does not synchronise. Source: Nesterov (1983).
     """
-    rest = next_F, next_Y, start, step, momentum, sums
-    _launch(F, Y, E, B, F, rest, in_tf32(F), False, l1, curvature)
+    _launch(F, Y, E, B, None, step, (l1, curvature))
 
 
-def pgd_normal_(F, Y, C, G, next_F, next_Y, start, step, momentum, sums) -> None:
-    """next_F = max(0, Y + step · (C − G Y)), next_Y = next_F + momentum · (next_F − F).
+def pgd_normal_(F, Y, C, G, step) -> None:
+    """next_F = max(0, Y + length · (C − G Y)), next_Y = next_F + momentum · (next_F − F).
 
     C (K, m) any strides; G (K, K); next_Y must not be Y. The rest as for pgd_residual_. 2 m K²
     flops, always in the dtype of F: C − G Y is a difference of large numbers.
     """
-    _launch(F, Y, Y.T, G, C, (next_F, next_Y, start, step, momentum, sums), False, True)
+    _launch(F, Y, Y.T, G, C, step)

@@ -50,7 +50,7 @@ def fresh():
 def small_budgets(monkeypatch):
     """Let max_memory be as small as the data of tests: what a process takes by itself is not
     counted."""
-    from fastnmf import budget
+    from fastnmf.planning import memory as budget
 
     for name, value in (("_OVERHEAD", 0), ("WORKSPACE_BYTES", 0), ("LEAST_ROWS", 64)):
         monkeypatch.setattr(budget, name, value)

@@ -1,37 +1,54 @@
-"""Run fastnmf's own loop from a given start, for comparison with the oracle; what several tests
-need: a model saved and loaded, GCC for tests in C++."""
+"""Iterations of fastnmf's own loop from a given start, for comparison with the oracle."""
 
 from __future__ import annotations
 
 import io
-import shutil
-import subprocess
 from unittest import mock
 
 import numpy as np
-import pytest
 import torch
 
-from fastnmf import plan, sweeps
-from fastnmf.backends import BACKENDS, select
-from fastnmf.engine import factorize_
-from fastnmf.penalties import NO_PENALTIES
-from fastnmf.rows import Rows
-from fastnmf.solvers import SOLVERS
+from fastnmf.backends.registry import BACKENDS, select
+from fastnmf.data.dataset import Data
+from fastnmf.data.storage import InMemory
+from fastnmf.engine.codes import CodesStep
+from fastnmf.engine.history import History
+from fastnmf.engine.loop import factorize_
+from fastnmf.engine.state import Method, State, Stopping
+from fastnmf.numerics import products_in
+from fastnmf.planning.plan import Plan
+from fastnmf.solvers import half_step
+from fastnmf.solvers.penalties import NO_PENALTIES
+from fastnmf.solvers.registry import SOLVERS
 
 BACKEND_NAMES = [name for name, backend in BACKENDS.items() if backend.probe() is None]
 DTYPES = [torch.float32, torch.float64]
-# small blocks and pieces, so that small problems have several of each
-BLOCK, PIECE_ROWS = 16, 11
+FORMS = ["normal", "residual"]
+# small blocks and tiles, so that small problems have several of each
+BLOCK, TILE_ROWS = 16, 11
 
 
 def dtype_name(dtype):
     return str(dtype).removeprefix("torch.")
 
 
+def operations_of(solver):
+    """The names of all operations of a solver that a backend may supply."""
+    return *SOLVERS[solver].operations, *SOLVERS[solver].fused
+
+
 def supplies(backend, solver):
-    needed = {*SOLVERS[solver].operations, *SOLVERS[solver].fused}
-    return bool(needed & set(BACKENDS[backend].operations))
+    return bool(set(operations_of(solver)) & set(BACKENDS[backend].operations))
+
+
+def backends_of(solver):
+    """The backends usable here that supply operations of this solver."""
+    return [name for name in BACKEND_NAMES if supplies(name, solver)]
+
+
+def method_of(solver, device="cpu", backend="torch", penalties=NO_PENALTIES):
+    name, ops = select(operations_of(solver), torch.device(device), backend)
+    return Method(SOLVERS[solver], name, ops, penalties=penalties)
 
 
 def saved_and_loaded(model):
@@ -62,33 +79,30 @@ def iterate(
     wide=False,
     penalties=NO_PENALTIES,
 ):
-    """(Z, D, outcome) of so many iterations of factorize_ on copies of arrays, in this form.
+    """(Z, D, State) after iterations on copies of arrays, all half-steps in this form.
 
-    wide: A is a view of wider rows.
+    learn: whether the dictionary is updated too. wide: A is a view of wider rows.
     """
     A, Z, D = (torch.tensor(np.asarray(M), dtype=dtype).contiguous() for M in (A, Z, D))
     A = strided(A) if wide else A
-    chosen = plan.Plan(form, form, min(BLOCK, D.shape[0]), PIECE_ROWS, 0.0)
-    _, ops = select(solver, A.device, backend)
-    # however few rows there are
-    with mock.patch.object(sweeps, "LEAST_ROWS", 0):
-        outcome = factorize_(
-            Z,
-            D,
-            Rows(A),
-            solver=solver,
-            ops=ops,
-            plan=chosen,
-            max_iter=iterations,
-            tol=0,
-            learn=learn,
-            penalties=penalties,
+    plan = Plan(form, form, min(BLOCK, D.shape[0]), TILE_ROWS, 0.0)
+    state, method = State(InMemory(Z), D), method_of(solver, A.device, backend, penalties)
+    # tiles are read as they are however few their rows
+    with mock.patch.object(half_step, "LEAST_ROWS", 0):
+        if learn:
+            factorize_(state, Data(A), method, plan, Stopping(iterations, 0.0))
+        else:
+            _update_codes_(state, A, method, plan, iterations)
+    return Z.numpy(), D.numpy(), state
+
+
+def _update_codes_(state, A, method, plan, iterations):
+    with products_in("highest") as allowed:
+        step, history = (
+            CodesStep(state, A, method, plan, allowed),
+            History(state, 0.0, learns=False),
         )
-    return Z.numpy(), D.numpy(), outcome
-
-
-def gcc(*arguments):
-    """Run GCC; another compiler does not know what the sources' attributes mean on the CPU."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    return subprocess.Popen(["g++", "-std=c++17", "-O1", "-fopenmp-simd", "-Wall", *arguments])
+        for iteration in range(1, iterations + 1):
+            step()
+            history.add(iteration, step.sums, watched=False)
+        history.read()

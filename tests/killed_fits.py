@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fits import nmf
 from oracle import problem
 from torch import distributed
 
-from fastnmf import NMF, budget
-from fastnmf.solvers import SOLVERS
+from fastnmf.planning import memory
+from fastnmf.solvers.registry import SOLVERS
 
 ITERATIONS = {"anls": 12}
 # in passes over a file, with codes in another; by two processes, and both
@@ -55,29 +56,20 @@ def fork(act: Callable[..., None], *given) -> int:
 
 
 def fit(solver: str, form: str, out: Path, checkpoint: Path | None, rank: int, size: int) -> None:
-    """The fit, by one of so many processes, which writes (Z, D) of its rows to a file in out."""
+    """The fit, by one of `size` processes, which writes (Z, D) of its rows to a file in out."""
     A = torch.tensor(problem(300, 40, 20)[0], dtype=torch.float32)
     A = A[len(A) * rank // size : len(A) * (rank + 1) // size]
-    options, codes = {"form": form if form in SOLVERS[solver].forms else "auto"}, "memory"
+    options, codes = {"form": form if form in SOLVERS[solver].forms else None}, "memory"
     if form in (STREAMED, SHARED_STREAMED):
         options = {"max_memory": "200kB" if size == 1 else "150kB", "chunk_rows": 70}
-        budget._OVERHEAD = budget.WORKSPACE_BYTES = 0
-        budget.LEAST_ROWS = 64 // size
+        memory._OVERHEAD = memory.WORKSPACE_BYTES = 0
+        memory.LEAST_ROWS = 64 // size
         codes = out / "Z.npy"
         np.save(out / f"A-{rank}.npy", A.numpy())
         A = out / f"A-{rank}.npy"
-    model = NMF(
-        25,
-        solver=solver,
-        seed=0,
-        max_iter=ITERATIONS.get(solver, 30),
-        tol=0,
-        checkpoint=checkpoint,
-        checkpoint_seconds=0,
-        distributed=size > 1,
-        **options,
-    )
-    Z, D = model.fit(A, resume=checkpoint is not None, codes=codes)
+    options |= {"max_iter": ITERATIONS.get(solver, 30), "tol": 0, "checkpoint_seconds": 0}
+    model = nmf(25, solver=solver, seed=0, distributed=size > 1, **options)
+    Z, D = model.fit(A, codes=codes, checkpoint=checkpoint, resume=checkpoint is not None)
     assert (model.fit_info_.chunk_rows is None) == (form not in (STREAMED, SHARED_STREAMED))
     errors = [one.relative_error for one in model.fit_info_.history]
     np.savez(out / f"result-{rank}.npz", Z=Z, D=D, errors=errors)
@@ -112,7 +104,7 @@ def ended(children: list[int]) -> None:
 
 
 def killed(children: list[int], seconds: float, chance: random.Random) -> bool:
-    """Whether a process was still running after so many seconds, and one or more were killed."""
+    """Whether a process was still running after this time, and one or more were killed."""
     time.sleep(seconds)
     for child in chance.sample(children, chance.randint(1, len(children))):
         os.kill(child, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Processes that share fits and streams: ranks_program.py, once for all cases of a file."""
+"""Processes that share fits and online learning: ranks_program.py, once for all cases of a file."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def begin(folder: Path, size: int) -> subprocess.Popen:
 def run(size: int, cases: list[Any], folder: Path) -> None:
     torch.save(cases, folder / "cases.pt")
     processes = begin(folder, size)
-    told = processes.communicate(timeout=200)[0].decode()
-    assert processes.returncode == 0, told
+    said = processes.communicate(timeout=200)[0].decode()
+    assert processes.returncode == 0, said
 
 
 def by_name(
     once: Callable, files: str, cases: dict[str, Any], names: dict[int, list[str]]
 ) -> Callable[[int], dict[str, tuple]]:
-    """shared(size): what every process of so many told of the cases that have names there."""
+    """shared(size): the results of the cases named for that size, of each process."""
 
     @functools.cache
     def shared(size: int) -> dict[str, tuple]:
         wanted = [cases[name] for name in names[size]]
         folder = once(f"{files}-{size}", functools.partial(run, size, wanted))
-        told = [torch.load(folder / f"results-{rank}.pt") for rank in range(size)]
-        return dict(zip(names[size], zip(*told, strict=True), strict=True))
+        found = [torch.load(folder / f"results-{rank}.pt") for rank in range(size)]
+        return dict(zip(names[size], zip(*found, strict=True), strict=True))
 
     return shared

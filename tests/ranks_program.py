@@ -1,5 +1,5 @@
-"""The processes of tests/test_ranks.py, tests/test_shared_checkpoints.py and
-tests/test_shared_streams.py: python ranks_program.py FOLDER PROCESSES."""
+"""The processes of tests/test_distributed.py, tests/fit/test_shared_checkpoints.py and
+tests/data/test_shared.py: python ranks_program.py FOLDER PROCESSES."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fits import nmf
 from torch import distributed
 
-from fastnmf import NMF, InvalidInput, budget, memory
-from fastnmf.statistics import Statistics
+from fastnmf import InvalidInput
+from fastnmf.engine.statistics import Statistics
+from fastnmf.planning import hardware, memory
 
 TIMEOUT = 20
 
@@ -37,7 +39,7 @@ def broken(_):
     raise ZeroDivisionError("as any callback may")
 
 
-machine_of = memory.machine_of
+machine_of = hardware.machine_of
 
 
 def instant(*given):
@@ -106,37 +108,38 @@ def fitted(A, rank, size, how, folder, codes="memory", batches=False, resume=Fal
         # a list of batches, which may be empty
         rows = list(rows.split(10)) if len(rows) else []
     if "max_memory" in options:
-        budget._OVERHEAD = budget.WORKSPACE_BYTES = 0
-        budget.LEAST_ROWS = 16
+        memory._OVERHEAD = memory.WORKSPACE_BYTES = 0
+        memory.LEAST_ROWS = 16
         np.save(folder / f"rows-{rank}.npy", rows.numpy())
         rows = folder / f"rows-{rank}.npy"
-    memory.machine_of = instant if options.pop("instant", False) else machine_of
+    hardware.machine_of = instant if options.pop("instant", False) else machine_of
     rounds = options.pop("rounds", False)
     Statistics.measure_error_ = measure_error_rounded_ if rounds else measure_error_
+    run = {"codes": codes, "resume": resume, "max_seconds": options.pop("max_seconds", None)}
     if options.pop("raises", False):
-        options["callback"] = broken
+        run["callback"] = broken
     if begun := options.pop("begun", None):
-        options["callback"] = lambda _: (folder / begun).touch()
+        run["callback"] = lambda _: (folder / begun).touch()
     if left := options.pop("left_in", None):
-        options["callback"] = leaving(left)
+        run["callback"] = leaving(left)
     if name := options.pop("file", None):
-        codes = str(folder / name)
+        run["codes"] = str(folder / name)
     if name := options.pop("checkpoint", None):
-        options["checkpoint"] = folder / name
+        run["checkpoint"] = folder / name
     options = {"distributed": True, **options}
     faults = {name: options.pop(name) for name in ("killed_at", "fails_at") if name in options}
     with failing(**faults):
-        nmf = NMF(**options)
-        Z, D = nmf.fit(rows, codes=codes, resume=resume)
-    return Z, D, nmf.fit_info_
+        model = nmf(**options)
+        Z, D = model.fit(rows, **run)
+    return Z, D, model.fit_info_
 
 
-def taught(batches, rank, size, how, given=None, spoiled=None, **options) -> dict:
+def learned(batches, rank, size, how, given=None, spoiled=None, half_life=None, **options) -> dict:
     """What partial_fit makes of batches, each split. given: a dictionary to go on from. spoiled:
     by the number of a batch, what makes of the rows here what is given instead."""
-    nmf = NMF(distributed=True, **options)
+    model = nmf(distributed=True, **options)
     if given is not None:
-        nmf.load_dictionary(given)
+        model.load_dictionary(given)
     errors = []
     for number, batch in enumerate(batches):
         bounds = split(len(batch), size, how)
@@ -144,17 +147,17 @@ def taught(batches, rank, size, how, given=None, spoiled=None, **options) -> dic
             bounds = [0 if part <= number % size else len(batch) for part in range(size + 1)]
         rows = batch[bounds[rank] : bounds[rank + 1]]
         rows = (spoiled or {}).get(number, lambda rows: rows)(rows)
-        before = [nmf.D, nmf._gram, nmf._cross, nmf.online_info_, nmf.fitted]
+        before = [model.D, model._gram, model._cross, model.online_info_, model.fitted]
         errors.append(None)
         try:
-            nmf.partial_fit(rows)
+            model.partial_fit(rows, half_life=half_life)
         except Exception as error:
             errors[-1] = f"{type(error).__name__}: {error}"
-            after = [nmf.D, nmf._gram, nmf._cross, nmf.online_info_, nmf.fitted]
+            after = [model.D, model._gram, model._cross, model.online_info_, model.fitted]
             assert all(its is mine for its, mine in zip(after, before, strict=True))
-    info = nmf.online_info_ and nmf.online_info_.as_dict()
-    kept = {"D": nmf.D, "gram": nmf._gram, "cross": nmf._cross}
-    return {**kept, "info": info, "text": str(nmf.online_info_), "errors": errors}
+    info = model.online_info_ and model.online_info_.as_dict()
+    kept = {"D": model.D, "gram": model._gram, "cross": model._cross}
+    return {**kept, "info": info, "text": str(model.online_info_), "errors": errors}
 
 
 def held(folder: Path) -> dict[str, int]:
@@ -179,8 +182,8 @@ def result(A, rank: int, size: int, folder: Path, all_ranks: dict) -> dict:
     case |= apart
     if isinstance(A, list):
         begun = time.perf_counter()
-        told = taught(A, rank, size, **case)
-        return told | {"seconds": time.perf_counter() - begun}
+        found = learned(A, rank, size, **case)
+        return found | {"seconds": time.perf_counter() - begun}
     if harm is not None:
         harm(folder / f"fit-{rank:05d}-of-{size:05d}.safetensors")
     # which waits for all processes, and of one that goes on until it is killed some are gone
@@ -192,11 +195,11 @@ def result(A, rank: int, size: int, folder: Path, all_ranks: dict) -> dict:
     try:
         Z, D, info = fitted(A, rank, size, folder=folder, **case)
         Z = None if Z is None else Z.clone()
-        told = {"Z": Z, "D": D, "info": info.as_dict(), "text": str(info)}
+        found = {"Z": Z, "D": D, "info": info.as_dict(), "text": str(info)}
     except Exception as error:
-        told = {"error": f"{type(error).__name__}: {error}"}
-    told["seconds"] = time.perf_counter() - begun
-    return told | {"before": files, "after": held(folder) if checks else {}}
+        found = {"error": f"{type(error).__name__}: {error}"}
+    found["seconds"] = time.perf_counter() - begun
+    return found | {"before": files, "after": held(folder) if checks else {}}
 
 
 def main(folder: Path, rank: int, size: int) -> None:

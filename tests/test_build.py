@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from half_steps import gcc
+from compilers import gcc
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +33,7 @@ QUICK = 'exec g++ "$@" -O0'
 INFO = """
 import sys
 sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in getattr(f, "__name__", "")]
-from fastnmf.cli import main
+from fastnmf.cli.main import main
 sys.exit(main(["info"]))
 """
 

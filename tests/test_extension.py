@@ -15,8 +15,8 @@ import torch
 from oracle import TOLERANCES, kkt_residual, relative_difference
 
 from fastnmf import nnls
-from fastnmf.addresses import NnlsLimits, view
-from fastnmf.backends import BACKENDS
+from fastnmf.backends.pointers import NnlsLimits, view
+from fastnmf.backends.registry import BACKENDS
 
 REASON = BACKENDS["cpp"].probe()
 if REASON is None:

@@ -1,9 +1,8 @@
-"""Matrices and models in files: round trips, refusals, and nothing half-written."""
+"""Matrices in files: round trips, refusals, and nothing half-written."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import random
@@ -14,31 +13,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastnmf import NMF, NotFitted, files
+from fastnmf import files
 from fastnmf.errors import InvalidInput
-from fastnmf.files import (
-    READERS,
-    check_output,
-    load_model,
-    read_matrix,
-    replacing,
-    save_model,
-    write_matrix,
-)
+from fastnmf.files import READERS, read_matrix, write_matrix
 
 EXPECTED = np.random.default_rng(0).random((7, 5)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def model():
-    nmf = NMF(3, solver="mu", tol=1e-3, max_iter=4, seed=0)
-    nmf.fit(torch.tensor(EXPECTED))
-    return nmf
-
-
 @pytest.fixture
 def interrupted(monkeypatch):
-    """A fault to raise when a matrix or model is half-written."""
+    """A fault to raise when a matrix is half-written."""
 
     def arrange(fault):
         def write_half(path, *_):
@@ -46,7 +30,6 @@ def interrupted(monkeypatch):
             raise fault
 
         monkeypatch.setattr(files, "WRITERS", dict.fromkeys(files.WRITERS, write_half))
-        monkeypatch.setattr(safetensors.torch, "save_file", lambda _, path, **__: write_half(path))
 
     return arrange
 
@@ -160,10 +143,9 @@ def test_file_that_holds_no_matrix_is_refused(held, tmp_path):
     assert str(path) in str(refusal.value)
 
 
-@pytest.mark.parametrize("read", [read_matrix, load_model])
-def test_missing_file_is_named(read, tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"A.safetensors does not exist"):
-        read(tmp_path / "A.safetensors")
+        read_matrix(tmp_path / "A.safetensors")
 
 
 @pytest.mark.parametrize("suffix", READERS)
@@ -188,7 +170,7 @@ def test_damaged_file_is_refused_or_read(suffix, tmp_path):
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError("disk full")], ids=repr)
 @pytest.mark.parametrize("suffix", READERS)
 def test_interrupted_write_leaves_things_as_they_were(
-    suffix, fault, before, tmp_path, interrupted, model
+    suffix, fault, before, tmp_path, interrupted
 ):
     path = tmp_path / f"A{suffix}"
     if before:
@@ -196,9 +178,6 @@ def test_interrupted_write_leaves_things_as_they_were(
     interrupted(fault)
     with pytest.raises(type(fault)):
         write_matrix(path, EXPECTED)
-    if suffix == ".safetensors":
-        with pytest.raises(type(fault)):
-            save_model(path, model)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([before] if before else [])
 
 
@@ -240,123 +219,3 @@ def test_link_is_followed_and_kept(tmp_path):
     write_matrix(tmp_path / "link.npy", EXPECTED)
     assert (tmp_path / "link.npy").is_symlink()
     np.testing.assert_array_equal(read_matrix(tmp_path / "A.npy"), EXPECTED)
-
-
-def test_replacing_keeps_the_suffix(tmp_path):
-    with replacing(tmp_path / "picture.png") as part:
-        assert part.suffix == ".png"
-        assert part.parent == tmp_path
-        part.write_bytes(b"x")
-    assert os.listdir(tmp_path) == ["picture.png"]
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("A.txt", InvalidInput, r"A.txt must end in .npy, .pt, not in '.txt'"),
-        ("A", InvalidInput, "A must end in .npy, .pt, not in ''"),
-        ("missing/A.npy", FileNotFoundError, "the folder .*missing does not exist; make it first"),
-        ("folder.npy", InvalidInput, "folder.npy is a folder"),
-    ],
-)
-def test_check_output_refuses_what_cannot_be_written(name, error, message, tmp_path):
-    (tmp_path / "folder.npy").mkdir()
-    with pytest.raises(error, match=message):
-        check_output(tmp_path / name, (".npy", ".pt"))
-
-
-def test_check_output_refuses_folder_without_permission(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with pytest.raises(PermissionError, match="may not be written to"):
-        check_output(tmp_path / "A.npy", (".npy",))
-
-
-def test_model_comes_back_as_it_was(tmp_path, model):
-    save_model(tmp_path / "model.safetensors", model)
-    again = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(again.D, model.D)
-    assert (again.nb_concepts, again.solver, again.tol) == (3, "mu", 1e-3)
-    assert again.fitted
-    assert again.fit_info_ == model.fit_info_
-    A = torch.tensor(EXPECTED)
-    assert torch.equal(again.encode(A), model.encode(A))
-
-
-def test_model_with_given_dictionary_comes_back(tmp_path):
-    nmf = NMF(2).load_dictionary(torch.eye(2, 4, dtype=torch.float64))
-    save_model(tmp_path / "model.safetensors", nmf)
-    again = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(again.D, nmf.D)
-    assert again.fit_info_ is None
-
-
-def test_model_says_what_it_is(tmp_path, model):
-    save_model(tmp_path / "model.safetensors", model)
-    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
-        metadata = file.metadata()
-    assert metadata["format_version"] == "1"
-    info = json.loads(metadata["fit_info"])
-    assert info["iterations"] == 4
-    assert info["relative_error"] == pytest.approx(model.fit_info_.relative_error)
-
-
-def test_model_that_is_not_fitted_is_not_saved(tmp_path):
-    with pytest.raises(NotFitted):
-        save_model(tmp_path / "model.safetensors", NMF(2))
-    assert not os.listdir(tmp_path)
-
-
-def test_model_needs_its_suffix(tmp_path, model):
-    with pytest.raises(InvalidInput, match=r"must end in .safetensors, not in '.pt'"):
-        save_model(tmp_path / "model.pt", model)
-
-
-def test_model_of_another_version_loads_without_its_account(tmp_path, model):
-    path = tmp_path / "model.safetensors"
-    save_model(path, model)
-    rewrite(path, fit_info=json.dumps({"relative_error": 0.5}))
-    assert load_model(path).fit_info_ is None
-
-
-def rewrite(path, D=None, **changed):
-    """Change a model file: None takes an entry of the metadata away."""
-    with safetensors.safe_open(path, "pt") as file:
-        metadata, kept = {**file.metadata(), **changed}, file.get_tensor("D")
-    metadata = {name: value for name, value in metadata.items() if value is not None}
-    path.unlink()
-    safetensors.torch.save_file({"D": kept if D is None else D}, path, metadata=metadata)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"format": "other"}, "holds D, and is no fastnmf model; make one with fit"),
-        ({"format": None}, "is no fastnmf model"),
-        (
-            {"format_version": "2", "fastnmf_version": "9.9"},
-            "is in format 2 of fastnmf 9.9; fastnmf .* reads up to format 1: upgrade it",
-        ),
-        ({"format_version": "x"}, "cannot be read as .safetensors"),
-        ({"tol": None}, "cannot be read as .safetensors: 'tol'"),
-        ({"solver": "magic"}, "solver='magic' is unknown"),
-        ({"nb_concepts": "4"}, "D has 3 rows; the model has 4 concepts"),
-        ({"D": torch.full((3, 5), float("nan"))}, "D has 15 nan or inf entries"),
-        ({"D": -torch.ones(3, 5)}, "D has 15 negative entries"),
-    ],
-    ids=str,
-)
-def test_model_that_cannot_be_trusted_is_refused(changed, message, tmp_path, model):
-    path = tmp_path / "model.safetensors"
-    save_model(path, model)
-    rewrite(path, **changed)
-    before = path.read_bytes()
-    with pytest.raises(InvalidInput, match=message):
-        load_model(path)
-    assert path.read_bytes() == before
-
-
-def test_foreign_safetensors_is_no_model(tmp_path):
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file({"weight": torch.zeros(2), "bias": torch.zeros(2)}, path)
-    with pytest.raises(InvalidInput, match="holds bias, weight, and is no fastnmf model"):
-        load_model(path)

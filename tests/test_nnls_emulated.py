@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import test_nnls
 import torch
-from half_steps import gcc
+from compilers import gcc
 from test_nnls import EVERY_FAMILY, family
 
 import fastnmf
-from fastnmf import NMF
-from fastnmf.addresses import NnlsLimits, view
-from fastnmf.backends import BACKENDS, _load
+from fastnmf import NMF, Tuning
+from fastnmf.backends.pointers import NnlsLimits, view
+from fastnmf.backends.registry import BACKENDS, _load
 
 pytestmark = pytest.mark.compiles
 
@@ -317,7 +317,7 @@ def test_a_fit_ends_where_that_of_torch_does(form, ratio, emulated):
     options = {"solver": "anls", "tol": 0, "max_iter": 3, "seed": 0, "init": "random"}
     errors = {}
     for backend in ("cuda", "torch"):
-        model = NMF(12, backend=backend, form=form, **options)
+        model = NMF(12, backend=backend, tuning=Tuning(form=form), **options)
         model.fit(A)
         assert model.fit_info_.backend == backend
         errors[backend] = model.fit_info_.relative_error

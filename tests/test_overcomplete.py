@@ -15,7 +15,6 @@ import pickle
 import sys
 import textwrap
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ import torch
 import fastnmf
 from fastnmf import is_patched, patch_overcomplete, unpatch_overcomplete
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("overcomplete", "interpreto", "their_code", "their_late_code")
 
 SOURCES = {
@@ -330,7 +328,7 @@ def test_subclass_of_the_patched_class_pickles(library):
     [
         ("", "fastnmf.overcomplete True"),
         ("import fastnmf; fastnmf.patch_overcomplete()", "fastnmf.overcomplete True"),
-        ("import sys; sys.modules['overcomplete'] = None", "fastnmf.nmf False"),
+        ("import sys; sys.modules['overcomplete'] = None", "fastnmf.models.nmf False"),
     ],
     ids=["unpatched", "patched", "without-overcomplete"],
 )

@@ -1,0 +1,1 @@
+"""What the benches and the studies share: data, timing, the other libraries, tables and charts."""

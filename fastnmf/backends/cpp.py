@@ -1,0 +1,129 @@
+"""Hands tensors to the compiled extension fastnmf._C, as views of their memory.
+
+Loaded by registry.py at first use. torch must be imported before _C: the two then share one OpenMP
+runtime, and so the threads that torch.set_num_threads sets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from .nnls.result import NnlsInfo
+from .pointers import nnls_arguments, nnls_operations, read_report, view
+from .torch import moments_ as products
+
+# concepts up to which our own products are faster: of codes with codes, of which half is computed,
+# and with data (AVX-512: 0.65 to 1.05 of the vendor's time; AVX2 by AMD, whose few run at half the
+# rate)
+_FEW_SQUARED, _FEW = 512, 128
+# bytes of such sums up to which they are computed in the pass over the codes: every thread has its
+# own
+_MOST_SUMS = 1 << 20
+
+
+def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
+    """As backends.torch.hals_block_; R is left as it is."""
+    _C.hals_block(view(F), view(R), view(G), view(delta), view(sums), torch.get_num_threads())
+
+
+def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
+    """As backends.torch.hals_sweep_; C in any layout."""
+    _C.hals_normal(view(F), view(C), view(G), view(sums), torch.get_num_threads(), sweeps)
+
+
+def hals_rows_(
+    F: Tensor,
+    X: Tensor,
+    Bt: Tensor,
+    G: Tensor,
+    l1: float,
+    sweeps: int,
+    sums: Tensor,
+    moves: tuple[Tensor, Tensor, float, Tensor, Tensor] | None = None,
+    moments: tuple[Tensor, Tensor, bool] | None = None,
+) -> None:
+    """hals_sweep_ with C = Bᵀ Xᵀ − l1, which is not kept; X (m, p) with contiguous rows, Bt (p, K)
+    contiguous. 2 m K (p + sweeps K) flops. With moves = (swept, step, least, before, sums) then
+    extrapolate_(F, *moves), whose sums take the place of those, and before that before ← F; with
+    moments = (cross, gram, adds) moments_ of both, 2 m K (p + K) flops more."""
+    extrapolation = statistics = None
+    if moves:
+        swept, step, least, before, sums = moves
+        extrapolation = view(swept), view(before), float(step), least
+    if moments:
+        cross, gram, adds = moments
+        K, p = cross.shape
+        if F.stride(0) == 1 and K <= _FEW and K * (p + K) * F.element_size() <= _MOST_SUMS:
+            statistics = view(cross), view(gram), adds
+    fixed, threads = (view(Bt), view(G), l1), torch.get_num_threads()
+    _C.hals_rows(view(F), view(X), fixed, sweeps, view(sums), threads, extrapolation, statistics)
+    if moments and not statistics:
+        moments_(F, X, cross, adds=adds)
+        moments_(F, None, gram, adds=adds)
+
+
+def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
+    """As backends.torch.moments_, which takes large matrices and other layouts."""
+    most = _FEW_SQUARED if X is None else _FEW
+    other = F.T if X is None else X
+    if (
+        len(F) > most
+        or not F.numel()
+        or F.stride(0) != 1
+        or other.stride(1) != 1
+        or out.stride(1) != 1
+    ):
+        return products(F, X, out, adds=adds)
+    threads = torch.get_num_threads()
+    _C.moments(view(F), view(other), view(out), X is None, adds, threads)
+
+
+def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
+    """As backends.torch.mu_."""
+    _C.mu_update(view(F), view(C), view(denominator), view(sums), torch.get_num_threads())
+
+
+def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) -> None:
+    """As backends.torch.pgd_; the gradient is left as it is."""
+    unread, threads = torch.zeros(2, dtype=torch.float64), torch.get_num_threads()
+    _C.pgd_update(view(F), view(Y), view(gradient), float(step), momentum, view(unread), threads)
+
+
+def extrapolate_(
+    F: Tensor,
+    swept: Tensor,
+    step: Tensor,
+    least: float,
+    before: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> None:
+    """As backends.torch.extrapolate_."""
+    change = None if sums is None else (view(before), view(sums))
+    _C.extrapolate(view(F), view(swept), float(step), least, torch.get_num_threads(), change)
+
+
+def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tensor) -> None:
+    """As backends.torch.rescale_; scale contiguous."""
+    threads = torch.get_num_threads()
+    _C.rescale(view(F), view(swept), view(scale), view(before), view(sums), threads)
+
+
+def _solve_rows(F, C, gram, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
+    report = torch.empty(F.shape[1], 4, dtype=torch.float64)
+    rows = nnls_arguments(F, C, gram, report, warm, max_steps)
+    _C.nnls(*rows, view(sums), torch.get_num_threads())
+    return read_report(report)
+
+
+OPERATIONS = {
+    "extrapolate_": extrapolate_,
+    "hals_block_": hals_block_,
+    "hals_rows_": hals_rows_,
+    "hals_sweep_": hals_sweep_,
+    "moments_": moments_,
+    "mu_": mu_,
+    "pgd_": pgd_,
+    "rescale_": rescale_,
+    **nnls_operations(_solve_rows),
+}

@@ -1,0 +1,137 @@
+"""All operations of the solvers in plain torch: the reference, and the fallback on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..numerics import add_squares_, in_tf32, round_tf32
+from .nnls.reference import nnls_, nnls_on_
+
+# concepts swept one by one before a GEMM updates the rest of the block
+_INNER = 16
+
+
+def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
+    """F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; k = 0 … s−1, in place.
+
+    F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta
+    receives the change of F, rounded where products of it are tf32; sums (2,) float64 is increased
+    by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is. m s² flops. Does not synchronise.
+    Source: Cichocki & Phan, 2009 (fast HALS).
+    """
+    s = F.shape[0]
+    inverse = inverse_or_zero(G.diagonal())[:, None]
+    G = G * inverse
+    R.mul_(inverse)
+    # max(0, F + R) − F = max(R, −F): one call a concept, and F + Δ is exactly zero where it is
+    # clipped
+    torch.neg(F, out=delta)
+    for first in range(0, s, _INNER):
+        last = min(first + _INNER, s)
+        for k in range(first, last):
+            torch.maximum(delta[k], R[k], out=delta[k])
+            if k + 1 < last:
+                R[k + 1 : last].addr_(G[k + 1 : last, k], delta[k], alpha=-1)
+        if last < s:
+            R[last:].addmm_(G[last:, first:last], delta[first:last], alpha=-1)
+    F.add_(delta)
+    add_squares_(sums, delta, F)
+    if in_tf32(delta):
+        round_tf32(delta, delta)
+
+
+def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
+    """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: whole sweeps of few
+    concepts.
+
+    F, C (K, m) with any strides; G (K, K). The rest as for hals_block_. 3 m K² flops a sweep.
+    """
+    for _ in range(sweeps):
+        R = torch.addmm(C, G, F, alpha=-1)
+        hals_block_(F, R, G, torch.empty_like(R), sums)
+
+
+def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
+    """out ← F X, or out + F X if adds; F (K, m), X (m, p), None: Fᵀ. 2 m K p flops."""
+    out.addmm_(F, F.T if X is None else X, beta=1 if adds else 0)
+
+
+def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
+    """F ← F ∘ C / denominator, in place; where the denominator is zero F is left as it is.
+
+    F, C, denominator (s, m). sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². Numbers below the
+    smallest normal one become zero. The denominator is zero for a concept with B_k = 0, which may
+    return, and where F is zero and must stay so.
+    Source: Lee & Seung, 1999.
+    """
+    # F ∘ C first: the quotient is bounded by C_k / G_kk, while C / denominator can overflow
+    tiny = torch.finfo(F.dtype).tiny
+    updated = torch.mul(C, F).div_(denominator.clamp(min=tiny))
+    # processors compute slowly with subnormal numbers
+    updated.masked_fill_(updated < tiny, 0)
+    updated = torch.where(denominator > 0, updated, F)
+    add_squares_(sums, updated - F, updated)
+    F.copy_(updated)
+
+
+def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) -> None:
+    """F' = max(0, Y − step · gradient), Y ← F' + momentum · (F' − F), F ← F', in place.
+
+    F, Y, gradient (s, m), of which gradient is destroyed; step a 0-dimensional tensor.
+    Source: Nesterov, 1983; for NMF: Guan, Tao, Luo & Yuan, 2012 (NeNMF).
+    """
+    updated = torch.sub(Y, gradient.mul_(step), out=gradient).clamp_(min=0)
+    torch.lerp(F, updated, 1 + momentum, out=Y)
+    F.copy_(updated)
+
+
+def extrapolate_(
+    F: Tensor,
+    swept: Tensor,
+    step: Tensor,
+    least: float,
+    before: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> None:
+    """swept, F ← F, max(least F, F + step (F − swept)), in place.
+
+    F ≥ 0, swept, before (s, m) with any strides; step a 0-dimensional tensor. sums (2,) float64,
+    where given, is increased by ‖F − before‖² and ‖F‖² of the new F.
+    """
+    delta = F - swept
+    swept.copy_(F)
+    F.addcmul_(delta, step)
+    if least:
+        torch.maximum(F, torch.mul(swept, least, out=delta), out=F)
+    else:
+        F.clamp_(min=0)
+    if sums is not None:
+        add_squares_(sums, torch.sub(F, before, out=delta), F)
+
+
+def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tensor) -> None:
+    """F, swept ← scale F, scale swept, in place; scale (s,). The rest as for extrapolate_."""
+    F.mul_(scale[:, None])
+    swept.mul_(scale[:, None])
+    add_squares_(sums, F - before, F)
+
+
+def inverse_or_zero(diagonal: Tensor) -> Tensor:
+    """1 / diagonal, 0 where that is below the smallest normal number."""
+    alive = diagonal >= torch.finfo(diagonal.dtype).tiny
+    return torch.where(alive, 1 / torch.where(alive, diagonal, 1), 0)
+
+
+# all operations: those of the backend `torch`, and for the others the ones that they do not supply
+REFERENCE = {
+    "hals_block_": hals_block_,
+    "hals_sweep_": hals_sweep_,
+    "moments_": moments_,
+    "mu_": mu_,
+    "pgd_": pgd_,
+    "extrapolate_": extrapolate_,
+    "rescale_": rescale_,
+    "nnls_": nnls_,
+    "nnls_on_": nnls_on_,
+}

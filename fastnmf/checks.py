@@ -1,0 +1,144 @@
+"""Checks of arguments: each returns the value to use, or raises with what was given, what is
+allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from .errors import InvalidInput
+
+
+def whole(name: str, value: Any, *, at_least: int, optional: bool = False) -> int | None:
+    """value as an int ≥ at_least; None passes where it is optional."""
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        allowed = "a whole number or None" if optional else "a whole number"
+        raise TypeError(f"{name}={value!r} must be {allowed}")
+    if value < at_least:
+        raise InvalidInput(f"{name}={value} must be at least {at_least}")
+    return int(value)
+
+
+def tolerance(tol: Any) -> float:
+    """tol as a float, any but NaN; 0 or less never stops early."""
+    if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
+        raise TypeError(f"tol={tol!r} must be a number; 0 never stops early")
+    if math.isnan(tol):
+        raise InvalidInput("tol is NaN; give a number, 0 never stops early")
+    return float(tol)
+
+
+def file(name: str, value: Any) -> str | os.PathLike[str] | None:
+    """value, the name of a file or None."""
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}={value!r} must be the name of a file or None")
+    return value
+
+
+def seconds(name: str, value: Any) -> float:
+    """value as a float of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number of seconds")
+    if not value >= 0:
+        raise InvalidInput(f"{name}={value} must be at least 0; 0 is after every iteration")
+    return float(value)
+
+
+def half_life(value: Any) -> float | None:
+    """value as a float above 0, in rows, infinity included, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"half_life={value!r} must be a number of rows or None")
+    if not value > 0:
+        raise InvalidInput(f"half_life={value} must be above 0; math.inf never forgets")
+    return float(value)
+
+
+def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None = None):
+    """value as a finite float from 0 to `most`, or the word `other`."""
+    words = "" if other is None else f" or {other!r}"
+    if value == other and isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number{words}")
+    if not 0 <= value <= most or value == math.inf:
+        bound = "finite and at least 0" if most == math.inf else f"from 0 to {most:g}"
+        raise InvalidInput(f"{name}={value} must be {bound}{words}")
+    return float(value)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """value, which must be one of these names."""
+    allowed = list(allowed)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} must be one of the names: {', '.join(allowed)}")
+    if value not in allowed:
+        near = difflib.get_close_matches(value, allowed, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InvalidInput(
+            f"{name}={value!r} is unknown{hint}; it must be one of: {', '.join(allowed)}"
+        )
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """value, True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")
+    return value
+
+
+def automatic(name: str, value: Any) -> bool | str:
+    """value: 'auto', True or False."""
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise InvalidInput(f"{name}={value!r} must be 'auto', True or False")
+
+
+def time_limit(name: str, value: Any) -> float:
+    """value as a float above 0; None is no limit."""
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number of seconds or None")
+    if not value > 0:
+        raise InvalidInput(f"{name}={value} must be more than 0; None is no limit")
+    return float(value)
+
+
+def function(name: str, value: Any) -> Callable | None:
+    """value, a function or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}={value!r} must be a function or None")
+    return value
+
+
+def device(value: Any) -> str | torch.device:
+    """value unchanged, the name of a torch device; whether the device exists is not checked."""
+    try:
+        torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise InvalidInput(
+            f"device={value!r} is no device of torch ({why}); give for example 'cpu' or 'cuda'"
+        ) from error
+    return value
+
+
+def no_gradient(name: str, wanted: bool) -> None:
+    """Raise InvalidInput if a gradient is wanted where results go to a file, or do not fit in
+    memory."""
+    if wanted and torch.is_grad_enabled():
+        raise InvalidInput(
+            f"{name} requires a gradient, which exists only where all is in memory; give "
+            f"{name}.detach(), or take no file and enough max_memory"
+        )

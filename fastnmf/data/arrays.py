@@ -1,0 +1,295 @@
+"""Supported inputs in memory: tensors, arrays, loaders and iterables of batches become one checked
+matrix. Files are opened by shards.py, data of any kind by sources.py."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import InvalidInput
+from ..numerics import NARROW, NARROW_ON, Part, compute_dtype, widened
+
+# copied and searched at once: small beside A, large beside the cost of a call
+PART_ENTRIES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a matrix must be like to be used, and what messages call it.
+
+    name: of the argument. features: the width it must have, called `columns` in messages. dtype:
+    that it is at least computed in. signed: negative entries may pass. empty: no rows will do.
+    narrow: on a GPU 16-bit numbers may stay as they are.
+    """
+
+    name: str = "A"
+    features: int | None = None
+    columns: str = "features"
+    dtype: torch.dtype | None = None
+    signed: bool = False
+    empty: bool = False
+    narrow: bool = False
+
+    def check_shape(self, shape: tuple[int, int]) -> None:
+        """Raise InvalidInput for a shape that cannot be used."""
+        n, d = shape
+        if n == 0 or d == 0:
+            missing = "rows" if n == 0 else self.columns
+            raise InvalidInput(
+                f"{self.name} has no {missing}, its shape is ({n}, {d}); give at least one"
+            )
+        if self.features is not None and d != self.features:
+            fits = f"{self.name}.T fits" if n == self.features else ""
+            hint = fits or f"give {self.name} with {self.features} columns"
+            raise InvalidInput(
+                f"{self.name} has {d} {self.columns}, the dictionary has {self.features}; {hint}"
+            )
+
+
+def read_matrix(A: Any, device: str | torch.device, expected: Expected = Expected()) -> Tensor:
+    """Bring A onto device as float32 (float64 stays float64), and check that NMF can use it.
+
+    A: a tensor, an array, anything with `__array__`, a DataLoader, a dataset or an iterable of
+    batches; a batch is a matrix, or a tuple whose first item is one (outside a DataLoader a vector
+    is one row). A tensor or writable array of the right dtype, on the device, with contiguous rows
+    is not copied; all else is copied a part at a time. Raises InvalidInput for a shape or a value
+    that cannot be used, with its place (rows count on over batches), TypeError for no dense, real
+    matrix. Synchronises once.
+    """
+    parts, dtype = _parts(A, expected.name), expected.dtype
+    expected.check_shape(_shape(parts))
+    for part in parts:
+        dtype = torch.promote_types(dtype or torch.float32, compute_dtype(part))
+    if expected.narrow:
+        dtype = kept_dtype(parts, dtype, device)
+    in_torch = isinstance(parts[0], Tensor)
+    shared = in_place(parts[0], dtype, device) if len(parts) == 1 else None
+    matrix = gather(parts, dtype, device) if shared is None else shared
+    check_values(matrix, ValueCheck(expected, in_torch))
+    return matrix
+
+
+def as_numpy32(x: Any, name: str = "A", columns: int | None = None) -> np.ndarray:
+    """Give x (tensor, array, DataLoader, nested list) as a float32 array of two dimensions.
+
+    A float32 array is returned itself. Raises InvalidInput when it is not 2-D or has another
+    number of columns than asked for. Values are not checked.
+    """
+    if isinstance(x, DataLoader):
+        x = gather(_parts(x, name), torch.float32, "cpu")
+    matrix = as_matrix(x, name)
+    if isinstance(matrix, Tensor):
+        matrix = matrix.to("cpu", torch.float32).numpy()
+    array = two_dimensional(np.asanyarray(x if matrix is None else matrix, np.float32), name)
+    if columns is not None and array.shape[1] != columns:
+        raise InvalidInput(f"{name} has {array.shape[1]} columns; it must have {columns}")
+    return array
+
+
+def _parts(A: Any, name: str) -> deque[Part]:
+    """A as matrices of one width, to be put below each other; not converted or moved yet."""
+    matrix = as_matrix(A, name)
+    if matrix is not None:
+        return deque([two_dimensional(matrix, name)])
+    parts = deque()
+    for part in batches_in(A, name):
+        # a generator may fill one buffer again and again
+        if not isinstance(A, list | tuple | DataLoader):
+            part = part.clone() if isinstance(part, Tensor) else part.copy()
+        parts.append(part)
+    return parts
+
+
+def batches_in(A: Any, name: str, *, empty: bool = False) -> Iterator[Part]:
+    """The batches that A gives, as matrices; raises InvalidInput for none unless `empty`, and for
+    another width than that of the first."""
+    width = None
+    for number, batch in enumerate(batches_of(A, name)):
+        part = _as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
+        if width is not None and part.shape[1] != width:
+            widths = f"{part.shape[1]} columns, the batches before it {width}"
+            raise InvalidInput(f"batch {number} of {name} has {widths}; give all the same features")
+        width = part.shape[1]
+        yield part
+    if width is None and not empty:
+        why = "it is empty, or a generator that has been read before (give a new one, or a list)"
+        raise InvalidInput(f"{name} gave no batches: {why}")
+
+
+def batches_of(A: Any, name: str) -> Iterable[Any]:
+    if isinstance(A, Iterable) and not isinstance(A, str | bytes | Mapping):
+        return A
+    if hasattr(A, "__getitem__") and hasattr(A, "__len__") and not isinstance(A, Iterable):
+        return (A[i] for i in range(len(A)))
+    given = "None" if A is None else f"a {type(A).__name__}"
+    allowed = "a tensor, an array, a DataLoader, batches, or what fastnmf.files.read_matrix reads"
+    raise TypeError(f"{name} is {given}; give {allowed}")
+
+
+def _as_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    part = as_matrix(first, name)
+    if part is None:
+        allowed = "a tensor, an array, or a tuple that begins with one (nested list: torch.tensor)"
+        raise TypeError(f"{name} is a {type(batch).__name__}; a batch must be {allowed}")
+    return two_dimensional(part[None] if vector_is_row and part.ndim == 1 else part, name)
+
+
+def as_matrix(A: Any, name: str) -> Part | None:
+    """A as a tensor or an array of real numbers, not copied; None when it is neither."""
+    if isinstance(A, Tensor):
+        if A.layout != torch.strided:
+            raise TypeError(f"{name} is sparse ({A.layout}); give {name}.to_dense()")
+        if A.is_complex() or A.is_quantized:
+            raise TypeError(f"{name} has dtype {A.dtype}; it must hold real numbers")
+        if A.is_meta:
+            raise InvalidInput(f"{name} is on the meta device and holds no values; give real ones")
+        return A.detach().resolve_neg()
+    if hasattr(A, "tocsr") and hasattr(A, "toarray"):
+        raise TypeError(f"{name} is sparse ({type(A).__name__}); give {name}.toarray()")
+    if isinstance(A, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; give {name}.filled(0), or leave these rows out")
+    if not hasattr(A, "__array__"):
+        return None
+    array = A if isinstance(A, np.ndarray) else np.asarray(A)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} has dtype {array.dtype}; it must hold real numbers")
+    return array
+
+
+def two_dimensional(A: Part, name: str) -> Part:
+    if A.ndim != 2:
+        hint = f"with features last, {name}.reshape(-1, {A.shape[-1] if A.ndim else 1})"
+        hint = f"a single row is {name}[None]" if A.ndim == 1 else hint
+        raise InvalidInput(f"{name} has shape {tuple(A.shape)}; it must be (n, d): {hint}")
+    return A
+
+
+def kept_dtype(
+    parts: Iterable[Part], dtype: torch.dtype, device: str | torch.device
+) -> torch.dtype:
+    """What parts that are computed with in `dtype` are held in there: that, or on a GPU what all of
+    them are, if it is one of NARROW."""
+    stored = {tensor_of(part[:1]).dtype for part in parts}
+    keeps = dtype == torch.float32 and torch.device(device).type in NARROW_ON
+    return stored.pop() if keeps and len(stored) == 1 and stored <= {*NARROW} else dtype
+
+
+def in_place(part: Part, dtype: torch.dtype, device: str | torch.device) -> Tensor | None:
+    """The part itself as a tensor when it can be used where it lies, else None."""
+    if not isinstance(part, Tensor):
+        known = part.dtype in (np.float32, np.float64)
+        # a map is read once: its file may be slow, or change
+        if isinstance(part, np.memmap) or not (known and _viewable(part)):
+            return None
+        part = torch.from_numpy(part)
+    # 'cuda' names no index, so compare with where a new tensor would lie
+    here = part.device == torch.empty(0, device=device).device
+    return part if here and part.dtype == dtype and part.stride(1) == 1 else None
+
+
+def _part_rows(d: int) -> int:
+    return max(1, PART_ENTRIES // max(1, d))
+
+
+def _shape(parts: deque[Part]) -> tuple[int, int]:
+    return sum(part.shape[0] for part in parts), parts[0].shape[1]
+
+
+def gather(parts: deque[Part], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    """Copy the parts into one new matrix piece by piece, letting go of each once it is read."""
+    start, matrix = 0, torch.empty(_shape(parts), dtype=dtype, device=device)
+    step = _part_rows(matrix.shape[1])
+    while parts:
+        part = parts.popleft()
+        for i in range(0, part.shape[0], step):
+            piece = tensor_of(part[i : i + step])
+            matrix[start : start + len(piece)] = piece
+            start += len(piece)
+    return matrix
+
+
+def tensor_of(part: Part) -> Tensor:
+    """The part as a tensor; an array that torch cannot view is copied."""
+    if isinstance(part, Tensor):
+        return part
+    # NumPy's long double is none of torch's types
+    known = part.itemsize <= 8
+    if known and part.dtype.isnative and part.flags.c_contiguous and _viewable(part):
+        return torch.from_numpy(part)
+    number = part.dtype.newbyteorder("=") if known else np.float64
+    return torch.from_numpy(np.array(part, dtype=number, order="C"))
+
+
+def _viewable(array: np.ndarray) -> bool:
+    """Whether torch can view these strides: a single row may be contiguous with any at all."""
+    whole = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    return whole and array.flags.writeable
+
+
+class ValueCheck:
+    """Finds entries that cannot be used: the first, and how many there are of its kind."""
+
+    def __init__(self, expected: Expected, in_torch: bool = True) -> None:
+        self.name, self._signed, self._in_torch = expected.name, expected.signed, in_torch
+        self._kind, self._first, self._count = "", "", 0
+
+    def usable(self, low: float, high: float) -> bool:
+        """Whether entries from low to high are; both are NaN where any entry is."""
+        return high < float("inf") and (low >= 0 or (self._signed and low > -float("inf")))
+
+    def largest(self, X: Tensor, place: str, first: int) -> float:
+        """The largest entry of rows X, of which row `first` of `place` is the first."""
+        low, high = torch.stack(torch.aminmax(X)).tolist()
+        if not self.usable(low, high):
+            self._add(X, place, first)
+        return high
+
+    def _add(self, X: Tensor, place: str, first: int) -> None:
+        if not self._kind:
+            self._kind = "negative" if X.isfinite().all() else "nan or inf"
+        bad = X < 0 if self._kind == "negative" else ~X.isfinite()
+        if not self._first and bad.any():
+            i, j = divmod(int(bad.flatten().byte().argmax()), X.shape[1])
+            number = f"{float(X[i, j]):g}".replace("-", "−")
+            inside = "" if place == self.name else f"in {place} "
+            self._first = f"{inside}at row {first + i}, column {j}: {number}"
+        self._count += int(bad.sum())
+
+    def report(self) -> None:
+        """Raise InvalidInput if any was found."""
+        if not self._count:
+            return
+        library, clip = ("torch", "clamp") if self._in_torch else ("np", "clip")
+        needed = f"finite numbers ({library}.nan_to_num({self.name})?)"
+        if self._kind == "negative":
+            needed = f"{self.name} ≥ 0 (clip with {self.name}.{clip}(min=0)?)"
+        entries = f"{self._kind} entry" if self._count == 1 else f"{self._kind} entries"
+        found = f"{self._count} {entries}, the first {self._first}"
+        raise InvalidInput(f"{self.name} has {found}; NMF needs {needed}")
+
+
+def check_values(matrix: Tensor, check: ValueCheck) -> None:
+    """Raise InvalidInput where a matrix in memory has entries that cannot be used. Synchronises
+    once where there are none."""
+    # a part at a time, as aminmax copies what is not contiguous
+    parts = matrix.split(_part_rows(matrix.shape[1]))
+    bounds = torch.stack([torch.stack(torch.aminmax(widened(X))) for X in parts])
+    low, high = torch.stack(torch.aminmax(bounds)).tolist()
+    if check.usable(low, high):
+        return
+    first = 0
+    # what is not finite is reported before what is negative
+    order = [X for X in parts if not X.isfinite().all()] or parts
+    for X in parts:
+        if any(X is one for one in order):
+            check.largest(widened(X), check.name, first)
+        first += len(X)
+    check.report()

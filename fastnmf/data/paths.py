@@ -1,0 +1,122 @@
+"""Names of files: checked, with messages that say what is wrong, and replaced atomically. Their
+formats are in files.py and shards.py."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors
+
+from ..errors import InvalidInput
+
+# what NumPy, torch and safetensors raise for damaged files, by experiment
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
+TEXT_ERRORS = (ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
+UNREADABLE = (RuntimeError, AssertionError, safetensors.SafetensorError, *ZIP_ERRORS, *TEXT_ERRORS)
+
+
+def check_output(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:
+    """Return the file that path names, links followed, after checking that it can be written.
+
+    Raises InvalidInput for an unknown suffix or a folder, FileNotFoundError if its folder does not
+    exist, PermissionError if it may not be written.
+    """
+    path = Path(os.path.realpath(path))
+    check_name(path, suffixes)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(f"{place} may not be written to")
+    return path
+
+
+@contextmanager
+def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Yield the name of a file to write beside path, or in a folder on the same disk; at the end it
+    replaces path.
+
+    The old file is replaced in one step, by a complete file on the disk, or stays as it was if
+    anything is raised; no half-written file stays. The name has the suffix of path.
+    """
+    part = (folder or path.parent) / f".fastnmf-{secrets.token_hex(4)}{path.suffix}"
+    try:
+        part.touch(exist_ok=False)
+        mode = (path if path.exists() else part).stat().st_mode
+        yield part
+        # safetensors lets only the owner read
+        part.chmod(mode)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_of(path: Path) -> Iterator[Path]:
+    """A new folder beside path for a file being written, removed at the end. What a killed process
+    left in it is removed at the beginning, so only one process may write the file."""
+    remove_part(path)
+    folder = _part(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove_part(path)
+
+
+def remove_part(path: Path) -> None:
+    """Remove what a killed process left of this file, if anything."""
+    shutil.rmtree(_part(path), ignore_errors=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def existing(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:
+    """path, which must exist and have one of the suffixes. Raises FileNotFoundError or InvalidInput."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    check_name(path, suffixes)
+    return path
+
+
+def check_name(path: Path, suffixes: Iterable[str]) -> None:
+    """Raise InvalidInput for a folder, or another suffix than these."""
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder; give the name of a file")
+    if path.suffix not in suffixes:
+        raise InvalidInput(f"{path} must end in {', '.join(suffixes)}, not in {path.suffix!r}")
+
+
+def only_one(path: Path, names: list[str]) -> str:
+    """The name of the one matrix in the file; of several, 'A' or 'arr_0'. Raises InvalidInput."""
+    chosen = names if len(names) == 1 else [name for name in ("A", "arr_0") if name in names]
+    if not chosen:
+        found = f"holds {', '.join(sorted(names))}" if names else "holds no array"
+        raise InvalidInput(f"{path} {found}; it must hold one array, or one named 'A'")
+    return chosen[0]
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Turn what libraries raise for a damaged file into InvalidInput."""
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except UNREADABLE as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidInput(f"{path} cannot be read as {path.suffix}: {why}") from error

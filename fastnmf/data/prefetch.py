@@ -1,0 +1,50 @@
+"""A thread that makes the next item while the last one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_END = object()
+
+
+class Prefetcher:
+    """A context with one thread, which ends with it however it ends.
+
+    What is raised in the thread is raised where its item, or the next call of `later`, is awaited.
+    """
+
+    def __init__(self) -> None:
+        self._later: Future | None = None
+
+    def __enter__(self) -> Prefetcher:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fastnmf-prefetch")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __call__(self, items: Iterator[T]) -> Iterator[T]:
+        """The items; while one is used the next is made. Two exist at a time."""
+        waiting = self._pool.submit(next, items, _END)
+        try:
+            while (item := waiting.result()) is not _END:
+                waiting = self._pool.submit(next, items, _END)
+                yield item
+        finally:
+            # what was begun ends before anybody else uses what it writes to
+            waiting.cancel()
+            wait([waiting])
+
+    def later(self, do: Callable[..., Any], *given: Any) -> None:
+        """Call do(*given) in the thread, after what was to be done there before."""
+        self.settle()
+        self._later = self._pool.submit(do, *given)
+
+    def settle(self) -> None:
+        """Wait for what `later` was given."""
+        later, self._later = self._later, None
+        if later is not None:
+            later.result()

@@ -1,0 +1,156 @@
+"""Matrices whose rows are read some at a time, any number of times: files, memory maps, arrays."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+
+from ..errors import InvalidInput
+from ..numerics import Part, compute_dtype
+from .arrays import as_matrix, two_dimensional
+from .paths import existing, only_one, refusing_damage
+
+SUFFIXES = (".npy", ".safetensors")
+# the NumPy dtypes of a .safetensors file; bfloat16, which NumPy lacks, is read as its bits
+_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
+_NUMBERS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows (n, d) of one file or array.
+
+    name: what messages call them. dtype: float32 or float64, to compute in. read(start, stop):
+    these rows as they are stored, a copy or a view.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    read: Callable[[int, int], Part]
+
+    def part(self, start: int, stop: int) -> Shard:
+        """Its rows from start to stop as a shard."""
+        shape = stop - start, self.shape[1]
+        return Shard(self.name, shape, self.dtype, lambda i, j: self.read(start + i, start + j))
+
+
+def paths_of(A: Any) -> Sequence[str | os.PathLike[str]] | None:
+    """The paths that A is, or a list of them contains; None for another input."""
+    if isinstance(A, str | os.PathLike):
+        return [A]
+    listed = isinstance(A, list | tuple) and A and all(isinstance(x, str | os.PathLike) for x in A)
+    return A if listed else None
+
+
+def open_paths(paths: Sequence[str | os.PathLike[str]], *, empty: bool = False) -> tuple[Shard, ...]:
+    """The shards in these files, in this order; a folder stands for its .npy and .safetensors
+    files, sorted by name.
+
+    Only headers are read. empty: whether folders without files are allowed, as no rows. Raises
+    FileNotFoundError, or InvalidInput for an empty folder and for a file that holds no matrix of
+    real numbers.
+    """
+    files = [path for given in paths for path in _files(Path(given), empty)]
+    if not files:
+        return (in_memory(np.empty((0, 1), np.float32), str(paths[0])),)
+    return tuple(map(_open, files))
+
+
+def in_memory(matrix: Part, name: str) -> Shard:
+    """The Shard of a result of arrays.as_matrix; pages of a memory map are released once they are
+    read."""
+    matrix = two_dimensional(matrix, name)
+    read = _mapped(matrix) if isinstance(matrix, np.memmap) else lambda i, j: matrix[i:j]
+    return Shard(name, tuple(matrix.shape), compute_dtype(matrix), read)
+
+
+def _files(path: Path, empty: bool) -> Iterator[Path]:
+    if not path.is_dir():
+        yield existing(path, SUFFIXES)
+        return
+    files = (file for file in path.iterdir() if not file.name.startswith("."))
+    shards = sorted((file for file in files if file.suffix in SUFFIXES), key=lambda file: file.name)
+    if not shards and not empty:
+        raise InvalidInput(f"the folder {path} holds no shards; they end in {', '.join(SUFFIXES)}")
+    yield from shards
+
+
+def _open(path: Path) -> Shard:
+    with refusing_damage(path):
+        return _open_npy(path) if path.suffix == ".npy" else _open_safetensors(path)
+
+
+def _open_npy(path: Path) -> Shard:
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        shape, _, dtype = header[version[0]](file)
+        offset = file.tell()
+    # a file without entries cannot be mapped
+    filled = math.prod(shape) > 0
+    array = np.lib.format.open_memmap(path, mode="r") if filled else np.empty(shape, dtype)
+    shard = in_memory(as_matrix(array, str(path)), str(path))
+    read = _raw(path, offset, array.shape[1], dtype) if array.flags.c_contiguous else shard.read
+    return Shard(str(path), shard.shape, shard.dtype, read)
+
+
+def _open_safetensors(path: Path) -> Shard:
+    # safe_open checks the header
+    with safetensors.safe_open(path, framework="pt") as file:
+        name = only_one(path, list(file.keys()))
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        entry = json.loads(file.read(length))[name]
+    number, shape = entry["dtype"], tuple(entry["shape"])
+    if number not in _NUMBERS or len(shape) != 2:
+        given = f"dtype {number} and shape {shape}"
+        raise InvalidInput(f"{path} holds {given}; it must hold a dense, real matrix (n, d)")
+    read = _raw(path, 8 + length + entry["data_offsets"][0], shape[1], np.dtype(_NUMBERS[number]))
+    dtype = torch.float64 if number == "F64" else torch.float32
+    return Shard(str(path), shape, dtype, _bfloat16(read) if number == "BF16" else read)
+
+
+def _bfloat16(read: Callable[[int, int], np.ndarray]) -> Callable[[int, int], Part]:
+    return lambda start, stop: torch.from_numpy(read(start, stop)).view(torch.bfloat16)
+
+
+def _raw(path: Path, offset: int, width: int, dtype: np.dtype) -> Callable[[int, int], np.ndarray]:
+    """A function that reads rows by system calls: pages of a map would count as the memory of the
+    process."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        count, before = (stop - start) * width, start * width * dtype.itemsize
+        numbers = np.fromfile(path, dtype, count, offset=offset + before)
+        if len(numbers) < count:
+            raise InvalidInput(f"{path} has become shorter while it was read; leave it as it is")
+        return numbers.reshape(-1, width)
+
+    return read
+
+
+def _mapped(array: np.memmap) -> Callable[[int, int], np.ndarray]:
+    place = array
+    while place is not None and not isinstance(place, mmap.mmap):
+        place = getattr(place, "base", None)
+    # changes of a copy-on-write map exist only in memory
+    releases = place is not None and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        numbers = np.array(array[start:stop], order="C")
+        if releases:
+            place.madvise(mmap.MADV_DONTNEED)
+        return numbers
+
+    return read

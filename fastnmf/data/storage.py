@@ -1,0 +1,222 @@
+"""Where rows that are computed go, a chunk at a time: memory, a file that appears whole or not at
+all, or nowhere."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .paths import check_output, folder_of, replacing
+
+# bytes of rows at a time where all are gone through without the data
+_PART_BYTES = 16 << 20
+# of madvise, Linux 5.14: make pages of a map present, or say why they cannot be read or written
+_POPULATE_READ, _POPULATE_WRITE = 22, 23
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Rows in the matrix Z (n, K), on the device that computes."""
+
+    Z: Tensor
+    place = "memory"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.Z.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.Z.dtype
+
+    def load(self, part: slice) -> Tensor:
+        return self.Z[part]
+
+    def save(self, part: slice, Z: Tensor) -> None:
+        # what load gave has been changed in place
+        if Z.data_ptr() != self.Z[part].data_ptr():
+            self.Z[part] = Z
+
+    def each_(self, change: Callable[[slice, Tensor], None]) -> None:
+        """Call change(part, Z[part]), which changes it in place, for all rows in order."""
+        change(slice(0, len(self.Z)), self.Z)
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Rows (n, K) in a .npy file. What is computed with is held in a map of it and then let go, as
+    the pages of a map count as memory of the process; all else is read and written by the system's
+    calls. place: the name the file will have."""
+
+    file: Path
+    place: str
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    offset: int
+
+    def load(self, part: slice) -> Tensor:
+        """A copy of these rows, on the CPU."""
+        count = (part.stop - part.start) * self.shape[1]
+        numbers = np.fromfile(self.file, _number(self.dtype), count, offset=self._at(part.start))
+        if len(numbers) < count:
+            raise OSError(f"{self.file} has become shorter; leave it as it is")
+        return torch.from_numpy(numbers.reshape(-1, self.shape[1]))
+
+    def map_rows(self, part: slice, writes: bool = True) -> Tensor:
+        """These rows in the file itself, where the system makes sure beforehand that they can be
+        read or written, else a copy; to be saved or let go, in whole."""
+        if self._rows is not None:
+            try:
+                self._advise(part, _POPULATE_WRITE if writes else _POPULATE_READ)
+                return self._rows[part]
+            except OSError:
+                # such as a disk that is full: what writes will say so
+                pass
+        return self.load(part)
+
+    def save(self, part: slice, Z: Tensor) -> None:
+        """Z becomes these rows. They are let go."""
+        if not self._maps or Z.data_ptr() != self._rows[part].data_ptr():
+            with open(self.file, "r+b") as file:
+                file.seek(self._at(part.start))
+                Z.cpu().contiguous().numpy().tofile(file)
+        self.release(part)
+
+    def release(self, part: slice) -> None:
+        """What `map_rows` gave is not read any more, nor written."""
+        if self._maps:
+            self._advise(part, mmap.MADV_DONTNEED)
+
+    @functools.cached_property
+    def _map(self) -> mmap.mmap:
+        with open(self.file, "r+b") as file:
+            return mmap.mmap(file.fileno(), 0)
+
+    @functools.cached_property
+    def _rows(self) -> Tensor | None:
+        """All rows in the map, where there can be one."""
+        n, K = self.shape
+        if sys.platform != "linux" or n * K == 0 or _address_space_is_limited():
+            return None
+        try:
+            numbers = torch.frombuffer(self._map, dtype=self.dtype, count=n * K, offset=self.offset)
+        except OSError:
+            return None
+        return numbers.view(n, K)
+
+    @property
+    def _maps(self) -> bool:
+        """Whether there is a map."""
+        return self.__dict__.get("_rows") is not None
+
+    def _advise(self, part: slice, advice: int) -> None:
+        start, stop = self._at(part.start), self._at(part.stop)
+        start -= start % mmap.PAGESIZE
+        if stop > start:
+            self._map.madvise(advice, start, stop - start)
+
+    def _at(self, row: int) -> int:
+        """Where in the file a row begins."""
+        return self.offset + row * self.shape[1] * self.dtype.itemsize
+
+    def each_(self, change: Callable[[slice, Tensor], None]) -> None:
+        """Call change(part, Z[part]), which changes it in place, for all rows in order."""
+        for part in _parts_of(self):
+            Z = self.load(part)
+            change(part, Z)
+            self.save(part, Z)
+
+
+@dataclass(frozen=True)
+class NotKept:
+    """Codes that are computed anew in every pass."""
+
+    place = "not kept"
+
+
+Storage = InMemory | OnDisk | NotKept
+
+
+@contextmanager
+def written(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[OnDisk]:
+    """Rows of this shape in a .npy file, which takes the place of path at the end; see `replacing`.
+
+    Raises OSError at once where the disk has no room for it.
+    """
+    # what a process that was killed left of so large a file is removed
+    with folder_of(path) as folder, replacing(path, folder) as part:
+        with open(part, "r+b") as file:
+            described = {"descr": _number(dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, described)
+            offset = file.tell()
+            file.truncate(offset + shape[0] * shape[1] * dtype.itemsize)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        yield OnDisk(part, str(path), shape, dtype, offset)
+
+
+def output(path: str | os.PathLike[str]) -> Path:
+    """The .npy file to write to; raises what `check_output` raises."""
+    return check_output(path, (".npy",))
+
+
+def mapped(path: Path) -> Tensor:
+    """The matrix in a .npy file, read when it is used; what is written into it stays in memory."""
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def row_blocks(n: int, rows: int) -> Iterator[slice]:
+    return (slice(i, min(i + rows, n)) for i in range(0, n, rows))
+
+
+def _address_space_is_limited() -> bool:
+    """Whether a map of a whole file takes what others may need: `ulimit -v`."""
+    # no module of Windows
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def _number(dtype: torch.dtype) -> np.dtype:
+    return np.dtype(str(dtype).removeprefix("torch."))
+
+
+def stored(path: Path) -> OnDisk:
+    """The rows in a .npy file that `written` gave. Raises ValueError where it is damaged."""
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, number = np.lib.format.read_array_header_1_0(file)
+        offset = file.tell()
+    dtype = torch.from_numpy(np.empty(0, number)).dtype
+    found = OnDisk(path, str(path), shape, dtype, offset)
+    if path.stat().st_size != offset + shape[0] * shape[1] * dtype.itemsize:
+        raise ValueError(f"{path} is cut off")
+    return found
+
+
+def copy_rows(source: InMemory | OnDisk, target: InMemory | OnDisk) -> None:
+    """All rows, some at a time."""
+    for part in _parts_of(source):
+        target.save(part, source.load(part))
+
+
+def blocks_of(codes: Tensor | InMemory | OnDisk) -> Iterator[Tensor]:
+    """All rows, some at a time, to be read."""
+    store = InMemory(codes) if isinstance(codes, Tensor) else codes
+    return map(store.load, _parts_of(store))
+
+
+def _parts_of(store: InMemory | OnDisk) -> Iterator[slice]:
+    n, K = store.shape
+    return row_blocks(n, max(1, _PART_BYTES // (K * store.dtype.itemsize)))

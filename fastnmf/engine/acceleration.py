@@ -1,0 +1,189 @@
+"""Acceleration: extrapolation over whole iterations of a fit, and momentum between the half-steps of a
+convex problem, codes for a fixed dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..data.storage import row_blocks
+from ..solvers.base import Solver
+
+# β at the start; its divisor when the error rose; how it and its bound grow when it fell
+_BETA, _SHRINK, _GROW, _GROW_BOUND = 0.5, 1.5, 1.05, 1.01
+# the share by which the norm of a concept may leave that of its start
+_MOST_GROWTH = 0.01
+
+
+class Extrapolation:
+    """F ← max(0, F + β (F − F_before)) for both factors, with β as large as the error lets it.
+
+    The dictionary is moved before an iteration, the codes between its halves: so it ends with a
+    pair (Z, D) that is feasible and whose error is known. Where that has risen, the pair of the
+    iteration before is taken back, to be followed by an iteration that moves nothing: so the error
+    never rises. least_share: how much of an entry must be left, so that none becomes zero for good.
+    Holds two copies of the codes and one of the dictionary. Source: Ang & Gillis, 2019, algorithm
+    1, which goes on from the half-steps' own factors instead.
+
+    What an iteration does, `begin_` to `end_`, is one sequence of launches, and what the host
+    decides is made known in between; but with `waits` the host asks which concepts have grown.
+    """
+
+    def __init__(
+        self,
+        Z: Tensor,
+        D: Tensor,
+        least_share: float,
+        tile_rows: int,
+        ops: dict[str, Callable],
+        *,
+        waits: bool = True,
+    ) -> None:
+        self._waits, self._ops = waits, ops
+        # how far factors are moved: β, or 0
+        self._step = D.new_full((), _BETA)
+        self._swept, self._Z, self._D = Z.clone(), Z.clone(), D.clone()
+        self._norms = torch.linalg.vector_norm(D, dim=1)
+        # ‖ΔZ‖² and ‖Z‖² of the codes that were moved on, where they may stay as they are
+        self._sums = torch.zeros(2, dtype=torch.float64, device=D.device) if waits else None
+        self._least_share, self._tile_rows = least_share, tile_rows
+        self._beta, self._bound, self._beta_before = _BETA, 1.0, _BETA
+        self._squared_error, self._still = float("inf"), False
+        # what rounding may add to a squared error, relative to that of zero factors
+        self._noise = 4 * torch.finfo(D.dtype).eps
+
+    def set_out(self, *, still: bool = False) -> None:
+        """Before an iteration: it moves the factors by β, or not at all where it is `still`."""
+        self._still = still
+        self._step.fill_(0.0 if still else self._beta)
+
+    def begin_(self, D: Tensor) -> None:
+        """Keep the dictionary that an iteration begins with, and move it on."""
+        if self._sums is not None:
+            self._sums.zero_()
+        self._ops["extrapolate_"](D, self._D, self._step, self._least_share)
+
+    def keep_codes_(self, Z: Tensor, rows: slice) -> None:
+        """Keep a piece of the codes that an iteration begins with, before its half-steps."""
+        self._Z[rows].copy_(Z)
+
+    def move_codes_(self, Z: Tensor, rows: slice) -> None:
+        """Move a piece of the codes on, after its half-steps."""
+        self._ops["extrapolate_"](Z.T, *self.moves(rows))
+
+    def moves(self, rows: slice) -> tuple[Tensor, Tensor, float, Tensor, Tensor | None]:
+        """What extrapolate_ needs to move a piece of the codes on, or a half-step that keeps and
+        moves them itself: what the last one left (K, m), β, the share of an entry that is left, the
+        codes that the iteration begins with (K, m), and sums."""
+        swept, before = self._swept[rows].T, self._Z[rows].T
+        return swept, self._step, self._least_share, before, self._sums
+
+    def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> None:
+        """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
+        ‖Z‖² of the whole iteration."""
+        if not self._balance_(Z, D, sums):
+            sums[:2] = self._sums
+
+    def rose(self, relative_error: float) -> bool:
+        """Whether the error of the pair is above that of the one before, by more than rounding; β
+        is chosen by that."""
+        squared, before = relative_error**2, self._squared_error
+        self._squared_error = squared
+        if self._still:
+            return False
+        if squared > before:
+            self._bound, self._beta = self._beta_before, self._beta / _SHRINK
+        else:
+            self._beta_before = self._beta
+            self._beta = min(self._bound, _GROW * self._beta)
+            self._bound = min(1.0, _GROW_BOUND * self._bound)
+        return squared > before + self._noise
+
+    def take_back_(self, Z: Tensor, D: Tensor) -> None:
+        """The pair that the iteration began with again; nothing moves on in the next."""
+        Z.copy_(self._Z)
+        D.copy_(self._D)
+        self.set_out(still=True)
+
+    def restart_(self, Z: Tensor, D: Tensor) -> None:
+        """Go on from this pair, whose concepts are others than before; its error is no higher."""
+        self._swept.copy_(Z)
+        self._D.copy_(D)
+        self._norms.copy_(torch.linalg.vector_norm(D, dim=1))
+
+    def state(self) -> dict[str, Tensor]:
+        """What it carries from one iteration to the next, at the end of one; no copies."""
+        numbers = self._beta, self._bound, self._beta_before, self._squared_error
+        numbers = torch.tensor(numbers, dtype=torch.float64)
+        return {"swept": self._swept, "D": self._D, "norms": self._norms, "numbers": numbers}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on after `state`."""
+        for F, kept in ((self._swept, "swept"), (self._D, "D"), (self._norms, "norms")):
+            F.copy_(state[kept])
+        numbers = state["numbers"].tolist()
+        self._beta, self._bound, self._beta_before, self._squared_error = numbers
+
+    def _balance_(self, Z: Tensor, D: Tensor, sums: Tensor) -> bool:
+        """Give concepts that grew or shrank their norm again, and their codes the inverse; whether
+        that was done, and sums written.
+
+        What grows in one factor and shrinks in the other changes no error, so no β would bound it:
+        extrapolated, it doubles in every iteration.
+        """
+        norms = torch.linalg.vector_norm(D, dim=1)
+        alive = (norms > 0) & (self._norms > 0)
+        scale = torch.where(alive, norms / self._norms, 1)
+        grew = ((scale - 1).abs() > _MOST_GROWTH).any()
+        if self._waits:
+            if not grew:
+                return False
+        else:
+            scale = torch.where(grew, scale, 1)
+        sums[:2].zero_()
+        # in the pieces that they move on in, so that all sum to the same bits
+        for rows in row_blocks(len(Z), self._tile_rows):
+            F, swept, before = (codes[rows].T for codes in (Z, self._swept, self._Z))
+            self._ops["rescale_"](F, swept, scale, before, sums)
+        D.div_(scale[:, None])
+        return True
+
+
+# half-steps after which the momentum starts anew: at K > d, 10 leaves ten times the loss after 300
+# half-steps; never starting anew leaves a little less, but nothing then bounds an overshoot
+_RESTART = 40
+
+
+class Momentum:
+    """Y = F + β (F − F_before), kept non-negative: where the half-step after F should start.
+
+    β grows with the half-steps, up to the solver's most_momentum, and not with what they find: so
+    the codes stay a continuous function of the data. Works out of place, and so under autograd.
+    Source: Nesterov, 1983; with coordinate sweeps: Ang & Gillis, 2019; restarts: O'Donoghue &
+    Candès, 2015.
+    """
+
+    def __init__(self, solver: Solver, D: Tensor, *, penalised: bool) -> None:
+        """D (K, d): the dictionary that stays; penalised: whether codes have a penalty."""
+        swings = penalised and len(D) > D.shape[1]
+        self._most = solver.penalised_momentum if swings else solver.most_momentum
+        self._least_share = solver.least_share
+        self._before: Tensor | None = None
+        self._taken = 0
+        self._t = 1.0
+
+    def extrapolate(self, F: Tensor) -> Tensor:
+        """Y (K, m) for F (K, m); at least the solver's least_share of F."""
+        if self._taken % _RESTART == 0:
+            self._t, Y = 1.0, F.clone()
+        else:
+            following = (1 + (1 + 4 * self._t**2) ** 0.5) / 2
+            beta = min((self._t - 1) / following, self._most)
+            Y = torch.lerp(self._before, F, 1 + beta)
+            Y = torch.maximum(Y, self._least_share * F)
+            self._t = following
+        self._taken += 1
+        self._before = F.clone()
+        return Y

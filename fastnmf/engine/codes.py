@@ -1,0 +1,149 @@
+"""Codes for a dictionary that stays as it is: their iteration, and tiles of data with codes that are
+computed anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import Data, Tile
+from ..data.storage import InMemory, NotKept, Storage, row_blocks
+from ..init.start import cold_start
+from ..numerics import products_in, widened
+from ..planning.hardware import free_bytes
+from ..planning.memory import plan_beside
+from ..planning.plan import Plan, Problem
+from ..solvers.half_step import Compute, HalfStepData, NormalData, ResidualData, Workspace
+from .acceleration import Momentum
+from .history import History
+from .state import Callback, Method, State, Stopping
+
+# half-steps from nothing that codes which are not kept are given in every pass
+HALF_STEPS = 20
+# half-steps that encoding usually takes; the plan weighs what is prepared once against what each
+# costs
+_USUAL_HALF_STEPS = 50
+# bytes of codes, and of what is prepared for them, at a time
+_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """argmin ½‖A − Z D‖² and the penalty of Z over Z ≥ 0 by one of the solvers, each chunk of rows
+    until ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
+
+    D (K, d) is not changed. each is called after every iteration of every chunk.
+    """
+
+    D: Tensor
+    method: Method
+    max_iter: int = HALF_STEPS
+    tol: float = 0.0
+    each: Callback | None = None
+
+    @torch.no_grad()
+    def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[int]]:
+        """Z (n, K) for A (n, d) on D's device and of its dtype, or 16-bit numbers; from Z0 (n, K),
+        else from `cold_start`; and the number of iterations that each chunk took."""
+        Z, taken = self.D.new_empty(A.shape[0], len(self.D)), []
+        exact = self.method.solver.exact
+        stopping = Stopping(min(self.max_iter, 1) if exact else self.max_iter, self.tol, self.each)
+        for part in row_blocks(len(A), self.chunk_rows()):
+            X = widened(A[part])
+            Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
+            history = _solve_(Z[part], X, self.D, self.method, stopping)
+            taken.append(len(history))
+        return Z, taken
+
+    def chunk_rows(self) -> int:
+        """Rows that are encoded together, and widened where A is stored in 16 bits."""
+        K, d = self.D.shape
+        # a GPU is filled by its memory only
+        bytes_ = max(_CHUNK_BYTES, (free_bytes(self.D.device) or 0) // 4)
+        bounded = max(1, bytes_ // ((5 * K + 2 * d) * self.D.element_size()))
+        return min(bounded, self.method.tuning.chunk_rows or bounded)
+
+
+@dataclass(frozen=True)
+class FreshTiles:
+    """X (m, d) and its codes (m, K) of each `rows` rows of data, to be read, whenever it is gone
+    through. Codes that are not kept are computed for the dictionary as it then is, all of a chunk
+    together."""
+
+    data: Data
+    Z: Storage
+    D: Tensor
+    method: Method
+    rows: int | None = None
+
+    def __iter__(self) -> Iterator[Tile]:
+        if not isinstance(self.Z, NotKept):
+            yield from self.data.tiles(self.Z, self.rows)
+            return
+        encoder = Encoder(self.D, self.method)
+        for _, X, _ in self.data.chunks():
+            codes = encoder(X)[0]
+            for part in row_blocks(len(X), self.rows or len(X)):
+                yield X[part], codes[part], None
+
+
+def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping) -> list:
+    """Iterate on Z (n, K) in place, D (K, d) as it is, until `stopping` says so; the history."""
+    (n, d), K = X.shape, len(D)
+    tuning = replace(method.tuning, chunk_rows=None)
+    problem = Problem(
+        n, d, K, D.element_size(), method.solver, learns=False, half_steps=_USUAL_HALF_STEPS
+    )
+    # what is kept for the half-steps of a chunk is bounded already
+    plan = plan_beside(X, problem, method.backend, tuning, None)
+    state = State(InMemory(Z), D)
+    # Triton launches on the current device
+    with torch.cuda.device_of(D), products_in("highest") as allowed:
+        step = CodesStep(state, X, method, plan, allowed)
+        history = History(state, 0.0, learns=False)
+        for iteration in range(1, stopping.max_iter + 1):
+            step()
+            history.add(iteration, step.sums, watched=stopping.watches)
+            if stopping.watches and history.ends(stopping, iteration):
+                break
+        history.read()
+    return state.history
+
+
+class CodesStep:
+    """One iteration on the codes of rows in memory with the dictionary fixed: half-steps are
+    extrapolated, as all of them solve one convex problem."""
+
+    def __init__(self, state: State, A: Tensor, method: Method, plan: Plan, allowed: str) -> None:
+        D, solver = state.D, method.solver
+        self._solver, self._plan, self._D = solver, plan, D
+        self._compute = Compute(method.ops, plan.block, Workspace(D.dtype, D.device), allowed)
+        penalty = method.penalties.of_codes(D.shape[1])
+        self._fixed = solver.fix(plan.codes, D, None, len(A), penalty, self._compute)
+        self._tiles = [
+            (
+                state.codes[part].T,
+                self._data(A[part]),
+                Momentum(solver, D, penalised=bool(penalty)),
+            )
+            for part in row_blocks(len(A), plan.tile_rows)
+        ]
+        # as those of Statistics, of which only the codes have some
+        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
+
+    def __call__(self) -> None:
+        self.sums.zero_()
+        for F, data, momentum in self._tiles:
+            F.copy_(momentum.extrapolate(F))
+            self._solver.half_steps_(F, data, self._fixed, self._compute, self.sums[0], 1)
+
+    def _data(self, X: Tensor) -> HalfStepData:
+        """The data of a tile, in memory of its own."""
+        if self._plan.codes == "normal":
+            # row-major as the codes are
+            C = torch.mm(X, self._D.T).T
+            return NormalData(self._solver.penalise(C, self._fixed, out=C))
+        return ResidualData(X.T, torch.empty_like(X).T)

@@ -1,0 +1,326 @@
+"""Idle concepts, dead ones and near-duplicates of others, are given rows of the data that the other
+concepts explain worst."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import Data
+from ..data.storage import Storage, blocks_of
+from ..distributed import Processes
+from ..numerics import squared_norm, widened
+from ..planning.memory import CANDIDATES
+from ..solvers import hals
+from ..solvers.half_step import Compute, FixedFactor, NormalData
+from ..solvers.penalties import NO_PENALTY, Penalty
+
+# entries of a matrix of cosines at a time
+_COSINES = 1 << 20
+# cosine from which two concepts are near-duplicates
+ALIKE = 0.99
+
+
+def alike(D: Tensor) -> Tensor:
+    """(K,): for every concept the first that is earlier and points as it does (cosine ≥ ALIKE), or
+    −1; no concept of zeros does. K² d flops, in pieces."""
+    lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    rays = D / lengths.clamp(min=1e-300)[:, None].to(D.dtype)
+    rays[lengths == 0] = 0
+    first_alike = torch.full((len(D),), -1, device=D.device)
+    step = max(1, _COSINES // max(1, len(D)))
+    for first in range(0, len(D), step):
+        cosine = rays[first : first + step] @ rays[: first + step].T
+        near = cosine.tril_(first - 1) >= ALIKE
+        found = near.any(1)
+        first_alike[first : first + step][found] = near[found].to(torch.uint8).argmax(1)
+    return first_alike
+
+
+# iterations between two looks for dead concepts
+EVERY = 10
+# to compare all pairs of concepts takes some 0.14 K / n iterations (2,000 × 384, K = 6,000, two
+# threads of AVX2); it may take a hundredth of them
+_PAIRS = 14
+# of ‖a_i‖, in units of the dtype's rounding: a residual below that is none
+_LEAST_RESIDUAL = 100
+# of the mean of a concept, or of its codes: the least entry where zeros would stay zero. mu leaves
+# 0.213 of the digits then, 0.220 with a hundredth and 0.245 with zeros (K = 32, a third dead)
+_LEAST_ENTRY = 0.1
+# in place of the number of a twin
+_LIVES, _DEAD = -1, -2
+
+
+def looks(iteration: int, n: int, K: int) -> tuple[bool, bool]:
+    """Whether to look for dead concepts before this iteration, and for near-duplicates too."""
+    between = EVERY * max(1, math.ceil(_PAIRS * K / (EVERY * n)))
+    passed = iteration - 1
+    return passed > 0 and passed % EVERY == 0, passed % between == 0
+
+
+@dataclass(frozen=True)
+class Revival:
+    """What idle concepts are revived by: data, what half-steps compute with, rows of a tile,
+    penalties of codes and dictionary, and whether no entry of a new concept or of its codes may be
+    zero."""
+
+    data: Data
+    compute: Compute
+    tile_rows: int
+    penalties: tuple[Penalty, Penalty] = (NO_PENALTY, NO_PENALTY)
+    fills: bool = False
+
+    def tiles(self, Z: Storage, *, save: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """X (m, d), widened, and its codes (m, K) of each tile; save: whether what becomes of the
+        codes is kept."""
+        tiles = self.data.tiles(Z, self.tile_rows, save=save)
+        return ((widened(X), codes) for X, codes, _ in tiles)
+
+
+def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: float = 0.0) -> int:
+    """Give dead concepts, and near-duplicates if asked, the worst-explained rows, in place; how
+    many.
+
+    A concept becomes what is positive of the residual of a row, each of another row, and its codes
+    those of one sweep of hals. Of two that are alike the weaker leaves its codes to the other,
+    where that costs less of ‖A − Z D‖² than the new row saves. Codes are drawn once to be measured,
+    and again to be kept if ‖A − Z D‖² and twice the penalties fall, by more than `least` of that:
+    before nothing is changed. The rows of all processes count, and all choose the same. K² d flops,
+    and 2 n K d in each of two passes over the rows where concepts are idle, in one more where
+    entries are filled and one where they are revived. Synchronises.
+    """
+    processes, (of_codes, of_dictionary) = by.data.processes, by.penalties
+    idle = _look(Z, D, duplicates, processes)
+    if not len(idle):
+        return 0
+    worst = _Worst(CANDIDATES * len(idle), D)
+    before, costs = _weigh(idle, D, by.tiles(Z), of_codes, worst, processes)
+    idle, concepts = _match(idle, *worst.of_all(processes), costs, processes)
+    if not len(idle):
+        return 0
+    concepts = _filled(concepts) if by.fills else concepts
+    renewal = _renewal(idle, concepts, D, by.compute, processes)
+    if by.fills:
+        total = _total_codes(renewal, by.tiles(Z), processes)
+        renewal = replace(renewal, fill=_LEAST_ENTRY / by.data.n * total)
+    after = torch.zeros_like(before)
+    for X, codes in by.tiles(Z):
+        codes = codes.clone()
+        after += _loss(renewal.renew_(codes, X), codes, of_codes)
+    processes.sum_(after)
+    before, after = before + 2 * of_dictionary.value(D), after + 2 * of_dictionary.value(renewal.D)
+    # the penalty of D may be rounded otherwise elsewhere
+    if not any(processes.any(bool(after < (1 - least) * before))):
+        return 0
+    for X, codes in by.tiles(Z, save=True):
+        renewal.renew_(codes, X)
+    D.copy_(renewal.D)
+    return len(idle)
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """Concepts that may be given away: dead ones, and the weaker ones of two that are alike, with
+    the twin that takes over the codes of each."""
+
+    dead: Tensor
+    weaker: Tensor
+    twins: Tensor
+
+    @property
+    def concepts(self) -> Tensor:
+        return torch.cat((self.dead, self.weaker))
+
+    def __len__(self) -> int:
+        return len(self.dead) + len(self.weaker)
+
+
+def _look(Z: Tensor | Storage, D: Tensor, duplicates: bool, processes: Processes) -> _Idle:
+    used = torch.zeros(len(D), dtype=torch.int64, device=D.device)
+    for codes in blocks_of(Z):
+        used += (codes.amax(0) > 0).to(D.device)
+    processes.sum_(used)
+    living = (used > 0) & (D.amax(1) > 0)
+    twin = torch.where(living, _LIVES, _DEAD)
+    living = living.nonzero()[:, 0]
+    if duplicates and any(processes.any(bool((alike(D[living]) >= 0).any()))):
+        # in few digits: of two that are the same the earlier stays, not the one by rounding
+        energy = _energy(Z, D, processes)[living].bfloat16()
+        living = living[energy.argsort(descending=True, stable=True)]
+        twins = alike(D[living])
+        weaker = (twins >= 0).nonzero()[:, 0]
+        # whose twin stays
+        weaker = weaker[twins[twins[weaker]] < 0]
+        twin[living[weaker]] = living[twins[weaker]]
+    # by rounding, others might find others alike
+    processes.broadcast_(twin)
+    weaker = (twin >= 0).nonzero()[:, 0]
+    return _Idle((twin == _DEAD).nonzero()[:, 0], weaker, twin[weaker])
+
+
+def _energy(Z: Tensor | Storage, D: Tensor, processes: Processes) -> Tensor:
+    """‖Z_k‖² ‖D_k‖² (K,)."""
+    squares = torch.zeros(len(D), dtype=torch.float64, device=D.device)
+    for codes in blocks_of(Z):
+        squares += torch.linalg.vector_norm(codes, dim=0).double().square().to(D.device)
+    processes.sum_(squares)
+    return squares * torch.linalg.vector_norm(D, dim=1).square()
+
+
+class _Worst:
+    """Of rows that come in pieces the `most` with the largest gains, in their order, and what is
+    positive of the residual of each."""
+
+    def __init__(self, most: int, D: Tensor) -> None:
+        self._most = most
+        self._gains, self._rows = D.new_empty(0, dtype=torch.float64), D.new_empty(0, D.shape[1])
+
+    def add_(self, gains: Tensor, positive: Tensor) -> None:
+        held = len(self._gains)
+        gains = torch.cat((self._gains, gains))
+        best = gains.argsort(descending=True, stable=True)[: self._most]
+        best = best[gains[best] > 0].sort().values
+        before, new = best[best < held], best[best >= held] - held
+        self._gains = gains[best]
+        self._rows = torch.cat((self._rows[before], positive[new]))
+
+    def of_all(self, processes: Processes) -> tuple[Tensor, Tensor]:
+        """The gains and the rows among those of all processes, the worst first."""
+        gains = [gains.to(self._rows.device) for gains in processes.gather(self._gains.cpu())]
+        first = sum(map(len, gains[: processes.rank]))
+        gains = torch.cat(gains)
+        best = gains.argsort(descending=True, stable=True)[: self._most]
+        here = (best >= first) & (best < first + len(self._rows))
+        rows = self._rows.new_zeros(len(best), self._rows.shape[1])
+        rows[here] = self._rows[best[here] - first]
+        processes.sum_(rows)
+        return gains[best], rows
+
+
+def _weigh(
+    idle: _Idle,
+    D: Tensor,
+    pieces: Iterable[tuple[Tensor, Tensor]],
+    penalty: Penalty,
+    worst: _Worst,
+    processes: Processes,
+) -> tuple[Tensor, Tensor]:
+    """The loss, but for the penalty of D, and what ‖A − Z D‖² rises by where the codes of each of
+    the weaker move to its twin. The gain of a row is what the loss falls by where it becomes a
+    concept that no other row uses."""
+    change = _ratios(D, idle)[:, None] * D[idle.twins] - D[idle.weaker]
+    sums = torch.zeros(1 + len(change), dtype=torch.float64, device=D.device)
+    for X, codes in pieces:
+        E, z = torch.addmm(X, codes, D, alpha=-1), codes[:, idle.weaker]
+        sums[0] += _loss(E, codes, penalty)
+        sums[1:] += (z.square() * change.square().sum(1) - 2 * z * (E @ change.T)).sum(0)
+        norms = torch.linalg.vector_norm(E.clamp_(min=0), dim=1)
+        least = _LEAST_RESIDUAL * torch.finfo(D.dtype).eps * torch.linalg.vector_norm(X, dim=1)
+        worst.add_(torch.where(norms > least, norms, 0).double().square(), E)
+    processes.sum_(sums)
+    return sums[0], sums[1:]
+
+
+def _loss(E: Tensor, codes: Tensor, penalty: Penalty) -> Tensor:
+    return squared_norm(E) + 2 * penalty.value(codes)
+
+
+def _match(
+    idle: _Idle, gains: Tensor, concepts: Tensor, costs: Tensor, processes: Processes
+) -> tuple[_Idle, Tensor]:
+    """Those of the idle concepts for which there is a row, and what they become: dead ones first,
+    then those whose codes move at the least cost."""
+    distinct = (alike(concepts) < 0).to(torch.int32)
+    processes.broadcast_(distinct)
+    gains, concepts = gains[distinct > 0], concepts[distinct > 0]
+    dead = idle.dead[: len(gains)]
+    cheap = costs.argsort(stable=True)[: len(gains) - len(dead)]
+    last = len(dead) + len(cheap)
+    pays = costs[cheap] < gains[len(dead) : last]
+    # in their order: the costs of those that are the same are rounding
+    chosen = cheap[pays].sort().values
+    concepts = torch.cat((concepts[: len(dead)], concepts[len(dead) : last][pays]))
+    return replace(idle, dead=dead, weaker=idle.weaker[chosen], twins=idle.twins[chosen]), concepts
+
+
+@dataclass(frozen=True)
+class _Renewal:
+    """What the factors become: D (K, d), in which the concepts S are new; codes of the weaker go to
+    the twins, each of these once, in these shares; those of S are drawn, with entries of `fill`
+    (s, 1) at least where it is given."""
+
+    D: Tensor
+    S: Tensor
+    weaker: Tensor
+    twins: Tensor
+    shares: Tensor
+    compute: Compute
+    fixed: FixedFactor
+    fill: Tensor | None = None
+
+    def renew_(self, codes: Tensor, X: Tensor) -> Tensor:
+        """Codes (m, K) of X (m, d) become those; returns the residual they leave. One sweep of hals
+        over the concepts S, which have no codes before it."""
+        codes[:, self.twins] += codes[:, self.weaker] @ self.shares
+        codes[:, self.S] = 0
+        E = torch.addmm(X, codes, self.D, alpha=-1)
+        C = self.fixed.B @ E.T
+        F, unread = torch.zeros_like(C), torch.zeros(4, dtype=torch.float64, device=C.device)
+        hals.half_steps_(F, NormalData(C), self.fixed, self.compute, unread, 1)
+        if self.fill is not None:
+            torch.maximum(F, self.fill, out=F)
+        codes[:, self.S] = F.T
+        return E.addmm_(F.T, self.fixed.B, alpha=-1)
+
+
+def _renewal(
+    idle: _Idle, concepts: Tensor, D: Tensor, compute: Compute, processes: Processes
+) -> _Renewal:
+    """The codes of the weaker go by a product, z_twin += z_weaker ‖d_weaker‖ / ‖d_twin‖: a twin may
+    be that of many."""
+    twins, place = idle.twins.unique(return_inverse=True)
+    shares = D.new_zeros(len(place), len(twins))
+    shares[torch.arange(len(place), device=D.device), place] = _ratios(D, idle)
+    S, renewed = idle.concepts, D.clone()
+    concepts = _of_mean_length(concepts, D, S)
+    processes.broadcast_(concepts)
+    renewed[S] = concepts
+    fixed = FixedFactor(concepts, concepts @ concepts.T)
+    return _Renewal(renewed, S, idle.weaker, twins, shares, compute, fixed)
+
+
+def _total_codes(
+    renewal: _Renewal, pieces: Iterable[tuple[Tensor, Tensor]], processes: Processes
+) -> Tensor:
+    """The sum of the codes of each new concept (s, 1)."""
+    total = renewal.D.new_zeros(len(renewal.S), dtype=torch.float64)
+    for X, codes in pieces:
+        codes = codes.clone()
+        renewal.renew_(codes, X)
+        total += codes[:, renewal.S].sum(0, dtype=torch.float64)
+    processes.sum_(total)
+    return total.to(renewal.D)[:, None]
+
+
+def _ratios(D: Tensor, idle: _Idle) -> Tensor:
+    """‖d_weaker‖ / ‖d_twin‖."""
+    lengths = torch.linalg.vector_norm(D, dim=1)
+    return lengths[idle.weaker] / lengths[idle.twins]
+
+
+def _of_mean_length(concepts: Tensor, D: Tensor, S: Tensor) -> Tensor:
+    """The concepts, as long as those beside S are on average; as they are where there is none."""
+    lengths = torch.linalg.vector_norm(D, dim=1)
+    lengths[S] = 0
+    if not lengths.any():
+        return concepts
+    mean = lengths.sum() / lengths.count_nonzero()
+    return concepts * (mean / torch.linalg.vector_norm(concepts, dim=1))[:, None]
+
+
+def _filled(concepts: Tensor) -> Tensor:
+    return torch.maximum(concepts, _LEAST_ENTRY * concepts.mean(1, keepdim=True))

@@ -1,0 +1,286 @@
+"""One iteration: the half-step of the codes, tile by tile, the sums over rows, and the half-step of
+the dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import Data
+from ..data.storage import NotKept
+from ..numerics import squared_norm
+from ..planning.plan import Plan
+from ..solvers.half_step import (
+    Compute,
+    FixedFactor,
+    HalfStepData,
+    NormalData,
+    ResidualData,
+    RowData,
+    Workspace,
+    in_tiles,
+)
+from ..solvers.penalties import Penalty
+from ..solvers.registry import learner
+from .acceleration import Extrapolation
+from .codes import FreshTiles
+from .dead_concepts import Revival, revive_
+from .state import Iteration, Method, State
+from .statistics import Statistics, squared_error
+from .unit_norm import UnitNorm
+
+# the relative error down to which mu and pgd may form their residual in tf32: rounding alone makes
+# one of 2e-4
+_COARSE_DOWN_TO = 1e-2
+
+
+class Step:
+    """One iteration on a State, to be called again and again; what its parts share.
+
+    Where nothing `varies` (loop.py), all that it reads is where it was in the iteration before, once
+    there was one.
+    """
+
+    def __init__(
+        self, state: State, data: Data, method: Method, plan: Plan, *, allowed: str, waits: bool
+    ) -> None:
+        """allowed: the precision that torch allows products. waits: whether the host may wait for
+        what concepts have become."""
+        D, solver = state.D, method.solver
+        self.state, self.data, self.method, self.plan = state, data, method, plan
+        self.solver, self.learner = solver, learner(solver, len(D))
+        self.processes = data.processes
+        self.compute = Compute(method.ops, plan.block, Workspace(D.dtype, D.device), allowed)
+        penalties = method.penalties
+        self.penalties = penalties.of_codes(data.d), penalties.of_dictionary(data.n)
+        self.statistics = Statistics(
+            D,
+            data.squared_norm,
+            data.processes,
+            moments=method.ops["moments_"] if plan.dictionary == "normal" else None,
+            penalties=self.penalties,
+            splits=plan.splits,
+        )
+        if plan.dictionary == "residual" and state.E is None:
+            state.E = torch.empty(data.A.shape, dtype=D.dtype, device=D.device)
+        self.tiles = self._tiles()
+        state.swept = bool(state.history)
+        state.unit = UnitNorm() if penalties.unit_norm else None
+        if plan.accelerates:
+            pair, share = (state.codes, D), solver.least_share
+            state.extrapolation = Extrapolation(
+                *pair, share, plan.tile_rows, method.ops, waits=waits
+            )
+            if state.carried is not None:
+                state.extrapolation.restore(state.carried)
+        if state.unit is not None and not state.swept:
+            state.unit.normalise_(D, D, self.statistics)
+
+    @property
+    def sums(self) -> Tensor:
+        """What the iteration measured: Statistics.sums."""
+        return self.statistics.sums
+
+    @property
+    def carries(self) -> bool:
+        """Whether each half leaves its residual to the next: not where factors move on from it."""
+        kept = self.plan.codes == self.plan.dictionary == "residual"
+        return self.solver.keeps_residual and kept and self.state.extrapolation is None
+
+    @property
+    def watches_error(self) -> bool:
+        """Whether the precision of the residual depends on the error."""
+        late = "residual" in self.plan.form and self.solver.reports_error_before
+        return late and self.compute.allowed != "highest"
+
+    def take_precision(self, history: list[Iteration]) -> None:
+        """Form the residual as coarsely as is allowed while it is large."""
+        large = not history or history[-1].relative_error > _COARSE_DOWN_TO
+        residual = self.compute.allowed if self.watches_error and large else "highest"
+        if residual != self.compute.residual:
+            self.compute = replace(self.compute, residual=residual)
+
+    def __call__(self) -> None:
+        state = self.state
+        if state.extrapolation is not None:
+            state.extrapolation.begin_(state.D)
+        self.statistics.clear_()
+        self._update_codes_()
+        self.statistics.reduce_()
+        if self.plan.dictionary == "normal":
+            self._update_dictionary_()
+        else:
+            self._update_dictionary_by_residual_()
+        if state.extrapolation is not None:
+            state.extrapolation.end_(state.codes, state.D, self.statistics.codes)
+            self.processes.sum_(self.statistics.codes[:2])
+        state.swept = True
+
+    def settle_(self) -> None:
+        """Make the factors what they are after the iteration, in all processes."""
+        if self.state.unit is not None:
+            self.state.unit.settle_(self.state.Z)
+
+    def share_(self) -> None:
+        """Where processes may differ by rounding, have them all take the same dictionary."""
+        if self.state.E is not None or self.statistics.apart:
+            self.processes.broadcast_(self.state.D)
+
+    def snapshot(self) -> State:
+        """The State as a checkpoint stores it."""
+        self.settle_()
+        state = self.state
+        # elsewhere E is computed anew before it is read; in tf32 its drift is measured then
+        read = state.iterations_since_fresh > 0 or self.compute.allowed != "highest"
+        carried = None if state.extrapolation is None else state.extrapolation.state()
+        return replace(state, E=state.E if self.carries and read else None, carried=carried)
+
+    def revive_(self, dead: bool, duplicates: bool, least: float = 0.0) -> bool:
+        """Whether idle concepts were given rows; what is known of the factors is then made anew."""
+        if not dead:
+            return False
+        state = self.state
+        if self.statistics.apart:
+            self.processes.broadcast_(state.D)
+        self.settle_()
+        by = Revival(
+            self.data,
+            self.compute,
+            self.plan.tile_rows,
+            self.penalties,
+            self.solver.least_share > 0,
+        )
+        revived = revive_(state.Z, state.D, by, duplicates=duplicates, least=least)
+        if not revived:
+            return False
+        state.revived += revived
+        if state.G is not None:
+            torch.mm(state.D, state.D.T, out=state.G)
+        if self.carries:
+            for X, Z, E in self.tiles:
+                torch.addmm(X, Z, state.D, alpha=-1, out=E)
+        if state.extrapolation is not None:
+            state.extrapolation.restart_(state.codes, state.D)
+        return True
+
+    def _tiles(self) -> Iterable:
+        state, rows = self.state, self.plan.tile_rows
+        if isinstance(state.Z, NotKept):
+            return FreshTiles(self.data, state.Z, state.D, self.method, rows)
+        return self.data.tiles(state.Z, rows, save=True, E=state.E)
+
+    def _update_codes_(self) -> None:
+        """One or more half-steps on the codes of each tile; the statistics receive their sums."""
+        extrapolation, statistics = self.state.extrapolation, self.statistics
+        given = self.state.D, self.state.G, self.data.n, self.penalties[0]
+        fixed = self.solver.fix(self.plan.codes, *given, self.compute)
+        times, first = self.plan.inner[0], 0
+        for X, Z, data in self._code_tiles(fixed):
+            part = slice(first, first + len(Z))
+            first += len(Z)
+            by_rows = isinstance(data, RowData)
+            if by_rows:
+                moves = None if extrapolation is None else extrapolation.moves(part)
+                data = replace(data, moves=moves, moments=statistics.moments)
+            elif extrapolation is not None:
+                extrapolation.keep_codes_(Z, part)
+            self.solver.half_steps_(Z.T, data, fixed, self.compute, statistics.codes, times)
+            if extrapolation is not None and not by_rows:
+                extrapolation.move_codes_(Z, part)
+            statistics.add_(X, Z, made=by_rows)
+
+    def _code_tiles(self, fixed: FixedFactor) -> Iterator[tuple[Tensor, Tensor, HalfStepData]]:
+        """The rows in tiles, widened where products are made of them, each with its codes and their
+        data. Scratch is shared, so take one tile at a time."""
+        state, plan, scratch = self.state, self.plan, self.compute.scratch
+        D, Bt = state.D, None
+        multiplied = "normal" in (plan.codes, plan.dictionary)
+        # where C serves one call only, it need not be formed
+        by_rows = plan.codes == "normal" and self.solver.takes_rows(D, self.compute)
+        for X, Z, E in self.tiles:
+            if multiplied and X.dtype != D.dtype:
+                X = scratch("X", *X.shape).copy_(X)
+            if state.unit is not None and not isinstance(state.Z, NotKept):
+                state.unit.move_(Z)
+            if by_rows and in_tiles(X):
+                # this copy takes as long as a product with few rows
+                Bt = D.T.contiguous() if Bt is None else Bt
+                yield X, Z, RowData(X, Bt)
+            elif plan.codes == "normal":
+                # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
+                C = torch.mm(X, D.T, out=scratch("C", *Z.shape)).T
+                yield X, Z, NormalData(self.solver.penalise(C, fixed, out=C), state.swept)
+            else:
+                fresh = state.iterations_since_fresh > 0
+                # what an earlier iteration left in E, and what became of it since
+                carried = state.swept and self.carries and not fresh
+                E = scratch("E", *X.shape) if E is None else E
+                yield X, Z, ResidualData(X.T, E.T, fresh, carried=carried, swept=state.swept)
+
+    def _update_dictionary_(self) -> None:
+        """One or more half-steps on D from the statistics, which receive ‖A − Z D‖²."""
+        state, statistics, plan, D = self.state, self.statistics, self.plan, self.state.D
+        penalty, before = self._dictionary_penalty()
+        gram = None, statistics.gram, 1, penalty
+        fixed = self.learner.fix("normal", *gram, self.compute)
+        some, cross = D, statistics.cross
+        if plan.splits:
+            # given the statistics every feature is for itself
+            some, cross = self.processes.columns(D), self.processes.columns(cross)
+        data = NormalData(self.learner.penalise(cross, fixed), state.swept)
+        times = plan.inner[1] if some.numel() else 0
+        by = self.compute, statistics.dictionary, times
+        self.learner.half_steps_(some, data, fixed, *by)
+        G = torch.mm(some, some.T, out=state.G)
+        statistics.measure_error_(some, cross, G)
+        if plan.splits:
+            self.processes.join_columns_(D, some, statistics.sums)
+        if state.unit is not None:
+            state.unit.normalise_(D, before, statistics)
+            torch.mm(D, D.T, out=G)
+        statistics.penalise_(D)
+        reads = plan.codes == "normal" and state.extrapolation is None and not plan.splits
+        state.G = G if reads else None
+
+    def _update_dictionary_by_residual_(self) -> None:
+        state, statistics = self.state, self.statistics
+        penalty, before = self._dictionary_penalty()
+        # where the error known is that of the dictionary before, so is the penalty
+        late = self.learner.reports_error_before
+        if late:
+            statistics.penalise_(state.D)
+        self._update_by_residual_(penalty)
+        if state.unit is not None:
+            state.unit.normalise_(state.D, before, statistics)
+        if not late:
+            statistics.penalise_(state.D)
+
+    def _dictionary_penalty(self) -> tuple[Penalty, Tensor | None]:
+        """The penalty on the dictionary; and a copy of it where concepts are to have norm 1."""
+        if self.state.unit is None:
+            return self.penalties[1], None
+        return self.statistics.penalty_of_norms(), self.state.D.clone()
+
+    def _update_by_residual_(self, penalty: Penalty) -> None:
+        state, data, sums = self.state, self.data, self.statistics.dictionary
+        codes, D = state.codes, state.D
+        compute = replace(self.compute, sum_=self.processes.sum_)
+        fixed = self.learner.fix("residual", codes.T, None, D.shape[1], penalty, compute)
+        target = ResidualData(data.A, state.E, self.carries, swept=state.swept)
+        self.learner.half_steps_(D, target, fixed, compute, sums, 1)
+        if self.carries:
+            state.iterations_since_fresh = (state.iterations_since_fresh + 1) % state.refresh
+        if self.learner.keeps_residual:
+            sums[2] = squared_norm(state.E)
+            # ‖ΔD‖² and ‖D‖², which all have, too: their quotient stays
+            self.processes.sum_(self.statistics.sums)
+            if state.iterations_since_fresh == 0:
+                # by rounding, machines might differ
+                self.processes.broadcast_(D)
+        elif state.extrapolation is not None:
+            # it is judged by the error of the pair, not of the dictionary before
+            sums[2] = squared_error(data.A, codes, D, self.plan.tile_rows)
+            self.processes.sum_(sums[2])

@@ -1,0 +1,157 @@
+"""Codes for a fitted dictionary, differentiable where A requires a gradient; and data computed from
+codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..data.arrays import Expected, read_matrix
+from ..data.dataset import Data, opened
+from ..data.storage import InMemory, mapped, row_blocks, written
+from ..engine.acceleration import Momentum
+from ..engine.codes import Encoder
+from ..errors import InvalidInput
+from ..init.start import cold_start
+from ..numerics import products_in, widened
+from ..planning.memory import LEAST_ROWS, Budget
+from ..results.progress import Progress
+from .batch import refuse_overwriting
+from .options import Options, destination
+
+
+def encode(
+    A: Any, D: Tensor, options: Options, *, max_iter: int, tol: float, Z0: Any, codes: Any
+) -> Tensor:
+    """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² and the penalty of Z over Z ≥ 0. codes: 'memory',
+    or the file that they are written to."""
+    (K, d), device = D.shape, D.device
+    method, place = options.method(device), destination(codes, optional=False)
+    refuse_overwriting(A, place)
+    differentiates = isinstance(A, Tensor) and A.requires_grad
+    expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(products_in(options.precision))
+        data = stack.enter_context(opened(A, expected, options.budget(device, place, width=K)))
+        Z0 = None if Z0 is None else _given_codes(Z0, data, K)
+        each = stack.enter_context(Progress(options.verbose, max_iter, None))
+        encoder = Encoder(D.to(data.dtype), method, max_iter, tol, each)
+        if data.in_one_piece and place == "memory":
+            A = A.to(data.A) if differentiates else data.A
+            return differentiable(A, Z0, encoder)
+        checks.no_gradient("A", differentiates)
+        data.limit_chunks(encoder.chunk_rows())
+
+        def codes_of(part: slice, X: Tensor) -> Tensor:
+            return encoder(X, None if Z0 is None else Z0[part])[0]
+
+        return _through(data, codes_of, K, place)
+
+
+def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
+    """Z D (n, d) for codes Z (n, K) of any sign; out: the .npy file to write to, or None. A tensor
+    may have any shape (…, K)."""
+    (K, d), device, matrix = D.shape, D.device, Z
+    if out is not None or not isinstance(Z, Tensor):
+        checks.no_gradient("Z", isinstance(Z, Tensor) and Z.requires_grad)
+        place = destination("memory" if out is None else out, optional=False)
+        refuse_overwriting(Z, place)
+        expected = Expected("Z", K, "concepts", D.dtype, signed=True)
+        with opened(Z, expected, replace(budget, codes=_kind(place))) as data:
+            if not data.in_one_piece or out is not None:
+                wide = D.to(data.dtype)
+                data.limit_chunks(LEAST_ROWS if data.in_one_piece else None)
+                return _through(data, lambda _, Zi: Zi @ wide, d, place)
+            matrix = data.A
+    if matrix.ndim == 0 or matrix.shape[-1] != K:
+        raise InvalidInput(
+            f"Z has shape {tuple(matrix.shape)}; codes must be (n, {K}) or (…, {K}), an entry for "
+            "each concept"
+        )
+    dtype = torch.promote_types(matrix.dtype, D.dtype)
+    return matrix.to(device, dtype) @ D.to(dtype)
+
+
+def differentiable(A: Tensor, Z0: Tensor | None, encoder: Encoder) -> Tensor:
+    """The codes of A (n, d), with a gradient with respect to A where it requires one: that of the
+    iterations taken, from the start on. The backward pass repeats them chunk by chunk out of place
+    (for hals K small operations an iteration)."""
+    if torch.is_grad_enabled() and A.requires_grad:
+        return _Differentiable.apply(A, Z0, encoder)
+    return encoder(A, Z0)[0]
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, A: Tensor, Z0: Tensor | None, encoder: Encoder) -> Tensor:
+        Z, ctx.iterations = encoder(A, Z0)
+        ctx.save_for_backward(A)
+        ctx.Z0, ctx.encoder = Z0, encoder
+        return Z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor):
+        (A,) = ctx.saved_tensors
+        return _gradient(ctx.encoder, A, ctx.Z0, ctx.iterations, upstream), None, None
+
+
+def _gradient(
+    encoder: Encoder, A: Tensor, Z0: Tensor | None, iterations: list[int], upstream: Tensor
+) -> Tensor:
+    """(∂Z / ∂A)ᵀ upstream (n, d), repeating the iterations of each chunk of rows under autograd."""
+    D, method = encoder.D, encoder.method
+    solver, penalty = method.solver, method.penalties.of_codes(A.shape[1])
+    G, downstream = penalty.gram(D @ D.T), torch.empty_like(A)
+    chunks = row_blocks(len(A), encoder.chunk_rows())
+    for part, times in zip(chunks, iterations, strict=True):
+        with torch.enable_grad():
+            X = widened(A[part]).detach().requires_grad_()
+            if solver.exact:
+                # nothing to repeat; where the solution is not unique, the one that was given
+                F = encoder(X)[0].T
+            else:
+                F = (cold_start(X, D) if Z0 is None else Z0[part]).T
+            C = D @ X.T
+            momentum = Momentum(solver, D, penalised=bool(penalty))
+            for _ in range(times):
+                F = solver.unrolled(momentum.extrapolate(F), C, G, penalty.l1)
+            (downstream[part],) = torch.autograd.grad(
+                F.T, X, upstream[part], allow_unused=True, materialize_grads=True
+            )
+    return downstream
+
+
+def _given_codes(Z0: Any, data: Data, K: int) -> Tensor:
+    expected = Expected("Z0", K, "concepts")
+    Z0 = read_matrix(Z0, data.device, expected)
+    if len(Z0) != data.n:
+        raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {data.n}; they must agree")
+    return Z0.to(data.dtype)
+
+
+def _kind(place: Path | str) -> str:
+    return "memory" if place == "memory" else "file"
+
+
+def _through(
+    data: Data, made: Callable[[slice, Tensor], Tensor], width: int, place: Path | str
+) -> Tensor:
+    """made(part, X) (m, width) of all rows, a chunk at a time, in memory or a map of its file."""
+    shape = (data.n, width)
+    with ExitStack() as stack:
+        if isinstance(place, Path):
+            store = stack.enter_context(written(place, shape, data.dtype))
+        else:
+            store = InMemory(torch.empty(shape, dtype=data.dtype, device=data.device))
+        for part, X, _ in data.chunks():
+            store.save(part, made(part, X))
+    return store.Z if isinstance(store, InMemory) else mapped(Path(store.place))

@@ -1,0 +1,235 @@
+"""Options: what the caller asked for, checked once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checks
+from ..backends.registry import BACKENDS, select
+from ..data.storage import output
+from ..distributed import ALONE, Processes
+from ..engine.state import STOPPING_RULES, Callback, Method
+from ..errors import InvalidInput
+from ..init.start import STARTS
+from ..planning.memory import Budget, bytes_of
+from ..planning.plan import Tuning, forms_of
+from ..solvers.penalties import Penalties
+from ..solvers.registry import SOLVERS
+
+# iterations of fit where neither it nor the constructor says
+MAX_ITER = 500
+# the seed of another stream of random numbers, for what is drawn beside the codes
+_STREAM = 0x9E3779B97F4A7C15
+# names of elsewhere, or of a place of their own, and what to write
+_ELSEWHERE = {
+    **{
+        name: f"NMF(tuning=fastnmf.Tuning({name}=…))"
+        for name in (field.name for field in fields(Tuning))
+    },
+    **{name: f"fit(A, {name}=…)" for name in ("codes", "callback", "max_seconds", "checkpoint")},
+    "resume": "fit(A, checkpoint=…, resume=True)",
+    "half_life": "partial_fit(A, half_life=…)",
+    "n_components": "NMF(nb_concepts=…)",
+    "random_state": "NMF(seed=…)",
+    "alpha_W": "NMF(alpha_Z=…)",
+    "alpha_H": "NMF(alpha_D=…)",
+    "W": "NMF(init=(Z0, D0))",
+    "H": "NMF(init=(Z0, D0))",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller asked for: the arguments of NMF and of fit, by their names, checked."""
+
+    nb_concepts: int
+    device: str | torch.device = "cpu"
+    solver: str = "hals"
+    tol: float = 1e-4
+    verbose: bool = False
+    max_iter: int | None = None
+    init: str | tuple[Any, Any] = "auto"
+    seed: int | None = None
+    alpha_Z: float = 0.0
+    alpha_D: float | str = "same"
+    l1_ratio: float = 0.0
+    unit_norm: bool = False
+    accelerate: bool | str = "auto"
+    revive: bool = False
+    stop: str = "codes"
+    backend: str = "auto"
+    max_memory: int | str | None = None
+    distributed: bool = False
+    tuning: Tuning | None = None
+    codes: str | os.PathLike | None = "memory"
+    callback: Callback | None = None
+    max_seconds: float | None = None
+    checkpoint: str | os.PathLike | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        whole, automatic, flag = checks.whole, checks.automatic, checks.flag
+        self._set(
+            nb_concepts=whole("nb_concepts", self.nb_concepts, at_least=1),
+            device=checks.device(self.device),
+            solver=checks.one_of("solver", self.solver, SOLVERS),
+            tol=checks.tolerance(self.tol),
+            verbose=bool(self.verbose),
+            max_iter=whole("max_iter", self.max_iter, at_least=0, optional=True),
+            init=_start(self.init),
+            seed=whole("seed", self.seed, at_least=0, optional=True),
+            backend=checks.one_of("backend", self.backend, ("auto", *BACKENDS)),
+            accelerate=automatic("accelerate", self.accelerate),
+            stop=checks.one_of("stop", self.stop, STOPPING_RULES),
+            alpha_Z=checks.penalty("alpha_Z", self.alpha_Z),
+            alpha_D=checks.penalty("alpha_D", self.alpha_D, other="same"),
+            l1_ratio=checks.penalty("l1_ratio", self.l1_ratio, most=1.0),
+            revive=flag("revive", self.revive),
+            distributed=flag("distributed", self.distributed),
+            callback=checks.function("callback", self.callback),
+            checkpoint=checks.file("checkpoint", self.checkpoint),
+        )
+        checks.time_limit("max_seconds", self.max_seconds)
+        bytes_of(self.max_memory)
+        if self.tuning is not None and not isinstance(self.tuning, Tuning):
+            raise TypeError(f"tuning={self.tuning!r} must be a fastnmf.Tuning or None")
+        if flag("unit_norm", self.unit_norm) and self.alpha_D not in ("same", 0):
+            raise InvalidInput(
+                f"alpha_D={self.alpha_D} does not go with unit_norm=True, which bounds the "
+                "dictionary already; give alpha_D=0, or leave it out"
+            )
+        forms_of(SOLVERS[self.solver], self.tuned.form)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def tuned(self) -> Tuning:
+        """The tuning, or one that leaves all to the plan."""
+        return self.tuning or Tuning()
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of fit, at most."""
+        return MAX_ITER if self.max_iter is None else self.max_iter
+
+    @property
+    def start_name(self) -> str:
+        """The name of the start; 'given' for a pair."""
+        return self.init if isinstance(self.init, str) else "given"
+
+    @property
+    def penalties(self) -> Penalties:
+        same = 0.0 if self.unit_norm else self.alpha_Z
+        alpha_D = same if self.alpha_D == "same" else self.alpha_D
+        return Penalties(self.alpha_Z, alpha_D, self.l1_ratio, self.unit_norm)
+
+    @property
+    def precision(self) -> str | None:
+        """The precision of float32 products, or None for what torch allows."""
+        return "highest" if self.tuned.precision == "strict" else None
+
+    def method(self, device: torch.device) -> Method:
+        """How half-steps are computed on a device. Raises BackendUnavailable."""
+        solver = SOLVERS[self.solver]
+        backend, ops = select(solver.operations + solver.fused, device, self.backend)
+        return Method(solver, backend, ops, self.tuned, self.penalties)
+
+    def generator(self, stream: int = 0) -> torch.Generator | None:
+        """A generator for the seed; codes and dictionary drawn one at a time take different
+        streams."""
+        if self.seed is None:
+            return None
+        return torch.Generator().manual_seed((self.seed + stream * _STREAM) % 2**63)
+
+    def destination(self, processes: Processes = ALONE) -> Path | str | None:
+        """Where codes go: 'memory', the .npy file of this process, or None."""
+        return destination(self.codes, processes, optional=True)
+
+    def budget(
+        self,
+        device: torch.device,
+        codes: Path | str | None = "memory",
+        processes: Processes = ALONE,
+        *,
+        width: int | None = None,
+    ) -> Budget:
+        """The memory that a fit may take, or with `width` another call, which computes that many
+        entries for each row."""
+        fits = width is None
+        place = "none" if codes is None else "memory" if codes == "memory" else "file"
+        return Budget(
+            device,
+            width or self.nb_concepts,
+            place,
+            bytes_of(self.max_memory),
+            self.tuned.chunk_rows,
+            self.start_name if fits else "random",
+            self.revive and fits,
+            processes.on_host,
+        )
+
+    def of_a_fit(self) -> dict[str, Any]:
+        """What a fit that goes on, or is shared, must have as it was, or as others have it."""
+        names = ("nb_concepts", "solver", "seed", "accelerate", "revive")
+        names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
+        tuning = self.tuned
+        return {
+            **{name: getattr(self, name) for name in names},
+            "init": self.start_name,
+            "form": tuning.form or "auto",
+            "block": tuning.block,
+            "precision": tuning.precision or "auto",
+        }
+
+
+def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> Path | str | None:
+    """Where what is computed of rows goes: 'memory', the .npy file of this process that `codes`
+    names, or None where that is optional."""
+    if codes is None and optional:
+        return None
+    if not isinstance(codes, str | os.PathLike):
+        none = ", or None to compute them anew in every pass" if optional else ""
+        raise TypeError(f"codes={codes!r} must be 'memory' or the path of a .npy file{none}")
+    return "memory" if codes == "memory" else output(processes.own(codes))
+
+
+def refuse_unknown(unknown: dict[str, Any], where: str, valid: list[str]) -> None:
+    """Raise TypeError for options that do not exist, with where they belong, or the nearest that
+    does. where: what they were given to, 'NMF' or 'fit'."""
+    if not unknown:
+        return
+    given = next(iter(unknown))
+    names = [field.name for field in fields(Options)]
+    belongs = _ELSEWHERE.get(given)
+    if belongs is None and given in names and given not in valid:
+        belongs = f"NMF({given}=…)"
+    if belongs is not None:
+        raise TypeError(f"{where} has no option {given!r}; write {belongs}")
+    near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise TypeError(f"{where} has no option {given!r}{hint} It has: {', '.join(valid)}")
+
+
+def with_run(options: Options, max_iter: int | None, **run: Any) -> Options:
+    """Options with those of a call of fit; max_iter=None is the constructor's."""
+    return replace(options, max_iter=options.max_iter if max_iter is None else max_iter, **run)
+
+
+def _start(init: Any) -> str | tuple[Any, Any]:
+    """init, which must be the name of a start or a pair (Z0, D0); the pair itself is checked
+    against A by fit."""
+    if isinstance(init, tuple | list) and len(init) == 2:
+        return tuple(init)
+    if isinstance(init, str):
+        return checks.one_of("init", init, STARTS)
+    raise TypeError(
+        f"init must be one of {', '.join(STARTS)} or a pair (Z0, D0), not {type(init).__name__}"
+    )

@@ -1,0 +1,241 @@
+"""Starts of a factorization: random, NNDSVDa, rows of the data, or given; by sums over chunks of
+rows, of which data in memory are one."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..data.dataset import Data
+from ..data.storage import InMemory, Storage, row_blocks
+from ..errors import InvalidInput
+from ..numerics import product, tiny, wide, widened
+from . import nndsvd
+from .rows import any_rows, spread_rows, take_rows
+from .svd import tile_rows
+
+STARTS = ("auto", "random", "nndsvda", "rows", "spread")
+_ALLOWED = f"one of {STARTS} or a pair (Z0, D0)"
+# torch draws numbers in groups of 16, so draws of whole groups continue each other; all draws but
+# the last must be of whole groups, and none of less than one
+_GROUP = 16
+_DRAWN_BYTES = 16 << 20
+
+
+@torch.no_grad()
+def start(
+    data: Data,
+    codes: Storage | None,
+    K: int,
+    init: Any = "auto",
+    generator: Generator | None = None,
+) -> Tensor:
+    """Return D (K, d) to start from, and write its codes into `codes`; None: codes are not kept and
+    have no part in the start.
+
+    init: a name in STARTS, or (Z0, D0), which is copied as it is; Z0 is None for codes that are not
+    kept. Other starts are scaled to the data. 'rows' and 'spread' take rows of A, any or such as
+    differ from each other, and random concepts where there are too few; 'nndsvda' takes rows for
+    concepts beyond min(n, d). Their codes are then those of cold_start. In a fit that processes
+    share, all get the same D up to rounding, and codes of the rows here.
+    """
+    kind = resolve(init, data.n, data.d, K)
+    if kind == "given":
+        return _given(data, codes, K, init)
+    if kind == "nndsvda" and min(data.n, data.d) >= K:
+        D = nndsvd.nndsvda(data, codes, K, generator, unit=nndsvd.unit_of(data))
+    elif kind == "random":
+        # codes first: Overcomplete's order, so that one seed means one start
+        if codes is not None:
+            _draw_codes(data, codes, K, generator)
+        D = _draw_dictionary(data, K, generator)
+    else:
+        D = _dictionary_of_rows(data, K, kind, generator)
+        if codes is not None:
+            for _, X, Z in data.chunks(codes):
+                cold_start(X, D, out=Z)
+    if codes is not None:
+        scale_to_data_(codes, D, data)
+    return D
+
+
+def resolve(init: object, n: int, d: int, K: int) -> str:
+    """Name the start that `init` means: one of STARTS, but not 'auto', or 'given'.
+
+    'auto' is Overcomplete's rule: nndsvda if K ≤ min(n, d), else random, which of all starts then
+    leaves the least error (docs/starts.md). Raises InvalidInput for an unknown name.
+    """
+    if not isinstance(init, str):
+        return "given"
+    if init not in STARTS:
+        nearest = difflib.get_close_matches(init, STARTS, n=1, cutoff=0)[0]
+        raise InvalidInput(
+            f"init={init!r} is no start (did you mean {nearest!r}?); give {_ALLOWED}"
+        )
+    if init == "auto":
+        return "nndsvda" if min(n, d) >= K else "random"
+    return init
+
+
+def cold_start(A: Tensor, D: Tensor, out: Tensor | None = None) -> Tensor:
+    """Codes (n, K), in `out` if given, that use every concept alike, scaled to each row:
+    deterministic, differentiable, row by row.
+
+    z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
+    """
+    total = D.sum(0)
+    scale = product(A, total) / total.square().sum().clamp(min=tiny(D))
+    alive = (D.square().sum(1) > 0).to(D.dtype)
+    return torch.mul(scale[:, None], alive, out=out)
+
+
+@torch.no_grad()
+def scale_to_data_(codes: Storage, D: Tensor, data: Data) -> None:
+    """Z, D ← √c Z, √c D with c = ⟨A, ZD⟩ / ‖ZD‖², the scalar of least loss; in place.
+
+    Both are left alone when A or ZD is zero. Summed in float64 over tiles of rows; 2 n d K flops.
+    """
+    sums = torch.zeros(2, dtype=wide(D.device), device=D.device)
+    inner, square = sums
+    for X, Z, _ in data.tiles(codes, tile_rows(data.d, 2 * D.itemsize)):
+        P = (Z @ D).flatten()
+        inner += P @ widened(X).flatten()
+        square += P @ P
+    data.processes.sum_(sums)
+    inner, square = sums.tolist()
+    if 0 < inner < math.inf and 0 < square < math.inf:
+        root = math.sqrt(inner / square)
+        codes.each_(lambda _, Z: Z.mul_(root))
+        D *= root
+
+
+# what Overcomplete's methods of these names return, of a matrix A in memory
+
+
+def random_codes(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
+    """Z (n, K) = |normal| · sqrt(mean(A) / K), Overcomplete's random start.
+
+    On A's device, in the dtype that is computed in. Drawn where the generator lives; None is
+    torch's global generator of A's device.
+    """
+    data = Data(A)
+    codes = _codes_of(data, K)
+    _draw_codes(data, codes, K, generator)
+    return codes.Z
+
+
+def random_dictionary(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
+    """D (K, d) = |normal| · sqrt(mean(A) / K); the rest as for random_codes."""
+    return _draw_dictionary(Data(A), K, generator)
+
+
+def nndsvda(A: Tensor, K: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """(Z, D) of nndsvd.nndsvda with unit 1, not scaled to the data.
+
+    Raises InvalidInput when K > min(n, d).
+    """
+    if K > min(A.shape):
+        raise InvalidInput(
+            f"init='nndsvda' needs nb_concepts ≤ min(n, d), got nb_concepts={K} for A of shape "
+            f"{tuple(A.shape)}; use init='random'"
+        )
+    data = Data(A)
+    codes = _codes_of(data, K)
+    D = nndsvd.nndsvda(data, codes, K, generator)
+    return codes.Z, D
+
+
+def _codes_of(data: Data, K: int) -> InMemory:
+    return InMemory(data.like.new_empty(data.n, K))
+
+
+@torch.no_grad()
+def _draw_codes(data: Data, codes: Storage, K: int, generator: Generator | None) -> None:
+    """Z ← |normal| · sqrt(mean(A) / K), the numbers of one draw for all rows of all processes."""
+    root, first, n_here = (data.mean / K).sqrt(), data.first, data.n_here
+    place = data.device if generator is None else generator.device
+    if data.in_one_piece and place == data.device:
+        codes.Z.normal_(generator=generator).abs_().mul_(root)
+        return
+    for part in _groups(data.n, _DRAWN_BYTES // (K * data.dtype.itemsize)):
+        drawn = torch.empty(part.stop - part.start, K, dtype=data.dtype, device=place)
+        drawn = drawn.normal_(generator=generator).to(data.device).abs_().mul_(root)
+        start, stop = (min(max(at - first, 0), n_here) for at in (part.start, part.stop))
+        if start < stop:
+            skipped = start + first - part.start
+            codes.save(slice(start, stop), drawn[skipped : skipped + stop - start])
+
+
+def _groups(n: int, rows: int) -> Iterator[slice]:
+    """Slices of whole groups of rows, the last with up to a group more, never with less."""
+    step = max(_GROUP, rows // _GROUP * _GROUP)
+    bounds = [*range(0, max(1, n - _GROUP + 1), step), n]
+    return (slice(first, last) for first, last in itertools.pairwise(bounds))
+
+
+@torch.no_grad()
+def _draw_dictionary(data: Data, K: int, generator: Generator | None) -> Tensor:
+    """D (K, d) = |normal| · sqrt(mean(A) / K)."""
+    place = data.device if generator is None else generator.device
+    drawn = torch.empty(K, data.d, dtype=data.dtype, device=place).normal_(generator=generator)
+    return drawn.to(data.device).abs_().mul_((data.mean / K).sqrt())
+
+
+def _dictionary_of_rows(data: Data, K: int, kind: str, generator: Generator | None) -> Tensor:
+    """D (K, d) of rows: after concepts of NNDSVDa, as long as they; before random ones."""
+    D = data.like.new_empty(0, data.d)
+    if kind == "nndsvda":
+        D = nndsvd.nndsvda(data, None, min(data.n, data.d), generator, unit=nndsvd.unit_of(data))
+        norm = torch.linalg.vector_norm(D).clamp(min=tiny(D))
+        # the mean square of a row is that of a concept
+        D *= float(data.squared_norm) ** 0.5 / norm * (len(D) / data.n) ** 0.5
+    draw = spread_rows if kind == "spread" else any_rows
+    D = torch.cat((D, take_rows(data, draw(data, K - len(D), generator))))
+    if len(D) < K:
+        D = torch.cat((D, _draw_dictionary(data, K, generator)[len(D) :]))
+    return D
+
+
+def _given(data: Data, codes: Storage | None, K: int, init: object) -> Tensor:
+    """A copy of the given D0; Z0 goes into codes. Raises InvalidInput unless the shapes fit and
+    every entry is finite and non-negative in the dtype that is computed in."""
+    if not isinstance(init, (tuple, list)) or len(init) != 2:
+        size = f" of {len(init)}" if isinstance(init, (tuple, list)) else ""
+        raise InvalidInput(f"init is a {type(init).__name__}{size}; give {_ALLOWED}")
+    if codes is None and init[0] is not None:
+        raise InvalidInput(
+            "init=(Z0, D0) gives codes, and codes=None keeps none; give init=(None, D0)"
+        )
+    Z = None if codes is None else _given_factor("Z0", init[0], (data.n_here, K), data.like)
+    D = _given_factor("D0", init[1], (K, data.d), data.like)
+    for part in () if Z is None else row_blocks(data.n_here, data.chunk_rows):
+        codes.save(part, Z[part])
+    return D.clone(memory_format=torch.contiguous_format)
+
+
+def _given_factor(name: str, value: object, shape: tuple[int, int], like: Tensor) -> Tensor:
+    """The factor on the device and in the dtype of `like`; itself where it is a tensor of these."""
+    try:
+        F = value.detach() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name} is a {type(value).__name__}, no tensor: {error}") from error
+    if tuple(F.shape) != shape or F.is_complex():
+        raise InvalidInput(
+            f"{name} is {F.dtype} of shape {tuple(F.shape)}; expected real numbers of shape {shape}"
+        )
+    F = F.to(like)
+    bad = ~(F.isfinite() & (F >= 0))
+    if bad.any():
+        i, j = bad.nonzero()[0].tolist()
+        raise InvalidInput(
+            f"{name} has {int(bad.sum())} entries that are negative or not finite, the first at "
+            f"row {i}, column {j}: {F[i, j].item()}; a start must be ≥ 0 and finite"
+        )
+    return F

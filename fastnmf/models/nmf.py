@@ -1,0 +1,713 @@
+"""NMF: the class that users see, a torch module with Overcomplete's interface."""
+
+# torch's own types are incomplete; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..data.arrays import Expected, as_numpy32, read_matrix
+from ..distributed import ALONE, Processes
+from ..engine.state import Callback
+from ..errors import InvalidInput, NotFitted
+from ..fit.options import Options, refuse_unknown, with_run
+from ..init import start as starts
+from ..planning.plan import Tuning
+from ..results.info import FitInfo, OnlineInfo
+from ..solvers.registry import SOLVERS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# names that users of scikit-learn look for, and what they are here
+_HINTS = {
+    "transform": "encode(A)",
+    "fit_transform": "fit(A), which returns (Z, D)",
+    "inverse_transform": "decode(Z)",
+    "components_": "get_dictionary() or D",
+    "reconstruction_err_": "fit_info_.relative_error",
+    "n_iter_": "fit_info_.iterations",
+}
+
+
+class NMF(nn.Module):
+    """Non-negative matrix factorization A ≈ Z D, with codes Z ≥ 0 and a dictionary D ≥ 0.
+
+    A (n, d) holds n rows of d features. Z (n, K) holds a code for each row, D (K, d) one *concept*
+    in each row. In scikit-learn's words, a concept is a component, D is ``components_`` and Z is
+    what ``fit_transform`` returns. `fit` minimises::
+
+        ½ ‖A − Z D‖² + alpha_Z d P(Z) + alpha_D n P(D)
+        P(F) = l1_ratio Σ F + ½ (1 − l1_ratio) ‖F‖²
+
+    Penalties are scaled as in scikit-learn, whose names are ``alpha_W`` and ``alpha_H``. The
+    interface is that of Overcomplete's NMF. Options beyond it are given by name.
+
+    Parameters
+    ----------
+    nb_concepts : int
+        K, the number of concepts (scikit-learn: ``n_components``), at least 1. It may be more than
+        n or d.
+    device : str or torch.device, default 'cpu'
+        Where to compute and to keep D. It follows ``.to()``.
+    solver : {'hals', 'mu', 'pgd', 'anls'}, default 'hals'
+        Method of the half-steps: hierarchical alternating least squares (scikit-learn: ``'cd'``),
+        multiplicative updates, projected gradient with momentum, or exact non-negative least
+        squares.
+    tol : float, default 1e-4
+        Relative change at which a fit stops, see `stop`. 0 never stops early.
+    verbose : bool, default False
+        Show a progress bar with iteration, relative change and relative error.
+    max_iter : int, optional
+        Largest number of iterations of `fit`, at least 0; by default 500.
+    init : {'auto', 'random', 'nndsvda', 'rows', 'spread'} or (Z0, D0), default 'auto'
+        The start. 'auto' is 'nndsvda' if K ≤ min(n, d), else 'random'. 'rows' and 'spread' take
+        rows of A as concepts: any rows, or rows that differ from each other. These starts are
+        scaled to A; a pair is used as it is.
+    seed : int, optional
+        Seed of random numbers (scikit-learn: ``random_state``), at least 0. The same seed gives the
+        same bits every time. By default torch's global generator draws.
+    alpha_Z : float, default 0.0
+        Weight of the penalty on the codes, at least 0.
+    alpha_D : float or 'same', default 'same'
+        Weight of the penalty on the dictionary, at least 0. 'same' is alpha_Z, or 0 with
+        `unit_norm`.
+    l1_ratio : float, default 0.0
+        Share of the penalties that is l1, from 0 to 1.
+    unit_norm : bool, default False
+        Keep concepts at Euclidean norm 1 and their scale in Z, so that a penalty on the codes alone
+        has a minimum.
+    accelerate : bool or 'auto', default 'auto'
+        True extrapolates the factors between iterations of several half-steps. 'auto' does so where
+        it pays, if neither a pair (Z0, D0) nor ``Tuning.form`` is given. False gives the iterates
+        of the plain loop.
+    revive : bool, default False
+        Re-initialise dead concepts and near-duplicates from the rows of A that are explained worst,
+        where that lowers the objective.
+    stop : {'codes', 'error'}, default 'codes'
+        What must change by at most `tol`: the codes, ‖ΔZ‖ ≤ tol ‖Z‖; or the relative error (with
+        penalties, the objective) over 10 iterations.
+    backend : str, default 'auto'
+        What supplies the operations, see `fastnmf.available_backends`. A backend that is named is
+        used, or raises.
+    max_memory : int or str, optional
+        Bytes by which the process may grow, such as '2GB' or '512MiB'; by default the memory that
+        is free. Data that do not fit are read in passes.
+    distributed : bool, default False
+        Share `fit` and `partial_fit` between the processes of torch.distributed's default group,
+        each of which gives rows of its own.
+    tuning : fastnmf.Tuning, optional
+        What the plan otherwise chooses: form, block, chunk_rows, precision, cuda_graph,
+        checkpoint_seconds.
+
+    Attributes
+    ----------
+    D : Tensor (K, d) or None
+        The dictionary, a buffer of the module. None before `fit`.
+    fitted : bool
+        Whether there is a dictionary.
+    fit_info_ : FitInfo or None
+        Summary of the last `fit`. Print it.
+    online_info_ : OnlineInfo or None
+        Summary of `partial_fit` so far. Print it.
+
+    Raises
+    ------
+    InvalidInput
+        For an option value that cannot be used. It is a ValueError.
+    TypeError
+        For an option of the wrong type, or one that does not exist.
+
+    See Also
+    --------
+    fastnmf.nnls : Exact codes for a given dictionary, of any signs.
+    fastnmf.Tuning : How a fit is computed.
+
+    Notes
+    -----
+    There is no ``transform``: use `encode`. Penalties and `unit_norm` do not go together with
+    ``accelerate=True`` or with `partial_fit`.
+
+    References
+    ----------
+    .. [1] A. Cichocki and A.-H. Phan, "Fast local algorithms for large scale nonnegative matrix and
+       tensor factorizations", 2009.
+    .. [2] A. M. S. Ang and N. Gillis, "Accelerating nonnegative matrix factorization algorithms
+       using extrapolation", 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastnmf import NMF
+    >>> A = torch.rand(100, 8, generator=torch.Generator().manual_seed(0))
+    >>> nmf = NMF(3, seed=0)
+    >>> Z, D = nmf.fit(A)
+    >>> Z.shape, D.shape
+    (torch.Size([100, 3]), torch.Size([3, 8]))
+    >>> nmf.fit_info_.converged
+    True
+    >>> nmf.encode(A[:2]).shape
+    torch.Size([2, 3])
+    """
+
+    _SOLVERS = SOLVERS
+
+    D: Tensor | None
+    _gram: Tensor | None
+    _cross: Tensor | None
+
+    def __init__(
+        self,
+        nb_concepts: int,
+        device: str | torch.device = "cpu",
+        solver: str = "hals",
+        tol: float = 1e-4,
+        verbose: bool = False,
+        *,
+        max_iter: int | None = None,
+        init: str | tuple[Any, Any] = "auto",
+        seed: int | None = None,
+        alpha_Z: float = 0.0,
+        alpha_D: float | str = "same",
+        l1_ratio: float = 0.0,
+        unit_norm: bool = False,
+        accelerate: bool | str = "auto",
+        revive: bool = False,
+        stop: str = "codes",
+        backend: str = "auto",
+        max_memory: int | str | None = None,
+        distributed: bool = False,
+        tuning: Tuning | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        given = {name: value for name, value in locals().items() if name in _OPTIONS}
+        refuse_unknown(unknown, "NMF", list(_OPTIONS))
+        options = Options(**given)
+        for name in _OPTIONS:
+            setattr(self, name, getattr(options, name))
+        self.fitted = False
+        self.fit_info_: FitInfo | None = None
+        self.online_info_: OnlineInfo | None = None
+        self._fitted_info: dict[str, Any] = {}
+        self.register_buffer("D", None)
+        # statistics of online learning: moved, copied and pickled with the model
+        self.register_buffer("_gram", None, persistent=False)
+        self.register_buffer("_cross", None, persistent=False)
+
+    def fit(
+        self,
+        A: Any,
+        max_iter: int | None = None,
+        *,
+        codes: str | os.PathLike[str] | None = "memory",
+        callback: Callback | None = None,
+        max_seconds: float | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        **unknown: Any,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Learn the dictionary of A.
+
+        Parameters
+        ----------
+        A : (n, d), non-negative
+            A tensor, an array or a memory map; the path of a .npy or .safetensors file, of a folder
+            of them, or a list of paths; a DataLoader, or an iterable of batches. Data that do not
+            fit in memory are read in every iteration. float64 is computed in float64, all else in
+            float32.
+        max_iter : int, optional
+            Largest number of iterations; by default the constructor's.
+        codes : 'memory', path or None, default 'memory'
+            Where the codes go: to memory; to this .npy file, then Z is a map of it on the CPU; or
+            nowhere, then each pass computes them anew and Z is None.
+        callback : callable, optional
+            A function that is called with an `Iteration` after each iteration. The fit ends when it
+            returns a true value.
+        max_seconds : float, optional
+            Time limit in seconds, above 0, checked between iterations.
+        checkpoint : path, optional
+            A .safetensors file for progress, written whole or not at all. It is saved at the end of
+            an iteration once ``Tuning.checkpoint_seconds`` have passed, and before the process
+            leaves on Ctrl-C or SIGTERM.
+        resume : bool, default False
+            Continue from the file `checkpoint`, to the same bits as a fit that was not interrupted,
+            on the same machine and with as many threads. Without such a file the fit starts.
+            max_iter and tol may differ from those before.
+
+        Returns
+        -------
+        Z : Tensor (n, K) or None
+            The codes.
+        D : Tensor (K, d)
+            The dictionary. Both are contiguous and on the model's device.
+
+        Raises
+        ------
+        InvalidInput
+            For data, options or a checkpoint that cannot be used.
+        BackendUnavailable
+            If a backend that was named cannot be used.
+        ArithmeticError
+            If A is too large or too small to be squared, or the factors overflow.
+        OSError
+            If a file cannot be written.
+
+        Notes
+        -----
+        A fit that fails or is interrupted leaves the model and the file of codes as they were.
+
+        With `distributed`, A holds the rows of this process, which may be none, and Z their codes.
+        A file of codes is named Z-00000-of-00004.npy for 'Z.npy', and a checkpoint likewise. All
+        processes call fit with the same options and get the same D. Options, data and files that
+        one of them cannot use are an InvalidInput in all. If one fails otherwise or ends, the
+        others raise ConnectionError, at the latest after the timeout of the default group.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> A = torch.rand(100, 8, generator=torch.Generator().manual_seed(0))
+        >>> errors = []
+        >>> nmf = NMF(3, seed=0)
+        >>> Z, D = nmf.fit(A, callback=lambda iteration: errors.append(iteration.relative_error))
+        >>> errors[-1] < errors[0]
+        True
+        """
+        from ..fit import batch
+
+        refuse_unknown(unknown, "fit", _names(NMF.fit))
+        run = {"codes": codes, "callback": callback, "max_seconds": max_seconds}
+        run |= {"checkpoint": checkpoint, "resume": resume}
+        options, device = with_run(self._options(), max_iter, **run), torch.device(self.device)
+        joined = Processes.joined(device) if self.distributed else nullcontext(ALONE)
+        with joined as processes:
+            Z, D, info = batch.fit(A, options, device, processes)
+        self.D = D
+        self.fit_info_ = info
+        self._set_fitted(**info.as_dict())
+        return Z, D
+
+    def partial_fit(self, A: Any, *, half_life: float | None = None, **unknown: Any) -> NMF:
+        """Learn from a batch of rows that are seen once (online learning).
+
+        Parameters
+        ----------
+        A : (m, d), non-negative
+            What `fit` takes, except paths; m is at least 1.
+        half_life : float, optional
+            Rows after which a row counts half, above 0; by default 16 rows per concept. math.inf
+            never forgets. Give the same in every call.
+
+        Returns
+        -------
+        NMF
+            The model itself; `online_info_` is the summary so far.
+
+        Raises
+        ------
+        InvalidInput
+            For data or options that cannot be used.
+        ArithmeticError
+            If A is too large or too small to be squared.
+
+        Notes
+        -----
+        The codes of the batch, by the model's solver, are added to the statistics ZᵀZ (K, K) and
+        ZᵀA (K, d). Older rows lose half their weight in them every `half_life` rows. The dictionary
+        follows by half-steps in normal form.
+
+        The first batch gives the start, by `init`. A pair (Z0, D0) must fit it; load_dictionary(D0)
+        takes any batch. A batch of zeros leaves the start to the next one. After `fit` or
+        `load_dictionary`, learning continues from their dictionary. It counts as much as the rows
+        of a half-life, at most 16 per concept. A concept that no row has used stays as it is.
+
+        The statistics are in copies and pickles of the model, but not in its state_dict; `fit`
+        drops them. max_iter and tol are not used. A call that fails or is interrupted leaves the
+        model as it was.
+
+        With `distributed`, the batch is the rows of all processes in their order. A holds those of
+        this process: it may have no rows (a tensor (0, d)), or be a path. All processes call
+        partial_fit, with equal models, and get the same D. If one fails, all raise an error and
+        their models stay as they were. If one ends, the others raise ConnectionError.
+
+        References
+        ----------
+        .. [1] J. Mairal, F. Bach, J. Ponce and G. Sapiro, "Online learning for matrix factorization
+           and sparse coding", 2010.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(3, seed=0)
+        >>> for batch in torch.rand(100, 8).split(20):
+        ...     nmf = nmf.partial_fit(batch)
+        >>> nmf.online_info_.rows
+        100
+        """
+        from ..fit import online
+
+        refuse_unknown(unknown, "partial_fit", _names(NMF.partial_fit))
+        half_life = checks.half_life(half_life)
+        device = torch.device(self.device) if self.D is None else self.D.device
+        # a group of their own would take longer to make than a small batch
+        processes = Processes.present(device) if self.distributed else ALONE
+        before = online.Learned(self.D, self._gram, self._cross, self.online_info_)
+        given = A, self._options(), before, half_life, device, processes
+        learned = online.partial_fit(*given)
+        assert learned.info is not None
+        self.D = learned.D
+        self.fit_info_ = None
+        self._set_fitted(**learned.info.as_dict())
+        self._gram, self._cross, self.online_info_ = learned.gram, learned.cross, learned.info
+        return self
+
+    def encode(
+        self,
+        A: Any,
+        max_iter: int = 300,
+        tol: float | None = None,
+        *,
+        Z0: Any = None,
+        codes: str | os.PathLike[str] = "memory",
+    ) -> Tensor:
+        """Compute codes for A with a fixed dictionary (scikit-learn: ``transform``).
+
+        Parameters
+        ----------
+        A : (…, d), non-negative
+            What `fit` takes. A tensor or an array may have any number of leading dimensions.
+        max_iter : int, default 300
+            Largest number of iterations for each chunk of rows; 'anls' needs none, it is exact.
+        tol : float, optional
+            Stop when ‖ΔZ‖ ≤ tol ‖Z‖; by default a hundredth of the model's tol. Then the training
+            data are encoded at least as well as by `fit`, if max_iter allows it (at K > d it may
+            not).
+        Z0 : (n, K), optional
+            Codes to start from. By default all concepts start alike, so that the same A gives the
+            same codes.
+        codes : 'memory' or path, default 'memory'
+            Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
+
+        Returns
+        -------
+        Tensor (…, K)
+            argmin ½ ‖A − Z D‖² + alpha_Z d P(Z) over Z ≥ 0, by the model's solver. It is
+            differentiable with respect to A if A requires a gradient; then A must be in memory.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For data that cannot be used.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(2).load_dictionary(torch.eye(2, 5))
+        >>> nmf.encode(torch.rand(3, 4, 5)).shape
+        torch.Size([3, 4, 2])
+        """
+        from ..fit import encode
+
+        D = self.get_dictionary()
+        iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
+        stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
+        leading = None
+        if isinstance(A, Tensor | np.ndarray) and A.ndim > 2 and A.shape[-1] == D.shape[1]:
+            leading, A = A.shape[:-1], A.reshape(-1, A.shape[-1])
+        given = A, D, self._options()
+        Z = encode.encode(*given, max_iter=iterations, tol=stop_at, Z0=Z0, codes=codes)
+        return Z if leading is None else Z.reshape(*leading, -1)
+
+    def decode(self, Z: Any, out: str | os.PathLike[str] | None = None) -> Tensor:
+        """Compute the reconstruction Z D of codes (scikit-learn: ``inverse_transform``).
+
+        Parameters
+        ----------
+        Z : (…, K), of any sign
+            Codes, as what `fit` takes. A tensor may have any number of leading dimensions.
+        out : path, optional
+            A .npy file to write to. Then a map of it is returned, on the CPU, and Z must not
+            require a gradient.
+
+        Returns
+        -------
+        Tensor (…, d)
+            On the model's device; differentiable with respect to Z.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For codes that cannot be used.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> NMF(2).load_dictionary(torch.eye(2, 3)).decode(torch.tensor([[1.0, 2.0]]))
+        tensor([[1., 2., 0.]])
+        """
+        from ..fit import encode
+
+        D = self.get_dictionary()
+        budget = self._options().budget(D.device, width=D.shape[1])
+        return encode.decode(Z, D, budget, out)
+
+    def get_dictionary(self) -> Tensor:
+        """Return the dictionary.
+
+        Returns
+        -------
+        Tensor (K, d)
+            D itself, not a copy.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        """
+        self._assert_fitted()
+        assert self.D is not None
+        return self.D
+
+    def load_dictionary(self, D: Any) -> NMF:
+        """Use a given dictionary; the model is then fitted.
+
+        Parameters
+        ----------
+        D : (K, d), non-negative
+            A tensor or an array. It is copied.
+
+        Returns
+        -------
+        NMF
+            The model itself.
+
+        Raises
+        ------
+        InvalidInput
+            For a matrix that cannot be used, or has another number of rows than `nb_concepts`.
+        """
+        D = read_matrix(D, self.device, Expected("D"))
+        if len(D) != self.nb_concepts:
+            raise InvalidInput(f"D has {len(D)} rows; the model has {self.nb_concepts} concepts")
+        self.D = D.detach().clone()
+        self.fit_info_ = None
+        self._set_fitted()
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model (D, solver, tol, penalties, fit_info_) to a file.
+
+        Parameters
+        ----------
+        path : path
+            A .safetensors file. It is written whole or not at all.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For another suffix.
+        OSError
+            If the file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile, torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(2).load_dictionary(torch.rand(2, 5))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nmf.save(f"{folder}/model.safetensors")
+        ...     NMF.load(f"{folder}/model.safetensors").fitted
+        True
+        """
+        from . import saved
+
+        D, names = self.get_dictionary(), ("nb_concepts", "solver", "tol", *saved.PENALTIES)
+        saved.write(path, {name: getattr(self, name) for name in names}, D, self.fit_info_)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> NMF:
+        """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The .safetensors file.
+        device : str or torch.device, default 'cpu'
+            Where to compute and to keep D.
+
+        Returns
+        -------
+        NMF
+            The fitted model.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        InvalidInput
+            For a file that is damaged, holds something else, or comes from a newer version.
+        """
+        from . import saved
+
+        found = saved.read(path)
+        nmf = cls(device=device, **found.options).load_dictionary(found.D)
+        nmf.fit_info_ = found.info
+        return nmf
+
+    def plot(self) -> Figure:
+        """Draw `fit_info_`: error over time, active concepts per row, energy of the concepts.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Save it by ``savefig``, or let a notebook display it. pyplot is not used.
+
+        Raises
+        ------
+        NotFitted
+            If there is no summary of a fit.
+        ModuleNotFoundError
+            If matplotlib (the extra ``plot``) is not installed.
+        """
+        from ..results import plot
+
+        self._assert_fitted()
+        if self.fit_info_ is None:
+            raise NotFitted(
+                "there is no summary of a fit to draw, the dictionary was loaded or learned by "
+                "partial_fit: call fit(A)"
+            )
+        return plot.draw(self.fit_info_)
+
+    def init_random_z(self, A: Any) -> Tensor:
+        """Return random codes (n, K) for A (n, d): |normal| · sqrt(mean(A) / K)."""
+        generator = self._options().generator(0)
+        return starts.random_codes(self._matrix(A), self.nb_concepts, generator)
+
+    def init_random_d(self, A: Any) -> Tensor:
+        """Return a random dictionary (K, d) for A (n, d): |normal| · sqrt(mean(A) / K)."""
+        generator = self._options().generator(1)
+        return starts.random_dictionary(self._matrix(A), self.nb_concepts, generator)
+
+    def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
+        """Return a start (Z, D) from the leading singular vectors of A, zeros filled with its mean.
+
+        Source: Boutsidis & Gallopoulos, "SVD based initialization", 2008.
+        """
+        generator = self._options().generator(0)
+        return starts.nndsvda(self._matrix(A), self.nb_concepts, generator)
+
+    def sanitize_np_input(self, x: Any) -> np.ndarray:
+        """Return x (n, d), a tensor, an array or a DataLoader, as a float32 array; raise
+        InvalidInput if it is not 2-D."""
+        return as_numpy32(x)
+
+    def sanitize_np_codes(self, z: Any) -> np.ndarray:
+        """Return z (n, K), a tensor, an array or a DataLoader, as a float32 array; raise
+        InvalidInput for another shape."""
+        return as_numpy32(z, name="Z", columns=self.nb_concepts)
+
+    def extra_repr(self) -> str:
+        """Return what repr shows: concepts, device, solver, and whether the model is fitted."""
+        state = "fitted" if self.fitted else "not fitted"
+        return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _HINTS:
+            raise AttributeError(f"NMF has no {name!r}; it is {_HINTS[name]} here")
+        return super().__getattr__(name)
+
+    def _options(self) -> Options:
+        """The options as the attributes are now."""
+        return Options(**{name: getattr(self, name) for name in _OPTIONS})
+
+    def _matrix(self, A: Any) -> Tensor:
+        return read_matrix(A, self.device)
+
+    def _assert_fitted(self) -> None:
+        if not self.fitted:
+            raise NotFitted("the model must be fitted first: call fit(A), or load a dictionary")
+
+    def _set_fitted(self, **info: Any) -> None:
+        """Note that D is new; the statistics of online learning belong to the one before."""
+        self.fitted = True
+        self._fitted_info = info
+        self._gram = self._cross = self.online_info_ = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMF:
+        """Move as every module does, and let `device` follow; an unfitted model has no tensor."""
+        super()._apply(fn, recurse)
+        if self.D is not None:
+            moved = self.D.device
+        else:
+            moved = _device_after(fn, torch.device(self.device))
+        if moved != torch.device(self.device):
+            self.device = moved
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load D, also into a model that has none yet."""
+        D = state_dict.get(prefix + "D")
+        if isinstance(D, Tensor) and D.ndim == 2 and len(D) == self.nb_concepts:
+            if self.D is None or self.D.shape != D.shape:
+                self.D = torch.empty_like(D, device=self.device)
+            self.fit_info_ = None
+            self._set_fitted()
+        rest = missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
+
+
+def _names(function: Callable[..., Any]) -> list[str]:
+    """The arguments of a function that are given by name."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+
+
+_OF_A_RUN = ("codes", "callback", "max_seconds", "checkpoint", "resume")
+# the constructor's arguments
+_OPTIONS = tuple(field.name for field in fields(Options) if field.name not in _OF_A_RUN)
+
+
+def _device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
+    """The device of a module without tensors after `fn`, which may move it or only change its
+    dtype."""
+    moved = fn(torch.empty(0)).device
+    if moved.type != "cpu" or device.type == "cpu":
+        return moved
+    try:
+        # a change of dtype leaves a meta tensor where it is; a move to the CPU does not, or cannot
+        # be done
+        return device if fn(torch.empty(0, device="meta")).device.type == "meta" else moved
+    except NotImplementedError:
+        return moved

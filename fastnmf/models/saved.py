@@ -1,0 +1,108 @@
+"""Model files: a fitted model as .safetensors, written whole or not at all."""
+
+# safetensors has no types; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from .._version import __version__
+from ..data.paths import check_output, existing, refusing_damage, replacing
+from ..engine.state import Iteration
+from ..errors import InvalidInput
+from ..results.info import FitInfo
+
+FORMAT = "fastnmf"
+FORMAT_VERSION = 1
+SUFFIXES = (".safetensors",)
+# options that are stored, beside the sizes
+PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
+# what earlier versions called the fields of FitInfo
+_FORMER_NAMES = {"piece_rows": "tile_rows"}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The content of a model file: the constructor's options, D (K, d), the summary of the fit or
+    None, and the version of fastnmf that wrote it."""
+
+    options: dict[str, Any]
+    D: Tensor
+    info: FitInfo | None
+    version: str
+
+
+def write(
+    path: str | os.PathLike[str], options: dict[str, Any], D: Tensor, info: FitInfo | None
+) -> None:
+    """Write a fitted model; options: nb_concepts, solver, tol and PENALTIES. Raises what
+    `check_output` raises before it writes."""
+    path = check_output(path, SUFFIXES)
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "fastnmf_version": __version__,
+        "solver": options["solver"],
+        "nb_concepts": str(options["nb_concepts"]),
+        "tol": repr(options["tol"]),
+        "penalties": json.dumps({name: options[name] for name in PENALTIES}),
+        "fit_info": json.dumps(None if info is None else asdict(info)),
+    }
+    D = D.detach().cpu().contiguous()
+    with replacing(path) as part:
+        safetensors.torch.save_file({"D": D}, part, metadata=metadata)
+
+
+def read(path: str | os.PathLike[str]) -> Saved:
+    """The content of a file that `write` wrote.
+
+    Raises FileNotFoundError, or InvalidInput for a file that is damaged, holds something else, or
+    comes from a newer version.
+    """
+    path = existing(path, SUFFIXES)
+    with refusing_damage(path):
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                held = ", ".join(file.keys()) or "nothing"
+                raise InvalidInput(
+                    f"{path} holds {held}, and is no fastnmf model; make one with fit"
+                )
+            if int(metadata["format_version"]) > FORMAT_VERSION:
+                newer = (
+                    f"format {metadata['format_version']} of fastnmf {metadata['fastnmf_version']}"
+                )
+                own = f"fastnmf {__version__} reads up to format {FORMAT_VERSION}"
+                raise InvalidInput(f"{path} is in {newer}; {own}: upgrade it")
+            D = file.get_tensor("D")
+        options = {
+            "nb_concepts": int(metadata["nb_concepts"]),
+            "solver": metadata["solver"],
+            "tol": float(metadata["tol"]),
+            # models of versions without penalties have none
+            **json.loads(metadata.get("penalties", "{}")),
+        }
+        info = _info(json.loads(metadata["fit_info"]))
+        return Saved(options, D, info, metadata["fastnmf_version"])
+
+
+def _info(stored: dict[str, Any] | None) -> FitInfo | None:
+    """The stored summary of a fit; None where another version has other fields."""
+    if stored is None:
+        return None
+    stored = {_FORMER_NAMES.get(name, name): value for name, value in stored.items()}
+    if stored.keys() != {field.name for field in fields(FitInfo)}:
+        return None
+    stored["history"] = tuple(Iteration(**iteration) for iteration in stored["history"])
+    for name in ("l0_histogram", "energy", "inner_half_steps"):
+        stored[name] = tuple(stored[name])
+    return FitInfo(**stored)

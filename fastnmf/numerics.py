@@ -1,0 +1,122 @@
+"""Dtypes of computing, precision of products, norms."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def products_in(precision: str | None) -> Iterator[str]:
+    """Set torch.set_float32_matmul_precision(precision) in the context, unless it is None; yields
+    the precision before, and restores it."""
+    before = torch.get_float32_matmul_precision()
+    precision = before if precision is None else precision
+    if precision != before:
+        torch.set_float32_matmul_precision(precision)
+    try:
+        yield before
+    finally:
+        if precision != before:
+            torch.set_float32_matmul_precision(before)
+
+
+def in_tf32(X: Tensor) -> bool:
+    """Whether products of X are computed in tf32: X is float32, on CUDA, and torch allows it
+    now."""
+    is_float32 = X.dtype == torch.float32 and X.device.type == "cuda"
+    return is_float32 and torch.get_float32_matmul_precision() != "highest"
+
+
+def round_tf32(X: Tensor, out: Tensor) -> Tensor:
+    """out ← X (float32) rounded to the nearest tf32, ties away from zero; out may be X.
+
+    A product in tf32 may truncate its operands instead, which is a bias: over 200 HALS sweeps it
+    raised the loss 16 times where rounding raised it by a quarter (emulated on a CPU).
+    """
+    torch.add(X.view(torch.int32), 0x1000, out=out.view(torch.int32))
+    out.view(torch.int32).bitwise_and_(-8192)
+    return out
+
+
+# 16-bit dtypes that stay as they are in memory, and the devices where they do
+NARROW = (torch.float16, torch.bfloat16)
+NARROW_ON = ("cuda", "xpu")
+# bytes that are widened at once: a copy of them takes ten times as long as a launch
+WIDENED_BYTES = 1 << 27
+Part = Tensor | np.ndarray
+
+
+def compute_dtype(part: Part) -> torch.dtype:
+    """The dtype that data are computed in: float64 for floats of 8 bytes or more, else float32."""
+    real = part.is_floating_point() if isinstance(part, Tensor) else part.dtype.kind == "f"
+    return torch.float64 if real and part.dtype.itemsize >= 8 else torch.float32
+
+
+def widened(X: Tensor) -> Tensor:
+    """X in its compute dtype: itself, or a copy of 16-bit numbers."""
+    return X.to(compute_dtype(X))
+
+
+def wide_pieces(X: Tensor) -> Iterable[Tensor]:
+    """X itself, or tiles of its rows, widened, where it holds 16-bit numbers."""
+    if X.dtype not in NARROW:
+        return [X]
+    return map(widened, X.split(max(1, WIDENED_BYTES // (4 * max(1, X.shape[1])))))
+
+
+def product(X: Tensor, B: Tensor) -> Tensor:
+    """X B; 16-bit numbers are widened a tile of rows at a time."""
+    products = [tile @ B for tile in wide_pieces(X)]
+    return products[0] if len(products) == 1 else torch.cat(products)
+
+
+# entries summed in float32 before float64 takes over
+_NORM_ENTRIES = 1 << 12
+
+
+def add_squares_(sums: Tensor, delta: Tensor, F: Tensor) -> None:
+    """sums += (‖delta‖², ‖F‖²), in float64."""
+    sums[0].add_(squared_norm(delta))
+    sums[1].add_(squared_norm(F))
+
+
+def squared_norm(X: Tensor) -> Tensor:
+    """‖X‖² of a matrix, a float64 scalar; summed tile by tile, so that X is never copied whole."""
+    X = X if X.stride(1) == 1 else X.T
+    if X.device.type != "cpu" or X.dtype == torch.float64:
+        wide = X.split(max(1, (1 << 24) // max(1, X.shape[1])))
+        norms = [torch.linalg.vector_norm(tile, dtype=torch.float64) for tile in wide]
+        return torch.stack(norms).square().sum() if len(norms) > 1 else norms[0].square()
+    if X.numel() <= _NORM_ENTRIES:
+        return torch.linalg.vector_norm(widened(X)).double().square_()
+    norms = [
+        torch.linalg.vector_norm(lines, dim=1).double()
+        for tile in wide_pieces(X)
+        for lines in _lines(tile)
+    ]
+    return torch.cat(norms).square_().sum()
+
+
+def _lines(X: Tensor) -> tuple[Tensor, ...]:
+    """The entries of X as matrices of _NORM_ENTRIES columns, and the rest."""
+    if not X.is_contiguous():
+        return X.split(_NORM_ENTRIES, dim=1)
+    flat, lines = X.view(-1), X.numel() // _NORM_ENTRIES
+    whole = lines * _NORM_ENTRIES
+    return flat[:whole].view(lines, _NORM_ENTRIES), flat[None, whole:]
+
+
+def tiny(like: Tensor) -> float:
+    """The smallest normal number of this dtype, to divide by instead of 0."""
+    return torch.finfo(like.dtype).tiny
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The widest float that the device has."""
+    # MPS has no float64
+    return torch.float32 if device.type == "mps" else torch.float64

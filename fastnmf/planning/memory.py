@@ -1,0 +1,274 @@
+"""What fits in memory: the bytes that a call may use, those that a fit needs besides its data, the
+rows of a chunk, and the plan whose factors and workspaces fit beside A on a device."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInput
+from ..numerics import NARROW, WIDENED_BYTES, compute_dtype
+from .hardware import free_bytes, machine_of
+from .plan import Candidate, Plan, Problem, Tuning, choose, predict
+
+log = logging.getLogger(__name__)
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
+# bytes of libraries, threads and the allocator; 40 to 60 MB were measured
+_OVERHEAD = 64 << 20
+# the share of the memory available that a call may use; other programs need some too
+_SHARE = 0.7
+# rows of a chunk from which on products are fast, and bytes beyond which they gain nothing, on a
+# CPU and on a GPU
+LEAST_ROWS = 512
+_MOST_BYTES = 128 << 20
+_MOST_ON_GPU = 4 << 30
+# the share that is left after rounding of allocations, and the workspaces of cuBLAS
+_USABLE = 0.92
+# bytes of rows that an SVD works on at a time; 1 to 32 MB cost the same on two cores with AVX-512
+WORKSPACE_BYTES = 8 * 2**20
+# columns of the random basis of an SVD beyond K; scikit-learn's number
+OVERSAMPLES = 10
+# rows examined for each concept that becomes a row of the data, since some may be similar
+CANDIDATES = 4
+
+
+def bytes_of(max_memory: object) -> int | None:
+    """Bytes of max_memory: None, a whole number, or a text such as '2GB' or '512MiB'.
+
+    Raises TypeError or InvalidInput for anything else.
+    """
+    if max_memory is None:
+        return None
+    allowed = "a number of bytes, '2GB', '512MiB', or None for what is free"
+    if isinstance(max_memory, bool) or not isinstance(max_memory, int | str):
+        raise TypeError(f"max_memory={max_memory!r} must be {allowed}")
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(max_memory).lower())
+    if not found or found[2] not in _UNITS or float(found[1]) == 0:
+        raise InvalidInput(f"max_memory={max_memory!r} is no size; give {allowed}")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def size_of(bytes_: int) -> str:
+    """Bytes as text, rounded up so that it is valid and enough as max_memory."""
+    return f"{-(-bytes_ // 10**6)}MB"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The memory that a fit needs besides its data.
+
+    n, d, K: sizes. itemsize: bytes of an entry in computing. codes: where they are stored:
+    'memory', 'none', or else a file. start: its name, for its workspaces. of_all: the rows of all
+    processes, where n are those of one. revives: whether dead concepts are re-initialised.
+    """
+
+    n: int
+    d: int
+    K: int
+    itemsize: int
+    codes: str = "memory"
+    start: str = "random"
+    of_all: int | None = None
+    revives: bool = False
+
+    def resident(self, copied: int) -> int:
+        """Bytes if all rows are in memory: two copies of the codes for a start, three where the fit
+        is accelerated, a residual as large as the data, and `copied` bytes for each entry of the
+        data."""
+        codes = max(3 * self.K, 2 * self.K + self.d)
+        return self._fixed() + self.n * (codes * self.itemsize + self.d * copied)
+
+    def streamed(self, rows: int) -> int:
+        """Bytes with chunks of this many rows: two chunks of data, the codes of three, workspaces,
+        and the codes of all rows if they are in memory."""
+        a_row = 4 * self.d + {"memory": 4, "none": 12}.get(self.codes, 7) * self.K
+        kept = self.n * self.K if self.codes == "memory" else 0
+        return self._fixed() + (kept + rows * a_row) * self.itemsize
+
+    def chunk_rows(self, budget: int, wanted: int | None, asked: bool, gpu: bool = False) -> int:
+        """Rows of a chunk, `wanted` at most.
+
+        asked: whether the budget was given by max_memory, else it is what is free. gpu: whether
+        chunks are computed on one. Raises InvalidInput with the least budget that is enough.
+        """
+        most = min(self.n, wanted or self.n)
+        fewest = min(most, LEAST_ROWS)
+        if self.streamed(fewest) > budget:
+            kept = self.n * self.K * self.itemsize
+            where = (
+                f", of which the codes take {size_of(kept)} (codes='Z.npy' writes them to a file)"
+            )
+            sizes = f"{self.n:,} rows, {self.d:,} features and {self.K:,} concepts"
+            limit = "max_memory" if asked else "free memory"
+            raise InvalidInput(
+                f"{limit} of {size_of(budget)} is too little for {sizes}: at least "
+                f"{size_of(self.streamed(fewest))} are needed"
+                + (where if self.codes == "memory" else "")
+            )
+        a_row = self.streamed(1) - self.streamed(0)
+        left = min(budget - self.streamed(0), _MOST_ON_GPU if gpu else _MOST_BYTES)
+        return max(fewest, min(most, left // a_row))
+
+    def _fixed(self) -> int:
+        """Bytes of statistics and dictionaries, and of the largest workspace of a start."""
+        K, d, n = self.K, self.d, self.n
+        p = min(self.of_all or n, d)
+        svd = 6 * d * (K + OVERSAMPLES) * self.itemsize
+        if p <= 4 * (K + OVERSAMPLES):
+            # with fewer rows than features all rows are in memory as well
+            svd = 4 * 8 * p * p + (p * (d + p) * self.itemsize if p < d else 0)
+        starts = {"nndsvda": svd, "rows": 24 * n, "spread": 64 * n}
+        halves = (6 * K * d + 6 * K * K) * self.itemsize
+        # rows that may become concepts are sorted and compared with each other
+        worst = 4 * min(CANDIDATES * K, self.of_all or n) * d * self.itemsize if self.revives else 0
+        return _OVERHEAD + 2 * WORKSPACE_BYTES + halves + max(worst, starts.get(self.start, 0))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory that a call may use on a device.
+
+    K: entries computed for each row. codes: where they are stored: 'memory', 'none', or else a
+    file. asked: bytes by which the process may grow, or None for what is free. chunk_rows: rows of
+    a chunk at most. start, revives: as in Needs. sharing: processes that share the memory.
+    """
+
+    device: torch.device
+    K: int
+    codes: str = "memory"
+    asked: int | None = None
+    chunk_rows: int | None = None
+    start: str = "random"
+    revives: bool = False
+    sharing: int = 1
+
+    def holds(self, n: int, d: int, dtype: torch.dtype, copied: int, *, given: bool) -> bool:
+        """Whether all of A (n, d) may be in memory, if each entry needs `copied` more bytes. given:
+        whether A is in memory already, in any dtype."""
+        # data in memory are used where they are, unless max_memory limits the copies
+        if given and self.asked is None:
+            return True
+        # 'auto' may choose the start with the largest workspace
+        start = "nndsvda" if self.start == "auto" else self.start
+        return self._needs(n, d, dtype, start).resident(copied) <= self._limit()
+
+    def rows(self, n: int, d: int, dtype: torch.dtype, of_all: int, most: int | None = None) -> int:
+        """Rows of a chunk, `most` at most, of the n rows here, of of_all in all processes."""
+        wanted = min((rows for rows in (self.chunk_rows, most) if rows), default=None)
+        start = self.start
+        if start == "auto":
+            start = "nndsvda" if min(of_all, d) >= self.K else "random"
+        needs, gpu = self._needs(max(1, n), d, dtype, start, of_all), self.device.type == "cuda"
+        return needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None, gpu=gpu)
+
+    def has_room_beside(self, A: Tensor) -> bool:
+        """Whether codes, their copies and a residual fit on the device beside A."""
+        free, (n, d) = free_bytes(self.device), A.shape
+        return free is None or n * (d + 3 * self.K) * compute_dtype(A).itemsize < 0.8 * free
+
+    def _needs(
+        self, n: int, d: int, dtype: torch.dtype, start: str, of_all: int | None = None
+    ) -> Needs:
+        return Needs(n, d, self.K, dtype.itemsize, self.codes, start, of_all, self.revives)
+
+    def _limit(self) -> int:
+        asked = available() // self.sharing if self.asked is None else self.asked
+        free = free_bytes(self.device)
+        return asked if free is None else min(asked, int(0.9 * free))
+
+
+def available() -> int:
+    """Bytes that a call may use without max_memory: a share of the memory available."""
+    meminfo = Path("/proc/meminfo")
+    text = meminfo.read_text() if meminfo.exists() else ""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    if found is None:
+        # unknown: assume that there is enough
+        return 1 << 62
+    free = int(found[1]) << 10
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - int(used.read_text()))
+    return int(_SHARE * free)
+
+
+def plan_beside(
+    A: Tensor, problem: Problem, backend: str, tuning: Tuning, free: int | None
+) -> Plan:
+    """The fastest Plan whose factors and workspaces fit beside A. 16-bit numbers are widened in
+    tiles of WIDENED_BYTES at most.
+
+    free: the bytes that may be used, or None. Raises torch.cuda.OutOfMemoryError, with the rows
+    that would fit, if the requested chunk_rows do not fit, or nothing does.
+    """
+    n, d, on = problem.n, problem.d, machine_of(A, backend)
+    wanted, most, widened = tuning.chunk_rows, n, 0
+    if A.dtype in NARROW:
+        most, widened = max(1, WIDENED_BYTES // (d * problem.itemsize)), WIDENED_BYTES
+        tuning = replace(tuning, chunk_rows=min(most, wanted or most))
+
+    def rows_that_fit(chosen: Plan) -> int:
+        fixed, a_row = needed_bytes(problem, chosen)
+        return int((_USABLE * free - fixed - widened) // a_row)
+
+    if free is not None and problem.solver.device_workspace and A.device.type == "cuda":
+        total = torch.cuda.get_device_properties(A.device).total_memory
+        free -= problem.solver.device_workspace(total)
+    chosen = choose(problem, on, tuning)
+    if free is None or chosen.tile_rows <= rows_that_fit(chosen):
+        return chosen
+    # fewer rows at a time, by the plan that is best for all rows
+    chosen = choose(problem, on, replace(tuning, chunk_rows=most))
+    rows = min(most, rows_that_fit(chosen))
+    if rows < min(most, wanted or 1):
+        fixed, a_row = needed_bytes(problem, chosen)
+        whole = fixed + widened + a_row * (wanted or chosen.tile_rows)
+        raise torch.cuda.OutOfMemoryError(_message(problem, wanted, rows, whole, free))
+    rows = min(rows, wanted or rows)
+    log.info("%d rows at a time, for memory", rows)
+    return predict(problem, Candidate(chosen.codes, chosen.dictionary, chosen.block, rows), on)
+
+
+def _message(problem: Problem, wanted: int | None, rows: int, whole: int, free: int) -> str:
+    n, K = problem.n, problem.K
+    advice = (
+        f"chunk_rows={rows} would fit"
+        if rows >= 1
+        else "no chunk_rows would: give fewer rows or concepts, or more memory"
+    )
+    codes = n * K * problem.itemsize
+    return (
+        f"{n:,} rows and {K:,} concepts with chunk_rows={wanted} need {whole / 1e9:.3g} GB beside "
+        f"A, of which the codes take {codes / 1e9:.3g} GB; {free / 1e9:.3g} GB are free: {advice}"
+    )
+
+
+def needed_bytes(problem: Problem, chosen: Plan) -> tuple[int, int]:
+    """(fixed bytes, bytes for each row of a tile) that a fit needs beside A.
+
+    An upper bound for all backends and precisions: both factors, the residual, statistics, and
+    all workspaces of the half-steps.
+    """
+    n, d, K, learns = problem.n, problem.d, problem.K, problem.learns
+    s = min(chosen.block, K)
+    kept = n * d if learns and chosen.dictionary == "residual" else 0
+    fixed = n * K + 5 * K * d + K * s + kept
+    if "normal" in chosen.form:
+        fixed += 3 * K * K
+    if chosen.form == "normal" and learns:
+        # an extrapolation keeps two copies of the codes
+        fixed += 2 * n * K
+    if chosen.dictionary == "residual" and learns:
+        # one block of the codes is rounded; other solvers need a second residual for a moment
+        fixed += n * s + (0 if problem.solver.keeps_residual else n * d)
+    a_row = problem.solver.workspace(K, d, s)
+    a_row += 3 * K if chosen.codes == "normal" else d
+    # a norm is computed in float64, a part at a time
+    return fixed * problem.itemsize + (1 << 28), a_row * problem.itemsize

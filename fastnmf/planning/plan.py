@@ -1,0 +1,344 @@
+"""The cost model: it chooses form, block and tile from the flops, bytes and calls of half-steps.
+
+No tensors and no devices here. The engine follows a Plan; bench/bench_plan.py compares predictions
+with measurements, and the choice with the best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from .. import checks
+from ..errors import InvalidInput
+from ..solvers.base import Size, Solver
+from ..solvers.half_step import FORMS
+from ..solvers.registry import learner
+from .hardware import BLOCKS, Machine
+
+# iterations from one computation of the residual to the next, where both halves update it
+REFRESH = 8
+# rows below which products of matrices become slow, whatever the cache
+_LEAST_ROWS = 512
+# time of inner half-steps relative to what they share: two products with A, for the codes and for
+# the statistics. Solvers may choose less from _MANY concepts on
+_SHARE, _MANY = 2.0, 600
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be computed: A (n, d), of itemsize bytes an entry, and K concepts by one solver.
+
+    learns: whether the dictionary is updated too. half_steps: of the codes, with the same
+    dictionary. streams: whether the data are read in every pass, without a residual, so that the
+    dictionary half is in normal form. processes: how many, with n rows each, share D.
+    """
+
+    n: int
+    d: int
+    K: int
+    itemsize: int
+    solver: Solver
+    learns: bool = True
+    half_steps: int = 1
+    streams: bool = False
+    processes: int = 1
+
+    @property
+    def learner(self) -> Solver:
+        """The solver that updates the dictionary."""
+        return learner(self.solver, self.K)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Force what a fit otherwise chooses by itself.
+
+    All default to None, which leaves the choice to the plan. Whatever is forced shows in
+    ``fit_info_``.
+
+    Parameters
+    ----------
+    form : {'normal', 'residual'}, optional
+        How half-steps are computed: from products with the data, of K × K entries and more, or from
+        the residual, which needs nothing K × K. The iterates are the same to rounding.
+    block : int, optional
+        Concepts updated between two matrix products, 1 or more.
+    chunk_rows : int, optional
+        Rows processed at a time, at most; 1 or more.
+    precision : {'auto', 'strict'}, optional
+        'auto' (the default) uses tf32 where ``torch.set_float32_matmul_precision`` allows it and
+        it does no harm; 'strict' never does.
+    cuda_graph : bool, optional
+        True repeats iterations from a CUDA graph or raises; False never does. By default small fits
+        on NVIDIA GPUs do. The iterates are the same.
+    checkpoint_seconds : float, optional
+        Seconds between two checkpoints, at least; 60 by default, 0 saves after each iteration.
+
+    Raises
+    ------
+    InvalidInput, TypeError
+        For a value that is not allowed.
+
+    Examples
+    --------
+    >>> from fastnmf import NMF, Tuning
+    >>> NMF(10, tuning=Tuning(form="residual", block=64))
+    NMF(10, device='cpu', solver='hals', not fitted)
+    """
+
+    form: str | None = None
+    block: int | None = None
+    chunk_rows: int | None = None
+    precision: str | None = None
+    cuda_graph: bool | None = None
+    checkpoint_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.form is not None:
+            checks.one_of("form", self.form, FORMS)
+        if self.precision is not None:
+            checks.one_of("precision", self.precision, ("auto", "strict"))
+        checks.whole("block", self.block, at_least=1, optional=True)
+        checks.whole("chunk_rows", self.chunk_rows, at_least=1, optional=True)
+        if self.cuda_graph is not None:
+            checks.flag("cuda_graph", self.cuda_graph)
+        if self.checkpoint_seconds is not None:
+            checks.seconds("checkpoint_seconds", self.checkpoint_seconds)
+
+
+class Candidate(NamedTuple):
+    """A form for either half, concepts in a block, rows in a tile."""
+
+    codes: str
+    dictionary: str
+    block: int
+    tile_rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one iteration is computed: a form for either half, concepts in a block, rows in a tile.
+
+    flops: of an iteration, on average. accelerates: whether the factors are extrapolated
+    (engine/acceleration.py). inner: half-steps of the codes, and of the dictionary, in an
+    iteration. splits: whether each process updates some features of the dictionary and they gather
+    it; else each updates all of it. seconds: predicted for an iteration; not compared by ==.
+    """
+
+    codes: str
+    dictionary: str
+    block: int
+    tile_rows: int
+    flops: float
+    accelerates: bool = False
+    inner: tuple[int, int] = (1, 1)
+    splits: bool = False
+    seconds: float = field(default=math.nan, compare=False)
+
+    @property
+    def form(self) -> str:
+        """'normal', 'residual', or both with a slash: codes first."""
+        return self.codes if self.codes == self.dictionary else f"{self.codes}/{self.dictionary}"
+
+
+def half_step_seconds(
+    solver: Solver,
+    form: str,
+    size: Size,
+    tile: int,
+    itemsize: int,
+    on: Machine,
+    times: int = 1,
+) -> float:
+    """The seconds of `times` half-steps on the same data, with tiles of `tile` columns of F."""
+    m, p, K, block = size
+    work = solver.work(form, size, times)
+    narrow = min(block, K)
+    tiles, blocks = math.ceil(m / tile), math.ceil(K / narrow)
+    single = on.threads * 4 / itemsize
+    # products with a narrow matrix are slower than large ones
+    rate = on.gemm * single * narrow / (narrow + 24)
+    seconds = work.products / rate + work.swept / (on.sweep * single)
+    if work.updated:
+        seconds += work.updated * itemsize / (on.elementwise * on.threads)
+    # each block reads and writes the residual, or in normal form reads all of F
+    passes = times * work.steps
+    through = passes * blocks * m * (3 * p if form == "residual" else K) * itemsize
+    in_cache = tile * (p if form == "residual" else K) * itemsize <= on.cache_bytes / 2
+    seconds += through / ((on.near if in_cache else on.far) * on.threads)
+    calls = passes * tiles * (blocks * on.block_seconds)
+    return seconds + calls + (times * tiles * K * on.concept_seconds if solver.sweeps_blocks else 0)
+
+
+def forms_of(solver: Solver, form: str | None) -> tuple[str, ...]:
+    """The forms to choose from: the one requested, or all of the solver for None. Raises
+    InvalidInput for one that the solver does not have."""
+    if form is None:
+        return solver.forms
+    if form not in solver.forms:
+        raise InvalidInput(
+            f"form={form!r} does not exist for solver={solver.name!r}; it has: "
+            f"{', '.join(solver.forms)}, or None to let the plan choose"
+        )
+    return (form,)
+
+
+def choose(problem: Problem, on: Machine | None = None, tuning: Tuning | None = None) -> Plan:
+    """The fastest Plan; form, chunk_rows and block of the tuning are kept if given.
+
+    Raises InvalidInput if the solver, a stream or several processes do not have the form.
+    """
+    on, tuning = on or Machine(), tuning or Tuning()
+    streams = problem.streams
+    if problem.processes > 1 and not problem.learner.keeps_residual:
+        if tuning.form == "residual":
+            raise InvalidInput(
+                "form='residual' cannot be shared by processes where "
+                f"{problem.learner.name} updates the dictionary; give form=None or 'normal'"
+            )
+        streams = True
+    if streams and tuning.form == "residual":
+        raise InvalidInput(
+            "form='residual' keeps a residual as large as the data, which are read in passes here; "
+            "give form=None or 'normal', or more max_memory"
+        )
+    candidates = _candidates(replace(problem, streams=streams), on, tuning)
+    return min((predict(problem, one, on) for one in candidates), key=lambda plan: plan.seconds)
+
+
+def _candidates(problem: Problem, on: Machine, tuning: Tuning) -> Iterator[Candidate]:
+    forms = forms_of(problem.solver, tuning.form)
+    swept = problem.solver.sweeps_blocks or problem.learner.sweeps_blocks
+    blocks = [tuning.block] if tuning.block else on.blocks if swept else on.wide_blocks
+    return (
+        Candidate(codes, dictionary, min(block, problem.K), rows)
+        for codes in forms
+        for dictionary in (
+            ("normal",) if problem.streams else forms if problem.learns else (codes,)
+        )
+        for block in blocks
+        for rows in _tiles(problem, codes, block, on, tuning.chunk_rows)
+    )
+
+
+def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -> Plan:
+    """The Plan of a candidate, with the flops and the predicted seconds of an iteration."""
+    on = on or Machine()
+    codes, dictionary, block, tile = candidate
+    n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
+    solver, times, splits = problem.solver, problem.half_steps, False
+    size = Size(n, d, K, block)
+    flops = solver.work(codes, size, times).flops
+    seconds = half_step_seconds(solver, codes, size, tile, itemsize, on, times)
+    if codes == "normal" and problem.learns:
+        # the statistics read A a second time: from the cache, if the tile is small
+        second = on.near if tile * (d + 2 * K) * itemsize <= on.cache_bytes / 32 else on.far
+        seconds += n * d * itemsize * (1 / on.far + 1 / second) / on.threads
+    if problem.learns:
+        # with both halves in residual form the dictionary half need not compute the residual, nor
+        # the codes in all iterations but the first of REFRESH
+        carried = solver.keeps_residual and codes == dictionary == "residual"
+        kept = 2 * n * d * K * (2 - 1 / REFRESH) if carried else 0
+        by, size = problem.learner, Size(d, n, K, block)
+        flops += by.work(dictionary, size, 1).flops - kept
+        seconds += half_step_seconds(by, dictionary, size, d, itemsize, on)
+        seconds -= kept / (on.gemm * on.threads * 4 / itemsize)
+        splits, shared = _sharing(problem, dictionary, block, on)
+        seconds += shared
+    return Plan(*candidate, flops, splits=splits, seconds=seconds)
+
+
+def _sharing(problem: Problem, dictionary: str, block: int, on: Machine) -> tuple[bool, float]:
+    """Whether each process updates some features of the dictionary, given the statistics of all;
+    and the seconds of the exchange, minus those which that saves."""
+    makes = exchange(problem, dictionary, False, block, on)[1]
+    processes = problem.processes
+    if processes == 1 or dictionary == "residual":
+        return False, makes
+    d, by = problem.d, problem.learner
+    size = Size(d, 0, problem.K, block)
+    whole = half_step_seconds(by, dictionary, size, d, problem.itemsize, on)
+    gathers = exchange(problem, dictionary, True, block, on)[1] - whole * (1 - 1 / processes)
+    # the model cannot predict how often an exact solver changes its sets
+    splits = by.exact or gathers < makes
+    return splits, gathers if splits else makes
+
+
+def exchange(
+    problem: Problem, dictionary: str, splits: bool, block: int, on: Machine
+) -> tuple[int, float]:
+    """The bytes that an iteration sums or gathers over the processes, and their seconds: ZᵀA and
+    ZᵀZ, or in residual form the parts of them that each block of concepts needs; and D.
+
+    A ring sends what it sums twice, what it gathers once.
+    """
+    d, K, processes = problem.d, problem.K, problem.processes
+    if processes == 1:
+        return 0, 0.0
+    blocks = math.ceil(K / block)
+    # Σ s² over blocks of s concepts, of which the last may be smaller
+    squares = K // block * block**2 + (K % block) ** 2
+    summed = K * d + (K * K if dictionary == "normal" else squares)
+    # the Gram matrices of all blocks, and the norms, are summed at once
+    calls = 1 if dictionary == "normal" else blocks + 2
+    gathered = K * d if splits else 0
+    sent = (2 * summed + gathered) * problem.itemsize * (processes - 1) / processes
+    seconds = sent / on.link + (calls + splits) * on.reduce_seconds
+    return (summed + gathered) * problem.itemsize, seconds
+
+
+def accelerated(plan: Plan, problem: Problem) -> Plan:
+    """The plan with extrapolation and inner half-steps: as many as is worth what they share.
+
+    At least two, since extrapolation alone gains little; one in residual form, where they share
+    nothing, and for exact solvers. Solvers may choose fewer with many concepts, where more of them
+    gain less than they cost (docs/notes/acceleration.md). The numbers depend on the sizes alone, so
+    that a fit is the same on every machine and in any tiles. Source: Gillis & Glineur (2012), with
+    other bounds.
+    """
+    n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
+    halves = ((problem.solver, plan.codes, n, d, 3), (problem.learner, plan.dictionary, d, n, 6))
+    inner = tuple(
+        _inner(solver, form, Size(m, p, K, BLOCKS[-1]), itemsize, most)
+        for solver, form, m, p, most in halves
+    )
+    flops, seconds, on = plan.flops, plan.seconds, Machine()
+    for (solver, form, m, p, _), times in zip(halves, inner, strict=True):
+        size = Size(m, p, K, plan.block)
+        flops += solver.work(form, size, times).flops - solver.work(form, size, 1).flops
+        timed = solver, form, size, m, itemsize, on
+        seconds += half_step_seconds(*timed, times) - half_step_seconds(*timed)
+    numbers = {"inner": inner, "flops": flops, "seconds": seconds}
+    # decisions such as whether to scale concepts need a dictionary that is the same in all
+    # processes
+    return replace(plan, accelerates=True, splits=plan.dictionary == "normal", **numbers)
+
+
+def _inner(solver: Solver, form: str, size: Size, itemsize: int, most: int) -> int:
+    """Half-steps that share the products: more of them as long as they take at most _SHARE of the
+    time of what they share.
+
+    The block of size is fixed: that of a plan is chosen for its machine.
+    """
+    if form != "normal" or solver.exact:
+        return 1
+    timed = solver, form, size, size.m, itemsize, Machine()
+    one = half_step_seconds(*timed)
+    more = half_step_seconds(*timed, 2) - one
+    share = solver.inner_share_of_many if size.K >= _MANY else _SHARE
+    return min(most, 1 + max(1, round(share * (one - more) / more)))
+
+
+def _tiles(
+    problem: Problem, codes: str, block: int, on: Machine, chunk_rows: int | None
+) -> list[int]:
+    """The candidates for the rows of a tile, the fewest first."""
+    n, K = problem.n, problem.K
+    all_concepts = codes == "normal" or problem.solver.needs_all_concepts
+    width = problem.d + (3 * K if all_concepts else 2 * block)
+    limit = min(n, chunk_rows or n)
+    wanted = (max(_LEAST_ROWS, size // (width * problem.itemsize)) for size in on.tile_bytes)
+    return sorted({min(limit, rows) for rows in wanted})

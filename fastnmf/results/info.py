@@ -1,0 +1,329 @@
+"""Summaries: what was run by a fit or by online learning, how it ended, and what it found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..engine.state import Iteration, Method, State
+from ..numerics import in_tf32
+from ..planning.plan import Plan
+from ..solvers.registry import learner
+from .metrics import Measured
+
+# stopped_by → what is printed
+_ENDS = {
+    "tol": "converged: the codes change by less than tol",
+    "error": "converged: the error falls by less than tol",
+    "max_iter": "not converged: max_iter reached",
+    "max_seconds": "not converged: max_seconds reached",
+    "callback": "stopped by the callback",
+}
+
+
+@dataclass(frozen=True)
+class FitInfo:
+    """Summary of a fit: what was run, how it ended, and what it found. Printing it shows the most.
+
+    Attributes
+    ----------
+    n, d, nb_concepts : int
+        Rows and features of A, and concepts K; at least 1.
+    dtype : str
+        The dtype of the computation: 'float32' or 'float64'.
+    device : str
+        The device of the computation.
+    solver, dictionary_solver : str
+        What updated the codes, and the dictionary: the same, or 'hals' where there are more
+        concepts than the solver of the codes is used for.
+    backend : str
+        What supplied the updates; see ``fastnmf.available_backends()``.
+    form : str
+        'normal' or 'residual': how half-steps were computed; where codes and dictionary differ,
+        both, with a slash.
+    block : int
+        Concepts updated between two matrix products, from 1 to K.
+    tile_rows : int
+        Rows that are processed together, from 1 to n.
+    accelerated : bool
+        Whether the factors were extrapolated.
+    inner_half_steps : tuple of two int
+        Half-steps of codes and of dictionary per iteration; at least 1 each.
+    cuda_graph : int
+        Iterations repeated from a CUDA graph, including those that were undone; at least 0.
+    init : str
+        The start that was taken; 'given' for a pair.
+    iterations : int
+        Iterations done, from 0 to max_iter. Good: below max_iter.
+    stopped_by : str
+        'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. Good: 'tol', or 'error' with
+        ``stop='error'``.
+    converged : bool
+        Whether `stopped_by` is 'tol' or 'error'. Good: True.
+    relative_error : float
+        ‖A − Z D‖ / ‖A‖ of the returned factors; from 0, above 1 only after a bad start. What is
+        good depends on the data and on K: compare fits of the same data.
+    relative_change : float
+        ‖ΔZ‖ / ‖Z‖ in the last iteration, or of D where codes are not kept; at least 0, NaN without
+        an iteration. Good: at most tol.
+    objective : float
+        ½ ‖A − Z D‖² and the penalties, in squared units of A; at least 0. Lower is better, among
+        fits with the same penalties.
+    alpha_Z, alpha_D, l1_ratio : float
+        The penalties; at least 0, l1_ratio at most 1.
+    unit_norm : bool
+        Whether concepts have Euclidean norm 1.
+    mean_l0 : float
+        Mean number of non-zero codes per row, from 0 to K. Good: small, at an error you accept.
+    hoyer : float
+        Mean Hoyer sparsity of the rows that have codes, from 0 (equal codes) to 1 (a single code).
+        High for sparse codes.
+    r_squared : float
+        1 − ‖A − Z D‖² / ‖A − its mean row‖²; at most 1. Good: near 1; below 0 the mean row
+        explains A better.
+    dead_concepts : int
+        Concepts whose codes or dictionary row are all zero, from 0 to K. Good: 0.
+    near_duplicates : int
+        Concepts with a cosine of at least 0.99 to an earlier one, from 0 to K − 1. Good: 0.
+    revived : int
+        Concepts that were given a new row, each time counted; at least 0.
+    seconds : float
+        Time of the whole fit, start included, in seconds.
+    precision : str
+        Of the matrix products: the dtype, or 'tf32'.
+    drift : float or None
+        Largest difference between a residual carried in tf32 and a new one, relative to the new
+        one; None where it was not measured. Good: below 0.01; above, the residual is computed anew
+        more often.
+    codes : str
+        Where the codes are: 'memory', a file, or 'not kept'.
+    chunk_rows : int or None
+        Rows in memory at a time where A is read in passes, else None.
+    passes : int
+        How often all rows were read, including checks, start and this summary; at least 1.
+    processes : int
+        Processes that shared the fit; at least 1.
+    reduced_bytes : int
+        Bytes exchanged between processes per iteration; 0 for one process.
+    l0_most : int
+        Largest number of non-zero codes in a row, from 0 to K.
+    l0_histogram : tuple of int
+        Rows by their number of non-zero codes, from 0; at most 32 bars of
+        ⌈(l0_most + 1) / bars⌉ numbers each. The sum is n.
+    energy : tuple of float
+        ‖Z_k‖² ‖D_k‖² of each concept as a share of their sum: K numbers from 0 to 1. Good: none
+        near 1.
+    history : tuple of Iteration
+        The iterations, in order.
+    """
+
+    n: int
+    d: int
+    nb_concepts: int
+    dtype: str
+    device: str
+    solver: str
+    dictionary_solver: str
+    backend: str
+    form: str
+    block: int
+    tile_rows: int
+    accelerated: bool
+    inner_half_steps: tuple[int, int]
+    cuda_graph: int
+    init: str
+    iterations: int
+    stopped_by: str
+    relative_error: float
+    relative_change: float
+    objective: float
+    alpha_Z: float
+    alpha_D: float
+    l1_ratio: float
+    unit_norm: bool
+    mean_l0: float
+    hoyer: float
+    r_squared: float
+    dead_concepts: int
+    near_duplicates: int
+    revived: int
+    seconds: float
+    precision: str
+    drift: float | None
+    codes: str
+    chunk_rows: int | None
+    passes: int
+    processes: int
+    reduced_bytes: int
+    l0_most: int
+    l0_histogram: tuple[int, ...] = field(repr=False)
+    energy: tuple[float, ...] = field(repr=False)
+    history: tuple[Iteration, ...] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, state: State, plan: Plan, method: Method, measured: Measured, **run: Any
+    ) -> FitInfo:
+        """The summary of a State at the end of a fit; run: what only the fit knows, by name."""
+        D, history = state.D, tuple(state.history)
+        error, total = measured.squared_error, measured.squared_norm
+        learns = learner(method.solver, len(D))
+        # where half-steps let tf32 in
+        coarse = "residual" in plan.form and not learns.exact and in_tf32(D)
+        dtype = str(D.dtype).removeprefix("torch.")
+        return cls(
+            d=D.shape[1],
+            nb_concepts=len(D),
+            dtype=dtype,
+            device=str(D.device),
+            solver=method.solver.name,
+            dictionary_solver=learns.name,
+            backend=method.backend,
+            form=plan.form,
+            block=plan.block,
+            tile_rows=plan.tile_rows,
+            accelerated=plan.accelerates,
+            inner_half_steps=plan.inner,
+            cuda_graph=state.repeats,
+            iterations=len(history),
+            stopped_by=state.stopped_by,
+            relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
+            relative_change=history[-1].relative_change if history else float("nan"),
+            objective=0.5 * error + measured.penalty,
+            r_squared=measured.r_squared,
+            revived=state.revived,
+            precision="tf32" if coarse else dtype,
+            drift=state.drift,
+            codes=state.Z.place,
+            history=history,
+            **vars(method.penalties),
+            **vars(measured.codes),
+            **run,
+        )
+
+    @property
+    def converged(self) -> bool:
+        """Whether the fit ended by `tol`: `stopped_by` is 'tol' or 'error'."""
+        return self.stopped_by in ("tol", "error")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all attributes as plain Python values, by name."""
+        return {**asdict(self), "converged": self.converged}
+
+    def lines(self) -> dict[str, str]:
+        """Return what printing shows: name → value of each line."""
+        changed = "‖D‖" if self.codes == "not kept" else "‖Z‖"
+        lines = {
+            "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
+            "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead and "
+            f"{self.near_duplicates:,} near-duplicates" + (", of norm 1" if self.unit_norm else ""),
+            "solver": f"{_solver_text(self)}, {self.form} form, backend {self.backend}, "
+            f"start {self.init}",
+            "tiles": f"{self.tile_rows:,} rows, blocks of {self.block} concepts",
+            "relative error": f"{self.relative_error:.6g}, R² {self.r_squared:.4g}",
+            "mean L0": f"{self.mean_l0:.4g} concepts per row, Hoyer sparsity {self.hoyer:.3g}",
+            "iterations": f"{self.iterations} ({_ENDS[self.stopped_by]})",
+            "last change": f"{self.relative_change:.3g} of {changed}",
+            "time": f"{self.seconds:.3g} s",
+        }
+        if self.revived:
+            lines["concepts"] += f"; {self.revived:,} revived"
+        return lines | self._special_lines()
+
+    def _special_lines(self) -> dict[str, str]:
+        """Lines that are printed only where something other than the default was run."""
+        lines: dict[str, str] = {}
+        if self.alpha_Z or self.alpha_D:
+            lines["penalties"] = (
+                f"alpha_Z {self.alpha_Z:g}, alpha_D {self.alpha_D:g}, l1_ratio {self.l1_ratio:g}; "
+                f"objective {self.objective:.6g}"
+            )
+        if self.accelerated:
+            codes, dictionary = self.inner_half_steps
+            lines["accelerated"] = f"{codes} + {dictionary} half-steps per iteration"
+        if self.cuda_graph:
+            lines["CUDA graph"] = f"{self.cuda_graph:,} iterations repeated"
+        if self.chunk_rows is not None:
+            lines["read in passes"] = f"{self.chunk_rows:,} rows at a time, {self.passes} passes"
+        if self.processes > 1:
+            exchanged = f"{self.reduced_bytes:,} bytes exchanged per iteration"
+            lines["processes"] = f"{self.processes}, {exchanged}"
+        if self.codes != "memory":
+            lines["codes"] = self.codes
+        if self.precision != self.dtype:
+            drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
+            lines["precision"] = f"{self.precision}, largest drift {drift}"
+        return lines
+
+    def __str__(self) -> str:
+        return _aligned(self.lines())
+
+
+@dataclass(frozen=True)
+class OnlineInfo:
+    """Summary of online learning so far. Printing it shows the most.
+
+    Attributes
+    ----------
+    rows, batches : int
+        What was seen; at least 1.
+    d, nb_concepts : int
+        Features and concepts; at least 1.
+    dtype, device, solver, dictionary_solver, backend : str
+        As in FitInfo.
+    half_life : float
+        Rows after which a row weighs half; above 0, infinity where nothing is forgotten.
+    relative_error : float
+        ‖A − Z D‖ / ‖A‖ of the last batch, with the dictionary before it learned from that batch
+        (for the first batch: the start); at least 0. Good: falling from batch to batch.
+    unused_concepts : int
+        Concepts that no row has used, which are as they started; from 0 to K. Good: 0.
+    processes : int
+        Processes that shared the last batch; at least 1. `rows` counts the rows of all.
+    seconds : float
+        Time of all batches, in seconds.
+    """
+
+    rows: int
+    batches: int
+    d: int
+    nb_concepts: int
+    dtype: str
+    device: str
+    solver: str
+    dictionary_solver: str
+    backend: str
+    half_life: float
+    relative_error: float
+    unused_concepts: int
+    processes: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all attributes as plain Python values, by name."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        half_life = f"half-life {self.half_life:,.6g} rows"
+        lines = {
+            "data": f"{self.rows:,} × {self.d:,} {self.dtype} on {self.device}, "
+            f"{self.batches:,} batches",
+            "concepts": f"{self.nb_concepts:,}, of which {self.unused_concepts:,} unused",
+            "solver": f"{_solver_text(self)}, backend {self.backend}",
+            "memory": half_life if self.half_life < float("inf") else "nothing is forgotten",
+            "relative error": f"{self.relative_error:.6g} (the last batch, before learning)",
+            "time": f"{self.seconds:.3g} s",
+        }
+        if self.processes > 1:
+            lines["processes"] = f"{self.processes}"
+        return _aligned(lines)
+
+
+def _solver_text(info: FitInfo | OnlineInfo) -> str:
+    if info.dictionary_solver == info.solver:
+        return info.solver
+    return f"{info.solver} (dictionary: {info.dictionary_solver})"
+
+
+def _aligned(lines: dict[str, str]) -> str:
+    return "\n".join(f"{name + ':':<16}{value}" for name, value in lines.items())

@@ -1,0 +1,149 @@
+"""Statistics of codes and concepts: how well they explain the data, sparsity, energy, dead concepts
+and near-duplicates. Nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import Data
+from ..distributed import ALONE, Processes
+from ..engine.codes import FreshTiles
+from ..engine.dead_concepts import alike
+from ..engine.state import Method, State
+from ..numerics import products_in, squared_norm, widened
+
+# of ‖A‖²: a spread below that is not computed as a difference
+_LEAST_SPREAD = 1e-3
+# bars of the histogram of active concepts per row, at most
+_BARS = 32
+# entries at a time
+_ENTRIES = 1 << 20
+
+
+@dataclass(frozen=True)
+class CodesInfo:
+    """Statistics of codes and concepts.
+
+    mean_l0: mean number of non-zero codes per row. l0_most: the largest. l0_histogram: rows by that
+    number, from 0, in bars of ⌈(l0_most + 1) / bars⌉ numbers each. hoyer: mean Hoyer sparsity of
+    the rows that have codes, 0 (equal codes) to 1 (one code). energy: ‖Z_k‖² ‖D_k‖² of each concept, as
+    a share of their sum. dead_concepts: concepts whose codes or dictionary row are all zero.
+    near_duplicates: concepts with a cosine of at least 0.99 to an earlier one.
+    """
+
+    mean_l0: float
+    l0_histogram: tuple[int, ...]
+    l0_most: int
+    hoyer: float
+    energy: tuple[float, ...]
+    dead_concepts: int
+    near_duplicates: int
+
+
+class Measured(NamedTuple):
+    """‖A − Z D‖² and ‖A‖², R², the statistics of codes and concepts, and the penalties of both."""
+
+    squared_error: float
+    squared_norm: float
+    r_squared: float
+    codes: CodesInfo
+    penalty: float
+
+
+@torch.no_grad()
+def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
+    """How well the factors of a State explain the data, from tiles of `rows` rows.
+
+    The error is computed from the residual.
+    """
+    D, processes, total = state.D, data.processes, float(data.squared_norm)
+    on_codes = method.penalties.of_codes(data.d)
+    on_dictionary = method.penalties.of_dictionary(data.n)
+    mean = data.mean_row
+    spread = total - data.n * float(mean.square().sum())
+    # not as a difference of nearly equal numbers, or of sums of chunks in float32
+    sums_spread = not data.in_one_piece or spread < _LEAST_SPREAD * total
+    mean = mean.to(D)
+    sums = torch.zeros(3, dtype=torch.float64, device=D.device)
+
+    def codes() -> Iterator[Tensor]:
+        for X, Z, _ in FreshTiles(data, state.Z, D, method, rows):
+            X = widened(X)
+            sums[0] += squared_norm(torch.addmm(X, Z, D, alpha=-1))
+            sums[1] += on_codes.value(Z)
+            if sums_spread:
+                sums[2] += squared_norm(X - mean)
+            yield Z
+
+    with products_in("highest"):
+        info = describe(codes(), D, processes)
+        processes.sum_(sums)
+        error, penalty, summed = sums.tolist()
+        explained = r_squared(summed if sums_spread else spread, error, total)
+        return Measured(error, total, explained, info, penalty + float(on_dictionary.value(D)))
+
+
+def describe(tiles: Iterable[Tensor], D: Tensor, processes: Processes = ALONE) -> CodesInfo:
+    """Statistics of codes (n, K), given in tiles, with those of other processes, and of D (K, d).
+
+    The near-duplicates take 2 K² d flops.
+    """
+    K = D.shape[0]
+    used = torch.zeros(K, dtype=torch.int64, device=D.device)
+    squares = torch.zeros(K, dtype=torch.float64, device=D.device)
+    # rows by their number of active concepts; Hoyer sparsities, and rows that have one
+    rows = torch.zeros(K + 1, dtype=torch.int64, device=D.device)
+    hoyer = torch.zeros(2, dtype=torch.float64, device=D.device)
+    split = (part for Z in tiles for part in Z.split(max(1, _ENTRIES // K)))
+    # Z ≥ 0: its signs are counted, in a small copy; count_nonzero takes 8 bytes an entry
+    for tile in split:
+        signs = tile.sign()
+        used += signs.sum(0).long()
+        rows += torch.bincount(signs.sum(1).long(), minlength=K + 1)
+        squares += torch.linalg.vector_norm(tile, dim=0, dtype=torch.float64).square()
+        sparsity = _hoyer(tile)
+        hoyer += torch.stack([sparsity.nansum(), (~sparsity.isnan()).sum()])
+    processes.sum_(used, squares, rows, hoyer)
+    n = int(rows.sum())
+    lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    energy = squares * lengths.square()
+    most = int(rows.nonzero().max())
+    width = -(-(most + 1) // _BARS)
+    histogram = [0] * -(-(most + 1) // width)
+    for l0, count in enumerate(rows[: most + 1].tolist()):
+        histogram[l0 // width] += count
+    return CodesInfo(
+        mean_l0=float(used.sum()) / n,
+        l0_histogram=tuple(histogram),
+        l0_most=most,
+        hoyer=float(hoyer[0] / hoyer[1].clamp(min=1)),
+        energy=tuple((energy / energy.sum().clamp(min=1e-300)).tolist()),
+        dead_concepts=int(((used == 0) | (lengths == 0)).sum()),
+        near_duplicates=int((alike(D) >= 0).sum()),
+    )
+
+
+def r_squared(spread: float, squared_error: float, squared_norm: float) -> float:
+    """1 − ‖A − Z D‖² / spread, with spread = ‖A − its mean row‖².
+
+    Where all rows of A are alike it is 1 without an error, else 0.
+    """
+    # rows that are alike still differ by the rounding of their mean
+    if spread <= 1e-24 * squared_norm:
+        return 1.0 if squared_error == 0 else 0.0
+    return 1 - squared_error / spread
+
+
+def _hoyer(Z: Tensor) -> Tensor:
+    """(√K − ‖z‖₁ / ‖z‖₂) / (√K − 1) of every row; NaN for rows of zeros. Source: Hoyer, 2004."""
+    root = Z.shape[1] ** 0.5
+    if root == 1:
+        return torch.where(Z[:, 0] > 0, 1.0, torch.nan).double()
+    # by the largest entry: squares of small codes would vanish
+    Z = Z / Z.amax(1, keepdim=True)
+    return ((root - Z.sum(1) / torch.linalg.vector_norm(Z, dim=1)) / (root - 1)).double()

@@ -1,0 +1,169 @@
+"""What half-steps of all solvers share: their data in the two forms, the fixed factor, operations
+and workspaces.
+
+A half-step updates F (K, m) with B (K, p) fixed, for data X (m, p). Each solver is in a module of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..numerics import in_tf32, products_in, round_tf32
+from .penalties import NO_PENALTY, Penalty
+from .working_set import Concepts
+
+FORMS = ("normal", "residual")
+Operations = dict[str, Callable[..., Any]]
+
+# rows for each thread from which reading a tile at a time beats a GEMM, which divides features
+# among the threads too: two tiles. With fewer a GEMM is up to 1.3x faster (AVX-512, d = 2,000 and
+# 100,000, one thread)
+LEAST_ROWS = 96
+
+
+class Workspace:
+    """Scratch tensors of one device and dtype, stored by name so that tiles reuse them."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._dtype, self._device = dtype, device
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """A contiguous tensor of this shape with arbitrary contents. It overwrites the last one of
+        this name."""
+        size = 1
+        for length in shape:
+            size *= length
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < size:
+            kept = self._kept[name] = torch.empty(size, dtype=self._dtype, device=self._device)
+        return kept[:size].view(shape)
+
+    def like(self, F: Tensor, name: str) -> Tensor:
+        """The same in the shape and layout of F: concepts or columns adjacent."""
+        K, m = F.shape
+        return self(name, K, m) if F.stride(1) == 1 else self(name, m, K).T
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What all half-steps of a run compute with.
+
+    block: concepts in a block. allowed: the precision that torch allows products; used in residual
+    form only, where it does no harm (docs/notes/precision.md). residual: that of the residual
+    itself, for mu and pgd. sum_(X): turns sums over the part of B of this process into sums over
+    all processes, in place; hals calls it.
+    """
+
+    ops: Operations
+    block: int
+    scratch: Workspace
+    allowed: str = "highest"
+    residual: str = "highest"
+    sum_: Callable[..., None] = lambda *_: None
+
+    def blocks(self, K: int) -> Iterator[slice]:
+        """Slices of all K concepts, `block` at a time."""
+        return (slice(k, min(k + self.block, K)) for k in range(0, K, self.block))
+
+
+def in_tiles(X: Tensor) -> bool:
+    """Whether X (m, p) can be read a tile of rows at a time, with tiles for all threads."""
+    return X.stride(1) == 1 and len(X) >= LEAST_ROWS * torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class FixedFactor:
+    """The fixed factor B (K, p), and what a half-step needs of it.
+
+    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: B_S B_Sᵀ of each
+    block, for hals in residual form. step: 1 / L, where L bounds the largest eigenvalue of G, for
+    pgd. concepts: norms of B, and G of unit concepts if stored, for anls in residual form. l1,
+    curvature (K, 1): of a penalty on F, or zero and None; G and grams include the curvature.
+    """
+
+    B: Tensor | None
+    G: Tensor | None = None
+    grams: tuple[Tensor, ...] = ()
+    step: Tensor | None = None
+    concepts: Concepts | None = None
+    l1: float = 0.0
+    curvature: Tensor | None = None
+
+    def penalise_(self, slope: Tensor, F: Tensor, S: slice, sign: int = 1) -> None:
+        """slope ← slope + sign (l1 + curvature F), for a block S of concepts F (s, m)."""
+        if self.curvature is not None:
+            slope.add_(sign * self.l1).addcmul_(self.curvature[S], F, value=sign)
+
+
+def fix_gram(B: Tensor | None, G: Tensor | None, penalty: Penalty = NO_PENALTY) -> FixedFactor:
+    """The fixed factor of a half-step in normal form: G = B Bᵀ, unless given, and the penalty's
+    curvature. 2 K² p flops unless G is given."""
+    return FixedFactor(B, penalty.gram(B @ B.T if G is None else G), l1=penalty.l1)
+
+
+@dataclass(frozen=True)
+class NormalData:
+    """Normal form: C (K, m) = B Xᵀ, after Solver.penalise.
+
+    swept: whether F is the result of a half-step, for anls an exact solution to start from.
+    """
+
+    C: Tensor
+    swept: bool = False
+
+
+@dataclass(frozen=True)
+class RowData:
+    """Normal form of hals without C: X (m, p) itself and Bt (p, K), contiguous, for a backend that
+    computes their product a tile at a time.
+
+    moves, moments: as Extrapolation.moves and Statistics.moments; the backend then extrapolates the
+    codes, and adds their products to the statistics, while they are in the cache.
+    """
+
+    X: Tensor
+    Bt: Tensor
+    moves: tuple[Tensor, Tensor, float, Tensor, Tensor] | None = None
+    moments: tuple[Tensor, Tensor, bool] | None = None
+
+
+@dataclass(frozen=True)
+class ResidualData:
+    """Residual form: Xt (p, m), in the dtype of F or one of numerics.NARROW, and Et (p, m) for the
+    residual Xt − Bᵀ F.
+
+    hals leaves the residual of the new F in Et, and reads Et where it is `fresh`; for the others it
+    is scratch. carried: whether Et, not fresh, holds an older residual that was updated since.
+    swept: as for NormalData.
+    """
+
+    Xt: Tensor
+    Et: Tensor
+    fresh: bool = False
+    carried: bool = False
+    swept: bool = False
+
+
+def add_product_(
+    E: Tensor, B: Tensor, F: Tensor, compute: Compute, beta: int = 1, alpha: int = 1
+) -> Tensor:
+    """E ← beta E + alpha Bᵀ F, with E (p, m). Where the residual may be tf32, both factors are
+    rounded to the nearest tf32 in blocks of concepts."""
+    with products_in(compute.residual):
+        if not in_tf32(E):
+            return E.addmm_(B.T, F, beta=beta, alpha=alpha)
+        for S in compute.blocks(len(F)):
+            rounded = round_tf32(B[S], compute.scratch.like(B[S], "rounded"))
+            block = round_tf32(F[S], compute.scratch.like(F[S], "rounded F"))
+            E.addmm_(rounded.T, block, beta=beta if S.start == 0 else 1, alpha=alpha)
+    return E
+
+
+HalfStepData = NormalData | RowData | ResidualData

@@ -1,0 +1,166 @@
+"""Hierarchical alternating least squares (HALS): concepts are updated one after the other, each
+from the new values of those before it.
+
+Source: Cichocki & Phan (2009).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends.torch import inverse_or_zero
+from ..numerics import in_tf32, products_in, round_tf32, squared_norm
+from .base import Size, Solver, Work
+from .half_step import (
+    FORMS,
+    Compute,
+    FixedFactor,
+    HalfStepData,
+    NormalData,
+    ResidualData,
+    RowData,
+    fix_gram,
+)
+from .penalties import Penalty
+
+
+def half_steps_(
+    F: Tensor, data: HalfStepData, fixed: FixedFactor, compute: Compute, sums: Tensor, times: int
+) -> None:
+    """Sweep all concepts, F (K, m) in place, `times` times. A sweep costs 2 m K² flops in normal
+    form, 4 m p K in residual form."""
+    if isinstance(data, RowData):
+        rows, then = (data.X, data.Bt, fixed.G), (data.moves, data.moments)
+        return compute.ops["hals_rows_"](F, *rows, fixed.l1, times, sums, *then)
+    if isinstance(data, NormalData) and F.shape[0] <= compute.block:
+        return compute.ops["hals_sweep_"](F, data.C, fixed.G, sums, times)
+    once_ = _residual_ if isinstance(data, ResidualData) else _normal_
+    for _ in range(times):
+        once_(F, data, fixed, compute, sums)
+
+
+def _normal_(
+    F: Tensor, data: NormalData, fixed: FixedFactor, compute: Compute, sums: Tensor
+) -> None:
+    for S in compute.blocks(F.shape[0]):
+        R = compute.scratch("R", S.stop - S.start, F.shape[1])
+        torch.addmm(data.C[S], fixed.G[S], F, alpha=-1, out=R)
+        delta = compute.scratch("delta", *R.shape)
+        compute.ops["hals_block_"](F[S], R, fixed.G[S, S], delta, sums)
+
+
+def _residual_(
+    F: Tensor, data: ResidualData, fixed: FixedFactor, compute: Compute, sums: Tensor
+) -> None:
+    if not data.fresh:
+        _refresh_(F, data, fixed, compute, sums)
+    with products_in(compute.allowed):
+        for S, gram in zip(compute.blocks(F.shape[0]), fixed.grams, strict=True):
+            B = fixed.B[S]
+            R = torch.mm(B, data.Et, out=compute.scratch("R", len(B), F.shape[1]))
+            compute.sum_(R)
+            fixed.penalise_(R, F[S], S, sign=-1)
+            delta = compute.scratch("delta", *R.shape)
+            compute.ops["hals_block_"](F[S], R, gram, delta, sums)
+            if in_tf32(B):
+                B = round_tf32(B, compute.scratch.like(B, "rounded"))
+            data.Et.addmm_(B.T, delta, alpha=-1)
+
+
+def _refresh_(
+    F: Tensor, data: ResidualData, fixed: FixedFactor, compute: Compute, sums: Tensor
+) -> None:
+    """E ← X − Fᵀ B in the dtype of F. Where products are less precise, sums[3] is increased by the
+    squared distance to the E that was carried."""
+    if not data.carried or compute.allowed == "highest":
+        # torch.addmm makes this copy as well, and it widens 16-bit numbers
+        data.Et.copy_(data.Xt).addmm_(fixed.B.T, F, alpha=-1)
+        return
+    p, m = data.Xt.shape
+    fresh = compute.scratch("fresh", m, p).T
+    fresh.copy_(data.Xt).addmm_(fixed.B.T, F, alpha=-1)
+    sums[3] += squared_norm(data.Et.sub_(fresh))
+    data.Et.copy_(fresh)
+
+
+def fix(
+    form: str, B: Tensor | None, G: Tensor | None, m: int, penalty: Penalty, compute: Compute
+) -> FixedFactor:
+    """The fixed factor: with G in normal form; in residual form with B_S B_Sᵀ of each block of
+    concepts, 2 K |S| p flops."""
+    if form == "normal":
+        return fix_gram(B, G, penalty)
+    grams = _grams(B, compute)
+    if not penalty:
+        return FixedFactor(B, grams=grams)
+    curvature = penalty.curvature(torch.cat([gram.diagonal() for gram in grams]))
+    for gram, S in zip(grams, compute.blocks(B.shape[0]), strict=True):
+        gram.diagonal().add_(curvature[S])
+    return FixedFactor(B, grams=grams, l1=penalty.l1, curvature=curvature[:, None])
+
+
+def _grams(B: Tensor, compute: Compute) -> tuple[Tensor, ...]:
+    """B_S B_Sᵀ of every block, in one buffer, so that one call sums them over the processes."""
+    blocks = [B[S] for S in compute.blocks(B.shape[0])]
+    sizes = [len(some) ** 2 for some in blocks]
+    buffer = B.new_empty(sum(sizes))
+    grams = tuple(
+        part.view(len(some), -1) for some, part in zip(blocks, buffer.split(sizes), strict=True)
+    )
+    for some, gram in zip(blocks, grams, strict=True):
+        compute.ops["moments_"](some, None, gram)
+    compute.sum_(buffer)
+    return grams
+
+
+def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
+    """One sweep F → F' out of place, for autograd with respect to C and F, both (K, m). l1: the
+    slope of a penalty."""
+    R = C - l1 - G @ F
+    inverse = inverse_or_zero(G.diagonal())
+    swept = []
+    for k, row in enumerate(F.unbind(0)):
+        change = torch.maximum(R[k] * inverse[k], -row)
+        swept.append(row + change)
+        R = R - torch.outer(G[:, k], change)
+    return torch.stack(swept)
+
+
+def work(form: str, size: Size, times: int) -> Work:
+    """The Work of half-steps on the same data, `times` of them."""
+    m, p, K, block = size
+    narrow = min(block, K)
+    # Σ s² over blocks of s concepts, of which the last may be smaller
+    squares = K // narrow * narrow**2 + (K % narrow) ** 2
+    swept = times * (2 * m * squares)
+    if form == "normal":
+        flops = 2 * m * p * K + 2 * p * K * K + times * 2 * m * K * K
+        # few concepts are swept at once, 2 m K² in all; many need a GEMM before each block
+        return Work(flops, flops - (2 * m * K * K * times if K <= block else 0), swept)
+    flops = 2 * m * p * K + 2 * p * K * block + times * (4 * m * p * K + 2 * m * K * block)
+    return Work(flops, flops - times * (2 * m * K * narrow), swept)
+
+
+SOLVER = Solver(
+    "hals",
+    "hierarchical alternating least squares",
+    half_steps_,
+    unrolled,
+    operations=("hals_block_", "hals_sweep_"),
+    fix=fix,
+    work=work,
+    workspace=lambda K, d, block: 2 * block + d,
+    forms=FORMS,
+    fused=("hals_rows_",),
+    rows_operation="hals_rows_",
+    sweeps_blocks=True,
+    keeps_residual=True,
+    # a sweep is not a gradient step: from 0.8 on it oscillates where concepts are similar, and the
+    # loss at K > d is ten times that of 0.7
+    most_momentum=0.7,
+    # at K > d a sweep of penalised codes oscillates at 0.7, and converges quickly without
+    penalised_momentum=0.0,
+    # with many concepts more half-steps gain less than they cost
+    inner_share_of_many=0.5,
+)

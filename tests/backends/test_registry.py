@@ -1,0 +1,125 @@
+"""Backends: precedence, refusals with every reason, and a table that says what is usable."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from half_steps import operations_of
+
+import fastnmf
+from fastnmf import NMF, BackendUnavailable, InvalidInput
+from fastnmf.backends import registry, triton
+from fastnmf.backends.registry import BACKENDS, Backend, select
+from fastnmf.backends.torch import REFERENCE
+from fastnmf.fit import options
+from fastnmf.solvers.registry import SOLVERS
+
+CPU = torch.device("cpu")
+HALS, ANLS = operations_of("hals"), operations_of("anls")
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A preferred backend that supplies hals on the CPU but cannot be used."""
+    never = Backend("never", ("hals_block_",), ("cpu",), lambda: "its cat is asleep", dict)
+    everything = {"never": never, **BACKENDS}
+    monkeypatch.setattr(registry, "BACKENDS", everything)
+    monkeypatch.setattr(options, "BACKENDS", everything)
+    return never
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_has_its_operations_from_torch(solver):
+    name, ops = select(operations_of(solver), CPU, "torch")
+    assert name == "torch"
+    assert set(SOLVERS[solver].operations) <= set(ops)
+
+
+def test_explicit_backend_that_is_not_usable_raises_with_every_reason(broken):
+    with pytest.raises(BackendUnavailable, match="its cat is asleep") as raised:
+        select(HALS, CPU, "never")
+    assert "backend='never'" in str(raised.value)
+    assert "torch: usable" in str(raised.value)
+    with pytest.raises(BackendUnavailable, match="nnls"):
+        select(ANLS, CPU, "never")
+    model = NMF(3, backend="never")
+    with pytest.raises(BackendUnavailable):
+        model.fit(torch.rand(9, 5))
+    assert not model.fitted
+
+
+def test_auto_passes_over_what_is_not_usable_and_logs_why(broken, caplog):
+    with caplog.at_level("INFO", logger="fastnmf.backends.registry"):
+        name, _ = select(HALS, CPU, "auto")
+    assert name != "never"
+    assert "its cat is asleep" in caplog.text
+
+
+def test_environment_is_asked_only_by_auto(broken, monkeypatch):
+    monkeypatch.setenv("FASTNMF_BACKEND", "never")
+    with pytest.raises(BackendUnavailable, match="FASTNMF_BACKEND='never'"):
+        select(HALS, CPU, "auto")
+    assert select(HALS, CPU, "torch")[0] == "torch"
+    monkeypatch.setenv("FASTNMF_BACKEND", "nonsense")
+    with pytest.raises(InvalidInput, match="FASTNMF_BACKEND='nonsense'"):
+        select(HALS, CPU, "auto")
+
+
+def test_table_names_every_backend_and_its_reason(broken):
+    table = fastnmf.available_backends()
+    assert [backend.name for backend in table] == ["never", *BACKENDS]
+    assert "no: its cat is asleep" in str(table)
+    assert table["torch"].reason is None
+    assert len(str(table).splitlines()) == len(table) + 1
+
+
+def test_backend_of_the_fit_is_in_the_account():
+    model = NMF(3, backend="torch", max_iter=1, tol=0)
+    model.fit(torch.rand(9, 5))
+    assert model.fit_info_.backend == "torch"
+
+
+def test_what_launches_kernels_is_done_on_the_device_of_the_data(monkeypatch):
+    """Triton launches on the current device, which need not be the model's."""
+    entered, used = [], []
+
+    class Guard(torch.cuda.device_of):
+        def __enter__(self):
+            entered.append(self)
+
+        def __exit__(self, *_):
+            entered.pop()
+
+    def watched(name):
+        def operation(*given, **options):
+            used.append(name)
+            assert entered
+            return REFERENCE[name](*given, **options)
+
+        return operation
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    ops = {name: watched(name) for name in REFERENCE}
+    monkeypatch.setattr("fastnmf.fit.options.select", lambda *_: ("torch", ops))
+    A, model = torch.rand(30, 6), NMF(3, seed=0, max_iter=3)
+    for call in (model.fit, model.encode, model.partial_fit):
+        call(A)
+        assert used
+        used.clear()
+    assert entered == []
+
+
+def test_interpreter_that_does_not_work_is_named(monkeypatch):
+    """Triton 3.6 beside NumPy 2.4 was called usable, and raised in the first kernel."""
+    errors = pytest.importorskip("triton.runtime.errors", reason="triton is not installed")
+
+    def hals_sweep_(*_):
+        raise errors.InterpreterError("TypeError('only 0-dimensional arrays')")
+
+    monkeypatch.setattr(triton, "interpreted", lambda: True)
+    monkeypatch.setattr(importlib.import_module("fastnmf.kernels.hals"), "hals_sweep_", hals_sweep_)
+    reason = BACKENDS["triton"].probe.__wrapped__()
+    assert f"beside NumPy {np.__version__} (TypeError('only 0-dimensional arrays'))" in reason

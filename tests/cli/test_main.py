@@ -1,0 +1,303 @@
+"""The command line (main, parser): what it writes, prints and returns; nothing is lost, nothing
+half-written."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastnmf
+from fastnmf import NMF, Tuning
+from fastnmf.cli import main as cli
+from fastnmf.files import read_matrix
+
+A = np.random.default_rng(0).random((20, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder that holds A.npy."""
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", A)
+    return tmp_path
+
+
+@pytest.fixture
+def model(folder):
+    fit("--codes", "Z.npy", "--quiet")
+    return folder / "model.safetensors"
+
+
+def fit(*options):
+    return cli.main(["fit", "A.npy", "--concepts", "3", "--out", "model.safetensors", *options])
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu"])
+def test_fit_writes_model_and_codes(solver, folder, capsys):
+    options = ["--solver", solver, "--seed", "0", "--max-iter", "7", "--tol", "0"]
+    assert fit("--codes", "Z.npy", *options) == 0
+    expected = NMF(3, solver=solver, seed=0, max_iter=7, tol=0)
+    Z, D = expected.fit(A)
+    assert torch.equal(NMF.load("model.safetensors").D, D)
+    np.testing.assert_array_equal(read_matrix("Z.npy"), Z.numpy())
+    assert sorted(contents(folder)) == ["A.npy", "Z.npy", "model.safetensors"]
+    summary = capsys.readouterr().out
+    for word in (f"{expected.fit_info_.relative_error:.6g}", "7 (", "mean L0", "dead", "backend"):
+        assert word in summary
+    assert "model.safetensors" in summary
+    assert "Z.npy" in summary
+
+
+def recorded(monkeypatch):
+    """What the command will give to NMF, and to its fit."""
+    given, run = {}, {}
+
+    class Recording(NMF):
+        def __init__(self, nb_concepts, device, **options):
+            given.update(options, nb_concepts=nb_concepts, device=device)
+            super().__init__(nb_concepts)
+
+        def fit(self, A, **options):
+            run.update(options)
+            return super().fit(A)
+
+    monkeypatch.setattr("fastnmf.models.nmf.NMF", Recording)
+    return given, run
+
+
+def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
+    given, run = recorded(monkeypatch)
+    options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
+    options += " --checkpoint c.safetensors --checkpoint-seconds 5 --form normal --chunk-rows 8"
+    options += " --accelerate no --stop error --max-seconds 9 --revive --quiet --resume"
+    options += " --alpha-Z 0.5 --alpha-D 0.25 --l1-ratio 0.75 --unit-norm --codes Z.npy"
+    options += " --max-memory 1GB"
+    assert fit(*options.split()) == 0
+    assert given == {
+        "nb_concepts": 3,
+        "device": "cpu",
+        "solver": "mu",
+        "tol": 0.5,
+        "max_iter": 9,
+        "init": "random",
+        "seed": 4,
+        "backend": "torch",
+        "accelerate": False,
+        "stop": "error",
+        "max_memory": "1GB",
+        "alpha_Z": 0.5,
+        "alpha_D": 0.25,
+        "l1_ratio": 0.75,
+        "unit_norm": True,
+        "revive": True,
+        "verbose": False,
+        "distributed": False,
+        "tuning": Tuning(form="normal", chunk_rows=8, checkpoint_seconds=5.0),
+    }
+    assert run == {
+        "max_seconds": 9.0,
+        "checkpoint": Path("c.safetensors"),
+        "resume": True,
+        "codes": Path("Z.npy"),
+    }
+
+
+def test_fit_leaves_to_the_model_what_is_not_given(folder, monkeypatch):
+    given, run = recorded(monkeypatch)
+    assert fit("--quiet") == 0
+    assert run == {"max_seconds": None, "checkpoint": None, "resume": False}
+    assert given["tuning"] == Tuning(checkpoint_seconds=60.0)
+    defaults = inspect.signature(NMF).parameters
+    for name in given.keys() - {"nb_concepts", "tuning", "verbose", "max_iter"}:
+        assert given[name] == defaults[name].default, name
+
+
+def test_quiet_prints_nothing(folder, capsys):
+    assert fit("--quiet", "--tol", "0") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+# .npy is written as it is computed, others at the end
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+def test_encode_and_decode_write_what_the_model_gives(suffix, model, capsys):
+    out = [f"codes{suffix}", f"A_hat{suffix}"]
+    assert cli.main(["encode", str(model), "A.npy", "--out", out[0], "--max-iter", "50"]) == 0
+    assert cli.main(["decode", str(model), out[0], "--out", out[1]]) == 0
+    nmf = NMF.load(model)
+    Z = nmf.encode(A, max_iter=50)
+    np.testing.assert_array_equal(np.asarray(read_matrix(out[0])), Z.numpy())
+    np.testing.assert_allclose(np.asarray(read_matrix(out[1])), nmf.decode(Z).numpy())
+    printed = capsys.readouterr().out
+    assert f"codes{suffix}: codes (20, 3), mean L0 " in printed
+    assert f"A_hat{suffix}: Z D (20, 6)" in printed
+
+
+def test_report_writes_a_page(model, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    assert cli.main(["report", str(model), "-o", "report.html"]) == 0
+    page = (model.parent / "report.html").read_text(encoding="utf-8")
+    assert NMF.load(model).fit_info_.lines()["relative error"] in page
+    assert capsys.readouterr().out == f"report.html: page about the fit of {model}\n"
+    assert sorted(contents(model.parent)) == ["A.npy", "Z.npy", model.name, "report.html"]
+    assert cli.main(["report", str(model), "--out", "report.html", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+REFUSED = {
+    "no such file": ("fit B.npy", "B.npy does not exist"),
+    "suffix of input": ("fit A.csv", "A.csv must end in .npy, .npz"),
+    "negative": ("fit negative.npy", "the first in negative.npy at row 2, column 1: −1"),
+    "concepts": ("fit A.npy --concepts 0", "nb_concepts=0 must be at least 1"),
+    "backend": ("fit A.npy --backend magic", "backend='magic' is unknown"),
+    "device": ("fit A.npy --device magic", "device 'magic' is not usable"),
+    "suffix of model": ("fit A.npy --out model.pt", "model.pt must end in .safetensors"),
+    "folder": ("fit A.npy --out missing/m.safetensors", "missing does not exist; make it first"),
+    "onto input": ("fit A.npy --codes A.npy", "A.npy is named twice"),
+    "onto model": ("fit A.npy --codes model.safetensors", "model.safetensors is named twice"),
+    "width": ("encode model.safetensors wide.npy", "A has 7 features, the dictionary has 6"),
+    "no model": ("encode A.npy A.npy", "A.npy must end in .safetensors"),
+    "width of codes": ("decode model.safetensors A.npy", "Z has 6 concepts, the dictionary has 3"),
+    "suffix of page": ("report model.safetensors -o page.pdf", "page.pdf must end in .html, .htm"),
+    "no model to report": ("report A.npy", "A.npy must end in .safetensors"),
+    "no summary": ("report loaded.safetensors", "holds no summary of a fit: its dictionary was"),
+    "picture": ("demo --out picture.jpg", "picture.jpg must end in .png"),
+    "patches": ("demo --concepts 9 --patches 5", "concepts=9 must be from 1 to the number of pat"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_user_error_is_one_line_and_changes_nothing(case, model, capsys):
+    if case in ("picture", "patches"):
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+        pytest.importorskip("PIL", reason="Pillow is not installed")
+    np.save("negative.npy", np.where(np.arange(120).reshape(20, 6) == 13, -1, A))
+    np.save("wide.npy", np.ones((4, 7)))
+    np.savetxt("A.csv", A)
+    NMF(2).load_dictionary(A[:2]).save("loaded.safetensors")
+    command, message = REFUSED[case]
+    defaults = {
+        "fit": "--out model.safetensors --concepts 3",
+        "encode": "--out out.npy",
+        "decode": "--out out.npy",
+        "report": "--out page.html",
+        "demo": "",
+    }
+    name, *given = command.split()
+    before = contents(model.parent)
+    assert cli.main([name, *defaults[name].split(), *given]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("fastnmf: error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert contents(model.parent) == before
+
+
+def test_backend_that_is_not_usable_is_named(folder, capsys):
+    unusable = [
+        b.name for b in fastnmf.available_backends() if b.reason and "hals_block_" in b.operations
+    ]
+    if not unusable:
+        pytest.skip("every backend is usable here")
+    assert fit("--backend", unusable[0]) == 2
+    assert f"fastnmf: error: backend='{unusable[0]}'" in capsys.readouterr().err
+
+
+def test_outputs_are_checked_before_the_fit(folder, monkeypatch, capsys):
+    monkeypatch.setattr(NMF, "fit", lambda *_, **__: pytest.fail("the fit was started"))
+    assert fit("--codes", "missing/Z.npy") == 2
+
+
+@pytest.mark.parametrize("command", ["", "magic", "fit A.npy"])
+def test_unknown_command_shows_the_usage(command, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(command.split())
+    assert leaving.value.code == 2
+    assert "usage: fastnmf" in capsys.readouterr().err
+
+
+def test_interrupt_leaves_files_as_they_were(model, monkeypatch, capsys):
+    before = contents(model.parent)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NMF, "fit", interrupt)
+    assert fit("--codes", "Z.npy") == 130
+    assert capsys.readouterr().err == "fastnmf: interrupted\n"
+    assert contents(model.parent) == before
+
+
+def test_bug_keeps_its_traceback(folder, monkeypatch):
+    monkeypatch.setattr(NMF, "fit", lambda *_, **__: [][0])
+    with pytest.raises(IndexError):
+        fit()
+
+
+def test_info_shows_all_that_a_bug_report_needs(monkeypatch, capsys):
+    monkeypatch.setenv("FASTNMF_BACKEND", "torch")
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(str(fastnmf.available_backends()))
+    for line in (
+        f"fastnmf: {fastnmf.__version__}",
+        f"torch: {torch.__version__.split('+')[0]}",
+        f"numpy: {np.__version__}",
+        "FASTNMF_BACKEND: torch",
+        f"threads: {torch.get_num_threads()} of {os.cpu_count()}",
+    ):
+        assert line in " ".join(printed.split())
+    for name in ("python", "platform", "cpu", "cuda", "triton", "extension"):
+        assert f"\n{name}:" in printed
+
+
+def test_info_works_without_what_is_optional(monkeypatch, capsys):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["info"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for line in ("triton: not installed", "extension: not built", "cuda: not in this torch"):
+        assert line in printed
+
+
+IN_ASCII = """
+import runpy, sys
+sys.stdout.reconfigure(encoding="ascii", errors="strict")
+sys.stderr.reconfigure(encoding="ascii")
+runpy.run_module("fastnmf", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("command", [["fit", "--help"], ["info"]])
+def test_module_runs_where_nothing_but_ascii_can_be_printed(command, fresh):
+    run = fresh(IN_ASCII, *command)
+    assert run.returncode == 0, run.stderr
+    assert fastnmf.__version__ in run.stdout or "usage: fastnmf" in run.stdout
+    assert run.stderr == ""
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """`fastnmf info | head` ended with the text of a broken pipe."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "fastnmf", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    assert run.wait() == 1

@@ -1,0 +1,186 @@
+"""Codes for a given dictionary: as good as fit's, row by row, from any start, and
+differentiable."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from fits import method, nmf
+from oracle import kkt_residual, problem, relative_difference
+
+from fastnmf import NMF, InvalidInput, Tuning
+from fastnmf.engine.codes import Encoder
+from fastnmf.init.start import cold_start
+from fastnmf.solvers.registry import SOLVERS
+
+
+def fitted(solver, n=80, d=20, K=8, dtype=torch.float64, **options):
+    A = torch.tensor(problem(n, d, K)[0], dtype=dtype)
+    model = nmf(K, solver=solver, seed=0, **options)
+    Z, _ = model.fit(A, max_iter=60)
+    return model, A, Z
+
+
+def loss(A, Z, D):
+    return float((A - Z @ D).square().sum())
+
+
+@pytest.mark.parametrize(
+    ("solver", "n", "d", "K", "dtype"),
+    [
+        *((solver, 80, 20, 30, torch.float64) for solver in SOLVERS),
+        *((solver, 80, 20, 8, torch.float32) for solver in SOLVERS),
+        ("hals", 200, 10, 3, torch.float64),
+    ],
+)
+def test_encode_reaches_the_loss_of_fit(solver, n, d, K, dtype):
+    model, A, Z = fitted(solver, n, d, K, dtype)
+    encoded = model.encode(A)
+    assert (encoded >= 0).all()
+    assert encoded.is_contiguous()
+    # float32 is compared to its rounding, which is some 1e-7 of the data
+    rounding = 1e-6 * float(A.square().sum()) if dtype == torch.float32 else 0
+    assert loss(A, encoded, model.D) <= loss(A, Z, model.D) * (1 + 1e-9) + rounding
+
+
+@pytest.mark.parametrize(
+    ("solver", "n", "d", "K"),
+    [
+        ("hals", 100, 48, 24),
+        ("hals", 100, 48, 64),
+        ("hals", 80, 60, 250),
+        ("mu", 100, 48, 64),
+        ("pgd", 80, 60, 250),
+    ],
+)
+def test_more_iterations_do_not_raise_the_loss_for_similar_concepts(solver, n, d, K):
+    """Too much momentum made HALS swing: the loss at 300 iterations was above that at 20."""
+    rng = np.random.default_rng(0)
+    A = torch.tensor(rng.random((n, 5)) @ rng.random((5, d)) + 0.3 * rng.random((n, d)) ** 6)
+    model = NMF(K, solver=solver).load_dictionary(rng.random((K, d)) ** 6)
+    losses = [
+        loss(A, model.encode(A, max_iter=iterations, tol=0), model.D)
+        for iterations in (20, 50, 100, 300)
+    ]
+    assert all(after <= before * 1.001 for before, after in itertools.pairwise(losses))
+
+
+@pytest.mark.parametrize(
+    ("solver", "form"),
+    [
+        ("hals", "normal"),
+        ("hals", "residual"),
+        ("pgd", "normal"),
+        ("pgd", "residual"),
+        ("anls", "normal"),
+        ("anls", "residual"),
+    ],
+)
+def test_encode_solves_the_least_squares_problem(solver, form):
+    model, A, _ = fitted(solver, form=form)
+    Z = model.encode(A, max_iter=2000, tol=1e-14)
+    assert kkt_residual(Z.numpy().T, A.numpy(), model.D.numpy()) <= 1e-9
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_encode_in_chunks_gives_the_same_codes(solver):
+    model, A, _ = fitted(solver)
+    whole = model.encode(A, max_iter=25, tol=0)
+    model.tuning = Tuning(chunk_rows=7)
+    assert relative_difference(model.encode(A, max_iter=25, tol=0), whole) <= 1e-12
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_encode_is_the_same_for_the_same_rows(solver):
+    model, A, _ = fitted(solver)
+    assert torch.equal(model.encode(A), model.encode(A))
+    one = model.encode(A[5:6], max_iter=2000, tol=1e-13)
+    all_rows = model.encode(A, max_iter=2000, tol=1e-13)
+    # mu approaches its zeros slowly, so codes of rows that stop at different times differ by more
+    assert relative_difference(one, all_rows[5:6]) <= (1e-5 if solver == "mu" else 1e-9)
+
+
+def test_encode_from_the_solution_stops_at_once_and_keeps_it():
+    model, A, _ = fitted("hals")
+    Z = model.encode(A, max_iter=5000, tol=1e-15)
+    calls = []
+    encoder = Encoder(model.D, method("hals"), 300, 1e-9, calls.append)
+    encoded, iterations = encoder(A, Z)
+    assert relative_difference(encoded, Z) <= 1e-9
+    assert iterations == [len(calls)] == [1]
+
+
+@pytest.mark.parametrize("Z0", [np.ones((3, 8)), -np.ones((80, 8)), np.ones((80, 7))])
+def test_encode_refuses_a_start_that_does_not_fit(Z0):
+    model, A, _ = fitted("hals")
+    with pytest.raises(InvalidInput, match="Z0"):
+        model.encode(A, Z0=Z0)
+
+
+@pytest.mark.parametrize(
+    ("solver", "d", "K", "converged"),
+    [
+        ("hals", 9, 4, True),
+        ("hals", 5, 7, False),
+        ("mu", 9, 4, False),
+        ("mu", 5, 7, True),
+        ("pgd", 9, 4, True),
+        ("pgd", 5, 7, False),
+        ("anls", 9, 4, True),
+        ("anls", 5, 7, False),
+    ],
+)
+def test_encode_gradient_agrees_with_finite_differences(solver, d, K, converged):
+    """The gradient is that of the iterations taken, whether they have converged or not."""
+    model, A, _ = fitted(solver, n=30, d=d, K=K)
+    arguments = {"max_iter": 300, "tol": 1e-10} if converged else {"max_iter": 6, "tol": 0}
+    A = (A[:4] + 0.05).requires_grad_()
+    weights = torch.tensor(np.random.default_rng(3).standard_normal((4, K)))
+    (gradient,) = torch.autograd.grad((model.encode(A, **arguments) * weights).sum(), A)
+    step = 1e-6
+    numeric = torch.empty_like(gradient)
+    with torch.no_grad():
+        for i in range(4):
+            for j in range(d):
+                shift = torch.zeros_like(A)
+                shift[i, j] = step
+                up, down = (model.encode(A + sign * shift, **arguments) for sign in (1, -1))
+                numeric[i, j] = ((up - down) * weights).sum() / (2 * step)
+    assert relative_difference(gradient, numeric) <= 1e-5
+
+
+def test_encode_gradient_flows_through_dtype_and_chunks():
+    model, A, _ = fitted("hals", chunk_rows=5)
+    half = (A[:12] + 0.05).to(torch.float16).requires_grad_()
+    model.encode(half, max_iter=5, tol=0).sum().backward()
+    assert half.grad.dtype == torch.float16
+    assert half.grad.abs().sum() > 0
+
+
+def test_encode_without_gradient_builds_no_graph():
+    model, A, _ = fitted("hals")
+    assert not model.encode(A).requires_grad
+    with torch.no_grad():
+        assert not model.encode(A.clone().requires_grad_()).requires_grad
+
+
+def test_cold_start_leaves_zero_rows_and_zero_concepts_at_zero():
+    A, _, D = (torch.tensor(M) for M in problem(10, 6, 4))
+    A[2], D[1] = 0, 0
+    Z = cold_start(A, D)
+    assert not Z[2].any()
+    assert not Z[:, 1].any()
+    assert (Z[0, [0, 2, 3]] > 0).all()
+    assert not cold_start(A, torch.zeros_like(D)).any()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_encode_gives_zero_concepts_no_codes(solver):
+    A, _, D = problem(10, 6, 4)
+    D[1] = 0
+    Z = NMF(4, solver=solver).load_dictionary(D).encode(A)
+    assert not Z[:, 1].any()
+    assert Z[:, 0].any()

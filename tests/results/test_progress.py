@@ -1,0 +1,42 @@
+"""The progress bar together with the user's callback."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastnmf.engine.state import Iteration
+from fastnmf.results.progress import Progress
+
+
+def test_nothing_is_called_where_there_is_nothing_to_show():
+    with Progress(False, 5, None) as each:
+        assert each is None
+
+
+def test_callback_is_called_and_its_answer_returned(capsys):
+    seen = []
+    with Progress(False, 5, lambda info: seen.append(info) or "stop") as each:
+        assert each(Iteration(1, 0.5, 0.25, 0.1)) == "stop"
+    assert [info.iteration for info in seen] == [1]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("streamed", "unit"), [(False, "it/s"), (True, "pass/s")])
+def test_bar_shows_iteration_change_and_error(streamed, unit, capsys):
+    with Progress(True, 5, None, streamed) as each:
+        # a fit that continues from a checkpoint begins later
+        assert each(Iteration(3, 0.0123, 0.25, 0.1)) is None
+    shown = capsys.readouterr().err
+    assert "3/5" in shown
+    assert unit in shown
+    assert "change=1.23e-02, error=0.25000" in shown
+
+
+def test_bar_of_codes_alone_has_no_error(capsys):
+    with Progress(True, 2, None) as each:
+        for iteration in (1, 2):
+            each(Iteration(iteration, 0.5, float("nan"), 0.1))
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "change=5.00e-01" in shown
+    assert "error" not in shown

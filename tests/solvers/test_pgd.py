@@ -1,0 +1,62 @@
+"""Projected gradient with momentum: its step, its iterates, and that it descends."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
+from oracle import KINDS, SHAPES, TOLERANCES, WIDE, pgd_half_step, problem, relative_difference
+
+from fastnmf.solvers.pgd import largest_eigenvalue, momenta
+
+BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "pgd")]
+
+
+def bound(B):
+    G = torch.tensor(B @ B.T)
+    return float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+def test_pgd_half_step_is_that_of_fista(n, d, K, kind, form, dtype, backend):
+    A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
+    Z1, _, _ = iterate("pgd", A, Z, D, form=form, dtype=dtype, learn=False, backend=backend)
+    expected = pgd_half_step(Z.T, A, D, bound(D.astype(np.float64)), len(momenta())).T
+    assert relative_difference(Z1, expected) <= TOLERANCES["pgd", dtype_name(dtype)]
+
+
+@pytest.mark.parametrize("kind", ["plain", "zero_concepts", "duplicates"])
+@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+def test_step_bounds_the_largest_eigenvalue_and_is_tight(n, d, K, kind):
+    _, _, D = problem(n, d, K, kind=kind)
+    exact = np.linalg.eigvalsh(D @ D.T)[-1] if D.any() else 1.0
+    assert exact * (1 - 1e-12) <= bound(D) <= 1.02 * exact
+
+
+def test_step_bounds_the_largest_eigenvalue_of_unconnected_concepts():
+    """The power iteration leaves all but the strongest group of concepts, so quotients there say
+    little."""
+    D = np.zeros((12, 12))
+    D[:5, :5] = 1.0 + np.eye(5)
+    D[5:11, 5:11] = 0.9 + np.eye(6)
+    exact = np.linalg.eigvalsh(D @ D.T)[-1]
+    assert exact <= bound(D) <= np.trace(D @ D.T)
+
+
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize(("n", "d", "K"), [(60, 20, 7), (60, 20, 45)])
+def test_pgd_never_raises_the_loss(n, d, K, form):
+    A, Z, D = problem(n, d, K)
+    losses = []
+    for _ in range(40):
+        Z, D, _ = iterate("pgd", A, Z, D, form=form, dtype=torch.float64)
+        losses.append(np.linalg.norm(A - Z @ D))
+    assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(losses))
+    assert losses[-1] < 0.9 * losses[0]

@@ -1,0 +1,288 @@
+"""Reduced precision: where it is let in, what bounds it, and that 'strict' keeps it out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fits import start_of
+from oracle import problem
+
+from fastnmf import NMF, InvalidInput, Tuning, nnls
+from fastnmf.backends.torch import REFERENCE
+from fastnmf.data.dataset import Data
+from fastnmf.data.storage import InMemory
+from fastnmf.engine import history, iteration
+from fastnmf.engine.codes import Encoder
+from fastnmf.engine.loop import factorize_
+from fastnmf.engine.state import Method, State, Stopping
+from fastnmf.numerics import products_in, round_tf32
+from fastnmf.planning.plan import Plan
+from fastnmf.solvers import half_step, hals, mu, pgd
+from fastnmf.solvers.registry import SOLVERS
+
+
+@pytest.fixture
+def asked_for_high():
+    with products_in("high"):
+        yield
+
+
+def watched(seen):
+    """The reference, noting the precision of products at every block sweep."""
+
+    def hals_block_(*given):
+        seen.add(torch.get_float32_matmul_precision())
+        REFERENCE["hals_block_"](*given)
+
+    return {**REFERENCE, "hals_block_": hals_block_}
+
+
+@pytest.fixture
+def in_coarse_products(monkeypatch):
+    """The CPU behaves as a card whose tf32 products round: so do R and Δ, and the factor held."""
+
+    def hals_block_(F, R, G, delta, sums):
+        REFERENCE["hals_block_"](F, round_tf32(R, R), G, delta, sums)
+        round_tf32(delta, delta)
+
+    take_products_for_tf32(monkeypatch)
+    return {**REFERENCE, "hals_block_": hals_block_}
+
+
+def take_products_for_tf32(monkeypatch):
+    """Where torch allows it, as on a card."""
+    for module in (hals, half_step):
+        monkeypatch.setattr(
+            module, "in_tf32", lambda X: torch.get_float32_matmul_precision() == "high"
+        )
+
+
+def factorized(solver, ops, A, Z, D, plan, *stopping, saver=None):
+    """The State after a run on these factors, which it changes."""
+    state, method = State(InMemory(Z), D), Method(SOLVERS[solver], "torch", ops)
+    factorize_(state, Data(A), method, plan, Stopping(*stopping), saver=saver)
+    return state
+
+
+def in_float32(n=60, d=20, K=35):
+    return [torch.tensor(M, dtype=torch.float32) for M in problem(n, d, K)]
+
+
+def run(ops, max_iter, tol=0.0, each=None):
+    A, Z, D = in_float32()
+    plan = Plan("residual", "residual", 16, 25, 0.0)
+    return A, Z, D, factorized("hals", ops, A, Z, D, plan, max_iter, tol, each)
+
+
+def test_extrapolation_is_not_taken_for_drift(in_coarse_products, asked_for_high):
+    """A residual that factors have moved away from is not one that rounding has changed."""
+    plan = Plan("residual", "residual", 16, 25, 0.0, accelerates=True)
+    state = factorized("hals", in_coarse_products, *in_float32(), plan, 12, 0.0)
+    assert state.drift is None
+
+
+def test_round_tf32_is_to_nearest():
+    X = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    kept = X.clone()
+    rounded = round_tf32(X, torch.empty_like(X))
+    assert torch.equal(X, kept)
+    exponent = torch.frexp(X.double()).exponent
+    unit = torch.ldexp(torch.ones(1000, dtype=torch.float64), exponent - 11)
+    assert torch.equal(
+        rounded.double(), (X.double() / unit).abs().add(0.5).floor() * unit * X.sign()
+    )
+
+
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_only_the_residual_form_uses_what_is_allowed(form, asked_for_high):
+    seen, plan = set(), Plan(form, form, 16, 11, 0.0)
+    factorized("hals", watched(seen), *in_float32(23, 17, 40), plan, 2, 0.0)
+    assert seen == {"high" if form == "residual" else "highest"}
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_strict_is_float32_everywhere(asked_for_high, monkeypatch):
+    seen = set()
+    monkeypatch.setattr("fastnmf.fit.options.select", lambda *_: ("torch", watched(seen)))
+    for precision, expected in (("strict", {"highest"}), ("auto", {"high"})):
+        seen.clear()
+        model = NMF(
+            40, max_iter=2, tol=0, seed=0, tuning=Tuning(form="residual", precision=precision)
+        )
+        model.fit(torch.rand(23, 17))
+        model.encode(torch.rand(5, 17), 2)
+        assert seen == expected
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(InvalidInput, match="precision='fast'"):
+        NMF(3, tuning=Tuning(precision="fast"))
+
+
+def test_drift_is_measured_and_stays_small(in_coarse_products, asked_for_high):
+    A, Z, D, outcome = run(in_coarse_products, 30)
+    with products_in("highest"):
+        *_, exact = run(REFERENCE, 30)
+    assert 1e-7 < outcome.drift < 0.05
+    error = np.linalg.norm(A - Z @ D) / np.linalg.norm(A)
+    assert error < 1.1 * exact.history[-1].relative_error
+    assert exact.drift is None
+
+
+def test_large_drift_brings_the_refresh_forward(in_coarse_products, asked_for_high, monkeypatch):
+    monkeypatch.setattr(history, "_MOST_DRIFT", 1e-9)
+    fresh = []
+    monkeypatch.setattr(hals, "_refresh_", lambda *given: (fresh.append(1), refresh(*given)))
+    run(in_coarse_products, 24, each=lambda _: None)
+    # three pieces of rows; the iterations 1, 9, 13, 15, and 17 to 24
+    assert len(fresh) == 3 * (4 + 8)
+
+
+refresh = hals._refresh_
+
+
+def test_stop_is_decided_with_a_new_residual(in_coarse_products, asked_for_high, monkeypatch):
+    fresh = []
+    monkeypatch.setattr(hals, "_refresh_", lambda *given: (fresh.append(1), refresh(*given)))
+    ended = []
+    run(
+        in_coarse_products,
+        max_iter=50,
+        tol=0.2,
+        each=lambda iteration: ended.append((iteration.relative_change, len(fresh) // 3)),
+    )
+    assert ended[-1][0] <= 0.2
+    # the last iteration began with a residual computed anew
+    assert ended[-1][1] == ended[-2][1] + 1
+
+
+def test_nnls_takes_no_products_in_tf32(monkeypatch):
+    """Codes from a Gram matrix in tf32 would be off by 1e-3, and called exact."""
+    seen = []
+
+    def nnls_(F, C, G, sums, **asked):
+        seen.append(torch.get_float32_matmul_precision())
+        return REFERENCE["nnls_"](F, C, G, sums, **asked)
+
+    monkeypatch.setattr("fastnmf.fit.nnls.select", lambda *asked: ("torch", {"nnls_": nnls_}))
+    with products_in("high"):
+        nnls(torch.rand(9, 5), torch.rand(3, 5))
+        assert torch.get_float32_matmul_precision() == "high"
+    assert seen == ["highest"]
+
+
+@pytest.fixture
+def residuals_in_tf32(monkeypatch):
+    """The CPU rounds what mu and pgd form their residual of, as where products are tf32; notes in
+    which precision each was formed."""
+    seen = []
+    add_product_ = half_step.add_product_
+
+    def noted(E, B, F, compute, **rest):
+        seen.append(compute.residual)
+        return add_product_(E, B, F, compute, **rest)
+
+    for module in (mu, pgd):
+        monkeypatch.setattr(module, "add_product_", noted)
+    take_products_for_tf32(monkeypatch)
+    return seen
+
+
+def by(solver, A, K, iterations, precision="high", form="residual", each=None, saver=None):
+    """(Z, D, State) of a run from a drawn start."""
+    A = torch.tensor(A, dtype=torch.float32)
+    Z, D = start_of(A, K)
+    plan = Plan(form, form, 16, 250, 0.0)
+    with products_in(precision):
+        state = factorized(solver, REFERENCE, A, Z, D, plan, iterations, 0.0, each, saver=saver)
+    return Z, D, state
+
+
+def data_of(kind):
+    if kind == "digits":
+        datasets = pytest.importorskip("sklearn.datasets", reason="no scikit-learn")
+        return datasets.load_digits().data[:500] / 16
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((300, 8)), rng.standard_normal((8, 40))
+    low = np.maximum(factors[0], 0) @ np.maximum(factors[1], 0)
+    if kind == "exact":
+        return low
+    noise = rng.standard_normal((300, 40))
+    return np.maximum(noise if kind == "noise" else low + noise, 0)
+
+
+@pytest.mark.parametrize("solver", ["mu", "pgd"])
+@pytest.mark.parametrize("kind", ["digits", "low rank and noise", "noise"])
+def test_a_residual_in_tf32_costs_no_loss(kind, solver, residuals_in_tf32):
+    A = data_of(kind)
+    errors, codes = [], []
+    for precision in ("highest", "high"):
+        Z, D, _ = by(solver, A, 24, 200, precision)
+        errors.append(np.linalg.norm(A - Z.double().numpy() @ D.double().numpy()) ** 2)
+        codes.append(Z)
+    assert errors[1] <= 1.001 * errors[0]
+    assert not torch.equal(*codes)
+    assert set(residuals_in_tf32) == {"highest", "high"}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_small_residual_is_formed_in_float32(watched, residuals_in_tf32, monkeypatch):
+    """Rounding alone leaves an error of 2e-4."""
+    each = {"each": lambda _: None} if watched else {}
+    *_, outcome = by("pgd", data_of("exact"), 8, 400, **each)
+    assert outcome.history[-1].relative_error < 1e-5
+    assert len(outcome.history) == 400
+    assert set(residuals_in_tf32[:10]) == {"high"}
+    assert set(residuals_in_tf32[-10:]) == {"highest"}
+    monkeypatch.setattr(iteration, "_COARSE_DOWN_TO", 0)
+    *_, outcome = by("pgd", data_of("exact"), 8, 400, **each)
+    assert outcome.history[-1].relative_error > 1e-4
+
+
+@pytest.mark.parametrize(("solver", "form"), [("mu", "normal"), ("pgd", "normal")])
+def test_the_normal_form_has_no_residual_in_tf32(solver, form, residuals_in_tf32):
+    given = [
+        by(solver, data_of("noise"), 8, 3, precision, form) for precision in ("high", "highest")
+    ]
+    assert torch.equal(given[0][0], given[1][0])
+    assert residuals_in_tf32 == []
+
+
+def test_codes_of_a_known_dictionary_have_a_float32_residual(residuals_in_tf32):
+    """Where nothing tells the error."""
+    A, _, D = in_float32(300, 40, 8)
+    method = Method(SOLVERS["pgd"], "torch", REFERENCE, Tuning(form="residual"))
+    with products_in("high"):
+        Encoder(D, method, max_iter=3)(A)
+    assert set(residuals_in_tf32) == {"highest"}
+
+
+def test_a_run_that_goes_on_takes_the_precision_it_had(residuals_in_tf32):
+    A, states = data_of("exact"), []
+
+    class Saver:
+        def due(self):
+            return True
+
+        def save(self, state):
+            if len(state.history) == 300:
+                Z, history = InMemory(state.codes.clone()), [*state.history]
+                states.append(replace(state, Z=Z, D=state.D.clone(), history=history))
+
+    Z, D, _ = by("pgd", A, 8, 310, saver=Saver())
+    (state,) = states
+    data, plan = (
+        Data(torch.tensor(A, dtype=torch.float32)),
+        Plan("residual", "residual", 16, 250, 0.0),
+    )
+    method, stopping = Method(SOLVERS["pgd"], "torch", REFERENCE), Stopping(310, 0.0)
+    with products_in("high"):
+        factorize_(state, data, method, plan, stopping, saver=Saver())
+    assert torch.equal(state.codes, Z)
+    assert torch.equal(state.D, D)
+    assert len(state.history) == 310
+    assert state.history[-1].relative_error < iteration._COARSE_DOWN_TO

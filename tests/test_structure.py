@@ -1,0 +1,60 @@
+"""What tests/structure.py counts and must be zero."""
+
+from __future__ import annotations
+
+import ast
+
+import structure
+
+
+def test_no_internal_function_has_more_than_eight_parameters():
+    assert structure.functions_with_many_parameters() == []
+
+
+def test_no_module_is_longer_than_300_lines():
+    assert structure.long_modules() == []
+
+
+def test_no_function_is_longer_than_50_lines():
+    assert structure.long_functions() == []
+
+
+def test_code_outside_the_solvers_holds_no_name_of_a_solver():
+    assert structure.solver_names_elsewhere() == []
+
+
+def test_exceptions_exist():
+    names = {name for name, _ in structure.functions()}
+    assert {*structure.PUBLIC_SIGNATURES, *structure.LONG_FUNCTIONS} <= names
+
+
+def test_every_module_says_what_lives_there():
+    for module, path in structure.MODULES.items():
+        if path.stem != "__init__" and module != "fastnmf._version":
+            assert ast.get_docstring(structure.tree(module)), module
+
+
+def test_at_most_14_types_lie_between_fit_and_the_kernel():
+    types = structure.types_between_fit_and_kernel()
+    assert types is None or len(types) <= 14
+
+
+def test_report_is_a_table_of_every_module():
+    report = structure.report()
+    for module, path in structure.MODULES.items():
+        if path.stem not in ("__init__", "__main__", "_version"):
+            assert f"| `{module.removeprefix('fastnmf.')}` |" in report
+
+
+def test_counts_see_what_they_count(tmp_path, monkeypatch):
+    code = 'class A:\n    """hals"""\n    def f(self, a, b, c, d, e, *, f, g, h, i):\n        """'
+    code += "x\n" * 200 + '"""\n        if a == "hals":\n            return "mu!"\n' + "# \n" * 300
+    code += '\ndef solve(solver="mu"):\n    def inner():\n' + "        solve()\n" * 51
+    (tmp_path / "a.py").write_text(code)
+    monkeypatch.setattr(structure, "MODULES", {"fastnmf.a": tmp_path / "a.py"})
+    structure.tree.cache_clear()
+    assert structure.functions_with_many_parameters() == ["fastnmf.a.A.f (9)"]
+    assert structure.long_modules() == [f"fastnmf.a ({4 + 300 + 3 + 51})"]
+    assert structure.long_functions() == ["fastnmf.a.solve (53)", "fastnmf.a.solve.inner (52)"]
+    assert [place.split()[1] for place in structure.solver_names_elsewhere()] == ["'hals'"]
+    structure.tree.cache_clear()
