@@ -100,7 +100,13 @@ def unpatch_overcomplete() -> list[str]:
 
 
 def is_patched() -> bool:
-    """Return whether `patch_overcomplete` is in effect."""
+    """Return whether `patch_overcomplete` is in effect.
+
+    Returns
+    -------
+    bool
+        True from `patch_overcomplete` until `unpatch_overcomplete`.
+    """
     return _PatchOnImport in sys.meta_path
 
 

@@ -34,9 +34,9 @@ def _sweep_tile(
     BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, TF32: tl.constexpr,
     STORE: tl.constexpr,
 ):  # fmt: skip
-    """Sweep the first min(left, BLOCK_K) concepts at F_ptr, r (BLOCK_K, BLOCK_M) being what is owed
-    to them; returns ‖Δ‖² and ‖F‖² of every sample."""
-    # the alignment that the compiler may know of: with more it would give a thread several samples
+    """Sweep the first min(left, BLOCK_K) concepts at F_ptr, given their rows r (BLOCK_K, BLOCK_M)
+    of R; returns ‖Δ‖² and ‖F‖² of every sample."""
+    # the alignment stated to the compiler: with more it would give a thread several samples
     BYTES: tl.constexpr = r.dtype.primitive_bitwidth // 8
     rows = tl.arange(0, BLOCK_K)
     few = tl.arange(0, WIDTH)
@@ -50,11 +50,11 @@ def _sweep_tile(
         before = tl.load(place, mask=kept, other=0.0)
         after = before
         for i in tl.static_range(WIDTH):
-            # the whole of a mask must be a tile, or the interpreter takes it for numbers
+            # a mask must have the shape of its tile, or the interpreter takes it for numbers
             alive = inside & (columns * 0 + (k + i) < left)
             f = pick_row(before, few == i)
             g_kk = tl.load(G_ptr + (k + i) * (stride_g + 1), mask=k + i < left, other=0.0)
-            # a concept with G_kk = 0 keeps its row: the least normal number, as in the reference
+            # a concept with G_kk = 0 keeps its row; below the smallest normal number counts as 0
             dead = g_kk < (1.1754943508222875e-38 if BYTES == 4 else 2.2250738585072014e-308)
             step = pick_row(r, rows == k + i) / tl.where(dead, 1.0, g_kk)
             new = tl.where(dead, f, tl.maximum(f + step, 0.0))
@@ -68,8 +68,8 @@ def _sweep_tile(
                 place_d = tl.multiple_of(delta_ptr + (k + i) * stride_d + columns, BYTES)
                 tl.store(place_d, delta, mask=alive)
             if k + i + 1 < BLOCK_K:
-                owed = (rows < left) & (rows * 0 + (k + i) < left)
-                g = tl.load(G_ptr + (k + i) * stride_g + rows, mask=owed, other=0.0)
+                below = (rows < left) & (rows * 0 + (k + i) < left)
+                g = tl.load(G_ptr + (k + i) * stride_g + rows, mask=below, other=0.0)
                 r = r - g[:, None] * delta[None, :]
         tl.store(place, after, mask=kept)
     return changed, squared
@@ -86,17 +86,17 @@ def _subtract_before_(
     inside = columns < m
     rows = first + tl.arange(0, SUB)
     steps = tl.arange(0, BLOCK_T)
-    owed = tl.zeros((SUB, BLOCK_M), dtype=tl.float32)
+    product = tl.zeros((SUB, BLOCK_M), dtype=tl.float32)
     for step in range(0, first // BLOCK_T):
         j = step * BLOCK_T + steps.to(tl.int64)
         place = G_ptr + rows[:, None] * stride_g + j[None, :]
         g = tl.load(place, mask=(rows < s)[:, None], other=0.0)
         place = delta_ptr + j[:, None] * stride_d + columns[None, :]
         delta = tl.load(place, mask=inside[None, :], other=0.0)
-        owed = tl.dot(round_tf32(g), delta, owed, input_precision="tf32")
+        product = tl.dot(round_tf32(g), delta, product, input_precision="tf32")
     place = R_ptr + rows[:, None] * stride_r + columns[None, :]
     kept = (rows < s)[:, None] & inside[None, :]
-    tl.store(place, tl.load(place, mask=kept, other=0.0) - owed, mask=kept)
+    tl.store(place, tl.load(place, mask=kept, other=0.0) - product, mask=kept)
 
 
 @triton.jit
@@ -111,14 +111,15 @@ def _hals_block_kernel(
     rows = tl.arange(0, BLOCK_K)
     changed = tl.zeros((BLOCK_M,), dtype=F_ptr.dtype.element_ty)
     squared = tl.zeros((BLOCK_M,), dtype=F_ptr.dtype.element_ty)
-    # a count times a constant keeps its divisibility, and so 16-byte loads; range(a, b, step) not
+    # a count times a constant keeps its divisibility, and so 16-byte loads; range(a, b, step) does
+    # not
     for outer in range(0, tl.cdiv(s, SUB)):
         first = tl.cast(outer, tl.int64) * SUB
         read_back = 0
         if TF32:
             read_back = outer * SUB
             if outer > 0:
-                # all samples at once do not fit the registers of sm_80
+                # in two halves: all samples at once exceed the registers of sm_80
                 for half in range(0, 2):
                     _subtract_before_(
                         R_ptr, stride_r, G_ptr, stride_g, delta_ptr, stride_d,
@@ -144,19 +145,19 @@ def _hals_block_kernel(
             )  # fmt: skip
             changed += more[0]
             squared += more[1]
-            # other threads of this program may read Δ and R next
+            # other threads of this program may read Δ and R after this
             tl.debug_barrier()
     store_partial(partial_ptr, changed, squared)
 
 
-# one sweep is compiled as many are
+# one compiled kernel for any number of sweeps
 @triton.jit(do_not_specialize=["sweeps"])
 def _hals_sweep_kernel(
     F_ptr, C_ptr, G_ptr, partial_ptr, K, m, sweeps, stride_fk, stride_fm, stride_ck, stride_cm,
     stride_g, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,
     WIDTH_C: tl.constexpr,
 ):  # fmt: skip
-    """Whole sweeps in normal form: what is owed to a tile is C − G F with F as it is by then."""
+    """Whole sweeps in normal form: the rows of R of a tile are C − G F, with the newest F."""
     BYTES: tl.constexpr = F_ptr.dtype.element_ty.primitive_bitwidth // 8
     columns = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = columns < m
@@ -198,14 +199,14 @@ def _hals_sweep_kernel(
 
 
 def width(X: torch.Tensor) -> int:
-    """Concepts of one sample that a thread reads at once: four where they are adjacent and aligned
-    to 16 bytes in every row, else one."""
+    """Concepts of one sample that a thread reads at once: four where they are adjacent and every
+    row is aligned to 16 bytes, else one."""
     adjacent = X.stride(0) == 1 and X.stride(1) % 4 == 0 and X.data_ptr() % 16 == 0
     return 4 if adjacent and X.dtype == torch.float32 else 1
 
 
 def samples(m: int) -> int:
-    """BLOCK_M for so many samples, from TILES."""
+    """BLOCK_M for m samples, from TILES."""
     return next(block for least, block in TILES if m >= least)
 
 

@@ -4,7 +4,7 @@ A program makes a tile of F, (BLOCK_M, BLOCK_K) in samples and concepts. In resi
 and denominator are both products with B, of X and of W = Fᵀ B: they share the tile of B, stay in
 registers, and F is updated in place. In normal form the numerator C is given (it serves many
 updates) and the denominator G F needs all of F, so the new F goes elsewhere. A penalty of F adds
-l1 + curvature ∘ F to the denominator, from the tile of F in hand (G has the curvature already).
+l1 + curvature ∘ F to the denominator, from the same tile of F (G includes the curvature).
 Limited by the tensor cores in tf32, by multiply-adds in float32.
 """
 

@@ -6,6 +6,7 @@ import io
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 
 from fastnmf.backends.registry import BACKENDS, select
@@ -26,6 +27,40 @@ DTYPES = [torch.float32, torch.float64]
 FORMS = ["normal", "residual"]
 # small blocks and tiles, so that small problems have several of each
 BLOCK, TILE_ROWS = 16, 11
+# n, d, K, kind of the problem (oracle.problem), form, dtype
+CASES = [
+    # a single row, feature, concept
+    (1, 7, 3, "plain", "normal", torch.float32),
+    (1, 7, 3, "plain", "residual", torch.float64),
+    (5, 1, 2, "zero_rows", "normal", torch.float64),
+    (5, 1, 2, "duplicates", "residual", torch.float32),
+    (9, 6, 1, "plain", "normal", torch.float32),
+    (9, 6, 1, "zero_codes", "residual", torch.float64),
+    # one block of concepts in three tiles, the last one narrower
+    (23, 17, 5, "zero_rows", "normal", torch.float32),
+    (23, 17, 5, "zero_concepts", "normal", torch.float64),
+    (23, 17, 5, "duplicates", "residual", torch.float32),
+    # a whole block, and one concept more
+    (24, 31, BLOCK, "zero_codes", "normal", torch.float64),
+    (24, 31, BLOCK + 1, "plain", "normal", torch.float64),
+    (24, 31, BLOCK + 1, "zero_rows", "residual", torch.float64),
+    # n < K < d: A is fitted exactly
+    (7, 33, 20, "zero_concepts", "normal", torch.float32),
+    (7, 33, 20, "plain", "residual", torch.float64),
+    # d < K < n: G has not full rank
+    (40, 13, 37, "zero_concepts", "residual", torch.float32),
+    (40, 13, 37, "duplicates", "normal", torch.float64),
+    # many blocks, K > n
+    (65, 40, 131, "plain", "normal", torch.float32),
+    (65, 40, 131, "zero_codes", "residual", torch.float64),
+]
+
+
+def case_name(value):
+    return dtype_name(value) if isinstance(value, torch.dtype) else str(value)
+
+
+EVERY_CASE = pytest.mark.parametrize(("n", "d", "K", "kind", "form", "dtype"), CASES, ids=case_name)
 
 
 def dtype_name(dtype):

@@ -1,4 +1,4 @@
-"""What fast code is compared with: per-concept loops in float64, the shapes that break things, and
+"""What fast code is compared with: per-concept loops in float64, problems that break things, and
 the tolerances.
 
 NumPy only and nothing of fastnmf, so that a mistake there cannot hide here.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-# relative difference of a factor after an update, by (solver, dtype), and where it comes from
+# largest relative difference of a factor after an update, by (solver, dtype), and its source
 TOLERANCES = {
-    # asked for: the iterates of the per-concept loop, to rounding
+    # required: the iterates of the per-concept loop, to rounding
     ("hals", "float32"): 1e-5,
     ("hals", "float64"): 1e-10,
     ("mu", "float32"): 1e-5,
@@ -22,12 +22,6 @@ TOLERANCES = {
     ("anls", "float32"): 1e-5,
     ("anls", "float64"): 1e-9,
 }
-
-# (n, d, K): 1 row, 1 feature, 1 concept, K > d, K > n, and sizes that no tile divides
-SHAPES = [(1, 7, 3), (5, 1, 2), (9, 6, 1), (23, 17, 5), (40, 13, 37), (65, 40, 131)]
-# K > n as well: A is fitted exactly within a few iterations, and from then on float32 follows its
-# own rounding
-WIDE = [(7, 33, 20)]
 
 
 def hals_half_step(F, X, B):
@@ -128,7 +122,7 @@ def hals_half_step_in_float32(F, X, B):
 
 
 def iterate(solver, A, Z, D, iterations):
-    """Codes then dictionary, so many times; Z (n, K), D (K, d)."""
+    """Codes then dictionary, in each of the iterations; Z (n, K), D (K, d)."""
     half_step = HALF_STEPS[solver]
     for _ in range(iterations):
         Z = half_step(Z.T, A, D).T
@@ -183,10 +177,10 @@ def factors_difference(given, expected, A):
 
 
 def problem(n, d, K, seed=0, kind="plain"):
-    """A (n, d) and a start Z (n, K), D (K, d) in float64, rectified Gaussian; `kind` adds what
-    breaks things.
+    """A (n, d) and a start Z (n, K), D (K, d) in float64, rectified Gaussian.
 
-    zero_rows: of A; zero_concepts: of D; zero_codes: of Z; duplicates: of concepts and of rows.
+    kind: 'plain'; 'zero_rows' of A; 'zero_concepts' of D; 'zero_codes' of Z; 'duplicates' of
+    concepts and of rows.
     """
     rng = np.random.default_rng(seed)
     A = np.maximum(rng.standard_normal((n, d)) + 0.3, 0)
@@ -204,6 +198,3 @@ def problem(n, d, K, seed=0, kind="plain"):
         A[-1] = A[0]
     scale = (A * (Z @ D)).sum() / max(((Z @ D) ** 2).sum(), 1e-300)
     return A, Z * np.sqrt(scale), D * np.sqrt(scale)
-
-
-KINDS = ["plain", "zero_rows", "zero_concepts", "zero_codes", "duplicates"]

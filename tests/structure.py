@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -73,15 +72,13 @@ def edges() -> dict[str, set[str]]:
     return found
 
 
-def types_between_fit_and_kernel() -> list[str] | None:
-    """Names of our types that one NMF.fit in memory passes on its way to the kernel; None where
-    they were not traced."""
-    if importlib.util.find_spec("types_on_the_way") is None:
-        return None
-    # written beside the engine's tests: types_on_the_way() → names
-    from types_on_the_way import types_on_the_way
+@cache
+def traced() -> tuple[list[str], list[str]]:
+    """Types of ours that one NMF.fit in memory passes on its way to the kernel; and calls from one
+    package into a later one."""
+    import types_on_the_way
 
-    return sorted(types_on_the_way())
+    return sorted(types_on_the_way.types_on_the_way()), sorted(types_on_the_way.calls_up())
 
 
 def functions() -> Iterator[tuple[str, Function]]:
@@ -177,9 +174,9 @@ def solver_names_elsewhere() -> list[str]:
 
 def report() -> str:
     """The tables."""
-    types = types_between_fit_and_kernel()
-    importing = edges()
+    (types, up), importing = traced(), edges()
     zeros = {
+        "calls from a package into a later one": up,
         f"internal functions with more than {MOST_PARAMETERS} parameters": (
             functions_with_many_parameters()
         ),
@@ -189,14 +186,14 @@ def report() -> str:
     }
     entries = {entry(module) for module in MODULES} - {"__init__", "__main__", "_version"}
     packages = {name for name in entries if MODULES[f"fastnmf.{name}"].stem == "__init__"}
-    count = "not traced" if types is None else f"{len(types)}: {', '.join(types)}"
+    names = ", ".join(f"`{name.rpartition('.')[2]}`" for name in types)
     lines = [
         "| what | number |",
         "|---|---|",
         f"| packages, and modules beside them | {len(packages)}, {len(entries - packages)} |",
         f"| modules in all | {sum(p.stem != '__init__' for p in MODULES.values())} |",
         f"| import edges between packages | {sum(map(len, importing.values()))} |",
-        f"| types between `fit` and the kernel | {count} |",
+        f"| types between `fit` and the kernel | {len(types)}: {names} |",
         *(f"| {what} | {len(found)} |" for what, found in zeros.items()),
         *(f"| {name}, which may be longer | {why} |" for name, why in LONG_FUNCTIONS.items()),
         "",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -291,10 +290,7 @@ class NMF(nn.Module):
         refuse_unknown(unknown, "fit", _names(NMF.fit))
         run = {"codes": codes, "callback": callback, "max_seconds": max_seconds}
         run |= {"checkpoint": checkpoint, "resume": resume}
-        options, device = with_run(self._options(), max_iter, **run), torch.device(self.device)
-        joined = Processes.joined(device) if self.distributed else nullcontext(ALONE)
-        with joined as processes:
-            Z, D, info = batch.fit(A, options, device, processes)
+        Z, D, info = batch.fit(A, with_run(self._options(), max_iter, **run))
         self.D = D
         self.fit_info_ = info
         self._set_fitted(**info.as_dict())

@@ -31,9 +31,9 @@ class CodesInfo:
 
     mean_l0: mean number of non-zero codes per row. l0_most: the largest. l0_histogram: rows by that
     number, from 0, in bars of ⌈(l0_most + 1) / bars⌉ numbers each. hoyer: mean Hoyer sparsity of
-    the rows that have codes, 0 (equal codes) to 1 (one code). energy: ‖Z_k‖² ‖D_k‖² of each concept, as
-    a share of their sum. dead_concepts: concepts whose codes or dictionary row are all zero.
-    near_duplicates: concepts with a cosine of at least 0.99 to an earlier one.
+    the rows that have codes, 0 (equal codes) to 1 (one code). energy: ‖Z_k‖² ‖D_k‖² of each
+    concept, as a share of their sum. dead_concepts: concepts whose codes or dictionary row are all
+    zero. near_duplicates: concepts with a cosine of at least 0.99 to an earlier one.
     """
 
     mean_l0: float

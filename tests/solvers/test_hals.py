@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from half_steps import BACKEND_NAMES, iterate, supplies
+from half_steps import backends_of, iterate
 from oracle import (
     problem,
 )
 
-BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "hals")]
+BACKENDS = backends_of("hals")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

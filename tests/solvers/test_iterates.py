@@ -7,13 +7,19 @@ import functools
 import numpy as np
 import pytest
 import torch
-from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
+from half_steps import (
+    BACKEND_NAMES,
+    BLOCK,
+    CASES,
+    EVERY_CASE,
+    backends_of,
+    case_name,
+    dtype_name,
+    iterate,
+)
 from oracle import (
     HALF_STEPS,
-    KINDS,
-    SHAPES,
     TOLERANCES,
-    WIDE,
     factors_difference,
     hals_half_step_in_float32,
     problem,
@@ -25,12 +31,10 @@ from fastnmf import NMF, Tuning
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.solvers import half_step
 
-PAIRS = [
-    pytest.param(solver, backend, id=f"{solver}-{backend}")
-    for solver in HALF_STEPS
-    for backend in BACKEND_NAMES
-    if supplies(backend, solver)
-]
+EVERY_PAIR = pytest.mark.parametrize(
+    ("solver", "backend"),
+    [(solver, backend) for solver in HALF_STEPS for backend in backends_of(solver)],
+)
 
 
 def start_of(n, d, K, kind, dtype):
@@ -39,15 +43,12 @@ def start_of(n, d, K, kind, dtype):
 
 @functools.cache
 def ten_iterations(solver, *start):
-    """Of the loop, which knows of no form or backend."""
+    """The iterates of the loop, which knows no form or backend."""
     return expected_iterates(solver, *start_of(*start), 10)
 
 
-@pytest.mark.parametrize(("solver", "backend"), PAIRS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+@EVERY_PAIR
+@EVERY_CASE
 def test_half_steps_are_those_of_the_loop(n, d, K, kind, form, dtype, solver, backend):
     A, Z, D = start_of(n, d, K, kind, dtype)
     Z1, D1, _ = iterate(solver, A, Z, D, form=form, dtype=dtype, backend=backend)
@@ -58,11 +59,21 @@ def test_half_steps_are_those_of_the_loop(n, d, K, kind, form, dtype, solver, ba
     assert factors_difference((Z1, D1), (Z1, expected), A) <= tolerance
 
 
-@pytest.mark.parametrize(("solver", "backend"), PAIRS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "d", "K"), SHAPES, ids=str)
+# A is not fitted exactly within ten iterations: from then on float32 follows its own rounding
+TEN = [
+    (n, d, K, kind, form, dtype)
+    for n, d, K, kind, form, dtype in CASES
+    if not n < K < d and (n > 20 or form == "normal")
+]
+TEN += [
+    # in float32 the residual is carried through many updates
+    (40, 13, 37, "zero_rows", "residual", torch.float32),
+    (65, 40, 131, "duplicates", "residual", torch.float32),
+]
+
+
+@EVERY_PAIR
+@pytest.mark.parametrize(("n", "d", "K", "kind", "form", "dtype"), TEN, ids=case_name)
 def test_ten_iterations_are_those_of_the_loop(n, d, K, kind, form, dtype, solver, backend):
     A, Z, D = start_of(n, d, K, kind, dtype)
     *given, _ = iterate(solver, A, Z, D, form=form, dtype=dtype, iterations=10, backend=backend)
@@ -78,15 +89,22 @@ def test_ten_iterations_are_those_of_the_loop(n, d, K, kind, form, dtype, solver
     assert factors_difference(given, expected, A) <= allowed
 
 
-@pytest.mark.parametrize(("solver", "backend"), PAIRS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("form", ["normal", "residual"])
-def test_strided_rows_give_the_same_iterates(form, dtype, solver, backend):
-    A, Z, D = start_of(40, 13, 37, "plain", dtype)
+STRIDED = [
+    # tiles of rows as they are, and blocks of concepts
+    (40, 13, BLOCK, "normal", torch.float32),
+    (40, 13, 37, "normal", torch.float64),
+    (40, 13, 37, "residual", torch.float32),
+]
+
+
+@EVERY_PAIR
+@pytest.mark.parametrize(("n", "d", "K", "form", "dtype"), STRIDED, ids=case_name)
+def test_strided_rows_give_the_same_iterates(n, d, K, form, dtype, solver, backend):
+    A, Z, D = start_of(n, d, K, "plain", dtype)
     *given, _ = iterate(
         solver, A, Z, D, form=form, dtype=dtype, iterations=10, backend=backend, wide=True
     )
-    expected = ten_iterations(solver, 40, 13, 37, "plain", dtype)
+    expected = ten_iterations(solver, n, d, K, "plain", dtype)
     assert factors_difference(given, expected, A) <= TOLERANCES[solver, dtype_name(dtype)]
 
 

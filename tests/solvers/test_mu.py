@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, method_of, supplies
+from half_steps import DTYPES, backends_of, dtype_name, iterate, method_of
 from oracle import problem, relative_difference
 
-BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "mu")]
+BACKENDS = backends_of("mu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_mu_does_not_depend_on_the_scale_of_the_data(form, scale, backend):
     """An absolute constant in the denominator would stop small data, and a quotient taken first
     overflow large."""

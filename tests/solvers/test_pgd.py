@@ -7,12 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from half_steps import BACKEND_NAMES, DTYPES, dtype_name, iterate, supplies
-from oracle import KINDS, SHAPES, TOLERANCES, WIDE, pgd_half_step, problem, relative_difference
+from half_steps import EVERY_CASE, backends_of, dtype_name, iterate
+from oracle import TOLERANCES, pgd_half_step, problem, relative_difference
 
 from fastnmf.solvers.pgd import largest_eigenvalue, momenta
-
-BACKENDS = [name for name in BACKEND_NAMES if supplies(name, "pgd")]
 
 
 def bound(B):
@@ -20,11 +18,8 @@ def bound(B):
     return float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+@pytest.mark.parametrize("backend", backends_of("pgd"))
+@EVERY_CASE
 def test_pgd_half_step_is_that_of_fista(n, d, K, kind, form, dtype, backend):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
     Z1, _, _ = iterate("pgd", A, Z, D, form=form, dtype=dtype, learn=False, backend=backend)
@@ -32,8 +27,18 @@ def test_pgd_half_step_is_that_of_fista(n, d, K, kind, form, dtype, backend):
     assert relative_difference(Z1, expected) <= TOLERANCES["pgd", dtype_name(dtype)]
 
 
-@pytest.mark.parametrize("kind", ["plain", "zero_concepts", "duplicates"])
-@pytest.mark.parametrize(("n", "d", "K"), SHAPES + WIDE, ids=str)
+@pytest.mark.parametrize(
+    ("n", "d", "K", "kind"),
+    [
+        # one concept, zero itself: the bound is 1
+        (9, 6, 1, "zero_concepts"),
+        (5, 1, 2, "plain"),
+        (23, 17, 5, "zero_concepts"),
+        # eigenvalues close to each other, and G without full rank
+        (40, 13, 37, "duplicates"),
+        (65, 40, 131, "plain"),
+    ],
+)
 def test_step_bounds_the_largest_eigenvalue_and_is_tight(n, d, K, kind):
     _, _, D = problem(n, d, K, kind=kind)
     exact = np.linalg.eigvalsh(D @ D.T)[-1] if D.any() else 1.0
@@ -41,8 +46,8 @@ def test_step_bounds_the_largest_eigenvalue_and_is_tight(n, d, K, kind):
 
 
 def test_step_bounds_the_largest_eigenvalue_of_unconnected_concepts():
-    """The power iteration leaves all but the strongest group of concepts, so quotients there say
-    little."""
+    """The power iteration leaves all but the strongest group of concepts, so that quotients of the
+    others mean little."""
     D = np.zeros((12, 12))
     D[:5, :5] = 1.0 + np.eye(5)
     D[5:11, 5:11] = 0.9 + np.eye(6)
@@ -50,8 +55,11 @@ def test_step_bounds_the_largest_eigenvalue_of_unconnected_concepts():
     assert exact <= bound(D) <= np.trace(D @ D.T)
 
 
-@pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize(("n", "d", "K"), [(60, 20, 7), (60, 20, 45)])
+# fewer concepts than features, and more
+@pytest.mark.parametrize(
+    ("n", "d", "K", "form"),
+    [(60, 20, 7, "normal"), (60, 20, 7, "residual"), (60, 20, 45, "normal")],
+)
 def test_pgd_never_raises_the_loss(n, d, K, form):
     A, Z, D = problem(n, d, K)
     losses = []
