@@ -23,30 +23,32 @@ _MOST_SUMS = 1 << 20
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
-    """As backends.torch.hals_block_; R is left as it is."""
+    """As torch.hals_block_; R is left as it is."""
     _C.hals_block(view(F), view(R), view(G), view(delta), view(sums), torch.get_num_threads())
 
 
 def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
-    """As backends.torch.hals_sweep_; C in any layout."""
+    """As torch.hals_sweep_; C in any layout."""
     _C.hals_normal(view(F), view(C), view(G), view(sums), torch.get_num_threads(), sweeps)
 
 
 def hals_rows_(
     F: Tensor,
     X: Tensor,
-    Bt: Tensor,
-    G: Tensor,
-    l1: float,
+    fixed: tuple[Tensor, Tensor, float],
     sweeps: int,
     sums: Tensor,
     moves: tuple[Tensor, Tensor, float, Tensor, Tensor] | None = None,
     moments: tuple[Tensor, Tensor, bool] | None = None,
 ) -> None:
-    """hals_sweep_ with C = Bᵀ Xᵀ − l1, which is not kept; X (m, p) with contiguous rows, Bt (p, K)
-    contiguous. 2 m K (p + sweeps K) flops. With moves = (swept, step, least, before, sums) then
-    extrapolate_(F, *moves), whose sums take the place of those, and before that before ← F; with
-    moments = (cross, gram, adds) moments_ of both, 2 m K (p + K) flops more."""
+    """hals_sweep_ with C = Bᵀ Xᵀ − l1, which is not kept; X (m, p) with contiguous rows, fixed =
+    (Bt, G, l1), Bt (p, K) contiguous. 2 m K (p + sweeps K) flops.
+
+    With moves = (swept, step, least, before, sums), before ← F first, and after the sweeps
+    extrapolate_(F, *moves), whose sums take the place of those. With moments = (cross, gram, adds),
+    then moments_ of both, 2 m K (p + K) flops more.
+    """
+    (Bt, G, l1), threads = fixed, torch.get_num_threads()
     extrapolation = statistics = None
     if moves:
         swept, step, least, before, sums = moves
@@ -56,15 +58,15 @@ def hals_rows_(
         K, p = cross.shape
         if F.stride(0) == 1 and K <= _FEW and K * (p + K) * F.element_size() <= _MOST_SUMS:
             statistics = view(cross), view(gram), adds
-    fixed, threads = (view(Bt), view(G), l1), torch.get_num_threads()
-    _C.hals_rows(view(F), view(X), fixed, sweeps, view(sums), threads, extrapolation, statistics)
+    factor = view(Bt), view(G), l1
+    _C.hals_rows(view(F), view(X), factor, sweeps, view(sums), threads, extrapolation, statistics)
     if moments and not statistics:
         moments_(F, X, cross, adds=adds)
         moments_(F, None, gram, adds=adds)
 
 
 def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
-    """As backends.torch.moments_, which takes large matrices and other layouts."""
+    """As torch.moments_, which takes large matrices and other layouts."""
     most = _FEW_SQUARED if X is None else _FEW
     other = F.T if X is None else X
     if (
@@ -80,12 +82,12 @@ def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) ->
 
 
 def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
-    """As backends.torch.mu_."""
+    """As torch.mu_."""
     _C.mu_update(view(F), view(C), view(denominator), view(sums), torch.get_num_threads())
 
 
 def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) -> None:
-    """As backends.torch.pgd_; the gradient is left as it is."""
+    """As torch.pgd_; the gradient is left as it is."""
     unread, threads = torch.zeros(2, dtype=torch.float64), torch.get_num_threads()
     _C.pgd_update(view(F), view(Y), view(gradient), float(step), momentum, view(unread), threads)
 
@@ -98,13 +100,13 @@ def extrapolate_(
     before: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> None:
-    """As backends.torch.extrapolate_."""
+    """As torch.extrapolate_."""
     change = None if sums is None else (view(before), view(sums))
     _C.extrapolate(view(F), view(swept), float(step), least, torch.get_num_threads(), change)
 
 
 def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tensor) -> None:
-    """As backends.torch.rescale_; scale contiguous."""
+    """As torch.rescale_; scale contiguous."""
     threads = torch.get_num_threads()
     _C.rescale(view(F), view(swept), view(scale), view(before), view(sums), threads)
 

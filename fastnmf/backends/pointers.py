@@ -53,7 +53,7 @@ def nnls_operations(solve: Callable) -> dict[str, Callable]:
     def nnls_(
         F: Tensor, C: Tensor, G: Tensor, sums: Tensor, *, warm: bool, max_steps: int | None = None
     ) -> NnlsInfo:
-        """As backends.nnls.reference.nnls_, but concepts enter in blocks; C in any layout. About m q³
+        """As nnls_ of nnls/reference.py, but concepts enter in blocks; C in any layout. About m q³
         flops."""
         return solve(F, C, (*unit_gram(G), None), sums, warm, max_steps)[0]
 
@@ -67,7 +67,7 @@ def nnls_operations(solve: Callable) -> dict[str, Callable]:
         warm: bool,
         max_steps: int | None = None,
     ) -> tuple[NnlsInfo, Tensor]:
-        """As backends.nnls.reference.nnls_on_; C in any layout."""
+        """As nnls_on_ of nnls/reference.py; C in any layout."""
         sums = torch.zeros(2, dtype=torch.float64, device=F.device)
         return solve(F, C, (unit, scale, index), sums, warm, max_steps)
 
@@ -84,7 +84,7 @@ def nnls_arguments(
 ) -> tuple:
     """The arguments that nnls has in both extensions, from F to report.
 
-    F, C (K, m); gram: unit, scale, index as for backends.nnls.reference.nnls_on_, or index None: all
+    F, C (K, m); gram: unit, scale, index as for nnls_on_ of nnls/reference.py, or index None: all
     concepts. report (m, 4) float64, written by nnls.
     """
     unit, scale, index = gram
