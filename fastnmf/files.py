@@ -1,4 +1,4 @@
-"""Matrices in files: read with a clear refusal, written whole or not at all."""
+"""Matrices in files: read with messages that say what is wrong, written atomically."""
 
 # safetensors has no types; matrices are upper case
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -23,10 +23,42 @@ from .errors import InvalidInput
 
 
 def read_matrix(path: str | os.PathLike[str]) -> np.ndarray | Tensor:
-    """The matrix in a .npy (mapped, not read), .npz, .pt, .pth or .safetensors file, on the CPU.
+    """Read a matrix from a file.
 
-    A file of several arrays must name one of them 'A' or 'arr_0'. Nothing in a file is executed.
-    Raises FileNotFoundError, or InvalidInput for a file that holds no matrix of real numbers.
+    Parameters
+    ----------
+    path : path
+        A .npy, .npz, .pt, .pth or .safetensors file. A file of several arrays must name one of
+        them 'A' or 'arr_0'.
+
+    Returns
+    -------
+    ndarray or Tensor (n, d)
+        The matrix on the CPU, in the dtype of the file: an array of a .npy file, which is mapped
+        and not read, or of a .npz file; else a tensor.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    InvalidInput
+        (a ValueError) For a file that is damaged or holds no dense matrix of real numbers.
+
+    Notes
+    -----
+    Nothing in a file is executed: files with pickled objects are refused.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from fastnmf.files import read_matrix, write_matrix
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "A.npz")
+    ...     write_matrix(path, np.eye(2))
+    ...     print(read_matrix(path))
+    [[1. 0.]
+     [0. 1.]]
     """
     path = existing(path, READERS)
     with refusing_damage(path):
@@ -42,9 +74,40 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray | Tensor:
 
 
 def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> None:
-    """Write a matrix as .npy, .npz (named 'A'), .pt, .pth or .safetensors ('A'); see `replacing`.
+    """Write a matrix to a file.
 
-    Raises what `check_output` raises before it writes.
+    Parameters
+    ----------
+    path : path
+        A .npy, .npz, .pt, .pth or .safetensors file; links are followed.
+    matrix : ndarray or Tensor (n, d)
+        In .npz and .safetensors files it is named 'A'. bfloat16 is widened to float32 in .npy and
+        .npz files, which have no such dtype.
+
+    Raises
+    ------
+    InvalidInput
+        (a ValueError) For another suffix, or a folder.
+    FileNotFoundError
+        If the folder of the file does not exist.
+    PermissionError
+        If the file may not be written.
+
+    Notes
+    -----
+    A file of this name is replaced in one step once the new one is complete on the disk, and stays
+    as it was if writing fails.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import torch
+    >>> from fastnmf.files import read_matrix, write_matrix
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "A.safetensors")
+    ...     write_matrix(path, torch.ones(2, 3))
+    ...     print(read_matrix(path).shape)
+    torch.Size([2, 3])
     """
     path = check_output(path, WRITERS)
     with replacing(path) as part:
@@ -59,17 +122,17 @@ def _read_npz(path: Path) -> np.ndarray:
 
 def _read_pt(path: Path) -> Tensor:
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message invites to execute what the file holds
+        # torch's own message suggests executing the file
         hint = "it is damaged or holds more than tensors; write it by torch.save(A, path)"
         raise InvalidInput(f"{path} cannot be read as {path.suffix}: {hint}") from error
-    if isinstance(held, dict):
-        tensors = {str(key): value for key, value in held.items() if isinstance(value, Tensor)}
-        held = tensors[only_one(path, list(tensors))]
-    if not isinstance(held, Tensor):
-        raise InvalidInput(f"{path} holds a {type(held).__name__}; it must hold a tensor")
-    return held
+    if isinstance(content, dict):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        content = tensors[only_one(path, list(tensors))]
+    if not isinstance(content, Tensor):
+        raise InvalidInput(f"{path} holds a {type(content).__name__}; it must hold a tensor")
+    return content
 
 
 def _read_safetensors(path: Path) -> Tensor:
@@ -87,7 +150,7 @@ def _array(matrix: np.ndarray | Tensor) -> np.ndarray:
 def _tensor(matrix: np.ndarray | Tensor) -> Tensor:
     tensor = matrix if isinstance(matrix, Tensor) else torch.from_numpy(np.array(matrix))
     tensor = tensor.detach().cpu().contiguous()
-    # torch.save writes all that lies under a view
+    # torch.save writes the whole storage of a view
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 

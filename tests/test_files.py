@@ -169,9 +169,7 @@ def test_damaged_file_is_refused_or_read(suffix, tmp_path):
 @pytest.mark.parametrize("before", [None, b"old"], ids=["new", "old"])
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError("disk full")], ids=repr)
 @pytest.mark.parametrize("suffix", READERS)
-def test_interrupted_write_leaves_things_as_they_were(
-    suffix, fault, before, tmp_path, interrupted
-):
+def test_interrupted_write_leaves_things_as_they_were(suffix, fault, before, tmp_path, interrupted):
     path = tmp_path / f"A{suffix}"
     if before:
         path.write_bytes(before)

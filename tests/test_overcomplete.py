@@ -1,7 +1,8 @@
-"""The patch: what it binds, undoes, keeps true of classes, and how patched models travel.
+"""The patch: which names it binds and restores, which classes are instances of which, and how
+patched models are copied and saved.
 
-The mechanics are tested on a small package written here, which stands for Overcomplete; a few tests
-ask the same of the real one where it is installed.
+Most tests use a small package written here in the place of Overcomplete; a few use the real one
+where it is installed.
 """
 
 from __future__ import annotations

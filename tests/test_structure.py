@@ -59,3 +59,43 @@ def test_counts_see_what_they_count(tmp_path, monkeypatch):
     assert structure.long_functions() == ["fastnmf.a.solve (53)", "fastnmf.a.solve.inner (52)"]
     assert [place.split()[1] for place in structure.solver_names_elsewhere()] == ["'hals'"]
     structure.tree.cache_clear()
+
+
+# modules without a test file of their own → where they are tested
+TESTED_IN = {
+    "__main__": "cli/test_main.py",
+    "errors": "models/test_drop_in.py",
+    "backends.cpp": "test_extension.py",
+    "backends.nnls.reference": "solvers/test_anls.py",
+    "backends.nnls.result": "fit/test_nnls.py",
+    "backends.pointers": "test_extension.py",
+    "backends.torch": "solvers/test_iterates.py",
+    "backends.triton": "kernels/test_interpreted.py",
+    "cli.parser": "cli/test_main.py",
+    "data.shards": "data/test_sources.py",
+    "data.summary": "data/test_sources.py",
+    "engine.codes": "engine/test_loop.py",
+    "engine.history": "engine/test_loop.py",
+    "engine.iteration": "engine/test_loop.py",
+    "engine.state": "engine/test_loop.py",
+    "engine.statistics": "engine/test_loop.py",
+    "fit.options": "models/test_nmf.py",
+    "planning.hardware": "planning/test_plan.py",
+    "solvers.base": "solvers/test_toy_solver.py",
+    "solvers.half_step": "solvers/test_iterates.py",
+    "solvers.registry": "solvers/test_toy_solver.py",
+}
+
+
+def test_every_module_has_its_tests():
+    tests = structure.ROOT / "tests"
+    untested = []
+    for module, path in structure.MODULES.items():
+        name = module.removeprefix("fastnmf.")
+        if path.stem in ("__init__", "_version"):
+            continue
+        *packages, last = name.split(".")
+        own = tests.joinpath(*packages, f"test_{last}.py")
+        if not own.exists() and not (tests / TESTED_IN.get(name, "none")).is_file():
+            untested.append(name)
+    assert untested == []

@@ -1,5 +1,5 @@
 """Supported inputs in memory: tensors, arrays, loaders and iterables of batches become one checked
-matrix. Files are opened by shards.py, data of any kind by sources.py."""
+matrix. Files are opened in shards.py, inputs of any kind in sources.py."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from torch.utils.data import DataLoader
 from ..errors import InvalidInput
 from ..numerics import NARROW, NARROW_ON, Part, compute_dtype, widened
 
-# copied and searched at once: small beside A, large beside the cost of a call
+# entries that are copied or checked at a time: few beside A, many beside the cost of a call
 PART_ENTRIES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a matrix must be like to be used, and what messages call it.
+    """What a matrix must satisfy, and what messages call it.
 
-    name: of the argument. features: the width it must have, called `columns` in messages. dtype:
-    that it is at least computed in. signed: negative entries may pass. empty: no rows will do.
-    narrow: on a GPU 16-bit numbers may stay as they are.
+    name: of the argument. features: the number of columns, if it is fixed; messages call them
+    `columns`. dtype: the matrix is promoted to it at least. signed: whether negative entries are
+    allowed. empty: whether no rows are allowed. narrow: whether 16-bit numbers stay as they are on
+    a GPU.
     """
 
     name: str = "A"
@@ -53,15 +54,18 @@ class Expected:
             )
 
 
-def read_matrix(A: Any, device: str | torch.device, expected: Expected = Expected()) -> Tensor:
-    """Bring A onto device as float32 (float64 stays float64), and check that NMF can use it.
+NON_NEGATIVE = Expected()
 
-    A: a tensor, an array, anything with `__array__`, a DataLoader, a dataset or an iterable of
-    batches; a batch is a matrix, or a tuple whose first item is one (outside a DataLoader a vector
-    is one row). A tensor or writable array of the right dtype, on the device, with contiguous rows
-    is not copied; all else is copied a part at a time. Raises InvalidInput for a shape or a value
-    that cannot be used, with its place (rows count on over batches), TypeError for no dense, real
-    matrix. Synchronises once.
+
+def read_matrix(A: Any, device: str | torch.device, expected: Expected = NON_NEGATIVE) -> Tensor:
+    """Return A (n, d), checked, on the device: float32, or float64 if any part of it is.
+
+    A: a tensor, an array, an object with `__array__`, a DataLoader, a dataset or an iterable of
+    batches. A batch is a matrix, or a tuple whose first item is one; outside a DataLoader a vector
+    is one row. A tensor or writable array of the right dtype, on the device, with contiguous rows
+    is not copied; all else is copied some rows at a time. Raises InvalidInput for a shape or a
+    value that cannot be used, with its place (rows are counted over all batches), and TypeError for
+    what is no dense, real matrix. Synchronises once.
     """
     parts, dtype = _parts(A, expected.name), expected.dtype
     expected.check_shape(_shape(parts))
@@ -77,10 +81,10 @@ def read_matrix(A: Any, device: str | torch.device, expected: Expected = Expecte
 
 
 def as_numpy32(x: Any, name: str = "A", columns: int | None = None) -> np.ndarray:
-    """Give x (tensor, array, DataLoader, nested list) as a float32 array of two dimensions.
+    """Return x (tensor, array, DataLoader, nested list) as a float32 array of two dimensions.
 
     A float32 array is returned itself. Raises InvalidInput when it is not 2-D or has another
-    number of columns than asked for. Values are not checked.
+    number of columns than `columns`. Values are not checked.
     """
     if isinstance(x, DataLoader):
         x = gather(_parts(x, name), torch.float32, "cpu")
@@ -94,13 +98,13 @@ def as_numpy32(x: Any, name: str = "A", columns: int | None = None) -> np.ndarra
 
 
 def _parts(A: Any, name: str) -> deque[Part]:
-    """A as matrices of one width, to be put below each other; not converted or moved yet."""
+    """A as matrices of one width, one below the other; not converted or moved yet."""
     matrix = as_matrix(A, name)
     if matrix is not None:
         return deque([two_dimensional(matrix, name)])
     parts = deque()
     for part in batches_in(A, name):
-        # a generator may fill one buffer again and again
+        # a generator may reuse one buffer for all batches
         if not isinstance(A, list | tuple | DataLoader):
             part = part.clone() if isinstance(part, Tensor) else part.copy()
         parts.append(part)
@@ -108,8 +112,8 @@ def _parts(A: Any, name: str) -> deque[Part]:
 
 
 def batches_in(A: Any, name: str, *, empty: bool = False) -> Iterator[Part]:
-    """The batches that A gives, as matrices; raises InvalidInput for none unless `empty`, and for
-    another width than that of the first."""
+    """The batches of A as matrices. Raises InvalidInput for none unless `empty`, and for a batch of
+    another width than the first."""
     width = None
     for number, batch in enumerate(batches_of(A, name)):
         part = _as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
@@ -124,6 +128,7 @@ def batches_in(A: Any, name: str, *, empty: bool = False) -> Iterator[Part]:
 
 
 def batches_of(A: Any, name: str) -> Iterable[Any]:
+    """A as an iterable of batches, not read yet. Raises TypeError for what is none."""
     if isinstance(A, Iterable) and not isinstance(A, str | bytes | Mapping):
         return A
     if hasattr(A, "__getitem__") and hasattr(A, "__len__") and not isinstance(A, Iterable):
@@ -165,6 +170,7 @@ def as_matrix(A: Any, name: str) -> Part | None:
 
 
 def two_dimensional(A: Part, name: str) -> Part:
+    """A itself. Raises InvalidInput unless it has two dimensions."""
     if A.ndim != 2:
         hint = f"with features last, {name}.reshape(-1, {A.shape[-1] if A.ndim else 1})"
         hint = f"a single row is {name}[None]" if A.ndim == 1 else hint
@@ -175,15 +181,15 @@ def two_dimensional(A: Part, name: str) -> Part:
 def kept_dtype(
     parts: Iterable[Part], dtype: torch.dtype, device: str | torch.device
 ) -> torch.dtype:
-    """What parts that are computed with in `dtype` are held in there: that, or on a GPU what all of
-    them are, if it is one of NARROW."""
+    """The dtype in which parts that are computed with in `dtype` are stored on the device: the
+    same, or on a GPU the 16-bit dtype that all of them have."""
     stored = {tensor_of(part[:1]).dtype for part in parts}
     keeps = dtype == torch.float32 and torch.device(device).type in NARROW_ON
     return stored.pop() if keeps and len(stored) == 1 and stored <= {*NARROW} else dtype
 
 
 def in_place(part: Part, dtype: torch.dtype, device: str | torch.device) -> Tensor | None:
-    """The part itself as a tensor when it can be used where it lies, else None."""
+    """The part itself as a tensor if its dtype, device and strides fit, else None."""
     if not isinstance(part, Tensor):
         known = part.dtype in (np.float32, np.float64)
         # a map is read once: its file may be slow, or change
@@ -204,15 +210,16 @@ def _shape(parts: deque[Part]) -> tuple[int, int]:
 
 
 def gather(parts: deque[Part], dtype: torch.dtype, device: str | torch.device) -> Tensor:
-    """Copy the parts into one new matrix piece by piece, letting go of each once it is read."""
+    """Copy the parts into one new matrix, some rows at a time; each is removed from `parts` once it
+    is copied."""
     start, matrix = 0, torch.empty(_shape(parts), dtype=dtype, device=device)
     step = _part_rows(matrix.shape[1])
     while parts:
         part = parts.popleft()
         for i in range(0, part.shape[0], step):
-            piece = tensor_of(part[i : i + step])
-            matrix[start : start + len(piece)] = piece
-            start += len(piece)
+            rows = tensor_of(part[i : i + step])
+            matrix[start : start + len(rows)] = rows
+            start += len(rows)
     return matrix
 
 
@@ -220,7 +227,7 @@ def tensor_of(part: Part) -> Tensor:
     """The part as a tensor; an array that torch cannot view is copied."""
     if isinstance(part, Tensor):
         return part
-    # NumPy's long double is none of torch's types
+    # torch has no long double
     known = part.itemsize <= 8
     if known and part.dtype.isnative and part.flags.c_contiguous and _viewable(part):
         return torch.from_numpy(part)
@@ -229,24 +236,26 @@ def tensor_of(part: Part) -> Tensor:
 
 
 def _viewable(array: np.ndarray) -> bool:
-    """Whether torch can view these strides: a single row may be contiguous with any at all."""
+    """Whether torch can view these strides: NumPy calls a single row contiguous with any."""
     whole = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
     return whole and array.flags.writeable
 
 
 class ValueCheck:
-    """Finds entries that cannot be used: the first, and how many there are of its kind."""
+    """The entries of a matrix that cannot be used: the first of them, and how many are of its kind.
+    Arrays and files are checked by it a part at a time."""
 
     def __init__(self, expected: Expected, in_torch: bool = True) -> None:
         self.name, self._signed, self._in_torch = expected.name, expected.signed, in_torch
         self._kind, self._first, self._count = "", "", 0
 
     def usable(self, low: float, high: float) -> bool:
-        """Whether entries from low to high are; both are NaN where any entry is."""
+        """Whether entries from low to high can be used; both are NaN if any entry is."""
         return high < float("inf") and (low >= 0 or (self._signed and low > -float("inf")))
 
     def largest(self, X: Tensor, place: str, first: int) -> float:
-        """The largest entry of rows X, of which row `first` of `place` is the first."""
+        """The largest entry of X, the rows of `place` from `first` on. Counts what cannot be
+        used."""
         low, high = torch.stack(torch.aminmax(X)).tolist()
         if not self.usable(low, high):
             self._add(X, place, first)
@@ -264,7 +273,7 @@ class ValueCheck:
         self._count += int(bad.sum())
 
     def report(self) -> None:
-        """Raise InvalidInput if any was found."""
+        """Raise InvalidInput if any entry cannot be used."""
         if not self._count:
             return
         library, clip = ("torch", "clamp") if self._in_torch else ("np", "clip")
@@ -277,16 +286,16 @@ class ValueCheck:
 
 
 def check_values(matrix: Tensor, check: ValueCheck) -> None:
-    """Raise InvalidInput where a matrix in memory has entries that cannot be used. Synchronises
-    once where there are none."""
-    # a part at a time, as aminmax copies what is not contiguous
+    """Raise InvalidInput if a matrix in memory has entries that cannot be used. Synchronises once
+    if it has none."""
+    # a part at a time: aminmax copies what is not contiguous
     parts = matrix.split(_part_rows(matrix.shape[1]))
     bounds = torch.stack([torch.stack(torch.aminmax(widened(X))) for X in parts])
     low, high = torch.stack(torch.aminmax(bounds)).tolist()
     if check.usable(low, high):
         return
     first = 0
-    # what is not finite is reported before what is negative
+    # entries that are not finite are reported before negative ones
     order = [X for X in parts if not X.isfinite().all()] or parts
     for X in parts:
         if any(X is one for one in order):

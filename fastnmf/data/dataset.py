@@ -1,5 +1,5 @@
-"""Data: A (n, d), checked, as everything else sees it: in memory (one chunk) or read in every pass
-(many), all of it or the rows of one of several processes."""
+"""Data: A (n, d), checked, with one interface whether it is in memory (one chunk) or read in every
+pass (many), whole or the rows of one of several processes."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from torch import Tensor
 from ..distributed import ALONE, Processes
 from ..numerics import compute_dtype, squared_norm, wide_pieces
 from ..planning.memory import Budget
-from .arrays import Expected, read_matrix
+from .arrays import NON_NEGATIVE, Expected, read_matrix
 from .prefetch import Prefetcher
-from .sources import Source, Summary, chunks_of, held_by, joined, open_source, summarise
+from .sources import Source, chunks_of, open_source, summarise, whole_matrix
 from .storage import InMemory, NotKept, OnDisk, Storage, row_blocks
+from .summary import Summary, joined
 
-# chunks after which freed memory is returned to the system: the next ones would use it, and taking
-# it anew for each of them made fits up to 5 % slower
+# chunks after which freed memory is returned to the system: after every chunk made fits up to 5 %
+# slower, as the next one allocates it again
 _RETURNED_AFTER = 8
-# entries whose sum is taken at a time
+# entries that are summed at a time
 _SUMMED = 1 << 20
 
 Tile = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Data:
-    """A (n, d), checked and on its device, of which a process may have a part.
+    """A (n, d), checked; a process may have a part of its rows.
 
-    n, d, dtype: of all rows; dtype is that of computing. A: the rows here, where they are in memory;
-    16-bit numbers may stay as they are, and are to be widened where they are computed with.
-    resident: whether all rows, of all processes, are in memory, and so may be a residual (n, d).
-    first, n_here: which rows of A this process has. chunk_rows: rows of a chunk. passes: how often
-    all rows were read, the checks included.
+    n, d: of all rows. dtype, device: in which and on which they are computed with. A: the rows here
+    if they are in memory, else None; 16-bit numbers may stay as they are stored. resident: whether
+    all rows of all processes are in memory, so that a residual (n, d) may be as well. first,
+    n_here: which rows of A this process has. chunk_rows: rows of a chunk, at most. passes: how
+    often all rows were read, including the checks.
     """
 
     def __init__(self, A: Tensor) -> None:
-        """Data of one process, all in memory."""
+        """Data in the memory of one process."""
         (self.n, self.d), self.dtype, self.device = A.shape, compute_dtype(A), A.device
         self.A: Tensor | None = A
         self.processes, self.first, self.n_here = ALONE, 0, self.n
@@ -59,8 +60,8 @@ class Data:
         *,
         resident: bool = False,
     ) -> Data:
-        """Data whose rows here are those of a source, in chunks that fit. summaries: of the rows of
-        each process."""
+        """Data whose rows here are those of a source, in chunks that fit the budget. summaries: of
+        the rows of each process."""
         self, whole = cls.__new__(cls), joined(summaries)
         summary = summaries[processes.rank]
         self.n, self.d, self.dtype, self.device = whole.n, whole.d, whole.dtype, budget.device
@@ -70,7 +71,7 @@ class Data:
         self._summary, self._squares_here = whole, summary.squares
         self._source, self._prefetch, self._budget = source, prefetch, budget
         none = torch.empty(0, self.d, dtype=self.dtype, device=self.device)
-        self.A = held_by(source, self.dtype, self.device) if self.n_here else none
+        self.A = whole_matrix(source, self.dtype, self.device) if self.n_here else none
         self._buffers, self.chunk_rows = [], 0
         self.limit_chunks(None)
         gpu = self.device.type == "cuda"
@@ -79,12 +80,12 @@ class Data:
 
     @property
     def in_one_piece(self) -> bool:
-        """Whether all rows are in memory and of this process."""
+        """Whether all rows are in the memory of this process."""
         return self.resident and self.processes.alone
 
     @functools.cached_property
     def squared_norm(self) -> Tensor | float:
-        """‖A‖² of all rows: a float64 scalar on the device where they are in memory."""
+        """‖A‖² of all rows: a float, or for data in memory a float64 scalar on the device."""
         return squared_norm(self.A) if self._summary is None else self._summary.squares
 
     @property
@@ -110,17 +111,17 @@ class Data:
         """The mean of all rows (d,), in float64."""
         if self._summary is not None:
             return self._summary.columns.to(self.device) / self.n
-        # torch takes sums of all of A in float64 from a copy
+        # torch sums in float64 by a copy
         parts = self.A.split(max(1, _SUMMED // self.d))
         return sum(part.sum(0, dtype=torch.float64) for part in parts) / self.n
 
     @property
     def like(self) -> Tensor:
-        """An empty tensor of the dtype and on the device of computing."""
+        """An empty tensor of this dtype on this device."""
         return torch.empty(0, dtype=self.dtype, device=self.device)
 
     def limit_chunks(self, most: int | None) -> None:
-        """Have chunks of as many rows as fit in memory, `most` at most."""
+        """Set chunk_rows to what fits in memory, `most` at most."""
         if self._summary is None:
             self.chunk_rows = min(self.n, most or self.n)
         else:
@@ -128,20 +129,23 @@ class Data:
             self.take_chunks(self._budget.rows(*sizes, most))
 
     def take_chunks(self, rows: int) -> None:
-        """From now on read that many rows at a time."""
+        """Set chunk_rows."""
         self.chunk_rows, self._buffers = rows, []
 
     def chunks(
         self, codes: Storage | None = None, save: bool = True
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """One pass: (which of the rows here, X, their codes) on the device, X widened; what became
-        of the codes is kept unless save is False. A chunk is valid until the next one is asked for.
-        Codes that are not kept are None."""
+        """Yield (part, X, Z) of each chunk in one pass over the rows here: X, widened, and their
+        codes Z, or None if codes are not kept, on the device.
+
+        Z may be changed in place, and is saved unless save is False. A chunk is valid until the
+        next one is requested.
+        """
         if self._summary is None:
             yield from self._chunks_in_memory(codes)
             return
         chunks = self._read(codes, save)
-        # what is in memory need not be waited for
+        # what is in memory is read without the thread
         waits = self.A is None or isinstance(codes, OnDisk)
         for part, (buffer, host), loaded in self._prefetch(chunks) if waits else chunks:
             X = self._on_device(buffer, host)
@@ -173,9 +177,12 @@ class Data:
         save: bool = False,
         E: Tensor | None = None,
     ) -> Iterable[Tile]:
-        """X (m, d), its codes (m, K) and its part of E (n, d), where they are given, of each `rows`
-        rows here; None is as many as a chunk has. Views of what is in memory, X as it is stored; of
-        a stream read anew in every pass. save: whether what becomes of the codes is kept."""
+        """(X (m, d), their codes (m, K), their part of E (n, d)) of tiles of up to `rows` rows, by
+        default of a chunk; None for codes or E that are not given.
+
+        Data in memory: views, X as it is stored. A stream: read again whenever the tiles are
+        iterated over, X widened; codes that are changed in place are saved if `save`.
+        """
         if not self.in_one_piece or not isinstance(codes, InMemory | None):
             return _Tiles(self, codes, rows or self.chunk_rows, save, E)
         Z = None if codes is None else codes.Z
@@ -183,7 +190,7 @@ class Data:
         return [tuple(None if M is None else M[part] for M in (self.A, Z, E)) for part in parts]
 
     def _read(self, codes: Storage | None, save: bool) -> Iterator:
-        """In the thread: a chunk, the buffer it is in, and its codes as they are stored."""
+        """(part, (buffer, X), codes as they are stored) of each chunk; runs in the thread."""
         load = _loading(codes, save)
         if self.A is not None:
             for part in row_blocks(self.n_here, self.chunk_rows):
@@ -211,7 +218,7 @@ class Data:
         return _Buffer(torch.empty(shape, dtype=self.dtype, pin_memory=pinned))
 
     def _on_device(self, buffer: _Buffer | None, host: Tensor) -> Tensor:
-        """The chunk where it is computed with; the buffer may be filled again when `copied`."""
+        """The chunk on the device; its buffer may be written to after the event `copied`."""
         if self._copies is None or buffer is None:
             return host.to(self.device)
         here = torch.cuda.current_stream(self.device)
@@ -227,9 +234,9 @@ class Data:
 def opened(
     A: Any, expected: Expected, budget: Budget, processes: Processes = ALONE
 ) -> Iterator[Data]:
-    """A as Data, with the thread that reads ahead until the end of the context. Where A is the rows
-    of one of several processes, or its codes are not kept, it is gone through in chunks also where
-    it is in memory."""
+    """A as Data, in a context with the thread that reads ahead. The rows of one of several
+    processes, and data whose codes are not kept, are processed in chunks even if they are in
+    memory."""
     with Prefetcher() as prefetch:
         with processes.agreed():
             found = open_source(A, expected, budget, prefetch)
@@ -240,7 +247,7 @@ def opened(
         source, summary = found if matrix is None else summarise(matrix)
         here = summary.n == 0 or (matrix is not None and budget.has_room_beside(matrix))
         summaries, everywhere = zip(*processes.gather((summary, here)), strict=True)
-        # where all is in memory, the fit is as that of one process which has all
+        # with all rows in memory the fit is that of one process that has all of them
         resident = not processes.alone and all(everywhere) and budget.codes != "none"
         resident = resident and len({part.dtype for part in summaries if part.n}) == 1
         joined(summaries)
@@ -250,13 +257,14 @@ def opened(
         yield data
 
 
-def in_memory(A: Any, device: torch.device, expected: Expected = Expected()) -> Data:
-    """A, which is in memory or fits there, as Data."""
+def in_memory(A: Any, device: torch.device, expected: Expected = NON_NEGATIVE) -> Data:
+    """A, which is in memory or is read into it whole, as Data."""
     return Data(read_matrix(A, device, expected))
 
 
 def _loading(codes: Storage | None, save: bool) -> Callable[[slice], Tensor | None]:
-    """What gives the codes of a chunk as they are stored."""
+    """A function that loads the codes of a chunk as they are stored, or None if they are not
+    kept."""
     if isinstance(codes, OnDisk):
         return functools.partial(codes.map_rows, writes=save)
     return lambda part: None if codes is None or isinstance(codes, NotKept) else codes.load(part)
@@ -264,7 +272,7 @@ def _loading(codes: Storage | None, save: bool) -> Callable[[slice], Tensor | No
 
 @dataclass
 class _Buffer:
-    """Memory for a chunk, and the event after which its copy to the device is complete."""
+    """Host memory for a chunk, and the event after which its copy to the device is complete."""
 
     host: Tensor
     copied: torch.cuda.Event | None = None
@@ -272,7 +280,7 @@ class _Buffer:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """The tiles of data that are read in passes: read anew every time they are gone through."""
+    """The tiles of data that are read in passes: each iteration over it is one pass."""
 
     data: Data
     codes: Storage | None
@@ -289,15 +297,15 @@ class _Tiles:
 
 
 def return_memory() -> None:
-    """Return freed memory to the system: glibc keeps blocks of up to 32 MB, and a process had grown
-    by up to three times what was in use at once."""
+    """Return freed memory to the system. glibc keeps blocks of up to 32 MB: without this a process
+    grew by up to three times what it used at once."""
     if trim := _trim():
         trim(0)
 
 
 @functools.cache
 def _trim() -> Callable[[int], int] | None:
-    """malloc_trim, which glibc alone has."""
+    """malloc_trim, which only glibc has."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

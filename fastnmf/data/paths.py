@@ -85,7 +85,8 @@ def _part(path: Path) -> Path:
 
 
 def existing(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:
-    """path, which must exist and have one of the suffixes. Raises FileNotFoundError or InvalidInput."""
+    """Return path. Raises FileNotFoundError if there is no such file, InvalidInput for another
+    suffix."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")

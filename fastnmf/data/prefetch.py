@@ -1,4 +1,4 @@
-"""A thread that makes the next item while the last one is used."""
+"""A thread that prepares the next item while the current one is used."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _END = object()
 
 
 class Prefetcher:
-    """A context with one thread, which ends with it however it ends.
+    """A context with one thread, which ends with the context.
 
-    What is raised in the thread is raised where its item, or the next call of `later`, is awaited.
+    An exception in the thread is raised where its item, or the result of `later`, is awaited.
     """
 
     def __init__(self) -> None:
@@ -27,24 +27,24 @@ class Prefetcher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, items: Iterator[T]) -> Iterator[T]:
-        """The items; while one is used the next is made. Two exist at a time."""
+        """Yield the items; while one is used the thread prepares the next. Two exist at a time."""
         waiting = self._pool.submit(next, items, _END)
         try:
             while (item := waiting.result()) is not _END:
                 waiting = self._pool.submit(next, items, _END)
                 yield item
         finally:
-            # what was begun ends before anybody else uses what it writes to
+            # what the thread has begun must end before its buffers are used elsewhere
             waiting.cancel()
             wait([waiting])
 
     def later(self, do: Callable[..., Any], *given: Any) -> None:
-        """Call do(*given) in the thread, after what was to be done there before."""
+        """Call do(*given) in the thread, after the previous call has ended."""
         self.settle()
         self._later = self._pool.submit(do, *given)
 
     def settle(self) -> None:
-        """Wait for what `later` was given."""
+        """Wait for the last call of `later`."""
         later, self._later = self._later, None
         if later is not None:
             later.result()

@@ -54,7 +54,9 @@ def paths_of(A: Any) -> Sequence[str | os.PathLike[str]] | None:
     return A if listed else None
 
 
-def open_paths(paths: Sequence[str | os.PathLike[str]], *, empty: bool = False) -> tuple[Shard, ...]:
+def open_paths(
+    paths: Sequence[str | os.PathLike[str]], *, empty: bool = False
+) -> tuple[Shard, ...]:
     """The shards in these files, in this order; a folder stands for its .npy and .safetensors
     files, sorted by name.
 

@@ -1,15 +1,13 @@
-"""Data that are read in every pass: the rows of files, or batches that can be had again. They are
-read through and checked once before anything is computed."""
+"""Data that are read in every pass: rows of files, or batches that can be iterated over repeatedly.
+They are read and checked once before anything is computed."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,53 +31,26 @@ from .arrays import (
 )
 from .prefetch import Prefetcher
 from .shards import Shard, in_memory, open_paths, paths_of
+from .summary import Summary
 
-# entries read from a shard at once; copied by one thread, as torch does with no more than these:
-# with some of OpenMP's for the thread that reads there would be more than processors, and then all
-# sleep after every operation (measured, libgomp: an iteration takes 1.11 times as long)
+# entries that are read from a shard at a time
 _READ_ENTRIES = 1 << 19
+# entries that are copied at a time, which torch does by one thread. If the thread that reads had
+# OpenMP threads of its own, there would be more than processors, and all would be blocked after
+# every operation (libgomp: an iteration takes 1.11 times as long)
 _COPIED = 1 << 15
 
 
 class StoredRows(NamedTuple):
-    """Rows as they are stored, and where: row `first` of `place` is the first."""
+    """Rows as they are stored; the first is row `first` of `place`."""
 
     values: Part
     place: str
     first: int
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Statistics of A (n, d): the dtype to compute in, ‖A‖², its largest entry, and the
-    sums of its columns (d,) in float64."""
-
-    n: int
-    d: int
-    dtype: torch.dtype
-    squares: float
-    largest: float
-    columns: Tensor
-
-    @property
-    def mean(self) -> float:
-        return float(self.columns.sum()) / (self.n * self.d)
-
-    @classmethod
-    def of_nothing(cls) -> Summary:
-        return cls(0, 0, torch.float32, 0.0, 0.0, torch.zeros(0, dtype=torch.float64))
-
-    def with_rows(self, X: Tensor, largest: float, dtype: torch.dtype) -> Summary:
-        """That of these rows and X (m, d), with this largest entry, below them."""
-        columns = self.columns if self.n else torch.zeros(X.shape[1], dtype=torch.float64)
-        columns += X.sum(0)
-        squares = self.squares + float(squared_norm(X))
-        n, largest = self.n + len(X), max(self.largest, largest)
-        return Summary(n, X.shape[1], dtype, squares, largest, columns)
-
-
 class Shards:
-    """The rows of shards, one below the other. Raises InvalidInput where their widths differ."""
+    """The rows of shards, one below the other. Raises InvalidInput if their widths differ."""
 
     once = False
 
@@ -88,9 +59,9 @@ class Shards:
         shards: tuple[Shard, ...],
         name: str,
         matrix: Part | None = None,
-        paths: Sequence[str | os.PathLike] = (),
+        paths: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        """matrix: the rows, where they are in memory. paths: the files and folders they are of."""
+        """matrix: the rows, if they are in memory. paths: the files and folders they come from."""
         self.name, self._shards, self.matrix, self.paths = name, shards, matrix, paths
         for before, shard in itertools.pairwise(shards):
             if shard.shape[1] != before.shape[1]:
@@ -104,7 +75,7 @@ class Shards:
             self.dtype = torch.promote_types(self.dtype, shard.dtype)
 
     def part(self, number: int, of: int) -> Shards:
-        """Part `number` of so many, as even as can be."""
+        """Part `number` of `of` equal parts."""
         n, parts, before = self.shape[0], [], 0
         first, stop = n * number // of, n * (number + 1) // of
         for shard in self._shards:
@@ -116,10 +87,11 @@ class Shards:
         return Shards(tuple(parts), self.name, paths=self.paths)
 
     def samples(self) -> Iterator[Part]:
-        """The first row of each shard, as it is stored."""
+        """The first row of each shard as it is stored."""
         return (shard.read(0, min(1, shard.shape[0])) for shard in self._shards)
 
     def parts(self) -> Iterator[StoredRows]:
+        """One pass over the rows, some at a time."""
         step = max(1, _READ_ENTRIES // max(1, self.shape[1]))
         for shard in self._shards:
             for first in range(0, shard.shape[0], step):
@@ -130,35 +102,36 @@ class Shards:
 class Batches:
     """The rows of a DataLoader, a dataset or an iterable of batches, the same in every pass.
 
-    once: whether they can be had only once. empty: none will do. pieces raises InvalidInput where a
-    later pass gives other numbers than the first.
+    once: whether they can be read only once. empty: whether no batches are allowed.
     """
 
     shape = None
 
     def __init__(self, A: Any, name: str, *, empty: bool = False) -> None:
         self.name, self._A, self._empty = name, A, empty
-        self._prints: list[int] | None = None
+        self._checksums: list[int] | None = None
         self.once, self.kind = isinstance(A, Iterator), type(A).__name__
-        # so that what gives no batches is refused now
+        # raises for an input that has no batches
         batches_of(A, name)
 
     def parts(self) -> Iterator[StoredRows]:
-        prints, first = [], 0
+        """One pass over the rows, some at a time. Raises InvalidInput if they differ from those of
+        the first pass."""
+        checksums, first = [], 0
         for part in batches_in(self._A, self.name, empty=self._empty):
-            prints.append(_print(part))
-            self._compare(prints, len(prints))
+            checksums.append(_checksum(part))
+            self._compare(checksums, len(checksums))
             step = max(1, _READ_ENTRIES // max(1, part.shape[1]))
             for i in range(0, part.shape[0], step):
                 yield StoredRows(part[i : i + step], self.name, first + i)
             first += part.shape[0]
-        self._compare(prints, None)
-        self._prints = prints
+        self._compare(checksums, None)
+        self._checksums = checksums
 
-    def _compare(self, prints: list[int], seen: int | None) -> None:
-        if self._prints is not None and prints != self._prints[:seen]:
+    def _compare(self, checksums: list[int], seen: int | None) -> None:
+        if self._checksums is not None and checksums != self._checksums[:seen]:
             raise InvalidInput(
-                f"batch {len(prints) - 1} of {self.name} is not what it was in the pass before; "
+                f"batch {len(checksums) - 1} of {self.name} is not what it was in the pass before; "
                 f"give batches in the same order every time (DataLoader: shuffle=False)"
             )
 
@@ -169,12 +142,11 @@ Source = Shards | Batches
 def open_source(
     A: Any, expected: Expected, budget: Budget, prefetch: Prefetcher
 ) -> Tensor | tuple[Source, Summary]:
-    """A, checked: as a matrix where the budget holds all of it, else what gives its rows again, with
-    its Summary.
+    """A, checked: a matrix on the device if all of it fits the budget, else its source and Summary.
 
-    A: what read_matrix takes, or the path of a .npy or .safetensors file or of a folder of them, or
-    a list of paths, or Shards. Raises the errors of read_matrix; places in files are given by file
-    and row. Batches that can be had only once must fit.
+    A: an input of read_matrix, or the path of a .npy or .safetensors file or of a folder of them,
+    or a list of paths, or Shards. Raises the errors of read_matrix, with places in files by file
+    and row, and InvalidInput for batches that can be read only once and do not fit.
     """
     name, device = expected.name, budget.device
     paths = paths_of(A)
@@ -199,14 +171,14 @@ def open_source(
 
 
 def part_of(A: Any, number: int, of: int) -> Shards:
-    """Part `number` of so many of the rows of A, paths or a matrix: what take takes."""
+    """Part `number` of `of` equal parts of the rows of A, which is paths or a matrix."""
     paths, name = paths_of(A) or (), "A"
     shards = open_paths(paths) if paths else (in_memory(as_matrix(A, name), name),)
     return Shards(shards, name, paths=paths).part(number, of)
 
 
 def summarise(A: Tensor) -> tuple[Source, Summary]:
-    """A matrix in memory, which is checked, as what gives its rows again, with its Summary."""
+    """The source and Summary of a checked matrix in memory."""
     largest, columns = 0.0, torch.zeros(A.shape[1], dtype=torch.float64)
     for X in A.split(max(1, _READ_ENTRIES // A.shape[1])):
         X = widened(X)
@@ -220,8 +192,8 @@ def summarise(A: Tensor) -> tuple[Source, Summary]:
 def chunks_of(
     source: Source, rows: int, buffer: Callable[[], Tensor]
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(which rows, these rows) in order, `rows` at a time and fewer at the end, widened into the
-    memory (rows, d) that buffer() gives, wherever shards and batches end."""
+    """(part, X) of `rows` rows in order, fewer at the end, across the bounds of shards and batches.
+    X is a view of buffer() (rows, d), into which they are copied and widened."""
     first, filled, X = 0, 0, None
     for values, _, _ in source.parts():
         taken = 0
@@ -237,37 +209,16 @@ def chunks_of(
         yield slice(first, first + filled), X[:filled]
 
 
-def held_by(source: Source, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """All rows, where they lie on the device already and in this dtype."""
+def whole_matrix(source: Source, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """All rows, if they are on the device already and in this dtype; else None."""
     matrix = source.matrix if isinstance(source, Shards) else None
     return None if matrix is None else in_place(matrix, dtype, device)
-
-
-def joined(summaries: list[Summary]) -> Summary:
-    """The Summary of all rows from those of parts, of which some may have none. Raises InvalidInput
-    where their widths differ, or none has rows."""
-    some = [summary for summary in summaries if summary.n]
-    if not some:
-        raise InvalidInput("A has no rows in any process; give rows to one of them at least")
-    widths = {summary.d for summary in some}
-    if len(widths) > 1:
-        told = ", ".join(f"{summary.d}" for summary in summaries)
-        raise InvalidInput(f"the processes have rows of {told} features; give all the same")
-    dtype = functools.reduce(torch.promote_types, (summary.dtype for summary in some))
-    return Summary(
-        sum(summary.n for summary in some),
-        widths.pop(),
-        dtype,
-        sum(summary.squares for summary in some),
-        max(summary.largest for summary in some),
-        sum(summary.columns for summary in some),
-    )
 
 
 def _inspect(
     source: Source, expected: Expected, budget: Budget, prefetch: Prefetcher
 ) -> Tensor | tuple[Source, Summary]:
-    """One pass: every check, the sums, and all rows together if they may be."""
+    """One pass over the rows: check them, compute the Summary, and gather them if they fit."""
     if source.shape is not None:
         if expected.empty and source.shape[0] == 0:
             return source, Summary.of_nothing()
@@ -295,7 +246,7 @@ def _inspect(
 
 
 class _Matrix:
-    """The rows of a source of known size in one matrix, where the budget holds it."""
+    """The rows of a source of known size, in one matrix if it fits the budget."""
 
     def __init__(self, source: Shards, dtype: torch.dtype, narrow: bool, budget: Budget) -> None:
         device, self._matrix = budget.device, None
@@ -312,7 +263,7 @@ class _Matrix:
 
 
 class _Batches:
-    """The batches of a source together, as long as the budget holds them."""
+    """The batches of a source, gathered as long as they fit the budget."""
 
     def __init__(self, source: Batches, budget: Budget) -> None:
         self._source, self._budget = source, budget
@@ -326,9 +277,9 @@ class _Batches:
         self._parts = None
         if self._source.once:
             raise InvalidInput(
-                f"{self._source.name} is a {self._source.kind} that can be read only once, and what "
-                f"it gave, {summary.n:,} rows so far, does not fit in memory (max_memory); give "
-                "what can be read again: an object with __iter__, a DataLoader, or a file"
+                f"{self._source.name} is a {self._source.kind} that can be read only once, and "
+                f"{summary.n:,} rows of it do not fit in memory (max_memory); give what can be "
+                "read again: an object with __iter__, a DataLoader, or a file"
             )
 
     def matrix(self, dtype: torch.dtype) -> Tensor | None:
@@ -336,30 +287,31 @@ class _Batches:
 
 
 def _widened(source: Source) -> Iterator[StoredRows]:
-    """The pieces in what they are computed in, small ones together; as copies: a generator may fill
-    one buffer again and again."""
-    held, entries = [], 0
+    """The parts of one pass, widened, small ones of a place joined. They are copies: a generator
+    may reuse one buffer for all batches."""
+    parts, entries = [], 0
     for values, place, first in source.parts():
         X = torch.empty(tuple(values.shape), dtype=compute_dtype(values))
         _copy(values, X)
-        if held and (held[0].place != place or held[0].values.dtype != X.dtype):
-            yield _joined(held)
-            held, entries = [], 0
-        held.append(StoredRows(X, place, first))
+        if parts and (parts[0].place != place or parts[0].values.dtype != X.dtype):
+            yield _in_one(parts)
+            parts, entries = [], 0
+        parts.append(StoredRows(X, place, first))
         entries += X.numel()
         if entries > _READ_ENTRIES // 2:
-            yield _joined(held)
-            held, entries = [], 0
-    if held:
-        yield _joined(held)
+            yield _in_one(parts)
+            parts, entries = [], 0
+    if parts:
+        yield _in_one(parts)
 
 
-def _joined(held: list[StoredRows]) -> StoredRows:
-    if len(held) == 1:
-        return held[0]
-    (X, place, first), rows = held[0], [len(values) for values, _, _ in held]
+def _in_one(parts: list[StoredRows]) -> StoredRows:
+    """Parts that follow each other as one."""
+    if len(parts) == 1:
+        return parts[0]
+    (X, place, first), rows = parts[0], [len(values) for values, _, _ in parts]
     joined = torch.empty(sum(rows), X.shape[1], dtype=X.dtype)
-    for (values, _, _), part in zip(held, joined.split(rows), strict=True):
+    for (values, _, _), part in zip(parts, joined.split(rows), strict=True):
         _copy(values, part)
     return StoredRows(joined, place, first)
 
@@ -376,8 +328,8 @@ def _copy(values: Part, X: Tensor) -> None:
             X[i : i + step, j : j + _COPIED].copy_(values[i : i + step, j : j + _COPIED])
 
 
-def _print(part: Part) -> int:
-    """What tells batches apart."""
+def _checksum(part: Part) -> int:
+    """By which passes are compared."""
     if isinstance(part, Tensor):
         part = part.cpu().contiguous().flatten().view(torch.uint8).numpy()
     return zlib.crc32(np.ascontiguousarray(part))

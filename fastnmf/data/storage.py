@@ -1,5 +1,5 @@
-"""Where rows that are computed go, a chunk at a time: memory, a file that appears whole or not at
-all, or nowhere."""
+"""Where computed rows, such as codes, are stored a chunk at a time: in memory, in a file that
+appears whole or not at all, or nowhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .paths import check_output, folder_of, replacing
 
-# bytes of rows at a time where all are gone through without the data
+# bytes of rows that are processed at a time without the data
 _PART_BYTES = 16 << 20
-# of madvise, Linux 5.14: make pages of a map present, or say why they cannot be read or written
+# madvise of Linux 5.14: load pages of a map for reading or writing, or fail with the reason
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
 
 
@@ -40,23 +40,28 @@ class InMemory:
         return self.Z.dtype
 
     def load(self, part: slice) -> Tensor:
+        """A view of these rows."""
         return self.Z[part]
 
     def save(self, part: slice, Z: Tensor) -> None:
-        # what load gave has been changed in place
+        """Store Z as these rows."""
+        # Z may be a result of load, changed in place
         if Z.data_ptr() != self.Z[part].data_ptr():
             self.Z[part] = Z
 
-    def each_(self, change: Callable[[slice, Tensor], None]) -> None:
-        """Call change(part, Z[part]), which changes it in place, for all rows in order."""
-        change(slice(0, len(self.Z)), self.Z)
+    def blocks_(self) -> Iterator[Tensor]:
+        """All rows in order, some at a time; what becomes of them in place is kept."""
+        yield self.Z
 
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Rows (n, K) in a .npy file. What is computed with is held in a map of it and then let go, as
-    the pages of a map count as memory of the process; all else is read and written by the system's
-    calls. place: the name the file will have."""
+    """Rows (n, K) in a .npy file.
+
+    Rows that are computed with are mapped and then released, as pages of a map count as memory of
+    the process; all else is read and written by system calls. file: where the rows are now; place:
+    the final name. offset: of the first row in the file, in bytes.
+    """
 
     file: Path
     place: str
@@ -73,19 +78,19 @@ class OnDisk:
         return torch.from_numpy(numbers.reshape(-1, self.shape[1]))
 
     def map_rows(self, part: slice, writes: bool = True) -> Tensor:
-        """These rows in the file itself, where the system makes sure beforehand that they can be
-        read or written, else a copy; to be saved or let go, in whole."""
+        """A view of these rows in the file, or a copy where the system cannot check beforehand that
+        they can be read or written; pass all of it to `save` or `release`."""
         if self._rows is not None:
             try:
                 self._advise(part, _POPULATE_WRITE if writes else _POPULATE_READ)
                 return self._rows[part]
             except OSError:
-                # such as a disk that is full: what writes will say so
+                # such as a full disk: writing raises the error
                 pass
         return self.load(part)
 
     def save(self, part: slice, Z: Tensor) -> None:
-        """Z becomes these rows. They are let go."""
+        """Store Z as these rows, and release them."""
         if not self._maps or Z.data_ptr() != self._rows[part].data_ptr():
             with open(self.file, "r+b") as file:
                 file.seek(self._at(part.start))
@@ -93,7 +98,7 @@ class OnDisk:
         self.release(part)
 
     def release(self, part: slice) -> None:
-        """What `map_rows` gave is not read any more, nor written."""
+        """Unload the pages of these rows, a result of `map_rows` that is no longer used."""
         if self._maps:
             self._advise(part, mmap.MADV_DONTNEED)
 
@@ -104,7 +109,7 @@ class OnDisk:
 
     @functools.cached_property
     def _rows(self) -> Tensor | None:
-        """All rows in the map, where there can be one."""
+        """All rows in the map, or None where the system does not support it."""
         n, K = self.shape
         if sys.platform != "linux" or n * K == 0 or _address_space_is_limited():
             return None
@@ -116,7 +121,7 @@ class OnDisk:
 
     @property
     def _maps(self) -> bool:
-        """Whether there is a map."""
+        """Whether the file has been mapped."""
         return self.__dict__.get("_rows") is not None
 
     def _advise(self, part: slice, advice: int) -> None:
@@ -129,17 +134,17 @@ class OnDisk:
         """Where in the file a row begins."""
         return self.offset + row * self.shape[1] * self.dtype.itemsize
 
-    def each_(self, change: Callable[[slice, Tensor], None]) -> None:
-        """Call change(part, Z[part]), which changes it in place, for all rows in order."""
+    def blocks_(self) -> Iterator[Tensor]:
+        """All rows in order, some at a time; what becomes of them in place is kept."""
         for part in _parts_of(self):
             Z = self.load(part)
-            change(part, Z)
+            yield Z
             self.save(part, Z)
 
 
 @dataclass(frozen=True)
 class NotKept:
-    """Codes that are computed anew in every pass."""
+    """Codes that are computed again in every pass."""
 
     place = "not kept"
 
@@ -149,15 +154,15 @@ Storage = InMemory | OnDisk | NotKept
 
 @contextmanager
 def written(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[OnDisk]:
-    """Rows of this shape in a .npy file, which takes the place of path at the end; see `replacing`.
+    """Rows of this shape in a .npy file that replaces path at the end; see `replacing`.
 
-    Raises OSError at once where the disk has no room for it.
+    Raises OSError at once if the disk has too little free space.
     """
-    # what a process that was killed left of so large a file is removed
+    # a killed process may have left a large part of such a file
     with folder_of(path) as folder, replacing(path, folder) as part:
         with open(part, "r+b") as file:
-            described = {"descr": _number(dtype).str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, described)
+            header = {"descr": _number(dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
             offset = file.tell()
             file.truncate(offset + shape[0] * shape[1] * dtype.itemsize)
             file.flush()
@@ -167,33 +172,36 @@ def written(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[
 
 
 def output(path: str | os.PathLike[str]) -> Path:
-    """The .npy file to write to; raises what `check_output` raises."""
+    """The .npy file to write to. Raises the errors of `check_output`."""
     return check_output(path, (".npy",))
 
 
 def mapped(path: Path) -> Tensor:
-    """The matrix in a .npy file, read when it is used; what is written into it stays in memory."""
+    """The matrix in a .npy file, read when it is used; changes stay in memory."""
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def row_blocks(n: int, rows: int) -> Iterator[slice]:
+    """Slices of `rows` of n rows, in order; the last may have fewer."""
     return (slice(i, min(i + rows, n)) for i in range(0, n, rows))
 
 
 def _address_space_is_limited() -> bool:
-    """Whether a map of a whole file takes what others may need: `ulimit -v`."""
-    # no module of Windows
+    """Whether the address space of the process is limited (`ulimit -v`), so that a map of a large
+    file could use it up."""
+    # does not exist on Windows
     import resource
 
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _number(dtype: torch.dtype) -> np.dtype:
+    """The same dtype of NumPy."""
     return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def stored(path: Path) -> OnDisk:
-    """The rows in a .npy file that `written` gave. Raises ValueError where it is damaged."""
+    """The rows in a .npy file made by `written`. Raises ValueError if it is damaged."""
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
         shape, _, number = np.lib.format.read_array_header_1_0(file)
@@ -206,17 +214,17 @@ def stored(path: Path) -> OnDisk:
 
 
 def copy_rows(source: InMemory | OnDisk, target: InMemory | OnDisk) -> None:
-    """All rows, some at a time."""
+    """Copy all rows, some at a time."""
     for part in _parts_of(source):
         target.save(part, source.load(part))
 
 
 def blocks_of(codes: Tensor | InMemory | OnDisk) -> Iterator[Tensor]:
-    """All rows, some at a time, to be read."""
-    store = InMemory(codes) if isinstance(codes, Tensor) else codes
-    return map(store.load, _parts_of(store))
+    """All rows in order, some at a time, for reading."""
+    storage = InMemory(codes) if isinstance(codes, Tensor) else codes
+    return map(storage.load, _parts_of(storage))
 
 
-def _parts_of(store: InMemory | OnDisk) -> Iterator[slice]:
-    n, K = store.shape
-    return row_blocks(n, max(1, _PART_BYTES // (K * store.dtype.itemsize)))
+def _parts_of(storage: InMemory | OnDisk) -> Iterator[slice]:
+    n, K = storage.shape
+    return row_blocks(n, max(1, _PART_BYTES // (K * storage.dtype.itemsize)))

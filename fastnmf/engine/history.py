@@ -17,7 +17,7 @@ _MOST_DRIFT = 1e-2
 class History:
     """The history of a State in progress; what was measured is read when it is asked for."""
 
-    def __init__(self, state: State, squared_norm: float, *, learns: bool = True) -> None:
+    def __init__(self, state: State, squared_norm: Tensor | float, *, learns: bool = True) -> None:
         """squared_norm: ‖A‖². learns: whether the dictionary is updated, so that errors exist."""
         self._state, self._squared_norm, self._learns = state, squared_norm, learns
         self._unread: list[tuple[int, Tensor, float]] = []
@@ -57,6 +57,8 @@ class History:
         overflowed."""
         if not self._unread:
             return []
+        # one that is on a device is read once
+        self._squared_norm = float(self._squared_norm)
         sums = [sums for _, sums, _ in self._unread]
         stacked = sums[0][None] if len(sums) == 1 else torch.stack(sums)
         read = [

@@ -28,7 +28,8 @@ from ..solvers.registry import learner
 from .acceleration import Extrapolation
 from .codes import FreshTiles
 from .dead_concepts import Revival, revive_
-from .state import Iteration, Method, State
+from .history import History
+from .state import Method, State
 from .statistics import Statistics, squared_error
 from .unit_norm import UnitNorm
 
@@ -78,6 +79,7 @@ class Step:
                 state.extrapolation.restore(state.carried)
         if state.unit is not None and not state.swept:
             state.unit.normalise_(D, D, self.statistics)
+        self.history = History(state, data.squared_norm)
 
     @property
     def sums(self) -> Tensor:
@@ -96,8 +98,9 @@ class Step:
         late = "residual" in self.plan.form and self.solver.reports_error_before
         return late and self.compute.allowed != "highest"
 
-    def take_precision(self, history: list[Iteration]) -> None:
+    def take_precision(self) -> None:
         """Form the residual as coarsely as is allowed while it is large."""
+        history = self.state.history
         large = not history or history[-1].relative_error > _COARSE_DOWN_TO
         residual = self.compute.allowed if self.watches_error and large else "highest"
         if residual != self.compute.residual:
@@ -108,12 +111,9 @@ class Step:
         if state.extrapolation is not None:
             state.extrapolation.begin_(state.D)
         self.statistics.clear_()
-        self._update_codes_()
+        self.update_codes_()
         self.statistics.reduce_()
-        if self.plan.dictionary == "normal":
-            self._update_dictionary_()
-        else:
-            self._update_dictionary_by_residual_()
+        self.update_dictionary_()
         if state.extrapolation is not None:
             state.extrapolation.end_(state.codes, state.D, self.statistics.codes)
             self.processes.sum_(self.statistics.codes[:2])
@@ -172,7 +172,7 @@ class Step:
             return FreshTiles(self.data, state.Z, state.D, self.method, rows)
         return self.data.tiles(state.Z, rows, save=True, E=state.E)
 
-    def _update_codes_(self) -> None:
+    def update_codes_(self) -> None:
         """One or more half-steps on the codes of each tile; the statistics receive their sums."""
         extrapolation, statistics = self.state.extrapolation, self.statistics
         given = self.state.D, self.state.G, self.data.n, self.penalties[0]
@@ -220,11 +220,18 @@ class Step:
                 E = scratch("E", *X.shape) if E is None else E
                 yield X, Z, ResidualData(X.T, E.T, fresh, carried=carried, swept=state.swept)
 
-    def _update_dictionary_(self) -> None:
+    def update_dictionary_(self) -> None:
+        """One or more half-steps on the dictionary; the statistics receive ‖A − Z D‖²."""
+        if self.plan.dictionary == "normal":
+            self._update_by_statistics_()
+        else:
+            self._update_by_residual_()
+
+    def _update_by_statistics_(self) -> None:
         """One or more half-steps on D from the statistics, which receive ‖A − Z D‖²."""
         state, statistics, plan, D = self.state, self.statistics, self.plan, self.state.D
-        penalty, before = self._dictionary_penalty()
-        gram = None, statistics.gram, 1, penalty
+        before = None if state.unit is None else D.clone()
+        gram = None, statistics.gram, 1, self._dictionary_penalty()
         fixed = self.learner.fix("normal", *gram, self.compute)
         some, cross = D, statistics.cross
         if plan.splits:
@@ -245,30 +252,29 @@ class Step:
         reads = plan.codes == "normal" and state.extrapolation is None and not plan.splits
         state.G = G if reads else None
 
-    def _update_dictionary_by_residual_(self) -> None:
+    def _update_by_residual_(self) -> None:
         state, statistics = self.state, self.statistics
-        penalty, before = self._dictionary_penalty()
-        # where the error known is that of the dictionary before, so is the penalty
+        before = None if state.unit is None else state.D.clone()
+        # where the error measured is that of the dictionary before, so is the penalty
         late = self.learner.reports_error_before
         if late:
             statistics.penalise_(state.D)
-        self._update_by_residual_(penalty)
+        self._half_step_by_residual_()
         if state.unit is not None:
             state.unit.normalise_(state.D, before, statistics)
         if not late:
             statistics.penalise_(state.D)
 
-    def _dictionary_penalty(self) -> tuple[Penalty, Tensor | None]:
-        """The penalty on the dictionary; and a copy of it where concepts are to have norm 1."""
-        if self.state.unit is None:
-            return self.penalties[1], None
-        return self.statistics.penalty_of_norms(), self.state.D.clone()
+    def _dictionary_penalty(self) -> Penalty:
+        unit = self.state.unit is not None
+        return self.statistics.penalty_of_norms() if unit else self.penalties[1]
 
-    def _update_by_residual_(self, penalty: Penalty) -> None:
+    def _half_step_by_residual_(self) -> None:
         state, data, sums = self.state, self.data, self.statistics.dictionary
         codes, D = state.codes, state.D
         compute = replace(self.compute, sum_=self.processes.sum_)
-        fixed = self.learner.fix("residual", codes.T, None, D.shape[1], penalty, compute)
+        given = codes.T, None, D.shape[1], self._dictionary_penalty()
+        fixed = self.learner.fix("residual", *given, compute)
         target = ResidualData(data.A, state.E, self.carries, swept=state.swept)
         self.learner.half_steps_(D, target, fixed, compute, sums, 1)
         if self.carries:

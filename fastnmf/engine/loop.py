@@ -1,7 +1,10 @@
-"""The iteration loop of a fit: the only one. It knows steps, the plan and when to stop, but no
-solver's arithmetic."""
+"""The loop of a fit: iterations until a stopping rule is met. There is no other loop over both
+factors; that of codes for a fixed dictionary is in codes.py. What an iteration does is in
+iteration.py, when a fit ends in state.py."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import torch
 
@@ -11,20 +14,19 @@ from ..numerics import products_in
 from ..planning.plan import REFRESH, Plan
 from .cuda_graph import Recorder, Replay
 from .dead_concepts import looks
-from .history import History
 from .iteration import Step
 from .state import Method, Saver, State, Stopping
 
 
 def varies(method: Method, plan: Plan, data: Data) -> str | None:
-    """Why the iterations of a fit are not the same launches at the same addresses every time, or
-    None."""
+    """Return why the iterations of a fit are not the same launches at the same addresses each time,
+    or None."""
     if not data.in_one_piece:
         return "the data are read in passes, or shared by processes"
     if plan.form != "normal":
-        return "in residual form the residual is computed anew now and then"
+        return "in residual form the residual is computed anew at intervals"
     if method.solver.exact:
-        return f"what {method.solver.name} does depends on what it finds"
+        return f"the work of {method.solver.name} depends on the values"
     return None
 
 
@@ -39,103 +41,107 @@ def factorize_(
     saver: Saver | None = None,
     recorder: Recorder | None = None,
 ) -> None:
-    """Iterate on a State, in place, until `stopping` says so.
+    """Iterate on a State, in place, until `stopping` ends the run.
 
-    penalties of the method: with plans that do not accelerate; with unit_norm concepts have norm 1
-    after the start and after every iteration. revives: idle concepts are given rows, between
-    iterations and before the fit counts as converged, if codes are kept. Data that are read in
-    passes have a plan that does not accelerate and whose dictionary half is in normal form, unless
-    all is in memory; the processes that share data end together, with the same D. saver: is asked
-    at the end of every iteration that another may follow; from the State that it saved and the same
-    plan a run takes the iterations that are left to the same bits. recorder: repeats the iterations
-    of a run of which `varies` has nothing to say. Synchronises once an iteration if it is watched or
-    the plan accelerates, else where idle concepts are looked for, and at the end. Raises
-    ArithmeticError when the factors overflow.
+    A plan that accelerates has no penalties in its method. With unit_norm concepts have norm 1
+    after the start and after every iteration. Data that are read in passes have a plan that does
+    not accelerate, with the dictionary half in normal form, unless all of them are in memory.
+    Processes that share data end together, with the same D.
+
+    revives: dead concepts and near-duplicates are given rows of the data, at intervals and before
+    the run counts as converged; the codes must be kept. saver: called after every iteration that
+    another may follow; a run from a State that it saved, with the same plan, has the same bits.
+    recorder: replays the iterations of a run for which `varies` is None.
+
+    Synchronises once an iteration if it is watched or the plan accelerates, else where concepts are
+    checked, and at the end. Raises ArithmeticError when the factors overflow.
     """
     # Triton launches on the current device
     with torch.cuda.device_of(state.D), products_in("highest") as allowed:
         waits = recorder is None and state.D.device.type == "cpu"
         step = Step(state, data, method, plan, allowed=allowed, waits=waits)
-        with Replay(step, recorder) as iterate:
-            _Loop(step, iterate, stopping, revives, saver).run()
-            state.repeats = iterate.repeats
+        with nullcontext(step) if recorder is None else Replay(step, recorder) as iterate:
+            _run_(step, iterate, stopping, revives, saver)
+            if isinstance(iterate, Replay):
+                state.repeats = iterate.repeats
 
 
-class _Loop:
-    """A run in progress."""
-
-    def __init__(
-        self, step: Step, iterate: Replay, stopping: Stopping, revives: bool, saver: Saver | None
-    ) -> None:
-        self.step, self.iterate, self.stopping, self.state = step, iterate, stopping, step.state
-        self.revives, self.saver = revives, saver
-        processes, statistics = step.processes, step.statistics
-        self.watched = (
-            stopping.watches
-            or self.state.extrapolation is not None
-            or saver is not None
-            or not processes.alone
-        )
-        # whether another process may end the run
-        ends = stopping.each is not None, stopping.deadline < float("inf")
-        derived = stopping.rule == "error" or isinstance(self.state.Z, NotKept)
-        self.asks = any(processes.any(*ends, statistics.apart and derived))
-        self.history = History(self.state, float(statistics.squared_norm))
-
-    def run(self) -> None:
-        state, step, history = self.state, self.step, self.history
-        for iteration in range(len(state.history) + 1, self.stopping.max_iter + 1):
-            if self.revives:
-                step.revive_(*looks(iteration, step.data.n, len(state.D)))
-            if state.extrapolation is not None:
-                state.extrapolation.set_out()
-            fresh = state.iterations_since_fresh == 0
-            step.take_precision(state.history)
-            self.iterate()
-            history.add(iteration, step.sums, watched=self.watched)
-            if self.watched:
-                self._read_and_take_back_(iteration)
-                if self._ends(iteration, fresh):
-                    break
-            elif step.watches_error and len(history) == REFRESH:
-                history.read()
-        history.read()
-        step.share_()
-        step.settle_()
-
-    def _read_and_take_back_(self, iteration: int) -> None:
-        """Read what was measured; an accelerated iteration whose error rose is taken back, and
-        followed by one that extrapolates nothing."""
-        state, extrapolation = self.state, self.state.extrapolation
-        read = self.history.take()
-        if extrapolation is not None and extrapolation.rose(read[0].relative_error):
-            extrapolation.take_back_(state.codes, state.D)
-            self.iterate()
-            self.history.add(iteration, self.step.sums, watched=True)
-            read = self.history.take()
-            extrapolation.rose(read[0].relative_error)
-        state.history += read
-
-    def _ends(self, iteration: int, fresh: bool) -> bool:
-        """Whether the run ends after this iteration; the State says why."""
-        state, stopping, step = self.state, self.stopping, self.step
-        asked = stopping.each is not None and bool(stopping.each(state.history[-1]))
-        late, converged = stopping.late(), stopping.converged(state.history)
-        if self.asks:
-            asked, late, converged = step.processes.any(asked, late, converged)
-        if asked:
-            state.stopped_by = "callback"
-            return True
-        if converged:
-            # what was carried in tf32 does not decide: once more, from a residual in float32
-            decides = fresh or step.compute.allowed == "highest"
-            last = iteration == stopping.max_iter or not self.revives
-            if decides and (last or not step.revive_(True, True, stopping.tol)):
+def _run_(
+    step: Step, iterate: Step | Replay, stopping: Stopping, revives: bool, saver: Saver | None
+) -> None:
+    """iterate: the step, or what replays it."""
+    state, alone = step.state, step.processes.alone
+    accelerates = state.extrapolation is not None
+    watched = stopping.watches or accelerates or saver is not None or not alone
+    votes = _ends_apart(step, stopping)
+    for iteration in range(len(state.history) + 1, stopping.max_iter + 1):
+        if revives:
+            step.revive_(*looks(iteration, step.data.n, len(state.D)))
+        if accelerates:
+            state.extrapolation.set_out()
+        fresh = state.iterations_since_fresh == 0
+        step.take_precision()
+        iterate()
+        step.history.add(iteration, step.sums, watched=watched)
+        if watched:
+            _read_(step, iterate, iteration)
+            asked, late, converged = _reasons(step, stopping, votes)
+            if asked:
+                state.stopped_by = "callback"
+                break
+            last = iteration == stopping.max_iter or not revives
+            if converged and _stays_converged(step, stopping, fresh, last):
                 state.stopped_by = stopping.converged_by
-                return True
-            state.iterations_since_fresh = 0
-        if self.saver is not None and self.saver.due():
-            self.saver.save(step.snapshot())
-        if late:
-            state.stopped_by = "max_seconds"
-        return late
+                break
+            if saver is not None and saver.due():
+                saver.save(step.snapshot())
+            if late:
+                state.stopped_by = "max_seconds"
+                break
+        elif step.watches_error and len(step.history) == REFRESH:
+            step.history.read()
+    step.history.read()
+    step.share_()
+    step.settle_()
+
+
+def _ends_apart(step: Step, stopping: Stopping) -> bool:
+    """Return whether one of several processes may end the run by what the others do not see: a
+    callback, a clock, or numbers that differ by rounding. A collective call."""
+    derived = stopping.rule == "error" or isinstance(step.state.Z, NotKept)
+    apart = step.statistics.apart and derived
+    ends = stopping.each is not None, stopping.deadline < float("inf")
+    return any(step.processes.any(*ends, apart))
+
+
+def _read_(step: Step, iterate: Step | Replay, iteration: int) -> None:
+    """Read what was measured. An accelerated iteration whose error rose is undone, and replaced by
+    one that extrapolates nothing."""
+    state, extrapolation = step.state, step.state.extrapolation
+    read = step.history.take()
+    if extrapolation is not None and extrapolation.rose(read[0].relative_error):
+        extrapolation.take_back_(state.codes, state.D)
+        iterate()
+        step.history.add(iteration, step.sums, watched=True)
+        read = step.history.take()
+        extrapolation.rose(read[0].relative_error)
+    state.history += read
+
+
+def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
+    """Return whether the callback, the clock and the stopping rule end the run after this
+    iteration, in any process where they vote."""
+    history = step.state.history
+    asked = stopping.each is not None and bool(stopping.each(history[-1]))
+    found = asked, stopping.late(), stopping.converged(history)
+    return step.processes.any(*found) if votes else found
+
+
+def _stays_converged(step: Step, stopping: Stopping, fresh: bool, last: bool) -> bool:
+    """Return whether a run whose rule is met has converged: from a residual computed anew, not one
+    that was carried in tf32, and with no concept to revive, unless no iteration may follow."""
+    decides = fresh or step.compute.allowed == "highest"
+    if decides and (last or not step.revive_(True, True, stopping.tol)):
+        return True
+    step.state.iterations_since_fresh = 0
+    return False

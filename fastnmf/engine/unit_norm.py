@@ -43,6 +43,6 @@ class UnitNorm:
         """Multiply all codes by what is left to be; codes that are not kept follow D anyway."""
         if self._scale is None:
             return
-        if not isinstance(Z, NotKept):
-            Z.each_(lambda _, rows: self.move_(rows))
+        for rows in () if isinstance(Z, NotKept) else Z.blocks_():
+            self.move_(rows)
         self._scale.fill_(1)

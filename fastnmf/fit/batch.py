@@ -1,4 +1,5 @@
-"""A whole fit: data, plan, start, loop, summary."""
+"""A whole fit: open the data, choose a plan, start, run the loop, summarise. Options are in
+options.py, checkpoints in checkpoint.py."""
 
 from __future__ import annotations
 
@@ -41,176 +42,208 @@ log = logging.getLogger(__name__)
 _LEAST_REPEATED, _MOST_SECONDS = 20, 20e-3
 
 
-def fit(
-    A: Any, options: Options, device: torch.device, processes: Processes = ALONE
-) -> tuple[Tensor | None, Tensor, FitInfo]:
-    """The codes, D (K, d) and the summary of a fit of A, the rows of this process."""
+def fit(A: Any, options: Options) -> tuple[Tensor | None, Tensor, FitInfo]:
+    """Return the codes, D (K, d) and the summary of a fit of A, the rows of this process."""
     begun = time.perf_counter()
     with ExitStack() as stack:
-        with processes.agreed():
-            if options.resume and options.checkpoint is None:
-                raise InvalidInput("resume=True needs a file to go on from: fit(A, checkpoint=…)")
-            method, destination = options.method(device), options.destination(processes)
-            checkpoint = _checkpoint(options, method, processes)
-            refuse_overwriting(A, destination, None if checkpoint is None else checkpoint.path)
-        processes.agree(_shared(options, destination))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(products_in(options.precision))
-        budget = options.budget(device, destination, processes)
-        # what is read in passes is widened as it comes
-        narrow = processes.alone and destination is not None
-        expected = Expected(empty=not processes.alone, narrow=narrow)
-        data = stack.enter_context(opened(A, expected, budget, processes))
-        with processes.agreed():
-            Z, target = _storage(data, options.nb_concepts, destination, stack)
-        _refuse(options, data, Z)
-        _refuse_extremes(data)
-        bar = Progress(options.verbose, options.iterations, options.callback, not data.resident)
-        each = stack.enter_context(bar)
-        fitted = _Fit(options, data, method, checkpoint, begun)
-        state, info = fitted(Z, each)
-        if target is not None:
-            copy_rows(state.Z, target)
-            info = replace(info, codes=target.place)
-    # a file of codes is in its place now
-    return _codes(state.Z, target), state.D, info
-
-
-class _Fit:
-    """A fit of data that are open: what its parts share."""
-
-    def __init__(
-        self,
-        options: Options,
-        data: Data,
-        method: Method,
-        checkpoint: Checkpoint | None,
-        begun: float,
-    ) -> None:
-        self.options, self.data, self.method = options, data, method
-        self.checkpoint, self.begun = checkpoint, begun
-
-    @torch.no_grad()
-    def __call__(self, Z: Storage, each) -> tuple[State, FitInfo]:
-        """The State at the end, from codes to be written into Z, and the summary."""
-        options, data = self.options, self.data
-        plan, state = self._begin(Z)
+        data, method, file, checkpoint = _opened(A, options, stack)
+        bar = options.verbose, options.iterations, options.callback, not data.resident
+        each = stack.enter_context(Progress(*bar))
+        stack.enter_context(torch.no_grad())
+        plan, state = _begin(options, data, method, checkpoint, file)
+        log.info("fit %d × %d with %d concepts: %s", data.n, data.d, options.nb_concepts, plan)
         earlier = state.history[-1].seconds if state.history else 0.0
         exchanged = data.processes.exchanged
-        log.info("fit %d × %d with %d concepts: %s", data.n, data.d, options.nb_concepts, plan)
-        limit = math.inf if options.max_seconds is None else options.max_seconds
-        stopping = Stopping(options.iterations, options.tol, each, options.stop, self.begun + limit)
-        saver = None if self.checkpoint is None else self.checkpoint.follow(plan)
-        extra = {"revives": options.revive, "saver": saver, "recorder": self._recorder(plan)}
-        try:
-            with nullcontext() if saver is None else saver:
-                factorize_(state, data, self.method, plan, stopping, **extra)
-        except torch.cuda.OutOfMemoryError as error:
-            fewer = max(1, plan.tile_rows // 2)
-            advice = f"Try tuning=fastnmf.Tuning(chunk_rows={fewer})."
-            raise torch.cuda.OutOfMemoryError(f"{error} {advice}") from error
+        deadline = begun + (math.inf if options.max_seconds is None else options.max_seconds)
+        stopping = Stopping(options.iterations, options.tol, each, options.stop, deadline)
+        _iterate_(state, data, method, plan, stopping, options, checkpoint)
         exchanged = data.processes.exchanged - exchanged
-        info = self._summary(state, plan, earlier, exchanged)
-        self._warn(info)
-        return state, info
+        info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
+        _warn(options, info, data.processes.rank)
+        if file is not None and state.Z is not file:
+            copy_rows(state.Z, file)
+            info = replace(info, codes=file.place)
+    # a file of codes is in its place now
+    return _codes(state.Z, file), state.D, info
 
-    def _begin(self, Z: Storage) -> tuple[Plan, State]:
-        """The plan and the State to begin with: of the checkpoint, if it has one, else the start."""
-        data, K = self.data, self.options.nb_concepts
-        if self.checkpoint is not None:
-            found = self.checkpoint.begin(data, Z)
-            if found is not None:
-                return found
-        plan = self._plan()
-        if data.in_one_piece:
-            Z = InMemory(data.like.new_empty(data.n, K))
-        codes = None if isinstance(Z, NotKept) else Z
-        generator = self.options.generator() or data.processes.generator()
-        D = start(data, codes, K, self.options.init, generator)
-        data.processes.broadcast_(D)
-        return plan, State(Z, _row_major(D))
 
-    def _plan(self) -> Plan:
-        data, method, K = self.data, self.method, self.options.nb_concepts
-        like, processes = data.like, data.processes
-        problem = Problem(data.n, data.d, K, like.itemsize, method.solver)
-        if data.in_one_piece:
-            free = hardware.free_bytes(data.device)
-            plan = plan_beside(data.A, problem, method.backend, method.tuning, free)
-        else:
-            # of a process, on average
-            here = replace(
-                problem,
-                n=-(-data.n // processes.size),
-                streams=not data.resident,
-                processes=processes.size,
-            )
-            on = hardware.machine_of(like, method.backend)
-            plan = choose(here, on, replace(method.tuning, chunk_rows=data.chunk_rows))
-            # the same in all of them, but for the tiles
-            plan = replace(processes.gather(plan)[0], tile_rows=plan.tile_rows)
-        return accelerated(plan, problem) if self._accelerates(plan) else plan
+def _opened(
+    A: Any, options: Options, stack: ExitStack
+) -> tuple[Data, Method, OnDisk | None, Checkpoint | None]:
+    """Return the data, how half-steps are computed, the file for codes and the checkpoint, all
+    checked and open until the stack ends; and whatever else holds as long, such as precision."""
+    device = torch.device(options.device)
+    joined = Processes.joined(device) if options.distributed else nullcontext(ALONE)
+    processes = stack.enter_context(joined)
+    with processes.agreed():
+        if options.resume and options.checkpoint is None:
+            raise InvalidInput("resume=True needs a file to go on from: fit(A, checkpoint=…)")
+        method, destination = options.method(device), options.destination(processes)
+        checkpoint = _checkpoint(options, method, processes)
+        refuse_overwriting(A, destination, None if checkpoint is None else checkpoint.path)
+    processes.agree(_shared(options, destination))
+    stack.enter_context(torch.autocast(device.type, enabled=False))
+    stack.enter_context(products_in(options.precision))
+    # data that are read in passes are widened as they come
+    narrow = processes.alone and destination is not None
+    expected = Expected(empty=not processes.alone, narrow=narrow)
+    budget, file = options.budget(device, destination, processes), None
+    data = stack.enter_context(opened(A, expected, budget, processes))
+    with processes.agreed():
+        if isinstance(destination, Path):
+            shape = data.n_here, options.nb_concepts
+            file = stack.enter_context(written(destination, shape, data.dtype))
+    _refuse(options, data)
+    _refuse_extremes(data)
+    return data, method, file, checkpoint
 
-    def _accelerates(self, plan: Plan) -> bool:
-        """Whether to extrapolate. 'auto' does where it pays, up to min(n, d) concepts, in normal
-        form and where half-steps are not exact or penalised, unless the iterates of the plain loop
-        may be meant: where a start or a form is given (docs/acceleration.md). Codes that are not in
-        memory have no copies to be extrapolated."""
-        options, data, method = self.options, self.data, self.method
-        if not data.resident or options.accelerate != "auto":
-            return options.accelerate is True
-        free = isinstance(options.init, str) and method.tuning.form is None
-        few = min(data.n, data.d) >= options.nb_concepts
-        normal = plan.form == "normal" and not method.solver.exact
-        return free and not method.penalties and few and normal
 
-    def _recorder(self, plan: Plan) -> Recorder | None:
-        """What repeats the iterations, if anything does; by default where launches may be much of
-        the time."""
-        asked, device = self.method.tuning.cuda_graph, self.data.device
-        if asked is False:
-            return None
-        why = refuses(device) or varies(self.method, plan, self.data)
-        if asked is True:
-            if why is not None:
-                raise InvalidInput(
-                    f"cuda_graph=True is not possible: {why}; give cuda_graph=None or False"
-                )
-            return CudaGraph(device, must=True)
-        if why is not None or self.options.iterations < _LEAST_REPEATED:
-            return None
-        small = hardware.floor_seconds(self.data.A, plan.flops) <= _MOST_SECONDS
-        return CudaGraph(device, must=False) if small else None
+def _begin(
+    options: Options,
+    data: Data,
+    method: Method,
+    checkpoint: Checkpoint | None,
+    file: OnDisk | None,
+) -> tuple[Plan, State]:
+    """Return the plan and the State to begin with: those of the checkpoint, if it has some, else the
+    start."""
+    Z, K = _storage(options, data, file), options.nb_concepts
+    if checkpoint is not None:
+        found = checkpoint.begin(data, Z)
+        if found is not None:
+            return found
+    plan = _plan(options, data, method)
+    if data.in_one_piece:
+        Z = InMemory(data.like.new_empty(data.n, K))
+    codes = None if isinstance(Z, NotKept) else Z
+    generator = options.generator() or data.processes.generator()
+    D = start(data, codes, K, options.init, generator)
+    data.processes.broadcast_(D)
+    return plan, State(Z, _row_major(D))
 
-    def _summary(self, state: State, plan: Plan, earlier: float, exchanged: int) -> FitInfo:
-        options, data, method = self.options, self.data, self.method
-        measured = measure(data, state, method, plan.tile_rows)
-        return FitInfo.of(
-            state,
-            plan,
-            method,
-            measured,
-            n=data.n,
-            init=resolve(options.init, data.n, data.d, options.nb_concepts),
-            seconds=earlier + time.perf_counter() - self.begun,
-            chunk_rows=None if data.resident else data.chunk_rows,
-            passes=1 if data.resident else data.passes,
-            processes=data.processes.size,
-            reduced_bytes=exchanged // max(1, len(state.history)),
+
+def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:
+    """Return where codes go during a fit: to the file at once only where data are read in passes."""
+    if options.codes is None:
+        return NotKept()
+    if file is not None and not data.resident:
+        return file
+    # codes of data in one piece are allocated for the start, once there is a plan
+    rows = 0 if data.in_one_piece else data.n_here
+    return InMemory(data.like.new_empty(rows, options.nb_concepts))
+
+
+def _plan(options: Options, data: Data, method: Method) -> Plan:
+    like, processes = data.like, data.processes
+    problem = Problem(data.n, data.d, options.nb_concepts, like.itemsize, method.solver)
+    if data.in_one_piece:
+        free = hardware.free_bytes(data.device)
+        plan = plan_beside(data.A, problem, method.backend, method.tuning, free)
+    else:
+        # of a process, on average
+        here = replace(
+            problem,
+            n=-(-data.n // processes.size),
+            streams=not data.resident,
+            processes=processes.size,
         )
+        on = hardware.machine_of(like, method.backend)
+        plan = choose(here, on, replace(method.tuning, chunk_rows=data.chunk_rows))
+        # the same in all processes, except the tiles
+        plan = replace(processes.gather(plan)[0], tile_rows=plan.tile_rows)
+    return accelerated(plan, problem) if _accelerates(options, data, method, plan) else plan
 
-    def _warn(self, info: FitInfo) -> None:
-        begun = self.data.processes.rank == 0 and info.iterations > 0
-        if begun and self.options.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
-            log.warning(
-                "not converged: the relative change is %.2g after %d iterations, with tol=%g and "
-                "stop=%r; raise %s or tol (tol=0 asks for no more than that)",
-                info.relative_change,
-                info.iterations,
-                self.options.tol,
-                self.options.stop,
-                info.stopped_by,
+
+def _accelerates(options: Options, data: Data, method: Method, plan: Plan) -> bool:
+    """Return whether to extrapolate. 'auto' does where it pays: up to min(n, d) concepts, in normal
+    form, with half-steps that are neither exact nor penalised; but not where a start or a form is
+    given, and the iterates of the plain loop may be wanted (docs/acceleration.md). Codes that are
+    not in memory have no copies to extrapolate from."""
+    if not data.resident or options.accelerate != "auto":
+        return options.accelerate is True
+    free = isinstance(options.init, str) and method.tuning.form is None
+    few = min(data.n, data.d) >= options.nb_concepts
+    normal = plan.form == "normal" and not method.solver.exact
+    return free and not method.penalties and few and normal
+
+
+def _iterate_(
+    state: State,
+    data: Data,
+    method: Method,
+    plan: Plan,
+    stopping: Stopping,
+    options: Options,
+    checkpoint: Checkpoint | None,
+) -> None:
+    saver = nullcontext() if checkpoint is None else checkpoint.follow(plan)
+    given = {"revives": options.revive, "recorder": _recorder(options, data, method, plan)}
+    try:
+        with saver:
+            factorize_(state, data, method, plan, stopping, saver=checkpoint, **given)
+    except torch.cuda.OutOfMemoryError as error:
+        fewer = max(1, plan.tile_rows // 2)
+        advice = f"Try tuning=fastnmf.Tuning(chunk_rows={fewer})."
+        raise torch.cuda.OutOfMemoryError(f"{error} {advice}") from error
+
+
+def _recorder(options: Options, data: Data, method: Method, plan: Plan) -> Recorder | None:
+    """Return a recorder of the iterations, or None; by default where launches may be a large share
+    of the time."""
+    wanted, device = method.tuning.cuda_graph, data.device
+    if wanted is False:
+        return None
+    why = refuses(device) or varies(method, plan, data)
+    if wanted is True:
+        if why is not None:
+            raise InvalidInput(
+                f"cuda_graph=True is not possible: {why}; give cuda_graph=None or False"
             )
+        return CudaGraph(device, must=True)
+    if why is not None or options.iterations < _LEAST_REPEATED:
+        return None
+    small = hardware.floor_seconds(data.A, plan.flops) <= _MOST_SECONDS
+    return CudaGraph(device, must=False) if small else None
+
+
+def _summary(
+    state: State,
+    data: Data,
+    method: Method,
+    plan: Plan,
+    options: Options,
+    begun: float,
+    exchanged: int,
+) -> FitInfo:
+    """begun: when the fit did, on the clock of time.perf_counter. exchanged: bytes."""
+    measured = measure(data, state, method, plan.tile_rows)
+    return FitInfo.of(
+        state,
+        plan,
+        method,
+        measured,
+        n=data.n,
+        init=resolve(options.init, data.n, data.d, options.nb_concepts),
+        seconds=time.perf_counter() - begun,
+        chunk_rows=None if data.resident else data.chunk_rows,
+        passes=1 if data.resident else data.passes,
+        processes=data.processes.size,
+        reduced_bytes=exchanged // max(1, len(state.history)),
+    )
+
+
+def _warn(options: Options, info: FitInfo, rank: int) -> None:
+    begun = rank == 0 and info.iterations > 0
+    if begun and options.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
+        log.warning(
+            "not converged: the relative change is %.2g after %d iterations, with tol=%g and "
+            "stop=%r; raise %s or tol (tol=0 asks for no more than that)",
+            info.relative_change,
+            info.iterations,
+            options.tol,
+            options.stop,
+            info.stopped_by,
+        )
 
 
 def _checkpoint(options: Options, method: Method, processes: Processes) -> Checkpoint | None:
@@ -224,7 +257,7 @@ def _checkpoint(options: Options, method: Method, processes: Processes) -> Check
 
 
 def _shared(options: Options, destination: Path | str | None) -> dict[str, Any]:
-    """What all processes of a fit must have alike."""
+    """Return the options that must be the same in all processes of a fit."""
     return {
         **options.of_a_fit(),
         "tol": options.tol,
@@ -246,35 +279,16 @@ def refuse_overwriting(A: Any, *files: Path | str | None) -> None:
                 raise InvalidInput(f"{file} is to be written, but {path} is read; give another")
 
 
-def _storage(
-    data: Data, K: int, destination: Path | str | None, stack: ExitStack
-) -> tuple[Storage, OnDisk | None]:
-    """Where codes go during a fit, and the file to which those in memory go at its end."""
-    if destination is None:
-        return NotKept(), None
-    shape, file = (data.n_here, K), None
-    if isinstance(destination, Path):
-        file = stack.enter_context(written(destination, shape, data.dtype))
-        if not data.resident:
-            return file, None
-    if data.in_one_piece:
-        # the start allocates them
-        return InMemory(torch.empty(0, K, dtype=data.dtype, device=data.device)), file
-    return InMemory(torch.empty(shape, dtype=data.dtype, device=data.device)), file
+def _codes(Z: Storage, file: OnDisk | None) -> Tensor | None:
+    """Return the codes for the caller: a map of the file, if there is one."""
+    if file is not None:
+        return mapped(Path(file.place))
+    return Z.Z if isinstance(Z, InMemory) else None
 
 
-def _codes(Z: Storage, target: OnDisk | None) -> Tensor | None:
-    """The codes for the caller, after all is done."""
-    if isinstance(Z, NotKept):
-        return None
-    if target is None and isinstance(Z, InMemory):
-        return Z.Z
-    return mapped(Path((target or Z).place))
-
-
-def _refuse(options: Options, data: Data, Z: Storage) -> None:
-    """Refuse what penalties do not have, and what needs the codes of all rows in memory where they
-    are not."""
+def _refuse(options: Options, data: Data) -> None:
+    """Refuse acceleration with penalties, and whatever needs the codes of all rows where there are
+    none."""
     if options.penalties and options.accelerate is True:
         raise InvalidInput(
             "accelerate=True does not go with alpha_Z or alpha_D, nor with unit_norm: it scales "
@@ -285,7 +299,7 @@ def _refuse(options: Options, data: Data, Z: Storage) -> None:
             "accelerate=True keeps two copies of the codes in memory, and the data are read in "
             "passes here; give accelerate='auto' or False, or more max_memory"
         )
-    if options.revive and isinstance(Z, NotKept):
+    if options.revive and options.codes is None:
         raise InvalidInput(
             "revive=True gives concepts other codes, and codes=None keeps none; give revive=False, "
             "or codes='memory' or a file"
@@ -293,8 +307,7 @@ def _refuse(options: Options, data: Data, Z: Storage) -> None:
 
 
 def _refuse_extremes(data: Data) -> None:
-    """Refuse data whose squares are no normal numbers, or whose sum of squares is none: where they
-    vanish every error is zero."""
+    """Refuse data whose squares, or their sum, overflow or vanish: then every error is zero."""
     largest, limits = data.largest, torch.finfo(data.dtype)
     square = largest * largest
     usable = limits.tiny <= square <= limits.max and math.isfinite(square * data.n * data.d)
@@ -308,6 +321,6 @@ def _refuse_extremes(data: Data) -> None:
 
 
 def _row_major(F: Tensor) -> Tensor:
-    """F, a contiguous matrix, with strides to match: those of a single row or column may be any,
-    and products choose by them how they sum."""
+    """Return F, a contiguous matrix, with the strides of one: those of a single row or column may be
+    anything, and products choose their order of summation by them."""
     return F.flatten().view(F.shape)

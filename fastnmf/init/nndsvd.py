@@ -47,15 +47,15 @@ def nndsvda(
     parts_of_u, parts_of_v = non_negative_parts(S, of_u, part_norms(V))
     take_parts_(V, *parts_of_v, mean / unit)
 
-    def finish_(_: slice, U: Tensor) -> None:
+    def finish_(U: Tensor) -> None:
         U /= norms.to(U)
         take_parts_(U, *(given.to(U) for given in parts_of_u), (mean / unit).to(U))
 
     if tall:
-        if codes is not None:
-            codes.each_(finish_)
+        for U in () if codes is None else codes.blocks_():
+            finish_(U)
         return V.T.contiguous()
-    finish_(slice(None), U)
+    finish_(U)
     for part in () if codes is None else row_blocks(data.n_here, data.chunk_rows):
         codes.save(part, V[data.first + part.start : data.first + part.stop])
     return U.T.contiguous()

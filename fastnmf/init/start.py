@@ -112,7 +112,8 @@ def scale_to_data_(codes: Storage, D: Tensor, data: Data) -> None:
     inner, square = sums.tolist()
     if 0 < inner < math.inf and 0 < square < math.inf:
         root = math.sqrt(inner / square)
-        codes.each_(lambda _, Z: Z.mul_(root))
+        for Z in codes.blocks_():
+            Z.mul_(root)
         D *= root
 
 

@@ -18,7 +18,8 @@ def test_written_file_is_a_whole_one(tmp_path):
     with written(target, (5, 2), torch.float32) as store:
         assert not target.exists()
         store.save(slice(0, 5), torch.ones(5, 2))
-        store.each_(lambda part, Z: Z.mul_(3))
+        for Z in store.blocks_():
+            Z.mul_(3)
     np.testing.assert_array_equal(np.load(target), np.full((5, 2), 3, np.float32))
 
 

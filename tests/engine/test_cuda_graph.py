@@ -231,7 +231,7 @@ def test_too_few_iterations_record_nothing():
 
 @pytest.mark.parametrize(
     ("solver", "form", "why"),
-    [("hals", "residual", "computed anew"), ("anls", "normal", "depends on what it finds")],
+    [("hals", "residual", "computed anew"), ("anls", "normal", "depends on the values")],
 )
 def test_iterations_that_differ_are_known(solver, form, why):
     data = Data(drawn()[0])

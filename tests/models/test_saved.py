@@ -91,6 +91,37 @@ def test_model_of_another_version_loads_without_its_summary(tmp_path, model):
     assert NMF.load(path).fit_info_ is None
 
 
+def test_summary_of_a_version_that_called_tiles_pieces_is_read(tmp_path, model):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    with safetensors.safe_open(path, "pt") as file:
+        stored = json.loads(file.metadata()["fit_info"])
+    stored["piece_rows"] = stored.pop("tile_rows")
+    rewrite(path, fit_info=json.dumps(stored))
+    assert NMF.load(path).fit_info_ == model.fit_info_
+
+
+def test_model_of_a_version_without_penalties_has_none(tmp_path, model):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    rewrite(path, penalties=None)
+    again = NMF.load(path)
+    assert (again.alpha_Z, again.alpha_D, again.unit_norm) == (0, "same", False)
+    assert torch.equal(again.encode(EXPECTED), model.encode(EXPECTED))
+
+
+@pytest.mark.parametrize(
+    "options", [{"alpha_Z": 0.5, "alpha_D": 0.25, "l1_ratio": 0.75}, {"unit_norm": True}], ids=str
+)
+def test_penalties_come_back(options, tmp_path):
+    nmf = NMF(3, max_iter=4, seed=0, **options)
+    nmf.fit(EXPECTED)
+    nmf.save(tmp_path / "model.safetensors")
+    again = NMF.load(tmp_path / "model.safetensors")
+    assert {name: getattr(again, name) for name in options} == options
+    assert torch.equal(again.encode(EXPECTED), nmf.encode(EXPECTED))
+
+
 def rewrite(path, D=None, **changed):
     """Change a model file: None takes an entry of the metadata away."""
     with safetensors.safe_open(path, "pt") as file:

@@ -21,12 +21,14 @@ def small(monkeypatch):
     monkeypatch.setattr(gpu_checks, "CHECKED", ((3, 5, 20),))
 
 
+@pytest.mark.compiles
 def test_every_check_passes_in_the_interpreter(small):
     found = gpu_checks.checks()
     assert [check for check in found if not check["passed"]] == []
     assert len(found) == 2 * (3 + 4 + 2 + 2)
 
 
+@pytest.mark.compiles
 def test_graphs_are_checked_to_the_bit(small, launches_on_tape, monkeypatch):
     """And repeats that do nothing are found."""
     monkeypatch.setattr(fitting, "CudaGraph", lambda *_, **__: Tape())

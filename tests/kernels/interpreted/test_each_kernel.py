@@ -1,4 +1,4 @@
-"""Every kernel by itself: against the plain-torch reference in float64, inside matrices of NaN."""
+"""Each kernel against the plain-torch reference in float64, inside matrices of NaN."""
 
 from __future__ import annotations
 
@@ -14,23 +14,38 @@ from fastnmf.backends.torch import hals_block_, hals_sweep_, mu_, pgd_
 from fastnmf.solvers.pgd import GradientStep
 
 OPS = BACKENDS["triton"].load()
-DTYPES = ["float32", "float64"]
-# samples adjacent as in the dictionary; concepts adjacent as in the codes, on 16 bytes or not
-LAYOUTS = ["rows", "columns", "unaligned columns"]
-SIZES = [(1, 1), (3, 37), (17, 33), (70, 3)]
-# all layouts in one dtype, one in the other
-LAID_OUT = [*((layout, "float32") for layout in LAYOUTS), ("columns", "float64")]
-# few concepts of many samples where concepts are adjacent: four are read at once, three are there
+# layouts: "rows", samples adjacent, as in the dictionary; "columns", concepts adjacent, as in the
+# codes, aligned to 16 bytes; "unaligned columns"
+# K, m, layout of F, dtype
 SWEPT = [
-    (*size, *laid_out)
-    for size in SIZES
-    for laid_out in LAID_OUT
-    if size != (3, 37) or laid_out == ("columns", "float32")
+    (1, 1, "rows", "float32"),
+    (1, 1, "columns", "float64"),
+    # four adjacent concepts are read at once, and there are three
+    (3, 37, "columns", "float32"),
+    # one concept more than a tile of 16, one sample more than a tile of 32
+    (17, 33, "rows", "float32"),
+    (17, 33, "columns", "float32"),
+    (17, 33, "unaligned columns", "float32"),
+    (17, 33, "columns", "float64"),
+    # more than a sub-block of 64 concepts
+    (70, 3, "rows", "float32"),
+    (70, 3, "columns", "float32"),
+]
+# K, m, p, layout of F, dtype
+TILED = [
+    (1, 1, 1, "rows", "float32"),
+    # no tile is full
+    (5, 23, 17, "columns", "float32"),
+    (5, 23, 17, "rows", "float64"),
+    # several tiles of concepts, samples (float64: 32) and features, none of them whole
+    (131, 65, 40, "rows", "float32"),
+    (131, 65, 40, "unaligned columns", "float32"),
+    (131, 65, 40, "columns", "float64"),
 ]
 
 
 def guarded(rows, columns, dtype):
-    """A matrix of NaN that ends where memory begins which ends a process that reads it."""
+    """A matrix of NaN before memory that no process may read."""
     size = rows * columns * dtype.itemsize
     length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, length + mmap.PAGESIZE)
@@ -55,7 +70,7 @@ class Matrix:
         self.view.copy_(values)
 
     def values(self):
-        """The matrix in float64, once it is sure that nothing around it was written to."""
+        """The matrix in float64, after checking that nothing around it was written to."""
         kept = self.view.double().clone()
         self.view.fill_(torch.nan)
         assert self.whole.isnan().all()
@@ -99,12 +114,12 @@ def check(solver, dtype, F, expected, sums, before):
 def test_hals_block_is_the_reference(K, m, layout, dtype):
     before, X, B = draw(K, m, dtype)
     number = getattr(torch, dtype)
-    gram, owed = (B @ B.T).to(number).double(), (B @ X.T - B @ B.T @ before).to(number).double()
-    F, R, G = Matrix(before, number, layout), Matrix(owed, number), Matrix(gram, number)
+    gram, rest = (B @ B.T).to(number).double(), (B @ X.T - B @ B.T @ before).to(number).double()
+    F, R, G = Matrix(before, number, layout), Matrix(rest, number), Matrix(gram, number)
     delta, sums = Matrix(torch.full((K, m), torch.nan), number), new_sums()
     OPS["hals_block_"](F.view, R.view, G.view, delta.view, sums)
     after, change = before.clone(), torch.empty(K, m).double()
-    hals_block_(after, owed, gram, change, new_sums())
+    hals_block_(after, rest, gram, change, new_sums())
     assert_near(delta.values(), change, "hals", dtype)
     R.values()
     check("hals", dtype, F, after, sums, before)
@@ -125,14 +140,15 @@ def test_hals_sweep_is_the_reference(K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
-def test_sweeps_in_one_launch_are_sweeps_one_after_the_other():
-    before, X, B = draw(21, 70, "float32")
+def test_sweeps_in_one_launch_are_successive_sweeps():
+    # two tiles of concepts and two of samples
+    before, X, B = draw(17, 33, "float32")
     gram, cross = (B @ B.T).float(), (B @ X.T).float()
     once, at_once = before.float(), before.float()
     each, all_of_them = new_sums(), new_sums()
-    for _ in range(3):
+    for _ in range(2):
         OPS["hals_sweep_"](once, cross, gram, each)
-    OPS["hals_sweep_"](at_once, cross, gram, all_of_them, 3)
+    OPS["hals_sweep_"](at_once, cross, gram, all_of_them, 2)
     assert torch.equal(once, at_once)
     assert torch.allclose(each, all_of_them, rtol=1e-6)
 
@@ -149,16 +165,15 @@ def test_sweeps_in_one_launch_are_sweeps_one_after_the_other():
     ],
 )
 def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K, monkeypatch):
-    """Δ has 10 bits of mantissa, F is exact, and R was told of the Δ that was stored.
-
-    From one sub-block of 64 concepts to the next it is told by products, for which G is rounded.
+    """Δ has 10 bits of mantissa, F is exact, and R is updated by the Δ that was stored: from one
+    sub-block of 64 concepts to the next by products, for which G is rounded.
     """
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     before, X, B = draw(K, 3, "float32")
-    gram, owed = B @ B.T, B @ X.T - B @ B.T @ before
+    gram, R_before = B @ B.T, B @ X.T - B @ B.T @ before
     F, (R, G) = (
         Matrix(before, torch.float32, layout),
-        (Matrix(M, torch.float32) for M in (owed, gram)),
+        (Matrix(M, torch.float32) for M in (R_before, gram)),
     )
     delta = Matrix(torch.full(before.shape, torch.nan), torch.float32)
     OPS["hals_block_"](F.view, R.view, G.view, delta.view, new_sums())
@@ -167,20 +182,18 @@ def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K, monkeypatc
     assert (stored - (new - before.float())).abs().max() <= stored.abs().max() * 2**-11
     rounded = gram.float().view(torch.int32).add(0x1000).bitwise_and(-8192).view(torch.float32)
     sub = torch.arange(K) // 64
-    told_of = torch.where(sub[:, None] > sub, rounded.double(), gram)
-    follow, told = before.clone(), owed.clone()
+    applied = torch.where(sub[:, None] > sub, rounded.double(), gram)
+    follow, rest = before.clone(), R_before.clone()
     step = torch.empty_like(follow)
     for k in range(K):
         if gram[k, k] > 0:
-            step[k] = (follow[k] + told[k] / gram[k, k]).clamp(min=0) - follow[k]
+            step[k] = (follow[k] + rest[k] / gram[k, k]).clamp(min=0) - follow[k]
             follow[k] += step[k]
-            told -= torch.outer(told_of[:, k], stored[k].double())
+            rest -= torch.outer(applied[:, k], stored[k].double())
     assert relative_difference(new, follow) < 1e-4
 
 
-@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), TILED)
 @pytest.mark.parametrize("form", ["normal", "residual"])
 def test_mu_is_the_reference(K, m, p, layout, dtype, form):
     before, X, B = draw(K, m, dtype, p)
@@ -214,10 +227,9 @@ def check_step(dtype, F, next_Y, sums, step):
     assert_near(F.values(), after, "pgd", dtype)
 
 
-@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), TILED)
 @pytest.mark.parametrize("form", ["normal", "residual"])
+# the last step of a half-step makes the norms
 @pytest.mark.parametrize("last", [False, True])
 def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
     before, X, B = draw(K, m, dtype, p)
@@ -242,11 +254,18 @@ def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
     check_step(dtype, F, next_Y, sums, (before, point, gradient, step.double(), 0.3))
 
 
-@pytest.mark.parametrize("precision", ["highest", "high"])
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize(
+    ("layout", "stored", "precision"),
+    [
+        ("rows", torch.bfloat16, "highest"),
+        ("columns", torch.bfloat16, "high"),
+        ("rows", torch.float16, "high"),
+        ("columns", torch.float16, "highest"),
+    ],
+    ids=str,
+)
 def test_mu_reads_data_in_16_bits_where_they_lie(layout, stored, precision, monkeypatch):
-    """The bits of what the same data give that were widened first."""
+    """The bits are those of the same data widened first."""
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
     before, X, B = draw(70, 33, "float32", 40)
     X[0, :3] = torch.tensor([0.0, 2**-24, 3e4])
@@ -261,8 +280,7 @@ def test_mu_reads_data_in_16_bits_where_they_lie(layout, stored, precision, monk
     assert all(map(torch.equal, *given))
 
 
-@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
-@pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
+@pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), [TILED[1], *TILED[3:]])
 @pytest.mark.parametrize(("l1", "curved"), [(0.3, True), (0.0, True), (0.3, False)], ids=str)
 def test_penalised_mu_is_the_reference(K, m, p, layout, dtype, l1, curved):
     before, X, B = draw(K, m, dtype, p)
@@ -284,10 +302,8 @@ def test_penalised_mu_is_the_reference(K, m, p, layout, dtype, l1, curved):
     check("mu", dtype, updated, after, sums, before)
 
 
-@pytest.mark.parametrize(("K", "m", "p"), [(1, 1, 1), (5, 23, 17), (131, 65, 40)], ids=str)
-@pytest.mark.parametrize(("layout", "dtype"), LAID_OUT)
-@pytest.mark.parametrize("l1", [0.0, 0.3])
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), [TILED[1], *TILED[3:]])
+@pytest.mark.parametrize(("l1", "last"), [(0.3, False), (0.3, True), (0.0, False)])
 def test_penalised_pgd_is_the_reference(K, m, p, layout, dtype, l1, last):
     before, X, B = draw(K, m, dtype, p)
     number = getattr(torch, dtype)

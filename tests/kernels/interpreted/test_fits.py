@@ -20,12 +20,19 @@ from fastnmf.solvers.pgd import largest_eigenvalue, momenta
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("solver", ["hals", "mu"])
-@pytest.mark.parametrize("form", ["normal", "residual"])
 @pytest.mark.parametrize(
-    ("n", "d", "K", "kind"), [(9, 6, 1, "plain"), (13, 7, 18, "zero_concepts")], ids=str
+    ("solver", "form", "n", "d", "K", "kind"),
+    [
+        ("hals", "normal", 9, 6, 1, "plain"),
+        # more than a block of concepts
+        ("hals", "normal", 13, 7, 18, "zero_concepts"),
+        ("hals", "residual", 13, 7, 18, "zero_concepts"),
+        ("mu", "normal", 13, 7, 18, "zero_concepts"),
+        ("mu", "residual", 13, 7, 18, "zero_concepts"),
+        ("mu", "residual", 9, 6, 1, "plain"),
+    ],
 )
-def test_iterates_are_those_of_the_loop(n, d, K, kind, form, solver):
+def test_iterates_are_those_of_the_loop(solver, form, n, d, K, kind):
     A, Z, D = (M.astype("float32") for M in problem(n, d, K, kind=kind))
     Z1, D1, _ = iterate(
         solver, A, Z, D, form=form, dtype=torch.float32, iterations=2, backend="triton"
@@ -49,9 +56,20 @@ def test_pgd_half_step_is_that_of_fista(form, dtype):
     assert outcome.history[0].relative_change == pytest.approx(change, rel=1e-5)
 
 
-@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
-@pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize("penalties", [Penalties(0.02, 0.01, 0.5), Penalties(0.02, 0, 1.0, True)])
+MIXED, UNIT_NORM = Penalties(0.02, 0.01, 0.5), Penalties(0.02, 0, 1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("solver", "form", "penalties"),
+    [
+        ("hals", "normal", MIXED),
+        ("hals", "residual", UNIT_NORM),
+        ("mu", "normal", UNIT_NORM),
+        ("mu", "residual", MIXED),
+        ("pgd", "normal", UNIT_NORM),
+        ("pgd", "residual", MIXED),
+    ],
+)
 def test_penalised_iterates_are_those_of_the_reference(penalties, form, solver):
     A, Z, D = problem(9, 5, 17)
     # the norms of one iteration go into the codes in the next
@@ -67,7 +85,7 @@ def test_penalised_iterates_are_those_of_the_reference(penalties, form, solver):
 
 @pytest.mark.parametrize("solver", ["mu", "pgd"])
 @pytest.mark.parametrize("form", ["normal", "residual"])
-@pytest.mark.parametrize("penalties", [Penalties(0.02, 0.01, 0.5), Penalties(0.02, 0, 1.0, True)])
+@pytest.mark.parametrize("penalties", [MIXED, UNIT_NORM])
 def test_penalised_half_steps_take_the_fused_kernels(penalties, form, solver, monkeypatch):
     """The plain update is not there."""
     method = method_of(solver, backend="triton", penalties=penalties)

@@ -25,7 +25,7 @@ PENALTIES = {
 @pytest.mark.parametrize(
     ("solver", "penalties", "inner"),
     [
-        ("hals", "plain", (1, 2)),
+        pytest.param("hals", "plain", (1, 2), marks=pytest.mark.compiles),
         ("mu", "unit norm", None),
         ("mu", "penalised", None),
         ("pgd", "penalised", None),

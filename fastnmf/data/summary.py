@@ -1,0 +1,64 @@
+"""Summary: statistics of the data, of one process or of all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInput
+from ..numerics import squared_norm
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of A (n, d): the dtype to compute in, ‖A‖², the largest entry, and the column sums
+    (d,) in float64."""
+
+    n: int
+    d: int
+    dtype: torch.dtype
+    squares: float
+    largest: float
+    columns: Tensor
+
+    @property
+    def mean(self) -> float:
+        return float(self.columns.sum()) / (self.n * self.d)
+
+    @classmethod
+    def of_nothing(cls) -> Summary:
+        """That of no rows."""
+        return cls(0, 0, torch.float32, 0.0, 0.0, torch.zeros(0, dtype=torch.float64))
+
+    def with_rows(self, X: Tensor, largest: float, dtype: torch.dtype) -> Summary:
+        """That of these rows and X (m, d), whose largest entry is given. Writes into columns."""
+        columns = self.columns if self.n else torch.zeros(X.shape[1], dtype=torch.float64)
+        columns += X.sum(0)
+        squares = self.squares + float(squared_norm(X))
+        n, largest = self.n + len(X), max(self.largest, largest)
+        return Summary(n, X.shape[1], dtype, squares, largest, columns)
+
+
+def joined(summaries: Sequence[Summary]) -> Summary:
+    """The Summary of all rows from those of the processes, of which some may have none. Raises
+    InvalidInput if their widths differ, or none has rows."""
+    some = [summary for summary in summaries if summary.n]
+    if not some:
+        raise InvalidInput("A has no rows in any process; give rows to one of them at least")
+    widths = {summary.d for summary in some}
+    if len(widths) > 1:
+        given = ", ".join(f"{summary.d}" for summary in summaries)
+        raise InvalidInput(f"the processes have rows of {given} features; give all the same")
+    dtype = functools.reduce(torch.promote_types, (summary.dtype for summary in some))
+    return Summary(
+        sum(summary.n for summary in some),
+        widths.pop(),
+        dtype,
+        sum(summary.squares for summary in some),
+        max(summary.largest for summary in some),
+        sum(summary.columns for summary in some),
+    )

@@ -1,0 +1,90 @@
+"""A whole fit: where its codes go, what it refuses, and what lies between it and the operations.
+
+fit/batch.py and, with it, fit/options.py, whose checks are tested by the surface in
+tests/models/test_nmf.py; fits that read in passes are in test_streamed.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fits import nmf, rows_of_five_concepts
+from types_on_the_way import calls_up, types_on_the_way
+
+from fastnmf import NMF, InvalidInput
+from fastnmf.fit.options import Options
+
+
+def test_at_most_14_types_lie_between_fit_and_the_operations():
+    types = types_on_the_way()
+    assert {"NMF", "Options", "Data", "Plan", "State", "Compute"} <= types
+    assert len(types) <= 14
+
+
+def test_no_call_goes_up():
+    assert calls_up() == set()
+
+
+def test_codes_of_data_in_memory_may_go_to_a_file(tmp_path):
+    A = rows_of_five_concepts()
+    options = {"seed": 0, "tol": 0, "max_iter": 5}
+    Z, D = NMF(5, **options).fit(A)
+    model = NMF(5, **options)
+    mapped, D_too = model.fit(A, codes=tmp_path / "Z.npy")
+    assert model.fit_info_.codes == str(tmp_path / "Z.npy")
+    assert torch.equal(mapped, Z)
+    assert torch.equal(D_too, D)
+    np.testing.assert_array_equal(np.load(tmp_path / "Z.npy"), Z.numpy())
+
+
+def test_fit_that_fails_leaves_no_file_of_codes(tmp_path):
+    def broken(_):
+        raise ZeroDivisionError
+
+    (tmp_path / "Z.npy").write_bytes(b"as it was")
+    with pytest.raises(ZeroDivisionError):
+        NMF(5).fit(rows_of_five_concepts(), codes=tmp_path / "Z.npy", callback=broken)
+    assert [file.name for file in tmp_path.iterdir()] == ["Z.npy"]
+    assert (tmp_path / "Z.npy").read_bytes() == b"as it was"
+
+
+def test_file_that_is_read_is_not_written(tmp_path):
+    np.save(tmp_path / "A.npy", rows_of_five_concepts().numpy())
+    before = (tmp_path / "A.npy").read_bytes()
+    # a new file in the folder would be a shard of it
+    for data, codes in (("A.npy", "A.npy"), (".", "Z.npy")):
+        with pytest.raises(InvalidInput, match=r"is to be written, but .* is read"):
+            NMF(5).fit(tmp_path / data, codes=tmp_path / codes)
+    assert (tmp_path / "A.npy").read_bytes() == before
+    assert not (tmp_path / "Z.npy").exists()
+
+
+def test_acceleration_that_is_not_possible_is_refused(tmp_path):
+    A = rows_of_five_concepts()
+    with pytest.raises(InvalidInput, match="does not go with alpha_Z"):
+        NMF(5, accelerate=True, alpha_Z=0.1).fit(A)
+    with pytest.raises(InvalidInput, match="keeps two copies of the codes"):
+        NMF(5, accelerate=True).fit(A.split(10), codes=None)
+
+
+def test_seconds_are_those_of_the_whole_fit():
+    model = nmf(5, seed=0, tol=0, max_iter=5)
+    model.fit(rows_of_five_concepts())
+    history = model.fit_info_.history
+    assert 0 < history[0].seconds < history[-1].seconds < model.fit_info_.seconds
+
+
+def test_settings_of_a_checkpoint_are_those_that_bits_depend_on():
+    names = Options(3).of_a_fit().keys()
+    assert {"nb_concepts", "solver", "seed", "init", "form", "block", "precision"} <= names
+    assert {"alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "accelerate", "revive"} <= names
+    # which may differ when a fit goes on
+    assert not {"max_iter", "tol", "verbose", "callback"} & names
+
+
+def test_number_of_the_generator_tells_codes_and_dictionary_apart():
+    options = Options(3, seed=1)
+    first, again, other = (options.generator(stream).initial_seed() for stream in (0, 0, 1))
+    assert first == again != other
+    assert Options(3).generator() is None
