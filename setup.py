@@ -33,7 +33,7 @@ ISAS = {"baseline": ""}
 if X86 := sysconfig.get_platform().endswith(("-x86_64", "-amd64")):
     ISAS["avx2"] = "-mavx2 -mfma"
     ISAS["avx512"] = "-mavx512f -mavx512vl -mavx512dq -mavx512bw -mavx2 -mfma"
-KERNELS = sorted(glob("csrc/*_cpu.cpp"))
+KERNELS = sorted({*glob("csrc/cpu/*.cpp")} - {"csrc/cpu/bindings.cpp"})
 # machine code for these, and what a driver compiles for later GPUs
 GPUS = "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=[sm_90,compute_90]"
 NVCC_FLAGS = f"-std=c++17 -O3 --threads=2 -Xcompiler=-fPIC,-fvisibility=hidden {GPUS}"
@@ -42,8 +42,8 @@ NVCC_VERSION = (11, 8)
 # CUDA's runtime inside, and not to be mistaken for torch's
 NVCC_LINK = "-shared -cudart=static -Xlinker=--exclude-libs=ALL"
 SOURCES = {
-    "_C": [("csrc/bindings.cpp", ""), *product(KERNELS, ISAS)],
-    "_cuda": [("csrc/bindings_cuda.cpp", ""), ("csrc/nnls_cuda.cu", "")],
+    "_C": [("csrc/cpu/bindings.cpp", ""), *product(KERNELS, ISAS)],
+    "_cuda": [("csrc/cuda/bindings.cpp", ""), ("csrc/cuda/nnls.cu", "")],
 }
 WANTED = {"auto": ["_C", "_cuda"], "cpu": ["_C"], "cuda": ["_C", "_cuda"], "none": []}[BUILD]
 REASONS = (BaseError, CCompilerError, ImportError, OSError)
@@ -159,7 +159,7 @@ def nvcc():
     return path
 
 
-depends = [*glob("csrc/*.h"), *glob("csrc/*.cu")]
+depends = glob("csrc/**/*.h", recursive=True)
 setup(
     ext_modules=[
         Extension(

@@ -1,7 +1,7 @@
-// The arithmetic of csrc/nnls_layout.h, over sizes: what lies in a block's memory is aligned, apart
+// The arithmetic of csrc/nnls/layout.h, over sizes: what lies in a block's memory is aligned, apart
 // and inside of what is asked for. Exits with the number of layouts that are not right.
 
-#include "../csrc/nnls_layout.h"
+#include "../csrc/nnls/layout.h"
 
 #include <cstdio>
 #include <vector>
@@ -16,8 +16,8 @@ template <class X> Piece piece(X *first, ptrdiff_t count) {
     return {reinterpret_cast<uintptr_t>(first), reinterpret_cast<uintptr_t>(first + count)};
 }
 
-template <class T> bool right(int capacity, int K, ptrdiff_t entry, ptrdiff_t room) {
-    const Layout<T> layout = laid_out<T>(capacity, K, entry, room);
+template <class T> bool right(int capacity, int K, ptrdiff_t entry, ptrdiff_t near_bytes) {
+    const Layout<T> layout = laid_out<T>(capacity, K, entry, near_bytes);
     // never read or written: only addresses count
     char *shared = reinterpret_cast<char *>(uintptr_t(1) << 40);
     char *global = reinterpret_cast<char *>(uintptr_t(1) << 44);
@@ -33,11 +33,11 @@ template <class T> bool right(int capacity, int K, ptrdiff_t entry, ptrdiff_t ro
     std::sort(pieces.begin(), pieces.end(),
               [](const Piece &a, const Piece &b) { return a.first < b.first; });
     const Piece near = piece(shared, layout.near()), far = piece(global, layout.far());
-    bool good = layout.near() <= room && layout.far() % 256 == 0;
-    // room is left for neither vectors nor rows that could have been near
+    bool good = layout.near() <= near_bytes && layout.far() % 256 == 0;
+    // no vectors and no further row would fit into shared memory
     Layout<T> more = layout;
     ++more.near_rows;
-    good &= layout.near_rows == capacity || more.near() > room;
+    good &= layout.near_rows == capacity || more.near() > near_bytes;
     for (size_t i = 0; i < pieces.size(); ++i) {
         const auto inside = [&](const Piece &all) {
             return all.first <= pieces[i].first && pieces[i].last <= all.last;
@@ -50,8 +50,8 @@ template <class T> bool right(int capacity, int K, ptrdiff_t entry, ptrdiff_t ro
     for (int *vector : {at.passive, at.moved, at.entering, at.blocked})
         good &= reinterpret_cast<uintptr_t>(vector) % sizeof(int) == 0;
     if (!good)
-        std::printf("capacity = %d, K = %d, entry = %td, room = %td, %zu-byte numbers\n", capacity,
-                    K, entry, room, sizeof(T));
+        std::printf("capacity = %d, K = %d, entry = %td, near_bytes = %td, %zu-byte numbers\n", capacity,
+                    K, entry, near_bytes, sizeof(T));
     return good;
 }
 
@@ -59,14 +59,14 @@ template <class T> bool right(int capacity, int K, ptrdiff_t entry, ptrdiff_t ro
 
 int main() {
     int bad = 0, all = 0;
-    // no room, little, and what a block may have on cards of capability 8.0, 8.9 and 9.0
-    for (const ptrdiff_t room : {0, 1000, 8128, 166848, 101312, 232384})
+    // none, little, and the shared memory of a block on cards of capability 8.0, 8.9 and 9.0
+    for (const ptrdiff_t near_bytes : {0, 1000, 8128, 166848, 101312, 232384})
         for (const int K : {1, 2, 31, 96, 97, 300, 1025, 4000})
             for (const int capacity : {1, K / 2, K})
                 for (const ptrdiff_t entry : {0, 4, 8}) {
                     if (capacity < 1) continue;
-                    bad += !right<float>(capacity, K, entry, room);
-                    bad += !right<double>(capacity, K, entry, room);
+                    bad += !right<float>(capacity, K, entry, near_bytes);
+                    bad += !right<double>(capacity, K, entry, near_bytes);
                     all += 2;
                 }
     for (const ptrdiff_t far : {256, 1 << 20})

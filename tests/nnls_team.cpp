@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "../csrc/nnls_lanes.h"
+#include "../csrc/nnls/lanes.h"
 
 namespace {
 
@@ -127,10 +127,10 @@ std::vector<double> solve(Problem &problem, int capacity, bool warm) {
                            n + capacity,
                            n + 2 * capacity,
                            n + 2 * capacity + K};
-    NnlsAccount account;
-    const NnlsRows<double> rows{F.data(), 1, K, problem.c.data(), 1, K, problem.G.data(), K, 0,
+    NnlsReport report;
+    const NnlsRows<double> rows{{F.data(), 1, K}, {problem.c.data(), 1, K}, problem.G.data(), K, 0,
                                 problem.scale.data(), nullptr, K, 1, warm,
-                                {1e-12, 1e-11, 3 * K + 30, capacity, 8}, &account};
+                                {1e-12, 1e-11, 3 * K + 30, capacity, 8}, &report};
     double sums[2];
     Shared shared;
     std::vector<std::thread> team;
@@ -138,7 +138,7 @@ std::vector<double> solve(Problem &problem, int capacity, bool warm) {
         team.emplace_back([&, lane] {
             Threads one(&shared, lane);
             nnls_row<Threads, double, double>(
-                one, rows, 0, K, rows.G, K, at,
+                one, rows, 0, {rows.G, K, K}, at,
                 {M.data(), M.data() + Triangle<double, 1>::offset(near_rows), near_rows}, sums);
         });
     for (std::thread &one : team) one.join();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compilers import gcc
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,3 +99,17 @@ def test_an_nvcc_that_fails_costs_the_cuda_half_only(kind, tmp_path):
     ).stdout
     assert re.search(r"^cpp .* yes$", told, re.MULTILINE)
     assert re.search(rf"^cuda .* no: the extension for CUDA .*{reason}", told, re.MULTILINE)
+
+
+@pytest.mark.compiles
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="compiled for AVX-512")
+@pytest.mark.parametrize("kernels", ["hals", "moments", "nnls", "updates"])
+def test_kernels_leave_no_code_that_the_linker_could_share(kernels, tmp_path):
+    """Of a weak symbol one copy is kept, and that could be the one with AVX-512 in it."""
+    source, built = ROOT / "csrc" / "cpu" / f"{kernels}.cpp", tmp_path / f"{kernels}.o"
+    avx512 = [f"-mavx512{part}" for part in ("f", "vl", "dq", "bw")]
+    flags = ["-O3", "-mavx2", "-mfma", *avx512, "-DFASTNMF_ISA=avx512", "-DFASTNMF_X86=1"]
+    assert gcc(*flags, "-c", str(source), "-o", str(built)).wait() == 0
+    symbols = subprocess.run(["nm", built], capture_output=True, text=True, check=True).stdout
+    assert re.search(r" [RD] .*avx512.*float32", symbols)
+    assert not re.findall(r" [WVu] .*", symbols)

@@ -1,4 +1,4 @@
-"""The compiled extension by addresses and strides, on every instruction set usable here."""
+"""The compiled extension by views of memory, on every instruction set usable here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from oracle import TOLERANCES, kkt_residual, relative_difference
 
 from fastnmf import nnls
+from fastnmf.backends.pointers import NnlsLimits, view
 from fastnmf.backends.registry import BACKENDS
 
 REASON = BACKENDS["cpp"].probe()
@@ -58,19 +59,16 @@ class Matrix:
         }[layout]
         self.whole = torch.full(shape, torch.nan, dtype=getattr(torch, dtype))
         inside = self.whole[self.inside]
-        self.view = inside.T if layout == "columns" else inside
-        self.view.copy_(torch.from_numpy(values))
-        self.address = self.view.data_ptr()
-        self.row_stride, self.column_stride = self.view.stride()
-        self.rows = self.address, self.row_stride
-        self.placed = *self.rows, self.column_stride
+        self.tensor = inside.T if layout == "columns" else inside
+        self.tensor.copy_(torch.from_numpy(values))
+        self.view = view(self.tensor)
 
     def values(self):
         """The matrix in float64, once it is sure that nothing around it was written to."""
         outside = self.whole.clone()
         outside[self.inside] = torch.nan
         assert outside.isnan().all()
-        return self.view.double().numpy()
+        return self.tensor.double().numpy()
 
 
 def guarded(values):
@@ -95,6 +93,20 @@ def peak_of(call):
     before = read("VmRSS")
     call()
     return read("VmHWM") - before
+
+
+def changed(given, changes):
+    """The arguments of a call with parts of its views, or of its limits, replaced."""
+    given = dict(given)
+    for name, parts in changes.items():
+        if isinstance(given[name], NnlsLimits):
+            given[name] = given[name]._replace(**parts)
+        elif isinstance(parts, dict):
+            fields = dict(zip(("address", "shape", "strides", "dtype"), given[name], strict=True))
+            given[name] = tuple((fields | parts).values())
+        else:
+            given[name] = parts
+    return given
 
 
 def rounded(values, dtype):
@@ -123,17 +135,11 @@ def sweep(F, R, G):
 
 
 def hals_block(extension, F, R, G, delta, sums, threads=2):
-    extension.hals_block(
-        str(F.view.dtype).removeprefix("torch."), *F.placed, *R.rows, *G.rows, *delta.rows,
-        *F.view.shape, sums.data_ptr(), threads,
-    )  # fmt: skip
+    extension.hals_block(F.view, R.view, G.view, delta.view, view(sums), threads)
 
 
 def hals_normal(extension, F, C, G, sums, threads=2):
-    extension.hals_normal(
-        str(F.view.dtype).removeprefix("torch."), *F.placed, *C.placed, *G.rows,
-        *F.view.shape, sums.data_ptr(), threads,
-    )  # fmt: skip
+    extension.hals_normal(F.view, C.view, G.view, view(sums), threads)
 
 
 def assert_sums(sums, before, after, dtype):
@@ -179,9 +185,7 @@ def test_sweeps_in_one_call_are_sweeps_one_after_the_other(extension, dtype, K, 
     each, all_of_them = torch.zeros(2).double(), torch.zeros(2).double()
     for _ in range(3):
         hals_normal(extension, once, C, G, each)
-    extension.hals_normal(
-        dtype, *at_once.placed, *C.placed, *G.rows, K, m, all_of_them.data_ptr(), 2, 3
-    )
+    extension.hals_normal(at_once.view, C.view, G.view, view(all_of_them), 2, 3)
     assert np.array_equal(once.values(), at_once.values())
     assert torch.allclose(each, all_of_them, rtol=1e-12)
 
@@ -196,10 +200,7 @@ def test_hals_rows_is_sweeps_with_the_product(extension, dtype, layout, K, m, sw
     F, X, G = Matrix(before, dtype, layout), Matrix(data, dtype), Matrix(B @ B.T, dtype)
     Bt = torch.from_numpy(B.T.astype(dtype)).contiguous()
     sums = torch.tensor([1.0, 2.0]).double()
-    extension.hals_rows(
-        dtype, *F.placed, *X.rows, Bt.data_ptr(), *G.rows, float(l1), K, m, p, sweeps,
-        sums.data_ptr(), 2,
-    )  # fmt: skip
+    extension.hals_rows(F.view, X.view, (view(Bt), G.view, float(l1)), sweeps, view(sums), 2)
     expected, totals = before, np.array([1.0, 2.0])
     for _ in range(sweeps):
         after, change = sweep(expected, B @ data.T - l1 - B @ B.T @ expected, B @ B.T)
@@ -230,10 +231,10 @@ def test_hals_rows_moves_codes_on_and_makes_their_sums(
         X, G, out, squares = (Matrix(M, dtype) for M in (data, B @ B.T, cross, gram))
         Bt, sums = torch.from_numpy(B.T.astype(dtype)).contiguous(), torch.tensor([1.0, 2.0])
         sums = sums.double()
+        extrapolation = (S.view, begun.view, 0.7, 0.1) if moves else None
         extension.hals_rows(
-            dtype, *F.placed, *X.rows, Bt.data_ptr(), *G.rows, 0.0, K, m, p, 2, sums.data_ptr(),
-            threads, *(S.placed if moves else (0, 0, 0)), *(begun.placed if moves else (0, 0, 0)),
-            0.7, 0.1, *out.rows, *squares.rows, adds,
+            F.view, X.view, (view(Bt), G.view, 0.0), 2, view(sums), threads, extrapolation,
+            (out.view, squares.view, adds),
         )  # fmt: skip
         expected, totals = before, np.array([1.0, 2.0])
         for _ in range(2):
@@ -261,10 +262,8 @@ def test_hals_rows_moves_codes_of_any_layout_on(extension, layout):
     F, S, begun = (Matrix(M, "float64", layout) for M in (before, swept, np.full((K, m), np.nan)))
     X, G, sums = Matrix(data, "float64"), Matrix(B @ B.T, "float64"), torch.zeros(2).double()
     Bt = torch.from_numpy(B.T).contiguous()
-    extension.hals_rows(
-        "float64", *F.placed, *X.rows, Bt.data_ptr(), *G.rows, 0.0, K, m, p, 1, sums.data_ptr(), 2,
-        *S.placed, *begun.placed, 0.7, 0.0,
-    )  # fmt: skip
+    extrapolation = S.view, begun.view, 0.7, 0.0
+    extension.hals_rows(F.view, X.view, (view(Bt), G.view, 0.0), 1, view(sums), 2, extrapolation)
     left, _ = sweep(before, B @ data.T - B @ B.T @ before, B @ B.T)
     expected = np.maximum(0, left + 0.7 * (left - swept))
     assert np.array_equal(begun.values(), before)
@@ -277,19 +276,16 @@ def test_hals_rows_moves_codes_of_any_layout_on(extension, layout):
 
 def test_a_pass_has_the_same_codes_and_norms_whatever_the_threads(extension):
     (K, m, p), rng = (50, 1000, 64), np.random.default_rng(7)
-    X, B = (rng.random(shape, dtype=np.float32) for shape in ((m, p), (K, p)))
-    G, start = B @ B.T, rng.random((m, K), dtype=np.float32)
-    Bt = np.ascontiguousarray(B.T)
-    at = X.ctypes.data, p, Bt.ctypes.data, G.ctypes.data, K
+    X, B = (torch.from_numpy(rng.random(shape, dtype=np.float32)) for shape in ((m, p), (K, p)))
+    start, Bt, G = torch.from_numpy(rng.random((m, K), dtype=np.float32)), B.T.contiguous(), B @ B.T
+    fixed = view(Bt), view(G), 0.0
     ends = []
     for threads in (1, 2, 3, 7):
-        Z, sums, made = start.copy(), np.zeros(2), np.empty(K * (p + K), np.float32)
-        to = made.ctypes.data, p, made[K * p :].ctypes.data, K
-        extension.hals_rows(
-            "float32", Z.ctypes.data, 1, K, *at, 0.0, K, m, p, 2, sums.ctypes.data, threads,
-            *[0] * 6, 0.0, 0.0, *to, False,
-        )  # fmt: skip
-        ends.append((Z.tobytes(), sums.tobytes()))
+        Z, sums = start.clone(), torch.zeros(2).double()
+        cross, gram = torch.empty(K, p), torch.empty(K, K)
+        statistics = view(cross), view(gram), False
+        extension.hals_rows(view(Z.T), view(X), fixed, 2, view(sums), threads, None, statistics)
+        ends.append((Z.numpy().tobytes(), sums.numpy().tobytes()))
     assert len(set(ends)) == 1
 
 
@@ -305,17 +301,12 @@ def test_moments_are_the_product(extension, dtype, K, p, threads, adds):
             rounded(rng.standard_normal(shape), dtype) for shape in ((K, m), (m, p), (K, p))
         )
         F, X, out = Matrix(factor, dtype, "columns"), Matrix(data, dtype), Matrix(old, dtype)
-        F_at, stride_f = F.address, F.column_stride
-        extension.moments(
-            dtype, F_at, stride_f, *X.rows, *out.rows, K, m, p, False, adds, threads
-        )  # fmt: skip
+        extension.moments(F.view, X.view, out.view, False, adds, threads)
         expected = factor @ data + adds * old
         assert relative_difference(out.values(), expected) < TOLERANCES["hals", dtype]
         gram = Matrix(old[:, :1] @ old[:, :1].T, dtype)
         before = gram.values().copy()
-        extension.moments(
-            dtype, F_at, stride_f, F_at, stride_f, *gram.rows, K, m, K, True, adds, threads
-        )  # fmt: skip
+        extension.moments(F.view, view(F.tensor.T), gram.view, True, adds, threads)
         expected = factor @ factor.T + adds * before
         assert relative_difference(gram.values(), expected) < TOLERANCES["hals", dtype]
         assert np.array_equal(gram.values(), gram.values().T)
@@ -330,35 +321,44 @@ def test_data_may_be_windows_that_overlap(extension, dtype, stride):
     X = given.as_strided((m, p), (stride, 1))
     before, data = rounded(rng.random((K, m)), dtype), X.double().numpy()
     F, out = Matrix(before, dtype, "columns"), Matrix(np.zeros((K, p)), dtype)
-    at = X.data_ptr(), stride
-    extension.moments(
-        dtype, F.address, F.column_stride, *at, *out.rows, K, m, p, False, False, 2
-    )  # fmt: skip
+    extension.moments(F.view, view(X), out.view, False, False, 2)
     assert relative_difference(out.values(), before @ data) < TOLERANCES["hals", dtype]
     B, sums = rounded(rng.random((K, p)), dtype), torch.zeros(2).double()
     Bt, G = torch.from_numpy(B.T.astype(dtype)).contiguous(), Matrix(B @ B.T, dtype)
-    extension.hals_rows(
-        dtype, *F.placed, *at, Bt.data_ptr(), *G.rows, 0.0, K, m, p, 1, sums.data_ptr(), 2
-    )  # fmt: skip
+    extension.hals_rows(F.view, view(X), (view(Bt), G.view, 0.0), 1, view(sums), 2)
     expected, _ = sweep(before, B @ data.T - B @ B.T @ before, B @ B.T)
     assert relative_difference(F.values(), expected) < 4 * TOLERANCES["hals", dtype]
 
 
 def test_hals_rows_and_moments_refuse_what_cannot_be(extension):
-    F, X, G = torch.rand(50, 4), torch.rand(50, 8), torch.rand(4, 4)
-    sums = torch.zeros(2).double().data_ptr()
-    of_X = X.data_ptr(), -8
-    with pytest.raises(ValueError, match="X has rows -8 apart"):
-        extension.moments("float32", F.data_ptr(), 4, *of_X, X.data_ptr(), 8, 4, 50, 8, 0, 0, 1)
-    rest = "float32", F.data_ptr(), 1, 4, X.data_ptr(), 8, X.data_ptr(), G.data_ptr(), 4
+    shapes = (4, 50), (50, 8), (8, 4), (4, 4), (4, 8), (2,)
+    kept = [torch.rand(shape).double() for shape in shapes]
+    rows, X, B, G, cross, sums = map(view, kept)
+    codes = kept[0].T.contiguous()
+    F = view(codes.T)
+    backwards = X[0], X[1], (-8, 1), X[3]
+    with pytest.raises(ValueError, match=r"X \(50, 8\) has strides \(-8, 1\): its rows must be"):
+        extension.moments(F, backwards, cross, False, False, 1)
+    with pytest.raises(ValueError, match=r"X has shape \(8, 4\): \(50, -1\) is needed"):
+        extension.moments(F, B, cross, False, False, 1)
+    with pytest.raises(ValueError, match=r"F has strides \(50, 1\): its concepts must be adjacent"):
+        extension.moments(rows, X, cross, False, False, 1)
+    with pytest.raises(ValueError, match="K = 4, p = 8: a symmetric result is square"):
+        extension.moments(F, X, cross, True, False, 1)
+    fixed = B, G, 0.0
     with pytest.raises(ValueError, match="l1 = -1 must not be negative"):
-        extension.hals_rows(*rest, -1.0, 4, 50, 8, 1, sums, 1)
-    rows = "float32", F.data_ptr(), 50, 1, *rest[4:], 0.0, 4, 50, 8, 1, sums, 1
+        extension.hals_rows(F, X, (B, G, -1.0), 1, sums, 1)
+    with pytest.raises(ValueError, match="sweeps = -1 must not be negative"):
+        extension.hals_rows(F, X, fixed, -1, sums, 1)
+    with pytest.raises(ValueError, match=r"B has shape \(50, 8\): \(8, 4\) is needed"):
+        extension.hals_rows(F, X, (X, G, 0.0), 1, sums, 1)
+    with pytest.raises(ValueError, match=r"B \(8, 4\) has strides \(1, 8\): it must be contiguous"):
+        extension.hals_rows(F, X, ((B[0], B[1], (1, 8), B[3]), G, 0.0), 1, sums, 1)
+    nowhere = 0, *F[1:]
     with pytest.raises(ValueError, match="before is a null pointer"):
-        extension.hals_rows(*rows, F.data_ptr(), 50, 1, 0, 50, 1, 0.5, 0.0)
-    rows += *[0] * 6, 0.0, 0.0
+        extension.hals_rows(F, X, fixed, 1, sums, 1, (F, nowhere, 0.5, 0.0))
     with pytest.raises(ValueError, match="whose concepts are adjacent"):
-        extension.hals_rows(*rows, X.data_ptr(), 8, G.data_ptr(), 4, False)
+        extension.hals_rows(rows, X, fixed, 1, sums, 1, None, (cross, G, False))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called as on Linux")
@@ -371,18 +371,17 @@ def test_nothing_is_read_beyond_the_last_row(extension, dtype, shape):
     drawn = (rounded(rng.random(shape), dtype) for shape in ((m, K), (m, p)))
     matrices = [*drawn, B.T, B @ B.T, np.empty((K, p))]
     Z, X, Bt, G, out = (guarded(M.astype(dtype)) for M in matrices)
-    z, x, sums = Z.ctypes.data, X.ctypes.data, np.zeros(2)
-    place = out.ctypes.data
-    extension.moments(dtype, z, K, x, p, place, p, K, m, p, False, False, 2)
+    squares, sums = guarded(np.empty((K, K), dtype)), np.zeros(2)
+    F, x, b, g, cross, gram, total = (
+        view(torch.from_numpy(M)) for M in (Z.T, X, Bt, G, out, squares, sums)
+    )
+    extension.moments(F, x, cross, False, False, 2)
     assert relative_difference(out, matrices[0].T @ matrices[1]) < TOLERANCES["hals", dtype]
     before = Z.T.astype(np.float64)
-    at = z, 1, K, x, p, Bt.ctypes.data, G.ctypes.data
-    extension.hals_rows(dtype, *at, K, 0.0, K, m, p, 1, sums.ctypes.data, 2)
+    extension.hals_rows(F, x, (b, g, 0.0), 1, total, 2)
     expected, _ = sweep(before, B @ X.T - B @ B.T @ before, B @ B.T)
     assert relative_difference(Z.T, expected) < 4 * TOLERANCES["hals", dtype]
-    squares, rest = guarded(np.empty((K, K), dtype)), (K, 0.0, K, m, p, 1, sums.ctypes.data, 2)
-    to = *[0] * 6, 0.0, 0.0, place, p, squares.ctypes.data, K, False
-    extension.hals_rows(dtype, *at, *rest, *to)
+    extension.hals_rows(F, x, (b, g, 0.0), 1, total, 2, None, (cross, gram, False))
     assert relative_difference(out, Z.T @ X) < TOLERANCES["hals", dtype]
     assert relative_difference(squares, Z.T @ Z) < TOLERANCES["hals", dtype]
 
@@ -395,8 +394,8 @@ def test_moments_of_many_features_take_no_memory_by_the_thread(extension):
     rng = np.random.default_rng(6)
     Z, X = (rng.random(shape, dtype=np.float32) for shape in ((m, K), (m, p)))
     out = np.full((K, stride_o), np.nan, np.float32)
-    at = Z.ctypes.data, K, X.ctypes.data, p, out.ctypes.data, stride_o
-    grown = peak_of(lambda: extension.moments("float32", *at, K, m, p, False, False, 64))
+    given = (view(torch.from_numpy(M)) for M in (Z.T, X, out[:, :p]))
+    grown = peak_of(lambda: extension.moments(*given, False, False, 64))
     assert relative_difference(out[:, :p], Z.T @ X) < 1e-5
     assert np.isnan(out[:, p:]).all()
     assert grown < 100 << 20
@@ -432,7 +431,7 @@ def test_hals_passes_on_a_nan(extension):
     owed[3, 41] = np.nan
     F, R, G = (Matrix(M, "float32") for M in (before, owed, gram))
     hals_block(extension, F, R, G, R, torch.zeros(2).double())
-    assert np.argwhere(np.isnan(F.view.numpy())).tolist() == [[3, 41]]
+    assert np.argwhere(np.isnan(F.tensor.numpy())).tolist() == [[3, 41]]
 
 
 @on_all_cases
@@ -445,9 +444,7 @@ def test_mu_follows_the_formula(extension, dtype, layout, K, m):
     other = "rows" if layout == "rows" else "columns"
     above, below = Matrix(ratio * denominator, dtype, other), Matrix(denominator, dtype, other)
     F, sums = Matrix(before, dtype, layout), torch.tensor([1.0, 2.0]).double()
-    extension.mu_update(
-        dtype, *F.placed, *above.placed, *below.placed, K, m, sums.data_ptr(), 2
-    )  # fmt: skip
+    extension.mu_update(F.view, above.view, below.view, view(sums), 2)
     assert relative_difference(F.values(), before * ratio) < TOLERANCES["mu", dtype]
     assert np.array_equal(F.values()[dead], before[dead])
     assert_sums(sums, before, F.values(), dtype)
@@ -460,19 +457,8 @@ def test_pgd_follows_the_formula(extension, dtype, layout, K, m):
     F, Y = Matrix(before, dtype, layout), Matrix(start, dtype, layout)
     sums = torch.tensor([1.0, 2.0]).double()
     other_layout = {"rows": "rows", "columns": "columns", "apart": "columns"}[layout]
-    gradient_placed = Matrix(gradient, dtype, other_layout)
-    extension.pgd_update(
-        dtype,
-        *F.placed,
-        *Y.placed,
-        *gradient_placed.placed,
-        step,
-        momentum,
-        K,
-        m,
-        sums.data_ptr(),
-        2,
-    )
+    slope = Matrix(gradient, dtype, other_layout)
+    extension.pgd_update(F.view, Y.view, slope.view, step, momentum, view(sums), 2)
     expected = np.maximum(0, start - step * gradient)
     assert relative_difference(F.values(), expected) < TOLERANCES["pgd", dtype]
     assert (
@@ -492,10 +478,8 @@ def test_extrapolate_follows_the_formula(extension, dtype, layout, K, m, step, l
     for measures in (True, False):
         F, S = Matrix(now, dtype, layout), Matrix(swept, dtype, other)
         begun, sums = Matrix(before, dtype, other), torch.tensor([1.0, 2.0]).double()
-        extension.extrapolate(
-            dtype, *F.placed, *S.placed, *(begun.placed if measures else (0, 0, 0)), step, least,
-            K, m, sums.data_ptr() if measures else 0, 2,
-        )  # fmt: skip
+        change = (begun.view, view(sums)) if measures else None
+        extension.extrapolate(F.view, S.view, step, least, 2, change)
         assert relative_difference(F.values(), expected) < TOLERANCES["pgd", dtype]
         assert (F.values() >= least * now).all()
         assert np.array_equal(S.values(), now)
@@ -514,14 +498,13 @@ def test_rescale_follows_the_formula(extension, dtype, layout, K, m):
     scale = rounded(np.random.default_rng(6).random((K, 1)) + 0.5, dtype)
     other = {"rows": "rows", "columns": "columns", "apart": "columns"}[layout]
     F, S = Matrix(now, dtype, layout), Matrix(swept, dtype, other)
-    factors, sums = torch.from_numpy(scale.astype(dtype)), torch.tensor([1.0, 2.0]).double()
+    factors = torch.from_numpy(scale[:, 0].astype(dtype))
+    sums = torch.tensor([1.0, 2.0]).double()
     for begun in (Matrix(before, dtype, other), Matrix(before, dtype)):
-        F.view.copy_(torch.from_numpy(now))
-        S.view.copy_(torch.from_numpy(swept))
+        F.tensor.copy_(torch.from_numpy(now))
+        S.tensor.copy_(torch.from_numpy(swept))
         sums.copy_(torch.tensor([1.0, 2.0]))
-        extension.rescale(
-            dtype, *F.placed, *S.placed, factors.data_ptr(), *begun.placed, K, m, sums.data_ptr(), 2
-        )  # fmt: skip
+        extension.rescale(F.view, S.view, view(factors), begun.view, view(sums), 2)
         assert relative_difference(F.values(), scale * now) < TOLERANCES["pgd", dtype]
         assert relative_difference(S.values(), scale * swept) < TOLERANCES["pgd", dtype]
         assert np.array_equal(begun.values(), before)
@@ -532,16 +515,16 @@ def test_extrapolate_passes_on_a_nan(extension):
     now, swept, _ = draw(5, 50, "float32")
     now[3, 41] = np.nan
     F, S = Matrix(now, "float32"), Matrix(np.abs(swept), "float32")
-    extension.extrapolate("float32", *F.placed, *S.placed, 0, 0, 0, 0.5, 0.5, 5, 50, 0, 1)
-    assert np.argwhere(np.isnan(F.view.numpy())).tolist() == [[3, 41]]
+    extension.extrapolate(F.view, S.view, 0.5, 0.5, 1)
+    assert np.argwhere(np.isnan(F.tensor.numpy())).tolist() == [[3, 41]]
 
 
 def test_extrapolate_refuses_what_cannot_be(extension):
-    F, sums = torch.rand(4, 50), torch.zeros(2).double()
-    at, rest = (F.data_ptr(), 50, 1), (0.5, 0.0, 4, 50)
-    for before, total, named in ((at, 0, "sums"), ((0, 50, 1), sums.data_ptr(), "before")):
+    kept = torch.rand(4, 50), torch.zeros(2).double()
+    F, sums = map(view, kept)
+    for before, total, named in ((F, (0, *sums[1:]), "sums"), ((0, *F[1:]), sums, "before")):
         with pytest.raises(ValueError, match=f"{named} is a null pointer"):
-            extension.extrapolate("float32", *at, *at, *before, *rest, total, 1)
+            extension.extrapolate(F, F, 0.5, 0.0, 1, (before, total))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -553,66 +536,71 @@ def test_threads_change_no_bit(extension, dtype, layout):
     for threads in (1, 2, 3):
         F, R, G = Matrix(before, dtype, layout), Matrix(owed, dtype), Matrix(gram, dtype)
         begun, sums = Matrix(before, dtype), torch.zeros(12).double()
-        scale = torch.linspace(0.5, 1.5, K, dtype=F.view.dtype)
+        scale = torch.linspace(0.5, 1.5, K, dtype=F.tensor.dtype)
         hals_block(extension, F, R, G, R, sums[:2], threads)
         hals_normal(extension, F, R, G, sums[2:4], threads)
-        extension.mu_update(
-            dtype, *F.placed, *R.placed, *R.placed, K, m, sums[4:6].data_ptr(), threads
-        )
-        extension.pgd_update(
-            dtype, *F.placed, *R.placed, *R.placed, 0.1, 0.2, K, m, sums[6:8].data_ptr(), threads
-        )
-        extension.extrapolate(
-            dtype, *F.placed, *R.placed, *begun.placed, 0.1, 0.2, K, m, sums[8:].data_ptr(), threads
-        )
-        extension.rescale(
-            dtype, *F.placed, *R.placed, scale.data_ptr(), *begun.placed, K, m,
-            sums[10:].data_ptr(), threads,
-        )  # fmt: skip
-        results.append((F.view.clone(), R.view.clone(), sums))
+        extension.mu_update(F.view, R.view, R.view, view(sums[4:6]), threads)
+        extension.pgd_update(F.view, R.view, R.view, 0.1, 0.2, view(sums[6:8]), threads)
+        change = begun.view, view(sums[8:10])
+        extension.extrapolate(F.view, R.view, 0.1, 0.2, threads, change)
+        extension.rescale(F.view, R.view, view(scale), begun.view, view(sums[10:]), threads)
+        results.append((F.tensor.clone(), R.tensor.clone(), sums))
     for others in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
 
 
 @pytest.mark.parametrize(("K", "m"), [(0, 5), (5, 0)])
 def test_empty_is_left_alone(extension, K, m):
-    F, sums = torch.ones(5), torch.zeros(2).double()
-    extension.hals_block("float32", 0, 1, 1, 0, 1, 0, 1, 0, 1, K, m, sums.data_ptr(), 1)
-    extension.hals_normal("float32", 0, 1, 1, 0, 1, 1, 0, 1, K, m, sums.data_ptr(), 1)
-    extension.mu_update("float32", *[0, 1, 1] * 3, K, m, sums.data_ptr(), 1)
-    extension.pgd_update("float32", *[0, 1, 1] * 3, 1.0, 0.0, K, m, sums.data_ptr(), 1)
-    extension.extrapolate("float32", *[0, 1, 1] * 3, 1.0, 0.0, K, m, sums.data_ptr(), 1)
-    empty = 0, 1, 1, 0, 1, 1, F.data_ptr(), 0, 1, 1
-    extension.rescale("float32", *empty, K, m, sums.data_ptr(), 1)
+    F, G, X, B = (view(torch.empty(shape)) for shape in ((K, m), (K, K), (m, 3), (3, K)))
+    sums, scale = torch.zeros(2).double(), view(torch.empty(K))
+    total = view(sums)
+    extension.hals_block(F, F, G, F, total, 1)
+    extension.hals_normal(F, F, G, total, 1)
+    extension.hals_rows(F, X, (B, G, 0.0), 1, total, 1)
+    extension.mu_update(F, F, F, total, 1)
+    extension.pgd_update(F, F, F, 1.0, 0.0, total, 1)
+    extension.extrapolate(F, F, 1.0, 0.0, 1, (F, total))
+    extension.rescale(F, F, scale, F, total, 1)
     assert sums.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtype": "float16"}, "'float16' is neither"),
-        ({"s": -4}, "s = -4, m = 50"),
+        ({"F": {"dtype": "float16"}}, "F has dtype 'float16': 'float32' or 'float64' is needed"),
+        ({"R": {"dtype": "float64"}}, "R has dtype 'float64': 'float32' is needed"),
+        ({"sums": {"dtype": "float32"}}, "sums has dtype 'float32': 'float64' is needed"),
+        ({"F": {"shape": (-4, 50)}}, r"F has shape \(-4, 50\): \(-1, -1\) is needed"),
+        ({"F": {"shape": (4,), "strides": (1,)}}, r"F has shape \(4\): \(-1, -1\) is needed"),
+        ({"R": {"shape": (4, 49)}}, r"R has shape \(4, 49\): \(4, 50\) is needed"),
+        ({"sums": {"shape": (1,)}}, r"sums has shape \(1\): \(2\) is needed"),
         ({"threads": 0}, "threads = 0"),
-        ({"F": 0}, "F is a null pointer"),
-        ({"sums": 0}, "sums is a null pointer"),
-        ({"R": 2}, "R = 2 is not aligned to 4"),
-        ({"stride_r": 49}, r"R \(4 x 50\) has strides \(49, 1\)"),
-        ({"stride_d": 0}, r"delta \(4 x 50\) has strides \(0, 1\)"),
-        ({"stride_g": 3}, r"G \(4 x 4\) has strides \(3, 1\)"),
-        ({"stride_fk": 1, "stride_fm": 3}, r"F \(4 x 50\) has strides \(1, 3\)"),
-        ({"stride_fk": -50}, r"F \(4 x 50\) has strides \(-50, 1\)"),
+        ({"F": {"address": 0}}, "F is a null pointer"),
+        ({"sums": {"address": 0}}, "sums is a null pointer"),
+        ({"R": {"address": 2}}, "R = 2 is not aligned to 4"),
+        ({"R": {"strides": (49, 1)}}, r"R \(4, 50\) has strides \(49, 1\): they must be"),
+        ({"R": {"strides": (1, 4)}}, r"R \(4, 50\) has strides \(1, 4\): its rows must be"),
+        ({"delta": {"strides": (0, 1)}}, r"delta \(4, 50\) has strides \(0, 1\)"),
+        ({"G": {"strides": (3, 1)}}, r"G \(4, 4\) has strides \(3, 1\)"),
+        ({"F": {"strides": (1, 3)}}, r"F \(4, 50\) has strides \(1, 3\)"),
+        ({"F": {"strides": (-50, 1)}}, r"F \(4, 50\) has strides \(-50, 1\)"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+    ids=str,
 )
 def test_hals_block_refuses_what_cannot_be(extension, changes, message):
-    F, R, G = (Matrix(M, "float32").view.contiguous() for M in draw(4, 50, "float32"))
-    given = {
-        "dtype": "float32", "F": F.data_ptr(), "stride_fk": 50, "stride_fm": 1, "R": R.data_ptr(),
-        "stride_r": 50, "G": G.data_ptr(), "stride_g": 4, "delta": R.data_ptr(), "stride_d": 50,
-        "s": 4, "m": 50, "sums": torch.zeros(2).double().data_ptr(), "threads": 1,
-    }  # fmt: skip
+    F, R, G = (torch.from_numpy(M).float() for M in draw(4, 50, "float32"))
+    kept = {"F": F, "R": R, "G": G, "delta": R, "sums": torch.zeros(2).double()}
+    given = {name: view(M) for name, M in kept.items()} | {"threads": 1}
     with pytest.raises(ValueError, match=message):
-        extension.hals_block(**{**given, **changes})
+        extension.hals_block(**changed(given, changes))
+
+
+def test_a_view_is_a_tuple_of_four(extension):
+    kept = torch.ones(4, 50), torch.zeros(2).double()
+    F, sums = map(view, kept)
+    for broken in (F[:3], list(F), (None, *F[1:]), (*F[:2], (1,), F[3]), (*F[:3], 4), "F", None):
+        with pytest.raises(TypeError, match=r"F: tuple\[int, tuple"):
+            extension.hals_block(broken, F, F, F, sums, 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -627,27 +615,38 @@ def test_nnls_satisfies_the_kkt_conditions(extension, K, dtype):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"capacity": 0}, "capacity = 0"),
-        ({"block": 0}, "block = 0"),
-        ({"max_steps": -1}, "max_steps = -1"),
-        ({"G": 0}, "G is a null pointer"),
-        ({"scale": 4}, "scale = 4 is not aligned to 8"),
-        ({"stride_ck": 0}, r"C \(4 x 50\) has strides \(0, 1\)"),
+        ({"limits": {"capacity": 0}}, "capacity = 0"),
+        ({"limits": {"block": 0}}, "block = 0"),
+        ({"limits": {"max_steps": -1}}, "max_steps = -1"),
+        ({"G": {"address": 0}}, "G is a null pointer"),
+        ({"G": {"shape": (4, 3)}}, r"G has shape \(4, 3\): \(4, 4\) is needed"),
+        (
+            {"G": {"shape": (50, 3, 3), "strides": (0, 3, 1)}},
+            r"G \(50, 3, 3\) has strides \(0, 3, 1\): the first must be positive",
+        ),
+        ({"scale": {"address": 4}}, "scale = 4 is not aligned to 8"),
+        ({"scale": {"shape": (3,)}}, r"scale has shape \(3\): \(4\) is needed"),
+        ({"index": {"dtype": "int64"}}, "index has dtype 'int64': 'int32' is needed"),
+        ({"index": {"shape": (49, 3)}}, r"index has shape \(49, 3\): \(50, -1\) is needed"),
+        ({"index": {"strides": (4, 1)}}, r"index \(50, 3\) has strides \(4, 1\): it must be"),
+        ({"report": {"shape": (50, 3)}}, r"report has shape \(50, 3\): \(50, 4\) is needed"),
+        ({"C": {"strides": (0, 1)}}, r"C \(4, 50\) has strides \(0, 1\)"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+    ids=str,
 )
 def test_nnls_refuses_what_cannot_be(extension, changes, message):
-    F, C, G = (torch.rand(shape).double() for shape in ((4, 50), (4, 50), (4, 4)))
-    scale, account = torch.ones(4).double(), torch.empty(50, 4).double()
-    given = {
-        "dtype": "float64", "F": F.data_ptr(), "stride_fk": 50, "stride_fm": 1,
-        "C": C.data_ptr(), "stride_ck": 50, "stride_cm": 1, "G": G.data_ptr(), "stride_g": 4,
-        "stride_row": 0, "scale": scale.data_ptr(), "index": 0, "K": 4, "m": 50, "warm": False,
-        "tolerance": 1e-12, "rank_tolerance": 1e-11, "max_steps": 9, "capacity": 4, "block": 2,
-        "account": account.data_ptr(), "sums": account.data_ptr(), "threads": 1,
+    kept = {
+        "F": torch.rand(4, 50).double(), "C": torch.rand(4, 50).double(),
+        "G": torch.rand(4, 4).double(), "scale": torch.ones(4).double(),
+        "index": torch.zeros(50, 3).int(), "report": torch.empty(50, 4).double(),
+        "sums": torch.zeros(2).double(),
     }  # fmt: skip
+    given = {name: view(M) for name, M in kept.items()}
+    given |= {"limits": NnlsLimits(False, 1e-12, 1e-11, 9, 4, 2), "threads": 1}
+    given = changed(given, changes)
+    given["gram"] = tuple(given.pop(name) for name in ("G", "scale", "index"))
     with pytest.raises(ValueError, match=message):
-        extension.nnls(**{**given, **changes})
+        extension.nnls(**given)
 
 
 def test_force_isa_names_what_is_usable(extension):

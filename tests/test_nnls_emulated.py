@@ -14,17 +14,18 @@ from pathlib import Path
 import pytest
 import test_nnls
 import torch
-from half_steps import gcc
+from compilers import gcc
 from test_nnls import EVERY_FAMILY, family
 
 import fastnmf
 from fastnmf import NMF, Tuning
+from fastnmf.backends.pointers import NnlsLimits, view
 from fastnmf.backends.registry import BACKENDS, _load
 
 pytestmark = pytest.mark.compiles
 
 HERE = Path(__file__).parent
-CSRC = HERE.parent / "csrc"
+SOURCES = HERE.parent / "csrc" / "cuda"
 
 
 class Emulated:
@@ -64,8 +65,8 @@ def build(folder):
     headers = [f"-I{path}" for path in (*headers, sysconfig.get_path("include"))]
     # lanes are changed by longjmp, which hardened libraries take for a mistake
     flags = ["-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", *headers, "-x", "c++", "-c"]
-    names = ("bindings_cuda.cpp", "nnls_cuda.cu")
-    compilers = [gcc(*flags, str(CSRC / name), "-o", f"{folder / name}.o") for name in names]
+    names = ("bindings.cpp", "nnls.cu")
+    compilers = [gcc(*flags, str(SOURCES / name), "-o", f"{folder / name}.o") for name in names]
     assert [compiler.wait() for compiler in compilers] == [0, 0]
     objects = [f"{folder / name}.o" for name in names]
     assert gcc("-shared", *objects, "-o", str(folder / "_cuda.so")).wait() == 0
@@ -158,7 +159,7 @@ def test_nnls_has_the_same_bits_wherever_its_factor_lies(concepts, shared, emula
 
 
 def arguments(K=7, m=5, dtype=torch.float64):
-    """What nnls is given, by name, and the tensors that it lies in."""
+    """The arguments of nnls by name, G and scale apart, and the tensors behind them."""
     B = torch.rand(K, 12, dtype=dtype, generator=torch.Generator().manual_seed(0))
     B /= B.norm(dim=1, keepdim=True)
     kept = {
@@ -166,17 +167,29 @@ def arguments(K=7, m=5, dtype=torch.float64):
         "C": B @ torch.rand(12, m, dtype=dtype),
         "G": B @ B.T,
         "scale": torch.ones(K, dtype=torch.float64),
-        "account": torch.full((m, 4), torch.nan, dtype=torch.float64),
+        "report": torch.full((m, 4), torch.nan, dtype=torch.float64),
         "sums": torch.full((m, 2), torch.nan, dtype=torch.float64),
         "workspace": torch.full((1 << 20,), 0x5A, dtype=torch.uint8),
     }
-    given = {name: tensor.data_ptr() for name, tensor in kept.items()} | {
-        "dtype": str(dtype).removeprefix("torch."), "stride_fk": m, "stride_fm": 1,
-        "stride_ck": m, "stride_cm": 1, "stride_g": K, "stride_row": 0, "index": 0, "K": K,
-        "m": m, "warm": False, "tolerance": 1e-12, "rank_tolerance": 1e-11, "max_steps": 99,
-        "capacity": K, "block": 4, "workspace_bytes": 1 << 19, "device": 0, "stream": 0,
-    }  # fmt: skip
-    return given, kept
+    given = {name: view(tensor) for name, tensor in kept.items()}
+    given["workspace"] = view(kept["workspace"][: 1 << 19])
+    limits = NnlsLimits(False, 1e-12, 1e-11, 99, K, 4)
+    return given | {"limits": limits, "place": (0, 0)}, kept
+
+
+def grouped(given):
+    """The arguments as the extension takes them."""
+    given = dict(given)
+    return {"gram": (given.pop("G"), given.pop("scale"), None), **given}
+
+
+def solve(emulated, given, **changes):
+    emulated.module.nnls(**grouped(given | changes))
+
+
+def workspace_bytes(emulated, given):
+    names = ("F", "C", "gram", "limits", "report")
+    return emulated.module.nnls_workspace(*(grouped(given)[name] for name in names), 0)
 
 
 @EVERY_CARD
@@ -185,45 +198,50 @@ def arguments(K=7, m=5, dtype=torch.float64):
 def test_nnls_stays_inside_its_workspace(dtype, K, ratio, emulated):
     emulated["ratio"] = ratio
     given, kept = arguments(K, dtype=dtype)
-    name = given["dtype"]
-    least, most = emulated.module.nnls_workspace(name, K, 5, K, False, 0)
+    least, most = workspace_bytes(emulated, given)
     for size, blocks in ((least, 1), ((least + most) // 2, None), (most, 4), (1 << 19, 4)):
         kept["workspace"].fill_(0x5A)
-        emulated.module.nnls(**{**given, "workspace_bytes": size})
+        solve(emulated, given, workspace=view(kept["workspace"][:size]))
         assert blocks is None or emulated["blocks"] == blocks
         assert (kept["workspace"][min(size, most) :] == 0x5A).all()
     with pytest.raises(ValueError, match=f"workspace has {least - 1} bytes: at least {least} "):
-        emulated.module.nnls(**{**given, "workspace_bytes": least - 1})
+        solve(emulated, given, workspace=view(kept["workspace"][: least - 1]))
+
+
+def at(address):
+    """A change of a view: elsewhere."""
+    return lambda old: (address, *old[1:])
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "change", "message"),
     [
-        ({"dtype": "float16"}, "'float16' is neither"),
-        ({"capacity": 0}, "capacity = 0"),
-        ({"max_steps": -1}, "max_steps = -1"),
-        ({"G": 0}, "G is a null pointer"),
-        ({"sums": 0}, "sums is a null pointer"),
-        ({"workspace": 8}, "workspace = 8 is not aligned to 16"),
-        ({"scale": 4}, "scale = 4 is not aligned to 8"),
-        ({"stride_ck": 0}, r"C \(7 x 5\) has strides \(0, 1\)"),
-        ({"device": 1}, "F is not in the memory of CUDA device 1"),
+        ("F", lambda old: (*old[:3], "float16"), "F has dtype 'float16'"),
+        ("limits", lambda old: old._replace(capacity=0), "capacity = 0"),
+        ("limits", lambda old: old._replace(max_steps=-1), "max_steps = -1"),
+        ("G", at(0), "G is a null pointer"),
+        ("sums", at(0), "sums is a null pointer"),
+        ("workspace", at(8), "workspace = 8 is not aligned to 16"),
+        ("scale", at(4), "scale = 4 is not aligned to 8"),
+        ("C", lambda old: (*old[:2], (0, 1), old[3]), r"C \(7, 5\) has strides \(0, 1\)"),
+        ("sums", lambda old: (old[0], (5, 1), *old[2:]), r"sums has shape \(5, 1\): \(5, 2\) is"),
+        ("place", lambda old: (1, 0), "F is not in the memory of CUDA device 1"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_nnls_refuses_what_cannot_be(changes, message, emulated):
-    given, _ = arguments()
+def test_nnls_refuses_what_cannot_be(name, change, message, emulated):
+    given, _kept = arguments()
     with pytest.raises(ValueError, match=message):
-        emulated.module.nnls(**{**given, **changes})
+        solve(emulated, given, **{name: change(given[name])})
     assert emulated["current"] == 0
 
 
-@pytest.mark.parametrize("name", ["F", "C", "G", "scale", "account", "sums", "workspace"])
+@pytest.mark.parametrize("name", ["F", "C", "G", "scale", "report", "sums", "workspace"])
 def test_nnls_refuses_memory_of_the_host(name, emulated):
-    given, _ = arguments()
-    emulated["host address"] = given[name]
+    given, _kept = arguments()
+    emulated["host address"] = given[name][0]
     with pytest.raises(ValueError, match=f"^{name} is not in the memory of CUDA device 0"):
-        emulated.module.nnls(**given)
+        solve(emulated, given)
     emulated["host address"] = 0
 
 
@@ -237,22 +255,22 @@ def test_nnls_refuses_memory_of_the_host(name, emulated):
     ],
 )
 def test_nnls_names_the_call_that_failed(call, message, emulated):
-    given, _ = arguments()
+    given, _kept = arguments()
     emulated[call] = 1
     with pytest.raises(RuntimeError, match=f"CUDA, {message}: it was told to fail"):
-        emulated.module.nnls(**given)
+        solve(emulated, given)
     del emulated[call]
     with pytest.raises(RuntimeError, match="CUDA, device 7: "):
-        emulated.module.nnls(**{**given, "device": 7})
+        solve(emulated, given, place=(7, 0))
 
 
 def test_nnls_runs_on_the_stream_of_the_caller_and_leaves_the_device_as_it_was(emulated):
     given, kept = arguments()
     emulated["current"] = 1
-    emulated.module.nnls(**{**given, "stream": 12_345})
+    solve(emulated, given, place=(0, 12_345))
     assert emulated["stream"] == 12_345
     assert emulated["current"] == 1
-    assert (kept["account"][:, 2] <= 1e-12).all()
+    assert (kept["report"][:, 2] <= 1e-12).all()
 
 
 @EVERY_CARD
@@ -268,14 +286,15 @@ def test_lanes_go_one_way_where_numbers_are_not_finite(dtype, K, value, where, r
         kept["F"][::2] = 0.5
         kept[where][2, 3] = value
         kept[where][K - 1, 0] = value
-        emulated.module.nnls(**{**given, "warm": warm})
+        solve(emulated, given, limits=given["limits"]._replace(warm=warm))
 
 
 def test_empty_is_left_alone(emulated):
-    nowhere = dict.fromkeys(("F", "C", "G", "scale", "account", "sums", "workspace"), 0)
-    for sizes in ({"K": 0}, {"m": 0}):
-        emulated.module.nnls(**{**arguments()[0], **nowhere, **sizes})
-        assert emulated.module.nnls_workspace("float32", 0, 5, 1, False, 0) == (0, 0)
+    for K, m in ((0, 5), (5, 0)):
+        given, _kept = arguments(K, m)
+        given["limits"] = given["limits"]._replace(capacity=1)
+        solve(emulated, given)
+        assert workspace_bytes(emulated, given) == (0, 0)
 
 
 @EVERY_CARD
@@ -284,7 +303,7 @@ def test_sums_of_large_codes_are_finite(ratio, emulated):
     emulated["ratio"] = ratio
     given, kept = arguments(dtype=torch.float32)
     kept["C"] *= 1e30
-    emulated.module.nnls(**given)
+    solve(emulated, given)
     expected = kept["F"].double().square().sum(0)
     torch.testing.assert_close(kept["sums"][:, 1], expected)
     torch.testing.assert_close(kept["sums"][:, 0], expected)

@@ -1,7 +1,7 @@
 """Hands tensors on a CUDA device to the extension fastnmf._cuda, on torch's device and stream, with
 workspaces that torch allocates.
 
-Loaded by backends.py at first use."""
+Loaded by registry.py at first use."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ from torch import Tensor
 
 from .. import _cuda
 from .nnls.result import NnlsInfo, workspace_share
-from .pointers import nnls_operations, nnls_rows, read_account
+from .pointers import nnls_arguments, nnls_operations, read_report, view
 
 
-def _solve_rows(F, C, unit, scale, index, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
+def _solve_rows(F, C, gram, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
     """On the current stream; does not synchronise. float32 is computed in float64 where the device
     has that at half the rate, else in float32: to a slope of 5e-6 of the largest then. Raises
     torch.cuda.OutOfMemoryError, and RuntimeError with CUDA's reason."""
     m, device = F.shape[1], F.device
-    account = torch.empty(m, 4, dtype=torch.float64, device=device)
+    report = torch.empty(m, 4, dtype=torch.float64, device=device)
     row_sums = torch.empty(m, 2, dtype=torch.float64, device=device)
-    rows = nnls_rows(F, C, unit, scale, index, warm, max_steps, account)
-    gathers = index is not None and unit.dim() == 2
-    K = F.shape[0] if index is None else index.shape[1]
+    rows = nnls_arguments(F, C, gram, report, warm, max_steps)
     with _place(device) as (number, stream, most):
-        least, useful = _cuda.nnls_workspace(rows[0], K, m, K, gathers, number)
+        least, useful = _cuda.nnls_workspace(*rows, number)
         size = max(least, min(useful, most))
         workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        _cuda.nnls(*rows, row_sums.data_ptr(), workspace.data_ptr(), size, number, stream)
+        _cuda.nnls(*rows, view(row_sums), view(workspace), (number, stream))
     sums[:2] += row_sums.sum(0)
-    return read_account(account)
+    return read_report(report)
 
 
 @contextlib.contextmanager

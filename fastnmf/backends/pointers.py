@@ -1,39 +1,61 @@
-"""Tensors as the extensions know them: addresses and strides in elements. What the two of them have
-in common; neither is imported here."""
+"""Tensors as the extensions take them, and what `fastnmf._C` and `fastnmf._cuda` have in common;
+neither is imported here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .nnls.result import RANK_TOLERANCE, TOLERANCE, NnlsInfo, most_steps, unit_gram
 
+# address, shape, strides in elements, dtype
+View = tuple[int, tuple[int, ...], tuple[int, ...], str]
+
+_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.int32: "int32",
+    torch.uint8: "uint8",
+}
 # concepts that enter a support together: 0.7 to 1.3 of the time that 8 take, 1.3 to 4.7 times
 # faster than one by one (AVX-512, K = 64 to 2,000)
 _BLOCK = 16
 
 
-def typed(F: Tensor) -> tuple:
-    """The dtype of F (K, m) by name, and what `placed` says of it."""
-    return str(F.dtype).removeprefix("torch."), *placed(F)
+def view(X: Tensor) -> View:
+    """X as an argument of an extension (`csrc/view.h`), which checks dtype, shape and strides. It
+    does not keep the memory of X alive."""
+    # 0.3 µs: a call has up to nine
+    return X.data_ptr(), X.shape, X.stride(), _NAMES.get(X.dtype) or str(X.dtype)
 
 
-def placed(F: Tensor) -> tuple[int, int, int]:
-    """The address and the strides of F (K, m)."""
-    return F.data_ptr(), F.stride(0), F.stride(1)
+class NnlsLimits(NamedTuple):
+    """How nnls solves each row: the fields of `NnlsRules` in `csrc/nnls/problem.h`, and the start.
+
+    warm: start from F, else from zero.
+    """
+
+    warm: bool
+    tolerance: float
+    rank_tolerance: float
+    max_steps: int
+    capacity: int
+    block: int
 
 
 def nnls_operations(solve: Callable) -> dict[str, Callable]:
-    """nnls_ and nnls_on_ by solve(F, C, unit, scale, index, sums, warm, max_steps), which returns
-    the account and what every column gains."""
+    """nnls_ and nnls_on_ by solve(F, C, gram, sums, warm, max_steps), gram = (G, scale, index),
+    which returns the report of the rows and what every column gains."""
 
     def nnls_(
         F: Tensor, C: Tensor, G: Tensor, sums: Tensor, *, warm: bool, max_steps: int | None = None
     ) -> NnlsInfo:
-        """As active_set.nnls_, entering concepts in blocks; C in any layout. About m q³ flops."""
-        return solve(F, C, *unit_gram(G), None, sums, warm, max_steps)[0]
+        """As nnls_ of nnls/reference.py, but concepts enter in blocks; C in any layout. About m q³
+        flops."""
+        return solve(F, C, (*unit_gram(G), None), sums, warm, max_steps)[0]
 
     def nnls_on_(
         F: Tensor,
@@ -45,42 +67,35 @@ def nnls_operations(solve: Callable) -> dict[str, Callable]:
         warm: bool,
         max_steps: int | None = None,
     ) -> tuple[NnlsInfo, Tensor]:
-        """As active_set.nnls_on_; C in any layout."""
+        """As nnls_on_ of nnls/reference.py; C in any layout."""
         sums = torch.zeros(2, dtype=torch.float64, device=F.device)
-        return solve(F, C, unit, scale, index, sums, warm, max_steps)
+        return solve(F, C, (unit, scale, index), sums, warm, max_steps)
 
     return {"nnls_": nnls_, "nnls_on_": nnls_on_}
 
 
-def nnls_rows(F, C, unit, scale, index, warm, max_steps, account) -> tuple:
-    """The arguments that nnls has in both extensions, from dtype to account.
+def nnls_arguments(
+    F: Tensor,
+    C: Tensor,
+    gram: tuple[Tensor, Tensor, Tensor | None],
+    report: Tensor,
+    warm: bool,
+    max_steps: int | None,
+) -> tuple:
+    """The arguments that nnls has in both extensions, from F to report.
 
-    F, C (K, m); unit, scale, index as for active_set.nnls_on_, or index None: all concepts. account
-    (m, 4) float64, written by nnls.
+    F, C (K, m); gram: unit, scale, index as for nnls_on_ of nnls/reference.py, or index None: all
+    concepts. report (m, 4) float64, written by nnls.
     """
-    m = F.shape[1]
+    unit, scale, index = gram
     K = F.shape[0] if index is None else index.shape[1]
-    return (
-        *typed(F),
-        *placed(C),
-        unit.data_ptr(),
-        unit.stride(-2),
-        unit.stride(0) if unit.dim() == 3 else 0,
-        scale.data_ptr(),
-        0 if index is None else index.data_ptr(),
-        K,
-        m,
-        warm,
-        TOLERANCE[C.dtype],
-        RANK_TOLERANCE[C.dtype],
-        most_steps(K) if max_steps is None else max_steps,
-        K,
-        _BLOCK,
-        account.data_ptr(),
-    )
+    steps = most_steps(K) if max_steps is None else max_steps
+    limits = NnlsLimits(warm, TOLERANCE[C.dtype], RANK_TOLERANCE[C.dtype], steps, K, _BLOCK)
+    chosen = None if index is None else view(index)
+    return view(F), view(C), (view(unit), view(scale), chosen), limits, view(report)
 
 
-def read_account(account: Tensor) -> tuple[NnlsInfo, Tensor]:
-    """What nnls wrote into account (m, 4): how every row was solved, and what it gains."""
-    status, support = account.view(torch.int32)[:, :2].unbind(1)
-    return NnlsInfo(status, account[:, 2], support), account[:, 3]
+def read_report(report: Tensor) -> tuple[NnlsInfo, Tensor]:
+    """What nnls wrote into report (m, 4): how every row was solved, and what it gains."""
+    status, support = report.view(torch.int32)[:, :2].unbind(1)
+    return NnlsInfo(status, report[:, 2], support), report[:, 3]

@@ -31,8 +31,8 @@ def half_steps_(
     """Sweep all concepts, F (K, m) in place, `times` times. A sweep costs 2 m K² flops in normal
     form, 4 m p K in residual form."""
     if isinstance(data, RowData):
-        rows, then = (data.X, data.Bt, fixed.G), (data.moves, data.moments)
-        return compute.ops["hals_rows_"](F, *rows, fixed.l1, times, sums, *then)
+        factor, then = (data.Bt, fixed.G, fixed.l1), (data.moves, data.moments)
+        return compute.ops["hals_rows_"](F, data.X, factor, times, sums, *then)
     if isinstance(data, NormalData) and F.shape[0] <= compute.block:
         return compute.ops["hals_sweep_"](F, data.C, fixed.G, sums, times)
     once_ = _residual_ if isinstance(data, ResidualData) else _normal_

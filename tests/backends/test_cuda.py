@@ -20,7 +20,7 @@ from fastnmf import NMF, BackendUnavailable
 from fastnmf.backends.registry import BACKENDS, _load, _probe_cuda, select
 
 HERE = Path(__file__).parents[1]
-SOURCE = HERE.parent / "csrc" / "nnls_cuda.cu"
+SOURCE = HERE.parent / "csrc" / "cuda" / "nnls.cu"
 # two for each warp or block and each arithmetic: float32, float64, and float32 data in float64
 KERNELS = 6
 # a block of 128 threads, five of them on a multiprocessor

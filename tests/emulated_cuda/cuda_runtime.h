@@ -1,4 +1,4 @@
-// What csrc/*.cu and csrc/bindings_cuda.cpp use of CUDA, on one thread of the CPU: a block at a
+// What csrc/cuda/nnls.cu and csrc/cuda/bindings.cpp use of CUDA, on one thread of the CPU: a block at a
 // time, its lanes one after the other from barrier to barrier, in an order drawn anew each time. A
 // shuffle or a ballot is a barrier, too. Lanes that meet at different barriers, and writes beyond
 // the shared memory that was asked for, end the launch with an error.

@@ -1,43 +1,44 @@
-// The element-wise updates: mu, F ← F ∘ numerator / denominator; pgd, F ← max(0, Y − step ·
-// gradient) with momentum; and the extrapolation F ← max(least F, F + step (F − swept)),
-// whose concepts are scaled now and then.
+// Element-wise updates. mu: F ← F ∘ numerator / denominator. pgd: F ← max(0, Y − step · gradient),
+// with momentum. extrapolate: F ← max(least F, F + step (F − swept)). rescale: concepts of F and
+// swept by factors.
 //
-// One pass over lines, which run where F is contiguous: by vectors if all operands are contiguous
-// there. In float32, mu moves 16 bytes an element, pgd and the extrapolation 20. Limited by memory.
+// One pass over lines along the contiguous dimension of F, with vectors where all operands are
+// contiguous along it. In float32, mu moves 16 bytes an element, pgd and extrapolate 20. Limited by
+// memory.
 
 #include <cfloat>
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels_cpu.h"
-#include "vector.h"
+#include "kernels.h"
+#include "simd.h"
 
 namespace {
 
 using fastnmf::Extrapolate;
+using fastnmf::Matrix;
 using fastnmf::MuUpdate;
 using fastnmf::PgdUpdate;
 using fastnmf::Rescale;
-using fastnmf::View;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 
-// lines of n elements: concepts, or columns where concepts are what F has next to each other
+// `count` lines of n elements: rows of concepts, or columns if the concepts of F are adjacent
 struct Lines {
     bool across;
     ptrdiff_t count, n;
 
     template <class T>
-    Lines(View<T> F, ptrdiff_t K, ptrdiff_t m)
+    Lines(Matrix<T> F, ptrdiff_t K, ptrdiff_t m)
         : across(F.stride_k == 1 && F.stride_m != 1), count(across ? m : K), n(across ? K : m) {}
 
-    // one line of them all, where each matrix has no gaps between its lines: few elements a line
-    // would take less time than their sums
-    template <class... Views> Lines joined(const Views &...views) const {
+    // a single line, if no matrix has gaps between lines: for short lines the sums at the end of
+    // each would take longer than the line
+    template <class... Matrices> Lines joined(const Matrices &...matrices) const {
         Lines all = *this;
-        if ((... && (across ? views.stride_k == 1 && views.stride_m == n
-                            : views.stride_m == 1 && views.stride_k == n))) {
+        if ((... && (across ? matrices.stride_k == 1 && matrices.stride_m == n
+                            : matrices.stride_m == 1 && matrices.stride_k == n))) {
             all.n *= count;
             all.count = 1;
         }
@@ -52,7 +53,7 @@ template <class T> struct Line {
     T &operator[](ptrdiff_t i) const { return data[i * stride]; }
 };
 
-template <class T> Line<T> line(const Lines &lines, View<T> x, ptrdiff_t l) {
+template <class T> Line<T> line(const Lines &lines, Matrix<T> x, ptrdiff_t l) {
     return lines.across ? Line<T>{x.data + l * x.stride_m, x.stride_k}
                         : Line<T>{x.data + l * x.stride_k, x.stride_m};
 }
@@ -66,7 +67,7 @@ template <class T> struct Sums {
     }
 };
 
-// E: T or Vec<T>. What would be subnormal becomes zero
+// E: T or Vec<T>. Subnormal results become zero
 template <class T, class E> inline E mu_step(E before, E numerator, E denominator) {
     const E least = E{} + tiny<T>;
     const E after = before * numerator / (denominator < least ? least : denominator);
@@ -198,7 +199,7 @@ template <class T> void rescale(const Rescale<T> &a, double *sums) {
     Sums<T> of_rest;
     for (ptrdiff_t l = 0; l < lines.count; ++l)
         rescale_line(line(lines, a.F, l), line(lines, a.swept, l),
-                     line(lines, View<const T>{a.scale, 1, 0}, l), line(lines, a.before, l),
+                     line(lines, Matrix<const T>{a.scale, 1, 0}, l), line(lines, a.before, l),
                      lines.n, of_vectors, of_rest);
     sums[0] = sum<T>(of_vectors.change) + of_rest.change;
     sums[1] = sum<T>(of_vectors.norm) + of_rest.norm;

@@ -1,11 +1,12 @@
-// The steps of nnls.h for a team of lanes that share memory: a lane for each row, column or concept.
+// The operations of solver.h for a team of lanes that share memory: one lane for each row, column
+// or concept.
 //
-// Team has width, lane(), sync(), and over all lanes, with a barrier before: total(x), top(x),
-// lowest(x, i), which leaves the smallest x and its i, and before(on, count), how many lanes below
-// this one are on, and in count how many there are.
+// Team provides width, lane(), sync(), and over all lanes, with a barrier before: total(x); top(x);
+// lowest(x, i), which sets x to the smallest and i to its index; before(on, count), the number of
+// lanes below this one with `on`, and in count that of all lanes.
 #pragma once
 
-#include "nnls.h"
+#include "solver.h"
 
 namespace {
 
@@ -90,23 +91,23 @@ template <class Team, class T> struct Lanes {
         team().sync();
     }
 
-    // a lane for each column that stays. What it reads in a row lies where, or right of where,
-    // another lane writes: all read some rows ahead, then all write
+    // a lane for each remaining column. It reads an entry at, or to the right of, one that another
+    // lane writes: so all lanes read some rows in advance, then all write
     FASTNMF_TEAM void rotate(M_t M, int p, int q, const T *cosine, const T *sine,
                              T *carried) const {
-        constexpr int ahead = 8;
+        constexpr int rows = 8;
         for (int first = 0; first + 1 < p; first += Team::width) {
             const int to = first + team().lane(), from = to < q ? to : to + 1;
             const bool mine = to + 1 < p;
             T carry = mine && from < q ? M.row(q)[from] : T(0);
-            for (int i = q; i + 1 < p; i += ahead) {
-                T below[ahead];
-                for (int b = 0; b < ahead; ++b) {
+            for (int i = q; i + 1 < p; i += rows) {
+                T below[rows];
+                for (int b = 0; b < rows; ++b) {
                     const int row = i + 1 + b;
                     below[b] = mine && row < p && from <= row ? M.row(row)[from] : T(0);
                 }
                 team().sync();
-                for (int b = 0; b < ahead && i + b + 1 < p; ++b) {
+                for (int b = 0; b < rows && i + b + 1 < p; ++b) {
                     const int row = i + b;
                     if (mine && to <= row)
                         M.row(row)[to] = cosine[row] * carry - sine[row] * below[b];

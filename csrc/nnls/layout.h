@@ -1,14 +1,14 @@
-// How nnls_cuda.cu lays a row out in memory and how many rows are solved at a time: plain
-// arithmetic, which tests call without a device.
+// How cuda/nnls.cu places the vectors and the factor of a row in memory, and how many rows it
+// solves at a time. Plain arithmetic, which tests call without a device.
 #pragma once
 
 #include <algorithm>
 
-#include "nnls.h"
+#include "triangle.h"
 
 namespace {
 
-// What a block needs, in bytes: in shared memory (near), and of the workspace (far)
+// Bytes that a block of threads needs: of shared memory (near), and of the workspace (far)
 template <class T> struct Layout {
     int capacity, K, near_rows;
     bool vectors_near;
@@ -55,14 +55,14 @@ template <class T> struct Layout {
     }
 };
 
-// Vectors first, then as many rows of the factor as there is room for. entry: bytes of an entry of
-// G, where it is gathered; else 0
-template <class T> Layout<T> laid_out(int capacity, int K, ptrdiff_t entry, ptrdiff_t room) {
+// Vectors first, then as many rows of the factor as fit into near_bytes. entry: bytes of an entry
+// of G where it is gathered, else 0
+template <class T> Layout<T> laid_out(int capacity, int K, ptrdiff_t entry, ptrdiff_t near_bytes) {
     const ptrdiff_t gathered = (ptrdiff_t(K) * K * entry + 15) / 16 * 16;
     Layout<T> layout{capacity, K, 0, true, gathered};
-    layout.vectors_near = layout.near() <= room;
-    while (layout.near_rows < layout.capacity && layout.near() <= room) ++layout.near_rows;
-    if (layout.near() > room) --layout.near_rows;
+    layout.vectors_near = layout.near() <= near_bytes;
+    while (layout.near_rows < layout.capacity && layout.near() <= near_bytes) ++layout.near_rows;
+    if (layout.near() > near_bytes) --layout.near_rows;
     return layout;
 }
 
@@ -73,7 +73,7 @@ inline ptrdiff_t workspace_bytes(ptrdiff_t blocks, ptrdiff_t far) {
     return counter_bytes + blocks * far;
 }
 
-// as many as a workspace has room for, of those that are of use
+// the number of blocks that fit into a workspace, at most `useful`
 inline ptrdiff_t blocks_in(ptrdiff_t bytes, ptrdiff_t far, ptrdiff_t useful) {
     return std::min(useful, (bytes - counter_bytes) / far);
 }

@@ -1,38 +1,39 @@
 // HALS on a tile of columns: F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k.
 //
-// What is read again is first copied (codes: transposed) to a compact tile, which stays in L1 for
-// s up to 128. A group of concepts sums what it owes to all others in registers; only inside the
-// group do concepts wait for each other. With AVX2: 3 concepts × 4 vectors of columns, so
-// 4 + 3 loads for 12 fused multiply-adds. Limited by arithmetic; copying is a fifth at s = 128.
+// F and R of the columns are first copied (codes: transposed) to a compact tile, which stays in L1
+// for s up to 128. A group of concepts accumulates the terms of all others in registers; only
+// inside the group does a concept depend on the one before. With AVX2: 3 concepts × 4 vectors of
+// columns, so 4 + 3 loads for 12 fused multiply-adds. Limited by arithmetic; copying is a fifth at
+// s = 128.
 
 #include <cfloat>
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels_cpu.h"
-#include "products.h"
-#include "vector.h"
+#include "gemm_tile.h"
+#include "kernels.h"
+#include "simd.h"
 
 namespace {
 
 using fastnmf::HalsBlock;
 using fastnmf::HalsNormal;
 using fastnmf::HalsRows;
-using fastnmf::View;
+using fastnmf::Matrix;
 
-// concepts that sum what they owe together, and vectors of columns in a tile. In a group concepts
-// wait for each other, so it is no larger than it must be
+// concepts of a group, and vectors of columns in a tile. In a group each concept depends on the one
+// before, so it is no larger than the registers need
 constexpr int group = most_concepts < 4 ? most_concepts : 4, width = most_vectors;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr int W = width * V<T>;
-// features of a tile of data, of which a product with all concepts is taken: they stay in L1
-constexpr ptrdiff_t in_hand = 128;
+// features of a tile of data, which stays in L1 while it is multiplied with all concepts
+constexpr ptrdiff_t tile_features = 128;
 template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 
-// tile (rows × W) ← columns [start, start + columns) of `from`, zeros right of them
+// tile (rows × W) ← columns [start, start + columns) of `from`; zeros in the columns right of them
 template <class T>
-void gather(T *tile, View<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
+void gather(T *tile, Matrix<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
     const T *origin = at(from, 0, start);
     if (columns == W<T> && from.stride_m == 1) {
         for (ptrdiff_t k = 0; k < rows; ++k)
@@ -42,7 +43,7 @@ void gather(T *tile, View<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdif
         for (int i = 0; i < W<T>; i += V<T>) {
             const ptrdiff_t some = columns - i;
             for (ptrdiff_t next = 0; next < rows; next += V<T>) {
-                // the last square overlaps the one before if it must
+                // the last square may overlap the one before
                 const ptrdiff_t k = next + V<T> <= rows ? next : rows - V<T>;
                 Vec<T> square[V<T>] = {};
                 if (some >= V<T>) {
@@ -64,7 +65,7 @@ void gather(T *tile, View<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdif
 
 // columns [start, start + columns) of `to` ← tile (rows × W)
 template <class T>
-void scatter(View<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
+void scatter(Matrix<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
     T *origin = at(to, 0, start);
     if (columns == W<T> && to.stride_m == 1) {
         for (ptrdiff_t k = 0; k < rows; ++k)
@@ -87,7 +88,7 @@ void scatter(View<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdiff
 
 // columns [start, start + columns) of `to` ← those of `from`
 template <class T>
-void copy(View<T> to, View<T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
+void copy(Matrix<T> to, Matrix<T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
     const bool adjacent = to.stride_k == 1 && from.stride_k == 1;
     for (ptrdiff_t i = start; i < start + columns; ++i)
         if (adjacent)
@@ -96,9 +97,9 @@ void copy(View<T> to, View<T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t c
             for (ptrdiff_t k = 0; k < rows; ++k) *at(to, k, i) = *at(from, k, i);
 }
 
-// The turn of concepts k … k + size − 1; F and R are tiles (concepts × W).
-// Block form: R holds R and receives Δ row by row, a concept owes products with these rows.
-// Normal form: R holds C and receives Δ, a concept owes products with all rows of F.
+// The update of concepts k … k + size − 1; F and R are tiles (concepts × W).
+// Block form: R holds R and receives Δ row by row, a concept subtracts products with these rows.
+// Normal form: R holds C and receives Δ, a concept subtracts products with all rows of F.
 template <bool block, int size, class T>
 inline __attribute__((always_inline)) void update(T *F, T *R, const T *G, ptrdiff_t stride_g,
                                                   ptrdiff_t concepts, ptrdiff_t k) {
@@ -164,7 +165,7 @@ inline void sum_squares(const T *delta, const T *F, ptrdiff_t rows, double *sums
     sums[1] = sum<T>(norm[0]);
 }
 
-// so many sweeps of a tile with the same C, which is R where there is one, and their sums if asked
+// all sweeps of a tile, with the same C; for a single one C may be R. sums may be null
 template <class T, class Arguments>
 inline void sweeps(T *F, T *R, const T *C, const Arguments &a, double *sums) {
     if (sums) sums[0] = sums[1] = 0;
@@ -179,7 +180,9 @@ inline void sweeps(T *F, T *R, const T *C, const Arguments &a, double *sums) {
     }
 }
 
-template <class T> View<const T> constant(View<T> x) { return {x.data, x.stride_k, x.stride_m}; }
+template <class T> Matrix<const T> constant(Matrix<T> x) {
+    return {x.data, x.stride_k, x.stride_m};
+}
 
 template <class T>
 void hals_block(const HalsBlock<T> &a, ptrdiff_t start, T *scratch, double *sums) {
@@ -203,33 +206,32 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
     scatter(a.F, F, a.K, start, columns);
 }
 
-// C never leaves the cache, and its product with few concepts is not left to the vendor's GEMM
-template <class T>
-void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
+// C stays in the cache. For few concepts the product here is faster than a general GEMM
+template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
     const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
     T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *before = C + size;
     T *X = before + size;
-    // those right of the last column stay as they are: F is zero there, and l1 ≥ 0 keeps it so
+    // columns right of the last stay zero: F is zero there, and l1 ≥ 0 keeps it so
     const int vectors = static_cast<int>((columns + V<T> - 1) / V<T>);
     for (ptrdiff_t i = 0; i < size; ++i) C[i] = -a.l1;
-    for (ptrdiff_t first = 0; first < a.p; first += in_hand) {
-        const ptrdiff_t terms = min(a.p - first, in_hand);
-        // features take the place of concepts
-        gather(X, View<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
-        Ahead<T> ahead = next<T>(a, start, columns, first + terms, W<T>, in_hand);
+    for (ptrdiff_t first = 0; first < a.p; first += tile_features) {
+        const ptrdiff_t terms = min(a.p - first, tile_features);
+        // as a matrix of features by rows
+        gather(X, Matrix<const T>{a.X + first, 1, a.stride_x}, terms, start, columns);
+        Prefetch<T> prefetch = next_lines<T>(a, start, columns, first + terms, W<T>, tile_features);
         for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
             add_products(vectors, concepts, C + k * W<T>, ptrdiff_t(W<T>), a.B + first * a.K + k,
-                         a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms, ahead);
+                         a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms, prefetch);
         });
     }
     gather(F, constant(a.F), a.K, start, columns);
-    const bool moves = a.swept.data;
-    if (moves) {
+    const bool extrapolates = a.swept.data;
+    if (extrapolates) {
         copy(a.before, a.F, a.K, start, columns);
         __builtin_memcpy(before, F, size * sizeof(T));
     }
-    sweeps(F, R, C, a, moves ? nullptr : sums);
-    if (moves) {
+    sweeps(F, R, C, a, extrapolates ? nullptr : sums);
+    if (extrapolates) {
         gather(R, constant(a.swept), a.K, start, columns);
         for (ptrdiff_t i = 0; i < size; i += V<T>) {
             const Vec<T> now = load(F + i);
@@ -247,8 +249,8 @@ void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) 
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const HalsKernels<float> hals_float32{W<float>, in_hand, hals_block<float>, hals_normal<float>,
-                                      hals_rows<float>};
-const HalsKernels<double> hals_float64{W<double>, in_hand, hals_block<double>, hals_normal<double>,
-                                       hals_rows<double>};
+const HalsKernels<float> hals_float32{W<float>, tile_features, hals_block<float>,
+                                      hals_normal<float>, hals_rows<float>};
+const HalsKernels<double> hals_float64{W<double>, tile_features, hals_block<double>,
+                                       hals_normal<double>, hals_rows<double>};
 } // namespace fastnmf::FASTNMF_ISA

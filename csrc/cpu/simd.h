@@ -1,4 +1,4 @@
-// Vectors as wide as the instruction set that this file is compiled for; internal linkage only.
+// Vectors as wide as the instruction set that this file is compiled for; all with internal linkage.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 #if defined(__AVX512F__)
 #pragma GCC diagnostic push
-// some versions of GCC say so of what its own header leaves undefined
+// some versions of GCC warn about their own header
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
@@ -44,8 +44,7 @@ template <class T> inline void store(T *to, Vec<T> x) { __builtin_memcpy(to, &x,
 // max(0, x); keeps a NaN, as torch.clamp does
 template <class V> inline V positive_part(V x) { return V{} > x ? V{} : x; }
 
-// x and what was there before, E: T or Vec<T> → further on by so much of the way, at least `least` x;
-// keeps a NaN
+// max(least x, x + step (x − before)), E: T or Vec<T>; keeps a NaN
 template <class T, class E> inline E extrapolated(E x, E before, T step, T least) {
     const E moved = x + step * (x - before), rest = least * x;
     return rest > moved ? rest : moved;
@@ -90,9 +89,10 @@ template <class T> inline void load_transposed(Vec<T> *square, const T *from, pt
 }
 
 #if defined(__AVX512F__)
-// The only unit that exchanges lanes is one of two that multiply, and products wait for it. What
-// can be read in quarters of a vector to where it belongs needs half of the exchanges.
-template <int exchanges, class Quarter> inline void gather_quarters(__m512 *quarters, Quarter read) {
+// The only execution unit that shuffles across lanes also multiplies, so shuffles delay products.
+// Loading quarters of vectors to their final place halves the number of shuffles.
+template <int exchanges, class Quarter>
+inline void gather_quarters(__m512 *quarters, Quarter read) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c)
 #pragma GCC unroll 4
@@ -108,7 +108,8 @@ template <int exchanges, class Quarter> inline void gather_quarters(__m512 *quar
 template <>
 inline void load_transposed<float>(Vec<float> *square, const float *from, ptrdiff_t stride) {
     __m512 x[16];
-    gather_quarters<4>(x, [&](int row, int c) { return _mm_loadu_ps(from + row * stride + 4 * c); });
+    gather_quarters<4>(x,
+                       [&](int row, int c) { return _mm_loadu_ps(from + row * stride + 4 * c); });
 #pragma GCC unroll 4
     for (int k = 0; k < 16; k += 4) {
         const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(x[k], x[k + 1]));

@@ -1,57 +1,48 @@
-// What bindings.cpp and the CPU kernels share: arguments, and the kernels of one instruction set.
+// The interface between bindings.cpp and the CPU kernels: arguments, and a table of kernels for
+// each instruction set.
 //
-// hals_cpu.cpp, moments_cpu.cpp, update_cpu.cpp and nnls_cpu.cpp are compiled once per instruction
-// set, into namespaces of that name. Besides the tables at the end of each, all names in them have
-// internal linkage: of an inline function or template with external linkage, std's included, the
-// linker keeps one copy for everybody, and that could be the one with AVX-512 in it. `nm` must show
-// no W, V or u.
+// hals.cpp, moments.cpp, updates.cpp and nnls.cpp are compiled once per instruction set, each time
+// into a namespace of that name. Except for the tables at their ends, all names in them must have
+// internal linkage. Of an inline function or template with external linkage, including those of
+// std, the linker keeps one copy for all callers, and that may be the one compiled for AVX-512.
+// `nm` must show no W, V or u in their object files.
 #pragma once
 
 #include <cstddef>
 
-#include "nnls_rows.h"
+#include "../matrix.h"
+#include "../nnls/problem.h"
 
 namespace fastnmf {
 
-// A matrix of concepts × columns, element (k, i) at data[k * stride_k + i * stride_m].
-template <class T> struct View {
-    T *data;
-    ptrdiff_t stride_k, stride_m;
-};
-
-template <class T> static inline T *at(const View<T> &x, ptrdiff_t k, ptrdiff_t i) {
-    return x.data + k * x.stride_k + i * x.stride_m;
-}
-
 // F, R, delta (s, m); G (s, s). delta may be R.
 template <class T> struct HalsBlock {
-    View<T> F;
-    View<const T> R;
-    View<T> delta;
+    Matrix<T> F;
+    Matrix<const T> R;
+    Matrix<T> delta;
     const T *G;
     ptrdiff_t stride_g, s, m;
 };
 
-// F, C (K, m); G (K, K); so many sweeps
+// F, C (K, m); G (K, K)
 template <class T> struct HalsNormal {
-    View<T> F;
-    View<const T> C;
+    Matrix<T> F;
+    Matrix<const T> C;
     const T *G;
     ptrdiff_t stride_g, K, m, sweeps;
 };
 
-// F (K, m); B (p, K), contiguous: the factor held fixed, transposed; G (K, K) = BᵀB; X (m, p), its
-// features adjacent. C = BᵀXᵀ − l1, and so many sweeps. If there is a swept (K, m), before (K, m) ← F
-// first, and then F ← max(least F, F + step (F − swept)), swept ← what the sweeps left
+// `sweeps` sweeps of F (K, m) with C = BᵀXᵀ − l1. B (p, K), contiguous: the fixed factor,
+// transposed; G (K, K) = BᵀB; X (m, p), its features adjacent. With a swept (K, m): before (K, m) ←
+// F at the start, and after the sweeps swept, F ← F, max(least F, F + step (F − swept))
 template <class T> struct HalsRows {
-    View<T> F, swept, before;
+    Matrix<T> F, swept, before;
     const T *X, *B, *G;
     T l1, step, least;
     ptrdiff_t stride_x, stride_g, K, m, p, sweeps;
 };
 
-// F (K, m), its concepts adjacent, from one column to the next stride_f; X (m, p), its features
-// adjacent
+// F (K, m), its concepts adjacent, its columns stride_f apart; X (m, p), its features adjacent
 template <class T> struct Moments {
     const T *F, *X;
     ptrdiff_t stride_f, stride_x, K, m, p;
@@ -59,53 +50,52 @@ template <class T> struct Moments {
 
 // all (K, m)
 template <class T> struct MuUpdate {
-    View<T> F;
-    View<const T> numerator, denominator;
+    Matrix<T> F;
+    Matrix<const T> numerator, denominator;
     ptrdiff_t K, m;
 };
 
 // all (K, m)
 template <class T> struct PgdUpdate {
-    View<T> F, Y;
-    View<const T> gradient;
+    Matrix<T> F, Y;
+    Matrix<const T> gradient;
     T step, momentum;
     ptrdiff_t K, m;
 };
 
-// all (K, m); before: none, or what to measure Δ from
+// all (K, m); Δ = F − before, if there is a before
 template <class T> struct Extrapolate {
-    View<T> F, swept;
-    View<const T> before;
+    Matrix<T> F, swept;
+    Matrix<const T> before;
     T step, least;
     ptrdiff_t K, m;
 };
 
 // all (K, m); scale (K)
 template <class T> struct Rescale {
-    View<T> F, swept;
+    Matrix<T> F, swept;
     const T *scale;
-    View<const T> before;
+    Matrix<const T> before;
     ptrdiff_t K, m;
 };
 
-// Every kernel writes ‖Δ‖² and ‖F‖² of what it updated to sums[0] and sums[1]; rows with a swept,
-// Δ = F − before, as for extrapolate and rescale.
-// The HALS kernels update columns [start, start + tile_columns) as far as there are any, and
-// need 2 · concepts · tile_columns elements of scratch; normal 3, rows (4 · concepts + in_hand) ·
-// tile_columns.
-// The others update all they are given.
+// Every kernel writes ‖Δ‖² and ‖F‖² of the elements it updated to sums[0] and sums[1]. For
+// extrapolate, rescale, and rows with a swept, Δ = F − before.
+// The HALS kernels update columns [start, start + tile_columns) or up to the last one. Elements of
+// scratch over tile_columns: block 2 s, normal 3 K, rows 4 K + tile_features. The others update
+// their whole argument.
 template <class T> struct HalsKernels {
-    ptrdiff_t tile_columns, in_hand;
+    ptrdiff_t tile_columns, tile_features;
     void (*block)(const HalsBlock<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*normal)(const HalsNormal<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*rows)(const HalsRows<T> &, ptrdiff_t start, T *scratch, double *sums);
 };
 
-// add: out (K × padded(p)) += F X over columns [first, last) of F, or of a symmetric result what is
-// right of the diagonal and some of the rest; so many rows at a time. It needs scratch_size
-// elements of scratch.
+// add: out (K × padded(p)) += F X over columns [first, last) of F, panel_rows of them at a time. Of
+// a symmetric result it computes the part right of the diagonal, and some of the rest. It needs
+// scratch_size elements of scratch.
 template <class T> struct MomentsKernels {
-    ptrdiff_t scratch_size, rows;
+    ptrdiff_t scratch_size, panel_rows;
     ptrdiff_t (*padded)(ptrdiff_t p);
     void (*add)(const Moments<T> &, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out,
                 T *scratch);
@@ -118,8 +108,8 @@ template <class T> struct UpdateKernels {
     void (*rescale)(const Rescale<T> &, double *sums);
 };
 
-// solve takes row i, and needs scratch_size(rules, K, gathers) doubles; gathers: rows have an index,
-// and no G of their own. To sums it writes ‖ΔF_i‖², ‖F_i‖².
+// solve: row i, with scratch_size(rules, K, gathers) doubles of scratch; gathers: rows have an
+// index and share one G. It writes ‖ΔF_i‖², ‖F_i‖² to sums.
 template <class T> struct NnlsKernels {
     ptrdiff_t (*scratch_size)(const NnlsRules &rules, int K, bool gathers);
     void (*solve)(const NnlsRows<T> &, ptrdiff_t i, double *scratch, double *sums);

@@ -1,19 +1,19 @@
 // Non-negative least squares on a CUDA device: a block of threads solves a row at a time.
 //
-// nnls.h on the lanes of nnls_lanes.h. A warp for supports of up to 96, else 128 threads; as many
-// blocks as fit, each takes the next row until there are none. The vectors of the passive concepts
-// and the first rows of their factor are in shared memory, 4 p (p + 1) / 2 + 32 p bytes in float32;
-// what does not fit, and what is as long as K, in a workspace. Float64 arithmetic where the card
-// has it at half the rate of float32; else float32 for float32 data, as far as that goes.
-// Not yet run on a device: tests run this file on one thread that takes the place of the lanes in
-// turn (tests/emulated_cuda), and the steps under it on many (tests/nnls_team.cpp).
+// nnls/solver.h on the lanes of nnls/lanes.h. A warp for supports of up to 96, else 128 threads; as
+// many blocks as fit, each takes the next row until none is left. The vectors of the passive
+// concepts and the first rows of their factor are in shared memory, 4 p (p + 1) / 2 + 32 p bytes in
+// float32; the rest, and vectors of length K, are in a workspace. Float64 arithmetic on cards that
+// have it at half the rate of float32; else float32 for float32 data, to the accuracy that it can
+// reach. Not yet run on a device: tests run this file on one thread that executes the lanes in turn
+// (tests/emulated_cuda), and the operations of the lanes on many (tests/nnls_team.cpp).
 
 #include <algorithm>
 
+#include "../nnls/lanes.h"
+#include "../nnls/layout.h"
 #include "device.h"
-#include "nnls_cuda.h"
-#include "nnls_lanes.h"
-#include "nnls_layout.h"
+#include "nnls.h"
 
 namespace {
 
@@ -42,7 +42,7 @@ template <class T, int threads> struct Block : Lanes<Block<T, threads>, T> {
             better(x, i, other, index);
         }
         if constexpr (threads == 32) {
-            // of a NaN the lanes may have made different things: all take those of one
+            // with a NaN the lanes may differ: all take the values of one
             x = __shfl_sync(all, x, 0);
             i = __shfl_sync(all, i, 0);
         } else {
@@ -112,37 +112,34 @@ __global__ void __launch_bounds__(threads)
         team.sync();
         const ptrdiff_t i = static_cast<ptrdiff_t>(taken);
         if (i >= rows.m) return;
-        if (rows.rules.again && rows.account[i].status == nnls_solved) continue;
-        const int K = concepts(rows, i);
-        const S *G = rows.G + i * rows.stride_row;
-        ptrdiff_t stride = rows.stride_g;
+        if (rows.rules.again && rows.report[i].status == nnls_solved) continue;
+        RowGram<S> gram{rows.G + i * rows.stride_row, rows.stride_g, concepts(rows, i)};
         if (layout.gathered) {
             S *own = reinterpret_cast<S *>(global);
             const int32_t *index = rows.index + i * rows.K;
-            for (int a = 0; a < K; ++a)
-                team.each(K, [&](int b) {
-                    own[ptrdiff_t(a) * K + b] = G[index[a] * stride + index[b]];
+            for (int a = 0; a < gram.K; ++a)
+                team.each(gram.K, [&](int b) {
+                    own[ptrdiff_t(a) * gram.K + b] = gram.G[index[a] * gram.stride_g + index[b]];
                 });
             team.sync();
-            G = own;
-            stride = K;
+            gram = {own, gram.K, gram.K};
         }
-        nnls_row<const Block<T, threads>, T, S>(team, rows, i, K, G, stride, at, M, sums + 2 * i);
+        nnls_row<const Block<T, threads>, T, S>(team, rows, i, gram, at, M, sums + 2 * i);
     }
 }
 
-// What is asked of one kernel: how its blocks lie in memory, and how many are of use.
+// The launch of one kernel: the memory of its blocks, and the number of them that is useful.
 template <class T, class S, int threads> class Launch {
   public:
     explicit Launch(const NnlsRows<S> &rows) {
         cudaFuncAttributes own;
         check(cudaFuncGetAttributes(&own, kernel), "nnls: no kernel for this device");
-        const int room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
-                         static_cast<int>(own.sharedSizeBytes);
+        const int near_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
+                               static_cast<int>(own.sharedSizeBytes);
         const bool gathers = rows.index && !rows.stride_row;
-        layout = laid_out<T>(rows.rules.capacity, rows.K, gathers ? sizeof(S) : 0, room);
-        // a limit, and the same for all: calls from several threads may set it
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room),
+        layout = laid_out<T>(rows.rules.capacity, rows.K, gathers ? sizeof(S) : 0, near_bytes);
+        // a limit, the same for all calls: several threads may set it
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, near_bytes),
               "nnls: shared memory");
         int resident;
         check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads,
@@ -184,8 +181,9 @@ template <class T, class S, class Run> void by_width(const NnlsRows<S> &rows, Ru
         run(rows, Launch<T, S, 128>(rows));
 }
 
-// run(rows, launch) in the arithmetic that suits the data and the device. Where float64 is slow it
-// is for the rows that float32 does not solve: concepts of theirs depend on each other
+// run(rows, launch) in the arithmetic that suits the data and the device. Where float64 is slow, it
+// is used only for the rows that float32 does not solve, those with concepts that depend on each
+// other
 template <class Run> void by_arithmetic(const NnlsRows<double> &rows, Run run) {
     by_width<double>(rows, run);
 }
@@ -195,7 +193,7 @@ template <class Run> void by_arithmetic(const NnlsRows<float> &rows, Run run) {
         return by_width<double>(rows, run);
     NnlsRows<float> rules = rows;
     rules.rules.draft = true;
-    // what rounding leaves of a slope in float32
+    // the rounding error of a slope in float32
     rules.rules.tolerance = std::max(rows.rules.tolerance, 5e-6);
     by_width<float>(rules, run);
     rules = rows;

@@ -1,11 +1,11 @@
-// ZᵀA and ZᵀZ of few concepts: a chunk of rows at a time, which stays in L2, and a panel of its
-// features, which all concepts are multiplied with.
+// ZᵀA and ZᵀZ of few concepts: a panel of rows at a time, which stays in L2, and a few vectors of
+// its features, which are multiplied with all concepts.
 
 #include <cstddef>
 
-#include "kernels_cpu.h"
-#include "products.h"
-#include "vector.h"
+#include "gemm_tile.h"
+#include "kernels.h"
+#include "simd.h"
 
 namespace {
 
@@ -13,14 +13,14 @@ using fastnmf::Moments;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr ptrdiff_t W = most_vectors * V<T>;
-// rows of a panel: of some whole tiles of hals_cpu.cpp. Measured: 128 before 64 and 256 by up to
+// rows of a panel: whole tiles of hals.cpp. Measured: 128 before 64 and 256 by up to
 // 8 % (avx2, avx512)
-constexpr ptrdiff_t rows_in_hand = 144;
+constexpr ptrdiff_t panel_rows = 144;
 
 template <class T> ptrdiff_t padded(ptrdiff_t p) { return (p + V<T> - 1) / V<T> * V<T>; }
 
-// panel (rows × W) ← features [j, j + count) of the rows from `start`; what follows them, up to a
-// vector, is anything
+// panel (rows × W) ← features [j, j + count) of the rows from `start`; the rest of the last vector
+// is not set
 template <class T>
 void pack(T *panel, const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t j,
           ptrdiff_t count) {
@@ -31,24 +31,24 @@ void pack(T *panel, const Moments<T> &a, ptrdiff_t start, ptrdiff_t rows, ptrdif
 template <class T>
 void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T *out, T *panel) {
     const ptrdiff_t stride_o = padded<T>(a.p), all = (a.m - 1) * a.stride_x + a.p;
-    for (ptrdiff_t start = first; start < last; start += rows_in_hand) {
-        const ptrdiff_t rows = min(last - start, rows_in_hand);
+    for (ptrdiff_t start = first; start < last; start += panel_rows) {
+        const ptrdiff_t rows = min(last - start, panel_rows);
         for_groups<most_vectors>(stride_o / V<T>, [&](ptrdiff_t vector, int vectors) {
             const ptrdiff_t j = vector * V<T>, end = j + vectors * V<T>;
-            const T *some = a.X + start * a.stride_x + j;
+            const T *features = a.X + start * a.stride_x + j;
             ptrdiff_t stride = a.stride_x;
-            // beyond the last feature of the last row there is nothing to be read
+            // memory behind the last feature of the last row must not be read
             if ((start + rows - 1) * a.stride_x + end > all) {
                 pack(panel, a, start, rows, j, a.p - j);
-                some = panel;
+                features = panel;
                 stride = W<T>;
             }
-            Ahead<T> ahead = next<T>(a, start, rows, end, rows_in_hand, W<T>);
+            Prefetch<T> prefetch = next_lines<T>(a, start, rows, end, panel_rows, W<T>);
             for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
                 if (symmetric && k >= end) return;
                 add_products(vectors, concepts, out + k * stride_o + j, stride_o,
-                             a.F + start * a.stride_f + k, a.stride_f, some, stride, rows,
-                             ahead);
+                             a.F + start * a.stride_f + k, a.stride_f, features, stride, rows,
+                             prefetch);
             });
         });
     }
@@ -57,8 +57,8 @@ void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const MomentsKernels<float> moments_float32{rows_in_hand * W<float>, rows_in_hand,
-                                            padded<float>, add<float>};
-const MomentsKernels<double> moments_float64{rows_in_hand * W<double>, rows_in_hand,
-                                             padded<double>, add<double>};
+const MomentsKernels<float> moments_float32{panel_rows * W<float>, panel_rows, padded<float>,
+                                            add<float>};
+const MomentsKernels<double> moments_float64{panel_rows * W<double>, panel_rows, padded<double>,
+                                             add<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -7,8 +7,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "arguments.h"
-#include "kernels_cpu.h"
+#include "../errors.h"
+#include "kernels.h"
 
 namespace fastnmf {
 

@@ -1,15 +1,15 @@
 // Non-negative least squares on the CPU: a thread solves a row at a time.
 //
-// nnls.h on vectors, in float64 whatever G is stored in. Both products with M take four rows at
-// once, each filled with zeros to whole packs, so nothing is masked; G streams by eight rows at a
-// time. Limited by loads: of M from L1 or L2, of G from where K² numbers fit.
+// nnls/solver.h on vectors, in float64 for every type of G. Both products with M take four rows
+// at once, each filled with zeros to whole packs, so nothing is masked; G streams by eight rows at
+// a time. Limited by loads: of M from L1 or L2, of G from where K² numbers fit.
 
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels_cpu.h"
-#include "nnls.h"
-#include "vector.h"
+#include "../nnls/solver.h"
+#include "kernels.h"
+#include "simd.h"
 
 namespace {
 
@@ -180,7 +180,7 @@ struct Thread {
     }
 };
 
-// eight vectors of the capacity, four of K and the triangle; first of all the G of few concepts
+// the gathered G, eight vectors of the capacity, four of K, and the triangle
 ptrdiff_t scratch_size(const NnlsRules &rules, int K, bool gathers) {
     const ptrdiff_t across = Triangle<double, 8>::length(rules.capacity);
     const ptrdiff_t gathered = gathers ? ptrdiff_t(K) * K : 0;
@@ -188,9 +188,8 @@ ptrdiff_t scratch_size(const NnlsRules &rules, int K, bool gathers) {
            Triangle<double, 8>::offset(rules.capacity + 1);
 }
 
-// to (K, K) ← G on the concepts of a row; in order, so that the prefetcher sees lines
-template <class S>
-void gather(S *to, const S *G, ptrdiff_t stride, const int32_t *index, int K) {
+// to (K, K) ← G on the concepts of a row, row by row, so that the hardware can prefetch
+template <class S> void gather(S *to, const S *G, ptrdiff_t stride, const int32_t *index, int K) {
     for (int a = 0; a < K; ++a) {
         const S *row = G + index[a] * stride;
         for (int b = 0; b < K; ++b) to[ptrdiff_t(a) * K + b] = row[index[b]];
@@ -199,17 +198,14 @@ void gather(S *to, const S *G, ptrdiff_t stride, const int32_t *index, int K) {
 
 template <class S> void solve(const NnlsRows<S> &rows, ptrdiff_t i, double *scratch, double *sums) {
     const ptrdiff_t across = Triangle<double, 8>::length(rows.rules.capacity);
-    const int K = concepts(rows, i);
-    const S *G = rows.G + i * rows.stride_row;
-    ptrdiff_t stride_g = rows.stride_g;
+    RowGram<S> gram{rows.G + i * rows.stride_row, rows.stride_g, concepts(rows, i)};
     double *next = scratch;
     const auto take = [&](ptrdiff_t size) { return (next += size) - size; };
     const auto whole = [&](ptrdiff_t size) { return reinterpret_cast<int *>(take(size)); };
     if (rows.index && !rows.stride_row) {
         S *own = reinterpret_cast<S *>(take(ptrdiff_t(rows.K) * rows.K));
-        gather(own, G, stride_g, rows.index + i * rows.K, K);
-        G = own;
-        stride_g = K;
+        gather(own, gram.G, gram.stride_g, rows.index + i * rows.K, gram.K);
+        gram = {own, gram.K, gram.K};
     }
     NnlsScratch<double> at;
     for (double **vector : {&at.y, &at.x, &at.s, &at.l, &at.h, &at.r}) *vector = take(across);
@@ -217,7 +213,7 @@ template <class S> void solve(const NnlsRows<S> &rows, ptrdiff_t i, double *scra
     for (int **vector : {&at.passive, &at.moved}) *vector = whole(across);
     for (int **vector : {&at.entering, &at.blocked}) *vector = whole(rows.K);
     Thread team;
-    nnls_row<Thread, double, S>(team, rows, i, K, G, stride_g, at, {nullptr, next, 0}, sums);
+    nnls_row<Thread, double, S>(team, rows, i, gram, at, {nullptr, next, 0}, sums);
 }
 
 } // namespace

@@ -1,4 +1,4 @@
-// The CUDA device of a call: errors as exceptions, the current device, and whose memory is whose.
+// The CUDA device of a call: errors as exceptions, the current device, and checks of addresses.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "arguments.h"
+#include "../errors.h"
 
 namespace fastnmf {
 
@@ -25,7 +25,7 @@ inline int attribute(cudaDeviceAttr name) {
     return value;
 }
 
-// This device is the current one for as long as this lives.
+// makes the device current, and the one before again at the end of the scope
 class OnDevice {
   public:
     explicit OnDevice(int device) : device(device) {
@@ -42,10 +42,9 @@ class OnDevice {
     int before;
 };
 
-inline void check_on_device(const char *name, Address address, int device) {
+inline void check_on_device(const char *name, const void *address, int device) {
     cudaPointerAttributes found;
-    check(cudaPointerGetAttributes(&found, reinterpret_cast<void *>(address)),
-          std::string("address of ") + name);
+    check(cudaPointerGetAttributes(&found, address), std::string("address of ") + name);
     const bool there = found.type == cudaMemoryTypeDevice && found.device == device;
     if (!there && found.type != cudaMemoryTypeManaged)
         refuse(name, " is not in the memory of CUDA device ", device);

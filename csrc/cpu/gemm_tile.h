@@ -1,20 +1,21 @@
-// Products of a few concepts with many rows: sums in registers, factors of the concepts broadcast.
+// A tile of a matrix product of few concepts with many rows: sums in registers, values of the
+// concepts broadcast.
 //
-// The vendor's GEMM is made for large matrices: at 50 concepts it runs at half to three quarters of
-// its rate, and it cannot leave out the half of a symmetric result.
+// A vendor's GEMM is tuned for large matrices: at 50 concepts it runs at half to three quarters of
+// its rate, and it cannot leave out half of a symmetric result.
 #pragma once
 
 #include <cstddef>
 
-#include "vector.h"
+#include "simd.h"
 
 namespace {
 
-// concepts × vectors of sums, the vectors of a factor and what is broadcast are to fit into the
-// registers: of products here, and of the sweep in hals_cpu.cpp, whose tiles are as wide.
+// The sums (concepts × vectors), the vectors of one factor and the broadcast value must fit into
+// the registers: for the products here, and for the sweep in hals.cpp, whose tiles are as wide.
 // Measured, of the sweep: avx2 with GCC, 3 × 4 before 4 × 3, 6 × 2, 3 × 3 by 5 to 15 %; with Clang,
-// which spills those, 4 × 2; SSE2, 2 × 4 before 3 × 3, 4 × 2, 4 × 3; avx512, 4 × 3, 4 × 4, 6 × 3 and
-// 8 × 3 within 5 %. Not measured: arm64
+// which spills those, 4 × 2; SSE2, 2 × 4 before 3 × 3, 4 × 2, 4 × 3; avx512, 4 × 3, 4 × 4, 6 × 3
+// and 8 × 3 within 5 %. Not measured: arm64
 #if defined(__AVX512F__)
 constexpr int most_concepts = 8, most_vectors = 3;
 #elif defined(__AVX2__) && defined(__clang__)
@@ -29,18 +30,18 @@ constexpr int most_concepts = 2, most_vectors = 4;
 
 inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
 
-// Lines of memory that will be read soon, fetched one by one between products: from few rows of
-// many lines, where the hardware does not see what comes, and in a burst they would wait for each
+// Cache lines that will be read soon, prefetched one at a time between products. They lie in few
+// rows of many lines, which the hardware does not predict, and in a burst they would delay each
 // other.
-template <class T> class Ahead {
+template <class T> class Prefetch {
     const char *next_ = nullptr;
     ptrdiff_t stride_ = 0;
     int lines_ = 0, line_ = 0, rows_ = 0;
 
   public:
-    Ahead() = default;
-    // rows of so many elements, stride apart
-    Ahead(const T *from, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t elements)
+    Prefetch() = default;
+    // rows of `elements` elements, stride apart
+    Prefetch(const T *from, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t elements)
         : next_(reinterpret_cast<const char *>(from)), stride_(stride * sizeof(T)),
           lines_((elements * sizeof(T) + 63) / 64), rows_(rows) {}
 
@@ -55,27 +56,27 @@ template <class T> class Ahead {
     }
 };
 
-// What comes after the features up to `after` of some rows of a.X (m × p): so many features more, or
-// the first of the rows that follow.
+// The features that follow feature `after` of `rows` rows of a.X (m × p): at most most_features
+// more of the same rows, or the first of the next rows, at most most_rows.
 template <class T, class Arguments>
-inline Ahead<T> next(const Arguments &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t after,
-                     ptrdiff_t most_rows, ptrdiff_t most_features) {
+inline Prefetch<T> next_lines(const Arguments &a, ptrdiff_t start, ptrdiff_t rows, ptrdiff_t after,
+                              ptrdiff_t most_rows, ptrdiff_t most_features) {
     const bool beside = after < a.p;
     const ptrdiff_t row = beside ? start : start + rows, feature = beside ? after : 0;
-    return {a.X + row * a.stride_x + feature, a.stride_x,
-            beside ? rows : min(a.m - row, most_rows), min(a.p - feature, most_features)};
+    return {a.X + row * a.stride_x + feature, a.stride_x, beside ? rows : min(a.m - row, most_rows),
+            min(a.p - feature, most_features)};
 }
 
-// out[g * stride_o + v] += Σ_i P[i * stride_p + g] Q[i * stride_q + v] for size concepts g and so
-// many vectors of v
+// out[g * stride_o + v] += Σ_i P[i * stride_p + g] Q[i * stride_q + v] for `size` concepts g and
+// `vectors` vectors of v
 template <int size, int vectors, class T>
 inline void add_product(T *out, ptrdiff_t stride_o, const T *P, ptrdiff_t stride_p, const T *Q,
-                        ptrdiff_t stride_q, ptrdiff_t terms, Ahead<T> &ahead) {
-    Ahead<T> soon = ahead;
+                        ptrdiff_t stride_q, ptrdiff_t terms, Prefetch<T> &prefetch) {
+    Prefetch<T> lines = prefetch;
     constexpr int lanes = Simd<T>::lanes;
     Vec<T> sums[size][vectors] = {};
     for (ptrdiff_t i = 0; i < terms; ++i) {
-        soon.fetch();
+        lines.fetch();
         Vec<T> q[vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) q[v] = load(Q + i * stride_q + v * lanes);
@@ -84,7 +85,7 @@ inline void add_product(T *out, ptrdiff_t stride_o, const T *P, ptrdiff_t stride
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) sums[g][v] += P[i * stride_p + g] * q[v];
     }
-    ahead = soon;
+    prefetch = lines;
 #pragma GCC unroll 8
     for (int g = 0; g < size; ++g)
 #pragma GCC unroll 4
@@ -101,7 +102,7 @@ inline void add_for_concepts(int concepts, T *out, Rest &&...rest) {
     add_product<size, vectors>(out, rest...);
 }
 
-// the same for any numbers of vectors and concepts, up to most of them
+// the same for any numbers of vectors and concepts up to most_vectors and most_concepts
 template <class T, int vectors = most_vectors, class... Rest>
 inline void add_products(int wanted, int concepts, T *out, Rest &&...rest) {
     if constexpr (vectors > 1)
@@ -109,7 +110,7 @@ inline void add_products(int wanted, int concepts, T *out, Rest &&...rest) {
     add_for_concepts<vectors>(concepts, out, rest...);
 }
 
-// group(first, size): all of so many in groups of nearly one size, none larger than `most`
+// group(first, size) for groups of 0 … all − 1 of nearly equal size, none larger than `most`
 template <int most, class Group> inline void for_groups(ptrdiff_t all, Group group) {
     const ptrdiff_t groups = (all + most - 1) / most;
     for (ptrdiff_t g = 0; g < groups; ++g) {

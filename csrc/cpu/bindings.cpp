@@ -1,0 +1,366 @@
+// fastnmf._C: checks arguments, releases the GIL, and distributes tiles of columns over threads.
+//
+// Matrices come as views (view.h); nothing here needs torch. The caller keeps their memory alive.
+// Kernels: hals.cpp, moments.cpp, updates.cpp, nnls.cpp.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "../nnls/arguments.h"
+#include "../view.h"
+#include "fused_pass.h"
+#include "isa.h"
+#include "kernels.h"
+#include "threads.h"
+
+namespace py = pybind11;
+using namespace fastnmf;
+
+namespace {
+
+void check_threads(int threads) {
+    if (threads < 1) refuse("threads = ", threads, ": at least 1 is needed");
+}
+
+// two numbers or more, of which two are added to
+double *sums_of(const View &x) {
+    return array<double>("sums", x, {x.dims == 1 && x.shape[0] > 2 ? x.shape[0] : 2});
+}
+
+// run(T{}, K, m, sums) for F (K, m) of T, unless it is empty
+template <class Run> void on_factor(const View &F, const View *sums, int threads, Run run) {
+    check_threads(threads);
+    check_shape("F", F, {-1, -1});
+    with_dtype("F", F, [&](auto zero) {
+        double unread[2] = {}, *total = sums ? sums_of(*sums) : unread;
+        if (F.shape[0] && F.shape[1]) run(zero, F.shape[0], F.shape[1], total);
+    });
+}
+
+// HALS
+
+template <class T, class Arguments>
+void run_hals(void (*kernel)(const Arguments &, Size, T *, double *), Size columns,
+              const Arguments &a, Size scratch_rows, double flops, int threads, double *sums) {
+    const Size tiles = (a.m + columns - 1) / columns, scratch_size = scratch_rows * columns;
+    threads = threads_for(tiles, flops, threads);
+    const Scratch<T> scratch(threads * scratch_size);
+    for_tiles(tiles, threads, sums, [&](Size tile, int thread, double *partial) {
+        kernel(a, tile * columns, scratch.data + thread * scratch_size, partial);
+    });
+}
+
+void hals_block(const View &F, const View &R, const View &G, const View &delta, const View &sums,
+                int threads) {
+    on_factor(F, &sums, threads, [&](auto zero, Size s, Size m, double *total) {
+        using T = decltype(zero);
+        const Matrix<const T> gram = row_matrix<const T>("G", G, s, s);
+        const HalsBlock<T> a{matrix<T>("F", F, s, m),
+                             row_matrix<const T>("R", R, s, m),
+                             row_matrix<T>("delta", delta, s, m),
+                             gram.data,
+                             gram.stride_k,
+                             s,
+                             m};
+        py::gil_scoped_release released;
+        const HalsKernels<T> &kernels = hals_kernels<T>();
+        run_hals(kernels.block, kernels.tile_columns, a, 2 * s, double(m) * s * s, threads, total);
+    });
+}
+
+void hals_normal(const View &F, const View &C, const View &G, const View &sums, int threads,
+                 Size sweeps) {
+    if (sweeps < 0) refuse("sweeps = ", sweeps, " must not be negative");
+    on_factor(F, &sums, threads, [&](auto zero, Size K, Size m, double *total) {
+        using T = decltype(zero);
+        if (sweeps == 0) return;
+        const Matrix<const T> gram = row_matrix<const T>("G", G, K, K);
+        const HalsNormal<T> a{matrix<T>("F", F, K, m),
+                              matrix<const T>("C", C, K, m),
+                              gram.data,
+                              gram.stride_k,
+                              K,
+                              m,
+                              sweeps};
+        py::gil_scoped_release released;
+        const HalsKernels<T> &kernels = hals_kernels<T>();
+        run_hals(kernels.normal, kernels.tile_columns, a, 3 * K, 2.0 * m * K * K * sweeps, threads,
+                 total);
+    });
+}
+
+// B, G, l1; swept, before, step, least; cross, gram, adds: see the documentation of hals_rows
+using Fixed = std::tuple<View, View, double>;
+using Extrapolation = std::tuple<View, View, double, double>;
+using Statistics = std::tuple<View, View, bool>;
+
+template <class T>
+HalsRows<T> hals_rows_arguments(const View &F, const View &X, const Fixed &fixed, Size sweeps,
+                                const std::optional<Extrapolation> &extrapolation) {
+    const auto &[B, G, l1] = fixed;
+    const Size K = F.shape[0], m = F.shape[1];
+    check_shape("X", X, {m, -1});
+    const Size p = X.shape[1];
+    const Matrix<const T> data = data_matrix<T>("X", X, m, p);
+    const Matrix<const T> gram = row_matrix<const T>("G", G, K, K);
+    HalsRows<T> a{};
+    a.F = matrix<T>("F", F, K, m);
+    if (extrapolation) {
+        const auto &[swept, before, step, least] = *extrapolation;
+        a.swept = matrix<T>("swept", swept, K, m);
+        a.before = matrix<T>("before", before, K, m);
+        a.step = static_cast<T>(step);
+        a.least = static_cast<T>(least);
+    }
+    a.X = data.data;
+    a.B = array<const T>("B", B, {p, K});
+    a.G = gram.data;
+    a.l1 = static_cast<T>(l1);
+    a.stride_x = data.stride_k;
+    a.stride_g = gram.stride_k;
+    a.K = K;
+    a.m = m;
+    a.p = p;
+    a.sweeps = sweeps;
+    return a;
+}
+
+void hals_rows(const View &F, const View &X, const Fixed &fixed, Size sweeps, const View &sums,
+               int threads, const std::optional<Extrapolation> &extrapolation,
+               const std::optional<Statistics> &statistics) {
+    const double l1 = std::get<2>(fixed);
+    // the columns that fill up a tile would grow
+    if (!(l1 >= 0)) refuse("l1 = ", l1, " must not be negative");
+    if (sweeps < 0) refuse("sweeps = ", sweeps, " must not be negative");
+    on_factor(F, &sums, threads, [&](auto zero, Size, Size, double *total) {
+        using T = decltype(zero);
+        if (sweeps == 0) return;
+        const auto a = hals_rows_arguments<T>(F, X, fixed, sweeps, extrapolation);
+        const double flops = 2.0 * a.m * a.K * (a.p + sweeps * a.K);
+        if (statistics) {
+            if (a.F.stride_k != 1)
+                refuse("F has strides ", listed(F.strides, 2),
+                       ": sums of codes need codes whose concepts are adjacent");
+            const auto &[cross, gram, adds] = *statistics;
+            const Sums<T> to{row_matrix<T>("cross", cross, a.K, a.p),
+                             row_matrix<T>("gram", gram, a.K, a.K), adds};
+            py::gil_scoped_release released;
+            pass(a, to, 2 * flops, threads, total);
+        } else {
+            py::gil_scoped_release released;
+            const HalsKernels<T> &kernels = hals_kernels<T>();
+            run_hals(kernels.rows, kernels.tile_columns, a, 4 * a.K + kernels.tile_features, flops,
+                     threads, total);
+        }
+    });
+}
+
+// ZᵀA and ZᵀZ
+
+void moments(const View &F, const View &X, const View &out, bool symmetric, bool adds,
+             int threads) {
+    check_threads(threads);
+    check_shape("F", F, {-1, -1});
+    check_shape("X", X, {F.shape[1], -1});
+    const Size K = F.shape[0], m = F.shape[1], p = X.shape[1];
+    if (symmetric && K != p) refuse("K = ", K, ", p = ", p, ": a symmetric result is square");
+    with_dtype("F", F, [&](auto zero) {
+        using T = decltype(zero);
+        // without columns the result is zero
+        if (K == 0 || p == 0) return;
+        const Matrix<T> to = row_matrix<T>("out", out, K, p);
+        const Matrix<const T> codes = matrix<const T>("F", F, K, m);
+        if (K > 1 && codes.stride_k != 1)
+            refuse("F has strides ", listed(F.strides, 2), ": its concepts must be adjacent");
+        const Matrix<const T> data = data_matrix<T>("X", X, m, p);
+        const Moments<T> a{codes.data, data.data, codes.stride_m, data.stride_k, K, m, p};
+        py::gil_scoped_release released;
+        compute_moments(a, symmetric, to, adds, threads);
+    });
+}
+
+// mu, pgd, extrapolation: one pass over the elements
+
+void mu_update(const View &F, const View &numerator, const View &denominator, const View &sums,
+               int threads) {
+    on_factor(F, &sums, threads, [&](auto zero, Size K, Size m, double *total) {
+        using T = decltype(zero);
+        const MuUpdate<T> a{matrix<T>("F", F, K, m), matrix<const T>("numerator", numerator, K, m),
+                            matrix<const T>("denominator", denominator, K, m), K, m};
+        py::gil_scoped_release released;
+        const auto kernel = update_kernels<T>().mu;
+        for_element_tiles(a.F, K, m, threads, total, [&](const Tile &t, double *partial) {
+            kernel({t.of(a.F), t.of(a.numerator), t.of(a.denominator), t.concepts, t.columns},
+                   partial);
+        });
+    });
+}
+
+void pgd_update(const View &F, const View &Y, const View &gradient, double step, double momentum,
+                const View &sums, int threads) {
+    on_factor(F, &sums, threads, [&](auto zero, Size K, Size m, double *total) {
+        using T = decltype(zero);
+        const PgdUpdate<T> a{matrix<T>("F", F, K, m),
+                             matrix<T>("Y", Y, K, m),
+                             matrix<const T>("gradient", gradient, K, m),
+                             static_cast<T>(step),
+                             static_cast<T>(momentum),
+                             K,
+                             m};
+        py::gil_scoped_release released;
+        const auto kernel = update_kernels<T>().pgd;
+        for_element_tiles(a.F, K, m, threads, total, [&](const Tile &t, double *partial) {
+            kernel(
+                {t.of(a.F), t.of(a.Y), t.of(a.gradient), a.step, a.momentum, t.concepts, t.columns},
+                partial);
+        });
+    });
+}
+
+// before, sums
+using Change = std::tuple<View, View>;
+
+void extrapolate(const View &F, const View &swept, double step, double least, int threads,
+                 const std::optional<Change> &change) {
+    const View *sums = change ? &std::get<1>(*change) : nullptr;
+    on_factor(F, sums, threads, [&](auto zero, Size K, Size m, double *total) {
+        using T = decltype(zero);
+        Extrapolate<T> a{matrix<T>("F", F, K, m),
+                         matrix<T>("swept", swept, K, m),
+                         {},
+                         static_cast<T>(step),
+                         static_cast<T>(least),
+                         K,
+                         m};
+        if (change) a.before = matrix<const T>("before", std::get<0>(*change), K, m);
+        py::gil_scoped_release released;
+        const auto kernel = update_kernels<T>().extrapolate;
+        for_element_tiles(a.F, K, m, threads, total, [&](const Tile &t, double *partial) {
+            const auto before = a.before.data ? t.of(a.before) : a.before;
+            kernel({t.of(a.F), t.of(a.swept), before, a.step, a.least, t.concepts, t.columns},
+                   partial);
+        });
+    });
+}
+
+void rescale(const View &F, const View &swept, const View &scale, const View &before,
+             const View &sums, int threads) {
+    on_factor(F, &sums, threads, [&](auto zero, Size K, Size m, double *total) {
+        using T = decltype(zero);
+        const Rescale<T> a{matrix<T>("F", F, K, m),
+                           matrix<T>("swept", swept, K, m),
+                           array<const T>("scale", scale, {K}),
+                           matrix<const T>("before", before, K, m),
+                           K,
+                           m};
+        py::gil_scoped_release released;
+        const auto kernel = update_kernels<T>().rescale;
+        for_element_tiles(a.F, K, m, threads, total, [&](const Tile &t, double *partial) {
+            kernel({t.of(a.F), t.of(a.swept), a.scale + t.k, t.of(a.before), t.concepts, t.columns},
+                   partial);
+        });
+    });
+}
+
+// nnls
+
+void nnls(const View &F, const View &C, const NnlsGram &gram, const NnlsLimits &limits,
+          const View &report, const View &sums, int threads) {
+    check_limits(limits);
+    on_factor(F, &sums, threads, [&](auto zero, Size, Size, double *total) {
+        using T = decltype(zero);
+        if (concepts_of(F, gram) == 0) return;
+        const NnlsRows<T> rows = nnls_rows<T>(F, C, gram, limits, report);
+        py::gil_scoped_release released;
+        const NnlsKernels<T> &kernels = nnls_kernels<T>();
+        // a row costs some K² flops at least
+        threads = threads_for(rows.m, double(rows.m) * rows.K * rows.K, threads);
+        const Size scratch_size =
+            kernels.scratch_size(rows.rules, rows.K, rows.index && !rows.stride_row);
+        const Scratch<double> scratch(threads * scratch_size);
+        for_tiles<true>(rows.m, threads, total, [&](Size i, int thread, double *partial) {
+            kernels.solve(rows, i, scratch.data + thread * scratch_size, partial);
+        });
+    });
+}
+
+} // namespace
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() =
+        "CPU kernels of fastnmf. A matrix is a tuple (address, shape, strides in elements, dtype), "
+        "dtype 'float32' or 'float64' as that of F. To sums (two float64 or more) are added the "
+        "squared norms of the change of F and of the new F. Arguments that do not fit are "
+        "ValueErrors.";
+    module.def("hals_block", &hals_block, py::arg("F"), py::arg("R"), py::arg("G"),
+               py::arg("delta"), py::arg("sums"), py::arg("threads"),
+               "F_k = max(0, F_k + R_k / G_kk), then R_i -= G_ik delta_k for i > k; k = 0 ... s-1."
+               "\n\nF (s, m) in any layout, R and delta (s, m) and G (s, s) with contiguous rows; "
+               "delta may be R. A concept with G_kk below the smallest normal number keeps its "
+               "row.");
+    module.def("hals_normal", &hals_normal, py::arg("F"), py::arg("C"), py::arg("G"),
+               py::arg("sums"), py::arg("threads"), py::arg("sweeps") = 1,
+               "F_k = max(0, F_k + (C_k - G_k F) / G_kk); k = 0 ... K-1; `sweeps` times.\n\n"
+               "F, C (K, m) in any layout, G (K, K) with contiguous rows. A concept with G_kk "
+               "below the smallest normal number keeps its row.");
+    module.def(
+        "hals_rows", &hals_rows, py::arg("F"), py::arg("X"), py::arg("fixed"), py::arg("sweeps"),
+        py::arg("sums"), py::arg("threads"), py::arg("extrapolation") = py::none(),
+        py::arg("statistics") = py::none(),
+        "hals_normal with C = B'X' - l1, which is not kept.\n\n"
+        "F (K, m) in any layout, X (m, p) with contiguous rows, which may overlap. fixed: (B, G, "
+        "l1), B (p, K) contiguous, G (K, K) with contiguous rows, l1 >= 0. extrapolation: (swept, "
+        "before, step, least), swept and before (K, m): before = F first, and after the sweeps "
+        "swept, F = F, max(least F, F + step (F - swept)); sums are then of F - before and F. "
+        "statistics: (cross, gram, adds), cross (K, p) and gram (K, K) with contiguous rows: then "
+        "cross = F X and gram = F F', or += if adds; F has adjacent concepts.");
+    module.def("moments", &moments, py::arg("F"), py::arg("X"), py::arg("out"),
+               py::arg("symmetric"), py::arg("adds"), py::arg("threads"),
+               "out = F X, or out += F X if adds.\n\n"
+               "F (K, m) with adjacent concepts; X (m, p) with contiguous rows, which may overlap; "
+               "out (K, p) with contiguous rows. symmetric: the result is known to be; half of it "
+               "is computed.");
+    module.def(
+        "mu_update", &mu_update, py::arg("F"), py::arg("numerator"), py::arg("denominator"),
+        py::arg("sums"), py::arg("threads"),
+        "F *= numerator / max(denominator, smallest normal number) where denominator > 0.\n\n"
+        "All (K, m) in any layout.");
+    module.def("pgd_update", &pgd_update, py::arg("F"), py::arg("Y"), py::arg("gradient"),
+               py::arg("step"), py::arg("momentum"), py::arg("sums"), py::arg("threads"),
+               "F_new = max(0, Y - step gradient); Y = F_new + momentum (F_new - F); F = F_new.\n\n"
+               "All (K, m) in any layout.");
+    module.def("extrapolate", &extrapolate, py::arg("F"), py::arg("swept"), py::arg("step"),
+               py::arg("least"), py::arg("threads"), py::arg("change") = py::none(),
+               "swept, F = F, max(least F, F + step (F - swept)).\n\n"
+               "All (K, m) in any layout. change: (before, sums), sums of F - before and F then.");
+    module.def("rescale", &rescale, py::arg("F"), py::arg("swept"), py::arg("scale"),
+               py::arg("before"), py::arg("sums"), py::arg("threads"),
+               "F, swept = scale F, scale swept; sums are of F - before and F then.\n\n"
+               "F, swept, before (K, m) in any layout, scale (K) contiguous.");
+    module.def(
+        "nnls", &nnls, py::arg("F"), py::arg("C"), py::arg("gram"), py::arg("limits"),
+        py::arg("report"), py::arg("sums"), py::arg("threads"),
+        "F_i = argmin x'Gx / 2 - c'x over x >= 0, for every column i of F.\n\n"
+        "F, C (K, m) in any layout. gram: (G, scale, index), G (K, K) of unit concepts with "
+        "contiguous rows; scale (K) float64: 1 over the norms of the concepts, 0 for those that "
+        "keep their values; index None, or (m, k) int32: the concepts that each column may use, -1 "
+        "behind the last, and G may then be (m, k, k), that of each column's concepts. limits: "
+        "(warm, tolerance, rank_tolerance, max_steps, capacity, block). report (m, 4) float64: 32 "
+        "bytes a column, int32 status, support, steps, concepts that left; float64 slope, gain.");
+    module.def("isa", [] { return isa().name; }, "The instruction set in use.");
+    module.def(
+        "isas",
+        [] {
+            py::dict usable;
+            for (const Isa &one : isas()) usable[one.name] = one.usable;
+            return usable;
+        },
+        "Every instruction set compiled in, worst first, and whether this CPU has it.");
+    module.def("force_isa", &force_isa, py::arg("name"),
+               "Use the named instruction set from now on, or the best with 'auto'. For tests.");
+}
