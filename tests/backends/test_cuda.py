@@ -1,5 +1,5 @@
 """The CUDA half of exact least squares without a GPU: compiled for the cards, its layout in memory,
-and what is said where it cannot be used. test_nnls_emulated.py runs it."""
+and what is said where it cannot be used. nnls/test_emulated.py runs it."""
 
 from __future__ import annotations
 
