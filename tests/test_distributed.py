@@ -27,6 +27,7 @@ from torch import distributed
 
 from fastnmf import NMF
 from fastnmf.cli import main as cli
+from fastnmf.cli.parser import parser_of
 from fastnmf.distributed import Processes
 from fastnmf.errors import InvalidInput
 
@@ -373,7 +374,7 @@ def test_command_writes_over_nothing_that_it_reads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("X-00000-of-00002.npy", data().numpy())
     fit = "fit X-00000-of-00002.npy --concepts 6 --out m.safetensors --codes X.npy"
-    arguments = cli._parser().parse_args(fit.split())
+    arguments = parser_of(cli.COMMANDS).parse_args(fit.split())
     with pytest.raises(InvalidInput, match="is named twice"):
         cli._fit_by(arguments, Processes(0, 2))
 

@@ -266,7 +266,7 @@ def test_new_fit_takes_the_place_of_an_old_one(results):
 def test_save_that_fails_in_one_fails_in_all_and_leaves_the_set_before(results):
     first, other = results["no space"]
     assert other["error"] == "OSError: no space left"
-    assert "process 1 of 2 cannot go on: OSError: no space left" in first["error"]
+    assert "process 1 of 2 failed: OSError: no space left" in first["error"]
     assert_same(results["after no space"], results["brief"])
 
 
@@ -369,7 +369,7 @@ def test_second_signal_leaves_where_another_process_does_not_answer(running, tmp
     program, (first, second) = running
     os.kill(second, signal.SIGSTOP)
     os.kill(first, signal.SIGTERM)
-    assert b"once more leaves without" in program.stdout.readline()
+    assert b"a second signal leaves" in program.stdout.readline()
     os.kill(first, signal.SIGTERM)
     deadline = time.monotonic() + TIMEOUT / 2
     while is_there(first):
