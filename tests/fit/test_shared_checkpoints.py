@@ -23,7 +23,6 @@ from processes import begin, run
 from ranks_program import TIMEOUT
 
 from fastnmf import NMF
-from fastnmf.solvers.registry import SOLVERS
 
 if not hasattr(os, "fork"):
     pytest.skip("os.fork: not here", allow_module_level=True)
@@ -37,6 +36,8 @@ STREAMED = {**SHORT, "max_memory": "18kB", "chunk_rows": 30, "accelerate": False
 KEPT = {"checkpoint": NAME, "checkpoint_seconds": 0}
 
 
+# those that differ in what they share: pgd is as mu
+SOLVERS = ("hals", "mu", "anls")
 FITS = {name: {**SHORT, "solver": name} for name in SOLVERS}
 FITS |= {
     f"{name} streamed": {**STREAMED, "solver": name, "file": "Z.npy"} for name in ("hals", "anls")
@@ -178,11 +179,6 @@ REFUSED |= {
         data(),
         {**BRIEF, **KEPT, "of": {1: {"checkpoint": "no/fit.safetensors"}}},
         "the folder .* does not exist",
-    ),
-    "one resumes": (
-        data(),
-        {**RESUMED, "of": {1: {"resume": False}}},
-        "resume is True in process 0 and False in process 1",
     ),
 }
 CASES |= {name: (A, case) for name, (A, case, _) in REFUSED.items()}
