@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from ..data.dataset import Data
-from ..data.shards import paths_of
-from ..data.sources import Shards
+from ..data.shards import Shards, paths_of
 from ..errors import InvalidInput
 from .options import Options
 
