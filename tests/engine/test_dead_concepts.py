@@ -415,7 +415,7 @@ def test_entries_that_are_filled_are_those_of_all_rows():
     assert torch.allclose(whole.Z, tiled.Z, rtol=1e-9)
 
 
-def test_command_line_tells_of_revived_concepts(tmp_path, capsys):
+def test_command_line_reports_revived_concepts(tmp_path, capsys):
     """All but two rows of a start from rows are alike, so concepts are, and mu leaves them so."""
     A = torch.cat((torch.rand(1, 12).expand(40, 12), torch.rand(4, 12)))
     write_matrix(tmp_path / "A.npy", A.numpy())

@@ -20,7 +20,7 @@ import torch
 from broken_checkpoints import BROKEN, foreign, newer, rewritten, truncated
 from fits import SHARED, SHARED_ROWS, idle_start, shared_data
 from processes import begin, run
-from ranks_program import TIMEOUT
+from shared_program import TIMEOUT
 
 from fastnmf import NMF
 
