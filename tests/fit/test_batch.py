@@ -1,7 +1,7 @@
-"""A whole fit: where its codes go, what it refuses, and what lies between it and the operations.
+"""A whole fit: where its codes go, what it refuses, and what its options are for.
 
-fit/batch.py and, with it, fit/options.py, whose checks are tested by the surface in
-tests/models/test_nmf.py; fits that read in passes are in test_streamed.py.
+fit/batch.py and fit/refusals.py. Checks of options are in tests/models/test_nmf.py, fits that read
+in passes in test_streamed.py, the types between a fit and the operations in tests/test_structure.py.
 """
 
 from __future__ import annotations
@@ -10,20 +10,9 @@ import numpy as np
 import pytest
 import torch
 from fits import nmf, rows_of_five_concepts
-from types_on_the_way import calls_up, types_on_the_way
 
 from fastnmf import NMF, InvalidInput
 from fastnmf.fit.options import Options
-
-
-def test_at_most_14_types_lie_between_fit_and_the_operations():
-    types = types_on_the_way()
-    assert {"NMF", "Options", "Data", "Plan", "State", "Compute"} <= types
-    assert len(types) <= 14
-
-
-def test_no_call_goes_up():
-    assert calls_up() == set()
 
 
 def test_codes_of_data_in_memory_may_go_to_a_file(tmp_path):
