@@ -41,8 +41,7 @@ def nnls(
     backend: str = "auto",
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, NnlsInfo]:
-    """Solve the non-negative least squares problems min ‖a − z D‖², z ≥ 0, exactly, for all rows
-    of A.
+    """Solve min ‖a − z D‖² over z ≥ 0 exactly, for each row a of A.
 
     It is computed on the device of A.
 
