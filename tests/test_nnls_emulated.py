@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import functools
 import importlib.util
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
-import test_nnls
 import torch
 from compilers import gcc
-from test_nnls import EVERY_FAMILY, family
+from nnls_problems import (
+    EVERY_FAMILY,
+    EVERY_WORKING_SET,
+    assert_cap_is_reported,
+    assert_solved,
+    assert_solved_from_garbage,
+    assert_solved_from_other_data,
+    assert_working_sets_solve,
+    family,
+)
 
 import fastnmf
 from fastnmf import NMF, Tuning
@@ -78,8 +85,8 @@ def emulated(built, monkeypatch):
     found = Emulated(built)
     monkeypatch.setitem(sys.modules, "fastnmf._cuda", found.module)
     monkeypatch.setattr(fastnmf, "_cuda", found.module, raising=False)
-    monkeypatch.delitem(sys.modules, "fastnmf.compiled_cuda", raising=False)
-    compiled_cuda = importlib.import_module("fastnmf.compiled_cuda")
+    monkeypatch.delitem(sys.modules, "fastnmf.backends.cuda", raising=False)
+    backend = importlib.import_module("fastnmf.backends.cuda")
 
     class place:
         def __init__(self, device):
@@ -91,7 +98,7 @@ def emulated(built, monkeypatch):
         def __exit__(self, *error):
             pass
 
-    monkeypatch.setattr(compiled_cuda, "_place", place)
+    monkeypatch.setattr(backend, "_place", place)
     here = dataclasses.replace(BACKENDS["cuda"], devices=("cpu",), probe=lambda: None)
     monkeypatch.setitem(BACKENDS, "cuda", here)
     _load.cache_clear()
@@ -99,12 +106,7 @@ def emulated(built, monkeypatch):
     for name, value in {"devices": 2, "current": 0, "ratio": 2, "shared": 8192}.items():
         found[name] = value
     _load.cache_clear()
-    del sys.modules["fastnmf.compiled_cuda"]
-
-
-@pytest.fixture
-def few_rows(monkeypatch):
-    monkeypatch.setattr(test_nnls, "family", functools.partial(family, n=8))
+    del sys.modules["fastnmf.backends.cuda"]
 
 
 # cards with float64 at half the rate of float32, and at a 64th
@@ -113,38 +115,32 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
 @EVERY_CARD
-@EVERY_DTYPE
 @EVERY_FAMILY
-def test_nnls_satisfies_the_kkt_conditions(name, dtype, ratio, emulated, few_rows):
+def test_nnls_satisfies_the_kkt_conditions(name, dtype, ratio, emulated):
     emulated["ratio"] = ratio
-    test_nnls.test_nnls_satisfies_the_kkt_conditions(name, dtype, "cuda")
-    # a draft, and what it leaves
+    assert_solved(name, dtype, "cuda", n=8)
+    # a draft in float32, and then its rest in float64
     assert emulated["launches"] == (2 if dtype == "float32" and ratio == 64 else 1)
 
 
 @EVERY_CARD
 @EVERY_DTYPE
-def test_nnls_is_exact_from_any_start(dtype, ratio, emulated, few_rows):
+def test_nnls_is_exact_from_any_start(dtype, ratio, emulated):
     emulated["ratio"] = ratio
-    test_nnls.test_nnls_is_exact_from_a_garbage_start(dtype, "cuda")
-    test_nnls.test_nnls_is_exact_from_a_solution_of_other_data("cuda")
+    assert_solved_from_garbage(dtype, "cuda", n=8)
+    assert_solved_from_other_data("cuda", n=8)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["gram", "own_grams"])
-@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-@EVERY_DTYPE
-@EVERY_FAMILY
+@EVERY_WORKING_SET
 def test_working_sets_end_at_the_solution(name, dtype, warm, shared, emulated, monkeypatch):
-    test_nnls.test_working_sets_end_at_the_solution_on_all_concepts(
-        name, dtype, warm, shared, "cuda", monkeypatch
-    )
+    assert_working_sets_solve((name, dtype, warm, shared), "cuda", monkeypatch)
 
 
 @EVERY_CARD
 @pytest.mark.parametrize("max_iter", [0, 1, 2, 4])
 def test_nnls_reports_rows_that_meet_the_cap(max_iter, ratio, emulated, caplog):
     emulated["ratio"] = ratio
-    test_nnls.test_nnls_reports_rows_that_meet_the_cap(max_iter, "cuda", caplog)
+    assert_cap_is_reported(max_iter, "cuda", caplog)
 
 
 @pytest.mark.parametrize("shared", [64, 1000, 5000, 30_000, 200_000])
