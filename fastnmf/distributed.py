@@ -1,5 +1,5 @@
-"""The processes that share a fit, each with rows of its own: what is summed over rows is summed
-over them. All of torch.distributed that the package uses."""
+"""Processes that share a fit, each with rows of its own: sums over rows are sums over processes.
+All uses of torch.distributed are here."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from torch import Tensor, distributed
 
 from .errors import InvalidInput
 
-# for so long a process that waits for others handles no signals
+# the longest time that a process which waits for others handles no signals
 _UNINTERRUPTED = timedelta(seconds=1)
-# seconds that it spins for others: to block and be woken takes about as long as what is
-# waited for, and longer where the one that is woken waits for a processor
+# seconds that a process spins while it waits for others: to block and be woken takes as long as
+# most collectives, and longer where no processor is free
 _SPIN = 2e-3
 _give_way = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 
 class Processes:
-    """Number `rank` of `size` processes; alone there is nothing to do. All of them make the same
-    calls in the same order.
+    """Process `rank` of `size`, and its collective calls, which all of them make in the same order;
+    of one process they do nothing.
 
-    device: where collectives of numbers lie. group: of torch.distributed; None is the default one.
-    exchanged: bytes that were summed, shared or gathered so far.
+    device: that of tensors in collectives. group: of torch.distributed, None for the default one.
+    exchanged: bytes that were summed, broadcast or gathered so far.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Processes:
 
     @classmethod
     def present(cls, device: torch.device) -> Processes:
-        """Those of the default group. Raises InvalidInput where there is no group, or one that
-        cannot bring what is on the device."""
+        """The processes of the default group. Raises InvalidInput if there is no group, or it does
+        not support the device."""
         if not (distributed.is_available() and distributed.is_initialized()):
             raise InvalidInput(
                 "distributed=True needs the processes of torch.distributed: call "
@@ -52,7 +52,7 @@ class Processes:
             )
         if distributed.get_backend() == "nccl" and device.type != "cuda":
             raise InvalidInput(
-                f"a group with backend 'nccl' cannot bring what is on device {str(device)!r}; give "
+                f"a group with backend 'nccl' cannot exchange data on device {str(device)!r}; give "
                 "NMF(device=f'cuda:{LOCAL_RANK}'), or init_process_group('gloo')"
             )
         return cls(distributed.get_rank(), distributed.get_world_size(), device)
@@ -60,10 +60,10 @@ class Processes:
     @classmethod
     @contextmanager
     def joined(cls, device: torch.device) -> Iterator[Processes]:
-        """The same, within a group of their own that ends with the context: where one leaves by an
-        error the others need not wait for it. It takes some 20 ms to make."""
+        """The same, in a new group that ends with the context: if one process leaves by an error,
+        the others get an error, too, and need not wait. It takes some 20 ms to make."""
         processes = cls.present(device)
-        # a group with one that is gone is waited for until the timeout
+        # a process that has ended is noticed here at once, and by new_group after the timeout
         processes.any(False)
         with processes._waiting():
             backend = distributed.get_backend()
@@ -72,7 +72,7 @@ class Processes:
         try:
             yield processes
         finally:
-            # connections close when nobody holds the group any more
+            # connections close when there is no reference to the group
             processes.group = None
             distributed.destroy_process_group(group)
             del group
@@ -83,11 +83,11 @@ class Processes:
 
     @property
     def on_host(self) -> int:
-        """How many of them share the memory of this machine, as far as torchrun said."""
+        """The number of them on this machine, which share its memory, as torchrun reports it."""
         return 1 if self.alone else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
     def sum_(self, *tensors: Tensor) -> None:
-        """Every tensor becomes its sum over the processes; the same bits in all of them."""
+        """Every tensor becomes its sum over the processes, with the same bits in all of them."""
         self._each_(tensors, functools.partial(distributed.all_reduce, **self._of_group))
 
     def broadcast_(self, *tensors: Tensor) -> None:
@@ -98,7 +98,7 @@ class Processes:
         if self.alone:
             return
         for tensor in tensors:
-            # NCCL takes nothing else
+            # NCCL needs contiguous tensors
             packed = tensor.contiguous()
             with self._waiting():
                 self._wait(collective(packed))
@@ -107,18 +107,19 @@ class Processes:
             self.exchanged += tensor.numel() * tensor.itemsize
 
     def columns(self, matrix: Tensor) -> Tensor:
-        """Those of a matrix (K, d) that this process works on: a copy; alone, the matrix."""
+        """The columns of a matrix (K, d) that this process works on, as a copy; all of one process,
+        without a copy."""
         if self.alone:
             return matrix
         return matrix[:, self._columns(matrix.shape[1], self.rank)].contiguous()
 
     def join_columns_(self, matrix: Tensor, mine: Tensor, sums: Tensor) -> None:
-        """The matrix becomes what all processes made of the columns they have, and float64 `sums`
-        become those over all: to wait for the others takes longer than to send so little."""
+        """The matrix becomes that of the columns of all processes, `mine` here, and float64 `sums`
+        become sums over the processes, in one call: waiting takes longer than sending."""
         if self.alone:
             return
         K, d = matrix.shape
-        # all send as many
+        # all send the same number
         own = matrix.new_zeros(K, -(-d // self.size))
         own[:, : mine.shape[1]] = mine
         # sums as their bytes
@@ -138,7 +139,7 @@ class Processes:
         return slice(d * rank // self.size, d * (rank + 1) // self.size)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether each is true in some process."""
+        """Whether each flag is true in any process."""
         if self.alone:
             return flags
         found = torch.tensor(flags, dtype=torch.int32, device=self.device)
@@ -148,7 +149,7 @@ class Processes:
         return tuple(map(bool, found.tolist()))
 
     def gather(self, thing: Any) -> list:
-        """What every process gives, in their order."""
+        """The objects of all processes, in their order."""
         if self.alone:
             return [thing]
         things = [None] * self.size
@@ -157,8 +158,7 @@ class Processes:
         return things
 
     def agree(self, options: dict[str, Any]) -> None:
-        """Raises InvalidInput in all processes where their options, or what else they must have
-        alike, differ."""
+        """Raise InvalidInput in all processes if their options differ."""
         first, *others = self.gather(options)
         for number, other in enumerate(others, 1):
             for name, value in first.items():
@@ -169,14 +169,14 @@ class Processes:
                     )
 
     def own(self, path: str | os.PathLike[str]) -> Path:
-        """The file of this process, beside those of the others."""
+        """The path of this process for a path that all are given."""
         path = Path(path)
         if self.alone:
             return path
         return path.with_name(f"{path.stem}-{self.rank:05d}-of-{self.size:05d}{path.suffix}")
 
     def of_other_numbers(self, path: str | os.PathLike[str]) -> list[Path]:
-        """The files there that another number of processes calls its own."""
+        """The files there are for this path of another number of processes."""
         path = Path(path)
         named = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-(\d{{5}}){re.escape(path.suffix)}")
         found = [] if self.alone or not path.exists() else [path]
@@ -187,7 +187,7 @@ class Processes:
         return found
 
     def generator(self) -> torch.Generator | None:
-        """One that draws the same in all processes, seeded by process 0; None alone."""
+        """One with the same numbers in all processes, seeded by process 0; None for one process."""
         if self.alone:
             return None
         seed = torch.randint(2**62, (1,)).to(self.device)
@@ -196,7 +196,8 @@ class Processes:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """A context without collectives: what fails in one process fails in all of them."""
+        """A context, without collective calls in it, that fails in all processes if it fails in
+        one."""
         try:
             yield
         except Exception as error:
@@ -207,15 +208,15 @@ class Processes:
             return
         for rank, failure in enumerate(self.gather(None)):
             if failure is not None:
-                raise InvalidInput(f"process {rank} of {self.size} cannot go on: {failure}")
+                raise InvalidInput(f"process {rank} of {self.size} failed: {failure}")
 
     @property
     def _of_group(self) -> dict[str, Any]:
         return {"group": self.group, "async_op": True}
 
     def _wait(self, work: Any) -> None:
-        """Wait for a collective; not so long at a time that signals are not handled meanwhile."""
-        # NCCL takes a timeout for one of the collective, and is waited for by the device anyway
+        """Wait for a collective, in intervals after which signals are handled."""
+        # with NCCL the device waits, and a timeout here would end the collective
         if distributed.get_backend(self.group) != "gloo":
             work.wait()
             return
@@ -223,14 +224,14 @@ class Processes:
         while not work.is_completed() and time.perf_counter() < blocks_at:
             _give_way()
         while not work.is_completed():
-            # that it took longer, or what went wrong, which is raised below
+            # a timeout, or an error of the collective, which is raised below
             with suppress(RuntimeError):
                 work.wait(_UNINTERRUPTED)
         work.wait()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        # objects that are gathered go through the device that is current
+        # gathered objects use the current device
         cuda = self.device.type == "cuda"
         try:
             with torch.cuda.device(self.device) if cuda else nullcontext():
@@ -248,15 +249,15 @@ ALONE = Processes()
 
 
 def _timeout(device: torch.device) -> timedelta | None:
-    """That of the default group, which new groups do not take by themselves."""
+    """The timeout of the default group, which new groups do not inherit."""
     held = distributed.group.WORLD._get_backend(device)
     return getattr(getattr(held, "options", None), "_timeout", None)
 
 
 @contextmanager
 def together(device: str, seconds: float) -> Iterator[Processes]:
-    """The processes that torchrun started, joined in a group of torch.distributed: NCCL on CUDA,
-    else gloo. seconds: how long one waits for the others at most."""
+    """The processes that torchrun started, as the default group of torch.distributed: NCCL on CUDA,
+    else gloo. seconds: the timeout of collectives."""
     backend = "nccl" if device.startswith("cuda") else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
     try:

@@ -62,7 +62,7 @@ def widened(X: Tensor) -> Tensor:
     return X.to(compute_dtype(X))
 
 
-def wide_pieces(X: Tensor) -> Iterable[Tensor]:
+def wide_tiles(X: Tensor) -> Iterable[Tensor]:
     """X itself, or tiles of its rows, widened, where it holds 16-bit numbers."""
     if X.dtype not in NARROW:
         return [X]
@@ -71,7 +71,7 @@ def wide_pieces(X: Tensor) -> Iterable[Tensor]:
 
 def product(X: Tensor, B: Tensor) -> Tensor:
     """X B; 16-bit numbers are widened a tile of rows at a time."""
-    products = [tile @ B for tile in wide_pieces(X)]
+    products = [tile @ B for tile in wide_tiles(X)]
     return products[0] if len(products) == 1 else torch.cat(products)
 
 
@@ -96,7 +96,7 @@ def squared_norm(X: Tensor) -> Tensor:
         return torch.linalg.vector_norm(widened(X)).double().square_()
     norms = [
         torch.linalg.vector_norm(lines, dim=1).double()
-        for tile in wide_pieces(X)
+        for tile in wide_tiles(X)
         for lines in _lines(tile)
     ]
     return torch.cat(norms).square_().sum()

@@ -87,7 +87,7 @@ def idle_start(A, K):
     return Z, D
 
 
-# the data and the options of fits that several processes share (ranks_program.py)
+# the data and the options of fits that several processes share (shared_program.py)
 SHARED_ROWS, SHARED_FEATURES, SHARED_CONCEPTS = 203, 19, 6
 SHARED = {
     "nb_concepts": SHARED_CONCEPTS,

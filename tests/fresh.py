@@ -29,8 +29,8 @@ class Fresh:
             job |= {"paths": [*map(str, paths)], "here": os.getcwd(), "folder": folder}
             print(json.dumps(job), file=self.server.stdin, flush=True)
             status = int(self.server.stdout.readline())
-            told = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
-        return subprocess.CompletedProcess(code, status, *told)
+            said = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(code, status, *said)
 
     def close(self):
         self.server.communicate()

@@ -175,8 +175,8 @@ def assert_same(expected, given) -> None:
 
 def main() -> None:
     kills = int(sys.argv[1])
-    asked = list(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
-    cases = asked or CASES + SHARED_CASES
+    given = list(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
+    cases = given or CASES + SHARED_CASES
     chance = random.Random(0)
     for number, (solver, form) in enumerate(cases):
         share = kills // len(cases) + (number < kills % len(cases))

@@ -1,4 +1,4 @@
-"""Processes that share fits and online learning: ranks_program.py, once for all cases of a file."""
+"""Processes that share fits and online learning: shared_program.py, once for the cases of a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PROGRAM = Path(__file__).parent / "ranks_program.py"
+PROGRAM = Path(__file__).parent / "shared_program.py"
 
 
 def begin(folder: Path, size: int) -> subprocess.Popen:

@@ -32,7 +32,7 @@ A = problem()
 
 
 def tight(codes="memory", start="nndsvda", rows=CHUNK_ROWS, data=A, concepts=K, itemsize=4):
-    """Bytes that a chunk of so many rows takes, and all rows do not fit in."""
+    """Bytes in which chunks of `rows` rows fit, and all rows do not."""
     needs = Needs(*data.shape, concepts, itemsize, codes, start)
     assert needs.streamed(rows) < needs.resident(copied=itemsize)
     return needs.streamed(rows)

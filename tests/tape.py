@@ -1,5 +1,5 @@
-"""A recorder for the CPU: what a CUDA graph would hold, as a list of operations of torch with the
-tensors and numbers that they were given, done again in place."""
+"""A recorder for the CPU in place of a CUDA graph: a list of operations of torch with the tensors
+and numbers they were given, repeated in place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-# operations that a graph cannot hold: the host waits for what they find, or their results depend on
-# it in size, or on a generator
+# operations that a graph cannot record: the host waits for their results, whose sizes may depend on
+# the data, or they depend on a generator
 _REFUSED = {
     torch.Tag.data_dependent_output,
     torch.Tag.dynamic_output_shape,
@@ -48,7 +48,7 @@ class Refusing(TorchDispatchMode):
 
 
 class _Census(Refusing):
-    """Knows of all memory that was made."""
+    """Records all memory that is allocated."""
 
     def __init__(self):
         super().__init__()
@@ -70,10 +70,12 @@ class _Census(Refusing):
 
 
 class Tape(Refusing):
-    """See fastnmf.replay.Recorder. To record leaves all memory as it was, as on a CUDA device; what
-    a step makes for itself is NaN when it is done again. left: by which operations memory was made
-    that outlived the step before. recordings, repeats: how many there were. now: the one that is
-    recording."""
+    """An engine.cuda_graph.Recorder. Recording leaves all memory as it was, as on a CUDA device;
+    memory that a step allocates is NaN when the step is repeated.
+
+    left: the operations that allocated memory which outlived the step before. recordings, repeats:
+    how many there were. now: the tape that is recording.
+    """
 
     now: Tape | None = None
     # recordings that any of them made
@@ -116,14 +118,14 @@ class Tape(Refusing):
         return out
 
     def save(self, targets):
-        """Keep what memory held that was there before the step."""
+        """Keep the contents of memory that was there before the step."""
         for tensor in targets:
             if storage(tensor) not in self._made and storage(tensor) not in self._before:
                 whole = tensor.new_empty(0).set_(tensor.untyped_storage())
                 self._before[storage(tensor)] = whole, whole.clone()
 
     def launch(self, kernel, given, kwargs):
-        """What a kernel of Triton does, which torch sees as the operations of its interpreter."""
+        """Record a kernel of Triton, which torch sees as the operations of its interpreter."""
         with _disable_current_modes():
             self.save(tensors(given, kwargs))
             kernel(*given, **kwargs)

@@ -65,10 +65,10 @@ def test_counts_see_what_they_count(tmp_path, monkeypatch):
 TESTED_IN = {
     "__main__": "cli/test_main.py",
     "errors": "models/test_drop_in.py",
-    "backends.cpp": "test_extension.py",
+    "backends.cpp": "backends/test_cpp.py",
     "backends.nnls.reference": "solvers/test_anls.py",
     "backends.nnls.result": "fit/test_nnls.py",
-    "backends.pointers": "test_extension.py",
+    "backends.pointers": "backends/test_cpp.py",
     "backends.torch": "solvers/test_iterates.py",
     "backends.triton": "kernels/test_interpreted.py",
     "cli.parser": "cli/test_main.py",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import ALONE, Processes
-from ..numerics import compute_dtype, squared_norm, wide_pieces
+from ..numerics import compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget
 from .arrays import NON_NEGATIVE, Expected, read_matrix
 from .prefetch import Prefetcher
@@ -103,7 +103,7 @@ class Data:
         """The mean entry."""
         if self._summary is not None:
             return self.like.new_tensor(self._summary.mean)
-        shares = [part.mean() * (len(part) / self.n) for part in wide_pieces(self.A)]
+        shares = [part.mean() * (len(part) / self.n) for part in wide_tiles(self.A)]
         return torch.stack(shares).sum()
 
     @property
@@ -164,7 +164,7 @@ class Data:
         """Views, or of 16-bit numbers as many rows as may be widened at a time."""
         first = 0
         for rows in self.A.split(self.chunk_rows):
-            for X in wide_pieces(rows):
+            for X in wide_tiles(rows):
                 part = slice(first, first + len(X))
                 first = part.stop
                 yield part, X, None if codes is None else codes.load(part)
@@ -245,7 +245,7 @@ def opened(
             yield Data(matrix)
             return
         source, summary = found if matrix is None else summarise(matrix)
-        here = summary.n == 0 or (matrix is not None and budget.has_room_beside(matrix))
+        here = summary.n == 0 or (matrix is not None and budget.fits_beside(matrix))
         summaries, everywhere = zip(*processes.gather((summary, here)), strict=True)
         # with all rows in memory the fit is that of one process that has all of them
         resident = not processes.alone and all(everywhere) and budget.codes != "none"

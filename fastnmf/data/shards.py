@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
@@ -10,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -22,9 +23,19 @@ from .arrays import as_matrix, two_dimensional
 from .paths import existing, only_one, refusing_damage
 
 SUFFIXES = (".npy", ".safetensors")
+# entries that are read from a shard at a time
+READ_ENTRIES = 1 << 19
 # the NumPy dtypes of a .safetensors file; bfloat16, which NumPy lacks, is read as its bits
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
 _NUMBERS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
+
+
+class StoredRows(NamedTuple):
+    """Rows as they are stored; the first is row `first` of `place`."""
+
+    values: Part
+    place: str
+    first: int
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,56 @@ class Shard:
         """Its rows from start to stop as a shard."""
         shape = stop - start, self.shape[1]
         return Shard(self.name, shape, self.dtype, lambda i, j: self.read(start + i, start + j))
+
+
+class Shards:
+    """The rows of shards, one below the other. Raises InvalidInput if their widths differ."""
+
+    once = False
+
+    def __init__(
+        self,
+        shards: tuple[Shard, ...],
+        name: str,
+        matrix: Part | None = None,
+        paths: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
+        """matrix: the rows, if they are in memory. paths: the files and folders they come from."""
+        self.name, self._shards, self.matrix, self.paths = name, shards, matrix, paths
+        for before, shard in itertools.pairwise(shards):
+            if shard.shape[1] != before.shape[1]:
+                raise InvalidInput(
+                    f"{shard.name} has {shard.shape[1]} columns, the shards of {name} before it "
+                    f"{before.shape[1]}; give all the same features"
+                )
+        self.shape = sum(shard.shape[0] for shard in shards), shards[0].shape[1]
+        self.dtype = torch.float32
+        for shard in shards:
+            self.dtype = torch.promote_types(self.dtype, shard.dtype)
+
+    def part(self, number: int, of: int) -> Shards:
+        """Part `number` of `of` equal parts."""
+        n, parts, before = self.shape[0], [], 0
+        first, stop = n * number // of, n * (number + 1) // of
+        for shard in self._shards:
+            rows = shard.shape[0]
+            start, end = (min(max(at - before, 0), rows) for at in (first, stop))
+            if end > start or not parts:
+                parts.append(shard.part(start, end))
+            before += rows
+        return Shards(tuple(parts), self.name, paths=self.paths)
+
+    def samples(self) -> Iterator[Part]:
+        """The first row of each shard as it is stored."""
+        return (shard.read(0, min(1, shard.shape[0])) for shard in self._shards)
+
+    def parts(self) -> Iterator[StoredRows]:
+        """One pass over the rows, some at a time."""
+        step = max(1, READ_ENTRIES // max(1, self.shape[1]))
+        for shard in self._shards:
+            for first in range(0, shard.shape[0], step):
+                stop = min(first + step, shard.shape[0])
+                yield StoredRows(shard.read(first, stop), shard.name, first)
 
 
 def paths_of(A: Any) -> Sequence[str | os.PathLike[str]] | None:

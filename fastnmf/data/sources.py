@@ -3,12 +3,10 @@ They are read and checked once before anything is computed."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,73 +28,13 @@ from .arrays import (
     tensor_of,
 )
 from .prefetch import Prefetcher
-from .shards import Shard, in_memory, open_paths, paths_of
+from .shards import READ_ENTRIES, Shards, StoredRows, in_memory, open_paths, paths_of
 from .summary import Summary
 
-# entries that are read from a shard at a time
-_READ_ENTRIES = 1 << 19
 # entries that are copied at a time, which torch does by one thread. If the thread that reads had
 # OpenMP threads of its own, there would be more than processors, and all would be blocked after
 # every operation (libgomp: an iteration takes 1.11 times as long)
 _COPIED = 1 << 15
-
-
-class StoredRows(NamedTuple):
-    """Rows as they are stored; the first is row `first` of `place`."""
-
-    values: Part
-    place: str
-    first: int
-
-
-class Shards:
-    """The rows of shards, one below the other. Raises InvalidInput if their widths differ."""
-
-    once = False
-
-    def __init__(
-        self,
-        shards: tuple[Shard, ...],
-        name: str,
-        matrix: Part | None = None,
-        paths: Sequence[str | os.PathLike[str]] = (),
-    ) -> None:
-        """matrix: the rows, if they are in memory. paths: the files and folders they come from."""
-        self.name, self._shards, self.matrix, self.paths = name, shards, matrix, paths
-        for before, shard in itertools.pairwise(shards):
-            if shard.shape[1] != before.shape[1]:
-                raise InvalidInput(
-                    f"{shard.name} has {shard.shape[1]} columns, the shards of {name} before it "
-                    f"{before.shape[1]}; give all the same features"
-                )
-        self.shape = sum(shard.shape[0] for shard in shards), shards[0].shape[1]
-        self.dtype = torch.float32
-        for shard in shards:
-            self.dtype = torch.promote_types(self.dtype, shard.dtype)
-
-    def part(self, number: int, of: int) -> Shards:
-        """Part `number` of `of` equal parts."""
-        n, parts, before = self.shape[0], [], 0
-        first, stop = n * number // of, n * (number + 1) // of
-        for shard in self._shards:
-            rows = shard.shape[0]
-            start, end = (min(max(at - before, 0), rows) for at in (first, stop))
-            if end > start or not parts:
-                parts.append(shard.part(start, end))
-            before += rows
-        return Shards(tuple(parts), self.name, paths=self.paths)
-
-    def samples(self) -> Iterator[Part]:
-        """The first row of each shard as it is stored."""
-        return (shard.read(0, min(1, shard.shape[0])) for shard in self._shards)
-
-    def parts(self) -> Iterator[StoredRows]:
-        """One pass over the rows, some at a time."""
-        step = max(1, _READ_ENTRIES // max(1, self.shape[1]))
-        for shard in self._shards:
-            for first in range(0, shard.shape[0], step):
-                stop = min(first + step, shard.shape[0])
-                yield StoredRows(shard.read(first, stop), shard.name, first)
 
 
 class Batches:
@@ -121,7 +59,7 @@ class Batches:
         for part in batches_in(self._A, self.name, empty=self._empty):
             checksums.append(_checksum(part))
             self._compare(checksums, len(checksums))
-            step = max(1, _READ_ENTRIES // max(1, part.shape[1]))
+            step = max(1, READ_ENTRIES // max(1, part.shape[1]))
             for i in range(0, part.shape[0], step):
                 yield StoredRows(part[i : i + step], self.name, first + i)
             first += part.shape[0]
@@ -180,7 +118,7 @@ def part_of(A: Any, number: int, of: int) -> Shards:
 def summarise(A: Tensor) -> tuple[Source, Summary]:
     """The source and Summary of a checked matrix in memory."""
     largest, columns = 0.0, torch.zeros(A.shape[1], dtype=torch.float64)
-    for X in A.split(max(1, _READ_ENTRIES // A.shape[1])):
+    for X in A.split(max(1, READ_ENTRIES // A.shape[1])):
         X = widened(X)
         largest = max(largest, float(X.max()))
         columns += X.sum(0).cpu()
@@ -298,7 +236,7 @@ def _widened(source: Source) -> Iterator[StoredRows]:
             parts, entries = [], 0
         parts.append(StoredRows(X, place, first))
         entries += X.numel()
-        if entries > _READ_ENTRIES // 2:
+        if entries > READ_ENTRIES // 2:
             yield _in_one(parts)
             parts, entries = [], 0
     if parts:

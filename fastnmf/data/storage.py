@@ -149,7 +149,8 @@ class NotKept:
     place = "not kept"
 
 
-Storage = InMemory | OnDisk | NotKept
+Kept = InMemory | OnDisk
+Storage = Kept | NotKept
 
 
 @contextmanager
@@ -213,18 +214,18 @@ def stored(path: Path) -> OnDisk:
     return found
 
 
-def copy_rows(source: InMemory | OnDisk, target: InMemory | OnDisk) -> None:
+def copy_rows(source: Kept, target: Kept) -> None:
     """Copy all rows, some at a time."""
     for part in _parts_of(source):
         target.save(part, source.load(part))
 
 
-def blocks_of(codes: Tensor | InMemory | OnDisk) -> Iterator[Tensor]:
+def blocks_of(codes: Tensor | Kept) -> Iterator[Tensor]:
     """All rows in order, some at a time, for reading."""
     storage = InMemory(codes) if isinstance(codes, Tensor) else codes
     return map(storage.load, _parts_of(storage))
 
 
-def _parts_of(storage: InMemory | OnDisk) -> Iterator[slice]:
+def _parts_of(storage: Kept) -> Iterator[slice]:
     n, K = storage.shape
     return row_blocks(n, max(1, _PART_BYTES // (K * storage.dtype.itemsize)))

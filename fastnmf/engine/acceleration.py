@@ -1,5 +1,6 @@
-"""Acceleration: extrapolation over whole iterations of a fit, and momentum between the half-steps of a
-convex problem, codes for a fixed dictionary."""
+"""Acceleration: extrapolation over whole iterations of a fit, and momentum between the half-steps
+of a convex problem, codes for a fixed dictionary. How many inner half-steps there are is in
+planning/plan.py."""
 
 from __future__ import annotations
 
@@ -18,17 +19,17 @@ _MOST_GROWTH = 0.01
 
 
 class Extrapolation:
-    """F ← max(0, F + β (F − F_before)) for both factors, with β as large as the error lets it.
+    """F ← max(0, F + β (F − F_before)) for both factors; β grows while the error falls.
 
-    The dictionary is moved before an iteration, the codes between its halves: so it ends with a
-    pair (Z, D) that is feasible and whose error is known. Where that has risen, the pair of the
-    iteration before is taken back, to be followed by an iteration that moves nothing: so the error
-    never rises. least_share: how much of an entry must be left, so that none becomes zero for good.
-    Holds two copies of the codes and one of the dictionary. Source: Ang & Gillis, 2019, algorithm
-    1, which goes on from the half-steps' own factors instead.
+    The dictionary is moved before an iteration, the codes between its halves, so that it ends with
+    a feasible pair (Z, D) whose error is measured. If the error rose, the pair of the iteration
+    before is restored, and one iteration follows that moves nothing: so the error never rises.
+    least_share: the share of an entry that is left at least, so that none becomes zero for good.
+    Stores two copies of the codes and one of the dictionary. Source: Ang & Gillis (2019), algorithm
+    1, which instead continues from the factors of the half-steps.
 
-    What an iteration does, `begin_` to `end_`, is one sequence of launches, and what the host
-    decides is made known in between; but with `waits` the host asks which concepts have grown.
+    From `begin_` to `end_` an iteration is one sequence of launches; the host sets β between
+    iterations. With `waits` the host also reads, once an iteration, whether concepts have grown.
     """
 
     def __init__(
@@ -42,53 +43,53 @@ class Extrapolation:
         waits: bool = True,
     ) -> None:
         self._waits, self._ops = waits, ops
-        # how far factors are moved: β, or 0
+        # β of this iteration, or 0
         self._step = D.new_full((), _BETA)
         self._swept, self._Z, self._D = Z.clone(), Z.clone(), D.clone()
         self._norms = torch.linalg.vector_norm(D, dim=1)
-        # ‖ΔZ‖² and ‖Z‖² of the codes that were moved on, where they may stay as they are
+        # ‖ΔZ‖² and ‖Z‖² of the codes that were moved, for iterations that rescale no concept
         self._sums = torch.zeros(2, dtype=torch.float64, device=D.device) if waits else None
         self._least_share, self._tile_rows = least_share, tile_rows
         self._beta, self._bound, self._beta_before = _BETA, 1.0, _BETA
         self._squared_error, self._still = float("inf"), False
-        # what rounding may add to a squared error, relative to that of zero factors
+        # what rounding may add to a squared relative error
         self._noise = 4 * torch.finfo(D.dtype).eps
 
     def set_out(self, *, still: bool = False) -> None:
-        """Before an iteration: it moves the factors by β, or not at all where it is `still`."""
+        """Set, before an iteration, whether it moves the factors, by β, or is `still`."""
         self._still = still
         self._step.fill_(0.0 if still else self._beta)
 
     def begin_(self, D: Tensor) -> None:
-        """Keep the dictionary that an iteration begins with, and move it on."""
+        """Store the dictionary that an iteration begins with, and move it."""
         if self._sums is not None:
             self._sums.zero_()
         self._ops["extrapolate_"](D, self._D, self._step, self._least_share)
 
     def keep_codes_(self, Z: Tensor, rows: slice) -> None:
-        """Keep a piece of the codes that an iteration begins with, before its half-steps."""
+        """Store the codes of a tile, before its half-steps."""
         self._Z[rows].copy_(Z)
 
     def move_codes_(self, Z: Tensor, rows: slice) -> None:
-        """Move a piece of the codes on, after its half-steps."""
+        """Move the codes of a tile, after its half-steps."""
         self._ops["extrapolate_"](Z.T, *self.moves(rows))
 
     def moves(self, rows: slice) -> tuple[Tensor, Tensor, float, Tensor, Tensor | None]:
-        """What extrapolate_ needs to move a piece of the codes on, or a half-step that keeps and
-        moves them itself: what the last one left (K, m), β, the share of an entry that is left, the
-        codes that the iteration begins with (K, m), and sums."""
+        """The arguments of the operation extrapolate_ for the codes of a tile, also given to a
+        half-step that stores and moves them itself: the codes after the half-steps of the last
+        iteration (K, m), β, least_share, the codes that this iteration begins with (K, m), and
+        sums."""
         swept, before = self._swept[rows].T, self._Z[rows].T
         return swept, self._step, self._least_share, before, self._sums
 
     def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> None:
-        """After both halves: concepts have the norm of their start again; sums become ‖ΔZ‖² and
+        """Restore, after both halves, the norms of concepts that changed; sums become ‖ΔZ‖² and
         ‖Z‖² of the whole iteration."""
         if not self._balance_(Z, D, sums):
             sums[:2] = self._sums
 
     def rose(self, relative_error: float) -> bool:
-        """Whether the error of the pair is above that of the one before, by more than rounding; β
-        is chosen by that."""
+        """Return whether the error rose by more than rounding, and adapt β to it."""
         squared, before = relative_error**2, self._squared_error
         self._squared_error = squared
         if self._still:
@@ -102,36 +103,36 @@ class Extrapolation:
         return squared > before + self._noise
 
     def take_back_(self, Z: Tensor, D: Tensor) -> None:
-        """The pair that the iteration began with again; nothing moves on in the next."""
+        """Restore the pair that the iteration began with; the next one moves nothing."""
         Z.copy_(self._Z)
         D.copy_(self._D)
         self.set_out(still=True)
 
     def restart_(self, Z: Tensor, D: Tensor) -> None:
-        """Go on from this pair, whose concepts are others than before; its error is no higher."""
+        """Continue from this pair, with other concepts than before and no higher error."""
         self._swept.copy_(Z)
         self._D.copy_(D)
         self._norms.copy_(torch.linalg.vector_norm(D, dim=1))
 
     def state(self) -> dict[str, Tensor]:
-        """What it carries from one iteration to the next, at the end of one; no copies."""
+        """The tensors to store in a checkpoint between two iterations; no copies."""
         numbers = self._beta, self._bound, self._beta_before, self._squared_error
         numbers = torch.tensor(numbers, dtype=torch.float64)
         return {"swept": self._swept, "D": self._D, "norms": self._norms, "numbers": numbers}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on after `state`."""
+        """Continue from `state`."""
         for F, kept in ((self._swept, "swept"), (self._D, "D"), (self._norms, "norms")):
             F.copy_(state[kept])
         numbers = state["numbers"].tolist()
         self._beta, self._bound, self._beta_before, self._squared_error = numbers
 
     def _balance_(self, Z: Tensor, D: Tensor, sums: Tensor) -> bool:
-        """Give concepts that grew or shrank their norm again, and their codes the inverse; whether
-        that was done, and sums written.
+        """Scale concepts that grew or shrank to their old norm, and their codes by the inverse;
+        return whether that was done, and sums written.
 
-        What grows in one factor and shrinks in the other changes no error, so no β would bound it:
-        extrapolated, it doubles in every iteration.
+        Growth in one factor that the other compensates changes no error, so that β does not bound
+        it: extrapolated, it doubles in every iteration.
         """
         norms = torch.linalg.vector_norm(D, dim=1)
         alive = (norms > 0) & (self._norms > 0)
@@ -143,7 +144,7 @@ class Extrapolation:
         else:
             scale = torch.where(grew, scale, 1)
         sums[:2].zero_()
-        # in the pieces that they move on in, so that all sum to the same bits
+        # in the tiles that they are moved in, so that all sum to the same bits
         for rows in row_blocks(len(Z), self._tile_rows):
             F, swept, before = (codes[rows].T for codes in (Z, self._swept, self._Z))
             self._ops["rescale_"](F, swept, scale, before, sums)
@@ -151,22 +152,22 @@ class Extrapolation:
         return True
 
 
-# half-steps after which the momentum starts anew: at K > d, 10 leaves ten times the loss after 300
-# half-steps; never starting anew leaves a little less, but nothing then bounds an overshoot
+# half-steps after which the momentum is reset: at K > d, 10 leave ten times the loss after 300
+# half-steps; without a reset the loss is a little less, but nothing bounds an overshoot
 _RESTART = 40
 
 
 class Momentum:
-    """Y = F + β (F − F_before), kept non-negative: where the half-step after F should start.
+    """Y = max(least_share F, F + β (F − F_before)): the point from which the half-step after F
+    starts.
 
-    β grows with the half-steps, up to the solver's most_momentum, and not with what they find: so
-    the codes stay a continuous function of the data. Works out of place, and so under autograd.
-    Source: Nesterov, 1983; with coordinate sweeps: Ang & Gillis, 2019; restarts: O'Donoghue &
-    Candès, 2015.
+    β depends on the number of half-steps only, up to the solver's most_momentum, so that the codes
+    are a continuous function of the data. Out of place, and so differentiable. Source: Nesterov
+    (1983); with coordinate sweeps: Ang & Gillis (2019); restarts: O'Donoghue & Candès (2015).
     """
 
     def __init__(self, solver: Solver, D: Tensor, *, penalised: bool) -> None:
-        """D (K, d): the dictionary that stays; penalised: whether codes have a penalty."""
+        """D (K, d): the fixed dictionary; penalised: whether codes have a penalty."""
         swings = penalised and len(D) > D.shape[1]
         self._most = solver.penalised_momentum if swings else solver.most_momentum
         self._least_share = solver.least_share

@@ -1,5 +1,5 @@
-"""Codes for a dictionary that stays as it is: their iteration, and tiles of data with codes that are
-computed anew."""
+"""Codes for a fixed dictionary: their iterations, and tiles of data with codes that are computed
+whenever they are read."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from .acceleration import Momentum
 from .history import History
 from .state import Callback, Method, State, Stopping
 
-# half-steps from nothing that codes which are not kept are given in every pass
+# half-steps from a cold start, in every pass, of codes that are not kept
 HALF_STEPS = 20
-# half-steps that encoding usually takes; the plan weighs what is prepared once against what each
-# costs
+# half-steps of a usual encoding, over which the plan spreads the cost of what is computed once
 _USUAL_HALF_STEPS = 50
-# bytes of codes, and of what is prepared for them, at a time
+# bytes of codes and their workspaces at a time
 _CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """argmin ½‖A − Z D‖² and the penalty of Z over Z ≥ 0 by one of the solvers, each chunk of rows
-    until ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
+    """argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0 by a solver, chunk by chunk, each until
+    ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
 
-    D (K, d) is not changed. each is called after every iteration of every chunk.
+    D (K, d) does not change. each is called after every iteration of every chunk.
     """
 
     D: Tensor
@@ -46,8 +45,8 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[int]]:
-        """Z (n, K) for A (n, d) on D's device and of its dtype, or 16-bit numbers; from Z0 (n, K),
-        else from `cold_start`; and the number of iterations that each chunk took."""
+        """Z (n, K) for A (n, d) on D's device, in its dtype or in 16 bits, from Z0 (n, K) or from
+        `cold_start`; and the number of iterations of each chunk."""
         Z, taken = self.D.new_empty(A.shape[0], len(self.D)), []
         exact = self.method.solver.exact
         stopping = Stopping(min(self.max_iter, 1) if exact else self.max_iter, self.tol, self.each)
@@ -59,9 +58,9 @@ class Encoder:
         return Z, taken
 
     def chunk_rows(self) -> int:
-        """Rows that are encoded together, and widened where A is stored in 16 bits."""
+        """Rows that are encoded, and widened from 16 bits, at a time."""
         K, d = self.D.shape
-        # a GPU is filled by its memory only
+        # a GPU needs large chunks
         bytes_ = max(_CHUNK_BYTES, (free_bytes(self.D.device) or 0) // 4)
         bounded = max(1, bytes_ // ((5 * K + 2 * d) * self.D.element_size()))
         return min(bounded, self.method.tuning.chunk_rows or bounded)
@@ -69,9 +68,9 @@ class Encoder:
 
 @dataclass(frozen=True)
 class FreshTiles:
-    """X (m, d) and its codes (m, K) of each `rows` rows of data, to be read, whenever it is gone
-    through. Codes that are not kept are computed for the dictionary as it then is, all of a chunk
-    together."""
+    """An iterable of X (m, d) and its codes (m, K), for reading, of `rows` rows each. Codes that
+    are not kept are computed while it is read, for the dictionary as it then is, a chunk at a time.
+    """
 
     data: Data
     Z: Storage
@@ -91,13 +90,13 @@ class FreshTiles:
 
 
 def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping) -> list:
-    """Iterate on Z (n, K) in place, D (K, d) as it is, until `stopping` says so; the history."""
+    """Iterate on Z (n, K) in place, with D (K, d) fixed, until `stopping` ends it; the history."""
     (n, d), K = X.shape, len(D)
     tuning = replace(method.tuning, chunk_rows=None)
     problem = Problem(
         n, d, K, D.element_size(), method.solver, learns=False, half_steps=_USUAL_HALF_STEPS
     )
-    # what is kept for the half-steps of a chunk is bounded already
+    # the memory for a chunk is bounded already
     plan = plan_beside(X, problem, method.backend, tuning, None)
     state = State(InMemory(Z), D)
     # Triton launches on the current device
@@ -107,15 +106,15 @@ def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping)
         for iteration in range(1, stopping.max_iter + 1):
             step()
             history.add(iteration, step.sums, watched=stopping.watches)
-            if stopping.watches and history.ends(stopping, iteration):
+            if stopping.watches and history.ends(stopping):
                 break
         history.read()
     return state.history
 
 
 class CodesStep:
-    """One iteration on the codes of rows in memory with the dictionary fixed: half-steps are
-    extrapolated, as all of them solve one convex problem."""
+    """One iteration on the codes of rows in memory with the dictionary fixed, extrapolated by
+    Momentum: all half-steps solve one convex problem. Does not synchronise."""
 
     def __init__(self, state: State, A: Tensor, method: Method, plan: Plan, allowed: str) -> None:
         D, solver = state.D, method.solver
@@ -131,7 +130,7 @@ class CodesStep:
             )
             for part in row_blocks(len(A), plan.tile_rows)
         ]
-        # as those of Statistics, of which only the codes have some
+        # as in Statistics, those of the codes only
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
 
     def __call__(self) -> None:
@@ -141,7 +140,7 @@ class CodesStep:
             self._solver.half_steps_(F, data, self._fixed, self._compute, self.sums[0], 1)
 
     def _data(self, X: Tensor) -> HalfStepData:
-        """The data of a tile, in memory of its own."""
+        """The data of the half-steps of a tile, which stay valid."""
         if self._plan.codes == "normal":
             # row-major as the codes are
             C = torch.mm(X, self._D.T).T

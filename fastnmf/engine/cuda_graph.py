@@ -1,5 +1,5 @@
-"""Iterations that are the same launches at the same addresses every time: recorded once, as a CUDA
-graph, and repeated by one launch."""
+"""CUDA graphs: iterations that are the same launches at the same addresses every time are recorded
+once and then repeated by one launch. Which fits are, is decided in fit/batch.py and loop.py."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ from typing import Protocol
 import torch
 
 log = logging.getLogger(__name__)
-# bytes that the memory of a graph may keep until the next one takes it over
+# bytes of a graph whose memory is kept for the next graph
 _KEPT_BYTES = 32 << 20
 
 
 class Recorder(Protocol):
-    """What can repeat the launches of a step."""
+    """Records the launches of a step and repeats them."""
 
     def warm(self, step: Callable[[], None]) -> None:
-        """Do a step as it will be recorded: what is made or compiled at its first use is there."""
+        """Do a step under the conditions of a recording, so that all that is allocated or compiled
+        at first use exists."""
 
     def record(self, step: Callable[[], None]) -> bool:
-        """Record what a step would do, without doing it; whether that was possible."""
+        """Record a step without doing it; return whether that was possible."""
 
     def replay(self) -> None:
-        """Do once more what was recorded."""
+        """Do the recorded step."""
 
     def release(self) -> None:
-        """Forget it."""
+        """Free the recording."""
 
 
 def refuses(device: torch.device) -> str | None:
-    """Why no CUDA graph can be had on this device, or None."""
+    """Return why there are no CUDA graphs on this device, or None."""
     if device.type != "cuda":
         return f"there are none on {device.type}"
     if torch.version.hip is not None:
-        return "graphs of ROCm were never tried"
+        return "graphs of ROCm are not supported"
     return None
 
 
 class Replay:
-    """A step, to be called again and again: done as it is at first, then recorded, then repeated.
+    """A step that is done normally at the first calls, then recorded, then repeated.
 
-    From its second call on it reads and writes at the same addresses, given the same numbers, and
-    leaves nothing behind in Python, where repeats do not come by. recorder: None repeats nothing;
-    told to forget at the end of the context. repeats: how many calls were.
+    From its second call on the step must read and write at the same addresses and change no state
+    of Python, since repeats do not run Python. A step that cannot be recorded is always done
+    normally. A context that frees the recording at its end. repeats: the number of calls that were
+    repeats.
     """
 
     def __init__(self, step: Callable[[], None], recorder: Recorder | None) -> None:
@@ -75,8 +77,8 @@ class Replay:
 
 
 class _Place:
-    """A CUDA device to record on: a stream for that, of which one recording at a time is made,
-    graphs that are done with and keep their memory for the next, and whether one has failed."""
+    """The recordings of one CUDA device: a stream, one recording on it at a time; used graphs, of
+    which the next takes the memory; and whether a recording has failed."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._lock = device, threading.Lock()
@@ -86,25 +88,25 @@ class _Place:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """On that stream, after what was launched before and before what comes."""
+        """A context on that stream, in order with the current one."""
         with self._lock, torch.cuda.device(self._device):
             here = torch.cuda.current_stream()
             self._stream.wait_stream(here)
-            # restores the stream whatever ends a recording, which torch.cuda.graph may not
+            # restores the stream also after an error in a recording, which torch.cuda.graph may not
             with torch.cuda.stream(self._stream):
                 yield
             here.wait_stream(self._stream)
 
 
-# one stream for all graphs of a device, since cuBLAS keeps a workspace for each that it meets
+# one stream for all graphs of a device, since cuBLAS keeps a workspace for each stream
 _place = functools.cache(_Place)
 
 
 class CudaGraph:
-    """A Recorder on a CUDA device, which holds some memory until it is released, and little then.
+    """A Recorder on a CUDA device.
 
-    must: a step that cannot be recorded raises; else that is logged, and none is tried again on
-    this device.
+    must: raise if a step cannot be recorded; else log it, and record nothing more on this device.
+    Keeps at most _KEPT_BYTES of device memory after its release.
     """
 
     def __init__(self, device: torch.device, *, must: bool) -> None:
@@ -144,7 +146,7 @@ class CudaGraph:
         if self._graph is None:
             return
         graph, self._graph = self._graph, None
-        # a replay may still run where an exception ended the fit
+        # a replay may still be running when an exception ends the fit
         torch.cuda.current_stream(self._device).synchronize()
         if self._bytes <= _KEPT_BYTES:
             self._place.done.append(graph)
@@ -155,15 +157,14 @@ class CudaGraph:
 def _capture(graph: torch.cuda.CUDAGraph, step: Callable[[], None], former) -> None:
     """Record the step on the current stream, in the memory of a former graph if there is one.
 
-    Unlike torch.cuda.graph it leaves the allocator's cache as it is, and other threads may
-    allocate meanwhile.
+    Unlike torch.cuda.graph this keeps the cache of the allocator, and lets other threads allocate.
     """
     pool = () if former is None else (former.pool(),)
     graph.capture_begin(*pool, capture_error_mode="thread_local")
     try:
         step()
     except BaseException:
-        # what ended the step is told, not what that makes of the recording
+        # the error of the step is raised, not what it causes in the recording
         with contextlib.suppress(RuntimeError):
             graph.capture_end()
         with contextlib.suppress(RuntimeError):

@@ -1,5 +1,5 @@
-"""Idle concepts, dead ones and near-duplicates of others, are given rows of the data that the other
-concepts explain worst."""
+"""Revival: dead concepts and near-duplicates are re-initialised by the rows of the data that the
+other concepts explain worst, where that lowers the objective."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ALIKE = 0.99
 
 
 def alike(D: Tensor) -> Tensor:
-    """(K,): for every concept the first that is earlier and points as it does (cosine ≥ ALIKE), or
-    −1; no concept of zeros does. K² d flops, in pieces."""
+    """(K,): for every concept the first earlier one with cosine ≥ ALIKE to it, or −1; concepts of
+    zeros have none. K² d flops, in blocks of _COSINES entries."""
     lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     rays = D / lengths.clamp(min=1e-300)[:, None].to(D.dtype)
     rays[lengths == 0] = 0
@@ -41,22 +41,23 @@ def alike(D: Tensor) -> Tensor:
     return first_alike
 
 
-# iterations between two looks for dead concepts
+# iterations between two checks for dead concepts
 EVERY = 10
-# to compare all pairs of concepts takes some 0.14 K / n iterations (2,000 × 384, K = 6,000, two
-# threads of AVX2); it may take a hundredth of them
+# comparing all pairs of concepts costs some 0.14 K / n iterations (2,000 × 384, K = 6,000, two
+# threads of AVX2); it may take a hundredth of the time
 _PAIRS = 14
-# of ‖a_i‖, in units of the dtype's rounding: a residual below that is none
+# a residual below this, relative to ‖a_i‖ and in units of rounding, is zero
 _LEAST_RESIDUAL = 100
-# of the mean of a concept, or of its codes: the least entry where zeros would stay zero. mu leaves
-# 0.213 of the digits then, 0.220 with a hundredth and 0.245 with zeros (K = 32, a third dead)
+# the least entry, relative to the mean of a concept or of its codes, where zeros would stay zero.
+# mu then has an error of 0.213 on the digits, 0.220 with 0.01 and 0.245 with zeros (K = 32, a third
+# of them dead)
 _LEAST_ENTRY = 0.1
-# in place of the number of a twin
+# instead of the index of a twin
 _LIVES, _DEAD = -1, -2
 
 
-def looks(iteration: int, n: int, K: int) -> tuple[bool, bool]:
-    """Whether to look for dead concepts before this iteration, and for near-duplicates too."""
+def due_checks(iteration: int, n: int, K: int) -> tuple[bool, bool]:
+    """Return whether to check for dead concepts before this iteration, and for near-duplicates."""
     between = EVERY * max(1, math.ceil(_PAIRS * K / (EVERY * n)))
     passed = iteration - 1
     return passed > 0 and passed % EVERY == 0, passed % between == 0
@@ -64,9 +65,9 @@ def looks(iteration: int, n: int, K: int) -> tuple[bool, bool]:
 
 @dataclass(frozen=True)
 class Revival:
-    """What idle concepts are revived by: data, what half-steps compute with, rows of a tile,
-    penalties of codes and dictionary, and whether no entry of a new concept or of its codes may be
-    zero."""
+    """What a revival works with: the data, operations and workspaces of half-steps, rows of a tile,
+    the penalties of codes and dictionary, and whether entries of zero in a new concept or its codes
+    are filled, for solvers that would keep them at zero."""
 
     data: Data
     compute: Compute
@@ -75,23 +76,24 @@ class Revival:
     fills: bool = False
 
     def tiles(self, Z: Storage, *, save: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """X (m, d), widened, and its codes (m, K) of each tile; save: whether what becomes of the
-        codes is kept."""
+        """X (m, d), widened, and its codes (m, K) of each tile; save: keep changes of the codes."""
         tiles = self.data.tiles(Z, self.tile_rows, save=save)
         return ((widened(X), codes) for X, codes, _ in tiles)
 
 
 def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: float = 0.0) -> int:
-    """Give dead concepts, and near-duplicates if asked, the worst-explained rows, in place; how
+    """Re-initialise dead concepts, and near-duplicates if `duplicates` is set, in place; return how
     many.
 
-    A concept becomes what is positive of the residual of a row, each of another row, and its codes
-    those of one sweep of hals. Of two that are alike the weaker leaves its codes to the other,
-    where that costs less of ‖A − Z D‖² than the new row saves. Codes are drawn once to be measured,
-    and again to be kept if ‖A − Z D‖² and twice the penalties fall, by more than `least` of that:
-    before nothing is changed. The rows of all processes count, and all choose the same. K² d flops,
-    and 2 n K d in each of two passes over the rows where concepts are idle, in one more where
-    entries are filled and one where they are revived. Synchronises.
+    A concept becomes the positive part of the residual of a row, each of another row, with the
+    codes of one sweep of hals. Of two that are alike the weaker passes its codes to the other,
+    where that raises ‖A − Z D‖² by less than the new row lowers it. Nothing changes unless
+    ‖A − Z D‖² plus twice the penalties falls by more than its share `least`: codes are computed
+    once to measure that, and again to be kept. All processes choose the same concepts and rows, of
+    the data of all.
+
+    K² d flops; if there are such concepts, 2 n K d in each of two passes over the rows, one more
+    where entries are filled, and one more for the revival. Synchronises.
     """
     processes, (of_codes, of_dictionary) = by.data.processes, by.penalties
     idle = _look(Z, D, duplicates, processes)
@@ -113,7 +115,7 @@ def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: floa
         after += _loss(renewal.renew_(codes, X), codes, of_codes)
     processes.sum_(after)
     before, after = before + 2 * of_dictionary.value(D), after + 2 * of_dictionary.value(renewal.D)
-    # the penalty of D may be rounded otherwise elsewhere
+    # the penalty of D may be rounded differently in another process
     if not any(processes.any(bool(after < (1 - least) * before))):
         return 0
     for X, codes in by.tiles(Z, save=True):
@@ -124,8 +126,8 @@ def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: floa
 
 @dataclass(frozen=True)
 class _Idle:
-    """Concepts that may be given away: dead ones, and the weaker ones of two that are alike, with
-    the twin that takes over the codes of each."""
+    """Concepts that may be re-initialised: dead ones, and the weaker ones of two that are alike,
+    each with its twin, which takes over its codes."""
 
     dead: Tensor
     weaker: Tensor
@@ -148,7 +150,7 @@ def _look(Z: Tensor | Storage, D: Tensor, duplicates: bool, processes: Processes
     twin = torch.where(living, _LIVES, _DEAD)
     living = living.nonzero()[:, 0]
     if duplicates and any(processes.any(bool((alike(D[living]) >= 0).any()))):
-        # in few digits: of two that are the same the earlier stays, not the one by rounding
+        # in few digits, so that of two that are the same the earlier one stays, whatever rounding
         energy = _energy(Z, D, processes)[living].bfloat16()
         living = living[energy.argsort(descending=True, stable=True)]
         twins = alike(D[living])
@@ -156,7 +158,7 @@ def _look(Z: Tensor | Storage, D: Tensor, duplicates: bool, processes: Processes
         # whose twin stays
         weaker = weaker[twins[twins[weaker]] < 0]
         twin[living[weaker]] = living[twins[weaker]]
-    # by rounding, others might find others alike
+    # rounding may differ between processes
     processes.broadcast_(twin)
     weaker = (twin >= 0).nonzero()[:, 0]
     return _Idle((twin == _DEAD).nonzero()[:, 0], weaker, twin[weaker])
@@ -172,8 +174,8 @@ def _energy(Z: Tensor | Storage, D: Tensor, processes: Processes) -> Tensor:
 
 
 class _Worst:
-    """Of rows that come in pieces the `most` with the largest gains, in their order, and what is
-    positive of the residual of each."""
+    """The `most` rows with the largest gains, in their order, and the positive part of the residual
+    of each; rows are added a tile at a time."""
 
     def __init__(self, most: int, D: Tensor) -> None:
         self._most = most
@@ -189,7 +191,7 @@ class _Worst:
         self._rows = torch.cat((self._rows[before], positive[new]))
 
     def of_all(self, processes: Processes) -> tuple[Tensor, Tensor]:
-        """The gains and the rows among those of all processes, the worst first."""
+        """The gains and the rows of all processes, the largest gain first. A collective call."""
         gains = [gains.to(self._rows.device) for gains in processes.gather(self._gains.cpu())]
         first = sum(map(len, gains[: processes.rank]))
         gains = torch.cat(gains)
@@ -204,17 +206,17 @@ class _Worst:
 def _weigh(
     idle: _Idle,
     D: Tensor,
-    pieces: Iterable[tuple[Tensor, Tensor]],
+    tiles: Iterable[tuple[Tensor, Tensor]],
     penalty: Penalty,
     worst: _Worst,
     processes: Processes,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, but for the penalty of D, and what ‖A − Z D‖² rises by where the codes of each of
-    the weaker move to its twin. The gain of a row is what the loss falls by where it becomes a
-    concept that no other row uses."""
+    """The loss without the penalty of D, and by how much ‖A − Z D‖² rises for each weaker concept
+    whose codes move to its twin. `worst` receives the rows: the gain of one is the decrease of the
+    loss if it becomes a concept that no other row uses."""
     change = _ratios(D, idle)[:, None] * D[idle.twins] - D[idle.weaker]
     sums = torch.zeros(1 + len(change), dtype=torch.float64, device=D.device)
-    for X, codes in pieces:
+    for X, codes in tiles:
         E, z = torch.addmm(X, codes, D, alpha=-1), codes[:, idle.weaker]
         sums[0] += _loss(E, codes, penalty)
         sums[1:] += (z.square() * change.square().sum(1) - 2 * z * (E @ change.T)).sum(0)
@@ -232,8 +234,8 @@ def _loss(E: Tensor, codes: Tensor, penalty: Penalty) -> Tensor:
 def _match(
     idle: _Idle, gains: Tensor, concepts: Tensor, costs: Tensor, processes: Processes
 ) -> tuple[_Idle, Tensor]:
-    """Those of the idle concepts for which there is a row, and what they become: dead ones first,
-    then those whose codes move at the least cost."""
+    """The idle concepts for which there is a row, and what they become: dead ones first, then those
+    whose codes move at the least cost."""
     distinct = (alike(concepts) < 0).to(torch.int32)
     processes.broadcast_(distinct)
     gains, concepts = gains[distinct > 0], concepts[distinct > 0]
@@ -241,7 +243,7 @@ def _match(
     cheap = costs.argsort(stable=True)[: len(gains) - len(dead)]
     last = len(dead) + len(cheap)
     pays = costs[cheap] < gains[len(dead) : last]
-    # in their order: the costs of those that are the same are rounding
+    # in their order, since equal concepts differ in their costs by rounding
     chosen = cheap[pays].sort().values
     concepts = torch.cat((concepts[: len(dead)], concepts[len(dead) : last][pays]))
     return replace(idle, dead=dead, weaker=idle.weaker[chosen], twins=idle.twins[chosen]), concepts
@@ -249,9 +251,9 @@ def _match(
 
 @dataclass(frozen=True)
 class _Renewal:
-    """What the factors become: D (K, d), in which the concepts S are new; codes of the weaker go to
-    the twins, each of these once, in these shares; those of S are drawn, with entries of `fill`
-    (s, 1) at least where it is given."""
+    """New factors: D (K, d), in which the concepts S are new. Codes of the weaker concepts go to
+    the unique twins by the matrix of shares; those of S are computed, with entries of at least
+    `fill` (s, 1) where it is given."""
 
     D: Tensor
     S: Tensor
@@ -263,8 +265,8 @@ class _Renewal:
     fill: Tensor | None = None
 
     def renew_(self, codes: Tensor, X: Tensor) -> Tensor:
-        """Codes (m, K) of X (m, d) become those; returns the residual they leave. One sweep of hals
-        over the concepts S, which have no codes before it."""
+        """Give X (m, d) its new codes (m, K), in place, by one sweep of hals over the concepts S
+        from zero; return the residual."""
         codes[:, self.twins] += codes[:, self.weaker] @ self.shares
         codes[:, self.S] = 0
         E = torch.addmm(X, codes, self.D, alpha=-1)
@@ -280,8 +282,8 @@ class _Renewal:
 def _renewal(
     idle: _Idle, concepts: Tensor, D: Tensor, compute: Compute, processes: Processes
 ) -> _Renewal:
-    """The codes of the weaker go by a product, z_twin += z_weaker ‖d_weaker‖ / ‖d_twin‖: a twin may
-    be that of many."""
+    """The renewal by these concepts. z_twin += z_weaker ‖d_weaker‖ / ‖d_twin‖ is a product, since
+    several concepts may share a twin."""
     twins, place = idle.twins.unique(return_inverse=True)
     shares = D.new_zeros(len(place), len(twins))
     shares[torch.arange(len(place), device=D.device), place] = _ratios(D, idle)
@@ -294,11 +296,11 @@ def _renewal(
 
 
 def _total_codes(
-    renewal: _Renewal, pieces: Iterable[tuple[Tensor, Tensor]], processes: Processes
+    renewal: _Renewal, tiles: Iterable[tuple[Tensor, Tensor]], processes: Processes
 ) -> Tensor:
     """The sum of the codes of each new concept (s, 1)."""
     total = renewal.D.new_zeros(len(renewal.S), dtype=torch.float64)
-    for X, codes in pieces:
+    for X, codes in tiles:
         codes = codes.clone()
         renewal.renew_(codes, X)
         total += codes[:, renewal.S].sum(0, dtype=torch.float64)
@@ -313,7 +315,7 @@ def _ratios(D: Tensor, idle: _Idle) -> Tensor:
 
 
 def _of_mean_length(concepts: Tensor, D: Tensor, S: Tensor) -> Tensor:
-    """The concepts, as long as those beside S are on average; as they are where there is none."""
+    """The concepts with the mean norm of those outside S; unchanged if there are none."""
     lengths = torch.linalg.vector_norm(D, dim=1)
     lengths[S] = 0
     if not lengths.any():

@@ -1,4 +1,5 @@
-"""What iterations measured, brought to the host: one transfer for as many as need not be watched."""
+"""The history of a run: what iterations measured, transferred to the host for several at a time
+where nobody watches them."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ from torch import Tensor
 from ..data.storage import NotKept
 from .state import Iteration, State, Stopping
 
-# of the residual's norm: beyond this drift it is computed anew twice as often
+# the drift of a residual, relative to its norm, beyond which it is computed anew twice as often
 _MOST_DRIFT = 1e-2
 
 
 class History:
-    """The history of a State in progress; what was measured is read when it is asked for."""
+    """Reads what iterations measured into the history of a State, when it is needed."""
 
     def __init__(self, state: State, squared_norm: Tensor | float, *, learns: bool = True) -> None:
         """squared_norm: ‖A‖². learns: whether the dictionary is updated, so that errors exist."""
@@ -25,20 +26,22 @@ class History:
         self._begun = time.perf_counter() - earlier
 
     def __len__(self) -> int:
-        """How many iterations are not read yet."""
+        """The number of iterations that are not read yet."""
         return len(self._unread)
 
     def add(self, iteration: int, sums: Tensor, *, watched: bool) -> None:
-        """Add what an iteration measured; not watched: it is read after later ones."""
+        """Add what an iteration measured. sums: Statistics.sums, which are copied unless they are
+        `watched`: read before the next iteration. Does not synchronise."""
         seconds = time.perf_counter() - self._begun
         self._unread.append((iteration, sums if watched else sums.clone(), seconds))
 
     def read(self) -> None:
-        """Append what was added to the history of the State."""
+        """Append what was added to the history of the State. Synchronises."""
         self._state.history += self.take()
 
-    def ends(self, stopping: Stopping, iteration: int) -> bool:
-        """Read, and whether a run without processes or checkpoints ends here; the State says why."""
+    def ends(self, stopping: Stopping) -> bool:
+        """Read, and return whether a run of one process without checkpoints ends here, with the
+        reason in the State."""
         self.read()
         history = self._state.history
         if stopping.each is not None and bool(stopping.each(history[-1])):
@@ -52,9 +55,9 @@ class History:
         return True
 
     def take(self) -> list[Iteration]:
-        """The Iterations that were not read, in one transfer. Drifts found are noted; where one is
-        large, the residual is computed anew more often. Raises ArithmeticError where the factors
-        overflowed."""
+        """Return the Iterations that were not read, by one transfer. Drifts of the residual are
+        added to the State; after a large one the residual is computed anew more often. Raises
+        ArithmeticError if the factors overflowed."""
         if not self._unread:
             return []
         # one that is on a device is read once

@@ -1,5 +1,5 @@
-"""One iteration: the half-step of the codes, tile by tile, the sums over rows, and the half-step of
-the dictionary."""
+"""One iteration of a fit: half-steps of the codes, tile by tile, sums over rows, and half-steps of
+the dictionary. The half-steps themselves are in solvers/, the loop in loop.py."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from .state import Method, State
 from .statistics import Statistics, squared_error
 from .unit_norm import UnitNorm
 
-# the relative error down to which mu and pgd may form their residual in tf32: rounding alone makes
-# one of 2e-4
+# the relative error down to which solvers that form the residual in every half-step may do so in
+# tf32: rounding alone gives an error of 2e-4
 _COARSE_DOWN_TO = 1e-2
 
 
 class Step:
-    """One iteration on a State, to be called again and again; what its parts share.
+    """An iteration on a State, which is called repeatedly, and what the iterations share.
 
-    Where nothing `varies` (loop.py), all that it reads is where it was in the iteration before, once
-    there was one.
+    Where nothing `varies` (loop.py), every iteration after the first reads and writes at the same
+    addresses, as a recording needs.
     """
 
     def __init__(
         self, state: State, data: Data, method: Method, plan: Plan, *, allowed: str, waits: bool
     ) -> None:
-        """allowed: the precision that torch allows products. waits: whether the host may wait for
-        what concepts have become."""
+        """allowed: the precision that torch allows for products. waits: whether an accelerated
+        iteration may synchronise."""
         D, solver = state.D, method.solver
         self.state, self.data, self.method, self.plan = state, data, method, plan
         self.solver, self.learner = solver, learner(solver, len(D))
@@ -83,12 +83,12 @@ class Step:
 
     @property
     def sums(self) -> Tensor:
-        """What the iteration measured: Statistics.sums."""
+        """Statistics.sums of the iteration."""
         return self.statistics.sums
 
     @property
     def carries(self) -> bool:
-        """Whether each half leaves its residual to the next: not where factors move on from it."""
+        """Whether each half passes its residual to the next; extrapolation moves factors off it."""
         kept = self.plan.codes == self.plan.dictionary == "residual"
         return self.solver.keeps_residual and kept and self.state.extrapolation is None
 
@@ -120,12 +120,12 @@ class Step:
         state.swept = True
 
     def settle_(self) -> None:
-        """Make the factors what they are after the iteration, in all processes."""
+        """Apply to the codes what was left for the next pass over them."""
         if self.state.unit is not None:
             self.state.unit.settle_(self.state.Z)
 
     def share_(self) -> None:
-        """Where processes may differ by rounding, have them all take the same dictionary."""
+        """Give all processes the dictionary of process 0, where theirs may differ by rounding."""
         if self.state.E is not None or self.statistics.apart:
             self.processes.broadcast_(self.state.D)
 
@@ -133,13 +133,14 @@ class Step:
         """The State as a checkpoint stores it."""
         self.settle_()
         state = self.state
-        # elsewhere E is computed anew before it is read; in tf32 its drift is measured then
+        # otherwise E is computed anew before it is read; with tf32 its drift is measured then
         read = state.iterations_since_fresh > 0 or self.compute.allowed != "highest"
         carried = None if state.extrapolation is None else state.extrapolation.state()
         return replace(state, E=state.E if self.carries and read else None, carried=carried)
 
     def revive_(self, dead: bool, duplicates: bool, least: float = 0.0) -> bool:
-        """Whether idle concepts were given rows; what is known of the factors is then made anew."""
+        """Revive concepts, dead ones and `duplicates`, if `dead` is set; return whether some were.
+        Then G, the residual and the extrapolation are computed anew."""
         if not dead:
             return False
         state = self.state
@@ -193,12 +194,12 @@ class Step:
             statistics.add_(X, Z, made=by_rows)
 
     def _code_tiles(self, fixed: FixedFactor) -> Iterator[tuple[Tensor, Tensor, HalfStepData]]:
-        """The rows in tiles, widened where products are made of them, each with its codes and their
-        data. Scratch is shared, so take one tile at a time."""
+        """X of each tile of rows, widened where products need it, its codes, and the data of their
+        half-steps. Scratch is shared: a tile is valid until the next one."""
         state, plan, scratch = self.state, self.plan, self.compute.scratch
         D, Bt = state.D, None
         multiplied = "normal" in (plan.codes, plan.dictionary)
-        # where C serves one call only, it need not be formed
+        # without C, which serves one call only
         by_rows = plan.codes == "normal" and self.solver.takes_rows(D, self.compute)
         for X, Z, E in self.tiles:
             if multiplied and X.dtype != D.dtype:
@@ -206,7 +207,7 @@ class Step:
             if state.unit is not None and not isinstance(state.Z, NotKept):
                 state.unit.move_(Z)
             if by_rows and in_tiles(X):
-                # this copy takes as long as a product with few rows
+                # once for all tiles: the copy costs as much as a product with few rows
                 Bt = D.T.contiguous() if Bt is None else Bt
                 yield X, Z, RowData(X, Bt)
             elif plan.codes == "normal":
@@ -215,7 +216,7 @@ class Step:
                 yield X, Z, NormalData(self.solver.penalise(C, fixed, out=C), state.swept)
             else:
                 fresh = state.iterations_since_fresh > 0
-                # what an earlier iteration left in E, and what became of it since
+                # whether E holds the residual of an earlier iteration, updated since
                 carried = state.swept and self.carries and not fresh
                 E = scratch("E", *X.shape) if E is None else E
                 yield X, Z, ResidualData(X.T, E.T, fresh, carried=carried, swept=state.swept)
@@ -235,7 +236,7 @@ class Step:
         fixed = self.learner.fix("normal", *gram, self.compute)
         some, cross = D, statistics.cross
         if plan.splits:
-            # given the statistics every feature is for itself
+            # given the statistics, features are independent
             some, cross = self.processes.columns(D), self.processes.columns(cross)
         data = NormalData(self.learner.penalise(cross, fixed), state.swept)
         times = plan.inner[1] if some.numel() else 0
@@ -281,12 +282,12 @@ class Step:
             state.iterations_since_fresh = (state.iterations_since_fresh + 1) % state.refresh
         if self.learner.keeps_residual:
             sums[2] = squared_norm(state.E)
-            # ‖ΔD‖² and ‖D‖², which all have, too: their quotient stays
+            # also ‖ΔD‖² and ‖D‖², the same in all: their quotient does not change
             self.processes.sum_(self.statistics.sums)
             if state.iterations_since_fresh == 0:
-                # by rounding, machines might differ
+                # rounding may differ between machines
                 self.processes.broadcast_(D)
         elif state.extrapolation is not None:
-            # it is judged by the error of the pair, not of the dictionary before
+            # acceleration needs the error of the pair, not that of the dictionary before
             sums[2] = squared_error(data.A, codes, D, self.plan.tile_rows)
             self.processes.sum_(sums[2])

@@ -13,7 +13,7 @@ from ..data.storage import NotKept
 from ..numerics import products_in
 from ..planning.plan import REFRESH, Plan
 from .cuda_graph import Recorder, Replay
-from .dead_concepts import looks
+from .dead_concepts import due_checks
 from .iteration import Step
 from .state import Method, Saver, State, Stopping
 
@@ -76,7 +76,7 @@ def _run_(
     votes = _ends_apart(step, stopping)
     for iteration in range(len(state.history) + 1, stopping.max_iter + 1):
         if revives:
-            step.revive_(*looks(iteration, step.data.n, len(state.D)))
+            step.revive_(*due_checks(iteration, step.data.n, len(state.D)))
         if accelerates:
             state.extrapolation.set_out()
         fresh = state.iterations_since_fresh == 0

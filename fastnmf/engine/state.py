@@ -1,4 +1,4 @@
-"""What the loop carries from one iteration to the next, what it reports of each, and when it ends."""
+"""The State of a fit, an Iteration of its history, and the rules by which a run ends."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .acceleration import Extrapolation
 from .unit_norm import UnitNorm
 
 STOPPING_RULES = ("codes", "error")
-# iterations over which the error must fall by more than tol of it, with stop='error'
+# iterations over which the error must fall by more than its share tol, with stop='error'
 WINDOW = 10
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """What is known at the end of an iteration.
+    """The report of one iteration, given to callbacks and kept in the history of a fit.
 
     Attributes
     ----------
     iteration : int
         Its number, from 1.
     relative_change : float
-        ‖ΔZ‖ / ‖Z‖; where codes are not kept, ‖ΔD‖ / ‖D‖.
+        ‖ΔZ‖ / ‖Z‖ of the iteration, 0 or more; where codes are not kept, ‖ΔD‖ / ‖D‖.
     relative_error : float
-        ‖A − Z D‖ / ‖A‖. For 'mu' and 'pgd' in residual form with the dictionary that the codes were
-        computed from, since only that error costs no extra pass; NaN where the dictionary is not
-        learned. In float32 and normal form it is good to about 3e-4.
+        ‖A − Z D‖ / ‖A‖, from 0 (exact) to about 1 (nothing explained). In float32 and normal form
+        it is accurate to about 3e-4. For 'mu' and 'pgd' in residual form D is the dictionary before
+        the iteration, whose error needs no extra pass over A. NaN in callbacks of `encode`.
     seconds : float
-        Time since the loop began.
+        Time since the loop began, earlier runs of a resumed fit included.
     relative_objective : float
-        The same pair with the penalties: √(‖A − Z D‖² + twice these) / ‖A‖.
+        The same with the penalties P of the factors: √(‖A − Z D‖² + 2 P) / ‖A‖.
     """
 
     iteration: int
@@ -54,9 +54,9 @@ Callback = Callable[[Iteration], "bool | None"]
 
 @dataclass(frozen=True)
 class Stopping:
-    """When a run ends: after max_iter iterations; when ‖ΔZ‖ ≤ tol ‖Z‖ or, by the rule 'error', when
-    the relative objective fell by no more than tol of it over WINDOW iterations; at the deadline,
-    of time.perf_counter; where each(iteration) is true. tol ≤ 0 never stops early.
+    """When a run ends: after max_iter iterations; if ‖ΔZ‖ ≤ tol ‖Z‖ or, by the rule 'error', if the
+    relative objective fell by no more than its share tol over WINDOW iterations; at the deadline,
+    a time of time.perf_counter; if each(iteration) is true. tol ≤ 0 never stops early.
     """
 
     max_iter: int
@@ -67,12 +67,12 @@ class Stopping:
 
     @property
     def watches(self) -> bool:
-        """Whether an iteration must be known before the next begins."""
+        """Whether an iteration must be read before the next begins."""
         return self.tol > 0 or self.each is not None or self.deadline < float("inf")
 
     @property
     def converged_by(self) -> str:
-        """'tol' or 'error': how a run ended whose rule was met."""
+        """stopped_by of a run whose rule is met."""
         return "tol" if self.rule == "codes" else self.rule
 
     def converged(self, history: list[Iteration]) -> bool:
@@ -92,29 +92,30 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Method:
-    """How half-steps are computed, whatever they are for: the solver, its operations, and backend,
-    the name of what supplies them; what the caller forces of the plan; and what is added to the
-    objective."""
+    """How half-steps are computed in fits, encoding and online learning: the solver; its operations
+    and the name of the backend that supplies them; the choices of the plan that the caller forces;
+    and the penalties."""
 
     solver: Solver
     backend: str
     ops: Operations
-    tuning: Tuning = Tuning()
+    tuning: Tuning = field(default_factory=Tuning)
     penalties: Penalties = NO_PENALTIES
 
 
 @dataclass
 class State:
-    """A fit between two iterations: enough to go on to the same bits.
+    """A fit between two iterations: what the loop advances, a checkpoint stores and a summary
+    reads. A run that continues from it has the same bits.
 
-    Z: the codes (n, K) of the rows here, where they are kept. D (K, d). E (n, d): the residual
-    A − Z D, where a later iteration reads it; after iterations_since_fresh iterations it is carried
-    and not computed anew, after `refresh` it will be. drifts: by how much a residual that was
-    carried in tf32 differed from a new one. carried: what an extrapolation carries, of a checkpoint
-    (Extrapolation.state). revived: concepts that were given a row, each time counted. G (K, K) =
-    D Dᵀ, where the next iteration reads it: always at one address. unit: where concepts have norm
-    1. swept: whether an iteration was done. stopped_by: 'tol', 'error', 'max_iter', 'max_seconds'
-    or 'callback'. repeats: iterations that were repeats of a recorded one.
+    Z: where the codes (n, K) of the rows here are. D (K, d). E (n, d): the residual A − Z D, where
+    a later iteration reads it; computed anew every `refresh` iterations, the last time
+    iterations_since_fresh iterations ago. drifts: relative differences between residuals that were
+    carried in tf32 and new ones. carried: Extrapolation.state of a checkpoint. revived: concepts
+    that were given a row, counted each time. G (K, K) = D Dᵀ, where the next iteration reads it, at
+    one address. unit: where concepts have norm 1. swept: whether an iteration was done.
+    stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. repeats: iterations that
+    repeated a recording.
     """
 
     Z: Storage
@@ -135,7 +136,7 @@ class State:
 
     @property
     def codes(self) -> Tensor:
-        """Z, which is in memory."""
+        """Z, which must be in memory."""
         assert isinstance(self.Z, InMemory)
         return self.Z.Z
 
@@ -146,12 +147,12 @@ class State:
 
 
 class Saver(Protocol):
-    """What saves a State between iterations."""
+    """Saves a State between iterations."""
 
     def due(self) -> bool:
-        """Whether it is time to save, in some process."""
+        """Return whether to save now: the same answer in all processes."""
         ...
 
     def save(self, state: State) -> None:
-        """Save it, and leave where the process was asked to."""
+        """Save the State; may end the process."""
         ...

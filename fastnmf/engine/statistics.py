@@ -1,5 +1,5 @@
-"""What an iteration gathers over rows: ZᵀA, ZᵀZ, ‖ΔZ‖², ‖Z‖² and the loss. All are sums, so pieces
-only add to them."""
+"""Statistics of an iteration: ZᵀA, ZᵀZ, ‖ΔZ‖², ‖Z‖² and the loss, all of them sums over rows, to
+which each tile and each process adds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _NONE = (NO_PENALTY, NO_PENALTY)
 
 
 class Statistics:
-    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ where the dictionary half-step reads them, made by
-    `moments`, the operation of that name, and float64 sums.
+    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ, computed by the operation `moments` where the
+    dictionary half-step reads them, and float64 sums.
 
-    sums (2, 4), of the codes and of the dictionary half, rows that have these names: ‖ΔF‖², ‖F‖²;
-    ‖A − Z D‖² where the half-step comes by it, after the dictionary half always; and of the codes
-    how far a residual had drifted, squared, where one that was carried was computed anew, of the
-    dictionary half twice the penalties of both factors. splits: as in Plan. apart: whether each of
-    several processes makes the dictionary by itself: on other processors it may differ by rounding,
-    and so may all that is derived from it.
+    sums (2, 4) has a row for the codes and one for the dictionary, also named `codes` and
+    `dictionary`: ‖ΔF‖²; ‖F‖²; ‖A − Z D‖², for the codes only where the half-step computes it
+    anyway; and, for the codes, the squared drift of a residual that was carried and is computed
+    anew, for the dictionary, twice the penalties of both factors.
+
+    splits: as in Plan. apart: whether each of several processes computes all of the dictionary:
+    rounding may differ between processors, and so may everything derived from it.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class Statistics:
         self.codes, self.dictionary = self.sums
         self.squared_norm, self._dtype = squared_norm, D.dtype
         self.apart = moments is not None and not splits and not processes.alone
-        # one piece of memory, perhaps with room for the sums of the codes, so that one call sums
-        # all over processes
+        # one block of memory, with the sums of the codes if needed, so that one call sums all of it
+        # over the processes
         self._moments_ = moments
         sizes = K * d, K * K, len(self.codes) if self.apart else 0
         self._moments = D.new_zeros(sum(sizes) if moments else 0)
@@ -54,7 +55,7 @@ class Statistics:
             cross, gram, self._room = self._moments.split(sizes)
             self.cross, self.gram = cross.view(K, d), gram.view(K, K)
         self._on_codes, self._on_dictionary = penalties
-        # of the codes of each concept: their sum and the sum of their squares
+        # sum and sum of squares of the codes of each concept
         self._loads = self.sums.new_zeros(2, K)
         self._processes = processes
         self._empty = True
@@ -67,13 +68,13 @@ class Statistics:
 
     @property
     def moments(self) -> tuple[Tensor, Tensor, bool] | None:
-        """cross, gram, and whether there is something in them to be added to, for a half-step that
-        makes them; None where they are not read."""
+        """(cross, gram, whether to add to them) for a half-step that computes them; None where they
+        are not read."""
         return None if self.cross is None else (self.cross, self.gram, not self._empty)
 
     def add_(self, X: Tensor, Z: Tensor, *, made: bool = False) -> None:
-        """cross += ZᵀX, gram += ZᵀZ for a piece X (m, d) with its codes Z (m, K), unless a
-        half-step made them; 2 m K (d + K) flops. And what the penalty of Z is made of."""
+        """cross += ZᵀX, gram += ZᵀZ for a tile X (m, d) with codes Z (m, K), unless its half-step
+        has `made` them, and the sums of the penalty of Z. 2 m K (d + K) flops."""
         if self._on_codes.l1:
             self._loads[0] += Z.sum(0, dtype=torch.float64)
         if self._on_codes.l2:
@@ -81,13 +82,13 @@ class Statistics:
         if self.cross is None:
             return
         if not made:
-            # the first piece need not be added to zeros
+            # the first tile overwrites
             self._moments_(Z.T, X, self.cross, adds=not self._empty)
             self._moments_(Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
 
     def reduce_(self) -> None:
-        """What the dictionary half-step reads becomes that of all processes."""
+        """Sum what the dictionary half-step reads over the processes. A collective call."""
         if self._processes.alone:
             return
         if self._empty:
@@ -102,7 +103,7 @@ class Statistics:
             self._processes.sum_(self._loads)
 
     def penalise_(self, D: Tensor) -> None:
-        """Add the penalties of the codes and of D."""
+        """Add twice the penalties of the codes and of D to the sums."""
         if self._on_codes:
             self.dictionary[3] += 2 * self._on_codes.l1 * self._loads[0].sum()
             self.dictionary[3] += self._on_codes.l2 * self._loads[1].sum()
@@ -110,11 +111,11 @@ class Statistics:
             self.dictionary[3] += 2 * self._on_dictionary.value(D)
 
     def penalty_of_norms(self) -> Penalty:
-        """On a dictionary of norm 1 whose norms are to be moved into the codes: its ½ l2 ‖F‖² rises
-        by no less than the penalty of the codes then does.
+        """The penalty of a dictionary half-step after which norms move from D into the codes: it
+        majorises what the penalty of the codes becomes.
 
         That is Σ l1 ‖D_k‖ ΣZ_k + ½ l2 ‖D_k‖² ‖Z_k‖², and ‖D_k‖ ≤ ½ (1 + ‖D_k‖²), with equality at
-        norm 1. Source: Marmin, Goulart & Févotte, 2023, with the Euclidean norm.
+        norm 1. Source: Marmin, Goulart & Févotte (2023), with the Euclidean norm.
         """
         if not self._on_codes:
             return self._on_dictionary
@@ -122,15 +123,15 @@ class Statistics:
         return Penalty(l2=weights.to(self._dtype))
 
     def scale_codes_(self, scale: Tensor) -> None:
-        """What penalties are made of becomes that of the codes Z · scale, scale (K,)."""
+        """Turn the sums of the penalty into those of the codes Z · scale, scale (K,)."""
         self._loads.mul_(torch.stack((scale, scale.square())))
 
     def measure_error_(self, D: Tensor, cross: Tensor, G: Tensor) -> None:
-        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums: where processes
-        split D, what this one adds to them. D, cross: of the features that it has.
+        """‖A − Z D‖² = ‖A‖² − 2 ⟨ZᵀA, D⟩ + ⟨ZᵀZ, G⟩ for G = D Dᵀ, into the sums. D, cross: the
+        features of this process where processes split them; the sums are then its part.
 
-        It is a difference of large numbers: from float32 statistics, good to about 1e-7 ‖A‖², and
-        so at times below zero.
+        A difference of large numbers: from float32 statistics accurate to about 1e-7 ‖A‖², and
+        sometimes below zero.
         """
         cross = (cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
@@ -139,8 +140,7 @@ class Statistics:
 
 
 def squared_error(A: Tensor, Z: Tensor, D: Tensor, rows: int) -> Tensor:
-    """‖A − Z D‖², computed from the residual, a tile of rows at a time: a float64 scalar. 2 n d K
-    flops."""
+    """‖A − Z D‖² from the residual, `rows` rows at a time: a float64 scalar. 2 n d K flops."""
     total = torch.zeros((), dtype=torch.float64, device=D.device)
     for part in row_blocks(len(A), rows):
         total += squared_norm(torch.addmm(widened(A[part]), Z[part], D, alpha=-1))

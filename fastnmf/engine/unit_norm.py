@@ -1,4 +1,5 @@
-"""Concepts of norm 1: their norms go into the codes, when the codes are gone through next."""
+"""Concepts of norm 1: their norms move into the codes, in the next pass over these. The penalty
+that this needs is in statistics.py."""
 
 from __future__ import annotations
 
@@ -10,20 +11,20 @@ from .statistics import Statistics
 
 
 class UnitNorm:
-    """D_k ← D_k / ‖D_k‖ after every dictionary half-step, and Z_k ← Z_k ‖D_k‖ before the next one
-    of the codes, so that no pass over them is added. The product Z D stays as it is.
+    """D_k ← D_k / ‖D_k‖ after every dictionary half-step, and Z_k ← Z_k ‖D_k‖ before the next
+    half-step of the codes, without an extra pass over them. The product Z D does not change.
 
-    Neither raises the objective: the half-step has the penalty of Statistics.penalty_of_norms.
+    The objective does not rise, with Statistics.penalty_of_norms in the dictionary half-step.
     """
 
     def __init__(self) -> None:
-        # what the codes are still to be multiplied by (K,), from the start on: always in one place
+        # the pending factor of the codes (K,), at one address
         self._scale: Tensor | None = None
 
     def normalise_(self, D: Tensor, before: Tensor, statistics: Statistics) -> None:
-        """Concepts D (K, d) get norm 1, and the statistics are those of codes that are multiplied
-        already. One that has become zero is as in `before` (K, d), without codes, so that it may
-        return; one that was zero stays zero."""
+        """Give concepts D (K, d) norm 1, and the statistics the values of multiplied codes. A
+        concept that became zero is restored from `before` (K, d) without codes, so that it may
+        return; one that was zero before stays zero."""
         norms, norms_before = (
             torch.linalg.vector_norm(M, dim=1, dtype=torch.float64) for M in (D, before)
         )
@@ -35,12 +36,13 @@ class UnitNorm:
         statistics.scale_codes_(self._scale)
 
     def move_(self, Z: Tensor) -> None:
-        """Multiply a piece of the codes (m, K)."""
+        """Multiply the codes of a tile (m, K) by the pending factor."""
         if self._scale is not None:
             Z.mul_(self._scale.to(Z.device))
 
     def settle_(self, Z: Storage) -> None:
-        """Multiply all codes by what is left to be; codes that are not kept follow D anyway."""
+        """Multiply all codes by the pending factor, which becomes 1. Codes that are not kept are
+        computed for D anyway."""
         if self._scale is None:
             return
         for rows in () if isinstance(Z, NotKept) else Z.blocks_():

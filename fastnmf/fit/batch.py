@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ..data.arrays import Expected
 from ..data.dataset import Data, opened
-from ..data.shards import paths_of
-from ..data.sources import Shards
 from ..data.storage import InMemory, NotKept, OnDisk, Storage, copy_rows, mapped, written
 from ..distributed import ALONE, Processes
 from ..engine.cuda_graph import CudaGraph, Recorder, refuses
@@ -34,11 +32,12 @@ from ..results.metrics import measure
 from ..results.progress import Progress
 from .checkpoint import Checkpoint
 from .options import Options
+from .refusals import refuse_extremes, refuse_overwriting, refuse_unsuited
 
 log = logging.getLogger(__name__)
 
-# iterations from which on a CUDA graph, some 2 ms to make, is gained back; and what one takes at
-# most by its floor: launches are 0.2 to 4 ms of it (docs/gpu.md)
+# iterations from which on a CUDA graph, some 2 ms to make, pays; and the longest predicted
+# iteration that is recorded: launches are 0.2 to 4 ms of it (docs/gpu.md)
 _LEAST_REPEATED, _MOST_SECONDS = 20, 20e-3
 
 
@@ -93,8 +92,8 @@ def _opened(
         if isinstance(destination, Path):
             shape = data.n_here, options.nb_concepts
             file = stack.enter_context(written(destination, shape, data.dtype))
-    _refuse(options, data)
-    _refuse_extremes(data)
+    refuse_unsuited(options, data)
+    refuse_extremes(data)
     return data, method, file, checkpoint
 
 
@@ -105,8 +104,7 @@ def _begin(
     checkpoint: Checkpoint | None,
     file: OnDisk | None,
 ) -> tuple[Plan, State]:
-    """Return the plan and the State to begin with: those of the checkpoint, if it has some, else the
-    start."""
+    """Return the plan and the State to begin with: those of the checkpoint, or else the start."""
     Z, K = _storage(options, data, file), options.nb_concepts
     if checkpoint is not None:
         found = checkpoint.begin(data, Z)
@@ -123,7 +121,7 @@ def _begin(
 
 
 def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:
-    """Return where codes go during a fit: to the file at once only where data are read in passes."""
+    """Return where codes go during a fit: directly to the file where data are read in passes."""
     if options.codes is None:
         return NotKept()
     if file is not None and not data.resident:
@@ -237,7 +235,7 @@ def _warn(options: Options, info: FitInfo, rank: int) -> None:
     if begun and options.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
         log.warning(
             "not converged: the relative change is %.2g after %d iterations, with tol=%g and "
-            "stop=%r; raise %s or tol (tol=0 asks for no more than that)",
+            "stop=%r; raise %s or tol (tol=0 runs all iterations without this warning)",
             info.relative_change,
             info.iterations,
             options.tol,
@@ -269,16 +267,6 @@ def _shared(options: Options, destination: Path | str | None) -> dict[str, Any]:
     }
 
 
-def refuse_overwriting(A: Any, *files: Path | str | None) -> None:
-    """Raise InvalidInput where a file that is to be written is one that is read."""
-    read = A.paths if isinstance(A, Shards) else paths_of(A) or ()
-    for file in files:
-        for path in map(Path, read if isinstance(file, Path) else ()):
-            # a new file in a folder would be one of its shards the next time
-            if path.resolve() in (file, file.parent):
-                raise InvalidInput(f"{file} is to be written, but {path} is read; give another")
-
-
 def _codes(Z: Storage, file: OnDisk | None) -> Tensor | None:
     """Return the codes for the caller: a map of the file, if there is one."""
     if file is not None:
@@ -286,41 +274,7 @@ def _codes(Z: Storage, file: OnDisk | None) -> Tensor | None:
     return Z.Z if isinstance(Z, InMemory) else None
 
 
-def _refuse(options: Options, data: Data) -> None:
-    """Refuse acceleration with penalties, and whatever needs the codes of all rows where there are
-    none."""
-    if options.penalties and options.accelerate is True:
-        raise InvalidInput(
-            "accelerate=True does not go with alpha_Z or alpha_D, nor with unit_norm: it scales "
-            "concepts, which they count; give accelerate='auto' or False"
-        )
-    if options.accelerate is True and not data.resident:
-        raise InvalidInput(
-            "accelerate=True keeps two copies of the codes in memory, and the data are read in "
-            "passes here; give accelerate='auto' or False, or more max_memory"
-        )
-    if options.revive and options.codes is None:
-        raise InvalidInput(
-            "revive=True gives concepts other codes, and codes=None keeps none; give revive=False, "
-            "or codes='memory' or a file"
-        )
-
-
-def _refuse_extremes(data: Data) -> None:
-    """Refuse data whose squares, or their sum, overflow or vanish: then every error is zero."""
-    largest, limits = data.largest, torch.finfo(data.dtype)
-    square = largest * largest
-    usable = limits.tiny <= square <= limits.max and math.isfinite(square * data.n * data.d)
-    if largest and not usable:
-        name = str(data.dtype).removeprefix("torch.")
-        raise ArithmeticError(
-            f"the largest entry of A is {largest:.3g}, too {'small' if square < 1 else 'large'} to "
-            f"be squared in {name}; scale A (A / A.max())"
-            + (" or pass it as float64" if data.dtype == torch.float32 else "")
-        )
-
-
 def _row_major(F: Tensor) -> Tensor:
-    """Return F, a contiguous matrix, with the strides of one: those of a single row or column may be
-    anything, and products choose their order of summation by them."""
+    """Return F, a contiguous matrix, with the strides of one: those of a single row or column may
+    be anything, and products choose their order of summation by them."""
     return F.flatten().view(F.shape)

@@ -1,5 +1,5 @@
-"""Codes for a fitted dictionary, differentiable where A requires a gradient; and data computed from
-codes."""
+"""Codes for a fitted dictionary, differentiable where A requires a gradient, and data computed from
+codes. The iterations themselves are in engine/codes.py."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ..init.start import cold_start
 from ..numerics import products_in, widened
 from ..planning.memory import LEAST_ROWS, Budget
 from ..results.progress import Progress
-from .batch import refuse_overwriting
 from .options import Options, destination
+from .refusals import refuse_overwriting
 
 
 def encode(
     A: Any, D: Tensor, options: Options, *, max_iter: int, tol: float, Z0: Any, codes: Any
 ) -> Tensor:
-    """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² and the penalty of Z over Z ≥ 0. codes: 'memory',
-    or the file that they are written to."""
+    """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0. codes: 'memory',
+    or the path of the file to write."""
     (K, d), device = D.shape, D.device
     method, place = options.method(device), destination(codes, optional=False)
     refuse_overwriting(A, place)
@@ -81,9 +81,9 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
 
 
 def differentiable(A: Tensor, Z0: Tensor | None, encoder: Encoder) -> Tensor:
-    """The codes of A (n, d), with a gradient with respect to A where it requires one: that of the
-    iterations taken, from the start on. The backward pass repeats them chunk by chunk out of place
-    (for hals K small operations an iteration)."""
+    """The codes of A (n, d), differentiable with respect to A where it requires a gradient: that of
+    the iterations done, the start included. The backward pass repeats them out of place, chunk by
+    chunk (for hals K small operations an iteration)."""
     if torch.is_grad_enabled() and A.requires_grad:
         return _Differentiable.apply(A, Z0, encoder)
     return encoder(A, Z0)[0]
@@ -107,7 +107,7 @@ class _Differentiable(torch.autograd.Function):
 def _gradient(
     encoder: Encoder, A: Tensor, Z0: Tensor | None, iterations: list[int], upstream: Tensor
 ) -> Tensor:
-    """(∂Z / ∂A)ᵀ upstream (n, d), repeating the iterations of each chunk of rows under autograd."""
+    """(∂Z / ∂A)ᵀ upstream (n, d), by repeating the iterations of each chunk under autograd."""
     D, method = encoder.D, encoder.method
     solver, penalty = method.solver, method.penalties.of_codes(A.shape[1])
     G, downstream = penalty.gram(D @ D.T), torch.empty_like(A)
@@ -116,7 +116,7 @@ def _gradient(
         with torch.enable_grad():
             X = widened(A[part]).detach().requires_grad_()
             if solver.exact:
-                # nothing to repeat; where the solution is not unique, the one that was given
+                # nothing to repeat, but where the solution is not unique it must be the same one
                 F = encoder(X)[0].T
             else:
                 F = (cold_start(X, D) if Z0 is None else Z0[part]).T
@@ -145,7 +145,7 @@ def _kind(place: Path | str) -> str:
 def _through(
     data: Data, made: Callable[[slice, Tensor], Tensor], width: int, place: Path | str
 ) -> Tensor:
-    """made(part, X) (m, width) of all rows, a chunk at a time, in memory or a map of its file."""
+    """made(part, X) (m, width) of all rows, a chunk at a time: in memory, or as a map of a file."""
     shape = (data.n, width)
     with ExitStack() as stack:
         if isinstance(place, Path):

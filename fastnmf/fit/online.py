@@ -1,4 +1,4 @@
-"""A dictionary learned online, a batch at a time: codes, forgetting statistics, half-steps."""
+"""Online learning of a dictionary: for each batch codes, discounted statistics, and half-steps."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from .options import Options
 
 log = logging.getLogger(__name__)
 
-# rows a concept that the half-life has where it is not told. Held-out error after one pass over
-# 50,000 rows: on low-rank data with noise, K = 32 and 100, 16 to 64 are within 5 % of the best; on
-# patches fewer are better (K = 256: 1 leaves half of what 16 leave). To forget nothing leaves 1.3
-# to 3.5 times the error of 16
-_ROWS_A_CONCEPT = 16
-# half-steps of the dictionary for a batch; 4 are the same to 5 %. Of the codes, from a cold start:
-# Solver.batch_half_steps. hals: 8 take 1.4 times as long at K = 256 and leave 10 % more error on
-# patches, 22 % less to 1 % more on low-rank data; 2 leave 6 to 96 % more there
+# the default half-life, in rows per concept. Held-out error after one pass over 50,000 rows: on
+# low-rank data with noise, K = 32 and 100, 16 to 64 are within 5 % of the best; on patches fewer
+# are better (K = 256: 1 leaves half the error of 16). To forget nothing leaves 1.3 to 3.5 times the
+# error of 16
+_ROWS_PER_CONCEPT = 16
+# half-steps of the dictionary per batch; 4 give the same error within 5 %. Those of the codes, from
+# a cold start, are Solver.batch_half_steps. hals: 8 take 1.4 times as long at K = 256 and leave
+# 10 % more error on patches, 22 % less to 1 % more on low-rank data; 2 leave 6 to 96 % more there
 _DICTIONARY_HALF_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a stream has left: D (K, d), the statistics gram (K, K) = Σ ZᵀZ and cross (K, d) = Σ ZᵀA
-    over batches, older ones weighing less, and the account.
+    """What online learning keeps between batches: D (K, d), the statistics gram (K, K) = Σ w ZᵀZ
+    and cross (K, d) = Σ w ZᵀA over batches, with smaller weights for older ones, and the summary.
 
-    gram and cross are None where the dictionary is not one of a stream, or all rows were zero. D is
-    None before the first batch.
+    D is None before the first batch; gram and cross are None where the dictionary was not learned
+    online, or all rows were zero.
     """
 
     D: Tensor | None
@@ -56,17 +56,17 @@ class Learned:
     info: OnlineInfo | None = None
 
     def described(self) -> dict[str, Any]:
-        """What all processes of a stream must have alike, to be compared."""
-        told = {"D": None, "rows": 0, "batches": 0, "statistics": self.gram is not None}
+        """Values to compare: those that must be the same in all processes."""
+        found = {"D": None, "rows": 0, "batches": 0, "statistics": self.gram is not None}
         if self.info is not None:
-            told |= {"rows": self.info.rows, "batches": self.info.batches}
+            found |= {"rows": self.info.rows, "batches": self.info.batches}
         if self.D is not None:
             # whole numbers: their sum is the same in any order, so on any machine
             bits = self.D.contiguous().view(getattr(torch, f"int{8 * self.D.itemsize}"))
             weights = torch.arange(1, len(bits) + 1, device=bits.device)
             checksum = int((bits.sum(1, dtype=torch.int64) * weights).sum())
-            told["D"] = f"{' × '.join(map(str, bits.shape))}, checksum {checksum:x}"
-        return told
+            found["D"] = f"{' × '.join(map(str, bits.shape))}, checksum {checksum:x}"
+        return found
 
 
 def partial_fit(
@@ -77,8 +77,8 @@ def partial_fit(
     device: torch.device,
     processes: Processes,
 ) -> Learned:
-    """What is learned after the batch A (m, d), of which the rows here may be a part; `before` is not
-    changed."""
+    """What is learned with the batch A (m, d), of which this process may have a part; `before` is
+    not changed."""
     begun, D = time.perf_counter(), before.D
     known = {} if D is None else {"features": D.shape[1], "dtype": D.dtype}
     expected = Expected(empty=not processes.alone, **known)
@@ -86,8 +86,8 @@ def partial_fit(
         with processes.agreed():
             if options.penalties:
                 raise InvalidInput(
-                    "partial_fit has no penalties, whose weight goes by the number of rows, and no "
-                    "unit_norm; use fit, or alpha_Z=0, alpha_D=0 and unit_norm=False"
+                    "partial_fit has no penalties, whose weight depends on the number of rows, and "
+                    "no unit_norm; use fit, or alpha_Z=0, alpha_D=0 and unit_norm=False"
                 )
             method = options.method(device)
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -104,13 +104,12 @@ def partial_fit(
 
 
 class _Batch:
-    """D ← argmin ½ ⟨gram, D Dᵀ⟩ − ⟨cross, D⟩ over D ≥ 0, followed a few half-steps a batch.
+    """A few half-steps towards argmin ½ ⟨gram, D Dᵀ⟩ − ⟨cross, D⟩ over D ≥ 0 for one batch.
 
-    Before, gram ← w gram + ZᵀZ and cross ← w cross + ZᵀA for the codes Z of the batch, with w =
-    ½^(m / half_life) for its m rows; half_life=None is 16 rows a concept. A dictionary that was not
-    learned online has statistics of its own: those of codes that use every concept by itself, all
-    with the same energy, in as many rows as the half-life has. Source: Mairal, Bach, Ponce & Sapiro,
-    2010.
+    Before them gram ← w gram + ZᵀZ and cross ← w cross + ZᵀA for the codes Z of the batch, with w =
+    ½^(m / half_life) for its m rows; half_life=None is 16 rows per concept. A dictionary that was
+    not learned online gets statistics as of a half-life of rows that each use one concept, all
+    concepts with the same energy. Source: Mairal, Bach, Ponce & Sapiro (2010).
     """
 
     def __init__(
@@ -123,12 +122,12 @@ class _Batch:
     ) -> None:
         self.data, self.options, self.method, self.begun = data, options, method, begun
         self.K = options.nb_concepts
-        self.half_life = _ROWS_A_CONCEPT * self.K if half_life is None else half_life
+        self.half_life = _ROWS_PER_CONCEPT * self.K if half_life is None else half_life
 
     @torch.no_grad()
     def __call__(self, before: Learned) -> Learned:
-        """All processes get the same D, and an error that one has with its rows is one in all.
-        Raises ArithmeticError when the factors overflow. 2 m K (d + K) flops beside the half-steps.
+        """The same D in all processes; an error with the rows of one is an error in all. Raises
+        ArithmeticError when the statistics overflow. 2 m K (d + K) flops besides the half-steps.
         """
         data, D, Z0 = self.data, before.D, NotKept()
         fresh = before.gram is None and (D is None or not D.any())
@@ -157,14 +156,14 @@ class _Batch:
         return Z, D
 
     def _encode(self, D: Tensor, Z0: Storage, statistics: Statistics) -> Tensor:
-        """Add the codes of the rows here, from Z0 or from nothing, to the statistics; returns
+        """Add the codes of the rows here to the statistics, starting from Z0 if it is kept; returns
         (2,): ‖A − Z D‖² and ‖A‖²."""
         squares = torch.zeros(2, dtype=torch.float64, device=D.device)
         encoder = Encoder(D, self.method, self.method.solver.batch_half_steps)
         codes = None if isinstance(Z0, NotKept) else Z0
-        for X, start, _ in self.data.tiles(codes):
+        for X, first, _ in self.data.tiles(codes):
             X = widened(X)
-            Z = encoder(X, start)[0]
+            Z = encoder(X, first)[0]
             with products_in("highest"):
                 error = squared_error(X, Z, D, self.method.tuning.chunk_rows or len(X))
                 squares += torch.stack((error, squared_norm(X)))
@@ -172,16 +171,16 @@ class _Batch:
         return squares
 
     def _remember_(self, gram: Tensor, cross: Tensor, D: Tensor, before: Learned) -> None:
-        """Add what there was to gram = ZᵀZ and cross = ZᵀA of the batch."""
+        """Add the discounted statistics of earlier batches to gram = ZᵀZ and cross = ZᵀA."""
         m = self.data.n
         if before.gram is not None:
             keep = 0.5 ** (m / self.half_life)
             gram.add_(before.gram.to(gram), alpha=keep)
             cross.add_(before.cross.to(cross), alpha=keep)
             return
-        # without it a batch of one row after a fit raises the error by a third, of 16 rows by a
-        # tenth; with it neither by more than 0.1 % (patches, K = 64)
-        rows = min(self.half_life, _ROWS_A_CONCEPT * self.K)
+        # without this, a batch of one row after a fit raises the error by a third, 16 rows by a
+        # tenth; with it, neither raises it by more than 0.1 % (patches, K = 64)
+        rows = min(self.half_life, _ROWS_PER_CONCEPT * self.K)
         squares = D.square().sum(1)
         energy = (gram.diagonal() * squares).mean() * (rows / m)
         weight = torch.where(squares > 0, energy / squares, 0)
@@ -191,8 +190,8 @@ class _Batch:
     def _updated(
         self, D: Tensor, gram: Tensor, cross: Tensor, squares: Tensor, *, warm: bool
     ) -> Tensor:
-        """D after its half-steps, of which each process takes those of some features; a concept
-        that no row has used is left as it is. The squares become their sums over the processes."""
+        """D after its half-steps, of which each process does those of some features; a concept that
+        no row has used does not change. The squares become their sums over the processes."""
         D, method, processes = D.clone(), self.method, self.data.processes
         solver = learner(method.solver, self.K)
         block = method.tuning.block or hardware.machine_of(D, method.backend).blocks[-1]
@@ -209,7 +208,7 @@ class _Batch:
     def _summary(
         self, squares: Tensor, gram: Tensor, cross: Tensor, D: Tensor, before: OnlineInfo | None
     ) -> tuple[OnlineInfo, float]:
-        """The OnlineInfo, and the trace of gram."""
+        """The OnlineInfo, and the trace of gram. Synchronises."""
         unused = (gram.diagonal() == 0).sum()
         sums = (M.sum(dtype=torch.float64) for M in (gram.diagonal(), cross, D))
         read = torch.stack((*squares, unused.double(), *sums)).tolist()

@@ -1,4 +1,4 @@
-"""Options: what the caller asked for, checked once."""
+"""Options: the arguments of the caller, checked once, and what follows from them without data."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..planning.plan import Tuning, forms_of
 from ..solvers.penalties import Penalties
 from ..solvers.registry import SOLVERS
 
-# iterations of fit where neither it nor the constructor says
+# iterations of fit where neither it nor the constructor has a number
 MAX_ITER = 500
-# the seed of another stream of random numbers, for what is drawn beside the codes
+# distance of the seeds of codes and dictionary where they are drawn one at a time
 _STREAM = 0x9E3779B97F4A7C15
-# names of elsewhere, or of a place of their own, and what to write
+# options of scikit-learn and of other methods, and what to write instead
 _ELSEWHERE = {
     **{
         name: f"NMF(tuning=fastnmf.Tuning({name}=…))"
@@ -46,7 +46,7 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller asked for: the arguments of NMF and of fit, by their names, checked."""
+    """The arguments of NMF and of fit, by their names, checked."""
 
     nb_concepts: int
     device: str | torch.device = "cpu"
@@ -67,10 +67,10 @@ class Options:
     max_memory: int | str | None = None
     distributed: bool = False
     tuning: Tuning | None = None
-    codes: str | os.PathLike | None = "memory"
+    codes: str | os.PathLike[str] | None = "memory"
     callback: Callback | None = None
     max_seconds: float | None = None
-    checkpoint: str | os.PathLike | None = None
+    checkpoint: str | os.PathLike[str] | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -112,12 +112,12 @@ class Options:
 
     @property
     def tuned(self) -> Tuning:
-        """The tuning, or one that leaves all to the plan."""
+        """The tuning, or one that leaves every choice to the plan."""
         return self.tuning or Tuning()
 
     @property
     def iterations(self) -> int:
-        """Iterations of fit, at most."""
+        """The most iterations of fit."""
         return MAX_ITER if self.max_iter is None else self.max_iter
 
     @property
@@ -143,8 +143,8 @@ class Options:
         return Method(solver, backend, ops, self.tuned, self.penalties)
 
     def generator(self, stream: int = 0) -> torch.Generator | None:
-        """A generator for the seed; codes and dictionary drawn one at a time take different
-        streams."""
+        """A generator for the seed, or None without one. Codes and dictionary that are drawn one at
+        a time have different numbers of a stream."""
         if self.seed is None:
             return None
         return torch.Generator().manual_seed((self.seed + stream * _STREAM) % 2**63)
@@ -161,7 +161,7 @@ class Options:
         *,
         width: int | None = None,
     ) -> Budget:
-        """The memory that a fit may take, or with `width` another call, which computes that many
+        """The memory that a fit may use; with `width` another call, which computes that many
         entries for each row."""
         fits = width is None
         place = "none" if codes is None else "memory" if codes == "memory" else "file"
@@ -177,7 +177,8 @@ class Options:
         )
 
     def of_a_fit(self) -> dict[str, Any]:
-        """What a fit that goes on, or is shared, must have as it was, or as others have it."""
+        """The options that must be the same when a fit goes on from a checkpoint, and in all
+        processes that share one."""
         names = ("nb_concepts", "solver", "seed", "accelerate", "revive")
         names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
         tuning = self.tuned
@@ -191,8 +192,8 @@ class Options:
 
 
 def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> Path | str | None:
-    """Where what is computed of rows goes: 'memory', the .npy file of this process that `codes`
-    names, or None where that is optional."""
+    """Where computed rows go: 'memory', the .npy file of this process that `codes` names, or None
+    where that is optional."""
     if codes is None and optional:
         return None
     if not isinstance(codes, str | os.PathLike):
@@ -202,8 +203,8 @@ def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> 
 
 
 def refuse_unknown(unknown: dict[str, Any], where: str, valid: list[str]) -> None:
-    """Raise TypeError for options that do not exist, with where they belong, or the nearest that
-    does. where: what they were given to, 'NMF' or 'fit'."""
+    """Raise TypeError for an option that does not exist, with the place where it belongs or the
+    nearest name. where: what it was given to, 'NMF' or 'fit'."""
     if not unknown:
         return
     given = next(iter(unknown))
@@ -219,13 +220,13 @@ def refuse_unknown(unknown: dict[str, Any], where: str, valid: list[str]) -> Non
 
 
 def with_run(options: Options, max_iter: int | None, **run: Any) -> Options:
-    """Options with those of a call of fit; max_iter=None is the constructor's."""
+    """The options with those of a call of fit; max_iter=None is the constructor's."""
     return replace(options, max_iter=options.max_iter if max_iter is None else max_iter, **run)
 
 
 def _start(init: Any) -> str | tuple[Any, Any]:
-    """init, which must be the name of a start or a pair (Z0, D0); the pair itself is checked
-    against A by fit."""
+    """init, which must be the name of a start or a pair (Z0, D0). Whether a pair suits A is checked
+    by fit."""
     if isinstance(init, tuple | list) and len(init) == 2:
         return tuple(init)
     if isinstance(init, str):

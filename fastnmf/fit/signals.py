@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM that wait for a moment at which they may do what they do."""
+"""Signals during a fit that saves: SIGINT and SIGTERM are delayed until the end of an iteration."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ log = logging.getLogger(__name__)
 
 
 class Interrupts:
-    """A context in which SIGINT and SIGTERM wait, in the main thread, until `leave`, and do then
-    what they would have done; a second one does so at once, and a first at the end of the context.
-
-    waits: whether one does.
+    """A context in which SIGINT and SIGTERM, in the main thread, take effect only at `leave`, or at
+    the end of the context; a second signal takes effect at once.
     """
 
     def __init__(self) -> None:
@@ -22,10 +20,11 @@ class Interrupts:
 
     @property
     def waits(self) -> bool:
+        """Whether a signal was received that has not taken effect."""
         return self._number is not None
 
     def leave(self) -> None:
-        """Let the signal do what it would have done; the context goes on where that is nothing."""
+        """Let the signal take effect. The context goes on if its handler returns."""
         number, self._number = self._number, None
         self._release()
         signal.raise_signal(number)
@@ -44,7 +43,7 @@ class Interrupts:
     def _catch(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.getsignal(number)
-            # None: a handler that is not Python's, and cannot be put back
+            # None: a handler that is not Python's, and cannot be restored
             if before not in (None, signal.SIG_IGN):
                 self._handlers[number] = before
                 signal.signal(number, self._wait)
@@ -59,4 +58,4 @@ class Interrupts:
             self.leave()
             return
         self._number = number
-        log.warning("saving after this iteration; once more leaves without")
+        log.warning("saving after this iteration; a second signal leaves without saving")

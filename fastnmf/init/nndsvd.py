@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..data.dataset import Data
-from ..data.storage import Storage, row_blocks
+from ..data.storage import Kept, row_blocks
 from ..numerics import tiny, wide
-from .svd import products, right_vectors, tile_rows
+from .svd import ByColumns, products, right_vectors, tile_rows
 
 # entries below this count as zero; scikit-learn's number
 EPS = 1e-6
@@ -23,7 +23,7 @@ PartNorms = tuple[Tensor, Tensor]
 @torch.no_grad()
 def nndsvda(
     data: Data,
-    codes: Storage | None,
+    codes: Kept | None,
     K: int,
     generator: Generator | None = None,
     unit: Tensor | float = 1,
@@ -35,11 +35,11 @@ def nndsvda(
     scale is the paper's, not the best one: see start.scale_to_data_. Zero data give exactly zero
     factors.
     """
-    X, tall = products(data), data.n >= data.d
+    X = products(data)
     V, inverse = right_vectors(X, K, generator)
-    # X V of the longer side: codes, a chunk at a time, or the dictionary, which is in memory
-    U = None if tall else X.product(V * inverse)
-    squares = _write_left_(data, codes, V * inverse) if tall else part_squares(U)
+    # X V of the longer side: the dictionary, which is in memory, or codes, a chunk at a time
+    U = X.product(V * inverse) if isinstance(X, ByColumns) else None
+    squares = _write_left_(data, codes, V * inverse) if U is None else part_squares(U)
     mean, norms = data.mean, squares.sum(0).sqrt()
     S = (norms / inverse / unit).to(V.dtype)
     norms = norms.clamp(min=tiny(V))
@@ -51,9 +51,9 @@ def nndsvda(
         U /= norms.to(U)
         take_parts_(U, *(given.to(U) for given in parts_of_u), (mean / unit).to(U))
 
-    if tall:
-        for U in () if codes is None else codes.blocks_():
-            finish_(U)
+    if U is None:
+        for rows in () if codes is None else codes.blocks_():
+            finish_(rows)
         return V.T.contiguous()
     finish_(U)
     for part in () if codes is None else row_blocks(data.n_here, data.chunk_rows):
@@ -104,7 +104,7 @@ def part_squares(F: Tensor) -> Tensor:
     return squares
 
 
-def _write_left_(data: Data, codes: Storage | None, V: Tensor) -> Tensor:
+def _write_left_(data: Data, codes: Kept | None, V: Tensor) -> Tensor:
     """Write A V, V (d, K), into codes if there are any; its part_squares over all rows."""
     squares = torch.zeros(2, V.shape[1], dtype=wide(data.device), device=data.device)
     for _, X, U in data.chunks(codes):

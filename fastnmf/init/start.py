@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..data.dataset import Data
-from ..data.storage import InMemory, Storage, row_blocks
+from ..data.storage import InMemory, Kept, row_blocks
 from ..errors import InvalidInput
 from ..numerics import product, tiny, wide, widened
 from . import nndsvd
@@ -32,7 +32,7 @@ _DRAWN_BYTES = 16 << 20
 @torch.no_grad()
 def start(
     data: Data,
-    codes: Storage | None,
+    codes: Kept | None,
     K: int,
     init: Any = "auto",
     generator: Generator | None = None,
@@ -97,7 +97,7 @@ def cold_start(A: Tensor, D: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def scale_to_data_(codes: Storage, D: Tensor, data: Data) -> None:
+def scale_to_data_(codes: Kept, D: Tensor, data: Data) -> None:
     """Z, D ← √c Z, √c D with c = ⟨A, ZD⟩ / ‖ZD‖², the scalar of least loss; in place.
 
     Both are left alone when A or ZD is zero. Summed in float64 over tiles of rows; 2 n d K flops.
@@ -158,11 +158,11 @@ def _codes_of(data: Data, K: int) -> InMemory:
 
 
 @torch.no_grad()
-def _draw_codes(data: Data, codes: Storage, K: int, generator: Generator | None) -> None:
+def _draw_codes(data: Data, codes: Kept, K: int, generator: Generator | None) -> None:
     """Z ← |normal| · sqrt(mean(A) / K), the numbers of one draw for all rows of all processes."""
     root, first, n_here = (data.mean / K).sqrt(), data.first, data.n_here
     place = data.device if generator is None else generator.device
-    if data.in_one_piece and place == data.device:
+    if data.in_one_piece and isinstance(codes, InMemory) and place == data.device:
         codes.Z.normal_(generator=generator).abs_().mul_(root)
         return
     for part in _groups(data.n, _DRAWN_BYTES // (K * data.dtype.itemsize)):
@@ -204,7 +204,7 @@ def _dictionary_of_rows(data: Data, K: int, kind: str, generator: Generator | No
     return D
 
 
-def _given(data: Data, codes: Storage | None, K: int, init: object) -> Tensor:
+def _given(data: Data, codes: Kept | None, K: int, init: object) -> Tensor:
     """A copy of the given D0; Z0 goes into codes. Raises InvalidInput unless the shapes fit and
     every entry is finite and non-negative in the dtype that is computed in."""
     if not isinstance(init, (tuple, list)) or len(init) != 2:

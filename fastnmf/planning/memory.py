@@ -168,7 +168,7 @@ class Budget:
         needs, gpu = self._needs(max(1, n), d, dtype, start, of_all), self.device.type == "cuda"
         return needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None, gpu=gpu)
 
-    def has_room_beside(self, A: Tensor) -> bool:
+    def fits_beside(self, A: Tensor) -> bool:
         """Whether codes, their copies and a residual fit on the device beside A."""
         free, (n, d) = free_bytes(self.device), A.shape
         return free is None or n * (d + 3 * self.K) * compute_dtype(A).itemsize < 0.8 * free

@@ -164,7 +164,7 @@ class FitInfo:
     def of(
         cls, state: State, plan: Plan, method: Method, measured: Measured, **run: Any
     ) -> FitInfo:
-        """The summary of a State at the end of a fit; run: the fields that only the fit has, by name."""
+        """The summary of a State at the end of a fit; run: fields that only the fit has."""
         D, history = state.D, tuple(state.history)
         error, total = measured.squared_error, measured.squared_norm
         learns = learner(method.solver, len(D))

@@ -1,5 +1,5 @@
 """The CUDA half of exact least squares without a GPU: compiled for the cards, its layout in memory,
-and what is said where it cannot be used. test_nnls_emulated.py runs it."""
+and what is said where it cannot be used. nnls/test_emulated.py runs it."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_row_solver_compiles_for_the_card(capability, tmp_path):
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    told = built.stderr
-    registers = [int(count) for count in re.findall(r"Used (\d+) registers", told)]
-    spilled = [int(count) for count in re.findall(r"(\d+) bytes spill stores", told)]
-    shared = [int(count) for count in re.findall(r"(\d+) bytes smem", told)]
+    report = built.stderr
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", report)]
+    spilled = [int(count) for count in re.findall(r"(\d+) bytes spill stores", report)]
+    shared = [int(count) for count in re.findall(r"(\d+) bytes smem", report)]
     assert len(registers) == KERNELS
     assert max(registers) <= MOST_REGISTERS
     assert max(spilled) <= MOST_SPILLED_BYTES
@@ -78,9 +78,9 @@ def test_table_says_why_cuda_is_not_usable():
 def test_missing_extension_gives_the_reason_that_was_left(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastnmf._cuda", None)
     monkeypatch.setattr(Path, "exists", lambda path: path.name == "_cuda.missing")
-    monkeypatch.setattr(Path, "read_text", lambda path: "nvcc had a cold\n")
+    monkeypatch.setattr(Path, "read_text", lambda path: "nvcc was not found\n")
     reason = _probe_cuda.__wrapped__()
-    assert reason == "the extension for CUDA is not installed (nvcc had a cold)"
+    assert reason == "the extension for CUDA is not installed (nvcc was not found)"
 
 
 def test_cuda_is_refused_on_the_cpu_with_every_reason():
@@ -105,7 +105,7 @@ def test_anls_on_a_gpu_takes_cuda_and_the_others_triton(
     solver, works, expected, monkeypatch, caplog
 ):
     for name, works_here in (("cuda", works), ("triton", True)):
-        reason = None if works_here else "its nvcc had a cold"
+        reason = None if works_here else "no nvcc"
         there = dataclasses.replace(
             BACKENDS[name],
             devices=("cuda",),
@@ -119,4 +119,4 @@ def test_anls_on_a_gpu_takes_cuda_and_the_others_triton(
     _load.cache_clear()
     assert name == expected
     assert ops.get("is", "torch") == expected
-    assert works or solver != "anls" or "its nvcc had a cold" in caplog.text
+    assert works or solver != "anls" or "no nvcc" in caplog.text

@@ -24,7 +24,7 @@ HALS, ANLS = operations_of("hals"), operations_of("anls")
 @pytest.fixture
 def broken(monkeypatch):
     """A preferred backend that supplies hals on the CPU but cannot be used."""
-    never = Backend("never", ("hals_block_",), ("cpu",), lambda: "its cat is asleep", dict)
+    never = Backend("never", ("hals_block_",), ("cpu",), lambda: "its library is missing", dict)
     everything = {"never": never, **BACKENDS}
     monkeypatch.setattr(registry, "BACKENDS", everything)
     monkeypatch.setattr(options, "BACKENDS", everything)
@@ -39,7 +39,7 @@ def test_every_solver_has_its_operations_from_torch(solver):
 
 
 def test_explicit_backend_that_is_not_usable_raises_with_every_reason(broken):
-    with pytest.raises(BackendUnavailable, match="its cat is asleep") as raised:
+    with pytest.raises(BackendUnavailable, match="its library is missing") as raised:
         select(HALS, CPU, "never")
     assert "backend='never'" in str(raised.value)
     assert "torch: usable" in str(raised.value)
@@ -55,10 +55,10 @@ def test_auto_passes_over_what_is_not_usable_and_logs_why(broken, caplog):
     with caplog.at_level("INFO", logger="fastnmf.backends.registry"):
         name, _ = select(HALS, CPU, "auto")
     assert name != "never"
-    assert "its cat is asleep" in caplog.text
+    assert "its library is missing" in caplog.text
 
 
-def test_environment_is_asked_only_by_auto(broken, monkeypatch):
+def test_environment_matters_only_to_auto(broken, monkeypatch):
     monkeypatch.setenv("FASTNMF_BACKEND", "never")
     with pytest.raises(BackendUnavailable, match="FASTNMF_BACKEND='never'"):
         select(HALS, CPU, "auto")
@@ -71,12 +71,12 @@ def test_environment_is_asked_only_by_auto(broken, monkeypatch):
 def test_table_names_every_backend_and_its_reason(broken):
     table = fastnmf.available_backends()
     assert [backend.name for backend in table] == ["never", *BACKENDS]
-    assert "no: its cat is asleep" in str(table)
+    assert "no: its library is missing" in str(table)
     assert table["torch"].reason is None
     assert len(str(table).splitlines()) == len(table) + 1
 
 
-def test_backend_of_the_fit_is_in_the_account():
+def test_backend_is_in_the_summary_of_the_fit():
     model = NMF(3, backend="torch", max_iter=1, tol=0)
     model.fit(torch.rand(9, 5))
     assert model.fit_info_.backend == "torch"

@@ -15,8 +15,8 @@ from fastnmf.data.arrays import Expected, as_numpy32, read_matrix
 from fastnmf.errors import InvalidInput
 
 EXPECTED = np.random.default_rng(0).integers(0, 60, (7, 5)).astype(np.float64)
-TORCH_DTYPES = "float16 bfloat16 float32 float64 uint8 int8 int16 int32 int64 uint16 bool".split()
-NUMPY_DTYPES = "f2 >f2 f4 >f4 f8 >f8 longdouble u1 i1 u2 >u2 i4 >i8 u8 bool".split()
+TORCH_DTYPES = "float16 bfloat16 float32 float64 uint8 uint16 bool".split()
+NUMPY_DTYPES = "f4 >f4 f8 >f8 longdouble >u2 u8 bool".split()
 
 
 def read(A, **options):
@@ -62,10 +62,9 @@ KINDS = {
     "array": EXPECTED,
     "frame": Frame(),
     "list of tensors": list(TENSOR.split(3)),
-    "tuple of arrays": (EXPECTED[:2], EXPECTED[2:]),
     "list of labelled": [(TENSOR[:4], "label"), [TENSOR[4:], 1, 2]],
     "list of rows": list(EXPECTED),
-    "list of one": [EXPECTED],
+    "tuple of one": (EXPECTED,),
     "mixed batches": [EXPECTED[:1], TENSOR[1:3], Frame().__array__()[3:]],
     "empty batch": [TENSOR[:0], TENSOR],
     "generator": (batch for batch in TENSOR.split(2)),
@@ -111,7 +110,6 @@ def test_read_matrix_computes_in_float_of_array(dtype, small_parts):
         (torch.float32, torch.float64, torch.float64),
         (torch.float64, torch.float32, torch.float64),
         (torch.float16, torch.bfloat16, torch.float32),
-        (torch.uint8, torch.float64, torch.float64),
     ],
 )
 def test_read_matrix_promotes_to_dtype(given, asked, computed):
@@ -130,9 +128,14 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("as_array", [False, True], ids=["tensor", "array"])
+@pytest.mark.parametrize(
+    ("view", "dtype", "as_array"),
+    [
+        *((view, torch.float32, False) for view in VIEWS),
+        ("rows skipped", torch.float64, True),
+        ("one row", torch.float32, True),
+    ],
+)
 def test_read_matrix_does_not_copy_when_rows_are_contiguous(view, dtype, as_array):
     A = VIEWS[view](TENSOR.to(dtype, copy=True))
     rows = read(A.numpy() if as_array else A)
@@ -142,8 +145,8 @@ def test_read_matrix_does_not_copy_when_rows_are_contiguous(view, dtype, as_arra
 
 @pytest.mark.parametrize(
     "A",
-    [TENSOR.T.contiguous().T, TENSOR[:, ::2], TENSOR[:1].expand(4, 5), torch.ones(7, 10)[:, ::2]],
-    ids=["transposed", "columns skipped", "repeated row", "float32 columns skipped"],
+    [TENSOR.T.contiguous().T, TENSOR[:, ::2], TENSOR[:1].expand(4, 5)],
+    ids=["transposed", "columns skipped", "repeated row"],
 )
 def test_read_matrix_makes_rows_contiguous(A):
     rows = read(A)
@@ -153,15 +156,14 @@ def test_read_matrix_makes_rows_contiguous(A):
 
 @pytest.mark.parametrize(
     "view",
-    [lambda A: A[::-1], lambda A: A[:, ::-1], lambda A: np.asfortranarray(A), lambda A: A.T],
-    ids=["rows backwards", "columns backwards", "fortran", "transposed"],
+    [lambda A: A[::-1], lambda A: A[:, ::-1], np.asfortranarray],
+    ids=["rows backwards", "columns backwards", "fortran"],
 )
 def test_read_matrix_takes_arrays_of_any_strides(view):
     np.testing.assert_array_equal(read(view(EXPECTED)).numpy(), view(EXPECTED))
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f2", "i4"])
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize(("dtype", "narrow"), [("f4", False), ("f2", True), ("i4", True)])
 def test_read_matrix_takes_single_rows_of_any_strides(dtype, narrow):
     """They are contiguous, as NumPy sees it, and no strides for torch."""
     backwards = EXPECTED.astype(dtype)[::-1]
@@ -190,9 +192,8 @@ def test_read_matrix_copies_read_only_array_without_a_warning():
     np.testing.assert_array_equal(A, EXPECTED)
 
 
-@pytest.mark.parametrize("dtype", ["f2", "u1", "f4", ">f8"])
-@pytest.mark.parametrize("mode", ["r", "r+", "c"])
-def test_read_matrix_reads_memory_map_in_pieces(dtype, mode, tmp_path, monkeypatch, small_parts):
+@pytest.mark.parametrize(("dtype", "mode"), [("f4", "r"), ("f4", "c"), ("f2", "r"), (">f8", "r")])
+def test_read_matrix_reads_memory_map_in_parts(dtype, mode, tmp_path, monkeypatch, small_parts):
     np.save(tmp_path / "A.npy", EXPECTED.astype(dtype))
     A = np.load(tmp_path / "A.npy", mmap_mode=mode)
     sizes = []
@@ -228,7 +229,6 @@ BAD_VALUES = {
 FORMS = {
     "tensor": lambda A: A,
     "array": lambda A: A.numpy(),
-    "float64": lambda A: A.double(),
     "float16": lambda A: A.half(),
     "strided": lambda A: A.T.contiguous().T,
     "batches": lambda A: A.split(2),
@@ -237,15 +237,22 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("bad", BAD_VALUES)
+# all values in one form, and all forms, in which rows are counted and dtypes are widened
+@pytest.mark.parametrize(
+    ("bad", "form"),
+    [
+        *((bad, "tensor") for bad in BAD_VALUES),
+        *(("negative", form) for form in FORMS if form != "tensor"),
+        ("nan and negative", "generator"),
+    ],
+)
 def test_bad_values_are_refused_with_the_first_place(bad, form, small_parts):
     entries, message = BAD_VALUES[bad]
     with pytest.raises(InvalidInput, match=re.escape(message)):
         read(FORMS[form](spoilt(*entries)))
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("value", [NAN, -INF])
 def test_signed_data_may_be_negative_but_not_infinite(value):
     assert read(-TENSOR, signed=True).min() < 0
     with pytest.raises(InvalidInput, match="A has 1 nan or inf entry"):
@@ -297,10 +304,8 @@ BAD_TYPES = {
     "None": (None, "A is None; give a tensor"),
     "path": ("A.npy", "A is a str; give .*read_matrix"),
     "dict": ({"A": TENSOR}, "A is a dict"),
-    "number": (3.5, "A is a float"),
     "complex tensor": (TENSOR.to(torch.complex64), "complex64; it must hold real numbers"),
     "complex array": (EXPECTED.astype(complex), "complex128; it must hold real numbers"),
-    "text array": (np.array([["a"]]), "it must hold real numbers"),
     "object array": (np.array([[None, 1.0]]), "dtype object"),
     "dates": (np.zeros((2, 2), "M8[s]"), "it must hold real numbers"),
     "sparse tensor": (TENSOR.to_sparse(), r"A is sparse \(torch.sparse_coo\); give A.to_dense\(\)"),
@@ -320,11 +325,10 @@ def test_what_is_no_matrix_is_refused(kind):
         read(A)
 
 
-@pytest.mark.parametrize("layout", ["csr_matrix", "coo_array"])
-def test_scipy_sparse_is_refused_with_a_hint(layout):
+def test_scipy_sparse_is_refused_with_a_hint():
     sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
     with pytest.raises(TypeError, match=r"A is sparse \(\w+\); give A.toarray\(\)"):
-        read(getattr(sparse, layout)(EXPECTED))
+        read(sparse.csr_matrix(EXPECTED))
 
 
 @pytest.mark.parametrize(
@@ -372,11 +376,9 @@ def test_as_numpy32_returns_float32_array_itself():
         TENSOR.bfloat16(),
         torch.nn.Parameter(TENSOR.clone()),
         EXPECTED,
-        EXPECTED.astype(">f4"),
         EXPECTED.tolist(),
         Frame(),
         DataLoader(TensorDataset(TENSOR), batch_size=2),
-        DataLoader(TENSOR, batch_size=3),
     ],
     ids=lambda x: type(x).__name__,
 )

@@ -59,25 +59,25 @@ torch.rand(300, 300) @ torch.rand(300, 300)
 NMF(2, max_iter=1).fit(torch.rand(20, 5))
 before = peak()
 source, codes, start, most = sys.argv[1:]
-nmf = NMF(16, max_iter=2, tol=0, seed=0, init=start, max_memory=int(most))
+nmf = NMF(16, max_iter=1, tol=0, seed=0, init=start, max_memory=int(most))
 nmf.fit(source, codes=codes or None)
 assert nmf.fit_info_.chunk_rows < nmf.fit_info_.n / 4, nmf.fit_info_
 print(peak() - before)
 """
 
 
-MOST = 128 << 20
+MOST = 96 << 20
 
 
 @pytest.fixture(scope="module")
 def large_file(tmp_path_factory):
     """A file of one and a half times the budget, three times once it is widened."""
-    n, d = 200_000, 512
-    rows = np.random.default_rng(0).random((8000, d)).astype(np.float16)
+    n, d = 150_000, 512
+    rows = np.random.default_rng(0).random((7500, d)).astype(np.float16)
     path = tmp_path_factory.mktemp("large") / "A.npy"
     file = np.lib.format.open_memmap(path, "w+", np.float16, (n, d))
-    for first in range(0, n, 8000):
-        file[first : first + 8000] = rows
+    for first in range(0, n, 7500):
+        file[first : first + 7500] = rows
     file.flush()
     assert file.nbytes > 1.5 * MOST
     yield path

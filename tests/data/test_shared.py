@@ -9,7 +9,7 @@ import torch
 from fits import nmf, rows_of_five_concepts
 from oracle import relative_difference
 from processes import begin, by_name
-from ranks_program import split
+from shared_program import split
 from spoiled import Dying, huge, in_batches, in_float64, negative, nothing, wider
 
 from fastnmf.solvers.registry import SOLVERS

@@ -1,5 +1,5 @@
 """Data that are read in every pass: every kind of source, what is refused, and where a fault is
-(shards.py is tested here, too)."""
+(shards.py and summary.py are tested here, too)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_one_shot_generator_is_gathered_if_it_fits():
 
 
 def test_one_shot_generator_beyond_the_budget_is_refused(monkeypatch):
-    monkeypatch.setattr(sources, "_READ_ENTRIES", 1000)
+    monkeypatch.setattr(sources, "READ_ENTRIES", 1000)
     read = []
     batches = (read.append(1) or rows for rows in A.split(50))
     with pytest.raises(InvalidInput, match=r"only once.*give what can be read again.*__iter__"):

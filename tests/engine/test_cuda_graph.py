@@ -1,7 +1,7 @@
 """Iterations that are repeated from a recording to the same bits, and how CUDA graphs are recorded.
 
 There is no CUDA device here: fits are recorded on the CPU (tape.py), graphs on a CUDA that only
-notes what it is asked for.
+records the calls it gets.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from fastnmf import NMF, InvalidInput
 from fastnmf.cli import main as cli
 from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
-from fastnmf.engine.dead_concepts import EVERY, Revival, looks, revive_
+from fastnmf.engine.dead_concepts import EVERY, Revival, due_checks, revive_
 from fastnmf.engine.statistics import squared_error
 from fastnmf.files import write_matrix
 from fastnmf.planning.memory import Needs
@@ -301,11 +301,11 @@ def test_entries_of_revived_concepts_are_not_zero_where_they_would_stay_so():
 
 def test_pairs_are_compared_seldom_where_concepts_are_many():
     def compared(n, K):
-        return [i for i in range(1, 200) if all(looks(i, n, K))]
+        return [i for i in range(1, 200) if all(due_checks(i, n, K))]
 
     assert compared(1000, 50)[:2] == [EVERY + 1, 2 * EVERY + 1]
     assert compared(2000, 10_000) == [71, 141]
-    assert [i for i in range(1, 40) if looks(i, 2000, 10_000)[0]] == [11, 21, 31]
+    assert [i for i in range(1, 40) if due_checks(i, 2000, 10_000)[0]] == [11, 21, 31]
 
 
 def to_be_left(solver, form, accelerate):
@@ -415,7 +415,7 @@ def test_entries_that_are_filled_are_those_of_all_rows():
     assert torch.allclose(whole.Z, tiled.Z, rtol=1e-9)
 
 
-def test_command_line_tells_of_revived_concepts(tmp_path, capsys):
+def test_command_line_reports_revived_concepts(tmp_path, capsys):
     """All but two rows of a start from rows are alike, so concepts are, and mu leaves them so."""
     A = torch.cat((torch.rand(1, 12).expand(40, 12), torch.rand(4, 12)))
     write_matrix(tmp_path / "A.npy", A.numpy())

@@ -88,12 +88,12 @@ FALLING = [
 ]
 
 
-@pytest.mark.parametrize(("solver", "form", "shape", "asked"), FALLING)
-def test_the_objective_never_rises_and_is_what_is_reported(solver, form, shape, asked):
+@pytest.mark.parametrize(("solver", "form", "shape", "penalty"), FALLING)
+def test_the_objective_never_rises_and_is_what_is_reported(solver, form, shape, penalty):
     A, Z, D = problem(*shape)
-    alpha_Z, ratio = asked
+    alpha_Z, ratio = penalty
     before = objective(A, *scaled(Z, D), alpha_Z, 0, ratio)
-    model, Z1 = fitted(solver, A, Z, D, 40, *asked, form=form)
+    model, Z1 = fitted(solver, A, Z, D, 40, *penalty, form=form)
     half = 0.5 * (A**2).sum()
     seen = [before, *(i.relative_objective**2 * half for i in model.fit_info_.history)]
     slack = 1e-12 * half
@@ -120,7 +120,7 @@ def test_without_penalties_the_product_is_that_of_the_plain_fit(solver, form):
 
 
 @pytest.mark.parametrize(
-    ("solver", "shape", "asked"),
+    ("solver", "shape", "penalty"),
     [
         ("hals", (60, 20, 7), (0.02, 0.5)),
         ("hals", (90, 20, 61), (0.02, 1.0)),
@@ -130,10 +130,10 @@ def test_without_penalties_the_product_is_that_of_the_plain_fit(solver, form):
         ("pgd", (90, 20, 61), (0.0, 0.0)),
     ],
 )
-def test_both_forms_give_the_same_iterates(solver, shape, asked):
+def test_both_forms_give_the_same_iterates(solver, shape, penalty):
     A, Z, D = problem(*shape)
     (one, Z1), (other, Z2) = (
-        fitted(solver, A, Z, D, 10, *asked, form=form) for form in ("normal", "residual")
+        fitted(solver, A, Z, D, 10, *penalty, form=form) for form in ("normal", "residual")
     )
     assert relative_difference(Z1, Z2) <= 1e-9
     assert relative_difference(one.D, other.D) <= 1e-9
@@ -189,8 +189,8 @@ def test_streamed_data_have_unit_norm(solver, codes, tmp_path, small_budgets):
     np.save(tmp_path / "A.npy", A)
     kept = tmp_path / "Z.npy" if codes else None
     start = (Z if codes else None, D)
-    asked = {"alpha_Z": 0.01, "l1_ratio": 0.5, "tol": 0, "unit_norm": True}
-    model = NMF(6, solver=solver, init=start, max_memory="600kB", **asked)
+    options = {"alpha_Z": 0.01, "l1_ratio": 0.5, "tol": 0, "unit_norm": True}
+    model = NMF(6, solver=solver, init=start, max_memory="600kB", **options)
     streamed, _ = model.fit(tmp_path / "A.npy", 5, codes=kept)
     info = model.fit_info_
     assert info.chunk_rows < 3000
@@ -247,25 +247,25 @@ def test_saved_models_and_copies_keep_unit_norm(tmp_path):
 )
 def test_a_checkpoint_goes_on_to_the_same_bits(solver, form, tmp_path):
     A, _, _ = problem(30, 9, 14)
-    asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "seed": 0, "tol": 0, "unit_norm": True}
-    asked |= {"solver": solver, "form": form}
+    options = {"alpha_Z": 0.02, "l1_ratio": 0.5, "seed": 0, "tol": 0, "unit_norm": True}
+    options |= {"solver": solver, "form": form}
     path = tmp_path / "run.safetensors"
-    whole = nmf(14, **asked).fit(A, 8)
-    nmf(14, checkpoint_seconds=0, **asked).fit(A, 5, checkpoint=path)
-    resumed = nmf(14, **asked).fit(A, 8, checkpoint=path, resume=True)
+    whole = nmf(14, **options).fit(A, 8)
+    nmf(14, checkpoint_seconds=0, **options).fit(A, 5, checkpoint=path)
+    resumed = nmf(14, **options).fit(A, 8, checkpoint=path, resume=True)
     assert all(map(torch.equal, resumed, whole))
     with pytest.raises(InvalidInput, match="unit_norm="):
-        nmf(14, **{**asked, "unit_norm": False}).fit(A, 8, checkpoint=path, resume=True)
+        nmf(14, **{**options, "unit_norm": False}).fit(A, 8, checkpoint=path, resume=True)
 
 
 def test_a_streamed_fit_goes_on_to_the_same_bits(tmp_path, small_budgets):
     A, Z, D = problem(3000, 40, 6)
     np.save(tmp_path / "A.npy", A)
-    asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "tol": 0, "unit_norm": True, "init": (Z, D)}
-    asked |= {"max_memory": "600kB"}
+    options = {"alpha_Z": 0.02, "l1_ratio": 0.5, "tol": 0, "unit_norm": True, "init": (Z, D)}
+    options |= {"max_memory": "600kB"}
 
     def fit(iterations, codes, checkpoint, seconds):
-        model, place = nmf(6, checkpoint_seconds=seconds, **asked), tmp_path / checkpoint
+        model, place = nmf(6, checkpoint_seconds=seconds, **options), tmp_path / checkpoint
         run = {"codes": tmp_path / codes, "checkpoint": place, "resume": True}
         Z1, D1 = model.fit(tmp_path / "A.npy", iterations, **run)
         assert model.fit_info_.chunk_rows < 3000

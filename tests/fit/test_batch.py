@@ -83,7 +83,7 @@ def test_settings_of_a_checkpoint_are_those_that_bits_depend_on():
     assert not {"max_iter", "tol", "verbose", "callback"} & names
 
 
-def test_number_of_the_generator_tells_codes_and_dictionary_apart():
+def test_codes_and_dictionary_have_generators_of_their_own():
     options = Options(3, seed=1)
     first, again, other = (options.generator(stream).initial_seed() for stream in (0, 0, 1))
     assert first == again != other

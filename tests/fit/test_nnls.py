@@ -17,7 +17,7 @@ from nnls_problems import (
     assert_solved_from_other_data,
     family,
 )
-from oracle import kkt_residual
+from oracle import kkt_residual, problem
 
 from fastnmf import NMF, InvalidInput, nnls
 from fastnmf.backends.nnls.result import SOLVED
@@ -64,6 +64,20 @@ def test_nnls_reports_rows_that_meet_the_cap(max_iter, backend, caplog):
     assert_cap_is_reported(max_iter, backend, caplog)
 
 
+def test_nnls_leaves_zero_rows_and_zero_concepts_at_zero():
+    A, _, D = problem(20, 8, 5)
+    A[4], D[2] = 0, 0
+    Z = nnls(torch.tensor(A), torch.tensor(D), torch.ones(20, 5))
+    assert not Z[4].any()
+    assert not Z[:, 2].any()
+
+
+def test_nnls_takes_signed_data():
+    rng = np.random.default_rng(2)
+    A, D = rng.standard_normal((15, 9)), rng.standard_normal((6, 9))
+    assert kkt_residual(nnls(A, D).numpy().T, A, D) <= 1e-9
+
+
 def test_nnls_refuses_a_cap_that_is_no_count():
     A, D = family("one_concept")
     with pytest.raises(InvalidInput, match="max_iter=-1"):
@@ -73,7 +87,7 @@ def test_nnls_refuses_a_cap_that_is_no_count():
 
 
 @EVERY_BACKEND
-def test_nnls_account_agrees_with_the_codes(backend):
+def test_nnls_info_agrees_with_the_codes(backend):
     A, D = family("more_concepts_than_features")
     Z, info = nnls(A, D, backend=backend, return_info=True)
     assert (info.status == SOLVED).all()

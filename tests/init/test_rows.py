@@ -18,7 +18,7 @@ def rows(n, d, dtype=torch.float32):
 
 
 @DRAWS
-@pytest.mark.parametrize(("n", "d", "K"), [(1, 1, 1), (7, 3, 7), (100, 5, 40), (9, 4, 20)])
+@pytest.mark.parametrize(("n", "d", "K"), [(100, 5, 40), (9, 4, 20)])
 def test_rows_are_drawn_without_replacement(draw, n, d, K):
     drawn = draw(Data(rows(n, d) + 0.1), K, seeded())
     assert len(drawn) == min(n, K) == len(drawn.unique())
@@ -67,7 +67,7 @@ def test_rows_are_taken_in_their_order_from_any_chunk():
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("rows", torch.float32), ("spread", torch.float32), ("spread", torch.float64)],
+    [("rows", torch.float32), ("spread", torch.float64)],
 )
 def test_concepts_start_as_rows_of_the_data(name, dtype):
     A = rows(50, 8, dtype)
@@ -90,9 +90,7 @@ def test_what_rows_cannot_supply_is_random():
     assert not any(F.any() for F in started(torch.zeros(6, 4), 3, "rows", seeded()))
 
 
-@pytest.mark.parametrize(
-    ("name", "solver"), [("rows", "hals"), ("rows", "mu"), ("spread", "pgd"), ("spread", "anls")]
-)
+@pytest.mark.parametrize(("name", "solver"), [("rows", "hals"), ("spread", "anls")])
 def test_fit_from_rows_lowers_the_error(name, solver):
     A = rows(40, 6)
     model = NMF(10, solver=solver, init=name, seed=0, tol=0)

@@ -8,23 +8,19 @@ import torch
 from starts import activations, leading_svd, low_rank, seeded
 
 
-def decaying(n, d, dtype=torch.float32):
+def decaying(n, d):
     """Condition number 1e8: the columns of a non-negative matrix, scaled."""
-    return activations(n, d, dtype) * torch.logspace(0, -8, d, dtype=dtype)
+    return activations(n, d) * torch.logspace(0, -8, d)
 
 
 @pytest.mark.parametrize(
     ("make", "K"),
     [
-        pytest.param(lambda: activations(2000, 384), 10, id="flat-K10"),
         pytest.param(lambda: activations(384, 2000), 60, id="wide-K60"),
         # from 7 times as many rows as features on, most passes read a quarter of them
         pytest.param(lambda: activations(8000, 384), 10, id="many-rows-K10"),
-        pytest.param(lambda: activations(8000, 384), 60, id="many-rows-K60"),
         pytest.param(lambda: decaying(1500, 400), 8, id="ill-conditioned-K8"),
-        pytest.param(lambda: decaying(1500, 400, torch.float64), 60, id="ill-conditioned-float64"),
         pytest.param(lambda: low_rank(1000, 500, 30), 40, id="rank30-K40"),
-        pytest.param(lambda: activations(500, 100), 100, id="all"),
     ],
 )
 def test_svd_captures_the_energy_that_sklearns_does(make, K):

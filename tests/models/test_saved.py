@@ -23,8 +23,9 @@ def model():
     return nmf
 
 
-@pytest.mark.parametrize("before", [None, b"old"], ids=["new", "old"])
-@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError("disk full")], ids=repr)
+@pytest.mark.parametrize(
+    ("fault", "before"), [(KeyboardInterrupt(), None), (OSError("disk full"), b"old")], ids=str
+)
 def test_interrupted_save_leaves_things_as_they_were(fault, before, tmp_path, monkeypatch, model):
     def write_half(_, path, **__):
         path.write_bytes(b"half")

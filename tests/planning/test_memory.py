@@ -1,4 +1,5 @@
-"""At many concepts a fit holds the factors, the data and their residual, and little else."""
+"""With many concepts a fit needs the factors, the data, their residual, and little else; plans that
+fit. Budgets of streams: tests/data."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def read(key):
     with open("/proc/self/status") as status:
         return int(re.search(key + r":\\s+(\\d+) kB", status.read())[1]) / 1024
 
-n, d, K = 2000, 384, 20000
+n, d, K = 1200, 128, 20000
 A = torch.relu(torch.randn(n, d, generator=torch.Generator().manual_seed(0)))
 # threads, their buffers and what is imported at first use
 NMF(600, max_iter=1, tol=0, tuning=Tuning(form="residual")).fit(A)
@@ -42,8 +43,8 @@ assert model.fit_info_.form == "residual", model.fit_info_.form
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
 def test_many_concepts_take_the_memory_of_the_factors_and_the_residual():
-    """20,000 concepts: a Gram matrix would be 1.6 GB, a second copy of the codes 153 MiB. glibc is
-    told to give back at once what is freed: what it keeps differs by 20 MiB from run to run."""
+    """20,000 concepts: a Gram matrix would be 1.6 GB, a second copy of the codes 92 MiB. glibc must
+    return memory at once: what it keeps differs by 20 MiB from run to run."""
     asked = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command, environment = [sys.executable, "-c", MEASURE], {**os.environ, **asked}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -59,13 +60,13 @@ def planned(free, **tuning):
     return memory.plan_beside(torch.zeros(4000, 64), PROBLEM, "cpp", tuning, free)
 
 
-def test_pieces_of_rows_shrink_to_what_is_free():
-    roomy = planned(10 << 30)
-    assert roomy == planned(None)
-    fixed, a_row = memory.needed_bytes(PROBLEM, roomy)
+def test_tiles_shrink_to_what_is_free():
+    ample = planned(10 << 30)
+    assert ample == planned(None)
+    fixed, a_row = memory.needed_bytes(PROBLEM, ample)
     tight = planned(int((fixed + 100 * a_row) / 0.92) + 1)
     assert tight.tile_rows == 100
-    assert tight.form == roomy.form
+    assert tight.form == ample.form
 
 
 def test_rows_that_do_not_fit_are_refused_with_what_would():
@@ -81,7 +82,7 @@ def test_rows_that_do_not_fit_are_refused_with_what_would():
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
 @pytest.mark.parametrize("form", ["normal", "residual"])
 def test_needed_bytes_bound_the_workspaces(solver, form, monkeypatch):
-    """All scratch of a fit, and what the dictionary half takes, is within what was reckoned."""
+    """All workspaces of a fit are within the estimate."""
     made = []
 
     class Counted(engine.Workspace):

@@ -50,7 +50,7 @@ def test_the_square_of_many_concepts_is_never_paid(solver, n, d):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
-def test_a_form_that_is_asked_for_is_taken(solver, form):
+def test_a_requested_form_is_used(solver, form):
     for K in (5, 5000):
         assert choose(1000, 100, K, solver, form=form).form == form
 
@@ -75,7 +75,7 @@ def test_flops_of_a_residual_sweep_are_those_of_the_design():
 
 
 @pytest.mark.parametrize("block", [1, 7, 300])
-def test_a_block_that_is_asked_for_is_taken(block):
+def test_a_requested_block_is_used(block):
     assert choose(1000, 100, 5000, "hals", block=block).block == block
     assert choose(1000, 100, 5, "hals", block=block).block == min(5, block)
 
@@ -87,7 +87,7 @@ def test_prediction_grows_with_the_work_and_falls_with_threads():
     assert large.seconds / 2 < two.seconds < large.seconds
 
 
-def test_machine_knows_its_cache_and_that_calls_cost_without_the_extension():
+def test_machine_has_its_cache_and_calls_cost_without_the_extension():
     compiled, plain = machine(2, True), machine(2, False)
     assert 4 << 20 <= compiled.cache_bytes <= 32 << 20
     assert plain.concept_seconds > 0 == compiled.concept_seconds

@@ -1,4 +1,4 @@
-"""HALS: zero concepts, exact zeros, and its account; its iterates: test_iterates.py."""
+"""HALS: zero concepts, exact zeros, reported change and error. Iterates: test_iterates.py."""
 
 from __future__ import annotations
 

@@ -49,41 +49,41 @@ def weights(alpha_Z, alpha_D, l1_ratio):
     return alpha_Z, alpha_Z if alpha_D == "same" else alpha_D, l1_ratio
 
 
-def fitted(solver, A, Z, D, asked, iterations, **options):
-    return with_codes(solver, A, Z, D, asked, iterations, **options)[0]
+def fitted(solver, A, Z, D, penalty, iterations, **options):
+    return with_codes(solver, A, Z, D, penalty, iterations, **options)[0]
 
 
-def with_codes(solver, A, Z, D, asked, iterations, **options):
+def with_codes(solver, A, Z, D, penalty, iterations, **options):
     names = ("alpha_Z", "alpha_D", "l1_ratio")
-    options |= dict(zip(names, asked, strict=True))
+    options |= dict(zip(names, penalty, strict=True))
     model = NMF(Z.shape[1], solver=solver, init=(Z.copy(), D.copy()), tol=0, **options)
     return model, model.fit(torch.tensor(A), iterations)[0].numpy()
 
 
-@pytest.mark.parametrize("asked", BOTH, ids=str)
-def test_hals_ends_where_coordinate_descent_of_scikit_learn_does(asked):
+@pytest.mark.parametrize("penalty", BOTH, ids=str)
+def test_hals_ends_where_coordinate_descent_of_scikit_learn_does(penalty):
     decomposition = pytest.importorskip("sklearn.decomposition", reason="no scikit-learn")
     A, Z, D = problem(60, 20, 7)
-    alpha_Z, alpha_D, l1_ratio = asked
+    alpha_Z, alpha_D, l1_ratio = penalty
     theirs = decomposition.NMF(
         7, init="custom", tol=1e-10, max_iter=2000,
         alpha_W=alpha_Z, alpha_H=alpha_D, l1_ratio=l1_ratio,
     )  # fmt: skip
     W = theirs.fit_transform(A, W=Z.copy(), H=D.copy())
-    expected = objective(A, W, theirs.components_, *weights(*asked))
-    assert fitted("hals", A, Z, D, asked, 1000).fit_info_.objective == pytest.approx(
+    expected = objective(A, W, theirs.components_, *weights(*penalty))
+    assert fitted("hals", A, Z, D, penalty, 1000).fit_info_.objective == pytest.approx(
         expected, rel=1e-4
     )
     # other solvers may end in other minima
-    for solver in ("anls", "pgd", "mu") if asked == BOTH[2] else ():
-        assert fitted(solver, A, Z, D, asked, 1000).fit_info_.objective <= expected * 1.03
+    for solver in ("anls", "pgd", "mu") if penalty == BOTH[2] else ():
+        assert fitted(solver, A, Z, D, penalty, 1000).fit_info_.objective <= expected * 1.03
 
 
 @functools.cache
-def penalised_half_steps(n, d, K, kind, dtype, asked):
+def penalised_half_steps(n, d, K, kind, dtype, penalty):
     """Solver → the codes of its loop, which knows no form or backend."""
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
-    l1, l2 = d * asked[0] * asked[2], d * asked[0] * (1 - asked[2])
+    l1, l2 = d * penalty[0] * penalty[2], d * penalty[0] * (1 - penalty[2])
     G = torch.tensor(D.astype(np.float64) @ D.T.astype(np.float64))
     G.diagonal().add_(torch.tensor(curvature_of_penalty(D, l1, l2)[:, 0]))
     L = float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))
@@ -123,14 +123,14 @@ HALF_STEPS = [
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "K", "kind", "form", "dtype", "asked"), HALF_STEPS, ids=case_name
+    ("n", "d", "K", "kind", "form", "dtype", "penalty"), HALF_STEPS, ids=case_name
 )
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
-def test_half_steps_are_those_of_the_loop(n, d, K, kind, form, dtype, asked, backend):
+def test_half_steps_are_those_of_the_loop(n, d, K, kind, form, dtype, penalty, backend):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
-    penalties = Penalties(*asked)
+    penalties = Penalties(*penalty)
     options = {"form": form, "dtype": dtype, "learn": False, "backend": backend}
-    for solver, expected in penalised_half_steps(n, d, K, kind, dtype, asked).items():
+    for solver, expected in penalised_half_steps(n, d, K, kind, dtype, penalty).items():
         if not supplies(backend, solver):
             continue
         Z1, _, _ = iterate(solver, A, Z, D, penalties=penalties, **options)
@@ -155,11 +155,11 @@ EXACT = [
 @pytest.mark.parametrize(("n", "d", "K", "kind", "form", "dtype"), EXACT, ids=case_name)
 @pytest.mark.parametrize("backend", backends_of("anls"))
 def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, form, dtype, backend):
-    asked = 0.02, 0.01, 0.4
+    penalty = 0.02, 0.01, 0.4
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
-    options = {"form": form, "dtype": dtype, "penalties": Penalties(*asked), "backend": backend}
+    options = {"form": form, "dtype": dtype, "penalties": Penalties(*penalty), "backend": backend}
     Z1, D1, _ = iterate("anls", A, Z, D, **options)
-    alpha_Z, alpha_D, ratio = asked
+    alpha_Z, alpha_D, ratio = penalty
     tolerance = TOLERANCES["anls", dtype_name(dtype)]
     assert kkt_residual(Z1.T, A, D, d * alpha_Z * ratio, d * alpha_Z * (1 - ratio)) <= tolerance
     assert kkt_residual(D1, A.T, Z1.T, n * alpha_D * ratio, n * alpha_D * (1 - ratio)) <= tolerance
@@ -169,7 +169,7 @@ def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, form, dtype, 
 
 # fewer concepts than features, more than rows and features, more than features only
 @pytest.mark.parametrize(
-    ("n", "d", "K", "dtype", "asked"),
+    ("n", "d", "K", "dtype", "penalty"),
     [
         (23, 17, 5, DOUBLE, (0.02, 0.001, 1.0)),
         (65, 40, 131, SINGLE, (0.02, 0.01, 0.4)),
@@ -178,11 +178,11 @@ def test_anls_half_steps_satisfy_the_kkt_conditions(n, d, K, kind, form, dtype, 
     ids=case_name,
 )
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
-def test_both_forms_give_the_same_iterates(n, d, K, dtype, asked, solver):
+def test_both_forms_give_the_same_iterates(n, d, K, dtype, penalty, solver):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K))
     runs = {}
     for form in FORMS:
-        options = {"form": form, "dtype": dtype, "penalties": Penalties(*asked)}
+        options = {"form": form, "dtype": dtype, "penalties": Penalties(*penalty)}
         # in float32 what the normal form loses by cancellation grows with the iterations
         iterations = 10 if dtype == torch.float64 else 1
         *factors, outcome = iterate(solver, A, Z, D, iterations=iterations, **options)
@@ -192,37 +192,37 @@ def test_both_forms_give_the_same_iterates(n, d, K, dtype, asked, solver):
         assert relative_difference(one, other) <= tolerance
     (Z1, D1), last = runs["residual"]
     if solver == "hals":
-        whole = 2 * objective(A, Z1, D1, *weights(*asked)) / (A.astype(np.float64) ** 2).sum()
+        whole = 2 * objective(A, Z1, D1, *weights(*penalty)) / (A.astype(np.float64) ** 2).sum()
         assert last.relative_objective == pytest.approx(whole**0.5, rel=1e-5)
         assert last.relative_objective > 1.01 * last.relative_error
 
 
 # sums of both factors, a mixture, and a penalty on one factor only
 @pytest.mark.parametrize(
-    ("n", "d", "K", "asked"),
+    ("n", "d", "K", "penalty"),
     [(60, 20, 7, BOTH[1]), (30, 12, 25, BOTH[2]), (30, 12, 25, ONE[0]), (60, 20, 7, ONE[1])],
     ids=str,
 )
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_objective_never_rises_and_is_the_reported_one(n, d, K, asked, form, solver):
+def test_the_objective_never_rises_and_is_the_reported_one(n, d, K, penalty, form, solver):
     A, Z, D = problem(n, d, K)
-    before = objective(A, Z, D, *weights(*asked))
-    model, Z1 = with_codes(solver, A, Z, D, asked, 40, tuning=Tuning(form=form))
+    before = objective(A, Z, D, *weights(*penalty))
+    model, Z1 = with_codes(solver, A, Z, D, penalty, 40, tuning=Tuning(form=form))
     half = 0.5 * (A**2).sum()
     seen = [before, *(i.relative_objective**2 * half for i in model.fit_info_.history)]
     assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(seen))
     assert seen[-1] < 0.9 * before
     D1 = model.D.numpy()
     reported = model.fit_info_.objective
-    assert reported == pytest.approx(objective(A, Z1, D1, *weights(*asked)), rel=1e-9)
+    assert reported == pytest.approx(objective(A, Z1, D1, *weights(*penalty)), rel=1e-9)
     assert reported <= seen[-1] * (1 + 1e-12)
     if form == "residual" and solver in ("mu", "pgd"):
         # these report the error with the dictionary before its update
-        D1 = fitted(solver, A, Z, D, asked, 39, tuning=Tuning(form=form)).D.numpy()
-    assert seen[-1] == pytest.approx(objective(A, Z1, D1, *weights(*asked)), rel=1e-9)
+        D1 = fitted(solver, A, Z, D, penalty, 39, tuning=Tuning(form=form)).D.numpy()
+    assert seen[-1] == pytest.approx(objective(A, Z1, D1, *weights(*penalty)), rel=1e-9)
     again = model.encode(A, 600, 0).numpy()
-    assert objective(A, again, model.D.numpy(), *weights(*asked)) <= seen[-1] * (1 + 1e-6)
+    assert objective(A, again, model.D.numpy(), *weights(*penalty)) <= seen[-1] * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -242,13 +242,13 @@ def test_encode_of_training_data_is_no_worse_than_the_fit(seed, l1_ratio, solver
     similar."""
     rng = np.random.default_rng(seed)
     A = rng.random((150, 5)) @ rng.random((5, 25)) + 0.1 * rng.random((150, 25))
-    asked = (1e-4, 1e-3, l1_ratio)
+    penalty = (1e-4, 1e-3, l1_ratio)
     options = {"alpha_Z": 1e-4, "alpha_D": 1e-3, "l1_ratio": l1_ratio, "seed": 0}
     model = NMF(7, solver=solver, max_iter=400, tol=1e-4, **options)
     Z, D = (F.numpy() for F in model.fit(A))
     # given D, only the codes can be better
-    found = objective(A, model.encode(A).numpy(), D, *asked)
-    assert found <= objective(A, Z, D, *asked) * (1 + 1e-3)
+    found = objective(A, model.encode(A).numpy(), D, *penalty)
+    assert found <= objective(A, Z, D, *penalty) * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -256,9 +256,9 @@ def test_a_penalty_of_zero_changes_no_bit(solver):
     A, Z, D = problem(40, 13, 6)
     plain = NMF(6, solver=solver, init=(Z.copy(), D.copy()), tol=0)
     Z0, D0 = plain.fit(A, 10)
-    asked = fitted(solver, A, Z, D, (0.0, "same", 0.7), 10)
-    assert torch.equal(asked.D, D0)
-    assert torch.equal(asked.encode(A), plain.encode(A))
+    penalty = fitted(solver, A, Z, D, (0.0, "same", 0.7), 10)
+    assert torch.equal(penalty.D, D0)
+    assert torch.equal(penalty.encode(A), plain.encode(A))
     info = plain.fit_info_
     assert [i.relative_objective for i in info.history] == [i.relative_error for i in info.history]
     assert info.objective == pytest.approx(0.5 * ((A - (Z0 @ D0).numpy()) ** 2).sum())
@@ -293,9 +293,9 @@ def test_codes_have_the_gradient_of_the_penalised_problem(solver, ratio):
 @pytest.mark.parametrize(("K", "ratio"), [(12, 0.5), (130, 0.0), (130, 1.0)])
 def test_codes_are_the_same_in_both_forms(K, solver, ratio):
     A, _, D = problem(50, 20, K)
-    asked = {"solver": solver, "alpha_Z": 0.02, "l1_ratio": ratio}
+    penalty = {"solver": solver, "alpha_Z": 0.02, "l1_ratio": ratio}
     one, other = (
-        NMF(K, tuning=Tuning(form=form), **asked).load_dictionary(D).encode(A, 30, 0).numpy()
+        NMF(K, tuning=Tuning(form=form), **penalty).load_dictionary(D).encode(A, 30, 0).numpy()
         for form in FORMS
     )
     # exact codes are as precise as their slopes
@@ -418,18 +418,18 @@ def test_saved_models_and_copies_keep_penalties(tmp_path):
 
 def test_a_checkpoint_goes_on_with_its_penalties_only(tmp_path):
     A, _, _ = problem(30, 9, 4)
-    asked = {"alpha_Z": 0.02, "l1_ratio": 0.5, "seed": 0, "tol": 0}
+    penalty = {"alpha_Z": 0.02, "l1_ratio": 0.5, "seed": 0, "tol": 0}
     file, tuning = tmp_path / "run.safetensors", Tuning(checkpoint_seconds=0)
-    _, whole = NMF(4, **asked).fit(A, 8)
-    NMF(4, tuning=tuning, **asked).fit(A, 5, checkpoint=file)
-    resumed = NMF(4, tuning=tuning, **asked)
+    _, whole = NMF(4, **penalty).fit(A, 8)
+    NMF(4, tuning=tuning, **penalty).fit(A, 5, checkpoint=file)
+    resumed = NMF(4, tuning=tuning, **penalty)
     assert torch.equal(resumed.fit(A, 8, checkpoint=file, resume=True)[1], whole)
     history = [i.relative_objective for i in resumed.fit_info_.history]
     assert len(history) == 8
     assert all(b <= a for a, b in itertools.pairwise(history))
     for name in ("alpha_Z", "l1_ratio"):
         with pytest.raises(InvalidInput, match=f"{name}="):
-            NMF(4, **{**asked, name: 0.1}).fit(A, 8, checkpoint=file, resume=True)
+            NMF(4, **{**penalty, name: 0.1}).fit(A, 8, checkpoint=file, resume=True)
 
 
 def test_the_command_takes_penalties(tmp_path, capsys):

@@ -51,8 +51,8 @@ def guarded(rows, columns, dtype):
     memory = mmap.mmap(-1, length + mmap.PAGESIZE)
     end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + length
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
-    held = torch.frombuffer(memory, dtype=dtype, count=rows * columns, offset=length - size)
-    return held.view(rows, columns).fill_(torch.nan)
+    numbers = torch.frombuffer(memory, dtype=dtype, count=rows * columns, offset=length - size)
+    return numbers.view(rows, columns).fill_(torch.nan)
 
 
 class Matrix:

@@ -115,7 +115,7 @@ def test_encode_runs_on_the_kernels():
     assert relative_difference(model.encode(A, 3), reference.encode(A, 3)) < 1e-5
 
 
-def test_interpreter_is_never_taken_unless_asked_for():
+def test_auto_never_chooses_the_interpreter():
     assert fastnmf.available_backends()["triton"].reason is None
     assert select(operations_of("mu"), CPU, "auto")[0] != "triton"
     assert select(operations_of("mu"), CPU, "triton")[0] == "triton"

@@ -1,5 +1,5 @@
 """The processes of tests/test_distributed.py, tests/fit/test_shared_checkpoints.py and
-tests/data/test_shared.py: python ranks_program.py FOLDER PROCESSES."""
+tests/data/test_shared.py: python shared_program.py FOLDER PROCESSES."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def measure_error_rounded_(statistics, D, cross, G):
 
 
 class Killed(BaseException):
-    """Ends a fit as a signal would: no process is told, and nothing is tidied up."""
+    """Ends a fit as a signal would: nothing is sent to the others, and nothing is tidied up."""
 
 
 @contextmanager
@@ -167,8 +167,8 @@ def held(folder: Path) -> dict[str, int]:
     return {file.name: zlib.crc32(file.read_bytes()) for file in files if file.is_file()}
 
 
-def result(A, rank: int, size: int, folder: Path, all_ranks: dict) -> dict:
-    case = dict(all_ranks)
+def result(A, rank: int, size: int, folder: Path, options: dict) -> dict:
+    case = dict(options)
     # fits that come before, to their end or not; and what is then done to the file of a process
     before, harm = case.pop("before", ()), case.pop("harm", {}).get(rank)
     # what one of them is given otherwise

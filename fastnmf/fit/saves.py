@@ -1,0 +1,145 @@
+"""One save of a fit in a .safetensors file: its header, and the plan and the State in it. When
+saves are written, and which of several counts, is in checkpoint.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .._version import __version__
+from ..data.paths import folder_of, refusing_damage, replacing
+from ..data.storage import InMemory, Storage
+from ..engine.state import Iteration, State
+from ..errors import InvalidInput
+from ..planning.plan import Plan
+
+FORMAT = "fastnmf checkpoint"
+FORMAT_VERSION = 1
+# prefix of the names of what an accelerated fit carries besides
+_CARRIED = "ahead."
+# names in the file of fields of a plan
+_NAMES = {"tile_rows": "piece_rows"}
+
+
+@dataclass(frozen=True)
+class Save:
+    """A file and its header."""
+
+    path: Path
+    metadata: dict[str, str]
+
+    @classmethod
+    def found(cls, path: Path) -> Save:
+        """Read the header. Raises InvalidInput for a file that is damaged, too new or no save."""
+        with refusing_damage(path), safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                names = ", ".join(sorted(file.keys())) or "nothing"
+                raise InvalidInput(
+                    f"{path} holds {names}, and is no checkpoint of a fit; give checkpoint= "
+                    "another name"
+                )
+            if int(metadata["format_version"]) > FORMAT_VERSION:
+                version, by = metadata["format_version"], metadata["fastnmf_version"]
+                raise InvalidInput(
+                    f"{path} is in format {version} of fastnmf {by}; fastnmf {__version__} reads "
+                    f"up to format {FORMAT_VERSION}: upgrade it"
+                )
+            return cls(path, metadata)
+
+    @property
+    def name(self) -> str:
+        """Where several processes save: the number of the save and an identifier of the run."""
+        return self.metadata.get("save", "")
+
+    @property
+    def number(self) -> int:
+        return number_of(self.name)
+
+    @property
+    def codes(self) -> str | None:
+        """The name of the file with its codes, beside it; None where they are in the file."""
+        return self.metadata.get("codes")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return json.loads(self.metadata["settings"])
+
+    def read(self, device: torch.device, Z: Storage | None) -> tuple[Plan, State]:
+        """Return the plan and the State. Z: the codes, where the file has none. Raises what
+        `refusing_damage` expects for a file that is damaged."""
+        with safetensors.safe_open(self.path, "pt") as file:
+            names = set(file.keys())
+
+            def tensor(name: str) -> Tensor:
+                # copied into memory of torch's own, aligned as in a run that was not interrupted
+                return file.get_tensor(name).to(device, copy=True)
+
+            history = [
+                Iteration(int(number), *rest, relative_objective=objective)
+                for number, *rest, objective in file.get_tensor("history").tolist()
+            ]
+            carried = {
+                name.removeprefix(_CARRIED): tensor(name)
+                for name in names
+                if name.startswith(_CARRIED)
+            }
+            metadata = self.metadata
+            return _plan_of(json.loads(metadata["plan"])), State(
+                InMemory(tensor("Z")) if Z is None else Z,
+                tensor("D"),
+                tensor("E") if "E" in names else None,
+                history=history,
+                iterations_since_fresh=int(metadata["iterations_since_fresh"]),
+                refresh=int(metadata["refresh"]),
+                drifts=json.loads(metadata["drifts"]),
+                carried=carried or None,
+                revived=int(metadata["revived"]),
+            )
+
+
+def write(path: Path, state: State, plan: Plan, metadata: dict[str, str]) -> None:
+    """Write a save, whole or not at all, with codes if those of the State are in memory. metadata:
+    what the header says besides the format, the plan and the numbers of the State."""
+    factors = {"D": state.D, "E": state.E}
+    if isinstance(state.Z, InMemory):
+        factors["Z"] = state.Z.Z
+    carried = {_CARRIED + name: F for name, F in (state.carried or {}).items()}
+    tensors = {
+        name: F.detach().cpu().contiguous()
+        for name, F in {**factors, **carried}.items()
+        if F is not None
+    }
+    history = [astuple(iteration) for iteration in state.history]
+    tensors["history"] = torch.tensor(history, dtype=torch.float64)
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "fastnmf_version": __version__,
+        "plan": json.dumps({_NAMES.get(name, name): v for name, v in asdict(plan).items()}),
+        "iterations_since_fresh": str(state.iterations_since_fresh),
+        "refresh": str(state.refresh),
+        "drifts": json.dumps(list(state.drifts)),
+        "revived": str(state.revived),
+        **metadata,
+    }
+    # safetensors, too, writes to a file of its own first
+    with folder_of(path) as folder, replacing(path, folder) as part:
+        safetensors.torch.save_file(tensors, part, metadata=metadata)
+
+
+def number_of(name: str) -> int:
+    """The number in the name of a save."""
+    return int(name.partition("-")[0] or 0)
+
+
+def _plan_of(stored: dict[str, Any]) -> Plan:
+    names = {held: name for name, held in _NAMES.items()}
+    plan = {names.get(name, name): value for name, value in stored.items()}
+    return Plan(**{**plan, "inner": tuple(plan["inner"])})
