@@ -107,7 +107,7 @@ def guarded(values):
     start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), mmap.PAGESIZE, 0) == 0
     numbers = np.frombuffer(pages, values.dtype, values.size, size - values.nbytes)
-    numbers.shape = values.shape
+    numbers = numbers.reshape(values.shape)
     numbers[:] = values
     return numbers
 
