@@ -45,3 +45,15 @@ BROKEN = {
     newer: "is in format 2 of fastnmf 9.0.*upgrade",
     without_settings: "cannot be read as .safetensors",
 }
+
+
+def gone(path):
+    path.unlink()
+
+
+def of_another_run(path):
+    rewritten(path, save="2-another")
+
+
+def of_four(path):
+    path.rename(path.with_name(path.name.replace("-of-00002", "-of-00004")))

@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from broken_checkpoints import BROKEN, foreign, newer, rewritten, truncated
+from broken_checkpoints import (
+    BROKEN,
+    foreign,
+    gone,
+    newer,
+    of_another_run,
+    of_four,
+    truncated,
+)
 from fits import SHARED, SHARED_ROWS, idle_start, shared_data
 from processes import begin, run
 from shared_program import TIMEOUT
@@ -67,18 +75,6 @@ def named(*kills):
     return ", then ".join(
         " and ".join(f"{rank} at {step}" for rank, step in k.items()) for k in kills
     )
-
-
-def gone(path):
-    path.unlink()
-
-
-def of_another_run(path):
-    rewritten(path, save="2-another")
-
-
-def of_four(path):
-    path.rename(path.with_name(path.name.replace("-of-00002", "-of-00004")))
 
 
 # of the second save: the codes are put in their place, what waits for the others is, and that is
