@@ -189,8 +189,9 @@ def test_stop_is_decided_with_a_new_residual(in_coarse_products, allowed_high, m
         each=lambda iteration: ended.append((iteration.relative_change, len(fresh) // 3)),
     )
     assert ended[-1][0] <= 0.2
-    # the last iteration began with a residual computed anew
+    # the last iteration began with a residual computed anew, right after one that met the rule
     assert ended[-1][1] == ended[-2][1] + 1
+    assert [change <= 0.2 for change, _ in ended] == [False] * (len(ended) - 2) + [True] * 2
 
 
 def test_nnls_takes_no_products_in_tf32(monkeypatch):

@@ -81,7 +81,6 @@ TESTED_IN = {
     "engine.statistics": "engine/test_loop.py",
     "fit.options": "models/test_nmf.py",
     "fit.refusals": "fit/test_batch.py",
-    "fit.saves": "fit/test_checkpoint.py",
     "planning.hardware": "planning/test_plan.py",
     "solvers.base": "solvers/test_toy_solver.py",
     "solvers.half_step": "solvers/test_iterates.py",

@@ -124,6 +124,7 @@ def test_auto_accelerates_where_neither_start_nor_form_is_given():
         assert not plain.accelerated
         assert plain.inner_half_steps == (1, 1)
         assert "half-steps per iteration" not in str(plain)
+    assert info(nb_concepts=20).accelerated
     assert info(accelerate=True, init=(Z0, D0), form="residual").accelerated
 
 

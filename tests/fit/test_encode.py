@@ -121,22 +121,25 @@ def test_encode_refuses_a_start_that_does_not_fit(Z0):
 
 
 @pytest.mark.parametrize(
-    ("solver", "d", "K", "converged"),
+    ("solver", "d", "K", "converged", "given"),
     [
-        ("hals", 9, 4, True),
-        ("hals", 5, 7, False),
-        ("mu", 9, 4, False),
-        ("mu", 5, 7, True),
-        ("pgd", 9, 4, True),
-        ("pgd", 5, 7, False),
-        ("anls", 9, 4, True),
-        ("anls", 5, 7, False),
+        ("hals", 9, 4, True, False),
+        ("hals", 5, 7, False, False),
+        ("hals", 9, 4, False, True),
+        ("mu", 9, 4, False, False),
+        ("mu", 5, 7, True, False),
+        ("pgd", 9, 4, True, False),
+        ("pgd", 5, 7, False, True),
+        ("anls", 9, 4, True, False),
+        ("anls", 5, 7, False, False),
     ],
 )
-def test_encode_gradient_agrees_with_finite_differences(solver, d, K, converged):
-    """The gradient is that of the iterations taken, whether they have converged or not."""
-    model, A, _ = fitted(solver, n=30, d=d, K=K)
+def test_encode_gradient_agrees_with_finite_differences(solver, d, K, converged, given):
+    """The gradient is that of the iterations done, converged or not, from a given start or not."""
+    model, A, Z = fitted(solver, n=30, d=d, K=K)
     arguments = {"max_iter": 300, "tol": 1e-10} if converged else {"max_iter": 6, "tol": 0}
+    if given:
+        arguments["Z0"] = Z[4:8]
     A = (A[:4] + 0.05).requires_grad_()
     weights = torch.tensor(np.random.default_rng(3).standard_normal((4, K)))
     (gradient,) = torch.autograd.grad((model.encode(A, **arguments) * weights).sum(), A)

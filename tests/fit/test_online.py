@@ -156,6 +156,23 @@ def test_default_half_life_is_sixteen_rows_a_concept():
     assert NMF(5).partial_fit(numbers(), half_life=7).online_info_.half_life == 7
 
 
+def test_fitted_dictionary_counts_as_rows_of_a_half_life_and_16_a_concept_at_most():
+    """By the statistics of the first batch, which starts with it."""
+    D = torch.rand(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grams = []
+    for half_life in (8, 80, math.inf):
+        model = NMF(5).load_dictionary(D)
+        model.partial_fit(numbers(dtype=torch.float64), half_life=half_life)
+        grams.append(model._gram)
+    off = grams[0] - torch.diag(grams[0].diagonal())
+    rows = [(gram - off).diagonal() for gram in grams]
+    assert torch.equal(rows[1], rows[2])
+    # with the statistics of the batch w: g + 8 w and g + 80 w
+    assert ((rows[1] - rows[0]) > 0).all()
+    batch = rows[0] - (rows[1] - rows[0]) / 9
+    assert torch.allclose((rows[1] - batch) / (rows[0] - batch), torch.full((5,), 10.0).double())
+
+
 def test_data_that_change_are_followed_where_rows_are_forgotten():
     changed = [batch.flip(1) for batch in batches(30)]
     forgetting, never = (
