@@ -73,7 +73,8 @@ def bench_plan(bench):
         {
             "form": candidate.form,
             "block": candidate.block,
-            "piece_rows": candidate.piece_rows,
+            # results files keep the former name
+            "piece_rows": candidate.tile_rows,
             "predicted": candidate.seconds,
             "measured": seconds[candidate],
             "chosen": candidate is candidates[0],

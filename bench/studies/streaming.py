@@ -61,7 +61,7 @@ def fit(path: str, concepts: str, rows: str, codes: str, max_memory: str) -> Non
         "processor_seconds_a_pass": marks[-1] - marks[0],
         "peak_growth_bytes": (peak_kib() - before) << 10,
         "chunk_rows": info.chunk_rows,
-        "piece_rows": info.tile_rows,
+        "tile_rows": info.tile_rows,
         "passes": info.passes,
         "whole_seconds": info.seconds,
         "relative_error": info.relative_error,

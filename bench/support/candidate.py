@@ -79,6 +79,7 @@ def iteration(
             "backend": backend,
             "form": chosen.form,
             "block": chosen.block,
+            # results files keep the former name
             "piece_rows": chosen.tile_rows,
             "flops": chosen.flops,
             "predicted_seconds": chosen.seconds,
@@ -141,6 +142,7 @@ def half_step(problem: Problem, solver: str, backend: str, half: str) -> Timing:
         "backend": backend,
         "form": getattr(chosen, side),
         "block": chosen.block,
+        # results files keep the former name
         "piece_rows": chosen.tile_rows if side == "codes" else d,
         "flops": flops,
     }

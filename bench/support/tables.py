@@ -179,12 +179,13 @@ def plans_table(entries: list[Entry]) -> str:
 
 def plan_text(plan: dict) -> str:
     times = f"{seconds_text(plan['measured'])} (predicted {seconds_text(plan['predicted'])})"
+    # results files keep the former name
     return f"{plan['form']}, {plan['block']} concepts, {plan['piece_rows']:,} rows: {times}"
 
 
 def grids(entries: list[Entry]) -> list[str]:
     """All plans that were measured, fastest first: a table for each size."""
-    header = ["form", "concepts in a block", "rows in a chunk", "predicted", "measured"]
+    header = ["form", "concepts in a block", "rows of a tile", "predicted", "measured"]
     blocks = []
     for entry in of_kind(entries, "plan"):
         rows = [
