@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends.nnls.result import NnlsInfo
+from ..backends.nnls.residual import solve_by_residual, violation
+from ..backends.nnls.result import (
+    CAPPED,
+    FLOORED,
+    SOLVED,
+    TOLERANCE,
+    UNSOLVED,
+    NnlsInfo,
+)
 from ..backends.registry import select
 from ..data.arrays import Expected, read_matrix
 from ..numerics import products_in
@@ -28,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # entries of the largest scratch array; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
+# KKT residual of float64 codes above which a row is solved again, by its residual
+_EXACT = 1e-11
 
 
 # exact whatever torch.set_float32_matmul_precision allows
@@ -82,7 +93,9 @@ def nnls(
     -----
     The products of A and D are computed in the dtype of Z, whatever
     ``torch.set_float32_matmul_precision`` allows, and the search is in float64: the KKT residual is
-    about 1e-6 in float32 and 1e-12 in float64.
+    about 1e-6 in float32 and 1e-12 in float64. Where D has negative entries all is computed in
+    float64, the codes are checked from A and D, and rows that the search left unsolved are solved
+    again from their residual. Codes are finite and never worse than zero codes.
 
     References
     ----------
@@ -108,27 +121,64 @@ def nnls(
     A = read_matrix(A, device, Expected(features=D.shape[1], signed=True))
     dtype = torch.promote_types(A.dtype, D.dtype)
     n, K = A.shape[0], D.shape[0]
-    Z = torch.zeros(n, K, dtype=dtype, device=device)
+    # with concepts of both signs the rounded Gram matrix of float32 may have no minimum over x ≥ 0
+    signed = bool((D < 0).any())
+    computed = torch.float64 if signed else dtype
+    Z = torch.zeros(n, K, dtype=computed, device=device)
     _, ops = select(anls.SOLVER.operations, device, backend)
     norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     # a concept is zero or it counts, however small it is relative to the others
     alive = norms > 0
-    D = (D / torch.where(alive, norms, 1)[:, None]).to(dtype)
+    unit = (D / torch.where(alive, norms, 1)[:, None]).to(computed)
     if Z0 is not None:
         start = read_matrix(Z0, device, Expected("Z0", K, "concepts"))
         # a zero concept would keep the value it starts from
         Z.copy_(start * norms)
     infos = []
     chunk_rows = max(1, _SCRATCH // max(D.shape))
-    solve = _solver(D, n, ops, max_iter, warm=Z0 is not None)
+    solve = _solver(unit, n, ops, max_iter, warm=Z0 is not None)
     for first in range(0, n, chunk_rows):
         chunk = slice(first, first + chunk_rows)
-        infos.append(solve(Z[chunk], A[chunk].to(dtype)))
+        infos.append(solve(Z[chunk], A[chunk].to(computed)))
     Z /= torch.where(alive, norms, 1)
     info = NnlsInfo.join(infos)
-    if info.capped:
-        log.warning("nnls: %d of %d rows are not solved: %s", info.capped, n, info)
+    if signed:
+        info = _repair_(Z, A, D, info, limited=max_iter is not None)
+    Z = Z.to(dtype)
+    if signed or return_info:
+        info = _measured_(Z, A, D, info)
+    left = (info.status == CAPPED) | (info.kkt > UNSOLVED[dtype])
+    if left.any():
+        log.warning("nnls: %d of %d rows are not solved: %s", int(left.sum()), n, info)
     return (Z, info) if return_info else Z
+
+
+def _repair_(Z: Tensor, A: Tensor, D: Tensor, info: NnlsInfo, *, limited: bool) -> NnlsInfo:
+    """Solve by the residual the rows of Z (n, K) float64 that the search left unsolved, in place.
+    limited: those that reached max_iter stay, or become zero where zero codes are better."""
+    kkt, above_zero = violation(A, D, Z)
+    capped = (info.status == CAPPED) & limited
+    Z[capped & (above_zero > 0)] = 0
+    rows = ((kkt > _EXACT) | (above_zero > 0)) & ~capped
+    D = D.double().cpu()
+    for i in rows.nonzero()[:, 0].tolist():
+        Z[i] = solve_by_residual(A[i].double().cpu(), D, TOLERANCE[torch.float64]).to(Z.device)
+    # what the search reported of these rows is no longer true
+    status = torch.where(rows, SOLVED, info.status).int()
+    return replace(info, status=status, support=(Z > 0).sum(1).int())
+
+
+def _measured_(Z: Tensor, A: Tensor, D: Tensor, info: NnlsInfo) -> NnlsInfo:
+    """The info of codes Z (n, K) as they are returned, with the KKT residual from A and D. Rows
+    that rounding to float32 made worse than zero codes become zero, and are not solved."""
+    kkt, above_zero = violation(A, D, Z)
+    worse = above_zero > 0
+    if worse.any():
+        Z[worse] = 0
+        kkt = torch.where(worse, violation(A, D, Z)[0], kkt)
+    unsolved = (kkt > UNSOLVED[Z.dtype]) & (info.status == SOLVED)
+    status = torch.where(unsolved, FLOORED, info.status).int()
+    return replace(info, status=status, kkt=kkt)
 
 
 def _solver(

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # a row is solved when no slope, relative to the largest of the row at zero, is above this
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+# a row whose KKT residual, from A and D, is above this is not solved, whatever the search reported
+UNSOLVED = {torch.float32: 1e-5, torch.float64: 1e-9}
 # a concept depends on the passive ones if its squared distance to their span is below this
 RANK_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
 # entries of a Gram matrix that are converted to float64 at a time
@@ -29,8 +31,9 @@ class NnlsInfo:
         max_iter was reached; the codes are feasible but not the solution. 2 (floored): only
         rounding is left, or concepts that depend on those in use.
     kkt : Tensor (n,), float64
-        The KKT residual: the largest violation of the optimality conditions over the largest slope
-        of the row at zero, for concepts of norm 1, as the solver measured it. 0 is best.
+        The KKT residual of the codes, computed in float64 from A and D: the largest slope of a
+        concept, or of the absolute slopes of those in use, relative to
+        max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ| z_j). 0 is best; 1e-6 is usual in float32.
     support : Tensor (n,), int32
         How many concepts the row uses, from 0 to min(d, K).
 
