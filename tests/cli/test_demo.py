@@ -98,6 +98,15 @@ def test_more_concepts_than_patches_are_refused(tmp_path):
             demo.learn_photograph(tmp_path / "x.png", concepts=concepts, patches=300)
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_summary_is_printed_unless_quiet(quiet, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "learn_photograph", lambda *given, **options: "what was found")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "--out", "x.png", *["--quiet"][:quiet]]) == 0
+    printed = capsys.readouterr().out
+    assert printed == "" if quiet else {"found", "x.png"} <= set(printed.split())
+
+
 def test_missing_extra_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     found = importlib.util.find_spec

@@ -295,8 +295,13 @@ def test_module_runs_where_nothing_but_ascii_can_be_printed(command, fresh):
 
 def test_a_reader_that_leaves_early_is_no_error():
     """`fastnmf info | head` ended with the text of a broken pipe."""
+    # unbuffered, the output would be flushed before the command ends
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     run = subprocess.Popen(
-        [sys.executable, "-m", "fastnmf", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "fastnmf", "info"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     run.stdout.close()
     assert run.stderr.read() == b""

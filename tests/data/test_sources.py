@@ -102,6 +102,11 @@ def test_bad_entry_of_batches_is_at_its_row():
         model(max_memory=tight()).fit(DataLoader(TensorDataset(bad), batch_size=100))
 
 
+def test_batches_without_a_row_are_refused():
+    with pytest.raises(InvalidInput, match=r"A has no rows, its shape"):
+        model(max_memory=tight()).fit([A[:0], A[:0]])
+
+
 def test_shard_of_another_width_is_named(tmp_path):
     folder = sharded(tmp_path / "A")
     np.save(folder / "part-2.npy", np.ones((3, D + 1)))

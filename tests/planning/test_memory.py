@@ -60,6 +60,22 @@ def planned(free, **tuning):
     return memory.plan_beside(torch.zeros(4000, 64), PROBLEM, "cpp", tuning, free)
 
 
+def test_codes_their_copies_and_a_residual_must_fit_beside_the_data(monkeypatch):
+    """What 4000 rows, 64 features and 500 concepts need is 0.8 of what must be free."""
+    budget, A = memory.Budget(torch.device("cpu"), 500), torch.zeros(4000, 64)
+    least = 4000 * (64 + 3 * 500) * 4 / 0.8
+    for free, fits in ((0.99 * least, False), (1.01 * least, True)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        assert budget.fits_beside(A) is fits
+
+
+@pytest.mark.parametrize(("n", "rows"), [(0, 1), (1, 1), (2, 2)])
+def test_chunk_has_no_more_rows_than_the_process(n, rows):
+    """And one where the process has none, as a buffer must have one."""
+    budget = memory.Budget(torch.device("cpu"), 5, "memory", 1 << 30)
+    assert budget.rows(n, 64, torch.float32, of_all=4000) == rows
+
+
 def test_tiles_shrink_to_what_is_free():
     ample = planned(10 << 30)
     assert ample == planned(None)

@@ -69,6 +69,13 @@ def test_line_is_printed_where_it_applies(info, changed, line, words):
     assert words in replace(info, **changed).lines()[line]
 
 
+def test_line_of_what_a_fit_does_without_is_absent(info):
+    """One process, all in memory, no penalties, no acceleration."""
+    special = {"penalties", "accelerated", "CUDA graph", "read in passes"}
+    special |= {"processes", "codes", "precision"}
+    assert not special & replace(info, accelerated=False).lines().keys()
+
+
 def test_dictionary_of_the_summary_is_plain_and_whole(info):
     plain = info.as_dict()
     assert plain.keys() == {field.name for field in fields(FitInfo)} | {"converged"}

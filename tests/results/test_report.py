@@ -121,8 +121,10 @@ def test_long_history_is_thinned_from_first_to_last(info):
     assert f"{100 - len(shown)} more are not shown." in page.text
 
 
-def test_history_of_a_penalised_fit_has_the_objective():
-    head, *rows = page_of(fitted(tol=0, max_iter=5, alpha_Z=0.01).fit_info_).tables[2]
+@pytest.mark.parametrize(("alpha_Z", "alpha_D"), [(0.01, "same"), (0.01, 0.0), (0.0, 0.01)])
+def test_history_of_a_penalised_fit_has_the_objective(alpha_Z, alpha_D):
+    penalised = fitted(tol=0, max_iter=5, alpha_Z=alpha_Z, alpha_D=alpha_D)
+    head, *rows = page_of(penalised.fit_info_).tables[2]
     assert head[-1] == "relative objective"
     assert all(float(row[-1]) > float(row[2]) for row in rows)
 

@@ -193,6 +193,18 @@ def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K, monkeypatc
     assert relative_difference(new, follow) < 1e-4
 
 
+def test_hals_block_in_tf32_changes_nothing_beside_its_matrices(monkeypatch):
+    """Ones are beside R and Δ: NaN would stay NaN where a kernel subtracts from it."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    K, m = 70, 3
+    F, X, B = (M.float() for M in draw(K, m, "float32"))
+    R, delta = torch.ones(K, m + 1), torch.ones(K, m + 1)
+    R[:, :m] = B @ X.T - B @ B.T @ F
+    OPS["hals_block_"](F, R[:, :m], B @ B.T, delta[:, :m], new_sums())
+    assert (R[:, m] == 1).all()
+    assert (delta[:, m] == 1).all()
+
+
 @pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), TILED)
 @pytest.mark.parametrize("form", ["normal", "residual"])
 def test_mu_is_the_reference(K, m, p, layout, dtype, form):
