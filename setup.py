@@ -91,7 +91,7 @@ class BuildKernels(build_ext):
             atexit.register(print, f"\n*** fastnmf is WITHOUT {without}: {error}\n")
 
     def unless_wanted(self, error):
-        """The error, or an end to it all where the extension was asked for."""
+        """The error, or an end to it all where the extension was requested."""
         if BUILD != "auto":
             raise CompileError(f"FASTNMF_BUILD={BUILD} is not possible: {error}") from error
         return error
@@ -149,11 +149,11 @@ def nvcc():
     path = shutil.which("nvcc")
     if path is None:
         raise CompileError("there was no nvcc to build it with")
-    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    version = re.search(r"release (\d+)\.(\d+)", told.stdout)
-    if told.returncode or version is None:
-        lines = (told.stderr or told.stdout).strip().splitlines()
-        raise CompileError(f"{path} does not work: {lines[-1] if lines else 'it says nothing'}")
+    printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    version = re.search(r"release (\d+)\.(\d+)", printed.stdout)
+    if printed.returncode or version is None:
+        lines = (printed.stderr or printed.stdout).strip().splitlines()
+        raise CompileError(f"{path} does not work: {lines[-1] if lines else 'it prints nothing'}")
     if tuple(map(int, version.groups())) < NVCC_VERSION:
         raise CompileError(f"nvcc {version[1]}.{version[2]} is too old, 11.8 or later is needed")
     return path

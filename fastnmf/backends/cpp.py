@@ -1,4 +1,4 @@
-"""Hands tensors to the compiled extension fastnmf._C, as views of their memory.
+"""Passes tensors to the compiled extension fastnmf._C, as views of their memory.
 
 Loaded by registry.py at first use. torch must be imported before _C: the two then share one OpenMP
 runtime, and so the threads that torch.set_num_threads sets."""

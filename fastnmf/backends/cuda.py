@@ -1,5 +1,5 @@
-"""Hands tensors on a CUDA device to the extension fastnmf._cuda, on torch's device and stream, with
-workspaces that torch allocates.
+"""Passes tensors on a CUDA device to the extension fastnmf._cuda, on torch's device and stream,
+with workspaces that torch allocates.
 
 Loaded by registry.py at first use."""
 

@@ -40,7 +40,7 @@ def facts() -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """The model of the CPU; platform.processor() does not know it on Linux."""
+    """The model of the CPU; platform.processor() does not return it on Linux."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""The arguments of the command `fastnmf`, and what --help says of them."""
+"""The arguments of the command `fastnmf`, and their help texts."""
 
 from __future__ import annotations
 

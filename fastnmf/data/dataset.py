@@ -79,7 +79,7 @@ class Data:
         return self
 
     @property
-    def in_one_piece(self) -> bool:
+    def in_memory_here(self) -> bool:
         """Whether all rows are in the memory of this process."""
         return self.resident and self.processes.alone
 
@@ -155,7 +155,7 @@ class Data:
                 done = (codes.save, part, Z.cpu()) if save else (codes.release, part)
                 self._prefetch.later(*done)
         if waits:
-            self._prefetch.settle()
+            self._prefetch.wait()
         self.passes += 1
 
     def _chunks_in_memory(
@@ -180,10 +180,10 @@ class Data:
         """(X (m, d), their codes (m, K), their part of E (n, d)) of tiles of up to `rows` rows, by
         default of a chunk; None for codes or E that are not given.
 
-        Data in memory: views, X as it is stored. A stream: read again whenever the tiles are
-        iterated over, X widened; codes that are changed in place are saved if `save`.
+        Data in memory: views, X as it is stored. Read in passes: read again whenever the
+        tiles are iterated over, X widened; codes that are changed in place are saved if `save`.
         """
-        if not self.in_one_piece or not isinstance(codes, InMemory | None):
+        if not self.in_memory_here or not isinstance(codes, InMemory | None):
             return _Tiles(self, codes, rows or self.chunk_rows, save, E)
         Z = None if codes is None else codes.Z
         parts = row_blocks(self.n, rows or self.n)

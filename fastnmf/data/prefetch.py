@@ -40,10 +40,10 @@ class Prefetcher:
 
     def later(self, do: Callable[..., Any], *given: Any) -> None:
         """Call do(*given) in the thread, after the previous call has ended."""
-        self.settle()
+        self.wait()
         self._later = self._pool.submit(do, *given)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for the last call of `later`."""
         later, self._later = self._later, None
         if later is not None:

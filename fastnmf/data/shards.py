@@ -22,7 +22,6 @@ from ..numerics import Part, compute_dtype
 from .arrays import as_matrix, two_dimensional
 from .paths import existing, only_one, refusing_damage
 
-SUFFIXES = (".npy", ".safetensors")
 # entries that are read from a shard at a time
 READ_ENTRIES = 1 << 19
 # the NumPy dtypes of a .safetensors file; bfloat16, which NumPy lacks, is read as its bits
@@ -152,7 +151,7 @@ def _files(path: Path, empty: bool) -> Iterator[Path]:
 
 def _open(path: Path) -> Shard:
     with refusing_damage(path):
-        return _open_npy(path) if path.suffix == ".npy" else _open_safetensors(path)
+        return READERS[path.suffix](path)
 
 
 def _open_npy(path: Path) -> Shard:
@@ -183,6 +182,14 @@ def _open_safetensors(path: Path) -> Shard:
     read = _raw(path, 8 + length + entry["data_offsets"][0], shape[1], np.dtype(_NUMBERS[number]))
     dtype = torch.float64 if number == "F64" else torch.float32
     return Shard(str(path), shape, dtype, _bfloat16(read) if number == "BF16" else read)
+
+
+# suffix → what opens such a file
+READERS: dict[str, Callable[[Path], Shard]] = {
+    ".npy": _open_npy,
+    ".safetensors": _open_safetensors,
+}
+SUFFIXES = tuple(READERS)
 
 
 def _bfloat16(read: Callable[[int, int], np.ndarray]) -> Callable[[int, int], Part]:

@@ -1,5 +1,5 @@
 """The history of a run: what iterations measured, transferred to the host for several at a time
-where nobody watches them."""
+where no rule reads them."""
 
 from __future__ import annotations
 

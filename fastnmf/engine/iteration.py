@@ -119,19 +119,19 @@ class Step:
             self.processes.sum_(self.statistics.codes[:2])
         state.swept = True
 
-    def settle_(self) -> None:
+    def apply_scale_(self) -> None:
         """Apply to the codes what was left for the next pass over them."""
         if self.state.unit is not None:
-            self.state.unit.settle_(self.state.Z)
+            self.state.unit.apply_scale_(self.state.Z)
 
     def share_(self) -> None:
         """Give all processes the dictionary of process 0, where theirs may differ by rounding."""
-        if self.state.E is not None or self.statistics.apart:
+        if self.state.E is not None or self.statistics.replicated:
             self.processes.broadcast_(self.state.D)
 
     def snapshot(self) -> State:
         """The State as a checkpoint stores it."""
-        self.settle_()
+        self.apply_scale_()
         state = self.state
         # otherwise E is computed anew before it is read; with tf32 its drift is measured then
         read = state.iterations_since_fresh > 0 or self.compute.allowed != "highest"
@@ -144,9 +144,9 @@ class Step:
         if not dead:
             return False
         state = self.state
-        if self.statistics.apart:
+        if self.statistics.replicated:
             self.processes.broadcast_(state.D)
-        self.settle_()
+        self.apply_scale_()
         by = Revival(
             self.data,
             self.compute,

@@ -21,7 +21,7 @@ from .state import Method, Saver, State, Stopping
 def varies(method: Method, plan: Plan, data: Data) -> str | None:
     """Return why the iterations of a fit are not the same launches at the same addresses each time,
     or None."""
-    if not data.in_one_piece:
+    if not data.in_memory_here:
         return "the data are read in passes, or shared by processes"
     if plan.form != "normal":
         return "in residual form the residual is computed anew at intervals"
@@ -73,7 +73,7 @@ def _run_(
     state, alone = step.state, step.processes.alone
     accelerates = state.extrapolation is not None
     watched = stopping.watches or accelerates or saver is not None or not alone
-    votes = _ends_apart(step, stopping)
+    votes = _needs_votes(step, stopping)
     for iteration in range(len(state.history) + 1, stopping.max_iter + 1):
         if revives:
             step.revive_(*due_checks(iteration, step.data.n, len(state.D)))
@@ -85,8 +85,8 @@ def _run_(
         step.history.add(iteration, step.sums, watched=watched)
         if watched:
             _read_(step, iterate, iteration)
-            asked, late, converged = _reasons(step, stopping, votes)
-            if asked:
+            stop_requested, late, converged = _reasons(step, stopping, votes)
+            if stop_requested:
                 state.stopped_by = "callback"
                 break
             last = iteration == stopping.max_iter or not revives
@@ -102,16 +102,16 @@ def _run_(
             step.history.read()
     step.history.read()
     step.share_()
-    step.settle_()
+    step.apply_scale_()
 
 
-def _ends_apart(step: Step, stopping: Stopping) -> bool:
+def _needs_votes(step: Step, stopping: Stopping) -> bool:
     """Return whether one of several processes may end the run by what the others do not see: a
     callback, a clock, or numbers that differ by rounding. A collective call."""
-    derived = stopping.rule == "error" or isinstance(step.state.Z, NotKept)
-    apart = step.statistics.apart and derived
+    derived = stopping.reads_error or isinstance(step.state.Z, NotKept)
+    differs = step.statistics.replicated and derived
     ends = stopping.each is not None, stopping.deadline < float("inf")
-    return any(step.processes.any(*ends, apart))
+    return any(step.processes.any(*ends, differs))
 
 
 def _read_(step: Step, iterate: Step | Replay, iteration: int) -> None:
@@ -132,8 +132,8 @@ def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
     """Return whether the callback, the clock and the stopping rule end the run after this
     iteration, in any process where they vote."""
     history = step.state.history
-    asked = stopping.each is not None and bool(stopping.each(history[-1]))
-    found = asked, stopping.late(), stopping.converged(history)
+    stop_requested = stopping.each is not None and bool(stopping.each(history[-1]))
+    found = stop_requested, stopping.late(), stopping.converged(history)
     return step.processes.any(*found) if votes else found
 
 

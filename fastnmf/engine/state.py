@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from ..solvers.penalties import NO_PENALTIES, Penalties
 from .acceleration import Extrapolation
 from .unit_norm import UnitNorm
 
-STOPPING_RULES = ("codes", "error")
 # iterations over which the error must fall by more than its share tol, with stop='error'
 WINDOW = 10
 
@@ -52,6 +51,35 @@ class Iteration:
 Callback = Callable[[Iteration], "bool | None"]
 
 
+class Rule(NamedTuple):
+    """A stopping rule. met(history, tol): whether a run has converged. stopped_by: how the run is
+    then recorded. condition: what the summary prints. reads_error: whether it is derived from the
+    error, which may differ by rounding between processes."""
+
+    met: Callable[[list[Iteration], float], bool]
+    stopped_by: str
+    condition: str
+    reads_error: bool
+
+
+def _codes_converged(history: list[Iteration], tol: float) -> bool:
+    return history[-1].relative_change <= tol
+
+
+def _error_converged(history: list[Iteration], tol: float) -> bool:
+    if len(history) <= WINDOW:
+        return False
+    before, now = (history[i].relative_objective for i in (-1 - WINDOW, -1))
+    return before - now <= tol * before
+
+
+# values of `stop` → rule
+STOPPING_RULES = {
+    "codes": Rule(_codes_converged, "tol", "the codes change by less than tol", False),
+    "error": Rule(_error_converged, "error", "the error falls by less than tol", True),
+}
+
+
 @dataclass(frozen=True)
 class Stopping:
     """When a run ends: after max_iter iterations; if ‖ΔZ‖ ≤ tol ‖Z‖ or, by the rule 'error', if the
@@ -73,18 +101,16 @@ class Stopping:
     @property
     def converged_by(self) -> str:
         """stopped_by of a run whose rule is met."""
-        return "tol" if self.rule == "codes" else self.rule
+        return STOPPING_RULES[self.rule].stopped_by
+
+    @property
+    def reads_error(self) -> bool:
+        """Whether the rule is derived from the error."""
+        return STOPPING_RULES[self.rule].reads_error
 
     def converged(self, history: list[Iteration]) -> bool:
         """Whether the rule is met."""
-        if self.tol <= 0:
-            return False
-        if self.rule == "codes":
-            return history[-1].relative_change <= self.tol
-        if len(history) <= WINDOW:
-            return False
-        before, now = (history[i].relative_objective for i in (-1 - WINDOW, -1))
-        return before - now <= self.tol * before
+        return self.tol > 0 and STOPPING_RULES[self.rule].met(history, self.tol)
 
     def late(self) -> bool:
         return time.perf_counter() >= self.deadline

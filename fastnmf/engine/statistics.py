@@ -26,8 +26,8 @@ class Statistics:
     anyway; and, for the codes, the squared drift of a residual that was carried and is computed
     anew, for the dictionary, twice the penalties of both factors.
 
-    splits: as in Plan. apart: whether each of several processes computes all of the dictionary:
-    rounding may differ between processors, and so may everything derived from it.
+    splits: as in Plan. replicated: whether each of several processes computes all of the
+    dictionary: rounding may differ between processors, and so may everything derived from it.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class Statistics:
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         self.squared_norm, self._dtype = squared_norm, D.dtype
-        self.apart = moments is not None and not splits and not processes.alone
+        self.replicated = moments is not None and not splits and not processes.alone
         # one block of memory, with the sums of the codes if needed, so that one call sums all of it
         # over the processes
         self._moments_ = moments
-        sizes = K * d, K * K, len(self.codes) if self.apart else 0
+        sizes = K * d, K * K, len(self.codes) if self.replicated else 0
         self._moments = D.new_zeros(sum(sizes) if moments else 0)
         self.cross = self.gram = None
         if moments:
-            cross, gram, self._room = self._moments.split(sizes)
+            cross, gram, self._codes_summed = self._moments.split(sizes)
             self.cross, self.gram = cross.view(K, d), gram.view(K, K)
         self._on_codes, self._on_dictionary = penalties
         # sum and sum of squares of the codes of each concept
@@ -93,12 +93,12 @@ class Statistics:
             return
         if self._empty:
             self._moments.zero_()
-        if self.apart:
-            self._room.copy_(self.codes)
+        if self.replicated:
+            self._codes_summed.copy_(self.codes)
         if self.cross is not None:
             self._processes.sum_(self._moments)
-        if self.apart:
-            self.codes.copy_(self._room)
+        if self.replicated:
+            self.codes.copy_(self._codes_summed)
         if self._on_codes:
             self._processes.sum_(self._loads)
 
@@ -135,7 +135,7 @@ class Statistics:
         """
         cross = (cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
-        once = self.squared_norm if self.apart or self._processes.rank == 0 else 0
+        once = self.squared_norm if self.replicated or self._processes.rank == 0 else 0
         torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
 
 

@@ -40,7 +40,7 @@ class UnitNorm:
         if self._scale is not None:
             Z.mul_(self._scale.to(Z.device))
 
-    def settle_(self, Z: Storage) -> None:
+    def apply_scale_(self, Z: Storage) -> None:
         """Multiply all codes by the pending factor, which becomes 1. Codes that are not kept are
         computed for D anyway."""
         if self._scale is None:

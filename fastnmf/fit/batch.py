@@ -76,7 +76,7 @@ def _opened(
     processes = stack.enter_context(joined)
     with processes.agreed():
         if options.resume and options.checkpoint is None:
-            raise InvalidInput("resume=True needs a file to go on from: fit(A, checkpoint=…)")
+            raise InvalidInput("resume=True needs a file to resume from: fit(A, checkpoint=…)")
         method, destination = options.method(device), options.destination(processes)
         checkpoint = _checkpoint(options, method, processes)
         refuse_overwriting(A, destination, None if checkpoint is None else checkpoint.path)
@@ -111,7 +111,7 @@ def _begin(
         if found is not None:
             return found
     plan = _plan(options, data, method)
-    if data.in_one_piece:
+    if data.in_memory_here:
         Z = InMemory(data.like.new_empty(data.n, K))
     codes = None if isinstance(Z, NotKept) else Z
     generator = options.generator() or data.processes.generator()
@@ -126,15 +126,15 @@ def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:
         return NotKept()
     if file is not None and not data.resident:
         return file
-    # codes of data in one piece are allocated for the start, once there is a plan
-    rows = 0 if data.in_one_piece else data.n_here
+    # codes of data in memory here are allocated for the start, once there is a plan
+    rows = 0 if data.in_memory_here else data.n_here
     return InMemory(data.like.new_empty(rows, options.nb_concepts))
 
 
 def _plan(options: Options, data: Data, method: Method) -> Plan:
     like, processes = data.like, data.processes
     problem = Problem(data.n, data.d, options.nb_concepts, like.itemsize, method.solver)
-    if data.in_one_piece:
+    if data.in_memory_here:
         free = hardware.free_bytes(data.device)
         plan = plan_beside(data.A, problem, method.backend, method.tuning, free)
     else:

@@ -62,13 +62,13 @@ class Checkpoint:
         # rows of a chunk, and the name of the file with its codes, beside the checkpoint
         self._chunk_rows: int | None = None
         self._codes: str | None = None
-        # which tell the saves of several processes apart
+        # which distinguish the saves of several processes
         self._number, self._run = 1, secrets.token_hex(4)
         self._saved = time.perf_counter()
         self._interrupts = Interrupts()
 
     def begin(self, data: Data, Z: Storage) -> tuple[Plan, State] | None:
-        """Return the plan and the State to go on from, on the device of the data; None where the
+        """Return the plan and the State to resume from, on the device of the data; None where the
         fit is to start. Codes that are not in the file are copied to Z; chunks get their old size.
 
         The file is read if `resume` is set, else only its header. Raises InvalidInput, in all
@@ -132,7 +132,7 @@ class Checkpoint:
 
     def _describe(self, data: Data, Z: Storage) -> None:
         """Add to the settings what must be the same of these data."""
-        self._in_passes = not data.in_one_piece
+        self._in_passes = not data.in_memory_here
         self._settings |= {
             "n": data.n,
             "d": data.d,

@@ -44,7 +44,7 @@ def encode(
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)
         each = stack.enter_context(Progress(options.verbose, max_iter, None))
         encoder = Encoder(D.to(data.dtype), method, max_iter, tol, each)
-        if data.in_one_piece and place == "memory":
+        if data.in_memory_here and place == "memory":
             A = A.to(data.A) if differentiates else data.A
             return differentiable(A, Z0, encoder)
         checks.no_gradient("A", differentiates)
@@ -66,9 +66,9 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
         refuse_overwriting(Z, place)
         expected = Expected("Z", K, "concepts", D.dtype, signed=True)
         with opened(Z, expected, replace(budget, codes=_kind(place))) as data:
-            if not data.in_one_piece or out is not None:
+            if not data.in_memory_here or out is not None:
                 wide = D.to(data.dtype)
-                data.limit_chunks(LEAST_ROWS if data.in_one_piece else None)
+                data.limit_chunks(LEAST_ROWS if data.in_memory_here else None)
                 return _through(data, lambda _, Zi: Zi @ wide, d, place)
             matrix = data.A
     if matrix.ndim == 0 or matrix.shape[-1] != K:

@@ -25,7 +25,7 @@ from ..solvers.registry import SOLVERS
 # iterations of fit where neither it nor the constructor has a number
 MAX_ITER = 500
 # distance of the seeds of codes and dictionary where they are drawn one at a time
-_STREAM = 0x9E3779B97F4A7C15
+_SEQUENCE = 0x9E3779B97F4A7C15
 # options of scikit-learn and of other methods, and what to write instead
 _ELSEWHERE = {
     **{
@@ -142,12 +142,12 @@ class Options:
         backend, ops = select(solver.operations + solver.fused, device, self.backend)
         return Method(solver, backend, ops, self.tuned, self.penalties)
 
-    def generator(self, stream: int = 0) -> torch.Generator | None:
+    def generator(self, sequence: int = 0) -> torch.Generator | None:
         """A generator for the seed, or None without one. Codes and dictionary that are drawn one at
-        a time have different numbers of a stream."""
+        a time are of different sequences of random numbers."""
         if self.seed is None:
             return None
-        return torch.Generator().manual_seed((self.seed + stream * _STREAM) % 2**63)
+        return torch.Generator().manual_seed((self.seed + sequence * _SEQUENCE) % 2**63)
 
     def destination(self, processes: Processes = ALONE) -> Path | str | None:
         """Where codes go: 'memory', the .npy file of this process, or None."""
@@ -177,7 +177,7 @@ class Options:
         )
 
     def of_a_fit(self) -> dict[str, Any]:
-        """The options that must be the same when a fit goes on from a checkpoint, and in all
+        """The options that must be the same when a fit resumes from a checkpoint, and in all
         processes that share one."""
         names = ("nb_concepts", "solver", "seed", "accelerate", "revive")
         names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")

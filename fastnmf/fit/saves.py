@@ -21,9 +21,10 @@ from ..planning.plan import Plan
 
 FORMAT = "fastnmf checkpoint"
 FORMAT_VERSION = 1
-# prefix of the names of what an accelerated fit carries besides
+# prefix of the names of what an accelerated fit carries besides; as in files of earlier versions,
+# so that these load
 _CARRIED = "ahead."
-# names in the file of fields of a plan
+# names in the file of fields of a plan: those of earlier versions, whose files load
 _NAMES = {"tile_rows": "piece_rows"}
 
 

@@ -162,7 +162,7 @@ def _draw_codes(data: Data, codes: Kept, K: int, generator: Generator | None) ->
     """Z ← |normal| · sqrt(mean(A) / K), the numbers of one draw for all rows of all processes."""
     root, first, n_here = (data.mean / K).sqrt(), data.first, data.n_here
     place = data.device if generator is None else generator.device
-    if data.in_one_piece and isinstance(codes, InMemory) and place == data.device:
+    if data.in_memory_here and isinstance(codes, InMemory) and place == data.device:
         codes.Z.normal_(generator=generator).abs_().mul_(root)
         return
     for part in _groups(data.n, _DRAWN_BYTES // (K * data.dtype.itemsize)):

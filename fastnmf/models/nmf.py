@@ -102,8 +102,8 @@ class NMF(nn.Module):
         What supplies the operations, see `fastnmf.available_backends`. A backend that is named is
         used, or raises.
     max_memory : int or str, optional
-        Bytes by which the process may grow, such as '2GB' or '512MiB'; by default the memory that
-        is free. Data that do not fit are read in passes.
+        Bytes by which the process may grow, such as '2GB' or '512MiB'; by default 70 % of the
+        available memory. Data that do not fit are read in passes.
     distributed : bool, default False
         Share `fit` and `partial_fit` between the processes of torch.distributed's default group,
         each of which gives rows of its own.
@@ -191,6 +191,7 @@ class NMF(nn.Module):
         tuning: Tuning | None = None,
         **unknown: Any,
     ) -> None:
+        """Check the options; the class describes them."""
         super().__init__()
         given = {name: value for name, value in locals().items() if name in _OPTIONS}
         refuse_unknown(unknown, "NMF", list(_OPTIONS))
@@ -598,31 +599,44 @@ class NMF(nn.Module):
         return plot.draw(self.fit_info_)
 
     def init_random_z(self, A: Any) -> Tensor:
-        """Return random codes (n, K) for A (n, d): |normal| · sqrt(mean(A) / K)."""
+        """Return random codes (n, K) for A (n, d): |normal| · sqrt(mean(A) / K).
+
+        Not used here; for Overcomplete's users, who may call it.
+        """
         generator = self._options().generator(0)
         return starts.random_codes(self._matrix(A), self.nb_concepts, generator)
 
     def init_random_d(self, A: Any) -> Tensor:
-        """Return a random dictionary (K, d) for A (n, d): |normal| · sqrt(mean(A) / K)."""
+        """Return a random dictionary (K, d) for A (n, d): |normal| · sqrt(mean(A) / K).
+
+        Not used here; for Overcomplete's users, who may call it.
+        """
         generator = self._options().generator(1)
         return starts.random_dictionary(self._matrix(A), self.nb_concepts, generator)
 
     def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
         """Return a start (Z, D) from the leading singular vectors of A, zeros filled with its mean.
 
-        Source: Boutsidis & Gallopoulos, "SVD based initialization", 2008.
+        Not used here; for Overcomplete's users, who may call it. Source: Boutsidis & Gallopoulos,
+        "SVD based initialization", 2008.
         """
         generator = self._options().generator(0)
         return starts.nndsvda(self._matrix(A), self.nb_concepts, generator)
 
     def sanitize_np_input(self, x: Any) -> np.ndarray:
-        """Return x (n, d), a tensor, an array or a DataLoader, as a float32 array; raise
-        InvalidInput if it is not 2-D."""
+        """Return x (n, d), a tensor, an array or a DataLoader, as a float32 array.
+
+        Raises InvalidInput if it is not 2-D. Not used here; for Overcomplete's users, who may call
+        it.
+        """
         return as_numpy32(x)
 
     def sanitize_np_codes(self, z: Any) -> np.ndarray:
-        """Return z (n, K), a tensor, an array or a DataLoader, as a float32 array; raise
-        InvalidInput for another shape."""
+        """Return z (n, K), a tensor, an array or a DataLoader, as a float32 array.
+
+        Raises InvalidInput for another shape. Not used here; for Overcomplete's users, who may call
+        it.
+        """
         return as_numpy32(z, name="Z", columns=self.nb_concepts)
 
     def extra_repr(self) -> str:

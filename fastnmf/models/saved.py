@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 SUFFIXES = (".safetensors",)
 # options that are stored, beside the sizes
 PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
-# what earlier versions called the fields of FitInfo
+# what earlier versions called the fields of FitInfo: their files load
 _FORMER_NAMES = {"piece_rows": "tile_rows"}
 
 

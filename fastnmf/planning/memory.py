@@ -92,10 +92,12 @@ class Needs:
         kept = self.n * self.K if self.codes == "memory" else 0
         return self._fixed() + (kept + rows * a_row) * self.itemsize
 
-    def chunk_rows(self, budget: int, wanted: int | None, asked: bool, gpu: bool = False) -> int:
+    def chunk_rows(
+        self, budget: int, wanted: int | None, requested: bool, gpu: bool = False
+    ) -> int:
         """Rows of a chunk, `wanted` at most.
 
-        asked: whether the budget was given by max_memory, else it is what is free. gpu: whether
+        requested: whether the budget was given by max_memory, else it is available(). gpu: whether
         chunks are computed on one. Raises InvalidInput with the least budget that is enough.
         """
         most = min(self.n, wanted or self.n)
@@ -106,7 +108,7 @@ class Needs:
                 f", of which the codes take {size_of(kept)} (codes='Z.npy' writes them to a file)"
             )
             sizes = f"{self.n:,} rows, {self.d:,} features and {self.K:,} concepts"
-            limit = "max_memory" if asked else "free memory"
+            limit = "max_memory" if requested else "free memory"
             raise InvalidInput(
                 f"{limit} of {size_of(budget)} is too little for {sizes}: at least "
                 f"{size_of(self.streamed(fewest))} are needed"
@@ -136,14 +138,14 @@ class Budget:
     """The memory that a call may use on a device.
 
     K: entries computed for each row. codes: where they are stored: 'memory', 'none', or else a
-    file. asked: bytes by which the process may grow, or None for what is free. chunk_rows: rows of
-    a chunk at most. start, revives: as in Needs. sharing: processes that share the memory.
+    file. requested: bytes by which the process may grow, or None for available(). chunk_rows:
+    rows of a chunk at most. start, revives: as in Needs. sharing: processes that share the memory.
     """
 
     device: torch.device
     K: int
     codes: str = "memory"
-    asked: int | None = None
+    requested: int | None = None
     chunk_rows: int | None = None
     start: str = "random"
     revives: bool = False
@@ -153,7 +155,7 @@ class Budget:
         """Whether all of A (n, d) may be in memory, if each entry needs `copied` more bytes. given:
         whether A is in memory already, in any dtype."""
         # data in memory are used where they are, unless max_memory limits the copies
-        if given and self.asked is None:
+        if given and self.requested is None:
             return True
         # 'auto' may choose the start with the largest workspace
         start = "nndsvda" if self.start == "auto" else self.start
@@ -166,7 +168,8 @@ class Budget:
         if start == "auto":
             start = "nndsvda" if min(of_all, d) >= self.K else "random"
         needs, gpu = self._needs(max(1, n), d, dtype, start, of_all), self.device.type == "cuda"
-        return needs.chunk_rows(self._limit(), wanted, asked=self.asked is not None, gpu=gpu)
+        given = self.requested is not None
+        return needs.chunk_rows(self._limit(), wanted, requested=given, gpu=gpu)
 
     def fits_beside(self, A: Tensor) -> bool:
         """Whether codes, their copies and a residual fit on the device beside A."""
@@ -179,9 +182,9 @@ class Budget:
         return Needs(n, d, self.K, dtype.itemsize, self.codes, start, of_all, self.revives)
 
     def _limit(self) -> int:
-        asked = available() // self.sharing if self.asked is None else self.asked
+        requested = available() // self.sharing if self.requested is None else self.requested
         free = free_bytes(self.device)
-        return asked if free is None else min(asked, int(0.9 * free))
+        return requested if free is None else min(requested, int(0.9 * free))
 
 
 def available() -> int:

@@ -189,7 +189,8 @@ def forms_of(solver: Solver, form: str | None) -> tuple[str, ...]:
 def choose(problem: Problem, on: Machine | None = None, tuning: Tuning | None = None) -> Plan:
     """The fastest Plan; form, chunk_rows and block of the tuning are kept if given.
 
-    Raises InvalidInput if the solver, a stream or several processes do not have the form.
+    Raises InvalidInput if the solver, data read in passes, or several processes do not have the
+    form.
     """
     on, tuning = on or Machine(), tuning or Tuning()
     streams = problem.streams

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..engine.state import Iteration, Method, State
+from ..engine.state import STOPPING_RULES, Iteration, Method, State
 from ..numerics import in_tf32
 from ..planning.plan import Plan
 from ..solvers.registry import learner
 from .metrics import Measured
 
+# stopped_by of a fit that converged → the condition that was met
+_CONVERGED = {rule.stopped_by: rule.condition for rule in STOPPING_RULES.values()}
 # stopped_by → what is printed
 _ENDS = {
-    "tol": "converged: the codes change by less than tol",
-    "error": "converged: the error falls by less than tol",
+    **{stopped_by: f"converged: {condition}" for stopped_by, condition in _CONVERGED.items()},
     "max_iter": "not converged: max_iter reached",
     "max_seconds": "not converged: max_seconds reached",
     "callback": "stopped by the callback",
@@ -203,8 +204,8 @@ class FitInfo:
 
     @property
     def converged(self) -> bool:
-        """Whether the fit ended by `tol`: `stopped_by` is 'tol' or 'error'."""
-        return self.stopped_by in ("tol", "error")
+        """Whether the fit met its stopping rule: `stopped_by` is 'tol' or 'error'."""
+        return self.stopped_by in _CONVERGED
 
     def as_dict(self) -> dict[str, Any]:
         """Return all attributes as plain Python values, by name."""

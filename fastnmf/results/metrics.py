@@ -67,7 +67,7 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
     mean = data.mean_row
     spread = total - data.n * float(mean.square().sum())
     # not as a difference of nearly equal numbers, or of sums of chunks in float32
-    sums_spread = not data.in_one_piece or spread < _LEAST_SPREAD * total
+    sums_spread = not data.in_memory_here or spread < _LEAST_SPREAD * total
     mean = mean.to(D)
     sums = torch.zeros(3, dtype=torch.float64, device=D.device)
 

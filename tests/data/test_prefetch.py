@@ -39,7 +39,7 @@ def test_fault_of_what_is_done_later_is_raised():
     with Prefetcher() as prefetch:
         prefetch.later(fail)
         with pytest.raises(OSError, match="no space"):
-            prefetch.settle()
+            prefetch.wait()
 
 
 THREADS = """
@@ -54,7 +54,7 @@ def threads():
 torch.rand(4000, 300).exp_()
 before, seen = threads(), []
 with Prefetcher() as prefetch:
-    budget = Budget(torch.device("cpu"), 1, asked=1)
+    budget = Budget(torch.device("cpu"), 1, requested=1)
     source, summary = open_source(sys.argv[1], Expected(), budget, prefetch)
     seen.append(threads())
     buffer = torch.empty(1000, summary.d)

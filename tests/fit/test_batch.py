@@ -74,6 +74,6 @@ def test_settings_of_a_checkpoint_are_those_that_bits_depend_on():
 
 def test_codes_and_dictionary_have_generators_of_their_own():
     options = Options(3, seed=1)
-    first, again, other = (options.generator(stream).initial_seed() for stream in (0, 0, 1))
+    first, again, other = (options.generator(sequence).initial_seed() for sequence in (0, 0, 1))
     assert first == again != other
     assert Options(3).generator() is None
