@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # entries of the largest scratch array; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
+# of the squared norm of a concept: the ridge that bounds codes which float32 cannot hold
+_RIDGE = 1e-8
 # KKT residual of float64 codes above which a row is solved again, by its residual
 _EXACT = 1e-11
 
@@ -170,12 +172,17 @@ def _repair_(Z: Tensor, A: Tensor, D: Tensor, info: NnlsInfo, *, limited: bool) 
 
 def _measured_(Z: Tensor, A: Tensor, D: Tensor, info: NnlsInfo) -> NnlsInfo:
     """The info of codes Z (n, K) as they are returned, with the KKT residual from A and D. Rows
-    that rounding to float32 made worse than zero codes become zero, and are not solved."""
+    whose large codes float32 cannot hold get smaller ones, in place."""
     kkt, above_zero = violation(A, D, Z)
-    worse = above_zero > 0
-    if worse.any():
-        Z[worse] = 0
-        kkt = torch.where(worse, violation(A, D, Z)[0], kkt)
+    rounded = (above_zero > 0) | ((kkt > UNSOLVED[Z.dtype]) & (info.status == SOLVED))
+    if rounded.any():
+        wide = D.double().cpu()
+        for i in rounded.nonzero()[:, 0].tolist():
+            Z[i] = solve_by_residual(A[i].double().cpu(), wide, TOLERANCE[Z.dtype], _RIDGE).to(Z)
+        kkt, above_zero = violation(A, D, Z)
+        Z[above_zero > 0] = 0
+        kkt = torch.where(above_zero > 0, violation(A, D, Z)[0], kkt)
+        info = replace(info, support=(Z > 0).sum(1).int())
     unsolved = (kkt > UNSOLVED[Z.dtype]) & (info.status == SOLVED)
     status = torch.where(unsolved, FLOORED, info.status).int()
     return replace(info, status=status, kkt=kkt)

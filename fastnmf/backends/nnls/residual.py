@@ -17,8 +17,8 @@ _CONCEPTS = 1024
 _PROGRESS = 1e-14
 
 
-def solve_by_residual(a: Tensor, D: Tensor, tolerance: float) -> Tensor:
-    """Codes z (K,) ≥ 0 that minimise ½ ‖a − z D‖².
+def solve_by_residual(a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0) -> Tensor:
+    """Codes z (K,) ≥ 0 that minimise ½ ‖a − z D‖² + ½ ridge Σ (‖D_k‖ z_k)².
 
     Parameters
     ----------
@@ -28,6 +28,10 @@ def solve_by_residual(a: Tensor, D: Tensor, tolerance: float) -> Tensor:
     tolerance : float
         Slope, relative to the largest at z = 0, up to which a concept does not enter.
 
+    ridge : float
+        Bounds the codes, where several solutions exist: ‖D_k‖ z_k ≤ ‖a‖ / √ridge. It raises the
+        squared error by at most ridge times the least sum of squares of a solution.
+
     Notes
     -----
     Lawson & Hanson (1974). Each step lowers the objective, or the concept that entered is left out
@@ -35,11 +39,14 @@ def solve_by_residual(a: Tensor, D: Tensor, tolerance: float) -> Tensor:
     """
     norms = torch.linalg.vector_norm(D, dim=1)
     unit = D / torch.where(norms > 0, norms, 1)[:, None]
+    if ridge:
+        unit = torch.cat((unit, ridge**0.5 * torch.eye(len(D)).to(D)), 1)
+        a = torch.cat((a, a.new_zeros(len(D))))
     x, residual = D.new_zeros(len(D)), a
     support: list[int] = []
     blocked = norms == 0
     least, value = tolerance * (unit @ a).clamp(min=0).amax(), float(a @ a)
-    while len(support) < min(D.shape):
+    while len(support) < min(unit.shape):
         slope = unit @ residual
         slope[support] = 0
         slope[blocked] = 0
