@@ -1,4 +1,4 @@
-"""What may become of the file of a checkpoint, and what is then said of it."""
+"""Ways to break the file of a checkpoint, and the message for each."""
 
 from __future__ import annotations
 

@@ -109,14 +109,14 @@ def iterate(
     form,
     dtype,
     iterations=1,
-    learn=True,
+    fixed_dictionary=False,
     backend="torch",
     wide=False,
     penalties=NO_PENALTIES,
 ):
     """(Z, D, State) after iterations on copies of arrays, all half-steps in this form.
 
-    learn: whether the dictionary is updated too. wide: A is a view of wider rows.
+    fixed_dictionary: whether only the codes are updated. wide: A is a view of wider rows.
     """
     A, Z, D = (torch.tensor(np.asarray(M), dtype=dtype).contiguous() for M in (A, Z, D))
     A = strided(A) if wide else A
@@ -124,10 +124,10 @@ def iterate(
     state, method = State(InMemory(Z), D), method_of(solver, A.device, backend, penalties)
     # tiles are read as they are however few their rows
     with mock.patch.object(half_step, "LEAST_ROWS", 0):
-        if learn:
-            factorize_(state, Data(A), method, plan, Stopping(iterations, 0.0))
-        else:
+        if fixed_dictionary:
             _update_codes_(state, A, method, plan, iterations)
+        else:
+            factorize_(state, Data(A), method, plan, Stopping(iterations, 0.0))
     return Z.numpy(), D.numpy(), state
 
 

@@ -1,5 +1,5 @@
-// The arithmetic of csrc/nnls/layout.h, over sizes: what lies in a block's memory is aligned, apart
-// and inside of what is asked for. Exits with the number of layouts that are not right.
+// The arithmetic of csrc/nnls/layout.h, over sizes: what lies in a block's memory is aligned, separate
+// and inside of what is requested. Exits with the number of layouts that are not right.
 
 #include "../csrc/nnls/layout.h"
 

@@ -1,4 +1,4 @@
-"""Processes that share fits and online learning: shared_program.py, once for the cases of a file."""
+"""Processes that share fits and online learning: shared_program.py, run once for all its cases."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 
 record runs every case and writes the hashes of all that it gives; compare runs them again and
 prints what differs, and by how much. make-old-files saves models, and checkpoints of fits that were
-left, with what comes of them; old-files reads these and goes on. -k: only the cases whose name
+left, with what comes of them; old-files reads and resumes these. -k: only the cases whose name
 contains TEXT. The exit status is 1 where anything differs.
 
 Bits are those of one machine, one build of torch and one number of threads: record and compare on
@@ -49,12 +49,15 @@ import fastnmf
 
 THREADS = 2
 SOLVERS = "hals", "mu", "pgd", "anls"
-# parts of a case with this prefix are of the account of a fit: one that is no longer told is noted,
-# and is no difference
-ACCOUNT = "account."
-# fields of the account that are compared; not the time, nor paths
-ACCOUNTED = (
-    *("dtype", "dictionary_solver", "backend", "form", "block", "piece_rows", "accelerated"),
+# parts of a case with this prefix are of the summary of a fit: one that is no longer reported is
+# noted, and is no difference. The prefix, and names of cases, are those of files recorded earlier
+SUMMARY = "account."
+# fields of the summary → their name in such files, where it is another
+FORMER_NAMES = {"tile_rows": "piece_rows"}
+# fields of the summary that are compared; not the time, nor paths
+FIELDS = (
+    *("dtype", "dictionary_solver", "backend", "form", "block", "piece_rows", "tile_rows"),
+    "accelerated",
     *("inner_half_steps", "init", "iterations", "relative_error", "relative_change", "objective"),
     *("mean_l0", "hoyer", "r_squared", "dead_concepts", "near_duplicates", "revived", "precision"),
     *("drift", "chunk_rows", "passes", "processes", "reduced_bytes", "l0_most", "l0_histogram"),
@@ -82,15 +85,15 @@ class Api:
     NEW = hasattr(fastnmf, "Tuning")
     OF_TUNING = "form", "block", "chunk_rows", "precision", "cuda_graph", "checkpoint_seconds"
     OF_FIT = "callback", "max_seconds", "checkpoint"
-    OF_STREAM = ("half_life",)
+    OF_ONLINE = ("half_life",)
 
     def __init__(self, **options: Any) -> None:
         self._of_fit: dict[str, Any] = {}
-        self._of_stream: dict[str, Any] = {}
+        self._of_online: dict[str, Any] = {}
         if self.NEW:
             tuning = _taken(options, self.OF_TUNING)
             self._of_fit = _taken(options, self.OF_FIT)
-            self._of_stream = _taken(options, self.OF_STREAM)
+            self._of_online = _taken(options, self.OF_ONLINE)
             # what leaves the choice to the plan
             tuning = {name: None if value == "auto" else value for name, value in tuning.items()}
             if tuning:
@@ -101,7 +104,7 @@ class Api:
     def of(cls, nmf: Any) -> Api:
         """A model that exists already."""
         api = cls.__new__(cls)
-        api.nmf, api._of_fit, api._of_stream = nmf, {}, {}
+        api.nmf, api._of_fit, api._of_online = nmf, {}, {}
         return api
 
     @classmethod
@@ -119,7 +122,7 @@ class Api:
 
     def partial_fit(self, A: Any) -> Api:
         """Learn from a batch; returns itself."""
-        self.nmf.partial_fit(A, **self._of_stream)
+        self.nmf.partial_fit(A, **self._of_online)
         return self
 
     def encode(self, A: Any, **how: Any) -> Tensor:
@@ -131,13 +134,13 @@ class Api:
         return self.nmf.decode(Z, **how)
 
     def history(self) -> tuple[Any, ...]:
-        """What is known of every iteration of the fit."""
+        """The history of the fit."""
         return self.nmf.fit_info_.history
 
-    def account(self) -> dict[str, Any]:
-        """What is told of the fit, or of the stream, by name."""
+    def summary(self) -> dict[str, Any]:
+        """The summary of the fit, or of online learning, by name."""
         info = self.nmf.fit_info_ or self.nmf.online_info_
-        return {name: getattr(info, name) for name in ACCOUNTED if hasattr(info, name)}
+        return {name: getattr(info, name) for name in FIELDS if hasattr(info, name)}
 
 
 def _taken(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -213,10 +216,10 @@ def idle_start(A: Tensor, K: int) -> tuple[Tensor, Tensor]:
     return Z, D
 
 
-def room(A: Tensor, K: int, rows: int, *, codes: str = "memory") -> int:
-    """Bytes of max_memory with which so many rows of A are in hand, and not all are.
+def budget(A: Tensor, K: int, rows: int, *, codes: str = "memory") -> int:
+    """Bytes of max_memory with which up to `rows` rows of A are in memory, and not all are.
 
-    What a process takes by itself is counted, so this follows the accounting of 0.1.
+    What a process takes by itself is counted, so this follows the cost model of 0.1.
     """
     (n, d), itemsize = A.shape, max(4, A.element_size())
     p = min(n, d)
@@ -238,25 +241,27 @@ def tensors_of(**parts: Any) -> dict[str, Any]:
     }
 
 
-def account_of(api: Api) -> dict[str, Any]:
-    """The parts of the account of a fit or stream."""
-    return {f"{ACCOUNT}{name}": value for name, value in api.account().items()}
+def summary_of(api: Api) -> dict[str, Any]:
+    """The parts of the summary of a fit or of online learning."""
+    return {
+        f"{SUMMARY}{FORMER_NAMES.get(name, name)}": value for name, value in api.summary().items()
+    }
 
 
 def fit_parts(api: Api, Z: Tensor | None, D: Tensor) -> dict[str, Any]:
     """All that a fit gives."""
     history = api.history()
     names = "iteration", "relative_change", "relative_error", "relative_objective"
-    told = {
+    found = {
         f"history.{name}": np.array([getattr(each, name) for each in history], dtype=np.float64)
         for name in names
     }
     stopped_by = api.nmf.fit_info_.stopped_by
-    return {**tensors_of(Z=Z, D=D), **told, "stopped_by": stopped_by, **account_of(api)}
+    return {**tensors_of(Z=Z, D=D), **found, "stopped_by": stopped_by, **summary_of(api)}
 
 
 def digest(part: Any) -> list[Any]:
-    """[sha256 of the bits, numbers that show how far apart two of them are]."""
+    """[sha256 of the bits, numbers that show how far two of them differ]."""
     if isinstance(part, Tensor):
         bits = part.detach().cpu().contiguous()
         head = f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)} "
@@ -454,11 +459,11 @@ def _unseeded(folder):
 def _callback(folder):
     seen = []
 
-    def told(info):
+    def record(info):
         seen.append((info.iteration, info.relative_change, info.relative_error))
         return info.iteration == 5
 
-    parts = fitted(data("small"), folder, nb_concepts=6, callback=told)
+    parts = fitted(data("small"), folder, nb_concepts=6, callback=record)
     return {**parts, "seen": np.array(seen)}
 
 
@@ -472,11 +477,11 @@ def _twice(folder):
         f"{n} {name}": part
         for n, parts in enumerate((first, second), 1)
         for name, part in parts.items()
-        if not name.startswith(ACCOUNT)
+        if not name.startswith(SUMMARY)
     }
 
 
-# what A may be
+# supported inputs
 
 
 def batches(A: Tensor, rows: int = 150) -> list[Tensor]:
@@ -536,13 +541,13 @@ add_fit("A F-ordered residual", np.asfortranarray(data("many").numpy()), 50, for
 
 # what does not fit in memory, codes elsewhere
 
-LONG, IN_HAND = data("long"), 611
+LONG, CHUNK_ROWS = data("long"), 611
 
 
 def add_stream(name: str, given: Any, K: int, codes: str | None, A: Tensor = LONG, **options):
     kept = "memory" if codes == "memory" else "none" if codes is None else "file"
-    most = room(A, K, 1000, codes=kept)
-    add_fit(name, given, K, how={"codes": codes}, max_memory=most, chunk_rows=IN_HAND, **options)
+    most = budget(A, K, 1000, codes=kept)
+    add_fit(name, given, K, how={"codes": codes}, max_memory=most, chunk_rows=CHUNK_ROWS, **options)
 
 
 for solver in SOLVERS:
@@ -605,7 +610,7 @@ def goes_on(given: Any, folder: Path, *, iteration: int = 6, codes: Any = "memor
     parts = fit_parts(resumed, *resumed.fit(A, resume=True, codes=codes))
     parts = {name: digest(part) for name, part in parts.items()}
     expected = fit_parts(whole, *whole.fit(A, codes=codes))
-    passes = f"{ACCOUNT}passes", f"{ACCOUNT}reduced_bytes"
+    passes = f"{SUMMARY}passes", f"{SUMMARY}reduced_bytes"
     for name, part in expected.items():
         # a resumed fit reads the data fewer times
         if name not in passes and parts[name][0] != digest(part)[0]:
@@ -626,7 +631,7 @@ add_resumed("penalised", small, 6, alpha_Z=0.002, l1_ratio=0.5)
 add_resumed("unit_norm", small, 6, alpha_Z=0.002, unit_norm=True, form="residual")
 add_resumed("revive", small, 12, revive=True, init=idle_start(small, 12), max_iter=22, iteration=12)
 add_resumed("float64 late", small.double(), 25, form="residual", iteration=11)
-STREAMED = {"max_memory": room(LONG, 12, 1000), "chunk_rows": IN_HAND}
+STREAMED = {"max_memory": budget(LONG, 12, 1000), "chunk_rows": CHUNK_ROWS}
 add_resumed("streamed", npy(LONG), 12, max_iter=6, iteration=4, **STREAMED)
 add_resumed(
     "streamed codes in a file",
@@ -635,8 +640,8 @@ add_resumed(
     max_iter=6,
     iteration=4,
     codes="Z.npy",
-    max_memory=room(LONG, 12, 1000, codes="file"),
-    chunk_rows=IN_HAND,
+    max_memory=budget(LONG, 12, 1000, codes="file"),
+    chunk_rows=CHUNK_ROWS,
 )
 add_resumed(
     "streamed codes None",
@@ -645,8 +650,8 @@ add_resumed(
     max_iter=5,
     iteration=3,
     codes=None,
-    max_memory=room(LONG, 12, 1000, codes="none"),
-    chunk_rows=IN_HAND,
+    max_memory=budget(LONG, 12, 1000, codes="none"),
+    chunk_rows=CHUNK_ROWS,
 )
 
 
@@ -659,7 +664,7 @@ def _more(folder):
     return fit_parts(api, *api.fit(small, resume=True))
 
 
-# streams
+# online learning
 
 
 def taught(given: list[Any], folder: Path | None = None, *, before=None, **options: Any):
@@ -670,9 +675,9 @@ def taught(given: list[Any], folder: Path | None = None, *, before=None, **optio
     errors = []
     for batch in given:
         api.partial_fit(batch)
-        errors.append(api.account().get("relative_error", 0.0))
+        errors.append(api.summary().get("relative_error", 0.0))
     Z = api.encode(numbers(30, given[0].shape[1], 8, seed=99).to(api.nmf.D.dtype))
-    return {**tensors_of(D=api.nmf.D, Z=Z), "errors": np.array(errors), **account_of(api)}
+    return {**tensors_of(D=api.nmf.D, Z=Z), "errors": np.array(errors), **summary_of(api)}
 
 
 STREAM = [numbers(m, 24, 8, seed=i) for i, m in enumerate((60, 25, 120, 1, 40))]
@@ -788,8 +793,8 @@ add(
     12,
     d=48,
     how={"codes": "Z.npy"},
-    max_memory=room(LONG, 12, 1000, codes="file"),
-    chunk_rows=IN_HAND,
+    max_memory=budget(LONG, 12, 1000, codes="file"),
+    chunk_rows=CHUNK_ROWS,
 )
 add("encode batches", encoded, lambda _: batches(small, 50), 6, d=19)
 add("encode torch backend", encoded, small, 6, backend="torch")
@@ -823,7 +828,7 @@ def _decode(folder):
 def _decode_streamed(folder):
     Z = uniform(9001, 12, 8)
     (folder / "codes").mkdir()
-    api = loaded(12, 64, max_memory=room(uniform(9001, 64), 64, 600, codes="file"))
+    api = loaded(12, 64, max_memory=budget(uniform(9001, 64), 64, 600, codes="file"))
     api.decode(npy(Z)(folder / "codes"), out=folder / "A.npy")
     return {"file": np.load(folder / "A.npy")}
 
@@ -853,7 +858,7 @@ def _model(folder):
     api.fit(small)
     api.save(folder / "model.safetensors")
     other = Api.load(folder / "model.safetensors")
-    return {"D": other.nmf.D, "Z": other.encode(small), **account_of(other)}
+    return {"D": other.nmf.D, "Z": other.encode(small), **summary_of(other)}
 
 
 @case("command line")
@@ -972,7 +977,7 @@ def shared_parts(rank: int, folder: Path, case: dict[str, Any]) -> dict[str, Any
         api = Api(**options)
         for batch in STREAM:
             api.partial_fit(mine(batch))
-        return {"D": api.nmf.D, **account_of(api)}
+        return {"D": api.nmf.D, **summary_of(api)}
     A = data(options.pop("size", "small"), options.pop("dtype", "float32"))
     if options.get("init") == "idle":
         Z0, D0 = idle_start(A, options["nb_concepts"])
@@ -996,14 +1001,14 @@ def run_rank(folder: Path, rank: int, names: list[str]) -> None:
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
     )
-    told = {}
+    found = {}
     for number, name in enumerate(names):
         place = folder / str(number)
         place.mkdir(exist_ok=True)
         parts = shared_parts(rank, place, SHARED[name])
-        told[name] = {f"process {rank}: {part}": digest(value) for part, value in parts.items()}
+        found[name] = {f"process {rank}: {part}": digest(value) for part, value in parts.items()}
     distributed.destroy_process_group()
-    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
 
 
 def run_shared(names: list[str]) -> dict[str, dict[str, Any]]:
@@ -1015,7 +1020,7 @@ def run_shared(names: list[str]) -> dict[str, dict[str, Any]]:
         processes = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
         if any([process.wait() for process in processes]):
             return {name: {"raised": digest("the processes failed")} for name in names}
-        first, second = (json.loads((folder / f"told-{r}.json").read_text()) for r in range(2))
+        first, second = (json.loads((folder / f"found-{r}.json").read_text()) for r in range(2))
     return {name: first[name] | second[name] for name in names}
 
 
@@ -1026,7 +1031,7 @@ def resumable() -> dict[str, dict[str, Any]]:
     """Fits that are left with a checkpoint, by name: plain values only, which JSON keeps.
 
     size: of the data. start: 'idle' or 'given'. codes: 'memory', None or the name of a file.
-    streams: whether the data are read in passes.
+    streams: whether the data are read in passes; the name is that of recorded files.
     """
     plain = {"nb_concepts": 6, "seed": 0, "tol": 0, "max_iter": 14}
     fits = {
@@ -1064,8 +1069,8 @@ def fit_of(described: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]
     if options.pop("streams", False):
         A, K = LONG, 12
         kept = {"memory": "memory", None: "none"}.get(codes, "file")
-        options |= {"nb_concepts": K, "chunk_rows": IN_HAND, "max_iter": 7}
-        options["max_memory"] = room(A, K, 1000, codes=kept)
+        options |= {"nb_concepts": K, "chunk_rows": CHUNK_ROWS, "max_iter": 7}
+        options["max_memory"] = budget(A, K, 1000, codes=kept)
         given = npy(A)(folder)
     else:
         given = A = data(size, options.pop("dtype", "float32"))
@@ -1127,22 +1132,22 @@ def read_state(path: Path, described: dict[str, Any]) -> Api:
 def make_old_files(folder: Path) -> None:
     """Save models and checkpoints, and what comes of them, in a new folder."""
     folder.mkdir(parents=True)
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, described in MODELS.items():
         dtype = described.get("dtype", "float32")
         api = Api(**{key: value for key, value in described.items() if key != "dtype"})
         api.fit(data("small", dtype))
         parts = of_a_model(api, dtype)
         api.save(folder / file_name(name))
-        told[name] = {
+        found[name] = {
             "kind": "model",
             "file": file_name(name),
             "options": described,
-            "expected": hashed({**parts, **account_of(api)}),
+            "expected": hashed({**parts, **summary_of(api)}),
         }
         state, name = file_name(name, ".pt"), name.replace("model", "state_dict")
         torch.save(api.nmf.state_dict(), folder / state)
-        told[name] = {
+        found[name] = {
             "kind": "state_dict",
             "file": state,
             "options": described,
@@ -1157,20 +1162,20 @@ def make_old_files(folder: Path) -> None:
             api = Api(**options)
             parts = fit_parts(api, *api.fit(A, codes=codes))
             expected = hashed(parts)
-        del expected[f"{ACCOUNT}passes"]
-        told[f"checkpoint {name}"] = {
+        del expected[f"{SUMMARY}passes"]
+        found[f"checkpoint {name}"] = {
             "kind": "checkpoint",
             "file": path.name,
             "options": described,
             "left in iteration": iteration,
             "expected": expected,
         }
-    (folder / "made.json").write_text(json.dumps({"about": about(), "files": told}, indent=1))
-    print(f"{len(told)} files in {folder}")
+    (folder / "made.json").write_text(json.dumps({"about": about(), "files": found}, indent=1))
+    print(f"{len(found)} files in {folder}")
 
 
 def from_old_file(held: dict[str, Any], files: Path, folder: Path) -> dict[str, Any]:
-    """The parts of a model that is read, or of a fit that goes on."""
+    """The parts of a model that is read, or of a fit that is resumed."""
     path, described = files / held["file"], held["options"]
     if held["kind"] == "checkpoint":
         A, options, codes = fit_of(described, folder)
@@ -1181,18 +1186,18 @@ def from_old_file(held: dict[str, Any], files: Path, folder: Path) -> dict[str, 
         api = Api(**options, checkpoint=folder / path.name, callback=lambda i: seen.append(i))
         Z, D = api.fit(A, resume=True, codes=codes)
         if seen[0].iteration != held["left in iteration"]:
-            raise AssertionError(f"it went on with iteration {seen[0].iteration}")
+            raise AssertionError(f"it resumed with iteration {seen[0].iteration}")
         parts = fit_parts(api, Z, D)
-        # a fit that goes on reads the data fewer times
-        del parts[f"{ACCOUNT}passes"]
+        # a resumed fit reads the data fewer times
+        del parts[f"{SUMMARY}passes"]
         return parts
     dtype = described.get("dtype", "float32")
     if held["kind"] == "state_dict":
         return of_a_model(read_state(path, described), dtype)
     api = Api.load(path)
-    # a version that accounts for other things may leave the account out
-    told = account_of(api) if api.nmf.fit_info_ is not None else {}
-    return {**of_a_model(api, dtype), **told}
+    # a version that reports other fields may leave the summary out
+    found = summary_of(api) if api.nmf.fit_info_ is not None else {}
+    return {**of_a_model(api, dtype), **found}
 
 
 # ---- running and comparing
@@ -1221,23 +1226,23 @@ def run_case(function: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 
 def run_all(chosen: str, slowest: int = 0) -> dict[str, dict[str, Any]]:
     """The digests of all cases whose name contains the text; the slowest are printed."""
-    told, seconds = {}, {}
+    found, seconds = {}, {}
     for name, each in CASES.items():
         if chosen in name:
             begun = time.perf_counter()
-            told[name] = run_case(each)
+            found[name] = run_case(each)
             seconds[name] = time.perf_counter() - begun
     shared, begun = [name for name in SHARED if chosen in name], time.perf_counter()
     if shared:
-        told |= run_shared(shared)
+        found |= run_shared(shared)
         seconds["all shared"] = time.perf_counter() - begun
     for name in sorted(seconds, key=seconds.get, reverse=True)[:slowest]:
         print(f"{seconds[name]:7.2f} s  {name}")
-    return told
+    return found
 
 
-def apart(mine: list[Any], other: list[Any]) -> str:
-    """In words, by how much two parts differ, from their summaries."""
+def difference(mine: list[Any], other: list[Any]) -> str:
+    """In words, by how much two parts differ, from their samples."""
     if mine[2] != other[2]:
         return f"{other[2]} before, {mine[2]} now"
     if not mine[1] or len(mine[1]) != len(other[1]):
@@ -1248,35 +1253,35 @@ def apart(mine: list[Any], other: list[Any]) -> str:
     return f"norm {before[0]:.9g} before, {now[0]:.9g} now; samples differ by up to {most:.2g}"
 
 
-def differences(told: dict[str, Any], expected: dict[str, Any]) -> tuple[list[str], list[str]]:
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Of one case what differs, and what is only to be noted."""
     differ, noted = [], []
-    for part in expected.keys() | told.keys():
-        if part not in told:
-            into = noted if ACCOUNT in part else differ
+    for part in expected.keys() | found.keys():
+        if part not in found:
+            into = noted if SUMMARY in part else differ
             into.append(f"{part}: not there any more")
         elif part not in expected:
-            (noted if ACCOUNT in part else differ).append(f"{part}: new")
-        elif told[part][0] != expected[part][0]:
-            differ.append(f"{part}: {apart(told[part], expected[part])}")
+            (noted if SUMMARY in part else differ).append(f"{part}: new")
+        elif found[part][0] != expected[part][0]:
+            differ.append(f"{part}: {difference(found[part], expected[part])}")
     return sorted(differ), sorted(noted)
 
 
-def compare(told: dict[str, Any], expected: dict[str, Any]) -> int:
+def compare(found: dict[str, Any], expected: dict[str, Any]) -> int:
     """Print every difference; returns how many cases have one."""
     differing, noted = 0, []
     for name in expected:
-        if name not in told:
+        if name not in found:
             differ, notes = ["the case is missing"], []
         else:
-            differ, notes = differences(told[name], expected[name])
+            differ, notes = differences(found[name], expected[name])
         differing += bool(differ)
         noted += notes
         for line in differ:
             print(f"DIFFERS  {name}: {line}")
     for note in sorted(set(noted)):
         print(f"note: {note} ({noted.count(note)} cases)")
-    new = told.keys() - expected.keys()
+    new = found.keys() - expected.keys()
     if new:
         print(f"note: not in the file: {', '.join(sorted(new))}")
     return differing
@@ -1311,29 +1316,29 @@ def main() -> int:
         make_old_files(given.path)
         return 0
     if given.command == "record":
-        told = run_all(given.k, given.slowest)
-        given.path.write_text(json.dumps({"about": about(), "cases": told}, indent=0))
-        failed = [name for name, parts in told.items() if any("raised" in p for p in parts)]
+        found = run_all(given.k, given.slowest)
+        given.path.write_text(json.dumps({"about": about(), "cases": found}, indent=0))
+        failed = [name for name, parts in found.items() if any("raised" in p for p in parts)]
         for name in failed:
-            print(f"RAISED  {name}: {told[name]}")
-        parts = sum(map(len, told.values()))
+            print(f"RAISED  {name}: {found[name]}")
+        parts = sum(map(len, found.values()))
         seconds = time.perf_counter() - begun
-        print(f"{len(told)} cases, {parts} parts, {seconds:.0f} s, {len(failed)} raised")
+        print(f"{len(found)} cases, {parts} parts, {seconds:.0f} s, {len(failed)} raised")
         return int(bool(failed))
     if given.command == "compare":
         recorded = json.loads(given.path.read_text())
         expected = {name: parts for name, parts in recorded["cases"].items() if given.k in name}
-        told = run_all(given.k, given.slowest)
+        found = run_all(given.k, given.slowest)
     else:
         recorded = json.loads((given.path / "made.json").read_text())
         held = {name: file for name, file in recorded["files"].items() if given.k in name}
         expected = {name: file["expected"] for name, file in held.items()}
-        told = {
+        found = {
             name: run_case(functools.partial(from_old_file, file, given.path))
             for name, file in held.items()
         }
     warn_of_others(recorded["about"])
-    differing = compare(told, expected)
+    differing = compare(found, expected)
     seconds = time.perf_counter() - begun
     print(f"{len(expected)} cases, {seconds:.0f} s, {differing} differ")
     return int(differing > 0 or not expected)

@@ -28,7 +28,7 @@ TIMEOUT = 20
 
 
 def split(n: int, size: int, how: str) -> list[int]:
-    """The bounds of each rank's rows."""
+    """The bounds of the rows of each process."""
     if how == "even":
         return [n * rank // size for rank in range(size + 1)]
     # the first has most, the last none
@@ -135,7 +135,7 @@ def fitted(A, rank, size, how, folder, codes="memory", batches=False, resume=Fal
 
 
 def learned(batches, rank, size, how, given=None, spoiled=None, half_life=None, **options) -> dict:
-    """What partial_fit makes of batches, each split. given: a dictionary to go on from. spoiled:
+    """What partial_fit makes of batches, each split. given: a dictionary to continue from. spoiled:
     by the number of a batch, what makes of the rows here what is given instead."""
     model = nmf(distributed=True, **options)
     if given is not None:
@@ -172,14 +172,14 @@ def result(A, rank: int, size: int, folder: Path, options: dict) -> dict:
     # fits that come before, to their end or not; and what is then done to the file of a process
     before, harm = case.pop("before", ()), case.pop("harm", {}).get(rank)
     # what one of them is given otherwise
-    apart = case.pop("of", {}).get(rank, {})
+    separate = case.pop("of", {}).get(rank, {})
     for attempt in before:
         options = {"A": A, **case, **attempt}
         options |= options.pop("of", {}).get(rank, {})
         with suppress(Killed, ConnectionError, InvalidInput, OSError):
             if not options.pop("absent", False):
                 fitted(rank=rank, size=size, folder=folder, **options)
-    case |= apart
+    case |= separate
     if isinstance(A, list):
         begun = time.perf_counter()
         found = learned(A, rank, size, **case)

@@ -54,7 +54,7 @@ def sharded(folder, data=A, suffix=".npy", bounds=BOUNDS):
 
 
 def model(**options):
-    # a stream is not accelerated
+    # data read in passes are not accelerated
     return nmf(K, **{"seed": 0, "tol": 0, "max_iter": 20, "accelerate": False, **options})
 
 

@@ -1,4 +1,4 @@
-"""setup.py with compilers that fail: what is built without them, and what is said."""
+"""setup.py with compilers that fail: what is built without them, and the message."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def build(folder, how, nvcc, cxx):
 
 
 @pytest.mark.parametrize("kind", FAKE_NVCC)
-def test_asked_for_cuda_the_build_fails_with_the_reason(kind, tmp_path):
+def test_required_cuda_that_fails_ends_the_build_with_the_reason(kind, tmp_path):
     script, reason = FAKE_NVCC[kind]
     ran, copy = build(tmp_path, "cuda", script, IDLE)
     assert ran.returncode != 0
@@ -84,12 +84,12 @@ def test_asked_for_cuda_the_build_fails_with_the_reason(kind, tmp_path):
 
 @pytest.mark.compiles
 @pytest.mark.parametrize("kind", ["failing"])
-def test_an_nvcc_that_fails_costs_the_cuda_half_only(kind, tmp_path):
+def test_an_nvcc_that_fails_leaves_out_the_cuda_half_only(kind, tmp_path):
     script, reason = FAKE_NVCC[kind]
     ran, copy = build(tmp_path, "auto", script, QUICK)
     assert ran.returncode == 0, ran.stderr
     assert "WITHOUT the solver for CUDA" in ran.stdout
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", INFO],
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy)},
@@ -97,8 +97,8 @@ def test_an_nvcc_that_fails_costs_the_cuda_half_only(kind, tmp_path):
         text=True,
         check=True,
     ).stdout
-    assert re.search(r"^cpp .* yes$", told, re.MULTILINE)
-    assert re.search(rf"^cuda .* no: the extension for CUDA .*{reason}", told, re.MULTILINE)
+    assert re.search(r"^cpp .* yes$", output, re.MULTILINE)
+    assert re.search(rf"^cuda .* no: the extension for CUDA .*{reason}", output, re.MULTILINE)
 
 
 @pytest.mark.compiles

@@ -1,4 +1,4 @@
-"""Checks of arguments: what passes, and what is said of the rest."""
+"""Checks of arguments: what passes, and the message for the rest."""
 
 from __future__ import annotations
 

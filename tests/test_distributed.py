@@ -200,7 +200,7 @@ CASES = {2: list(ALL), 4: FEWER}
 
 @pytest.fixture(scope="module")
 def shared(once):
-    """shared(size): the results of every case, by name and rank."""
+    """shared(size): the results of every case, by name and process."""
     if not hasattr(os, "fork"):
         pytest.skip("os.fork: not here")
     return by_name(once, "shared-fits", ALL, CASES)
@@ -213,8 +213,8 @@ def cases(names):
 
 def alone(name: str):
     A, case = ALL[name]
-    apart = ("how", "file", "codes", "batches", "max_memory", "instant")
-    options = {key: value for key, value in case.items() if key not in apart}
+    separate = ("how", "file", "codes", "batches", "max_memory", "instant")
+    options = {key: value for key, value in case.items() if key not in separate}
     model = nmf(**options)
     Z, D = model.fit(A)
     return Z, D, model.fit_info_
@@ -241,13 +241,15 @@ def test_fit_of_several_processes_is_that_of_one(size, name, shared):
         assert (found["passes"] > 1) == ("streamed" in name)
         # in residual form the codes of the row of zeros are rounding
         one_row = Z.shape[1] / len(Z) if info.form == "residual" else 1e-6
-        for measured, apart in [
+        for measured, tolerance in [
             ("relative_error", 1e-6),
             ("objective", 1e-6),
             ("r_squared", 1e-6),
             ("mean_l0", one_row),
         ]:
-            assert found[measured] == pytest.approx(getattr(info, measured), rel=1e-3, abs=apart)
+            assert found[measured] == pytest.approx(
+                getattr(info, measured), rel=1e-3, abs=tolerance
+            )
         changes = [iteration["relative_change"] for iteration in found["history"]]
         expected = [iteration.relative_change for iteration in info.history]
         assert changes == pytest.approx(expected, rel=1e-2, abs=rounding / 10)

@@ -1,5 +1,5 @@
 """The CUDA half of exact least squares without a GPU: compiled for the cards, its layout in memory,
-and what is said where it cannot be used. nnls/test_emulated.py runs it."""
+and the message where it cannot be used. nnls/test_emulated.py runs it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_row_solver_compiles_for_the_card(capability, tmp_path):
     assert max(shared, default=0) <= MOST_STATIC_SHARED_BYTES
 
 
-def test_layout_keeps_all_vectors_apart_and_inside(tmp_path):
+def test_layout_keeps_all_vectors_separate_and_inside(tmp_path):
     program = tmp_path / "layout"
     assert gcc(str(HERE / "nnls_layout.cpp"), "-o", str(program)).wait() == 0
     ran = subprocess.run([program], capture_output=True, text=True, check=False)

@@ -115,7 +115,7 @@ CASES = {2: list(ALL), 3: ["hals-even", "hals-turns"]}
 
 @pytest.fixture(scope="module")
 def shared(once):
-    """shared(size): the results of every case, by name and rank."""
+    """shared(size): the results of every case, by name and process."""
     return by_name(once, "streams", ALL, CASES)
 
 

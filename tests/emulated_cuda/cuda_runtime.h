@@ -1,7 +1,7 @@
 // What csrc/cuda/nnls.cu and csrc/cuda/bindings.cpp use of CUDA, on one thread of the CPU: a block at a
 // time, its lanes one after the other from barrier to barrier, in an order drawn anew each time. A
 // shuffle or a ballot is a barrier, too. Lanes that meet at different barriers, and writes beyond
-// the shared memory that was asked for, end the launch with an error.
+// the shared memory that was requested, end the launch with an error.
 #pragma once
 
 #include <setjmp.h>
@@ -49,7 +49,7 @@ inline thread_local dim3 threadIdx, blockIdx;
 
 namespace emulated {
 
-// by name: what the device is like, what was asked of it, and the calls that fail
+// by name: what the device is like, what was requested, and the calls that fail
 inline std::map<std::string, long> settings{
     {"devices", 2}, {"current", 0}, {"ratio", 2}, {"processors", 2}, {"shared", 8192}};
 
@@ -166,8 +166,8 @@ inline unsigned long long atomicAdd(unsigned long long *to, unsigned long long x
 inline const char *cudaGetErrorName(cudaError_t) { return "emulated"; }
 inline const char *cudaGetErrorString(cudaError_t error) {
     return error == emulated_divergence ? "lanes went different ways"
-           : error == emulated_overrun  ? "more shared memory than asked for"
-                                        : "it was told to fail";
+           : error == emulated_overrun  ? "more shared memory than requested"
+                                        : "it was set to fail";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int *count) {

@@ -56,7 +56,7 @@ def test_relative_objective_has_twice_the_penalties():
     assert reported == pytest.approx(expected / float(A.norm()), rel=1e-9)
 
 
-def test_iterations_that_nobody_watches_are_read_at_the_end_to_the_same_numbers():
+def test_iterations_that_no_rule_reads_are_read_at_the_end_to_the_same_numbers():
     A, Z, D = few()
     watched, unwatched = (
         run_loop(A, (Z.clone(), D.clone()), "hals", plain(), Stopping(9, 0, each))

@@ -193,7 +193,7 @@ def test_unseeded_fit_resumes_from_its_own_start(path):
     assert all(map(torch.equal, *ends))
 
 
-def test_saves_are_as_far_apart_as_was_asked(path, monkeypatch):
+def test_saves_are_as_far_apart_in_time_as_was_requested(path, monkeypatch):
     saved = []
     save_file = safetensors.torch.save_file
     monkeypatch.setattr(

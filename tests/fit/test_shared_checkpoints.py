@@ -235,7 +235,7 @@ def test_fits_are_accelerated_as_without_checkpoints(results):
 
 @pytest.mark.parametrize("kills", KILLS, ids=lambda kills: named(*kills))
 def test_fit_that_was_killed_while_it_saved_gives_the_same_bits(kills, results):
-    """Whatever each process has done by then, all go on from the same save."""
+    """Whatever each process has done by then, all resume from the same save."""
     given = results[f"killed: {named(*kills)}"]
     assert_same(given, results["brief"])
     left, wanted = names_of(given[0])

@@ -1,5 +1,5 @@
-"""What an iteration asks of a CUDA device: launches, and that the host waits for none. Tensors of
-torch's that have no memory stand for those of a device, so there need be none."""
+"""What an iteration launches on a CUDA device, and that the host waits for none of it. The tensors
+are fake device tensors of torch, without memory, so no device is needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     torch.version.cuda is None,
-    reason="this torch is built without CUDA: it cannot index tensors that stand for a device's",
+    reason="this torch is built without CUDA: it cannot index fake device tensors",
 )
 # operations that only make memory, or see it otherwise
 _NO_LAUNCH = {"empty", "new_empty", "empty_like", "new_empty_strided", "detach", "_unsafe_view"}

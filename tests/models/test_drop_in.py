@@ -136,7 +136,7 @@ def test_max_iter_of_the_constructor_is_honoured_and_fits_own_wins(A):
     assert model.fit_info_.iterations == 5
 
 
-def test_max_iter_is_500_where_nobody_says(A):
+def test_max_iter_is_500_by_default(A):
     model = NMF(K, tol=0)
     model.fit(A)
     assert model.fit_info_.iterations == 500

@@ -19,7 +19,7 @@ def test_hals_keeps_the_row_of_a_concept_whose_other_factor_is_zero(form, backen
     A, Z, D = problem(30, 12, 8)
     D[3] = 0
     Z1, _, _ = iterate(
-        "hals", A, Z, D, form=form, dtype=torch.float64, learn=False, backend=backend
+        "hals", A, Z, D, form=form, dtype=torch.float64, fixed_dictionary=True, backend=backend
     )
     assert np.array_equal(Z1[:, 3], Z[:, 3])
     Z[:, 3] = 0

@@ -129,7 +129,7 @@ HALF_STEPS = [
 def test_half_steps_are_those_of_the_loop(n, d, K, kind, form, dtype, penalty, backend):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
     penalties = Penalties(*penalty)
-    options = {"form": form, "dtype": dtype, "learn": False, "backend": backend}
+    options = {"form": form, "dtype": dtype, "fixed_dictionary": True, "backend": backend}
     for solver, expected in penalised_half_steps(n, d, K, kind, dtype, penalty).items():
         if not supplies(backend, solver):
             continue

@@ -22,7 +22,9 @@ def bound(B):
 @EVERY_CASE
 def test_pgd_half_step_is_that_of_fista(n, d, K, kind, form, dtype, backend):
     A, Z, D = (M.astype(dtype_name(dtype)) for M in problem(n, d, K, kind=kind))
-    Z1, _, _ = iterate("pgd", A, Z, D, form=form, dtype=dtype, learn=False, backend=backend)
+    Z1, _, _ = iterate(
+        "pgd", A, Z, D, form=form, dtype=dtype, fixed_dictionary=True, backend=backend
+    )
     expected = pgd_half_step(Z.T, A, D, bound(D.astype(np.float64)), len(momenta())).T
     assert relative_difference(Z1, expected) <= TOLERANCES["pgd", dtype_name(dtype)]
 

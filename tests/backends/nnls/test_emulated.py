@@ -156,7 +156,7 @@ def test_nnls_has_the_same_bits_wherever_its_factor_is_stored(concepts, shared, 
 
 
 def arguments(K=7, m=5, dtype=torch.float64):
-    """The arguments of nnls by name, G and scale apart, and the tensors behind them."""
+    """The arguments of nnls by name, G and scale separately, and the tensors behind them."""
     B = torch.rand(K, 12, dtype=dtype, generator=torch.Generator().manual_seed(0))
     B /= B.norm(dim=1, keepdim=True)
     kept = {
@@ -253,7 +253,7 @@ def test_nnls_refuses_memory_of_the_host(name, emulated):
 def test_nnls_names_the_call_that_failed(call, message, emulated):
     given, _kept = arguments()
     emulated[call] = 1
-    with pytest.raises(RuntimeError, match=f"CUDA, {message}: it was told to fail"):
+    with pytest.raises(RuntimeError, match=f"CUDA, {message}: it was set to fail"):
         solve(emulated, given)
     del emulated[call]
     with pytest.raises(RuntimeError, match="CUDA, device 7: "):

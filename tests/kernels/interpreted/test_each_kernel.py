@@ -230,12 +230,12 @@ def check_step(dtype, F, next_Y, sums, step):
     """F and next_Y against pgd_ on `step`: (F, Y, gradient, step, momentum) before it. With sums it
     is the last: of ‖Δ‖² from the start, and next_Y is left alone."""
     before, point, *rest = step
-    after, ahead = before.clone(), point.clone()
-    pgd_(after, ahead, *rest)
+    after, extrapolated = before.clone(), point.clone()
+    pgd_(after, extrapolated, *rest)
     if sums is not None:
         assert next_Y.values().isnan().all()
         return check("pgd", dtype, F, after, sums, point)
-    assert_near(next_Y.values(), ahead, "pgd", dtype)
+    assert_near(next_Y.values(), extrapolated, "pgd", dtype)
     assert_near(F.values(), after, "pgd", dtype)
 
 

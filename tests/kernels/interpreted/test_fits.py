@@ -47,7 +47,9 @@ def test_iterates_are_those_of_the_loop(solver, form, n, d, K, kind):
 def test_pgd_half_step_is_that_of_fista(form, dtype):
     A, Z, D = (M.astype(dtype) for M in problem(23, 17, 5, kind="zero_concepts"))
     kind = getattr(torch, dtype)
-    Z1, _, outcome = iterate("pgd", A, Z, D, form=form, dtype=kind, learn=False, backend="triton")
+    Z1, _, outcome = iterate(
+        "pgd", A, Z, D, form=form, dtype=kind, fixed_dictionary=True, backend="triton"
+    )
     G = torch.tensor(D.astype(np.float64) @ D.T.astype(np.float64))
     L = float(largest_eigenvalue(lambda v: G @ v, G.diagonal()))
     expected = pgd_half_step(Z.T, A, D, L, len(momenta())).T
