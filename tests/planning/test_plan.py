@@ -6,7 +6,7 @@ import pytest
 
 from fastnmf import InvalidInput, Tuning
 from fastnmf.planning.hardware import H100, Machine, machine
-from fastnmf.planning.plan import FORMS, REFRESH, Problem, accelerated
+from fastnmf.planning.plan import FORMS, REFRESH, Problem, accelerated, exchange
 from fastnmf.planning.plan import choose as choose_plan
 from fastnmf.solvers.base import Size
 from fastnmf.solvers.registry import SOLVERS
@@ -85,6 +85,21 @@ def test_prediction_grows_with_the_work_and_falls_with_threads():
     assert 5 * small.seconds < large.seconds < 20 * small.seconds
     two = choose(1000, 100, 5000, "hals", on=Machine(threads=2))
     assert large.seconds / 2 < two.seconds < large.seconds
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "splits", "entries"),
+    [
+        ("normal", False, 70 * 20 + 70**2),
+        # the dictionary is gathered as well
+        ("normal", True, 2 * 70 * 20 + 70**2),
+        # the Gram matrices of a block of 64 concepts and of one of 6
+        ("residual", False, 70 * 20 + 64**2 + 6**2),
+    ],
+)
+def test_processes_exchange_what_the_form_sums(dictionary, splits, entries):
+    shared = problem(100, 20, 70, "hals", processes=2)
+    assert exchange(shared, dictionary, splits, 64, Machine())[0] == 4 * entries
 
 
 def test_machine_has_its_cache_and_calls_cost_without_the_extension():
