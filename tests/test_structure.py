@@ -82,6 +82,7 @@ TESTED_IN = {
     "fit.options": "models/test_nmf.py",
     "fit.refusals": "fit/test_batch.py",
     "planning.hardware": "planning/test_plan.py",
+    "models.hints": "models/test_nmf.py",
     "solvers.base": "solvers/test_toy_solver.py",
     "solvers.half_step": "solvers/test_iterates.py",
     "solvers.registry": "solvers/test_toy_solver.py",

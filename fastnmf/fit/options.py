@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ MAX_ITER = 500
 # distance of the seeds of codes and dictionary where they are drawn one at a time
 _SEQUENCE = 0x9E3779B97F4A7C15
 # options of scikit-learn and of other methods, and what to write instead
-_ELSEWHERE = {
+ELSEWHERE = {
     **{
         name: f"NMF(tuning=fastnmf.Tuning({name}=…))"
         for name in (field.name for field in fields(Tuning))
@@ -202,14 +203,14 @@ def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> 
     return "memory" if codes == "memory" else output(processes.own(codes))
 
 
-def refuse_unknown(unknown: dict[str, Any], where: str, valid: list[str]) -> None:
+def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = ()) -> None:
     """Raise TypeError for an option that does not exist, with the place where it belongs or the
     nearest name. where: what it was given to, 'NMF' or 'fit'."""
     if not unknown:
         return
     given = next(iter(unknown))
     names = [field.name for field in fields(Options)]
-    belongs = _ELSEWHERE.get(given)
+    belongs = ELSEWHERE.get(given)
     if belongs is None and given in names and given not in valid:
         belongs = f"NMF({given}=…)"
     if belongs is not None:

@@ -21,24 +21,15 @@ from ..data.arrays import Expected, as_numpy32, read_matrix
 from ..distributed import ALONE, Processes
 from ..engine.state import Callback
 from ..errors import InvalidInput, NotFitted
-from ..fit.options import Options, refuse_unknown, with_run
+from ..fit.options import ELSEWHERE, Options, refuse_unknown, with_run
 from ..init import start as starts
 from ..planning.plan import Tuning
 from ..results.info import FitInfo, OnlineInfo
 from ..solvers.registry import SOLVERS
+from .hints import ATTRIBUTES, with_hints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# names that users of scikit-learn look for, and what they are here
-_HINTS = {
-    "transform": "encode(A)",
-    "fit_transform": "fit(A), which returns (Z, D)",
-    "inverse_transform": "decode(Z)",
-    "components_": "get_dictionary() or D",
-    "reconstruction_err_": "fit_info_.relative_error",
-    "n_iter_": "fit_info_.iterations",
-}
 
 
 class NMF(nn.Module):
@@ -167,6 +158,7 @@ class NMF(nn.Module):
     _gram: Tensor | None
     _cross: Tensor | None
 
+    @with_hints
     def __init__(
         self,
         nb_concepts: int,
@@ -645,9 +637,14 @@ class NMF(nn.Module):
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
 
     def __getattr__(self, name: str) -> Any:
-        if name in _HINTS:
-            raise AttributeError(f"NMF has no {name!r}; it is {_HINTS[name]} here")
+        if name in ATTRIBUTES:
+            raise AttributeError(f"NMF has no {name!r}; it is {ATTRIBUTES[name]} here")
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ELSEWHERE and name not in self.__dict__:
+            raise AttributeError(f"a model has no {name!r} to set; write {ELSEWHERE[name]}")
+        super().__setattr__(name, value)
 
     def _options(self) -> Options:
         """The options as the attributes are now."""

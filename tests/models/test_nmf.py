@@ -90,8 +90,22 @@ def test_field_of_tuning_is_refused_elsewhere_with_where_it_belongs():
 
 
 def test_number_of_concepts_by_another_name_is_an_error_that_names_it():
-    with pytest.raises(TypeError, match="nb_concepts"):
+    with pytest.raises(TypeError, match=re.escape("write NMF(nb_concepts=…)")):
         NMF(n_components=5)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'nb_concepts'"):
+        NMF()
+
+
+def test_attribute_that_no_model_has_is_not_set_but_says_where_it_belongs():
+    model = NMF(2)
+    with pytest.raises(AttributeError, match=re.escape("write fit(A, callback=…)")):
+        model.callback = print
+    with pytest.raises(
+        AttributeError, match=re.escape("write NMF(tuning=fastnmf.Tuning(block=…))")
+    ):
+        model.block = 3
+    model.tol = 1e-3
+    assert model.tol == 1e-3
 
 
 def test_attribute_of_scikit_learns_is_refused_with_its_name_here():
