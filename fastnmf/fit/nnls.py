@@ -145,47 +145,50 @@ def nnls(
     Z /= torch.where(alive, norms, 1)
     info = NnlsInfo.join(infos)
     if signed:
-        info = _repair_(Z, A, D, info, limited=max_iter is not None)
-    Z = Z.to(dtype)
-    if signed or return_info:
-        info = _measured_(Z, A, D, info)
+        Z, info = _repaired(Z, A, D, info, dtype, limited=max_iter is not None)
+    elif return_info:
+        info = replace(info, kkt=violation(A, D, Z)[0])
+    wrong = (info.kkt > UNSOLVED[dtype]) & (info.status == SOLVED)
+    info = replace(info, status=torch.where(wrong, FLOORED, info.status).int())
     left = (info.status == CAPPED) | (info.kkt > UNSOLVED[dtype])
     if left.any():
         log.warning("nnls: %d of %d rows are not solved: %s", int(left.sum()), n, info)
     return (Z, info) if return_info else Z
 
 
-def _repair_(Z: Tensor, A: Tensor, D: Tensor, info: NnlsInfo, *, limited: bool) -> NnlsInfo:
-    """Solve by the residual the rows of Z (n, K) float64 that the search left unsolved, in place.
-    limited: those that reached max_iter stay, or become zero where zero codes are better."""
+def _repaired(
+    Z: Tensor, A: Tensor, D: Tensor, info: NnlsInfo, dtype: torch.dtype, *, limited: bool
+) -> tuple[Tensor, NnlsInfo]:
+    """The codes in dtype and their info, measured from A and D, where rows of Z (n, K) float64 that
+    the search left unsolved are solved by their residual; those too large for dtype get smaller
+    codes. limited: rows that reached max_iter stay, or become zero where zero codes are better."""
     kkt, above_zero = violation(A, D, Z)
     capped = (info.status == CAPPED) & limited
     Z[capped & (above_zero > 0)] = 0
     rows = ((kkt > _EXACT) | (above_zero > 0)) & ~capped
-    D = D.double().cpu()
-    for i in rows.nonzero()[:, 0].tolist():
-        Z[i] = solve_by_residual(A[i].double().cpu(), D, TOLERANCE[torch.float64]).to(Z.device)
+    _solve_rows_(Z, rows, A, D, TOLERANCE[torch.float64])
     # what the search reported of these rows is no longer true
     status = torch.where(rows, SOLVED, info.status).int()
-    return replace(info, status=status, support=(Z > 0).sum(1).int())
-
-
-def _measured_(Z: Tensor, A: Tensor, D: Tensor, info: NnlsInfo) -> NnlsInfo:
-    """The info of codes Z (n, K) as they are returned, with the KKT residual from A and D. Rows
-    whose large codes float32 cannot hold get smaller ones, in place."""
+    Z = Z.to(dtype)
     kkt, above_zero = violation(A, D, Z)
-    rounded = (above_zero > 0) | ((kkt > UNSOLVED[Z.dtype]) & (info.status == SOLVED))
-    if rounded.any():
-        wide = D.double().cpu()
-        for i in rounded.nonzero()[:, 0].tolist():
-            Z[i] = solve_by_residual(A[i].double().cpu(), wide, TOLERANCE[Z.dtype], _RIDGE).to(Z)
-        kkt, above_zero = violation(A, D, Z)
-        Z[above_zero > 0] = 0
-        kkt = torch.where(above_zero > 0, violation(A, D, Z)[0], kkt)
-        info = replace(info, support=(Z > 0).sum(1).int())
-    unsolved = (kkt > UNSOLVED[Z.dtype]) & (info.status == SOLVED)
-    status = torch.where(unsolved, FLOORED, info.status).int()
-    return replace(info, status=status, kkt=kkt)
+    rows = (above_zero > 0) | ((kkt > UNSOLVED[dtype]) & (status == SOLVED))
+    if rows.any():
+        _solve_rows_(Z, rows, A, D, TOLERANCE[dtype], _RIDGE)
+        some = Z[rows]
+        some[violation(A[rows], D, some)[1] > 0] = 0
+        Z[rows], kkt[rows] = some, violation(A[rows], D, some)[0]
+    return Z, NnlsInfo(status, kkt, (Z > 0).sum(1).int())
+
+
+def _solve_rows_(
+    Z: Tensor, rows: Tensor, A: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0
+) -> None:
+    """Z_i ← the codes of A_i by its residual, for the rows that are true (n,)."""
+    if not rows.any():
+        return
+    D = D.double().cpu()
+    for i in rows.nonzero()[:, 0].tolist():
+        Z[i] = solve_by_residual(A[i].double().cpu(), D, tolerance, ridge).to(Z)
 
 
 def _solver(

@@ -46,3 +46,11 @@ def test_rows_that_max_iter_ends_are_never_worse_than_zero_and_say_so(caplog):
     assert not (above_zero > 0).any()
     assert (info.status == CAPPED).any()
     assert "rows are not solved" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "nearly dependent"])
+def test_codes_are_the_same_with_their_info(kind):
+    A, D = draw(kind, 10, 40, 100, np.random.default_rng(2))
+    for signs in (D, abs(D)):
+        with_info, _ = fastnmf.nnls(A, signs, return_info=True)
+        assert torch.equal(fastnmf.nnls(A, signs), with_info)
