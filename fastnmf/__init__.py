@@ -12,7 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .errors import BackendUnavailable, InvalidInput, NotFitted
+from .errors import (
+    BackendUnavailable,
+    ConvergenceWarning,
+    FastnmfWarning,
+    InvalidInput,
+    NotFitted,
+)
 
 if TYPE_CHECKING:
     from . import files
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = [
     "NMF",
     "BackendUnavailable",
+    "ConvergenceWarning",
+    "FastnmfWarning",
     "InvalidInput",
     "NotFitted",
     "Tuning",
