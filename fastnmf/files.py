@@ -11,6 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -18,35 +19,55 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .data import tables
 from .data.paths import check_output, existing, only_one, refusing_damage, replacing
 from .errors import InvalidInput
 
 
-def read_matrix(path: str | os.PathLike[str]) -> np.ndarray | Tensor:
+def read_matrix(
+    path: str | os.PathLike[str],
+    *,
+    header: bool | str = "auto",
+    max_memory: int | str | None = None,
+) -> np.ndarray | Tensor:
     """Read a matrix from a file.
 
     Parameters
     ----------
     path : path
-        A .npy, .npz, .pt, .pth or .safetensors file. A file of several arrays must name one of
-        them 'A' or 'arr_0'.
+        A .npy, .npz, .pt, .pth or .safetensors file; of several arrays in it one must be named 'A'
+        or 'arr_0'. A .npz file that ``scipy.sparse.save_npz`` wrote. A .csv or .tsv file, a row in
+        each line, divided by tabs, semicolons, commas or spaces. A .parquet file, of which every
+        column holds numbers. An .h5ad file, of which X is read.
+    header : {'auto', True, False}, default 'auto'
+        Whether the first line of a .csv or .tsv file holds names. 'auto' takes it as names if one
+        of its cells is no number, or if they are 0, 1, 2 …, as pandas writes them.
+    max_memory : int or str, optional
+        Bytes that a sparse matrix, a .parquet or an .h5ad file may take as a dense matrix, such as
+        '2GB'; by default 70 % of the available memory.
 
     Returns
     -------
     ndarray or Tensor (n, d)
-        The matrix on the CPU, in the dtype of the file: an array of a .npy file, which is mapped
-        and not read, or of a .npz file; else a tensor.
+        The matrix on the CPU: a tensor of a .pt, .pth or .safetensors file, else an array. It has
+        the dtype of the file, and float64 of a text. A .npy file is mapped and not read. A sparse
+        matrix becomes a dense one.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     InvalidInput
-        (a ValueError) For a file that is damaged or holds no dense matrix of real numbers.
+        (a ValueError) For a file that is damaged or holds no matrix of real numbers, and for a
+        matrix that does not fit in memory.
+    ModuleNotFoundError
+        If the package is not installed that reads such a file: scipy for sparse matrices, pyarrow
+        for .parquet, h5py for .h5ad.
 
     Notes
     -----
-    Nothing in a file is executed: files with pickled objects are refused.
+    Nothing in a file is executed: files with pickled objects are refused. A first column of a text
+    that has no name in the header holds labels of rows: it is left out, with a warning.
 
     Examples
     --------
@@ -61,15 +82,26 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray | Tensor:
      [0. 1.]]
     """
     path = existing(path, READERS)
+    if not isinstance(header, bool) and header != "auto":
+        raise InvalidInput(f"header={header!r} must be True, False or 'auto'")
+    options = {"header": header, "max_memory": max_memory}
     with refusing_damage(path):
-        matrix = READERS[path.suffix](path)
+        matrix = READERS[path.suffix](path, **options)
+    return real_matrix(matrix, str(path))
+
+
+def real_matrix(matrix: Any, name: str) -> np.ndarray | Tensor:
+    """Return what was read under this name. Raises InvalidInput if it is no real matrix (n, d)."""
     if isinstance(matrix, Tensor):
-        real = matrix.layout == torch.strided and not matrix.is_complex()
+        odd = matrix.is_complex() or matrix.is_quantized or matrix.is_meta
+        real = matrix.layout == torch.strided and not odd
     else:
-        real = matrix.dtype.kind in "fiub"
+        real = isinstance(matrix, np.ndarray) and matrix.dtype.kind in "fiub"
     if not real or matrix.ndim != 2:
-        given = f"dtype {matrix.dtype} and shape {tuple(matrix.shape)}"
-        raise InvalidInput(f"{path} holds {given}; it must hold a dense, real matrix (n, d)")
+        given = type(matrix).__name__
+        if isinstance(matrix, np.ndarray | Tensor):
+            given = f"dtype {matrix.dtype} and shape {tuple(matrix.shape)}"
+        raise InvalidInput(f"{name} holds {given}; it must hold a dense, real matrix (n, d)")
     return matrix
 
 
@@ -79,10 +111,10 @@ def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> N
     Parameters
     ----------
     path : path
-        A .npy, .npz, .pt, .pth or .safetensors file; links are followed.
+        A .npy, .npz, .pt, .pth, .safetensors, .csv or .tsv file; links are followed.
     matrix : ndarray or Tensor (n, d)
         In .npz and .safetensors files it is named 'A'. bfloat16 is widened to float32 in .npy and
-        .npz files, which have no such dtype.
+        .npz files, which have no such dtype. A text has as many digits as give the same numbers.
 
     Raises
     ------
@@ -114,10 +146,12 @@ def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> N
         WRITERS[path.suffix](part, matrix)
 
 
-def _read_npz(path: Path) -> np.ndarray:
+def _read_npz(path: Path, max_memory: int | str | None) -> Any:
     # np.load would take any file that NumPy wrote
     with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-        return arrays[only_one(path, arrays.files)]
+        if not tables.is_sparse(arrays.files):
+            return arrays[only_one(path, arrays.files)]
+    return tables.read_sparse(path, max_memory)
 
 
 def _read_pt(path: Path) -> Tensor:
@@ -154,12 +188,24 @@ def _tensor(matrix: np.ndarray | Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-READERS: dict[str, Callable[[Path], np.ndarray | Tensor]] = {
-    ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),
-    ".npz": _read_npz,
-    ".pt": _read_pt,
-    ".pth": _read_pt,
-    ".safetensors": _read_safetensors,
+def _write_text(path: Path, matrix: np.ndarray | Tensor) -> None:
+    array = _array(matrix)
+    # digits after which float16 and float32, and float64, are the same again
+    digits = "%.9g" if array.itemsize <= 4 else "%.17g"
+    form = digits if array.dtype.kind == "f" else "%d"
+    np.savetxt(path, array, form, "\t" if path.suffix == ".tsv" else ",")
+
+
+READERS: dict[str, Callable[..., Any]] = {
+    ".npy": lambda path, **_: np.lib.format.open_memmap(path, mode="r"),
+    ".npz": lambda path, header, max_memory: _read_npz(path, max_memory),
+    ".pt": lambda path, **_: _read_pt(path),
+    ".pth": lambda path, **_: _read_pt(path),
+    ".safetensors": lambda path, **_: _read_safetensors(path),
+    ".csv": lambda path, header, max_memory: tables.read_text(path, header),
+    ".tsv": lambda path, header, max_memory: tables.read_text(path, header),
+    ".parquet": lambda path, header, max_memory: tables.read_parquet(path, max_memory),
+    ".h5ad": lambda path, header, max_memory: tables.read_h5ad(path, max_memory),
 }
 WRITERS: dict[str, Callable[[Path, np.ndarray | Tensor], None]] = {
     ".npy": lambda path, matrix: np.save(path, _array(matrix), allow_pickle=False),
@@ -167,4 +213,6 @@ WRITERS: dict[str, Callable[[Path, np.ndarray | Tensor], None]] = {
     ".pt": lambda path, matrix: torch.save(_tensor(matrix), path),
     ".pth": lambda path, matrix: torch.save(_tensor(matrix), path),
     ".safetensors": lambda path, matrix: safetensors.torch.save_file({"A": _tensor(matrix)}, path),
+    ".csv": _write_text,
+    ".tsv": _write_text,
 }

@@ -161,7 +161,7 @@ def as_matrix(A: Any, name: str) -> Part | None:
         raise TypeError(f"{name} is sparse ({type(A).__name__}); give {name}.toarray()")
     if isinstance(A, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; give {name}.filled(0), or leave these rows out")
-    if not hasattr(A, "__array__"):
+    if not hasattr(A, "__array__") and not isinstance(A, memoryview):
         return None
     array = A if isinstance(A, np.ndarray) else np.asarray(A)
     if array.dtype.kind not in "fiub":

@@ -158,6 +158,8 @@ def _open_npy(path: Path) -> Shard:
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
         header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        # version 3 differs from 2 in names of fields, which a matrix of numbers does not have
+        header[3] = header[2]
         shape, _, dtype = header[version[0]](file)
         offset = file.tell()
     # a file without entries cannot be mapped

@@ -56,8 +56,12 @@ def bytes_of(max_memory: object) -> int | None:
 
 
 def size_of(bytes_: int) -> str:
-    """Bytes as text, rounded up so that it is valid and enough as max_memory."""
-    return f"{-(-bytes_ // 10**6)}MB"
+    """Bytes as text, valid and enough as max_memory: exact if they are few, or a whole number of a
+    unit, and else rounded up to MB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 1000)):
+        if bytes_ >= size and bytes_ % size == 0:
+            return f"{bytes_ // size}{unit}"
+    return f"{bytes_}B" if bytes_ < 10**4 else f"{-(-bytes_ // 10**6)}MB"
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,16 @@ def test_bad_entry_of_batches_is_at_its_row():
         model(max_memory=tight()).fit(DataLoader(TensorDataset(bad), batch_size=100))
 
 
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_npy_is_read_by_its_path(version, tmp_path):
+    with open(tmp_path / "A.npy", "wb") as file:
+        np.lib.format.write_array(file, A.numpy(), version)
+    Z, D = model(max_iter=2).fit(tmp_path / "A.npy")
+    expected = model(max_iter=2).fit(A)
+    assert torch.equal(Z, expected[0])
+    assert torch.equal(D, expected[1])
+
+
 def test_batches_without_a_row_are_refused():
     with pytest.raises(InvalidInput, match=r"A has no rows, its shape"):
         model(max_memory=tight()).fit([A[:0], A[:0]])

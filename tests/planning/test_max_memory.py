@@ -13,7 +13,7 @@ from fastnmf.planning import memory
 def test_impossible_budget_says_what_the_least_is(tmp_path):
     folder = sharded(tmp_path / "A")
     with pytest.raises(
-        InvalidInput, match=r"max_memory of 1MB.*at least (\d)MB.*codes="
+        InvalidInput, match=r"max_memory of 10kB.*at least (\d)MB.*codes="
     ) as refusal:
         model(max_memory=10_000).fit(folder)
     least = str(refusal.value).split("at least ")[1].split(" ")[0]
@@ -26,6 +26,15 @@ def test_impossible_budget_says_what_the_least_is(tmp_path):
 )
 def test_sizes_are_read(given, bytes_):
     assert memory.bytes_of(given) == bytes_
+
+
+@pytest.mark.parametrize("given", ["1B", "999B", "1kB", "10kB", "1234B", "1MB", "64MB", "2GB"])
+def test_sizes_are_reported_as_they_are_given(given):
+    assert memory.size_of(memory.bytes_of(given)) == given
+
+
+def test_size_that_is_rounded_is_enough():
+    assert memory.size_of((1 << 30) + 1) == "1074MB"
 
 
 @pytest.mark.parametrize("given", ["2XB", "", "-1GB", "0", 0, -5])
