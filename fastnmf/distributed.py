@@ -190,7 +190,7 @@ class Processes:
         """One with the same numbers in all processes, seeded by process 0; None for one process."""
         if self.alone:
             return None
-        seed = torch.randint(2**62, (1,)).to(self.device)
+        seed = torch.randint(2**62, (1,), device="cpu").to(self.device)
         self.broadcast_(seed)
         return torch.Generator().manual_seed(int(seed))
 

@@ -22,8 +22,10 @@ from torch import Tensor
 from .data import tables
 from .data.paths import check_output, existing, only_one, refusing_damage, replacing
 from .errors import InvalidInput
+from .isolation import isolated
 
 
+@isolated
 def read_matrix(
     path: str | os.PathLike[str],
     *,
@@ -105,6 +107,7 @@ def real_matrix(matrix: Any, name: str) -> np.ndarray | Tensor:
     return matrix
 
 
+@isolated
 def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> None:
     """Write a matrix to a file.
 

@@ -14,7 +14,7 @@ from structure import COMPILED, MODULES, ROOT, entry, imports
 # import nothing of each other
 ORDER = """
     _version errors _C _cuda kernels
-    numerics checks
+    numerics checks isolation
     distributed
     backends
     solvers

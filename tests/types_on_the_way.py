@@ -10,6 +10,7 @@ the user gives, a callback, is outside fastnmf and no such call.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from types import FrameType
@@ -35,9 +36,10 @@ def fit_in_memory() -> None:
 
 
 def place_of(frame: FrameType) -> int | None:
-    """The place of the frame's package in the order of imports; None outside fastnmf."""
+    """The place of the frame's package in the order of imports; None outside fastnmf, and for a
+    decorator, which calls what it was given."""
     path = Path(frame.f_code.co_filename)
-    if not path.is_relative_to(ROOT):
+    if not path.is_relative_to(ROOT) or path.stem == "isolation":
         return None
     name = path.relative_to(ROOT).parts[0].removesuffix(".py")
     return LEVEL.get(name)
@@ -54,7 +56,7 @@ def types_in(frame: FrameType | None) -> set[str]:
         if place_of(frame) is not None:
             kinds = {type(value) for value in frame.f_locals.values()}
             found |= {kind.__qualname__ for kind in kinds if kind.__module__.startswith("fastnmf.")}
-        if frame.f_code is NMF.fit.__code__:
+        if frame.f_code is inspect.unwrap(NMF.fit).__code__:
             break
         frame = frame.f_back
     return found

@@ -88,7 +88,7 @@ def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
 
 def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) -> None:
     """As torch.pgd_; the gradient is left as it is."""
-    unread, threads = torch.zeros(2, dtype=torch.float64), torch.get_num_threads()
+    unread, threads = torch.zeros(2, dtype=torch.float64, device="cpu"), torch.get_num_threads()
     _C.pgd_update(view(F), view(Y), view(gradient), float(step), momentum, view(unread), threads)
 
 
@@ -112,7 +112,7 @@ def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tens
 
 
 def _solve_rows(F, C, gram, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
-    report = torch.empty(F.shape[1], 4, dtype=torch.float64)
+    report = torch.empty(F.shape[1], 4, dtype=torch.float64, device="cpu")
     rows = nnls_arguments(F, C, gram, report, warm, max_steps)
     _C.nnls(*rows, view(sums), torch.get_num_threads())
     return read_report(report)

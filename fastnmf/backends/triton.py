@@ -42,7 +42,7 @@ def probe() -> str | None:
 def _probe_interpreter() -> str | None:
     """Sweep one number: Triton 3.6 counts loops by a conversion that NumPy 2.4 no longer allows."""
     triton = importlib.import_module("triton")
-    F, sums = torch.ones(1, 1), torch.zeros(2, dtype=torch.float64)
+    F, sums = torch.ones(1, 1, device="cpu"), torch.zeros(2, dtype=torch.float64, device="cpu")
     try:
         importlib.import_module("fastnmf.kernels.hals").hals_sweep_(F, F, F, sums)
     except triton.runtime.errors.InterpreterError as error:

@@ -150,6 +150,7 @@ def _as_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
 def as_matrix(A: Any, name: str) -> Part | None:
     """A as a tensor or an array of real numbers, not copied; None when it is neither."""
     if isinstance(A, Tensor):
+        refuse_transformed(A, name)
         if A.layout != torch.strided:
             raise TypeError(f"{name} is sparse ({A.layout}); give {name}.to_dense()")
         if A.is_complex() or A.is_quantized:
@@ -167,6 +168,17 @@ def as_matrix(A: Any, name: str) -> Part | None:
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {array.dtype}; it must hold real numbers")
     return array
+
+
+def refuse_transformed(A: Any, name: str) -> None:
+    """Raise InvalidInput for a tensor inside vmap, grad and other transforms of torch.func, whose
+    values cannot be read."""
+    if isinstance(A, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(A):
+        raise InvalidInput(
+            f"{name} is inside a transform of torch.func (vmap, grad, jacrev, jvp …), where its "
+            "values cannot be read; call it with the whole matrix, and take derivatives by "
+            "torch.autograd.grad or torch.autograd.functional.jacobian"
+        )
 
 
 def two_dimensional(A: Part, name: str) -> Part:

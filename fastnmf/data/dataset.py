@@ -215,7 +215,7 @@ class Data:
     def _buffer(self) -> _Buffer:
         pinned = self.device.type == "cuda"
         shape = self.chunk_rows, self.d
-        return _Buffer(torch.empty(shape, dtype=self.dtype, pin_memory=pinned))
+        return _Buffer(torch.empty(shape, dtype=self.dtype, device="cpu", pin_memory=pinned))
 
     def _on_device(self, buffer: _Buffer | None, host: Tensor) -> Tensor:
         """The chunk on the device; its buffer may be written to after the event `copied`."""

@@ -117,7 +117,7 @@ def part_of(A: Any, number: int, of: int) -> Shards:
 
 def summarise(A: Tensor) -> tuple[Source, Summary]:
     """The source and Summary of a checked matrix in memory."""
-    largest, columns = 0.0, torch.zeros(A.shape[1], dtype=torch.float64)
+    largest, columns = 0.0, torch.zeros(A.shape[1], dtype=torch.float64, device="cpu")
     for X in A.split(max(1, READ_ENTRIES // A.shape[1])):
         X = widened(X)
         largest = max(largest, float(X.max()))
@@ -229,7 +229,7 @@ def _widened(source: Source) -> Iterator[StoredRows]:
     may reuse one buffer for all batches."""
     parts, entries = [], 0
     for values, place, first in source.parts():
-        X = torch.empty(tuple(values.shape), dtype=compute_dtype(values))
+        X = torch.empty(tuple(values.shape), dtype=compute_dtype(values), device="cpu")
         _copy(values, X)
         if parts and (parts[0].place != place or parts[0].values.dtype != X.dtype):
             yield _in_one(parts)
@@ -248,7 +248,7 @@ def _in_one(parts: list[StoredRows]) -> StoredRows:
     if len(parts) == 1:
         return parts[0]
     (X, place, first), rows = parts[0], [len(values) for values, _, _ in parts]
-    joined = torch.empty(sum(rows), X.shape[1], dtype=X.dtype)
+    joined = torch.empty(sum(rows), X.shape[1], dtype=X.dtype, device="cpu")
     for (values, _, _), part in zip(parts, joined.split(rows), strict=True):
         _copy(values, part)
     return StoredRows(joined, place, first)

@@ -32,11 +32,13 @@ class Summary:
     @classmethod
     def of_nothing(cls) -> Summary:
         """That of no rows."""
-        return cls(0, 0, torch.float32, 0.0, 0.0, torch.zeros(0, dtype=torch.float64))
+        return cls(0, 0, torch.float32, 0.0, 0.0, torch.zeros(0, dtype=torch.float64, device="cpu"))
 
     def with_rows(self, X: Tensor, largest: float, dtype: torch.dtype) -> Summary:
         """That of these rows and X (m, d), whose largest entry is given. Writes into columns."""
-        columns = self.columns if self.n else torch.zeros(X.shape[1], dtype=torch.float64)
+        columns = (
+            self.columns if self.n else torch.zeros(X.shape[1], dtype=torch.float64, device="cpu")
+        )
         columns += X.sum(0)
         squares = self.squares + float(squared_norm(X))
         n, largest = self.n + len(X), max(self.largest, largest)

@@ -117,7 +117,7 @@ class Extrapolation:
     def state(self) -> dict[str, Tensor]:
         """The tensors to store in a checkpoint between two iterations; no copies."""
         numbers = self._beta, self._bound, self._beta_before, self._squared_error
-        numbers = torch.tensor(numbers, dtype=torch.float64)
+        numbers = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         return {"swept": self._swept, "D": self._D, "norms": self._norms, "numbers": numbers}
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -34,7 +34,8 @@ class Encoder:
     """argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0 by a solver, chunk by chunk, each until
     ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
 
-    D (K, d) does not change. each is called after every iteration of every chunk.
+    D (K, d) does not change. each is called after every iteration of every chunk. rows: of a chunk;
+    by default as many as memory allows, which may change from call to call.
     """
 
     D: Tensor
@@ -42,6 +43,7 @@ class Encoder:
     max_iter: int = HALF_STEPS
     tol: float = 0.0
     each: Callback | None = None
+    rows: int | None = None
 
     @torch.no_grad()
     def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[int]]:
@@ -59,6 +61,8 @@ class Encoder:
 
     def chunk_rows(self) -> int:
         """Rows that are encoded, and widened from 16 bits, at a time."""
+        if self.rows is not None:
+            return self.rows
         K, d = self.D.shape
         # a GPU needs large chunks
         bytes_ = max(_CHUNK_BYTES, (free_bytes(self.D.device) or 0) // 4)

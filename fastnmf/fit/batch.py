@@ -81,7 +81,6 @@ def _opened(
         checkpoint = _checkpoint(options, method, processes)
         refuse_overwriting(A, destination, None if checkpoint is None else checkpoint.path)
     processes.agree(_shared(options, destination))
-    stack.enter_context(torch.autocast(device.type, enabled=False))
     stack.enter_context(products_in(options.precision))
     # data that are read in passes are widened as they come
     narrow = processes.alone and destination is not None

@@ -1,5 +1,5 @@
-"""Codes for a fitted dictionary, differentiable where A requires a gradient, and data computed from
-codes. The iterations themselves are in engine/codes.py."""
+"""Codes for a fitted dictionary, and data computed from codes. The iterations are in
+engine/codes.py, the gradient in gradient.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from torch import Tensor
 from .. import checks
 from ..data.arrays import Expected, read_matrix
 from ..data.dataset import Data, opened
-from ..data.storage import InMemory, mapped, row_blocks, written
-from ..engine.acceleration import Momentum
+from ..data.storage import InMemory, mapped, written
 from ..engine.codes import Encoder
 from ..errors import InvalidInput
-from ..init.start import cold_start
-from ..numerics import products_in, widened
+from ..numerics import products_in
 from ..planning.memory import LEAST_ROWS, Budget
 from ..results.progress import Progress
+from .gradient import differentiable, refuse_derivatives, refuse_tangent
 from .options import Options, destination
 from .refusals import refuse_overwriting
 
@@ -35,10 +34,11 @@ def encode(
     (K, d), device = D.shape, D.device
     method, place = options.method(device), destination(codes, optional=False)
     refuse_overwriting(A, place)
+    refuse_derivatives("encode", D=D, Z0=Z0)
+    refuse_tangent("encode", "A", A)
     differentiates = isinstance(A, Tensor) and A.requires_grad
     expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(products_in(options.precision))
         data = stack.enter_context(opened(A, expected, options.budget(device, place, width=K)))
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)
@@ -78,56 +78,6 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
         )
     dtype = torch.promote_types(matrix.dtype, D.dtype)
     return matrix.to(device, dtype) @ D.to(dtype)
-
-
-def differentiable(A: Tensor, Z0: Tensor | None, encoder: Encoder) -> Tensor:
-    """The codes of A (n, d), differentiable with respect to A where it requires a gradient: that of
-    the iterations done, the start included. The backward pass repeats them out of place, chunk by
-    chunk (for hals K small operations an iteration)."""
-    if torch.is_grad_enabled() and A.requires_grad:
-        return _Differentiable.apply(A, Z0, encoder)
-    return encoder(A, Z0)[0]
-
-
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, A: Tensor, Z0: Tensor | None, encoder: Encoder) -> Tensor:
-        Z, ctx.iterations = encoder(A, Z0)
-        ctx.save_for_backward(A)
-        ctx.Z0, ctx.encoder = Z0, encoder
-        return Z
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream: Tensor):
-        (A,) = ctx.saved_tensors
-        return _gradient(ctx.encoder, A, ctx.Z0, ctx.iterations, upstream), None, None
-
-
-def _gradient(
-    encoder: Encoder, A: Tensor, Z0: Tensor | None, iterations: list[int], upstream: Tensor
-) -> Tensor:
-    """(∂Z / ∂A)ᵀ upstream (n, d), by repeating the iterations of each chunk under autograd."""
-    D, method = encoder.D, encoder.method
-    solver, penalty = method.solver, method.penalties.of_codes(A.shape[1])
-    G, downstream = penalty.gram(D @ D.T), torch.empty_like(A)
-    chunks = row_blocks(len(A), encoder.chunk_rows())
-    for part, times in zip(chunks, iterations, strict=True):
-        with torch.enable_grad():
-            X = widened(A[part]).detach().requires_grad_()
-            if solver.exact:
-                # nothing to repeat, but where the solution is not unique it must be the same one
-                F = encoder(X)[0].T
-            else:
-                F = (cold_start(X, D) if Z0 is None else Z0[part]).T
-            C = D @ X.T
-            momentum = Momentum(solver, D, penalised=bool(penalty))
-            for _ in range(times):
-                F = solver.unrolled(momentum.extrapolate(F), C, G, penalty.l1)
-            (downstream[part],) = torch.autograd.grad(
-                F.T, X, upstream[part], allow_unused=True, materialize_grads=True
-            )
-    return downstream
 
 
 def _given_codes(Z0: Any, data: Data, K: int) -> Tensor:

@@ -27,11 +27,13 @@ from ..backends.nnls.result import (
 )
 from ..backends.registry import select
 from ..data.arrays import Expected, read_matrix
+from ..isolation import isolated
 from ..numerics import products_in
 from ..planning.plan import Problem, choose
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.working_set import GRAM_BYTES, Search, prepare_concepts, working_set_
+from .gradient import refuse_derivatives
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ _RIDGE = 1e-8
 _EXACT = 1e-11
 
 
+@isolated
 # exact whatever torch.set_float32_matmul_precision allows
 @products_in("highest")
 def nnls(
@@ -87,7 +90,8 @@ def nnls(
     Raises
     ------
     InvalidInput
-        For wrong shapes, entries that are not finite, or a wrong max_iter.
+        For wrong shapes, entries that are not finite, a wrong max_iter, or A or D that require a
+        gradient, which there is none of: ``NMF.encode`` with ``solver='anls'`` has one for A.
     BackendUnavailable
         If the backend cannot be used on the device of A.
 
@@ -118,6 +122,7 @@ def nnls(
     tensor([2, 1], dtype=torch.int32)
     """
     max_iter = checks.whole("max_iter", max_iter, at_least=0, optional=True)
+    refuse_derivatives("nnls", A=A, D=D)
     device = A.device if isinstance(A, Tensor) else torch.device("cpu")
     D = read_matrix(D, device, Expected("D", signed=True))
     A = read_matrix(A, device, Expected(features=D.shape[1], signed=True))

@@ -90,7 +90,6 @@ def partial_fit(
                     "no unit_norm; use fit, or alpha_Z=0, alpha_D=0 and unit_norm=False"
                 )
             method = options.method(device)
-        stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.cuda.device_of(torch.empty(0, device=device)))
         stack.enter_context(products_in(options.precision))
         if processes.alone:

@@ -118,7 +118,7 @@ def write(path: Path, state: State, plan: Plan, metadata: dict[str, str]) -> Non
         if F is not None
     }
     history = [astuple(iteration) for iteration in state.history]
-    tensors["history"] = torch.tensor(history, dtype=torch.float64)
+    tensors["history"] = torch.tensor(history, dtype=torch.float64, device="cpu")
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),

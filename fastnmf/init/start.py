@@ -224,7 +224,11 @@ def _given(data: Data, codes: Kept | None, K: int, init: object) -> Tensor:
 def _given_factor(name: str, value: object, shape: tuple[int, int], like: Tensor) -> Tensor:
     """The factor on the device and in the dtype of `like`; itself where it is a tensor of these."""
     try:
-        F = value.detach() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+        F = (
+            value.detach()
+            if isinstance(value, Tensor)
+            else torch.tensor(np.asarray(value), device="cpu")
+        )
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{name} is a {type(value).__name__}, no tensor: {error}") from error
     if tuple(F.shape) != shape or F.is_complex():

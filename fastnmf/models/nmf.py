@@ -8,31 +8,32 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import checks
-from ..data.arrays import Expected, as_numpy32, read_matrix
+from ..data.arrays import as_numpy32, read_matrix
 from ..distributed import ALONE, Processes
 from ..engine.state import Callback
-from ..errors import InvalidInput, NotFitted
+from ..errors import NotFitted
 from ..fit.options import ELSEWHERE, Options, refuse_unknown, with_run
 from ..init import start as starts
+from ..isolation import isolated, one_at_a_time
 from ..planning.plan import Tuning
-from ..results.info import FitInfo, OnlineInfo
 from ..solvers.registry import SOLVERS
+from .base import DictionaryModel
 from .hints import ATTRIBUTES, with_hints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class NMF(nn.Module):
+class NMF(DictionaryModel):
     """Non-negative matrix factorization A ≈ Z D, with codes Z ≥ 0 and a dictionary D ≥ 0.
 
     A (n, d) holds n rows of d features. Z (n, K) holds a code for each row, D (K, d) one *concept*
@@ -154,10 +155,6 @@ class NMF(nn.Module):
 
     _SOLVERS = SOLVERS
 
-    D: Tensor | None
-    _gram: Tensor | None
-    _cross: Tensor | None
-
     @with_hints
     def __init__(
         self,
@@ -190,15 +187,8 @@ class NMF(nn.Module):
         options = Options(**given)
         for name in _OPTIONS:
             setattr(self, name, getattr(options, name))
-        self.fitted = False
-        self.fit_info_: FitInfo | None = None
-        self.online_info_: OnlineInfo | None = None
-        self._fitted_info: dict[str, Any] = {}
-        self.register_buffer("D", None)
-        # statistics of online learning: moved, copied and pickled with the model
-        self.register_buffer("_gram", None, persistent=False)
-        self.register_buffer("_cross", None, persistent=False)
 
+    @one_at_a_time
     def fit(
         self,
         A: Any,
@@ -289,6 +279,7 @@ class NMF(nn.Module):
         self._set_fitted(**info.as_dict())
         return Z, D
 
+    @one_at_a_time
     def partial_fit(self, A: Any, *, half_life: float | None = None, **unknown: Any) -> NMF:
         """Learn from a batch of rows that are seen once (online learning).
 
@@ -364,6 +355,7 @@ class NMF(nn.Module):
         self._gram, self._cross, self.online_info_ = learned.gram, learned.cross, learned.info
         return self
 
+    @isolated
     def encode(
         self,
         A: Any,
@@ -424,6 +416,7 @@ class NMF(nn.Module):
         Z = encode.encode(*given, max_iter=iterations, tol=stop_at, Z0=Z0, codes=codes)
         return Z if leading is None else Z.reshape(*leading, -1)
 
+    @isolated
     def decode(self, Z: Any, out: str | os.PathLike[str] | None = None) -> Tensor:
         """Compute the reconstruction Z D of codes (scikit-learn: ``inverse_transform``).
 
@@ -475,8 +468,14 @@ class NMF(nn.Module):
         """
         self._assert_fitted()
         assert self.D is not None
+        if self.D.is_meta:
+            raise NotFitted(
+                "the dictionary is on the meta device and holds no values: load one by "
+                "load_state_dict(…, assign=True), or move the model before it is fitted"
+            )
         return self.D
 
+    @one_at_a_time
     def load_dictionary(self, D: Any) -> NMF:
         """Use a given dictionary; the model is then fitted.
 
@@ -495,14 +494,12 @@ class NMF(nn.Module):
         InvalidInput
             For a matrix that cannot be used, or has another number of rows than `nb_concepts`.
         """
-        D = read_matrix(D, self.device, Expected("D"))
-        if len(D) != self.nb_concepts:
-            raise InvalidInput(f"D has {len(D)} rows; the model has {self.nb_concepts} concepts")
-        self.D = D.detach().clone()
+        self.D = self._checked_dictionary(D, self.device).detach().clone()
         self.fit_info_ = None
         self._set_fitted()
         return self
 
+    @isolated
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model (D, solver, tol, penalties, fit_info_) to a file.
 
@@ -536,6 +533,7 @@ class NMF(nn.Module):
         saved.write(path, {name: getattr(self, name) for name in names}, D, self.fit_info_)
 
     @classmethod
+    @isolated
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> NMF:
         """Read a model that `save` wrote.
 
@@ -590,6 +588,7 @@ class NMF(nn.Module):
             )
         return plot.draw(self.fit_info_)
 
+    @isolated
     def init_random_z(self, A: Any) -> Tensor:
         """Return random codes (n, K) for A (n, d): |normal| · sqrt(mean(A) / K).
 
@@ -598,6 +597,7 @@ class NMF(nn.Module):
         generator = self._options().generator(0)
         return starts.random_codes(self._matrix(A), self.nb_concepts, generator)
 
+    @isolated
     def init_random_d(self, A: Any) -> Tensor:
         """Return a random dictionary (K, d) for A (n, d): |normal| · sqrt(mean(A) / K).
 
@@ -606,6 +606,7 @@ class NMF(nn.Module):
         generator = self._options().generator(1)
         return starts.random_dictionary(self._matrix(A), self.nb_concepts, generator)
 
+    @isolated
     def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
         """Return a start (Z, D) from the leading singular vectors of A, zeros filled with its mean.
 
@@ -615,6 +616,7 @@ class NMF(nn.Module):
         generator = self._options().generator(0)
         return starts.nndsvda(self._matrix(A), self.nb_concepts, generator)
 
+    @isolated
     def sanitize_np_input(self, x: Any) -> np.ndarray:
         """Return x (n, d), a tensor, an array or a DataLoader, as a float32 array.
 
@@ -623,6 +625,7 @@ class NMF(nn.Module):
         """
         return as_numpy32(x)
 
+    @isolated
     def sanitize_np_codes(self, z: Any) -> np.ndarray:
         """Return z (n, K), a tensor, an array or a DataLoader, as a float32 array.
 
@@ -653,47 +656,6 @@ class NMF(nn.Module):
     def _matrix(self, A: Any) -> Tensor:
         return read_matrix(A, self.device)
 
-    def _assert_fitted(self) -> None:
-        if not self.fitted:
-            raise NotFitted("the model must be fitted first: call fit(A), or load a dictionary")
-
-    def _set_fitted(self, **info: Any) -> None:
-        """Note that D is new; the statistics of online learning belong to the one before."""
-        self.fitted = True
-        self._fitted_info = info
-        self._gram = self._cross = self.online_info_ = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMF:
-        """Move as every module does, and let `device` follow; an unfitted model has no tensor."""
-        super()._apply(fn, recurse)
-        if self.D is not None:
-            moved = self.D.device
-        else:
-            moved = _device_after(fn, torch.device(self.device))
-        if moved != torch.device(self.device):
-            self.device = moved
-        return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Load D, also into a model that has none yet."""
-        D = state_dict.get(prefix + "D")
-        if isinstance(D, Tensor) and D.ndim == 2 and len(D) == self.nb_concepts:
-            if self.D is None or self.D.shape != D.shape:
-                self.D = torch.empty_like(D, device=self.device)
-            self.fit_info_ = None
-            self._set_fitted()
-        rest = missing_keys, unexpected_keys, error_msgs
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
-
 
 def _names(function: Callable[..., Any]) -> list[str]:
     """The arguments of a function that are given by name."""
@@ -704,17 +666,3 @@ def _names(function: Callable[..., Any]) -> list[str]:
 _OF_A_RUN = ("codes", "callback", "max_seconds", "checkpoint", "resume")
 # the constructor's arguments
 _OPTIONS = tuple(field.name for field in fields(Options) if field.name not in _OF_A_RUN)
-
-
-def _device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
-    """The device of a module without tensors after `fn`, which may move it or only change its
-    dtype."""
-    moved = fn(torch.empty(0)).device
-    if moved.type != "cpu" or device.type == "cpu":
-        return moved
-    try:
-        # a change of dtype leaves a meta tensor where it is; a move to the CPU does not, or cannot
-        # be done
-        return device if fn(torch.empty(0, device="meta")).device.type == "meta" else moved
-    except NotImplementedError:
-        return moved

@@ -144,7 +144,7 @@ def rewrite(path, D=None, **changed):
         ({"format_version": "x"}, "cannot be read as .safetensors"),
         ({"tol": None}, "cannot be read as .safetensors: 'tol'"),
         ({"solver": "magic"}, "solver='magic' is unknown"),
-        ({"nb_concepts": "4"}, "D has 3 rows; the model has 4 concepts"),
+        ({"nb_concepts": "4"}, "D has 3 rows, and the model has 4 concepts"),
         ({"D": torch.full((3, 5), float("nan"))}, "D has 15 nan or inf entries"),
         ({"D": -torch.ones(3, 5)}, "D has 15 negative entries"),
     ],

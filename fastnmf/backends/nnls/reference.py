@@ -209,7 +209,9 @@ def _solve_on_support(
     independent = (info == 0) & (pivots > rank_tolerance).all(1)
     damping, left = rank_tolerance, ~independent
     while left.any() and damping < 1:
-        damped = gram[left] + damping * torch.eye(index.shape[1]).to(gram)
+        damped = gram[left] + damping * torch.eye(
+            index.shape[1], dtype=gram.dtype, device=gram.device
+        )
         factor[left], info[left] = torch.linalg.cholesky_ex(damped)
         damping, left = 10 * damping, left & (info > 0)
     start = torch.where(independent[:, None], 0, x)

@@ -40,7 +40,7 @@ def solve_by_residual(a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0
     norms = torch.linalg.vector_norm(D, dim=1)
     unit = D / torch.where(norms > 0, norms, 1)[:, None]
     if ridge:
-        unit = torch.cat((unit, ridge**0.5 * torch.eye(len(D)).to(D)), 1)
+        unit = torch.cat((unit, ridge**0.5 * torch.eye(len(D), dtype=D.dtype, device=D.device)), 1)
         a = torch.cat((a, a.new_zeros(len(D))))
     x, residual = D.new_zeros(len(D)), a
     support: list[int] = []

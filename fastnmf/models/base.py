@@ -1,0 +1,173 @@
+"""The base of the models: a torch module with a dictionary, which is learned or loaded, moved and
+saved with the module."""
+
+# torch's own types are incomplete; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.arrays import Expected, read_matrix
+from ..errors import InvalidInput, NotFitted
+from ..isolation import one_at_a_time
+from ..results.info import FitInfo, OnlineInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class DictionaryModel(nn.Module):
+    """A module with the buffer D (K, d), None until there is a dictionary, and its summaries.
+
+    Its class has the attributes nb_concepts and device.
+    """
+
+    nb_concepts: int
+    device: str | torch.device
+    D: Tensor | None
+    _gram: Tensor | None
+    _cross: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fitted = False
+        self.fit_info_: FitInfo | None = None
+        self.online_info_: OnlineInfo | None = None
+        self._fitted_info: dict[str, Any] = {}
+        self.register_buffer("D", None)
+        # statistics of online learning: moved, copied and pickled with the model
+        self.register_buffer("_gram", None, persistent=False)
+        self.register_buffer("_cross", None, persistent=False)
+
+    def _assert_fitted(self) -> None:
+        if not self.fitted:
+            raise NotFitted("the model must be fitted first: call fit(A), or load a dictionary")
+
+    def _set_fitted(self, **info: Any) -> None:
+        """Note that D is new; the statistics of online learning belong to the one before."""
+        self.fitted = True
+        self._fitted_info = info
+        self._gram = self._cross = self.online_info_ = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as every module does, and let `device` follow; an unfitted model has no tensor."""
+        before = self.D
+        super()._apply(fn, recurse)
+        if before is not None and before.is_meta and self.D is not None and not self.D.is_meta:
+            # to_empty of a parent module
+            self._forget()
+        if self.D is not None:
+            moved = self.D.device
+        else:
+            moved = _device_after(fn, torch.device(self.device))
+        if moved != torch.device(self.device):
+            self.device = moved
+        return self
+
+    def to_empty(self, *, device: str | torch.device | int | None, recurse: bool = True) -> Self:
+        """Move as every module does, without values: the model is then not fitted."""
+        super().to_empty(device=device, recurse=recurse)
+        self._forget()
+        return self
+
+    def _forget(self) -> None:
+        """Be a model that is not fitted."""
+        self.D = self.fit_info_ = self.online_info_ = self._gram = self._cross = None
+        self.fitted, self._fitted_info = False, {}
+
+    @one_at_a_time
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load as every module does, or change nothing if it raises. D may be loaded into a model
+        that has none yet, and is checked as load_dictionary checks it."""
+        names = ("D", "device", "fitted", "fit_info_", "online_info_", "_fitted_info")
+        kept = {name: getattr(self, name) for name in (*names, "_gram", "_cross")}
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except Exception:
+            for name, value in kept.items():
+                setattr(self, name, value)
+            raise
+
+    @one_at_a_time
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load D. It is replaced, not written to, so that codes computed before keep their
+        gradient."""
+        lists, key = (missing_keys, unexpected_keys, error_msgs), prefix + "D"
+        # torch loads, and reports, all but D
+        self._non_persistent_buffers_set.add("D")
+        try:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        finally:
+            self._non_persistent_buffers_set.discard("D")
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        if key not in state_dict:
+            if self.D is not None and strict:
+                missing_keys.append(key)
+            return
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
+        try:
+            self._take_dictionary(state_dict[key], assign=assign)
+        except (InvalidInput, TypeError) as error:
+            error_msgs.append(f"{key} cannot be loaded: {error}")
+
+    def _take_dictionary(self, D: Any, *, assign: bool) -> None:
+        """Use D of a state_dict: itself if `assign`, else a copy on the model's device, in the
+        dtype of the present dictionary."""
+        if not isinstance(D, Tensor):
+            raise TypeError(f"D is a {type(D).__name__}; it must be a tensor")
+        if torch.device(self.device).type == "meta" and not assign:
+            raise InvalidInput(
+                "the model is on the meta device, which holds no values; give assign=True, or call "
+                "to_empty(device='cpu') first"
+            )
+        self._checked_dictionary(D, D.device if assign else self.device)
+        if assign:
+            self.device = D.device if D.device != torch.device(self.device) else self.device
+        elif self.D is not None:
+            D = D.to(self.device, self.D.dtype, copy=True)
+        else:
+            D = D.to(self.device, D.dtype if D.is_floating_point() else torch.float32, copy=True)
+        self.D = D.detach()
+        self.fit_info_ = None
+        self._set_fitted()
+
+    def _checked_dictionary(self, D: Any, device: str | torch.device) -> Tensor:
+        D = read_matrix(D, device, Expected("D"))
+        if len(D) != self.nb_concepts:
+            raise InvalidInput(
+                f"D has {len(D)} rows, and the model has {self.nb_concepts} concepts; make it by "
+                f"NMF({len(D)})"
+            )
+        return D
+
+
+def _device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
+    """The device of a module without tensors after `fn`, which may move it or only change its
+    dtype."""
+    moved = fn(torch.empty(0, device="cpu")).device
+    if moved.type != "cpu" or device.type == "cpu":
+        return moved
+    try:
+        # a change of dtype leaves a meta tensor where it is; a move to the CPU does not, or cannot
+        # be done
+        return device if fn(torch.empty(0, device="meta")).device.type == "meta" else moved
+    except NotImplementedError:
+        return moved

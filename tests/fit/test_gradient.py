@@ -1,0 +1,236 @@
+"""The gradient of encode: right under autocast, in inference mode and after changes of the model,
+or refused by a message that says why; what has no gradient says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fits import nmf
+from oracle import relative_difference
+from torch.autograd import forward_ad
+
+from fastnmf import InvalidInput, nnls
+from fastnmf.solvers.registry import SOLVERS
+
+K, D_IN, N = 5, 9, 6
+GENERATOR = torch.Generator().manual_seed(0)
+D = torch.rand(K, D_IN, generator=GENERATOR, dtype=torch.float64)
+A = torch.rand(N, D_IN, generator=GENERATOR, dtype=torch.float64) + 0.05
+Z0 = torch.rand(N, K, generator=GENERATOR, dtype=torch.float64)
+WEIGHTS = torch.randn(N, K, generator=GENERATOR, dtype=torch.float64)
+
+
+def model(solver="hals", dtype=torch.float64, **options):
+    return nmf(K, solver=solver, **options).load_dictionary(D.to(dtype))
+
+
+def gradient(encoder, X=A, around=None, **options):
+    """Of a weighted sum of codes; the backward pass runs in the context `around`."""
+    X = X.detach().clone().requires_grad_()
+    value = (encoder.encode(X, **options) * WEIGHTS.to(X.dtype)).sum()
+    if around is None:
+        return torch.autograd.grad(value, X)[0]
+    with around:
+        return torch.autograd.grad(value, X)[0]
+
+
+def by_differences(encoder, **options):
+    numeric, step = torch.empty_like(A), 1e-6
+    for i, j in torch.cartesian_prod(torch.arange(N), torch.arange(D_IN)).tolist():
+        shift = torch.zeros_like(A)
+        shift[i, j] = step
+        up, down = (encoder.encode(A + sign * shift, **options) for sign in (1, -1))
+        numeric[i, j] = ((up - down) * WEIGHTS).sum() / (2 * step)
+    return numeric
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("options", [{"max_iter": 0}, {"max_iter": 9, "tol": 0}, {}], ids=str)
+@pytest.mark.parametrize("penalties", [{}, {"alpha_Z": 0.01, "l1_ratio": 0.5}], ids=str)
+def test_gradient_agrees_with_finite_differences(solver, options, penalties):
+    """Without an iteration it is that of the start, by every solver: anls had none there."""
+    encoder = model(solver, **penalties)
+    expected = by_differences(encoder, **options)
+    assert expected.any()
+    assert relative_difference(gradient(encoder, **options), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gradient_of_a_given_start_without_iterations_is_zero(solver):
+    """The codes are constant then; torch raised."""
+    assert not gradient(model(solver), Z0=Z0, max_iter=0).any()
+    assert gradient(model(solver), Z0=Z0, max_iter=3).any()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradient_is_not_computed_in_16_bits_under_autocast(solver, dtype):
+    """Those of bfloat16 were up to 2 % off, and anls raised."""
+    encoder, X = model(solver, dtype), A.to(dtype)
+    expected = gradient(encoder, X)
+    assert torch.equal(gradient(encoder, X, torch.autocast("cpu", torch.bfloat16)), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gradient(encoder, X), expected)
+
+
+def test_gradient_of_decode_under_autocast_is_that_of_decode():
+    expected, codes = None, Z0.float().requires_grad_()
+    for context in (torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)):
+        with context(), torch.enable_grad():
+            B = model(dtype=torch.float32).decode(codes)
+        (found,) = torch.autograd.grad(B.square().sum(), codes)
+        expected = found if expected is None else expected
+        assert torch.equal(found, expected)
+
+
+def changed_in_place(encoder, codes):
+    encoder.D.mul_(2)
+
+
+def start_changed(encoder, codes):
+    codes.mul_(2)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("change", [changed_in_place, start_changed])
+def test_backward_refuses_what_was_changed_in_place_since(solver, change):
+    """The gradient was that of other codes than were returned: 60 % off."""
+    encoder, start, X = model(solver), Z0.clone(), A.clone().requires_grad_()
+    codes = encoder.encode(X, Z0=start)
+    change(encoder, start)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        codes.sum().backward()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda encoder: encoder.load_state_dict({"D": D * 3}),
+        lambda encoder: encoder.load_dictionary(D * 3),
+        lambda encoder: encoder.fit(A, 2),
+        lambda encoder: encoder.float(),
+    ],
+)
+def test_gradient_is_that_of_the_dictionary_that_codes_were_computed_with(solver, change):
+    encoder, X = model(solver, seed=0), A.clone().requires_grad_()
+    expected = gradient(encoder)
+    codes = encoder.encode(X)
+    change(encoder)
+    (codes * WEIGHTS).sum().backward()
+    assert torch.equal(X.grad, expected)
+
+
+def test_gradient_does_not_depend_on_the_memory_that_is_free_in_the_backward_pass(monkeypatch):
+    """Chunks of another size than those of the forward pass had the iterations of others."""
+    from fastnmf.engine import codes
+
+    encoder, X = model(), A.clone().requires_grad_()
+    expected = gradient(encoder)
+    Z = encoder.encode(X)
+    monkeypatch.setattr(codes, "_CHUNK_BYTES", 1000)
+    (Z * WEIGHTS).sum().backward()
+    assert torch.equal(X.grad, expected)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_second_derivative_is_refused(solver):
+    X = A.clone().requires_grad_()
+    (first,) = torch.autograd.grad(model(solver).encode(X).sum(), X, create_graph=True)
+    assert torch.equal(first, gradient_of_sum(solver))
+    with pytest.raises(InvalidInput, match=r"first derivative only.*create_graph"):
+        first.square().sum().backward()
+
+
+def gradient_of_sum(solver):
+    X = A.clone().requires_grad_()
+    return torch.autograd.grad(model(solver).encode(X).sum(), X)[0]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", ["encode", "nnls", "Z0"])
+def test_forward_mode_is_refused(solver, name):
+    """The tangent was dropped without a word."""
+    encoder = model(solver)
+    with forward_ad.dual_level():
+        X, start = (forward_ad.make_dual(F, torch.ones_like(F)) for F in (A, Z0))
+        calls = {
+            "encode": lambda: encoder.encode(X),
+            "nnls": lambda: nnls(X, D),
+            "Z0": lambda: encoder.encode(A, Z0=start),
+        }
+        with pytest.raises(InvalidInput, match=r"tangent.*backward\(\)"):
+            calls[name]()
+
+
+def test_decode_follows_forward_mode():
+    with forward_ad.dual_level():
+        codes = forward_ad.make_dual(Z0, torch.ones_like(Z0))
+        tangent = forward_ad.unpack_dual(model().decode(codes)).tangent
+    torch.testing.assert_close(tangent, torch.ones_like(Z0) @ D)
+
+
+TRANSFORMS = {
+    "vmap": lambda function: torch.func.vmap(function)(A[:, None]),
+    "grad": lambda function: torch.func.grad(lambda X: function(X).sum())(A),
+    "jacrev": lambda function: torch.func.jacrev(function)(A),
+    "jvp": lambda function: torch.func.jvp(function, (A,), (A,)),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("call", ["encode", "nnls", "fit", "partial_fit", "Z0"])
+def test_transforms_of_torch_func_are_refused(transform, call):
+    encoder = model(seed=0)
+    calls = {
+        "encode": encoder.encode,
+        "nnls": lambda X: nnls(X, D),
+        "fit": lambda X: encoder.fit(X, 1)[0],
+        "partial_fit": lambda X: encoder.partial_fit(X).D,
+        "Z0": lambda X: encoder.encode(A, Z0=X[..., :K]),
+    }
+    with pytest.raises(InvalidInput, match=r"torch\.func.*torch\.autograd\.functional\.jacobian"):
+        TRANSFORMS[transform](calls[call])
+
+
+def test_transforms_of_torch_func_go_through_decode():
+    decode = model().decode
+    assert torch.equal(torch.func.vmap(decode)(Z0[:, None])[:, 0], Z0 @ D)
+    expected = (torch.ones(N, D_IN, dtype=D.dtype) @ D.T).expand_as(Z0)
+    torch.testing.assert_close(torch.func.grad(lambda F: decode(F).sum())(Z0), expected)
+    jacobian = torch.func.jacrev(decode)(Z0[0])
+    torch.testing.assert_close(jacobian, D.T)
+
+
+def test_jacobian_by_autograd_is_right():
+    """What the message of torch.func advises."""
+    encoder = model("anls")
+    jacobian = torch.autograd.functional.jacobian(encoder.encode, A[:2])
+    expected = torch.zeros_like(jacobian)
+    for i, j in ((0, 3), (1, 7)):
+        shift = torch.zeros_like(A[:2])
+        shift[i, j] = 1e-6
+        expected = (encoder.encode(A[:2] + shift) - encoder.encode(A[:2] - shift)) / 2e-6
+        torch.testing.assert_close(jacobian[:, :, i, j], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("which", ["D", "Z0"])
+def test_encode_refuses_a_gradient_with_respect_to_anything_but_the_data(which):
+    """It was dropped without a word."""
+    encoder, start = model(), Z0.clone()
+    (encoder.D if which == "D" else start).requires_grad_()
+    with pytest.raises(InvalidInput, match=rf"{which} requires a gradient.*{which}\.detach\(\)"):
+        encoder.encode(A, Z0=start)
+    with torch.no_grad():
+        assert not encoder.encode(A, Z0=start).requires_grad
+
+
+@pytest.mark.parametrize("which", ["A", "D"])
+def test_nnls_refuses_a_gradient(which):
+    """It was dropped without a word."""
+    given = {"A": A.clone(), "D": D.clone()}
+    given[which].requires_grad_()
+    with pytest.raises(InvalidInput, match=rf"{which} requires a gradient.*{which}\.detach\(\)"):
+        nnls(**given)
+    with torch.no_grad():
+        assert torch.equal(nnls(**given), nnls(A, D))
