@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from torch import distributed
 
 from fastnmf import NMF
 from fastnmf.cli import main as cli
+from fastnmf.cli.fit import fit_by
 from fastnmf.cli.parser import parser_of
+from fastnmf.cli.usage import Refused
 from fastnmf.distributed import Processes
 from fastnmf.errors import InvalidInput
 
@@ -373,9 +376,11 @@ def test_command_writes_over_nothing_that_it_reads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("X-00000-of-00002.npy", data().numpy())
     fit = "fit X-00000-of-00002.npy --concepts 6 --out m.safetensors --codes X.npy"
-    arguments = parser_of(cli.COMMANDS).parse_args(fit.split())
-    with pytest.raises(InvalidInput, match="is named twice"):
-        cli._fit_by(arguments, Processes(0, 2))
+    arguments = parser_of().parse_args(fit.split())
+    alone = Processes(0, 2)
+    monkeypatch.setattr(alone, "agreed", nullcontext)
+    with pytest.raises(Refused, match="is named twice"):
+        fit_by(arguments, alone)
 
 
 def test_other_commands_are_not_shared(monkeypatch, capsys):

@@ -94,7 +94,7 @@ def probe() -> str | None:
     missing = [name for module, name in REQUIRED.items() if not importlib.util.find_spec(module)]
     if not missing:
         return None
-    return f"the demo needs {' and '.join(missing)}; pip install 'fastnmf[demo]'"
+    return f"the demo needs {' and '.join(missing)}: pip install {' '.join(missing)}"
 
 
 def load_photograph() -> np.ndarray:

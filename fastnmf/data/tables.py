@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import InvalidInput, warn
 from ..planning.memory import available, bytes_of, size_of
+from .paths import UNREADABLE
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".h5ad")
 # a name in an archive of scipy.sparse.save_npz
@@ -33,7 +34,10 @@ def read_stream(content: bytes, header: Header) -> np.ndarray:
     """The matrix that was piped in: the bytes of a .npy file, or of a text table."""
     name = "the standard input"
     if content.startswith(b"\x93NUMPY"):
-        return np.load(io.BytesIO(content), allow_pickle=False)
+        try:
+            return np.load(io.BytesIO(content), allow_pickle=False)
+        except UNREADABLE as error:
+            raise InvalidInput(f"{name} cannot be read as .npy: {error}") from error
     if b"\0" in content[:1024]:
         raise InvalidInput(f"{name} is neither a .npy file nor a text table; give one of them")
 

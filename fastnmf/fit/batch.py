@@ -47,7 +47,7 @@ def fit(A: Any, options: Options) -> tuple[Tensor | None, Tensor, FitInfo]:
     with ExitStack() as stack:
         data, method, file, checkpoint = _opened(A, options, stack)
         bar = options.verbose, options.iterations, options.callback, not data.resident
-        each = stack.enter_context(Progress(*bar))
+        each = stack.enter_context(Progress(*bar, label="fit", begins="start"))
         stack.enter_context(torch.no_grad())
         plan, state = _begin(options, data, method, checkpoint, file)
         log.info("fit %d × %d with %d concepts: %s", data.n, data.d, options.nb_concepts, plan)

@@ -42,7 +42,7 @@ def encode(
         stack.enter_context(products_in(options.precision))
         data = stack.enter_context(opened(A, expected, options.budget(device, place, width=K)))
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)
-        each = stack.enter_context(Progress(options.verbose, max_iter, None))
+        each = stack.enter_context(Progress(options.verbose, max_iter, None, label="encode"))
         encoder = Encoder(D.to(data.dtype), method, max_iter, tol, each)
         if data.in_memory_here and place == "memory":
             A = A.to(data.A) if differentiates else data.A

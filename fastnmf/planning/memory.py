@@ -57,11 +57,15 @@ def bytes_of(max_memory: object) -> int | None:
 
 def size_of(bytes_: int) -> str:
     """Bytes as text, valid and enough as max_memory: exact if they are few, or a whole number of a
-    unit, and else rounded up to MB."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 1000)):
+    unit, and else rounded up to MB, or beyond five digits to a larger unit."""
+    sizes = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 1000}
+    for unit, size in sizes.items():
         if bytes_ >= size and bytes_ % size == 0:
             return f"{bytes_ // size}{unit}"
-    return f"{bytes_}B" if bytes_ < 10**4 else f"{-(-bytes_ // 10**6)}MB"
+    if bytes_ < 10**4:
+        return f"{bytes_}B"
+    unit = next((unit for unit in ("MB", "GB") if bytes_ < 10**5 * sizes[unit]), "TB")
+    return f"{-(-bytes_ // sizes[unit])}{unit}"
 
 
 @dataclass(frozen=True)

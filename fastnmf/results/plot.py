@@ -49,7 +49,7 @@ def draw(info: FitInfo, *, columns: int = 3) -> Figure:
 def require() -> None:
     """Raise ModuleNotFoundError, saying what to install, where nothing can be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("plots need matplotlib; pip install 'fastnmf[plot]'")
+        raise ModuleNotFoundError("plots need matplotlib: pip install matplotlib")
 
 
 def _draw_error(axes: Axes, info: FitInfo) -> None:

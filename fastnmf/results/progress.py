@@ -11,27 +11,45 @@ from ..engine.state import Iteration
 Each = Callable[[Iteration], bool | None]
 
 
+# no percentage and no time left: most fits end long before max_iter
+_FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar}| [{elapsed}, {rate_fmt}{postfix}]"
+
+
 class Progress:
     """A context whose value is the function to call after every iteration, or None if there is
-    neither a bar nor a callback."""
+    neither a bar nor a callback.
+
+    label: what the bar is about. begins: what it is about before the first iteration. streamed:
+    whether an iteration is a pass through data that are read. A context that is left by an
+    exception takes its bar away.
+    """
 
     def __init__(
-        self, verbose: bool, max_iter: int, callback: Each | None, streamed: bool = False
+        self,
+        verbose: bool,
+        max_iter: int,
+        callback: Each | None,
+        streamed: bool = False,
+        *,
+        label: str = "fit",
+        begins: str | None = None,
     ) -> None:
-        self._callback = callback
-        # where data are streamed, an iteration is a pass through them
-        unit = "pass" if streamed else "it"
-        self._bar = tqdm(total=max_iter, unit=unit) if verbose else None
+        self._callback, self._label = callback, label
+        options = {"unit": "pass" if streamed else "it", "desc": begins or label}
+        options["bar_format"] = _FORMAT
+        self._bar = tqdm(total=max_iter, **options) if verbose else None
 
     def __enter__(self) -> Each | None:
         return self._each if self._bar is not None or self._callback is not None else None
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._bar is not None:
+            self._bar.leave = kind is None
             self._bar.close()
 
     def _each(self, info: Iteration) -> bool | None:
         if self._bar is not None:
+            self._bar.set_description_str(self._label, refresh=False)
             shown = {"change": f"{info.relative_change:.2e}"}
             if info.relative_error == info.relative_error:
                 shown["error"] = f"{info.relative_error:.5f}"

@@ -143,7 +143,7 @@ def test_sparse_matrix_that_would_not_fit_is_refused_with_its_size(tmp_path):
     sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
     path = tmp_path / "A.npz"
     sparse.save_npz(path, sparse.csr_matrix((10**6, 10**6), dtype=np.float32))
-    message = r"A.npz holds 1,000,000 × 1,000,000 numbers, which take 4000GB as a dense matrix; .*"
+    message = r"A.npz holds 1,000,000 × 1,000,000 numbers, which take 4TB as a dense matrix; .*"
     with pytest.raises(InvalidInput, match=message + "are read in passes"):
         read_matrix(path)
     sparse.save_npz(path, sparse.csr_matrix(A))

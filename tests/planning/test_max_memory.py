@@ -35,6 +35,8 @@ def test_sizes_are_reported_as_they_are_given(given):
 
 def test_size_that_is_rounded_is_enough():
     assert memory.size_of((1 << 30) + 1) == "1074MB"
+    assert memory.size_of(24 * 10**15 + 1) == "24001TB"
+    assert memory.size_of(123_456_789_012) == "124GB"
 
 
 @pytest.mark.parametrize("given", ["2XB", "", "-1GB", "0", 0, -5])

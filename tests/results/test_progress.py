@@ -40,3 +40,27 @@ def test_bar_of_codes_alone_has_no_error(capsys):
     assert "2/2" in shown
     assert "change=5.00e-01" in shown
     assert "error" not in shown
+
+
+def test_bar_is_labelled_and_gives_no_time_left(capsys):
+    with Progress(True, 500, None, label="fit", begins="start") as each:
+        assert "start: 0/500" in capsys.readouterr().err
+        each(Iteration(1, 0.5, 0.25, 0.1))
+    shown = capsys.readouterr().err
+    assert "fit: 1/500" in shown
+    assert "%" not in shown
+    assert "<" not in shown
+
+
+def test_bar_is_taken_away_by_an_interrupt(capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Progress(True, 500, interrupt, label="encode") as each:
+        each(Iteration(1, 0.5, 0.25, 0.1))
+    shown = capsys.readouterr().err
+    assert "encode: " in shown
+    # the last line is blank, and the cursor is at its beginning
+    assert shown.endswith("\r")
+    assert shown.rstrip("\r").rpartition("\r")[2].strip() == ""
+    assert "\n" not in shown

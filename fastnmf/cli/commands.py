@@ -1,0 +1,188 @@
+"""The commands encode, decode, report, info and demo. What one needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from . import fit
+from .matrices import (
+    PIPE,
+    Output,
+    check_outputs,
+    matrix_of,
+    reading,
+    refuse_terminal,
+    streamed_into,
+    write,
+)
+from .summary import as_json, option_errors, shows_progress, usable_device
+from .usage import DONE, Refused
+
+# rows that are looked at together, of codes in a file
+_ROWS = 1 << 16
+
+
+def encode(arguments: Namespace) -> int:
+    """Run `fastnmf encode`."""
+    _check(arguments, arguments.A)
+    nmf = _model(arguments)
+    nmf.verbose = shows_progress(arguments)
+    options = {"max_iter": arguments.max_iter, "tol": arguments.tol}
+    A = matrix_of(arguments, arguments.A)
+    Z = nmf.encode(A, **options, **streamed_into("codes", arguments.out))
+    write(arguments.out, Z)
+    error = relative_error(A, Z, nmf.get_dictionary())
+    mean_l0 = sum(int(rows.count_nonzero()) for rows in Z.split(_ROWS)) / len(Z)
+    summary = {"out": str(arguments.out), "shape": list(Z.shape)}
+    summary |= {"relative_error": error, "mean_l0": mean_l0}
+    text = f"codes {tuple(Z.shape)}, relative error {error:.6g}, mean L0 {mean_l0:.4g}"
+    _report(arguments, summary, f"{arguments.out}: {text}")
+    return DONE
+
+
+def relative_error(A: Any, Z: Any, D: Any) -> float:
+    """‖A − Z D‖ / ‖A‖, in one more pass over the rows of a matrix or of files."""
+    import torch
+
+    from ..data.arrays import as_matrix, tensor_of
+    from ..data.shards import Shards, in_memory, open_paths, paths_of
+
+    paths = paths_of(A)
+    shards = open_paths(paths) if paths else (in_memory(as_matrix(A, "A"), "A"),)
+    residual = total = 0.0
+    first = 0
+    for values, _, _ in Shards(shards, "A").parts():
+        X = tensor_of(values).to(D.device, torch.float64)
+        codes = Z[first : first + len(X)].to(D.device, torch.float64)
+        residual += float((X - codes @ D.double()).square().sum())
+        total += float(X.square().sum())
+        first += len(X)
+    return (residual / total) ** 0.5 if total else 0.0
+
+
+def decode(arguments: Namespace) -> int:
+    """Run `fastnmf decode`."""
+    import numpy as np
+
+    _check(arguments, arguments.Z)
+    nmf = _model(arguments)
+    # as an array a tensor is checked, too
+    Z = matrix_of(arguments, arguments.Z)
+    Z = np.asarray(Z.float()) if hasattr(Z, "float") else Z
+    A_hat = nmf.decode(Z, **streamed_into("out", arguments.out))
+    write(arguments.out, A_hat)
+    summary = {"out": str(arguments.out), "shape": list(A_hat.shape)}
+    _report(arguments, summary, f"{arguments.out}: Z D {tuple(A_hat.shape)}")
+    return DONE
+
+
+def report(arguments: Namespace) -> int:
+    """Run `fastnmf report`."""
+    from ..errors import InvalidInput
+    from ..models.saved import read
+    from ..results.report import SUFFIXES, compose, write_report
+
+    out = arguments.out
+    check_outputs([Output(out, SUFFIXES)], [arguments.model], arguments.force)
+    if arguments.json and out == PIPE:
+        raise Refused("--json and -o - both write to the standard output; give one of them")
+    with reading(arguments.model):
+        saved = read(arguments.model)
+    if saved.info is None:
+        raise InvalidInput(
+            f"{arguments.model} holds no summary of a fit: its dictionary was loaded or learned by "
+            "partial_fit, or another version of fastnmf wrote it; make one by fit"
+        )
+    if out == PIPE:
+        print(compose(saved.info, arguments.model.name, saved.version))
+        return DONE
+    if out is not None:
+        write_report(out, saved.info, arguments.model.name, saved.version)
+    text = str(saved.info) if out is None else f"{out}: page about the fit of {arguments.model}"
+    _report(arguments, {"model": str(arguments.model), **saved.info.as_dict()}, text)
+    return DONE
+
+
+def info(arguments: Namespace) -> int:
+    """Run `fastnmf info`."""
+    from ..backends.registry import available_backends
+    from .environment import facts
+
+    backends = available_backends()
+    if arguments.json:
+        listed = [
+            {"name": each.name, "usable": each.reason is None, "reason": each.reason}
+            for each in backends
+        ]
+        print(as_json({**facts(), "backends": listed}))
+    else:
+        print(f"{backends}\n")
+        print("\n".join(f"{name + ':':<17}{value}" for name, value in facts().items()))
+    return DONE
+
+
+def demo(arguments: Namespace) -> int:
+    """Run `fastnmf demo`."""
+    check_outputs([Output(arguments.out, (".png",))], [], arguments.force)
+    from .demo import learn_photograph
+
+    with option_errors():
+        summary = learn_photograph(
+            arguments.out,
+            concepts=arguments.concepts,
+            patches=arguments.patches,
+            seed=arguments.seed,
+            solver=arguments.solver,
+            device=usable_device(arguments.device),
+            verbose=shows_progress(arguments),
+        )
+    if arguments.json:
+        files = {"picture": str(arguments.out), "photograph_error": summary.photograph_error}
+        print(as_json({**files, **summary.fit.as_dict()}))
+    elif not arguments.quiet:
+        print(f"{summary}\n{'picture:':<16}{arguments.out}")
+    return DONE
+
+
+def _check(arguments: Namespace, inputs: list[Path]) -> None:
+    from ..files import WRITERS
+
+    if arguments.json and arguments.out == PIPE:
+        raise Refused("--json and -o - both write to the standard output; give one of them")
+    refuse_terminal(arguments.out)
+    outputs = [Output(arguments.out, WRITERS)]
+    check_outputs(outputs, [arguments.model, *inputs], arguments.force)
+
+
+def _model(arguments: Namespace) -> Any:
+    from ..models.nmf import NMF
+    from ..planning.memory import bytes_of
+
+    with option_errors():
+        bytes_of(arguments.max_memory)
+    device = usable_device(arguments.device)
+    with reading(arguments.model):
+        nmf = NMF.load(arguments.model, device)
+    nmf.max_memory = arguments.max_memory
+    return nmf
+
+
+def _report(arguments: Namespace, summary: dict[str, Any], text: str) -> None:
+    """Print the summary, where the output is not already there."""
+    if arguments.json:
+        print(as_json(summary))
+    elif not arguments.quiet:
+        print(text, file=sys.stderr if arguments.out == PIPE else sys.stdout)
+
+
+RUNS = {
+    "fit": fit.run,
+    "encode": encode,
+    "decode": decode,
+    "report": report,
+    "info": info,
+    "demo": demo,
+}

@@ -1,0 +1,187 @@
+"""The command `fit`: by one process or those of torchrun; a fit that is interrupted is saved, and
+the command that goes on with it is printed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .matrices import (
+    PIPE,
+    Output,
+    check_outputs,
+    matrix_of,
+    streamed_into,
+    with_size,
+    write,
+)
+from .parser import YES_OR_NO
+from .summary import as_json, ended, option_errors, shows_progress, usable_device
+from .usage import Refused, Terminated
+
+if TYPE_CHECKING:
+    from ..distributed import Processes
+    from ..models.nmf import NMF
+
+# options of the constructor and of fit
+MODEL_OPTIONS = (
+    *("solver", "tol", "max_iter", "init", "seed", "backend", "max_memory", "stop", "revive"),
+    *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm"),
+)
+FIT_OPTIONS = ("max_seconds", "resume")
+
+
+def run(arguments: Namespace) -> int:
+    """Run the command; return its exit status."""
+    from ..distributed import ALONE, together
+
+    if not by_torchrun():
+        return fit_by(arguments, ALONE)
+    if not 0 < arguments.timeout < float("inf"):
+        raise Refused(f"--timeout {arguments.timeout:g} must be a number of seconds above 0")
+    if arguments.device == "cuda":
+        arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    with together(usable_device(arguments.device), arguments.timeout) as processes:
+        if processes.rank > 0:
+            # one bar and one summary are enough
+            arguments.quiet, arguments.json = True, False
+        return fit_by(arguments, processes)
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process, together with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def fit_by(arguments: Namespace, processes: Processes) -> int:
+    """Fit as one of these processes, and write what was asked for; return the exit status."""
+    codes = processes.own(arguments.codes) if arguments.codes else None
+    _check(arguments, processes, codes)
+    checkpoint = arguments.checkpoint or _free_name(arguments.out, processes)
+    nmf = _model(arguments, processes)
+    matrix = matrix_of(arguments, arguments.A, processes)
+    options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
+    options |= {"checkpoint": checkpoint} | streamed_into("codes", arguments.codes)
+    with _saying_how_to_go_on(arguments, checkpoint, processes):
+        Z, _ = nmf.fit(matrix, **options)
+    if processes.rank == 0:
+        nmf.save(arguments.out)
+    if codes is not None and Z is not None:
+        write(codes, Z)
+    _report(arguments, nmf, codes)
+    info = nmf.fit_info_
+    converged = info is not None and info.converged
+    strict = arguments.strict and processes.rank == 0
+    return ended(strict, converged, f"{arguments.out} is written all the same")
+
+
+def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> None:
+    """Refuse, before the work, what would lose it."""
+    from ..files import WRITERS
+    from ..models.saved import SUFFIXES
+
+    if arguments.resume and arguments.checkpoint is None:
+        raise Refused("--resume needs --checkpoint FILE, the file to go on from")
+    if arguments.checkpoint_seconds is not None and arguments.checkpoint is None:
+        raise Refused("--checkpoint-seconds needs --checkpoint FILE, the file to save to")
+    if codes == PIPE:
+        raise Refused("--codes - is not possible; give the name of a file, such as Z.npy")
+    own = processes.own(arguments.checkpoint) if arguments.checkpoint else None
+    advice = "--resume goes on from it, --force starts anew"
+    outputs = [
+        Output(arguments.out, SUFFIXES),
+        Output(codes, WRITERS),
+        Output(own, SUFFIXES, arguments.resume, advice),
+    ]
+    with processes.agreed():
+        check_outputs(outputs, arguments.A, arguments.force)
+
+
+def _model(arguments: Namespace, processes: Processes) -> NMF:
+    from ..models.nmf import NMF
+    from ..planning.plan import Tuning
+
+    options = {name: getattr(arguments, name) for name in MODEL_OPTIONS}
+    form = None if arguments.form == "auto" else arguments.form
+    # a fit without --checkpoint saves only when it is interrupted
+    every = 60.0 if arguments.checkpoint else float("inf")
+    every = every if arguments.checkpoint_seconds is None else arguments.checkpoint_seconds
+    with option_errors():
+        tuning = Tuning(form=form, chunk_rows=arguments.chunk_rows, checkpoint_seconds=every)
+        return NMF(
+            arguments.concepts,
+            usable_device(arguments.device),
+            accelerate=YES_OR_NO[arguments.accelerate],
+            verbose=shows_progress(arguments),
+            distributed=not processes.alone,
+            tuning=tuning,
+            **options,
+        )
+
+
+def _free_name(out: Path, processes: Processes) -> Path | None:
+    """A name beside the model for a save of this fit, that no file has; None where several
+    processes would have to agree on one."""
+    if not processes.alone:
+        return None
+    number = 1
+    while True:
+        turn = "" if number == 1 else f"-{number}"
+        path = out.with_name(f"{out.stem}.checkpoint{turn}{out.suffix}")
+        # codes of data that are read in passes are saved beside it
+        beside = [path.with_name(f"{path.stem}.codes-{name}.npy") for name in "ab"]
+        if not any(os.path.lexists(each) for each in (path, *beside)):
+            return path
+        number += 1
+
+
+@contextmanager
+def _saying_how_to_go_on(
+    arguments: Namespace, checkpoint: Path | None, processes: Processes
+) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stopped:
+        if processes.rank > 0:
+            raise
+        if checkpoint is None:
+            text = "nothing is saved: --checkpoint FILE saves a fit of several processes"
+        elif not processes.own(checkpoint).exists():
+            text = "nothing is saved: it was before the first iteration, or after the last"
+        else:
+            how = "by torchrun, as before" if not processes.alone else ""
+            how = "with the same standard input" if PIPE in arguments.A else how
+            command = command_to_go_on(arguments.argv, checkpoint)
+            text = f"the fit so far is saved in {checkpoint}. This goes on with it"
+            text += f"{f' ({how})' if how else ''}:\n  {command}"
+        raise type(stopped)(text) from stopped
+
+
+def command_to_go_on(argv: list[str], checkpoint: Path) -> str:
+    """The command that goes on with a fit that was started with these words."""
+    given = [word for word in argv if word != "--resume"]
+    more = ["--resume"]
+    if not any(word.partition("=")[0] == "--checkpoint" for word in given):
+        more = ["--checkpoint", str(checkpoint), *more]
+    # after -- all words are inputs
+    place = given.index("--") if "--" in given else len(given)
+    started = Path(sys.argv[0]).name == "__main__.py"
+    program = ["python", "-m", "fastnmf"] if started else ["fastnmf"]
+    return shlex.join([*program, *given[:place], *more, *given[place:]])
+
+
+def _report(arguments: Namespace, nmf: NMF, codes: Path | None) -> None:
+    info: Any = nmf.fit_info_
+    if arguments.json:
+        files = {"model": str(arguments.out), "codes_file": None if codes is None else str(codes)}
+        print(as_json({**files, **info.as_dict()}))
+    elif not arguments.quiet:
+        print(info, f"{'model:':<16}{with_size(arguments.out)}", sep="\n")
+        written = "not written; --codes FILE writes them" if codes is None else with_size(codes)
+        print(f"{'codes:':<16}{written}")
