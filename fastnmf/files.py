@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,10 @@ def _read_npz(path: Path, max_memory: int | str | None) -> Any:
 
 def _read_pt(path: Path) -> Tensor:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # about types of tensors that are refused below
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message suggests executing the file
         hint = "it is damaged or holds more than tensors; write it by torch.save(A, path)"

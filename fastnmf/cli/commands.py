@@ -14,6 +14,7 @@ from .matrices import (
     check_outputs,
     matrix_of,
     reading,
+    refuse_no_model,
     refuse_terminal,
     streamed_into,
     write,
@@ -89,6 +90,7 @@ def report(arguments: Namespace) -> int:
     check_outputs([Output(out, SUFFIXES)], [arguments.model], arguments.force)
     if arguments.json and out == PIPE:
         raise Refused("--json and -o - both write to the standard output; give one of them")
+    refuse_no_model(arguments.model)
     with reading(arguments.model):
         saved = read(arguments.model)
     if saved.info is None:
@@ -164,6 +166,7 @@ def _model(arguments: Namespace) -> Any:
     with option_errors():
         bytes_of(arguments.max_memory)
     device = usable_device(arguments.device)
+    refuse_no_model(arguments.model)
     with reading(arguments.model):
         nmf = NMF.load(arguments.model, device)
     nmf.max_memory = arguments.max_memory

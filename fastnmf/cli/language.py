@@ -37,6 +37,7 @@ _FIXED = {
     "resume=True needs a file to resume from: fit(A, checkpoint=…)": "--resume needs "
     "--checkpoint FILE",
     "without resume ": "without --resume ",
+    "give checkpoint= another": "give --checkpoint another",
 }
 
 

@@ -36,6 +36,7 @@ def matrix_of(arguments: Namespace, paths: list[Path], processes: Processes | No
         if len(paths) > 1 or not alone:
             raise Refused("- must be the only input, of a single process")
         return _piped(arguments)
+    refuse_models(paths)
     for path in paths:
         if not path.is_dir() and len(paths) > 1 and path.suffix in READERS.keys() - {*SUFFIXES}:
             only = " or ".join(SUFFIXES)
@@ -60,6 +61,32 @@ def _piped(arguments: Namespace) -> Any:
         raise Refused("the standard input is closed; give the name of a file", DATA)
     matrix = read_stream(stdin.read(), YES_OR_NO[arguments.header])
     return real_matrix(matrix, "the standard input")
+
+
+def refuse_no_model(path: Path) -> None:
+    """Refuse a name that cannot be a model's, such as that of the data, where a model is read."""
+    from ..models.saved import SUFFIXES
+
+    if path.suffix not in SUFFIXES:
+        message = f"{path} is no model, which ends in {', '.join(SUFFIXES)}; the model comes first"
+        raise Refused(message, DATA)
+
+
+def refuse_models(paths: Iterable[Path]) -> None:
+    """Refuse files as data that fastnmf made as models or checkpoints: they were mistaken."""
+    import safetensors
+
+    for path in paths:
+        if path.suffix != ".safetensors" or not path.is_file():
+            continue
+        try:
+            with safetensors.safe_open(path, framework="np") as file:
+                kind = (file.metadata() or {}).get("format", "")
+        except (OSError, safetensors.SafetensorError):
+            # what reads it says what is wrong
+            continue
+        if kind.startswith("fastnmf"):
+            raise Refused(f"{path} is a model or a checkpoint of fastnmf; give data", DATA)
 
 
 @contextmanager
@@ -96,39 +123,48 @@ class Output:
 def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path], force: bool) -> None:
     """Refuse outputs that cannot be written, that exist unless `force`, or that are inputs or
     another output."""
-    from ..errors import InvalidInput
-
-    taken = {os.path.realpath(path) for path in inputs if path != PIPE}
+    read = [os.path.realpath(path) for path in inputs if path != PIPE]
+    taken = {*read}
     for output in outputs:
         path = output.path
         if path is None or path == PIPE:
             continue
-        try:
-            target = str(_probed(path, output.suffixes))
-        except InvalidInput as error:
-            raise Refused(str(error)) from error
-        except OSError as error:
-            raise Refused(f"{path} cannot be written: {said(error)}") from error
+        target = _probed(path, output.suffixes)
         if target in taken:
             raise Refused(f"{path} is named twice; give every output a file of its own")
+        if os.path.dirname(target) in read and path.suffix in (".npy", ".safetensors"):
+            raise Refused(
+                f"{path} would be one of the files of {path.parent} when it is read again; write "
+                "it elsewhere"
+            )
         if os.path.exists(target) and not (force or output.continues):
             raise Refused(f"{path} exists already; {output.advice}")
         taken.add(target)
 
 
-def _probed(path: Path, suffixes: Iterable[str]) -> Path:
+def _probed(path: Path, suffixes: Iterable[str]) -> str:
     """The file that path names, after a file has been made in its folder: access rights are not all
-    that may prevent it."""
+    that may prevent it. Raises Refused."""
     from ..data.paths import check_output
+    from ..errors import InvalidInput
 
-    # too long a name shows here
-    with suppress(FileNotFoundError):
-        os.lstat(path)
-    target = check_output(path, suffixes)
-    probe = target.with_name(f".fastnmf-{secrets.token_hex(4)}")
-    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-    probe.unlink()
-    return target
+    try:
+        # too long a name shows here
+        with suppress(FileNotFoundError):
+            os.lstat(path)
+        target = check_output(path, suffixes)
+        probe = target.with_name(f".fastnmf-{secrets.token_hex(4)}")
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        probe.unlink()
+    except (InvalidInput, OSError) as error:
+        system = isinstance(error, OSError) and error.strerror
+        why = f"{system[0].lower()}{system[1:]}" if system else str(error)
+        # by the names that were given
+        why = why.replace(os.path.realpath(path), str(path))
+        why = why.replace(f"{os.path.realpath(path.parent)} ", f"{path.parent} ")
+        refused = why if isinstance(error, InvalidInput) else f"{path} cannot be written: {why}"
+        raise Refused(refused) from error
+    return str(target)
 
 
 def streamed_into(option: str, path: Path | None) -> dict[str, Any]:

@@ -109,9 +109,11 @@ class Parser(argparse.ArgumentParser):
 def refuse_unknown_command(words: Sequence[str], commands: Iterable[str]) -> None:
     """Raise Refused for a first word that is neither a command nor an option."""
     first, commands = words[0] if words else "", list(commands)
-    if not first or first in (*commands, "--help", "-h", "--version"):
+    if not first or first in (*commands, *_GLOBAL, "-h"):
         return
     near = difflib.get_close_matches(first, commands, 1, 0.5)
+    if first.startswith("-") and (near := difflib.get_close_matches(first, _GLOBAL, 1, 0.6)):
+        raise Refused(f"there is no option {first!r}; did you mean {near[0]!r}?", hint=_ALL)
     if first.startswith("-"):
         meant = "; options of a command come after it: fastnmf COMMAND [options]"
         raise Refused(f"{first!r} is no command{meant}", hint=_ALL)
@@ -119,6 +121,7 @@ def refuse_unknown_command(words: Sequence[str], commands: Iterable[str]) -> Non
     raise Refused(f"there is no command {first!r}{meant}", hint=_ALL)
 
 
+_GLOBAL = ("--help", "--version")
 _ALL = "`fastnmf --help` shows what there is"
 
 

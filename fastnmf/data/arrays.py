@@ -184,8 +184,14 @@ def refuse_transformed(A: Any, name: str) -> None:
 def two_dimensional(A: Part, name: str) -> Part:
     """A itself. Raises InvalidInput unless it has two dimensions."""
     if A.ndim != 2:
-        hint = f"with features last, {name}.reshape(-1, {A.shape[-1] if A.ndim else 1})"
-        hint = f"a single row is {name}[None]" if A.ndim == 1 else hint
+        # a file has no methods
+        given = name if name.isidentifier() else "A"
+        hint = f"with features last, {given}.reshape(-1, {A.shape[-1] if A.ndim else 1})"
+        if A.ndim == 1:
+            hint = f"a single row is {given}[None]"
+        elif A.ndim == 4:
+            axes = "permute(0, 2, 3, 1)" if isinstance(A, Tensor) else "transpose(0, 2, 3, 1)"
+            hint += f"; of images (n, C, H, W), {given}.{axes}.reshape(-1, {A.shape[1]})"
         raise InvalidInput(f"{name} has shape {tuple(A.shape)}; it must be (n, d): {hint}")
     return A
 

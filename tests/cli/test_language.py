@@ -29,6 +29,7 @@ SAID = [
     ("NMF needs A ≥ 0 (clip with A.clip(min=0)?)", "NMF needs A ≥ 0"),
     ("NMF needs finite numbers (np.nan_to_num(A)?)", "NMF needs finite numbers"),
     ("its first line; header=False reads it", "its first line; --header no reads it"),
+    ("give checkpoint= another name", "give --checkpoint another name"),
     ("two\n  lines", "two lines"),
 ]
 

@@ -183,12 +183,16 @@ REFUSED = {
     "suffix of model": ("fit A.npy --out model.pt", 2, "model.pt must end in .safetensors"),
     "folder": ("fit A.npy --out missing/m.safetensors", 2, "missing does not exist; make it first"),
     "onto input": ("fit A.npy --codes A.npy", 2, "A.npy is named twice"),
+    "model as data": ("fit model.safetensors", 3, "model.safetensors is a model or a checkpoint"),
+    "into the input": ("fit . --codes Z.npy", 2, "Z.npy would be one of the files of . when it is"),
+    "vector": ("fit v.npy", 3, "v.npy has shape (6,); it must be (n, d): a single row is A[None]"),
+    "images": ("fit i.npy", 3, "images (n, C, H, W), A.transpose(0, 2, 3, 1).reshape(-1, 3)"),
     "onto model": ("fit A.npy --codes model.safetensors", 2, "model.safetensors is named twice"),
     "width": ("encode model.safetensors wide.npy", 3, "A has 7 features, the dictionary has 6"),
-    "no model": ("encode A.npy A.npy", 3, "A.npy must end in .safetensors"),
+    "no model": ("encode A.npy A.npy", 3, "A.npy is no model, which ends in .safetensors; the"),
     "width of codes": ("decode model.safetensors A.npy", 3, "Z has 6 concepts, the dictionary has"),
     "suffix of page": ("report model.safetensors -o page.pdf", 2, "page.pdf must end in .html, .h"),
-    "no model to report": ("report A.npy", 3, "A.npy must end in .safetensors"),
+    "no model to report": ("report A.npy", 3, "A.npy is no model, which ends in .safetensors"),
     "no summary": ("report loaded.safetensors", 3, "holds no summary of a fit: its dictionary was"),
     "picture": ("demo --out picture.jpg", 2, "picture.jpg must end in .png"),
     "patches": ("demo --concepts 9 --patches 5", 2, "--concepts 9 must be from 1 to the number of"),
@@ -202,6 +206,8 @@ def test_user_error_is_one_line_and_changes_nothing(case, model, capsys):
         pytest.importorskip("PIL", reason="Pillow is not installed")
     np.save("negative.npy", np.where(np.arange(120).reshape(20, 6) == 13, -1, A))
     np.save("wide.npy", np.ones((4, 7)))
+    np.save("v.npy", A[0])
+    np.save("i.npy", np.ones((2, 3, 4, 5)))
     Path("A.txt").touch()
     NMF(2).load_dictionary(A[:2]).save("loaded.safetensors")
     command, status, message = REFUSED[case]

@@ -176,10 +176,10 @@ def test_output_that_cannot_be_written_is_refused_before_the_fit(
     monkeypatch.setattr(NMF, "fit", lambda *_, **__: pytest.fail("the fit was started"))
     suffix = ".npy" if option == "--codes" else ".safetensors"
     target, message = {
-        "no folder": (f"missing/x{suffix}", "missing does not exist; make it first"),
-        "a folder": (f"taken{suffix}", f"taken{suffix} is a folder; give the name of a file"),
-        "a file as folder": (f"A.npy/x{suffix}", "A.npy"),
-        "no right": (f"closed/x{suffix}", "closed"),
+        "no folder": (f"missing/x{suffix}", "the folder missing does not exist; make it first"),
+        "a folder": (f"taken{suffix}", f"error: taken{suffix} is a folder; give the name of a file"),
+        "a file as folder": (f"A.npy/x{suffix}", f"A.npy/x{suffix} cannot be written: not a dir"),
+        "no right": (f"closed/x{suffix}", f"closed/x{suffix} cannot be written: permission de"),
         "long": ("x" * 300 + suffix, "cannot be written: " + "x" * 300),
     }[kind]
     os.makedirs(f"taken{suffix}")
