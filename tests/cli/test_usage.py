@@ -89,6 +89,7 @@ MISTYPED = {
     "command of elsewhere": (["train"], "no command 'train'; there are: fit, encode, decode, rep"),
     "a file in its place": (["A.npy"], "there is no command 'A.npy'; there are: fit"),
     "option before the command": (["--quiet", "fit"], "'--quiet' is no command; options of a comm"),
+    "its own option": (["--hepl"], "there is no option '--hepl'; did you mean '--help'?"),
     "option": (
         ["fit", "A.npy", "--concpets", "3"],
         "no option '--concpets'; did you mean '--conce",
