@@ -111,6 +111,27 @@ def _lines(X: Tensor) -> tuple[Tensor, ...]:
     return flat[:whole].view(lines, _NORM_ENTRIES), flat[None, whole:]
 
 
+def exponents(X: Tensor, least: int = 0) -> Tensor:
+    """The power e (n,) int64 for each row of X (n, d) with which its largest entry is from 1/2 to 1
+    times 2^e; 0 where it is at most `least` from 0, and for rows of zeros."""
+    largest = torch.linalg.vector_norm(X, torch.inf, dim=1)
+    power = largest.double().frexp().exponent.long()
+    return torch.where(power.abs() > least, power, 0)
+
+
+def times_power(X: Tensor, power: Tensor) -> Tensor:
+    """X 2^power in float64, exact unless the result is out of range."""
+    # a factor may be out of the range where the result is not
+    half = power // 2
+    return X.double() * _power_of_two(half) * _power_of_two(power - half)
+
+
+def _power_of_two(power: Tensor) -> Tensor:
+    """2^power, float64, for int64 from −1022 to 1023, which larger ones are taken for."""
+    # torch.ldexp computes it in the default dtype
+    return ((power.clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
+
+
 def tiny(like: Tensor) -> float:
     """The smallest normal number of this dtype, to divide by instead of 0."""
     return torch.finfo(like.dtype).tiny

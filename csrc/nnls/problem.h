@@ -13,7 +13,7 @@ enum NnlsStatus : int32_t { nnls_solved = 0, nnls_capped = 1, nnls_floored = 2 }
 
 // tolerance: the largest slope of a solved row, relative to its largest at zero. rank_tolerance: a
 // unit concept depends on the passive ones if its squared distance from their span is below this.
-// max_steps: searches for entering concepts. capacity: most passive concepts. block: most concepts
+// max_steps: how many times concepts may enter. capacity: most passive concepts. block: most concepts
 // that enter together. draft: write F only where a row is solved. again: skip the rows that the
 // report marks as solved.
 struct NnlsRules {
@@ -22,9 +22,9 @@ struct NnlsRules {
     bool draft = false, again = false;
 };
 
-// Of one row. support: passive concepts at the end. steps: searches; left: concepts that left.
-// slope: the largest violation of the KKT conditions, on the scale of `tolerance`. gain: ‖X_i‖²
-// minus the squared residual.
+// Of one row. support: passive concepts at the end. steps: how many times concepts entered; left:
+// concepts that left. slope: the largest violation of the KKT conditions relative to the largest
+// slope at zero, infinite where a number is not finite. gain: ‖X_i‖² minus the squared residual.
 struct NnlsReport {
     int32_t status, support, steps, left;
     double slope, gain;

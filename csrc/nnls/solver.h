@@ -215,7 +215,7 @@ template <class Team, class T, class S> struct NnlsRow {
         int block = rules.block, refinements = 0;
         bool capped = false;
         T slack, steepest, left_out;
-        for (;; ++steps) {
+        for (;;) {
             slack = slope(left_out);
             steepest = team.most(K, [&](int k) { return at.w[k]; });
             if (!(steepest > tolerance) && slack > tolerance / 2 && refinements < 3) {
@@ -232,6 +232,7 @@ template <class Team, class T, class S> struct NnlsRow {
             const int in = entered, out = left,
                       found = choose(steepest, block < vacant ? block : vacant);
             const bool alone = found == 1;
+            ++steps;
             for (int t = 0; t < found; ++t) enter(at.entering[t], 0, alone);
             const int only = at.entering[0];
             descend();
@@ -250,7 +251,7 @@ template <class Team, class T, class S> struct NnlsRow {
         T worst = steepest > left_out ? steepest : left_out;
         if (slack > worst) worst = slack;
         using namespace fastnmf;
-        const int status = capped ? nnls_capped : worst > tolerance ? nnls_floored : nnls_solved;
+        const int status = capped ? nnls_capped : worst <= tolerance ? nnls_solved : nnls_floored;
         return {status, p, steps, left, double(worst), double(gain())};
     }
 };
@@ -304,6 +305,14 @@ FASTNMF_TEAM void nnls_row(Team &team, const NnlsRows<S> &rows, ptrdiff_t i, con
     NnlsRow<Team, T, S> row{team, K, gram.G, gram.stride_g, rows.rules, at, M};
     NnlsReport report = row.solve(rows.warm);
     report.gain /= double(unit) * double(unit);
+    if (steepest > 0) report.slope /= double(steepest) * double(unit);
+    // a NaN is lost in a maximum, but not in a sum
+    const T strange = all + team.sum(K, [&](int k) { return at.w[k] * 0; }) +
+                      team.sum(row.p, [&](int q) { return at.x[q] * 0; });
+    if (!(strange == 0)) {
+        report.slope = HUGE_VAL;
+        if (report.status == fastnmf::nnls_solved) report.status = fastnmf::nnls_floored;
+    }
     if (rows.rules.draft && report.status != fastnmf::nnls_solved) {
         if (team.leader()) rows.report[i] = report;
         return;

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .nnls.result import RANK_TOLERANCE, TOLERANCE, NnlsInfo, most_steps, unit_gram
+from .nnls.result import BLOCK, RANK_TOLERANCE, TOLERANCE, NnlsInfo, most_steps, unit_gram
 
 # address, shape, strides in elements, dtype
 View = tuple[int, tuple[int, ...], tuple[int, ...], str]
@@ -20,10 +20,6 @@ _NAMES = {
     torch.int32: "int32",
     torch.uint8: "uint8",
 }
-# concepts that enter a support together: 0.7 to 1.3 of the time that 8 take, 1.3 to 4.7 times
-# faster than one by one (AVX-512, K = 64 to 2,000)
-_BLOCK = 16
-
 
 def view(X: Tensor) -> View:
     """X as an argument of an extension (`csrc/view.h`), which checks dtype, shape and strides. It
@@ -53,8 +49,7 @@ def nnls_operations(solve: Callable) -> dict[str, Callable]:
     def nnls_(
         F: Tensor, C: Tensor, G: Tensor, sums: Tensor, *, warm: bool, max_steps: int | None = None
     ) -> NnlsInfo:
-        """As nnls_ of nnls/reference.py, but concepts enter in blocks; C in any layout. About m q³
-        flops."""
+        """As nnls_ of nnls/reference.py; C in any layout. About m q³ flops."""
         return solve(F, C, (*unit_gram(G), None), sums, warm, max_steps)[0]
 
     def nnls_on_(
@@ -90,12 +85,12 @@ def nnls_arguments(
     unit, scale, index = gram
     K = F.shape[0] if index is None else index.shape[1]
     steps = most_steps(K) if max_steps is None else max_steps
-    limits = NnlsLimits(warm, TOLERANCE[C.dtype], RANK_TOLERANCE[C.dtype], steps, K, _BLOCK)
+    limits = NnlsLimits(warm, TOLERANCE[C.dtype], RANK_TOLERANCE[C.dtype], steps, K, BLOCK)
     chosen = None if index is None else view(index)
     return view(F), view(C), (view(unit), view(scale), chosen), limits, view(report)
 
 
 def read_report(report: Tensor) -> tuple[NnlsInfo, Tensor]:
     """What nnls wrote into report (m, 4): how every row was solved, and what it gains."""
-    status, support = report.view(torch.int32)[:, :2].unbind(1)
-    return NnlsInfo(status, report[:, 2], support), report[:, 3]
+    status, support, steps = report.view(torch.int32)[:, :3].unbind(1)
+    return NnlsInfo(status, report[:, 2], support, steps), report[:, 3]

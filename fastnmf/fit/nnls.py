@@ -7,16 +7,16 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends.nnls.residual import solve_by_residual, violation
+from ..backends.nnls.residual import Measure, measure, solve_by_residual
 from ..backends.nnls.result import (
     CAPPED,
     FLOORED,
@@ -26,28 +26,29 @@ from ..backends.nnls.result import (
     NnlsInfo,
 )
 from ..backends.registry import select
-from ..data.arrays import Expected, read_matrix
-from ..isolation import isolated
-from ..numerics import products_in
+from ..data.arrays import Expected, as_matrix, read_matrix
+from ..errors import ConvergenceWarning, InvalidInput, warn
+from ..numerics import exponents, products_in, times_power
 from ..planning.plan import Problem, choose
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.working_set import GRAM_BYTES, Search, prepare_concepts, working_set_
-from .gradient import refuse_derivatives
-
-log = logging.getLogger(__name__)
 
 # entries of the largest scratch array; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
-# of the squared norm of a concept: the ridge that bounds codes which float32 cannot hold
-_RIDGE = 1e-8
-# KKT residual of float64 codes above which a row is solved again, by its residual
-_EXACT = 1e-11
+# of the squared norm of a concept: ridges that bound codes which float32 cannot hold
+_RIDGES = (1e-14, 1e-12, 1e-10, 1e-8)
+# KKT residual, and share of ‖a‖² by which the squared error may be too large, of float64 codes
+# above which a row is solved again, by its residual
+_EXACT, _GAP = 1e-11, 1e-10
+# the same share, by which rounding the codes to their dtype may raise the squared error
+_RISE = {torch.float32: 1e-5, torch.float64: 1e-9}
+# largest max_iter that has a meaning
+_MOST = 1 << 30
+# largest power of two from 1 that rows and concepts are not scaled by
+_NEAR = 32
 
 
-@isolated
-# exact whatever torch.set_float32_matmul_precision allows
-@products_in("highest")
 def nnls(
     A: Tensor | np.ndarray,
     D: Tensor | np.ndarray,
@@ -71,9 +72,9 @@ def nnls(
         Codes to start from. They change the time, not the loss, and save time only where they
         solve nearly the same problem.
     max_iter : int, optional
-        The most searches for concepts to enter the support of a row. The default, 3 K + 30, is
-        more than was ever observed. Rows that reach it are feasible but not solved; a warning is
-        logged.
+        How many times concepts may enter the support of a row, up to 16 of them at once, with any
+        backend. The default, 3 K + 30, is more than was ever observed. Rows that reach it are
+        feasible but not solved. 0: the codes are zero, or solve for the concepts that Z0 uses.
     backend : {'auto', 'cpp', 'cuda', 'torch'}, default 'auto'
         What computes, see `available_backends`.
     return_info : bool, default False
@@ -90,18 +91,28 @@ def nnls(
     Raises
     ------
     InvalidInput
-        For wrong shapes, entries that are not finite, a wrong max_iter, or A or D that require a
-        gradient, which there is none of: ``NMF.encode`` with ``solver='anls'`` has one for A.
+        For wrong shapes, entries that are not finite, or a wrong max_iter.
+    ArithmeticError
+        Where codes are out of the range of their dtype.
     BackendUnavailable
         If the backend cannot be used on the device of A.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If rows are not solved, with their number and the reason.
 
     Notes
     -----
     The products of A and D are computed in the dtype of Z, whatever
-    ``torch.set_float32_matmul_precision`` allows, and the search is in float64: the KKT residual is
-    about 1e-6 in float32 and 1e-12 in float64. Where D has negative entries all is computed in
-    float64, the codes are checked from A and D, and rows that the search left unsolved are solved
-    again from their residual. Codes are finite and never worse than zero codes.
+    ``torch.set_float32_matmul_precision`` or autocast allows, and the search is in float64. Rows
+    and concepts are first scaled by powers of two, so the result does not depend on their scale.
+
+    Where A or D has negative entries everything is computed in float64, the codes are checked from
+    A and D, and rows that the search left unsolved are solved again from their residual. Codes are
+    never worse than zero codes. Where neither has negative entries nothing cancels: a slope is
+    wrong by no more than its rounding, so what the search reports holds, and the codes are measured
+    from A and D only for the info.
 
     References
     ----------
@@ -122,78 +133,204 @@ def nnls(
     tensor([2, 1], dtype=torch.int32)
     """
     max_iter = checks.whole("max_iter", max_iter, at_least=0, optional=True)
-    refuse_derivatives("nnls", A=A, D=D)
+    # what cannot be read has no device to go to
+    as_matrix(A, "A")
     device = A.device if isinstance(A, Tensor) else torch.device("cpu")
     D = read_matrix(D, device, Expected("D", signed=True))
     A = read_matrix(A, device, Expected(features=D.shape[1], signed=True))
-    dtype = torch.promote_types(A.dtype, D.dtype)
-    n, K = A.shape[0], D.shape[0]
-    # with concepts of both signs the rounded Gram matrix of float32 may have no minimum over x ≥ 0
-    signed = bool((D < 0).any())
-    computed = torch.float64 if signed else dtype
-    Z = torch.zeros(n, K, dtype=computed, device=device)
+    Z0 = None if Z0 is None else read_matrix(Z0, device, Expected("Z0", len(D), "concepts"))
+    if Z0 is not None and len(Z0) != len(A):
+        raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {len(A)}; they must agree")
     _, ops = select(anls.SOLVER.operations, device, backend)
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    # a concept is zero or it counts, however small it is relative to the others
-    alive = norms > 0
-    unit = (D / torch.where(alive, norms, 1)[:, None]).to(computed)
-    if Z0 is not None:
-        start = read_matrix(Z0, device, Expected("Z0", K, "concepts"))
-        # a zero concept would keep the value it starts from
-        Z.copy_(start * norms)
-    infos = []
-    chunk_rows = max(1, _SCRATCH // max(D.shape))
-    solve = _solver(unit, n, ops, max_iter, warm=Z0 is not None)
-    for first in range(0, n, chunk_rows):
-        chunk = slice(first, first + chunk_rows)
-        infos.append(solve(Z[chunk], A[chunk].to(computed)))
-    Z /= torch.where(alive, norms, 1)
-    info = NnlsInfo.join(infos)
-    if signed:
-        Z, info = _repaired(Z, A, D, info, dtype, limited=max_iter is not None)
-    elif return_info:
-        info = replace(info, kkt=violation(A, D, Z)[0])
-    wrong = (info.kkt > UNSOLVED[dtype]) & (info.status == SOLVED)
-    info = replace(info, status=torch.where(wrong, FLOORED, info.status).int())
-    left = (info.status == CAPPED) | (info.kkt > UNSOLVED[dtype])
-    if left.any():
-        log.warning("nnls: %d of %d rows are not solved: %s", int(left.sum()), n, info)
+    # exact whatever torch allows
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), products_in("highest"):
+        rows = _Rows.of(A, D)
+        start = None if Z0 is None else rows.scaled(Z0)
+        limit = None if max_iter is None else min(max_iter, _MOST)
+        Z, info = _solve(rows, ops, limit, start)
+        if return_info:
+            info = replace(info, kkt=rows.measure(Z).kkt)
+            wrong = (info.status == SOLVED) & (info.kkt > UNSOLVED[Z.dtype])
+            info = replace(info, status=torch.where(wrong, FLOORED, info.status).int())
+        Z = rows.unscaled(Z)
+    _warn(info, Z.dtype)
     return (Z, info) if return_info else Z
 
 
-def _repaired(
-    Z: Tensor, A: Tensor, D: Tensor, info: NnlsInfo, dtype: torch.dtype, *, limited: bool
+@dataclass(frozen=True)
+class _Rows:
+    """Rows A (n, d) and concepts D (K, d), each scaled by 2^−power, with powers (n,) and (K,), to a
+    moderate size."""
+
+    A: Tensor
+    D: Tensor
+    powers: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, A: Tensor, D: Tensor) -> _Rows:
+        dtype = torch.promote_types(A.dtype, D.dtype)
+        powers = exponents(A, _NEAR), exponents(D, _NEAR)
+        scaled = (
+            (times_power(X, -power[:, None]) if power.any() else X).to(dtype)
+            for X, power in zip((A, D), powers, strict=True)
+        )
+        return cls(*scaled, powers)
+
+    def __getitem__(self, rows: Tensor) -> _Rows:
+        return _Rows(self.A[rows], self.D, (self.powers[0][rows], self.powers[1]))
+
+    @property
+    def power(self) -> Tensor | None:
+        """Codes are those of the scaled problem times 2^power (n, K)."""
+        of_rows, of_concepts = self.powers
+        same = not (of_rows.any() or of_concepts.any())
+        return None if same else of_rows[:, None] - of_concepts
+
+    def measure(self, Z: Tensor) -> Measure:
+        """The Measure of codes of the scaled problem; each concept counts with its true size."""
+        return measure(self.A, self.D, Z, self.powers[1])
+
+    def scaled(self, Z0: Tensor) -> Tensor:
+        """A start of the scaled problem."""
+        Z0 = Z0 if self.power is None else times_power(Z0, -self.power)
+        return Z0.clamp(max=2.0**100)
+
+    def unscaled(self, Z: Tensor) -> Tensor:
+        """The codes. Raises ArithmeticError where they are out of range."""
+        if self.power is None:
+            return Z
+        info, codes = torch.finfo(Z.dtype), times_power(Z, self.power)
+        small = (codes < info.tiny) & (Z > 1e-3 * Z.amax(1, keepdim=True))
+        # rows that are tiny themselves have codes without all digits
+        small &= (self.powers[0] > math.log2(info.tiny) + 24)[:, None]
+        if bool((codes > info.max).any() | small.any()):
+            size, one = ("small", small) if small.any() else ("large", codes > info.max)
+            i = int(one.any(1).byte().argmax())
+            more = " or give float64" if Z.dtype == torch.float32 else ""
+            raise ArithmeticError(
+                f"codes of row {i} are too {size} for {_name(Z.dtype)}: D is too "
+                f"{'large' if size == 'small' else 'small'} for the rows of A; scale D{more}"
+            )
+        return codes.to(Z.dtype)
+
+
+def _solve(
+    rows: _Rows, ops: Operations, max_iter: int | None, start: Tensor | None
 ) -> tuple[Tensor, NnlsInfo]:
-    """The codes in dtype and their info, measured from A and D, where rows of Z (n, K) float64 that
-    the search left unsolved are solved by their residual; those too large for dtype get smaller
-    codes. limited: rows that reached max_iter stay, or become zero where zero codes are better."""
-    kkt, above_zero = violation(A, D, Z)
-    capped = (info.status == CAPPED) & limited
-    Z[capped & (above_zero > 0)] = 0
-    rows = ((kkt > _EXACT) | (above_zero > 0)) & ~capped
-    _solve_rows_(Z, rows, A, D, TOLERANCE[torch.float64])
-    # what the search reported of these rows is no longer true
-    status = torch.where(rows, SOLVED, info.status).int()
-    Z = Z.to(dtype)
-    kkt, above_zero = violation(A, D, Z)
-    rows = (above_zero > 0) | ((kkt > UNSOLVED[dtype]) & (status == SOLVED))
-    if rows.any():
-        _solve_rows_(Z, rows, A, D, TOLERANCE[dtype], _RIDGE)
-        some = Z[rows]
-        some[violation(A[rows], D, some)[1] > 0] = 0
-        Z[rows], kkt[rows] = some, violation(A[rows], D, some)[0]
-    return Z, NnlsInfo(status, kkt, (Z > 0).sum(1).int())
+    """The codes (n, K) of the scaled problem, and their info."""
+    dtype = rows.A.dtype
+    if bool((rows.D < 0).any() | (rows.A < 0).any()):
+        return _exactly(rows, ops, max_iter, start)
+    Z, info = _search(rows, ops, max_iter, start)
+    left = info.kkt > UNSOLVED[dtype]
+    if max_iter is not None:
+        left &= info.status != CAPPED
+    if left.any():
+        again, info_again = _exactly(rows[left], ops, None, None)
+        Z[left] = again
+        for name in ("status", "kkt", "support"):
+            getattr(info, name)[left] = getattr(info_again, name)
+    # what is left above the tolerance of the search is rounding
+    solved = (info.status == FLOORED) & (info.kkt <= UNSOLVED[dtype])
+    return Z, replace(info, status=torch.where(solved, SOLVED, info.status).int())
 
 
-def _solve_rows_(
-    Z: Tensor, rows: Tensor, A: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0
-) -> None:
+def _search(
+    rows: _Rows, ops: Operations, max_iter: int | None, start: Tensor | None
+) -> tuple[Tensor, NnlsInfo]:
+    """The codes (n, K) in the dtype of A and D, and the info of the search."""
+    A, D = rows.A, rows.D
+    (n, _), K = A.shape, len(D)
+    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    # a concept is zero or it counts, however small it is relative to the others
+    norms = torch.where(norms > 0, norms, 1)
+    unit = (D / norms[:, None]).to(D.dtype)
+    # a zero concept would keep the value it starts from
+    alive = D.any(1)
+    Z = A.new_zeros(n, K) if start is None else (start * norms * alive).to(D.dtype)
+    infos, height = [], max(1, _SCRATCH // max(D.shape))
+    solve = _solver(unit, n, ops, max_iter, warm=start is not None)
+    for first in range(0, n, height):
+        chunk = slice(first, first + height)
+        infos.append(solve(Z[chunk], A[chunk]))
+    Z /= norms
+    return Z, NnlsInfo.join(infos)
+
+
+def _exactly(
+    rows: _Rows, ops: Operations, max_iter: int | None, start: Tensor | None
+) -> tuple[Tensor, NnlsInfo]:
+    """The codes (n, K), by a search in float64, and their info, measured from A and D. Rows that
+    the search left unsolved are solved by their residual, unless they reached max_iter: these
+    become zero where zero codes are better."""
+    dtype, wide = rows.A.dtype, replace(rows, A=rows.A.double(), D=rows.D.double())
+    Z, info = _search(wide, ops, max_iter, start)
+    found = wide.measure(Z)
+    capped = (info.status == CAPPED) & (max_iter is not None)
+    Z[capped & (found.change > 0)] = 0
+    again = (found.kkt > _EXACT) | (found.gap > _GAP) | (found.change > 0)
+    _solve_rows_(Z, again & ~capped, wide)
+    least, (Z, found) = wide.measure(Z).change, _rounded(Z, wide, dtype, ~capped)
+    floored = (found.kkt > UNSOLVED[dtype]) | (found.change - least > _RISE[dtype])
+    status = torch.where(capped, CAPPED, torch.where(floored, FLOORED, SOLVED)).int()
+    return Z, NnlsInfo(status, found.kkt, (Z > 0).sum(1).int(), info.iterations)
+
+
+def _rounded(
+    Z: Tensor, rows: _Rows, dtype: torch.dtype, mended: Tensor
+) -> tuple[Tensor, Measure]:
+    """Z (n, K) in dtype and its Measure. Rows of `mended` whose codes are too large to be rounded
+    get smaller ones, by ridges, where these are better; zero codes at worst."""
+    before, Z = rows.measure(Z), Z.to(dtype)
+    found = rows.measure(Z)
+    worse = (found.change - before.change > _RISE[dtype] / 10) | (found.kkt > UNSOLVED[dtype])
+    worse = ((worse & (dtype != torch.float64)) | (found.change > 0)) & mended
+    if worse.any():
+        some, best, codes = rows[worse], found.change[worse], Z[worse]
+        everyone = torch.ones_like(best, dtype=torch.bool)
+        for ridge in _RIDGES:
+            other = torch.zeros_like(codes)
+            _solve_rows_(other, everyone, some, ridge)
+            change = some.measure(other).change
+            codes[change < best] = other[change < best]
+            best = torch.minimum(best, change)
+        codes[best > 0] = 0
+        Z[worse] = codes
+        found = rows.measure(Z)
+    return Z, found
+
+
+def _solve_rows_(Z: Tensor, which: Tensor, rows: _Rows, ridge: float = 0.0) -> None:
     """Z_i ← the codes of A_i by its residual, for the rows that are true (n,)."""
-    if not rows.any():
+    if not which.any():
         return
-    D = D.double().cpu()
-    for i in rows.nonzero()[:, 0].tolist():
-        Z[i] = solve_by_residual(A[i].double().cpu(), D, tolerance, ridge).to(Z)
+    A, D = rows.A.cpu(), rows.D.cpu()
+    for i in which.nonzero()[:, 0].tolist():
+        Z[i] = solve_by_residual(A[i], D, TOLERANCE[torch.float64], ridge).to(Z)
+
+
+def _warn(info: NnlsInfo, dtype: torch.dtype) -> None:
+    """Warn of rows that are not solved."""
+    capped, floored = (int((info.status == status).sum()) for status in (CAPPED, FLOORED))
+    why = []
+    if capped:
+        why.append(
+            f"{capped} reached max_iter, and their codes are feasible but not the solution: raise "
+            "max_iter, or leave it None"
+        )
+    if floored:
+        advice = "concepts of D nearly depend on each other; leave such concepts out"
+        if dtype == torch.float32:
+            advice += ", or give A and D as float64"
+        why.append(f"{floored} stopped at the limit of {_name(dtype)}: {advice}")
+    if why:
+        message = f"nnls: {capped + floored} of {len(info.status)} rows are not solved. "
+        message += f"{'; '.join(why)}. The largest KKT residual is {float(info.kkt.max()):.1e}; "
+        warn(f"{message}return_info=True tells which rows", ConvergenceWarning)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _solver(

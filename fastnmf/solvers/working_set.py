@@ -47,8 +47,8 @@ class Concepts:
 
 
 class Search(NamedTuple):
-    """How rows are solved on a working set: by the operation nnls_on_, with at most max_steps
-    changes of a support (None: as many as the operation allows by default)."""
+    """How rows are solved on working sets: by the operation nnls_on_. max_steps: how many times
+    concepts may enter a support, in all rounds; None: in each as often as is the default."""
 
     nnls_on_: Callable
     max_steps: int | None = None
@@ -112,6 +112,7 @@ def _solve_(Z: Tensor, X: Tensor, concepts: Concepts, sums: Tensor, search: Sear
     C.sub_(concepts.l1)
     status = torch.full((len(Z),), SOLVED, dtype=torch.int32, device=Z.device)
     kkt = torch.zeros(len(Z), dtype=torch.float64, device=Z.device)
+    taken = torch.zeros_like(status)
     gain = torch.full_like(kkt, -torch.inf)
     going = torch.arange(len(Z), device=Z.device)
     stuck = torch.zeros_like(going, dtype=torch.bool)
@@ -131,18 +132,19 @@ def _solve_(Z: Tensor, X: Tensor, concepts: Concepts, sums: Tensor, search: Sear
         done = ((steep <= tolerance) & solved) | stuck
         ended = going[done]
         Z[ended], kkt[ended] = z[done], violation[done]
-        unsolved = status[ended] == SOLVED
-        status[ended] = torch.where(unsolved & (kkt[ended] > tolerance), FLOORED, status[ended])
+        floored = (status[ended] == SOLVED) & ~(kkt[ended] <= tolerance)
+        status[ended] = torch.where(floored, FLOORED, status[ended])
         sums[2] += E[done].square().sum(dtype=torch.float64)
         going = going[~done]
         if not len(going):
-            return NnlsInfo(status, kkt, (Z > 0).sum(1).int())
+            return NnlsInfo(status, kkt.nan_to_num(torch.inf), (Z > 0).sum(1).int(), taken)
         z, x, c = z[~done], x[~done], c[~done]
         index = _index(slope[~done], used[~done].sum(1), tolerance)
-        info, after = _solve_on(z, c, concepts, index, search)
+        info, after = _continue(z, c, concepts, index, search, taken[going])
+        taken[going] += info.iterations
         status[going] = torch.where(info.status == CAPPED, CAPPED, SOLVED).int()
         # only rounding is left where no concept outside the set gains anything
-        stuck = (after <= gain[going] * (1 + 1e-15)) | (info.status == CAPPED)
+        stuck = ~(after > gain[going] * (1 + 1e-15)) | (info.status == CAPPED)
         gain[going] = after
 
 
@@ -155,6 +157,25 @@ def _index(slope: Tensor, used: Tensor, tolerance: float) -> Tensor:
     joining = (steepest > tolerance) & (place < used[:, None] + GROWTH)
     index = torch.where(joining, index, slope.shape[1]).sort(dim=1).values
     return torch.where(index < slope.shape[1], index, -1).int()
+
+
+def _continue(
+    z: Tensor, c: Tensor, concepts: Concepts, index: Tensor, search: Search, taken: Tensor
+) -> tuple[NnlsInfo, Tensor]:
+    """_solve_on for rows in whose support concepts have entered `taken` (r,) times before."""
+    if search.max_steps is None:
+        return _solve_on(z, c, concepts, index, search)
+    order = taken.argsort(stable=True)
+    infos, gains = [], []
+    for rows in order.split(taken.unique(return_counts=True)[1].tolist()):
+        some, left = z[rows], search.max_steps - int(taken[rows[0]])
+        search_on = search._replace(max_steps=left)
+        info, gain = _solve_on(some, c[rows], concepts, index[rows], search_on)
+        z[rows] = some
+        infos.append(info)
+        gains.append(gain)
+    back = order.argsort()
+    return NnlsInfo.join(infos)[back], torch.cat(gains)[back]
 
 
 def _solve_on(

@@ -8,7 +8,7 @@ import torch
 from fuzz_nnls import KINDS, draw, faults
 
 import fastnmf
-from fastnmf.backends.nnls.residual import violation
+from fastnmf.backends.nnls.residual import measure
 from fastnmf.backends.nnls.result import CAPPED
 
 # (kind, d, K, dtype): fewer, more and many more concepts than features; each kind in float32, where
@@ -42,7 +42,7 @@ def test_directions_without_bound_are_no_solution():
 def test_rows_that_max_iter_ends_are_never_worse_than_zero_and_say_so(caplog):
     A, D = (torch.from_numpy(M) for M in draw("gaussian", 20, 60, 50, np.random.default_rng(0)))
     Z, info = fastnmf.nnls(A, D, max_iter=1, return_info=True)
-    _, above_zero = violation(A, D, Z)
+    above_zero = measure(A, D, Z).change
     assert not (above_zero > 0).any()
     assert (info.status == CAPPED).any()
     assert "rows are not solved" in caplog.text

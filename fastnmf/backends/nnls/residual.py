@@ -8,13 +8,79 @@ steps from an orthogonal factorization of the concepts in use, so the objective 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-# concepts whose slopes are computed at a time
-_CONCEPTS = 1024
+from ...numerics import exponents, times_power
+
+# concepts whose slopes are computed at a time, and entries of the largest scratch array
+_CONCEPTS, _SCRATCH = 1024, 1 << 23
 # relative fall of the objective that counts as progress
 _PROGRESS = 1e-14
+
+
+class Measure(NamedTuple):
+    """How exact the codes z of each row a are, (n,) float64, infinite where they are not finite.
+
+    For slopes w = D (a − z D)ᵀ:
+    kkt: the larger of max w⁺ and of |w| over z > 0, relative to max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ|
+    z_j). change: ‖a − z D‖² − ‖a‖², above 0 where zero codes are better. gap: by how much at most
+    the squared residual is above that of any codes y with Σ ‖D_k‖ y_k ≤ ‖a‖ + Σ ‖D_k‖ z_k, by
+    convexity: 2 (‖a‖ + Σ ‖D_k‖ z_k) max (w_k / ‖D_k‖)⁺ − 2 Σ w_k z_k. change and gap are relative
+    to ‖a‖².
+    """
+
+    kkt: Tensor
+    change: Tensor
+    gap: Tensor
+
+
+def measure(A: Tensor, D: Tensor, Z: Tensor, sizes: Tensor | None = None) -> Measure:
+    """The Measure of codes Z (n, K) of A (n, d), in float64 at any scale. 2 n K (4 d) flops, or
+    2 n K (3 d + K) for D of both signs. sizes (K,) int64: concepts count in kkt as if D_k were
+    2^sizes_k times as large, and z_k as much smaller."""
+    power, powers = exponents(A), exponents(D)
+    # exact, and nothing overflows when it is squared; zero concepts take no part
+    D = times_power(D, -powers[:, None])
+    norms = torch.linalg.vector_norm(D, dim=1)
+    D /= torch.where(norms > 0, norms, 1)[:, None]
+    size = powers if sizes is None else powers + sizes
+    largest = torch.where(norms > 0, size, size.min()).max()
+    weights = times_power(norms, (size - largest).clamp(-1022, 0))
+    parts, height = [], max(1, _SCRATCH // max(D.shape))
+    for first in range(0, len(A), height):
+        rows = slice(first, first + height)
+        a = times_power(A[rows], -power[rows, None])
+        x = times_power(Z[rows].double() * norms, powers - power[rows, None])
+        parts.append(_measure(a, D, x, weights))
+    return Measure(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _measure(a: Tensor, unit: Tensor, x: Tensor, weights: Tensor) -> Measure:
+    """The Measure for unit concepts, whose slopes count as much as their weights (K,) in kkt."""
+    finite = x.isfinite().all(1)
+    x = torch.where(finite[:, None], x, 0)
+    rebuilt, negative = x @ unit, bool((unit < 0).any())
+    residual = a - rebuilt
+    worst, scale, steepest, used = (a.new_zeros(len(a)) for _ in range(4))
+    for part in torch.arange(len(unit), device=unit.device).split(_CONCEPTS):
+        some, own = unit[part], x[:, part]
+        slope = residual @ some.T
+        violation = torch.where(own > 0, slope.abs(), slope.clamp(min=0)) * weights[part]
+        worst = torch.maximum(worst, violation.amax(1))
+        size = (a @ some.T).abs()
+        size += x @ (unit @ some.T).abs() if negative else rebuilt @ some.T
+        scale = torch.maximum(scale, (size * weights[part]).amax(1))
+        steepest = torch.maximum(steepest, slope.amax(1))
+        used += (slope * own).sum(1)
+    square = a.square().sum(1)
+    gap = 2 * ((square.sqrt() + x.sum(1)) * steepest - used).clamp(min=0)
+    kkt = torch.where(worst > 0, worst / scale.clamp(min=torch.finfo(torch.float64).tiny), 0)
+    square = torch.where(square > 0, square, 1)
+    change = (residual.square().sum(1) - a.square().sum(1)) / square
+    return Measure(*(torch.where(finite, one, torch.inf) for one in (kkt, change, gap / square)))
 
 
 def solve_by_residual(a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0) -> Tensor:
@@ -39,37 +105,35 @@ def solve_by_residual(a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0
     """
     norms = torch.linalg.vector_norm(D, dim=1)
     unit = D / torch.where(norms > 0, norms, 1)[:, None]
-    if ridge:
-        unit = torch.cat((unit, ridge**0.5 * torch.eye(len(D), dtype=D.dtype, device=D.device)), 1)
-        a = torch.cat((a, a.new_zeros(len(D))))
     x, residual = D.new_zeros(len(D)), a
     support: list[int] = []
     blocked = norms == 0
     least, value = tolerance * (unit @ a).clamp(min=0).amax(), float(a @ a)
-    while len(support) < min(unit.shape):
-        slope = unit @ residual
+    while len(support) < (len(unit) if ridge else min(unit.shape)):
+        slope = unit @ residual - ridge * x
         slope[support] = 0
         slope[blocked] = 0
         k = int(slope.argmax())
         if not slope[k] > least:
             break
-        found = _descend(x, [*support, k], unit, a)
+        found = _descend(x, [*support, k], unit, a, ridge)
         after = a - found @ unit
-        if not float(after @ after) < value * (1 - _PROGRESS):
+        lower = float(after @ after + ridge * (found @ found))
+        if not lower < value * (1 - _PROGRESS):
             blocked[k] = True
             continue
-        x, residual, value = found, after, float(after @ after)
+        x, residual, value = found, after, lower
         support = x.nonzero()[:, 0].tolist()
         blocked = norms == 0
     return x / torch.where(norms > 0, norms, 1)
 
 
-def _descend(x: Tensor, support: list[int], unit: Tensor, a: Tensor) -> Tensor:
+def _descend(x: Tensor, support: list[int], unit: Tensor, a: Tensor, ridge: float) -> Tensor:
     """From x ≥ 0 towards the minimiser on a support as far as x ≥ 0 allows, without the concepts
     that would turn negative, until the minimiser on the rest is positive."""
     x = x.clone()
     while support:
-        solved = torch.linalg.lstsq(unit[support].T, a[:, None], driver="gelsd").solution[:, 0]
+        solved = _least_squares(unit[support], a, ridge)
         here = x[support]
         if bool((solved > 0).all()):
             x[support] = solved
@@ -84,24 +148,9 @@ def _descend(x: Tensor, support: list[int], unit: Tensor, a: Tensor) -> Tensor:
     return x
 
 
-def violation(A: Tensor, D: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
-    """The KKT residual and ‖a − z D‖² − ‖a‖² of each row (n,), in float64 from A, D and Z.
-
-    For slopes w = D (a − z D)ᵀ it is the larger of max w⁺ and of |w| over z > 0, relative to
-    max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ| z_j); infinite where a code is not finite. 2 n K (3 d + K)
-    flops.
-    """
-    A, D, Z = A.double(), D.double(), Z.double()
-    finite = Z.isfinite().all(1)
-    Z = torch.where(finite[:, None], Z, 0)
-    residual = A - Z @ D
-    worst, scale = A.new_zeros(len(A)), A.new_zeros(len(A))
-    for part in torch.arange(len(D), device=D.device).split(_CONCEPTS):
-        slope = residual @ D[part].T
-        passive = torch.where(Z[:, part] > 0, slope.abs(), slope.clamp(min=0))
-        worst = torch.maximum(worst, passive.amax(1))
-        size = (A @ D[part].T).abs() + Z @ (D @ D[part].T).abs()
-        scale = torch.maximum(scale, size.amax(1))
-    kkt = torch.where(worst > 0, worst / scale.clamp(min=torch.finfo(torch.float64).tiny), 0)
-    above_zero = residual.square().sum(1) - A.square().sum(1)
-    return torch.where(finite, kkt, torch.inf), torch.where(finite, above_zero, torch.inf)
+def _least_squares(B: Tensor, a: Tensor, ridge: float) -> Tensor:
+    """argmin ‖a − x B‖² + ridge ‖x‖² for B (p, d)."""
+    if ridge:
+        B = torch.cat((B, torch.diag(B.new_full((len(B),), ridge**0.5))), 1)
+        a = torch.cat((a, a.new_zeros(len(B))))
+    return torch.linalg.lstsq(B.T, a[:, None], driver="gelsd").solution[:, 0]

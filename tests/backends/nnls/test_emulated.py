@@ -3,17 +3,9 @@ runs all lanes in turn (tests/emulated_cuda). It shows no timing."""
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
-import importlib
-import importlib.util
-import sys
-import sysconfig
-from pathlib import Path
-
 import pytest
 import torch
-from compilers import gcc
+from emulated import build, installed
 from nnls_problems import (
     EVERY_FAMILY,
     EVERY_WORKING_SET,
@@ -28,36 +20,8 @@ from nnls_problems import (
 import fastnmf
 from fastnmf import NMF, Tuning
 from fastnmf.backends.pointers import NnlsLimits, view
-from fastnmf.backends.registry import BACKENDS, _load
 
 pytestmark = pytest.mark.compiles
-
-TESTS = Path(__file__).parents[2]
-SOURCES = TESTS.parent / "csrc" / "cuda"
-
-
-class Emulated:
-    """The extension, compiled for the CPU, and the device that is emulated."""
-
-    def __init__(self, path):
-        # by another name: pybind11 loads a name once
-        place = importlib.util.spec_from_file_location("emulated._cuda", path)
-        self.module = importlib.util.module_from_spec(place)
-        place.loader.exec_module(self.module)
-        self.library = ctypes.CDLL(str(path))
-        self.library.emulated_setting.restype = ctypes.c_long
-        self.library.emulate.argtypes = (ctypes.c_char_p, ctypes.c_long)
-        self.most = 1 << 20
-        self["launches"] = 0
-
-    def __setitem__(self, name, value):
-        self.library.emulate(name.encode(), value)
-
-    def __getitem__(self, name):
-        return self.library.emulated_setting(name.encode())
-
-    def __delitem__(self, name):
-        self.library.emulate_no(name.encode())
 
 
 @pytest.fixture(scope="session")
@@ -67,47 +31,11 @@ def built(once):
     return once("emulated", build) / "_cuda.so"
 
 
-def build(folder):
-    # torch brings pybind11's headers
-    headers = [TESTS / "emulated_cuda", Path(torch.__file__).parent / "include"]
-    headers = [f"-I{path}" for path in (*headers, sysconfig.get_path("include"))]
-    # lanes are changed by longjmp, which hardened libraries take for a mistake
-    flags = ["-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", *headers, "-x", "c++", "-c"]
-    names = ("bindings.cpp", "nnls.cu")
-    compilers = [gcc(*flags, str(SOURCES / name), "-o", f"{folder / name}.o") for name in names]
-    assert [compiler.wait() for compiler in compilers] == [0, 0]
-    objects = [f"{folder / name}.o" for name in names]
-    assert gcc("-shared", *objects, "-o", str(folder / "_cuda.so")).wait() == 0
-
-
 @pytest.fixture
-def emulated(built, monkeypatch):
+def emulated(built):
     """The backend `cuda`, on the CPU, on an emulated device."""
-    found = Emulated(built)
-    monkeypatch.setitem(sys.modules, "fastnmf._cuda", found.module)
-    monkeypatch.setattr(fastnmf, "_cuda", found.module, raising=False)
-    monkeypatch.delitem(sys.modules, "fastnmf.backends.cuda", raising=False)
-    cuda = importlib.import_module("fastnmf.backends.cuda")
-
-    class place:
-        def __init__(self, device):
-            pass
-
-        def __enter__(self):
-            return 0, 4096, found.most
-
-        def __exit__(self, *error):
-            pass
-
-    monkeypatch.setattr(cuda, "_place", place)
-    here = dataclasses.replace(BACKENDS["cuda"], devices=("cpu",), probe=lambda: None)
-    monkeypatch.setitem(BACKENDS, "cuda", here)
-    _load.cache_clear()
-    yield found
-    for name, value in {"devices": 2, "current": 0, "ratio": 2, "shared": 8192}.items():
-        found[name] = value
-    _load.cache_clear()
-    del sys.modules["fastnmf.backends.cuda"]
+    with installed(built) as found:
+        yield found
 
 
 # GPUs with float64 at half the rate of float32, and at a 64th

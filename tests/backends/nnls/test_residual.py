@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastnmf.backends.nnls.residual import solve_by_residual, violation
+from fastnmf.backends.nnls.residual import measure, solve_by_residual
 
 
 def test_residual_solver_is_exact_where_concepts_repeat_or_are_zero():
@@ -14,7 +14,7 @@ def test_residual_solver_is_exact_where_concepts_repeat_or_are_zero():
     D[11] = 0
     A = torch.randn(30, 5, generator=generator, dtype=torch.float64)
     Z = torch.stack([solve_by_residual(a, D, 1e-13) for a in A])
-    assert float(violation(A, D, Z)[0].max()) < 1e-12
+    assert float(measure(A, D, Z).kkt.max()) < 1e-12
     assert not Z[:, 11].any()
     assert int((Z > 0).sum(1).max()) <= 5
 
@@ -22,6 +22,6 @@ def test_residual_solver_is_exact_where_concepts_repeat_or_are_zero():
 def test_violation_is_infinite_where_codes_are_not_finite():
     A, D = torch.ones(2, 3), torch.eye(3)
     Z = torch.tensor([[1.0, 1, 1], [1, torch.nan, 1]])
-    kkt, above_zero = violation(A, D, Z)
+    kkt, above_zero, _ = measure(A, D, Z)
     assert kkt.tolist() == [0, float("inf")]
     assert above_zero.tolist() == [-3, float("inf")]
