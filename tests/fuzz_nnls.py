@@ -86,7 +86,7 @@ def lower_bound(a: np.ndarray, D: np.ndarray, z: np.ndarray) -> float:
 
 
 def lower_bound_of_slopes(a: np.ndarray, D: np.ndarray, z: np.ndarray) -> float:
-    """A lower bound of ‖a − y D‖² over y ≥ 0 for D ≥ 0, close to it where z (K,) is near a solution.
+    """A lower bound of ‖a − y D‖² over y ≥ 0 for D ≥ 0, close to it where z (K,) nearly solves.
 
     By convexity it is at least ‖a − z D‖² + 2 w·z − 2 w·y for the slopes w = D (a − z D)ᵀ. A y that
     is no worse than zero has ‖y D‖ ≤ 2 ‖a‖, so Σ y_k ‖D_k‖ ≤ ‖y D‖₁ ≤ 2 √d ‖a‖ bounds w·y.
@@ -103,7 +103,7 @@ def gap(a: np.ndarray, D: np.ndarray, z: np.ndarray, reference: np.ndarray) -> f
     near a solution."""
     square = max(a @ a, np.finfo(float).tiny)
     error = np.square(a - z @ D).sum() / square
-        least = lower_bound(a, D, reference) / square
+    least = lower_bound(a, D, reference) / square
     if error - least > 1e-10 and (D >= 0).all():
         least = max(least, lower_bound_of_slopes(a, D, reference) / square)
     if error - least > 1e-10:

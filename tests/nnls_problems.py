@@ -3,7 +3,7 @@ the CUDA solver emulated on the CPU."""
 
 from __future__ import annotations
 
-import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ from half_steps import method_of
 from oracle import TOLERANCES, kkt_residual
 
 from fastnmf import nnls
+from fastnmf.backends.nnls.residual import measure
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
+from fastnmf.errors import ConvergenceWarning
 from fastnmf.solvers import working_set
 from fastnmf.solvers.working_set import Search, prepare_concepts, working_set_
 
@@ -143,17 +145,72 @@ def assert_solved_from_other_data(backend, **sizes):
     assert kkt_residual(Z.numpy().T, A, D) <= TOLERANCES["anls", "float64"]
 
 
-def assert_cap_is_reported(max_iter, backend, caplog):
+def assert_cap_is_reported(max_iter, backend):
     A, D = family("more_concepts_than_features")
-    with caplog.at_level(logging.WARNING, logger="fastnmf"):
+    with pytest.warns(ConvergenceWarning, match="of 30 rows are not solved") as warned:
         Z, info = nnls(A, D, max_iter=max_iter, backend=backend, return_info=True)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
     assert info.capped > 0
-    assert f"{info.capped} of 30 rows are not solved" in caplog.text
+    assert f"{info.capped} reached max_iter" in str(warned[0].message)
+    assert (info.iterations <= max_iter).all()
+    assert (info.iterations[info.status == CAPPED] == max_iter).all()
+    assert torch.equal(info.kkt, measure(*map(torch.from_numpy, (A, D)), Z).kkt)
     assert (info.kkt[info.status == CAPPED] > 1e-12).all()
     assert (info.kkt[info.status == SOLVED] <= 1e-12).all()
     assert (Z >= 0).all()
     Z = Z.numpy()
     assert (((A - Z @ D) ** 2).sum(1) <= (A**2).sum(1)).all()
+
+
+# (n, d, K, whether A and D are signed): fewer and more concepts than features
+SEARCHES = [(20, 30, 20, False), (20, 30, 20, True), (20, 20, 60, False), (20, 20, 60, True)]
+EVERY_SEARCH = pytest.mark.parametrize(("n", "d", "K", "signed"), SEARCHES)
+
+
+def assert_same_work(n, d, K, signed, backend):
+    """Codes after max_iter are those of the backend torch, from zero and from a start."""
+    rng = np.random.default_rng(4)
+    A, D = rng.standard_normal((n, d)), rng.standard_normal((K, d))
+    A, D = (A, D) if signed else (abs(A), abs(D))
+    start = rectified(rng, n, K) * (rng.random((n, K)) < 0.3)
+    for Z0 in (None, start):
+        for max_iter in (0, 1, 2, 3, 5, None):
+            with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+                Z, info = nnls(A, D, Z0, max_iter=max_iter, backend=backend, return_info=True)
+                expected, of_torch = nnls(
+                    A, D, Z0, max_iter=max_iter, backend="torch", return_info=True
+                )
+            torch.testing.assert_close(Z, expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(info.kkt, of_torch.kkt, rtol=1e-6, atol=1e-13)
+            assert torch.equal(info.status, of_torch.status)
+            assert torch.equal(info.iterations, of_torch.iterations)
+            if max_iter == 0 and Z0 is None:
+                assert not Z.any()
+
+
+def assert_nothing_strange_is_solved(backend):
+    """Rows with numbers that are not finite were reported as solved, with a KKT residual of 0."""
+    operation = method_of("anls", backend=backend).ops["nnls_"]
+    rng = np.random.default_rng(0)
+    B, X = (torch.tensor(rng.random(shape)) for shape in ((7, 12), (5, 12)))
+    for dtype in (torch.float32, torch.float64):
+        for where, value in ((0, torch.nan), (0, torch.inf), (1, torch.nan)):
+            for warm in (False, True):
+                C, G = (B @ X.T).to(dtype), (B @ B.T).to(dtype)
+                if where:
+                    G[3], G[:, 3] = value, value
+                else:
+                    C[2, 3] = value
+                F, sums = torch.full_like(C, 0.5), torch.zeros(3, dtype=torch.float64)
+                info = operation(F, C, G, sums, warm=warm)
+                strange = torch.ones(5, dtype=torch.bool) if where else torch.arange(5) == 3
+                assert (info.status[strange] != SOLVED).all()
+                assert (info.kkt[strange] == torch.inf).all()
+                assert (info.status[~strange] == SOLVED).all()
+                if not where:
+                    assert not F[:, 3].isfinite().all()
+                    assert F[:, ~strange].isfinite().all()
 
 
 def assert_working_sets_solve(case, backend, monkeypatch):

@@ -21,6 +21,7 @@ _NAMES = {
     torch.uint8: "uint8",
 }
 
+
 def view(X: Tensor) -> View:
     """X as an argument of an extension (`csrc/view.h`), which checks dtype, shape and strides. It
     does not keep the memory of X alive."""

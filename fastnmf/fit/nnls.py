@@ -276,9 +276,7 @@ def _exactly(
     return Z, NnlsInfo(status, found.kkt, (Z > 0).sum(1).int(), info.iterations)
 
 
-def _rounded(
-    Z: Tensor, rows: _Rows, dtype: torch.dtype, mended: Tensor
-) -> tuple[Tensor, Measure]:
+def _rounded(Z: Tensor, rows: _Rows, dtype: torch.dtype, mended: Tensor) -> tuple[Tensor, Measure]:
     """Z (n, K) in dtype and its Measure. Rows of `mended` whose codes are too large to be rounded
     get smaller ones, by ridges, where these are better; zero codes at worst."""
     before, Z = rows.measure(Z), Z.to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ import torch
 from half_steps import backends_of
 from nnls_problems import (
     EVERY_FAMILY,
+    EVERY_SEARCH,
     assert_cap_is_reported,
+    assert_nothing_strange_is_solved,
+    assert_same_work,
     assert_solved,
     assert_solved_from_garbage,
     assert_solved_from_other_data,
@@ -20,8 +24,11 @@ from nnls_problems import (
 from oracle import kkt_residual, problem
 
 from fastnmf import NMF, InvalidInput, nnls
-from fastnmf.backends.nnls.result import SOLVED
+from fastnmf.backends.nnls.result import CAPPED, SOLVED
+from fastnmf.errors import ConvergenceWarning
+from fastnmf.solvers import working_set
 
+module = sys.modules["fastnmf.fit.nnls"]
 BACKENDS = backends_of("anls")
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -60,8 +67,50 @@ def test_nnls_is_exact_from_a_solution_of_other_data(backend):
 
 @EVERY_BACKEND
 @pytest.mark.parametrize("max_iter", [0, 1, 4])
-def test_nnls_reports_rows_that_meet_the_cap(max_iter, backend, caplog):
-    assert_cap_is_reported(max_iter, backend, caplog)
+def test_nnls_reports_rows_that_meet_the_cap(max_iter, backend):
+    assert_cap_is_reported(max_iter, backend)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch"])
+@EVERY_SEARCH
+def test_max_iter_means_the_same_work_on_every_backend(n, d, K, signed, backend):
+    assert_same_work(n, d, K, signed, backend)
+
+
+@EVERY_BACKEND
+def test_max_iter_counts_all_rounds_on_working_sets(backend, monkeypatch):
+    """A search on working sets of a few concepts was given the whole of max_iter in every round."""
+    monkeypatch.setattr(working_set, "GROWTH", 7)
+    monkeypatch.setattr(module, "GRAM_BYTES", 0)
+    A, D = family("more_concepts_than_features", n=7, d=24, K=60)
+    _, all_of_it = nnls(A, D, backend=backend, return_info=True)
+    assert all_of_it.iterations.max() > 3
+    with pytest.warns(ConvergenceWarning):
+        _, info = nnls(A, D, max_iter=3, backend=backend, return_info=True)
+    assert (info.iterations <= 3).all()
+    expected = torch.where(all_of_it.iterations > 3, CAPPED, SOLVED).int()
+    assert torch.equal(info.status, expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["non-negative", "signed"])
+@EVERY_BACKEND
+def test_without_iterations_the_residual_is_that_of_zero_codes(backend, sign):
+    A, D = (sign * M for M in family("more_concepts_than_features"))
+    with pytest.warns(ConvergenceWarning):
+        Z, info = nnls(A, D, max_iter=0, backend=backend, return_info=True)
+    assert not Z.any()
+    # the largest slope relative to itself
+    assert torch.equal(info.kkt, torch.ones(len(A)).double())
+
+
+@EVERY_BACKEND
+def test_rows_that_are_not_finite_are_never_solved(backend):
+    assert_nothing_strange_is_solved(backend)
+
+
+def test_nnls_takes_any_max_iter():
+    A, D = family("one_feature")
+    assert torch.equal(nnls(A, D, max_iter=10**30), nnls(A, D))
 
 
 def test_nnls_leaves_zero_rows_and_zero_concepts_at_zero():

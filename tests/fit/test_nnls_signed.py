@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
-from fuzz_nnls import KINDS, draw, faults
+from fuzz_nnls import KINDS, draw, faults, gaps, lower_bound, lower_bound_of_slopes
 
 import fastnmf
 from fastnmf.backends.nnls.residual import measure
-from fastnmf.backends.nnls.result import CAPPED
+from fastnmf.backends.nnls.result import CAPPED, FLOORED
+from fastnmf.errors import ConvergenceWarning
 
 # (kind, d, K, dtype): fewer, more and many more concepts than features; each kind in float32, where
-# the Gram matrix is coarse, and the two that leave float64 rows to the residual
+# the Gram matrix is coarse, and some that leave float64 rows to the residual
 CASES = [
     *((kind, 20, 60, torch.float32) for kind in KINDS),
     ("gaussian", 3, 8, torch.float32),
@@ -26,9 +29,9 @@ CASES = [
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
 @pytest.mark.parametrize(("kind", "d", "K", "dtype"), CASES)
 def test_codes_are_exact_and_never_worse_than_zero(kind, d, K, dtype, backend):
-    rows = 200 if backend == "cpp" else 20
+    rows = 100 if backend == "cpp" else 20
     A, D = (torch.from_numpy(M).to(dtype) for M in draw(kind, d, K, rows, np.random.default_rng(1)))
-    assert faults(A, D, backend, compared=5) == []
+    assert faults(A, D, backend) == []
 
 
 def test_directions_without_bound_are_no_solution():
@@ -39,13 +42,13 @@ def test_directions_without_bound_are_no_solution():
     assert info.status.item() == 0
 
 
-def test_rows_that_max_iter_ends_are_never_worse_than_zero_and_say_so(caplog):
+def test_rows_that_max_iter_ends_are_never_worse_than_zero_and_say_so():
     A, D = (torch.from_numpy(M) for M in draw("gaussian", 20, 60, 50, np.random.default_rng(0)))
-    Z, info = fastnmf.nnls(A, D, max_iter=1, return_info=True)
+    with pytest.warns(ConvergenceWarning, match="50 reached max_iter"):
+        Z, info = fastnmf.nnls(A, D, max_iter=1, return_info=True)
     above_zero = measure(A, D, Z).change
     assert not (above_zero > 0).any()
     assert (info.status == CAPPED).any()
-    assert "rows are not solved" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "nearly dependent"])
@@ -54,3 +57,57 @@ def test_codes_are_the_same_with_their_info(kind):
     for signs in (D, abs(D)):
         with_info, _ = fastnmf.nnls(A, signs, return_info=True)
         assert torch.equal(fastnmf.nnls(A, signs), with_info)
+
+
+# (concepts repeated, their signs): a Gram matrix of rank 1, and of rank 2 in 300 concepts
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("kind", ["one 100 times", "rank 2", "zeros", "scales"])
+def test_degenerate_dictionaries_are_solved(kind, signed, dtype, backend):
+    rng = np.random.default_rng(5)
+    A, D = rng.normal(size=(10, 8)), rng.normal(size=(40, 8))
+    A, D = (A, D) if signed else (abs(A), abs(D))
+    if kind == "one 100 times":
+        D = np.concatenate([np.repeat(D[:1], 100, axis=0), D])
+    elif kind == "rank 2":
+        D = abs(rng.normal(size=(300, 2))) @ D[:2]
+    elif kind == "zeros":
+        A[::3], D[::2] = 0, 0
+    elif kind == "scales":
+        D *= 10.0 ** rng.uniform(-6, 6, (40, 1))
+    A, D = (torch.from_numpy(M).to(dtype) for M in (A, D))
+    assert faults(A, D, backend) == []
+
+
+def test_codes_that_float32_cannot_hold_are_as_good_as_it_allows_and_say_so():
+    """Their sum of two codes of 1e8 was off by the rounding of these, and called solved."""
+    g = torch.Generator().manual_seed(0)
+    B, C = (torch.randn(6, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    # a positive combination of few concepts with codes of 1e8: their difference matters
+    D = torch.cat((B, -B * (1 + 2e-7 * C)))
+    A = 1e-7 * torch.randn(20, 6, generator=g, dtype=torch.float64) @ (B * C)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        Z, info = fastnmf.nnls(A.float(), D.float(), return_info=True)
+    gap = torch.from_numpy(gaps(A.float(), D.float(), Z))
+    assert Z.isfinite().all()
+    assert not (measure(A.float(), D.float(), Z).change > 0).any()
+    assert (gap[info.status != FLOORED] <= 1e-5).all()
+    assert bool(warned) == bool((info.status == FLOORED).any())
+
+
+def test_lower_bounds_are_below_every_error_and_near_the_least():
+    optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
+    rng = np.random.default_rng(0)
+    for kind in KINDS:
+        A, D = draw(kind, 10, 15, 20, rng)
+        for a in A:
+            z, error = optimize.nnls(D.T, a, maxiter=1000)
+            for bound in (lower_bound, lower_bound_of_slopes):
+                if bound is lower_bound_of_slopes and (D < 0).any():
+                    continue
+                # from codes that are not a solution too
+                for codes in (z, z + rng.random(15), 0 * z):
+                    assert bound(a, D, codes) <= error**2 + 1e-12 * (a @ a)
+                assert bound(a, D, z) == pytest.approx(error**2, abs=1e-6 * (a @ a))

@@ -61,7 +61,8 @@ def nnls_(
         if warm:
             search.start_(torch.where(alive, F[:, part].T.double() * scale, 0) * unit)
         infos.append(search.solve_(max_steps))
-        x = search.x / unit
+        # passed on: zeros would hide that numbers overflowed
+        x = (search.x / unit).masked_fill_(~c.isfinite().all(1, keepdim=True), torch.nan)
         updated = torch.where(alive[:, None], (x / scale).T.to(F.dtype), F[:, part])
         sums[0] += (updated - F[:, part]).square().sum(dtype=torch.float64)
         sums[1] += updated.square().sum(dtype=torch.float64)
@@ -295,10 +296,11 @@ class _Search:
     def _info(self, capped: Tensor) -> NnlsInfo:
         slope = self.c - self.x @ self.G
         worst = torch.where(self.passive, slope.abs(), slope.clamp(min=0) * self.alive).amax(1)
-        worst = worst.nan_to_num(torch.inf, torch.inf)
-        status = torch.where(worst <= self.tolerance, SOLVED, FLOORED)
+        kkt = torch.where(worst == 0, 0, worst / self.c.amax(1).clamp(min=1e-300))
+        strange = ~(worst.isfinite() & self.c.isfinite().all(1))
+        status = torch.where(strange | (worst > self.tolerance), FLOORED, SOLVED)
         status = torch.where(capped, CAPPED, status).int()
-        kkt = torch.where(worst > 0, worst / self.c.amax(1).clamp(min=1e-300), 0)
+        kkt = kkt.masked_fill(strange, torch.inf)
         return NnlsInfo(status, kkt, self.passive.sum(1).int(), self.steps.int())
 
 

@@ -8,8 +8,11 @@ import torch
 from emulated import build, installed
 from nnls_problems import (
     EVERY_FAMILY,
+    EVERY_SEARCH,
     EVERY_WORKING_SET,
     assert_cap_is_reported,
+    assert_nothing_strange_is_solved,
+    assert_same_work,
     assert_solved,
     assert_solved_from_garbage,
     assert_solved_from_other_data,
@@ -66,9 +69,20 @@ def test_working_sets_end_at_the_solution(name, dtype, warm, shared, emulated, m
 
 @EVERY_CARD
 @pytest.mark.parametrize("max_iter", [0, 4])
-def test_nnls_reports_rows_that_meet_the_cap(max_iter, ratio, emulated, caplog):
+def test_nnls_reports_rows_that_meet_the_cap(max_iter, ratio, emulated):
     emulated["ratio"] = ratio
-    assert_cap_is_reported(max_iter, "cuda", caplog)
+    assert_cap_is_reported(max_iter, "cuda")
+
+
+@EVERY_CARD
+def test_rows_that_are_not_finite_are_never_solved(ratio, emulated):
+    emulated["ratio"] = ratio
+    assert_nothing_strange_is_solved("cuda")
+
+
+@EVERY_SEARCH
+def test_max_iter_means_the_work_that_it_does_on_torch(n, d, K, signed, emulated):
+    assert_same_work(n, d, K, signed, "cuda")
 
 
 # a warp for each row, and a block; shared memory for none, some and all of the factor
