@@ -3,9 +3,12 @@ allowed and what to do."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -36,9 +39,36 @@ class ConvergenceWarning(FastnmfWarning):
 
 def warn(message: str, category: type[FastnmfWarning] = FastnmfWarning) -> None:
     """Give a warning that names the line of the caller's code, not one of fastnmf."""
-    # torch's wrapper of no_grad and the like stands between two functions of fastnmf
+    # wrappers of torch's no_grad and of contexts stand between two functions of fastnmf
     torch = os.path.dirname(sys.modules["torch"].__file__ or "") + os.sep
+    inside = _PACKAGE, torch, contextlib.__file__
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, torch)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+_HELD: ContextVar[dict[type, tuple[int, str]] | None] = ContextVar("held", default=None)
+
+
+def warn_once(message: str, category: type[FastnmfWarning]) -> None:
+    """In hold_warnings: replace the message of this category that is given at its end. Else
+    warn."""
+    held = _HELD.get()
+    if held is None:
+        return warn(message, category)
+    held[category] = held.get(category, (0, ""))[0] + 1, message
+
+
+@contextlib.contextmanager
+def hold_warnings() -> Iterator[None]:
+    """Give the last warning of each category of warn_once at the end, with how many there were;
+    none if an error is raised."""
+    held: dict[type, tuple[int, str]] = {}
+    token = _HELD.set(held)
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
+    for category, (times, message) in held.items():
+        warn(message if times == 1 else f"{message} ({times} times, the last is shown)", category)

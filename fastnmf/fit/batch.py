@@ -21,7 +21,7 @@ from ..distributed import ALONE, Processes
 from ..engine.cuda_graph import CudaGraph, Recorder, refuses
 from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
-from ..errors import InvalidInput
+from ..errors import InvalidInput, hold_warnings
 from ..init.start import resolve, start
 from ..numerics import products_in
 from ..planning import hardware
@@ -45,6 +45,7 @@ def fit(A: Any, options: Options) -> tuple[Tensor | None, Tensor, FitInfo]:
     """Return the codes, D (K, d) and the summary of a fit of A, the rows of this process."""
     begun = time.perf_counter()
     with ExitStack() as stack:
+        stack.enter_context(hold_warnings())
         data, method, file, checkpoint = _opened(A, options, stack)
         bar = options.verbose, options.iterations, options.callback, not data.resident
         each = stack.enter_context(Progress(*bar, label="fit", begins="start"))

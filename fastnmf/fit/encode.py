@@ -17,7 +17,7 @@ from ..data.arrays import Expected, read_matrix
 from ..data.dataset import Data, opened
 from ..data.storage import InMemory, mapped, written
 from ..engine.codes import Encoder
-from ..errors import InvalidInput
+from ..errors import InvalidInput, hold_warnings
 from ..numerics import products_in
 from ..planning.memory import LEAST_ROWS, Budget
 from ..results.progress import Progress
@@ -39,6 +39,7 @@ def encode(
     differentiates = isinstance(A, Tensor) and A.requires_grad
     expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
     with ExitStack() as stack:
+        stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
         data = stack.enter_context(opened(A, expected, options.budget(device, place, width=K)))
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)

@@ -28,11 +28,13 @@ from ..backends.nnls.result import (
 from ..backends.registry import select
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..errors import ConvergenceWarning, InvalidInput, warn
+from ..isolation import isolated
 from ..numerics import exponents, products_in, times_power
 from ..planning.plan import Problem, choose
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.working_set import GRAM_BYTES, Search, prepare_concepts, working_set_
+from .gradient import refuse_derivatives
 
 # entries of the largest scratch array; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
@@ -49,6 +51,7 @@ _MOST = 1 << 30
 _NEAR = 32
 
 
+@isolated
 def nnls(
     A: Tensor | np.ndarray,
     D: Tensor | np.ndarray,
@@ -91,7 +94,8 @@ def nnls(
     Raises
     ------
     InvalidInput
-        For wrong shapes, entries that are not finite, or a wrong max_iter.
+        For wrong shapes, entries that are not finite, a wrong max_iter, or A or D that require a
+        gradient, which there is none of: ``NMF.encode`` with ``solver='anls'`` has one for A.
     ArithmeticError
         Where codes are out of the range of their dtype.
     BackendUnavailable
@@ -133,6 +137,7 @@ def nnls(
     tensor([2, 1], dtype=torch.int32)
     """
     max_iter = checks.whole("max_iter", max_iter, at_least=0, optional=True)
+    refuse_derivatives("nnls", A=A, D=D)
     # what cannot be read has no device to go to
     as_matrix(A, "A")
     device = A.device if isinstance(A, Tensor) else torch.device("cpu")
@@ -143,7 +148,7 @@ def nnls(
         raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {len(A)}; they must agree")
     _, ops = select(anls.SOLVER.operations, device, backend)
     # exact whatever torch allows
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), products_in("highest"):
+    with torch.no_grad(), products_in("highest"):
         rows = _Rows.of(A, D)
         start = None if Z0 is None else rows.scaled(Z0)
         limit = None if max_iter is None else min(max_iter, _MOST)

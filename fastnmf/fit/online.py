@@ -18,7 +18,7 @@ from ..distributed import Processes
 from ..engine.codes import Encoder
 from ..engine.state import Method
 from ..engine.statistics import Statistics, squared_error
-from ..errors import InvalidInput
+from ..errors import InvalidInput, hold_warnings
 from ..init.start import start
 from ..numerics import products_in, squared_norm, widened
 from ..planning import hardware
@@ -83,6 +83,7 @@ def partial_fit(
     known = {} if D is None else {"features": D.shape[1], "dtype": D.dtype}
     expected = Expected(empty=not processes.alone, **known)
     with ExitStack() as stack:
+        stack.enter_context(hold_warnings())
         with processes.agreed():
             if options.penalties:
                 raise InvalidInput(

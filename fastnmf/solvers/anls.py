@@ -7,33 +7,42 @@ Sources: Lawson & Hanson (1974); on the Gram matrix: Bro & de Jong (1997).
 
 from __future__ import annotations
 
-import logging
-
 from torch import Tensor
 
 from ..backends.nnls.reference import nnls_unrolled
-from ..backends.nnls.result import workspace_share
+from ..backends.nnls.result import CAPPED, UNSOLVED, NnlsInfo, workspace_share
+from ..errors import ConvergenceWarning, warn_once
 from .base import Size, Solver, Work
 from .half_step import FORMS, Compute, FixedFactor, HalfStepData, NormalData, fix_gram
 from .penalties import Penalty
 from .working_set import GROWTH, ROUNDS, Search, prepare_concepts, working_set_
 
-log = logging.getLogger(__name__)
-
 
 def half_steps_(
     F: Tensor, data: HalfStepData, fixed: FixedFactor, compute: Compute, sums: Tensor, times: int
 ) -> None:
-    """Solve for F (K, m) in place; the cost depends on the supports. Logs a warning where columns
-    of F are left unsolved."""
+    """Solve for F (K, m) in place; the cost depends on the supports. Warns where columns of F are
+    left unsolved."""
     for _ in range(times):
         if isinstance(data, NormalData):
             info = compute.ops["nnls_"](F, data.C, fixed.G, sums, warm=data.swept)
         else:
             search = Search(compute.ops["nnls_on_"])
             info = working_set_(F, data.Xt, fixed.concepts, sums, search, warm=data.swept)
-        if info.capped:
-            log.warning("anls: %d of %d columns are not solved: %s", info.capped, F.shape[1], info)
+        _warn(info, UNSOLVED[F.dtype])
+
+
+def _warn(info: NnlsInfo, exact: float) -> None:
+    left = (info.status == CAPPED) | ~(info.kkt <= exact)
+    if not left.any():
+        return
+    kkt = float(info.kkt.max())
+    warn_once(
+        f"anls: {int(left.sum())} of {len(left)} least squares problems of a half-step are not "
+        f"solved, the largest KKT residual is {kkt:.1e}: concepts nearly depend on each other; "
+        "give A as float64, fewer concepts, or another solver",
+        ConvergenceWarning,
+    )
 
 
 def fix(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import logging
+import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from nnls_problems import (
 )
 from oracle import kkt_residual, problem
 
-from fastnmf import NMF, InvalidInput, nnls
+from fastnmf import NMF, InvalidInput, Tuning, nnls
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.errors import ConvergenceWarning
 from fastnmf.solvers import working_set
@@ -206,9 +207,29 @@ def test_anls_hands_very_many_concepts_to_hals_and_says_so():
     assert "anls (dictionary: hals)" in str(model.fit_info_)
 
 
-def test_fit_warns_when_columns_meet_the_cap(caplog, monkeypatch):
-    monkeypatch.setattr("fastnmf.backends.pointers.most_steps", lambda K: 1)
-    with caplog.at_level(logging.WARNING, logger="fastnmf.solvers.anls"):
-        NMF(20, solver="anls", max_iter=1, tol=0, seed=0).fit(torch.rand(30, 40))
-    if "cpp" in BACKENDS:
-        assert "columns are not solved" in caplog.text
+@EVERY_BACKEND
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_fit_and_encode_warn_once_of_problems_that_are_not_solved(form, backend, monkeypatch):
+    for place in ("backends.pointers", "backends.nnls.reference"):
+        monkeypatch.setattr(f"fastnmf.{place}.most_steps", lambda K: 1)
+    A = torch.rand(30, 40, generator=torch.Generator().manual_seed(0))
+    model = NMF(
+        20, solver="anls", max_iter=3, tol=0, seed=0, backend=backend, tuning=Tuning(form=form)
+    )
+    calls = (lambda: model.fit(A), lambda: model.encode(A), lambda: model.partial_fit(A))
+    for call in calls:
+        with pytest.warns(ConvergenceWarning) as caught:
+            call()
+        messages = [str(one.message) for one in caught if "anls" in str(one.message)]
+        assert len(messages) == 1
+        assert re.search(r"anls: \d+ of \d+ least squares problems .* not solved", messages[0])
+
+
+def test_a_usual_fit_by_exact_half_steps_does_not_warn_of_them():
+    A = torch.rand(60, 20, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for K in (5, 30):
+            model = NMF(K, solver="anls", max_iter=4, tol=0, seed=0)
+            model.fit(A)
+            model.encode(A)
