@@ -53,7 +53,7 @@ def cases():
 
 
 @pytest.mark.filterwarnings("ignore::fastnmf.ConvergenceWarning")
-@pytest.mark.parametrize(("cls", "method"), cases())
+@pytest.mark.parametrize(("cls", "method"), list(cases()))
 def test_of_scipy(cls, method, monkeypatch):
     monkeypatch.setattr(module, "nnls", nnls)
     instance = cls()
