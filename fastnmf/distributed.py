@@ -186,13 +186,11 @@ class Processes:
                 found.append(other)
         return found
 
-    def generator(self) -> torch.Generator | None:
-        """One with the same numbers in all processes, seeded by process 0; None for one process."""
-        if self.alone:
-            return None
-        seed = torch.randint(2**62, (1,), device="cpu").to(self.device)
+    def draw_seed(self) -> int:
+        """A seed below 2³² from torch's global generator, that of process 0 in all processes."""
+        seed = torch.randint(2**32, (1,), dtype=torch.int64, device="cpu").to(self.device)
         self.broadcast_(seed)
-        return torch.Generator().manual_seed(int(seed))
+        return int(seed)
 
     @contextmanager
     def agreed(self) -> Iterator[None]:

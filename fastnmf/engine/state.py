@@ -141,7 +141,7 @@ class State:
     that were given a row, counted each time. G (K, K) = D Dᵀ, where the next iteration reads it, at
     one address. unit: where concepts have norm 1. swept: whether an iteration was done.
     stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. repeats: iterations that
-    repeated a recording.
+    repeated a recording. seed: of the start, given or drawn.
     """
 
     Z: Storage
@@ -159,6 +159,7 @@ class State:
     swept: bool = False
     stopped_by: str = "max_iter"
     repeats: int = 0
+    seed: int | None = None
 
     @property
     def codes(self) -> Tensor:

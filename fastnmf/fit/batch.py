@@ -31,7 +31,7 @@ from ..results.info import FitInfo
 from ..results.metrics import measure
 from ..results.progress import Progress
 from .checkpoint import Checkpoint
-from .options import Options
+from .options import Options, generator
 from .refusals import refuse_extremes, refuse_overwriting, refuse_unsuited
 
 log = logging.getLogger(__name__)
@@ -114,10 +114,10 @@ def _begin(
     if data.in_memory_here:
         Z = InMemory(data.like.new_empty(data.n, K))
     codes = None if isinstance(Z, NotKept) else Z
-    generator = options.generator() or data.processes.generator()
-    D = start(data, codes, K, options.init, generator)
+    seed = options.seed_of_start(data.processes)
+    D = start(data, codes, K, options.init, generator(seed))
     data.processes.broadcast_(D)
-    return plan, State(Z, _row_major(D))
+    return plan, State(Z, _row_major(D), seed=seed)
 
 
 def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:

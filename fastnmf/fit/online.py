@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from ..results.info import OnlineInfo
 from ..solvers.half_step import Compute, NormalData, Workspace
 from ..solvers.penalties import NO_PENALTY
 from ..solvers.registry import learner
-from .options import Options
+from .options import Options, generator
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,11 @@ class _Batch:
         ArithmeticError when the statistics overflow. 2 m K (d + K) flops besides the half-steps.
         """
         data, D, Z0 = self.data, before.D, NotKept()
+        seed = None if before.info is None else before.info.seed
         fresh = before.gram is None and (D is None or not D.any())
         if fresh:
-            Z0, D = self._start()
+            seed = self.options.seed_of_start(data.processes)
+            Z0, D = self._start(seed)
         D = D.to(data.dtype)
         statistics = Statistics(D, 0.0, data.processes, moments=self.method.ops["moments_"])
         with data.processes.agreed():
@@ -144,14 +146,14 @@ class _Batch:
                 self._remember_(gram, cross, D, before)
             D = self._updated(D, gram, cross, squares, warm=before.gram is not None)
         info, weight = self._summary(squares, gram, cross, D, before.info)
+        info = replace(info, seed=seed)
         log.info("batch %d of %d rows: error %.4g", info.batches, data.n, info.relative_error)
         return Learned(D, gram, cross, info) if weight > 0 else Learned(D, info=info)
 
-    def _start(self) -> tuple[Storage, Tensor]:
+    def _start(self, seed: int | None) -> tuple[Storage, Tensor]:
         data = self.data
         Z = InMemory(data.like.new_empty(data.n_here, self.K))
-        generator = self.options.generator() or data.processes.generator()
-        D = start(data, Z, self.K, self.options.init, generator)
+        D = start(data, Z, self.K, self.options.init, generator(seed))
         data.processes.broadcast_(D)
         return Z, D
 

@@ -143,12 +143,12 @@ class Options:
         backend, ops = select(solver.operations + solver.fused, device, self.backend)
         return Method(solver, backend, ops, self.tuned, self.penalties)
 
-    def generator(self, sequence: int = 0) -> torch.Generator | None:
-        """A generator for the seed, or None without one. Codes and dictionary that are drawn one at
-        a time are of different sequences of random numbers."""
-        if self.seed is None:
-            return None
-        return torch.Generator().manual_seed((self.seed + sequence * _SEQUENCE) % 2**63)
+    def seed_of_start(self, processes: Processes) -> int | None:
+        """The seed of the start: the one that is given, else one that is drawn; None for a pair,
+        which needs none. All processes call this."""
+        if self.seed is None and self.start_name != "given":
+            return processes.draw_seed()
+        return self.seed
 
     def destination(self, processes: Processes = ALONE) -> Path | str | None:
         """Where codes go: 'memory', the .npy file of this process, or None."""
@@ -190,6 +190,14 @@ class Options:
             "block": tuning.block,
             "precision": tuning.precision or "auto",
         }
+
+
+def generator(seed: int | None, sequence: int = 0) -> torch.Generator | None:
+    """A generator for the seed, or None without one. Codes and dictionary that are drawn one at a
+    time are of different sequences of random numbers."""
+    if seed is None:
+        return None
+    return torch.Generator().manual_seed((seed + sequence * _SEQUENCE) % 2**63)
 
 
 def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> Path | str | None:

@@ -102,6 +102,8 @@ class Save:
                 drifts=json.loads(metadata["drifts"]),
                 carried=carried or None,
                 revived=int(metadata["revived"]),
+                # saves of earlier versions have none
+                seed=json.loads(metadata.get("seed", "null")),
             )
 
 
@@ -128,6 +130,7 @@ def write(path: Path, state: State, plan: Plan, metadata: dict[str, str]) -> Non
         "refresh": str(state.refresh),
         "drifts": json.dumps(list(state.drifts)),
         "revived": str(state.revived),
+        "seed": json.dumps(state.seed),
         **metadata,
     }
     # safetensors, too, writes to a file of its own first

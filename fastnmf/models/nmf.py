@@ -21,7 +21,7 @@ from ..data.arrays import as_numpy32, read_matrix
 from ..distributed import ALONE, Processes
 from ..engine.state import Callback
 from ..errors import NotFitted
-from ..fit.options import ELSEWHERE, Options, refuse_unknown, with_run
+from ..fit.options import ELSEWHERE, Options, generator, refuse_unknown, with_run
 from ..init import start as starts
 from ..isolation import isolated, one_at_a_time
 from ..planning.plan import Tuning
@@ -69,7 +69,8 @@ class NMF(DictionaryModel):
         scaled to A; a pair is used as it is.
     seed : int, optional
         Seed of random numbers (scikit-learn: ``random_state``), at least 0. The same seed gives the
-        same bits every time. By default torch's global generator draws.
+        same bits every time. By default torch's global generator draws one, which the summary
+        (``fit_info_.seed``) has, so that the fit can be repeated.
     alpha_Z : float, default 0.0
         Weight of the penalty on the codes, at least 0.
     alpha_D : float or 'same', default 'same'
@@ -594,8 +595,8 @@ class NMF(DictionaryModel):
 
         Not used here; for Overcomplete's users, who may call it.
         """
-        generator = self._options().generator(0)
-        return starts.random_codes(self._matrix(A), self.nb_concepts, generator)
+        drawn = generator(self.seed)
+        return starts.random_codes(self._matrix(A), self.nb_concepts, drawn)
 
     @isolated
     def init_random_d(self, A: Any) -> Tensor:
@@ -603,8 +604,8 @@ class NMF(DictionaryModel):
 
         Not used here; for Overcomplete's users, who may call it.
         """
-        generator = self._options().generator(1)
-        return starts.random_dictionary(self._matrix(A), self.nb_concepts, generator)
+        drawn = generator(self.seed, 1)
+        return starts.random_dictionary(self._matrix(A), self.nb_concepts, drawn)
 
     @isolated
     def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
@@ -613,8 +614,8 @@ class NMF(DictionaryModel):
         Not used here; for Overcomplete's users, who may call it. Source: Boutsidis & Gallopoulos,
         "SVD based initialization", 2008.
         """
-        generator = self._options().generator(0)
-        return starts.nndsvda(self._matrix(A), self.nb_concepts, generator)
+        drawn = generator(self.seed)
+        return starts.nndsvda(self._matrix(A), self.nb_concepts, drawn)
 
     @isolated
     def sanitize_np_input(self, x: Any) -> np.ndarray:

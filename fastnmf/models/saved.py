@@ -99,7 +99,8 @@ def _info(stored: dict[str, Any] | None) -> FitInfo | None:
     """The stored summary of a fit; None where another version has other fields."""
     if stored is None:
         return None
-    stored = {_FORMER_NAMES.get(name, name): value for name, value in stored.items()}
+    # earlier versions recorded no seed
+    stored = {"seed": None} | {_FORMER_NAMES.get(name, name): v for name, v in stored.items()}
     if stored.keys() != {field.name for field in fields(FitInfo)}:
         return None
     stored["history"] = tuple(Iteration(**iteration) for iteration in stored["history"])

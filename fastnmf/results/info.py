@@ -54,6 +54,9 @@ class FitInfo:
         Iterations repeated from a CUDA graph, including those that were undone; at least 0.
     init : str
         The start that was taken; 'given' for a pair.
+    seed : int or None
+        The seed of the start, given or drawn; ``NMF(seed=…)`` with it repeats the fit. None for a
+        pair, and for fits of versions that did not record it.
     iterations : int
         Iterations done, from 0 to max_iter. Good: below max_iter.
     stopped_by : str
@@ -133,6 +136,7 @@ class FitInfo:
     inner_half_steps: tuple[int, int]
     cuda_graph: int
     init: str
+    seed: int | None
     iterations: int
     stopped_by: str
     relative_error: float
@@ -186,6 +190,7 @@ class FitInfo:
             accelerated=plan.accelerates,
             inner_half_steps=plan.inner,
             cuda_graph=state.repeats,
+            seed=state.seed,
             iterations=len(history),
             stopped_by=state.stopped_by,
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
@@ -219,7 +224,7 @@ class FitInfo:
             "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead and "
             f"{self.near_duplicates:,} near-duplicates" + (", of norm 1" if self.unit_norm else ""),
             "solver": f"{_solver_text(self)}, {self.form} form, backend {self.backend}, "
-            f"start {self.init}",
+            f"start {_start_text(self.init, self.seed)}",
             "tiles": f"{self.tile_rows:,} rows, blocks of {self.block} concepts",
             "relative error": f"{self.relative_error:.6g}, R² {self.r_squared:.4g}",
             "mean L0": f"{self.mean_l0:.4g} concepts per row, Hoyer sparsity {self.hoyer:.3g}",
@@ -283,6 +288,9 @@ class OnlineInfo:
         Processes that shared the last batch; at least 1. `rows` counts the rows of all.
     seconds : float
         Time of all batches, in seconds.
+    seed : int or None
+        The seed of the start, given or drawn; None where learning began from a given dictionary or
+        pair.
     """
 
     rows: int
@@ -299,6 +307,7 @@ class OnlineInfo:
     unused_concepts: int
     processes: int
     seconds: float
+    seed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return all attributes as plain Python values, by name."""
@@ -310,7 +319,8 @@ class OnlineInfo:
             "data": f"{self.rows:,} × {self.d:,} {self.dtype} on {self.device}, "
             f"{self.batches:,} batches",
             "concepts": f"{self.nb_concepts:,}, of which {self.unused_concepts:,} unused",
-            "solver": f"{_solver_text(self)}, backend {self.backend}",
+            "solver": f"{_solver_text(self)}, backend {self.backend}"
+            + ("" if self.seed is None else f", seed {self.seed}"),
             "memory": half_life if self.half_life < float("inf") else "nothing is forgotten",
             "relative error": f"{self.relative_error:.6g} (the last batch, before learning)",
             "time": f"{self.seconds:.3g} s",
@@ -324,6 +334,10 @@ def _solver_text(info: FitInfo | OnlineInfo) -> str:
     if info.dictionary_solver == info.solver:
         return info.solver
     return f"{info.solver} (dictionary: {info.dictionary_solver})"
+
+
+def _start_text(init: str, seed: int | None) -> str:
+    return init if seed is None else f"{init}, seed {seed}"
 
 
 def _aligned(lines: dict[str, str]) -> str:
