@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -21,7 +20,9 @@ from fits import nmf
 from torch import distributed
 
 from fastnmf import InvalidInput
+from fastnmf.data import locks
 from fastnmf.engine.statistics import Statistics
+from fastnmf.fit.checkpoint import Checkpoint
 from fastnmf.planning import hardware, memory
 
 TIMEOUT = 20
@@ -78,16 +79,27 @@ def failing(killed_at: int = 0, fails_at: int = 0) -> Iterator[None]:
 
         return acts
 
-    def remove(*given, **options):
+    def let_go(folder, file):
         if not 0 < killed_at <= done:
-            rmtree(*given, **options)
+            release(folder, file)
+        else:
+            # as the system does
+            locks._held.discard(file)
+            os.close(file)
 
-    replace, unlink, rmtree = os.replace, Path.unlink, shutil.rmtree
-    os.replace, Path.unlink, shutil.rmtree = counted(replace), counted(unlink), remove
+    def forget(checkpoint):
+        if not 0 < killed_at <= done:
+            forget_codes(checkpoint)
+
+    replace, unlink, release = os.replace, Path.unlink, locks._release
+    forget_codes = Checkpoint._forget_codes
+    os.replace, Path.unlink, locks._release = counted(replace), counted(unlink), let_go
+    Checkpoint._forget_codes = forget
     try:
         yield
     finally:
-        os.replace, Path.unlink, shutil.rmtree = replace, unlink, rmtree
+        os.replace, Path.unlink, locks._release = replace, unlink, release
+        Checkpoint._forget_codes = forget_codes
 
 
 def leaving(iteration: int):

@@ -4,8 +4,7 @@ formats are in files.py and shards.py."""
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
+import re
 import struct
 import tokenize
 import zipfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import safetensors
 
 from ..errors import InvalidInput
+from .locks import WorkingFolder, working_folder
 
 # what NumPy, torch and safetensors raise for damaged files, by experiment
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
@@ -41,47 +41,58 @@ def check_output(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:
 
 
 @contextmanager
-def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """Yield the name of a file to write beside path, or in a folder on the same disk; at the end it
-    replaces path.
+def replacing(path: Path, folder: WorkingFolder | None = None) -> Iterator[Path]:
+    """Yield the name of a file to write; at the end it replaces path. folder: that of path, or of
+    another file beside it; None: the own one, for as long as this lasts.
 
     The old file is replaced in one step, by a complete file on the disk, or stays as it was if
-    anything is raised; no half-written file stays. The name has the suffix of path.
+    anything is raised; no half-written file stays. The name has the suffix of path. Raises OSError
+    that names path where a system call fails; see `writing` for libraries.
     """
-    part = (folder or path.parent) / f".fastnmf-{secrets.token_hex(4)}{path.suffix}"
+    if folder is None:
+        with writing(path), working_folder(path, brief=True) as own, replacing(path, own) as part:
+            yield part
+        return
+    part = folder.part(path.suffix)
     try:
-        part.touch(exist_ok=False)
-        mode = (path if path.exists() else part).stat().st_mode
+        with writing(path):
+            part.touch(exist_ok=False)
+            mode = (path if path.exists() else part).stat().st_mode
         yield part
-        # safetensors lets only the owner read
-        part.chmod(mode)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with writing(path):
+            # safetensors lets only the owner read
+            part.chmod(mode)
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
-def folder_of(path: Path) -> Iterator[Path]:
-    """A new folder beside path for a file being written, removed at the end. What a killed process
-    left in it is removed at the beginning, so only one process may write the file."""
-    remove_part(path)
-    folder = _part(path)
-    folder.mkdir()
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn what libraries raise where a file cannot be written, such as to a full disk, into
+    OSError that names path."""
     try:
-        yield folder
-    finally:
-        remove_part(path)
+        yield
+    except safetensors.SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        raise _failure(path, str(error), int(found[1]) if found else None) from error
+    except OSError as error:
+        if error.filename == str(path):
+            raise
+        raise _failure(path, str(error), error.errno) from error
+    except RuntimeError as error:
+        # torch.save
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise _failure(path, str(error).splitlines()[0], None) from error
 
 
-def remove_part(path: Path) -> None:
-    """Remove what a killed process left of this file, if anything."""
-    shutil.rmtree(_part(path), ignore_errors=True)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+def _failure(path: Path | str, why: str, number: int | None) -> OSError:
+    if number is None:
+        return OSError(f"{path} could not be written: {why}")
+    return OSError(number, os.strerror(number), str(path))
 
 
 def existing(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:

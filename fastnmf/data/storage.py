@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .paths import check_output, folder_of, replacing
+from .locks import WorkingFolder
+from .paths import check_output, replacing, writing
 
 # bytes of rows that are processed at a time without the data
 _PART_BYTES = 16 << 20
@@ -92,7 +93,7 @@ class OnDisk:
     def save(self, part: slice, Z: Tensor) -> None:
         """Store Z as these rows, and release them."""
         if not self._maps or Z.data_ptr() != self._rows[part].data_ptr():
-            with open(self.file, "r+b") as file:
+            with writing(self.place), open(self.file, "r+b") as file:
                 file.seek(self._at(part.start))
                 Z.cpu().contiguous().numpy().tofile(file)
         self.release(part)
@@ -154,14 +155,16 @@ Storage = Kept | NotKept
 
 
 @contextmanager
-def written(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[OnDisk]:
-    """Rows of this shape in a .npy file that replaces path at the end; see `replacing`.
+def written(
+    path: Path, folder: WorkingFolder, shape: tuple[int, int], dtype: torch.dtype
+) -> Iterator[OnDisk]:
+    """Rows of this shape in a .npy file that replaces path at the end, and until then is in this
+    folder; see `replacing`.
 
     Raises OSError at once if the disk has too little free space.
     """
-    # a killed process may have left a large part of such a file
-    with folder_of(path) as folder, replacing(path, folder) as part:
-        with open(part, "r+b") as file:
+    with replacing(path, folder) as part:
+        with writing(path), open(part, "r+b") as file:
             header = {"descr": _number(dtype).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             offset = file.tell()
@@ -179,7 +182,12 @@ def output(path: str | os.PathLike[str]) -> Path:
 
 def mapped(path: Path) -> Tensor:
     """The matrix in a .npy file, read when it is used; changes stay in memory."""
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, number = np.lib.format.read_array_header_1_0(file)
+    # a file without entries cannot be mapped
+    empty = np.empty(shape, number) if 0 in shape else None
+    return torch.from_numpy(np.load(path, mmap_mode="c") if empty is None else empty)
 
 
 def row_blocks(n: int, rows: int) -> Iterator[slice]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..data.arrays import Expected
 from ..data.dataset import Data, opened
+from ..data.locks import working_folder
 from ..data.storage import InMemory, NotKept, OnDisk, Storage, copy_rows, mapped, written
 from ..distributed import ALONE, Processes
 from ..engine.cuda_graph import CudaGraph, Recorder, refuses
@@ -43,10 +44,16 @@ _LEAST_REPEATED, _MOST_SECONDS = 20, 20e-3
 
 def fit(A: Any, options: Options) -> tuple[Tensor | None, Tensor, FitInfo]:
     """Return the codes, D (K, d) and the summary of a fit of A, the rows of this process."""
+    with ExitStack() as locks:
+        return _fit(A, options, locks)
+
+
+def _fit(A: Any, options: Options, locks: ExitStack) -> tuple[Tensor | None, Tensor, FitInfo]:
+    """locks: a stack for those of the files to write, which last until the codes are mapped."""
     begun = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
-        data, method, file, checkpoint = _opened(A, options, stack)
+        data, method, file, checkpoint = _opened(A, options, stack, locks)
         bar = options.verbose, options.iterations, options.callback, not data.resident
         each = stack.enter_context(Progress(*bar, label="fit", begins="start"))
         stack.enter_context(torch.no_grad())
@@ -68,7 +75,7 @@ def fit(A: Any, options: Options) -> tuple[Tensor | None, Tensor, FitInfo]:
 
 
 def _opened(
-    A: Any, options: Options, stack: ExitStack
+    A: Any, options: Options, stack: ExitStack, locks: ExitStack
 ) -> tuple[Data, Method, OnDisk | None, Checkpoint | None]:
     """Return the data, how half-steps are computed, the file for codes and the checkpoint, all
     checked and open until the stack ends; and whatever else holds as long, such as precision."""
@@ -80,7 +87,12 @@ def _opened(
             raise InvalidInput("resume=True needs a file to resume from: fit(A, checkpoint=…)")
         method, destination = options.method(device), options.destination(processes)
         checkpoint = _checkpoint(options, method, processes)
-        refuse_overwriting(A, destination, None if checkpoint is None else checkpoint.path)
+        refuse_overwriting((A, options.init), destination, checkpoint)
+        folder = None
+        if isinstance(destination, Path):
+            folder = locks.enter_context(working_folder(destination))
+        if checkpoint is not None:
+            locks.enter_context(checkpoint.locked())
     processes.agree(_shared(options, destination))
     stack.enter_context(products_in(options.precision))
     # data that are read in passes are widened as they come
@@ -89,9 +101,9 @@ def _opened(
     budget, file = options.budget(device, destination, processes), None
     data = stack.enter_context(opened(A, expected, budget, processes))
     with processes.agreed():
-        if isinstance(destination, Path):
+        if folder is not None:
             shape = data.n_here, options.nb_concepts
-            file = stack.enter_context(written(destination, shape, data.dtype))
+            file = stack.enter_context(written(folder.path, folder, shape, data.dtype))
     refuse_unsuited(options, data)
     refuse_extremes(data)
     return data, method, file, checkpoint

@@ -4,18 +4,23 @@ signals are in signals.py."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
+import re
 import secrets
+import string
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..data.dataset import Data
-from ..data.paths import check_output, refusing_damage, remove_part
+from ..data.locks import working_folder
+from ..data.paths import check_output, refusing_damage
 from ..data.storage import NotKept, Storage, copy_rows, stored, written
 from ..distributed import ALONE, Processes
 from ..engine.state import State
@@ -36,7 +41,8 @@ class Checkpoint:
     A context: within it SIGINT and SIGTERM wait for the end of the iteration, which is then saved.
 
     path: a .safetensors file, replaced whole or not at all. Codes of data that are read in passes
-    are in a .npy file beside it, of two names in turn. seconds: between two saves, at least, by the
+    are in a .npy file beside it, of two names in turn; files of these names that are not of the
+    checkpoint are left alone, and others taken. seconds: between two saves, at least, by the
     clock of process 0; 0 saves after every iteration. settings: options that must be the same when
     a fit goes on. processes: those that share the fit; each has a file of its own. What they save
     stays beside that file until all have saved, and then replaces it: whenever processes are
@@ -52,7 +58,7 @@ class Checkpoint:
         resume: bool,
         processes: Processes = ALONE,
     ) -> None:
-        self._processes, self._given = processes, Path(path)
+        self._processes, self._given = processes, Path(path).absolute()
         self.path = check_output(processes.own(path), SUFFIXES)
         beside = self.path.with_suffix(f".next{self.path.suffix}")
         # where a save of several processes is written first
@@ -66,6 +72,21 @@ class Checkpoint:
         self._number, self._run = 1, secrets.token_hex(4)
         self._saved = time.perf_counter()
         self._interrupts = Interrupts()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A context around all else, in which no other fit has this file. Raises InvalidInput where
+        one has it."""
+        with working_folder(self.path) as self._folder:
+            try:
+                yield
+            finally:
+                self._forget_codes()
+
+    def has(self, file: Path) -> bool:
+        """Whether the name of this file is one of those that codes get here."""
+        name = rf"{re.escape(self.path.stem)}\.codes-([a-z]|\d+)\.npy"
+        return file.parent == self.path.parent and re.fullmatch(name, file.name) is not None
 
     def begin(self, data: Data, Z: Storage) -> tuple[Plan, State] | None:
         """Return the plan and the State to resume from, on the device of the data; None where the
@@ -116,11 +137,12 @@ class Checkpoint:
             self._codes = self._save_codes(state.Z)
             # codes of data in passes are in that file, or not kept
             saved = replace(state, Z=NotKept()) if self._in_passes else state
-            write(self._staged, saved, self._plan, self._metadata())
+            write(self._staged, self._folder, saved, self._plan, self._metadata())
         self._number += 1
         self._put_in_place(self._staged)
         if before is not None:
             self.path.with_name(before).unlink(missing_ok=True)
+            self._folder.forget(before)
 
     def __enter__(self) -> Checkpoint:
         self._saved = time.perf_counter()
@@ -164,15 +186,17 @@ class Checkpoint:
         that of the last save; return its name, or None."""
         if not self._in_passes or isinstance(Z, NotKept):
             return None
-        name = next(self._other_codes())
-        with written(self.path.with_name(name), Z.shape, Z.dtype) as file:
+        name = self._free_name()
+        self._folder.note(name)
+        with written(self.path.with_name(name), self._folder, Z.shape, Z.dtype) as file:
             copy_rows(Z, file)
         return name
 
-    def _other_codes(self) -> Iterator[str]:
-        """The names of files with codes, except that of the last save."""
-        names = (f"{self.path.stem}.codes-{turn}.npy" for turn in "ab")
-        return (name for name in names if name != self._codes)
+    def _free_name(self) -> str:
+        """The name of a file with codes that does not exist yet: -a, -b, … -z, -26, …"""
+        marks = itertools.chain(string.ascii_lowercase, itertools.count(26))
+        names = (f"{self.path.stem}.codes-{mark}.npy" for mark in marks)
+        return next(name for name in names if not self.path.with_name(name).exists())
 
     def _put_in_place(self, path: Path) -> None:
         if path != self.path:
@@ -218,13 +242,31 @@ class Checkpoint:
         until the first save replaces it."""
         if save is not None:
             self._put_in_place(save.path)
+        # those of a fit that was killed while it saved
+        codes = set(self._folder.noted())
         for other in saves:
-            if other is not save and other.path != self.path:
-                other.path.unlink()
-        remove_part(self.path)
-        for name in self._other_codes() if self._chunk_rows is not None else ():
+            if other is not save:
+                codes.add(other.codes)
+                if other.path != self.path:
+                    other.path.unlink()
+        for name in codes - {None, self._codes}:
             self.path.with_name(name).unlink(missing_ok=True)
-            remove_part(self.path.with_name(name))
+            self._folder.forget(name)
+        if self._codes is not None:
+            self._folder.note(self._codes)
+
+    def _forget_codes(self) -> None:
+        """Remove the files with codes that were noted and belong to no save, and the notes."""
+        saves = {self.path, self._staged}
+        try:
+            kept = {Save.found(path).codes for path in saves if path.exists()}
+        except (InvalidInput, OSError):
+            # which codes it goes with is not known
+            return
+        for name in self._folder.noted():
+            if name not in kept:
+                self.path.with_name(name).unlink(missing_ok=True)
+            self._folder.forget(name)
 
     def _resumed(self, save: Save, data: Data, Z: Storage) -> tuple[Plan, State]:
         with refusing_damage(save.path):

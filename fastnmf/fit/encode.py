@@ -9,16 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..data.arrays import Expected, read_matrix
+from ..data.arrays import Expected, as_matrix, read_matrix
 from ..data.dataset import Data, opened
+from ..data.locks import WorkingFolder, working_folder
+from ..data.shards import Shards, open_paths, paths_of
 from ..data.storage import InMemory, mapped, written
 from ..engine.codes import Encoder
 from ..errors import InvalidInput, hold_warnings
-from ..numerics import products_in
+from ..numerics import compute_dtype, products_in
 from ..planning.memory import LEAST_ROWS, Budget
 from ..results.progress import Progress
 from .gradient import differentiable, refuse_derivatives, refuse_tangent
@@ -33,7 +36,7 @@ def encode(
     or the path of the file to write."""
     (K, d), device = D.shape, D.device
     method, place = options.method(device), destination(codes, optional=False)
-    refuse_overwriting(A, place)
+    refuse_overwriting((A, Z0, D), place)
     refuse_derivatives("encode", D=D, Z0=Z0)
     refuse_tangent("encode", "A", A)
     differentiates = isinstance(A, Tensor) and A.requires_grad
@@ -41,6 +44,9 @@ def encode(
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
+        folder = _locked(place, stack)
+        if _has_no_rows(A, expected):
+            return _no_rows(A, expected, K, folder)
         data = stack.enter_context(opened(A, expected, options.budget(device, place, width=K)))
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)
         each = stack.enter_context(Progress(options.verbose, max_iter, None, label="encode"))
@@ -54,7 +60,7 @@ def encode(
         def codes_of(part: slice, X: Tensor) -> Tensor:
             return encoder(X, None if Z0 is None else Z0[part])[0]
 
-        return _through(data, codes_of, K, place)
+        return _through(data, codes_of, K, folder)
 
 
 def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
@@ -64,13 +70,18 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
     if out is not None or not isinstance(Z, Tensor):
         checks.no_gradient("Z", isinstance(Z, Tensor) and Z.requires_grad)
         place = destination("memory" if out is None else out, optional=False)
-        refuse_overwriting(Z, place)
+        refuse_overwriting((Z, D), place)
         expected = Expected("Z", K, "concepts", D.dtype, signed=True)
-        with opened(Z, expected, replace(budget, codes=_kind(place))) as data:
+        with ExitStack() as stack:
+            folder = _locked(place, stack)
+            if _has_no_rows(Z, expected):
+                return _no_rows(Z, expected, d, folder).to(device)
+            budget = replace(budget, codes=_kind(place))
+            data = stack.enter_context(opened(Z, expected, budget))
             if not data.in_memory_here or out is not None:
                 wide = D.to(data.dtype)
                 data.limit_chunks(LEAST_ROWS if data.in_memory_here else None)
-                return _through(data, lambda _, Zi: Zi @ wide, d, place)
+                return _through(data, lambda _, Zi: Zi @ wide, d, folder)
             matrix = data.A
     if matrix.ndim == 0 or matrix.shape[-1] != K:
         raise InvalidInput(
@@ -93,14 +104,48 @@ def _kind(place: Path | str) -> str:
     return "memory" if place == "memory" else "file"
 
 
+def _locked(place: Path | str, stack: ExitStack) -> WorkingFolder | None:
+    """The working folder of the file to write, until the stack ends; None for memory."""
+    return stack.enter_context(working_folder(place)) if isinstance(place, Path) else None
+
+
+def _has_no_rows(A: Any, expected: Expected) -> bool:
+    """Whether A is a matrix of no rows, as a tensor, an array or one file."""
+    paths = paths_of(A)
+    if paths is not None:
+        one = len(paths) == 1 and not Path(paths[0]).is_dir()
+        return one and Shards(open_paths(paths), expected.name).shape == (0, expected.features)
+    whole = isinstance(A, Tensor | np.ndarray) and as_matrix(A, expected.name) is not None
+    return whole and tuple(A.shape) == (0, expected.features)
+
+
+def _no_rows(A: Any, expected: Expected, width: int, folder: WorkingFolder | None) -> Tensor:
+    """The result (0, width) for a matrix of no rows, with a gradient of nothing where A has one."""
+    found, least = A if isinstance(A, Tensor) else None, expected.dtype or torch.float32
+    known = isinstance(A, Tensor | np.ndarray)
+    dtype = torch.promote_types(compute_dtype(A), least) if known else least
+    if folder is not None:
+        with written(folder.path, folder, (0, width), dtype):
+            pass
+        return mapped(folder.path)
+    if found is None:
+        return torch.empty(0, width, dtype=dtype)
+    return found.to(dtype) @ found.new_zeros(found.shape[1], width, dtype=dtype)
+
+
 def _through(
-    data: Data, made: Callable[[slice, Tensor], Tensor], width: int, place: Path | str
+    data: Data,
+    made: Callable[[slice, Tensor], Tensor],
+    width: int,
+    folder: WorkingFolder | None,
 ) -> Tensor:
-    """made(part, X) (m, width) of all rows, a chunk at a time: in memory, or as a map of a file."""
+    """made(part, X) (m, width) of all rows, a chunk at a time: in memory, or as a map of the file
+    of this working folder."""
     shape = (data.n, width)
     with ExitStack() as stack:
-        if isinstance(place, Path):
-            store = stack.enter_context(written(place, shape, data.dtype))
+        if folder is not None:
+            place = folder.path, folder, shape, data.dtype
+            store = stack.enter_context(written(*place))
         else:
             store = InMemory(torch.empty(shape, dtype=data.dtype, device=data.device))
         for part, X, _ in data.chunks():

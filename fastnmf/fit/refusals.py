@@ -3,26 +3,56 @@ checked in options.py."""
 
 from __future__ import annotations
 
+import bisect
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..data.dataset import Data
-from ..data.shards import Shards, paths_of
+from ..data.shards import Shards, files_in, paths_of
 from ..errors import InvalidInput
+from ..numerics import Part
+from .checkpoint import Checkpoint
 from .options import Options
 
 
-def refuse_overwriting(A: Any, *files: Path | str | None) -> None:
-    """Raise InvalidInput where a file that is to be written is one that is read."""
-    read = A.paths if isinstance(A, Shards) else paths_of(A) or ()
-    for file in files:
-        for path in map(Path, read if isinstance(file, Path) else ()):
+def refuse_overwriting(
+    inputs: tuple[Any, ...], out: Path | str | None, checkpoint: Checkpoint | None = None
+) -> None:
+    """Raise InvalidInput where a file that is to be written is one that is read, by whatever name,
+    or is mapped; or belongs to the checkpoint."""
+    files = [out] if isinstance(out, Path) else []
+    if checkpoint is not None:
+        if files and checkpoint.has(out):
+            raise InvalidInput(
+                f"{out} is a name of codes of the checkpoint {checkpoint.path}; give another"
+            )
+        files.append(checkpoint.path)
+    for read in origins(*inputs) if files else ():
+        for file in files:
             # a new file in a folder would be one of its shards the next time
-            if path.resolve() in (file, file.parent):
-                raise InvalidInput(f"{file} is to be written, but {path} is read; give another")
+            if _same(read, file) or read.resolve() == file.parent:
+                raise InvalidInput(f"{file} is to be written, but {read} is read; give another")
+        if checkpoint is not None and checkpoint.has(read.resolve()):
+            raise InvalidInput(
+                f"{read} is read, and has a name of codes of the checkpoint {checkpoint.path}; "
+                "give another"
+            )
+
+
+def _same(read: Path, written: Path) -> bool:
+    """Whether both are one file, by links too."""
+    try:
+        return os.path.samefile(read, written)
+    except FileNotFoundError:
+        return read.resolve() == written
 
 
 def refuse_unsuited(options: Options, data: Data) -> None:
@@ -57,3 +87,82 @@ def refuse_extremes(data: Data) -> None:
             f"be squared in {name}; scale A (A / A.max())"
             + (" or pass it as float64" if data.dtype == torch.float32 else "")
         )
+
+
+def origins(*inputs: Any) -> Iterator[Path]:
+    """The files and folders that these inputs come from: paths, shards, arrays and tensors that are
+    maps of files, lists of such batches, and loaders of a TensorDataset.
+
+    Elsewhere than on Linux only NumPy's own maps are recognised.
+    """
+    maps = _Maps()
+    for A in inputs:
+        yield from _origins(A, maps)
+
+
+def _origins(A: Any, maps: _Maps) -> Iterator[Path]:
+    if isinstance(A, Shards):
+        yield from _origins(A.matrix, maps)
+        A = A.paths
+    if (paths := paths_of(A)) is not None:
+        for path in map(Path, paths):
+            yield path
+            if path.is_dir():
+                yield from files_in(path)
+    elif isinstance(A, DataLoader):
+        yield from _origins(getattr(A.dataset, "tensors", A.dataset), maps)
+    elif isinstance(A, list | tuple):
+        for part in A:
+            if isinstance(part, Tensor | np.ndarray):
+                yield from _origins(part, maps)
+    elif isinstance(A, Tensor | np.ndarray) and (file := maps.file_of(A)) is not None:
+        yield file
+
+
+class _Maps:
+    """The files that are mapped into the memory of this process, by address."""
+
+    def __init__(self) -> None:
+        self._regions: list[tuple[int, int, str]] | None = None
+
+    def file_of(self, part: Part) -> Path | None:
+        """The file that the entries are in, or None."""
+        if isinstance(part, Tensor):
+            if part.device.type != "cpu" or not part.numel():
+                return None
+            address = part.data_ptr()
+        else:
+            if (name := _filename(part)) is not None:
+                return Path(name)
+            address = part.__array_interface__["data"][0]
+        if self._regions is None:
+            self._regions = list(_regions())
+        number = bisect.bisect(self._regions, (address, float("inf"))) - 1
+        if number < 0 or address >= self._regions[number][1]:
+            return None
+        return Path(self._regions[number][2])
+
+
+def _regions() -> Iterator[tuple[int, int, str]]:
+    """(First address, end, file) of each map of a file, in order."""
+    try:
+        lines = Path("/proc/self/maps").read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        fields = line.split(maxsplit=5)
+        # a file that was removed or replaced cannot be overwritten any more
+        if len(fields) == 6 and fields[5].startswith(b"/") and not line.endswith(b" (deleted)"):
+            start, end = (int(address, 16) for address in fields[0].split(b"-"))
+            # a new line in a name is written as \012
+            yield start, end, os.fsdecode(fields[5].replace(rb"\012", b"\n"))
+
+
+def _filename(array: np.ndarray) -> str | None:
+    """The name of the file that NumPy has mapped, for a view of it too."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap) and base.filename is not None:
+            return os.fspath(base.filename)
+        base = base.base
+    return None

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
-from ..data.paths import folder_of, refusing_damage, replacing
+from ..data.locks import WorkingFolder
+from ..data.paths import refusing_damage, replacing, writing
 from ..data.storage import InMemory, Storage
 from ..engine.state import Iteration, State
 from ..errors import InvalidInput
@@ -107,9 +108,12 @@ class Save:
             )
 
 
-def write(path: Path, state: State, plan: Plan, metadata: dict[str, str]) -> None:
-    """Write a save, whole or not at all, with codes if those of the State are in memory. metadata:
-    what the header says besides the format, the plan and the numbers of the State."""
+def write(
+    path: Path, folder: WorkingFolder, state: State, plan: Plan, metadata: dict[str, str]
+) -> None:
+    """Write a save, whole or not at all, with codes if those of the State are in memory. folder: to
+    write it in. metadata: what the header says besides the format, the plan and the numbers of the
+    State."""
     factors = {"D": state.D, "E": state.E}
     if isinstance(state.Z, InMemory):
         factors["Z"] = state.Z.Z
@@ -134,7 +138,7 @@ def write(path: Path, state: State, plan: Plan, metadata: dict[str, str]) -> Non
         **metadata,
     }
     # safetensors, too, writes to a file of its own first
-    with folder_of(path) as folder, replacing(path, folder) as part:
+    with replacing(path, folder) as part, writing(path):
         safetensors.torch.save_file(tensors, part, metadata=metadata)
 
 

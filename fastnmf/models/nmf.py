@@ -371,7 +371,8 @@ class NMF(DictionaryModel):
         Parameters
         ----------
         A : (…, d), non-negative
-            What `fit` takes. A tensor or an array may have any number of leading dimensions.
+            What `fit` takes. A tensor or an array may have any number of leading dimensions, and no
+            rows.
         max_iter : int, default 300
             Largest number of iterations for each chunk of rows; 'anls' needs none, it is exact.
         tol : float, optional
@@ -410,12 +411,10 @@ class NMF(DictionaryModel):
         D = self.get_dictionary()
         iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
         stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
-        leading = None
-        if isinstance(A, Tensor | np.ndarray) and A.ndim > 2 and A.shape[-1] == D.shape[1]:
-            leading, A = A.shape[:-1], A.reshape(-1, A.shape[-1])
+        A, leading = _as_rows(A, D.shape[1])
         given = A, D, self._options()
         Z = encode.encode(*given, max_iter=iterations, tol=stop_at, Z0=Z0, codes=codes)
-        return Z if leading is None else Z.reshape(*leading, -1)
+        return Z if leading is None else Z.reshape(*leading, len(D))
 
     @isolated
     def decode(self, Z: Any, out: str | os.PathLike[str] | None = None) -> Tensor:
@@ -424,7 +423,8 @@ class NMF(DictionaryModel):
         Parameters
         ----------
         Z : (…, K), of any sign
-            Codes, as what `fit` takes. A tensor may have any number of leading dimensions.
+            Codes, as what `fit` takes. A tensor or an array may have any number of leading
+            dimensions, and no rows.
         out : path, optional
             A .npy file to write to. Then a map of it is returned, on the CPU, and Z must not
             require a gradient.
@@ -452,7 +452,9 @@ class NMF(DictionaryModel):
 
         D = self.get_dictionary()
         budget = self._options().budget(D.device, width=D.shape[1])
-        return encode.decode(Z, D, budget, out)
+        Z, leading = _as_rows(Z, len(D))
+        A = encode.decode(Z, D, budget, out)
+        return A if leading is None else A.reshape(*leading, D.shape[1])
 
     def get_dictionary(self) -> Tensor:
         """Return the dictionary.
@@ -656,6 +658,14 @@ class NMF(DictionaryModel):
 
     def _matrix(self, A: Any) -> Tensor:
         return read_matrix(A, self.device)
+
+
+def _as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
+    """A tensor or an array (…, width) as a matrix, and its leading dimensions; anything else, a
+    matrix too, as it is, and None."""
+    if isinstance(A, Tensor | np.ndarray) and A.ndim not in (0, 2) and A.shape[-1] == width:
+        return A.reshape(-1, width), tuple(A.shape[:-1])
+    return A, None
 
 
 def _names(function: Callable[..., Any]) -> list[str]:

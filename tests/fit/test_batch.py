@@ -1,7 +1,7 @@
 """A whole fit: where its codes go, what it refuses, and what its options are for.
 
-fit/batch.py and fit/refusals.py. Checks of options are in tests/models/test_nmf.py, fits that read
-in passes in test_streamed.py, the types between fit and the operations in tests/test_structure.py.
+fit/batch.py; files that are not overwritten are in test_refusals.py. Checks of options are in
+tests/models/test_nmf.py, fits that read in passes in test_streamed.py, the types between fit and the operations in tests/test_structure.py.
 """
 
 from __future__ import annotations
@@ -38,17 +38,6 @@ def test_fit_that_fails_leaves_no_file_of_codes(tmp_path):
         NMF(5).fit(rows_of_five_concepts(), codes=tmp_path / "Z.npy", callback=broken)
     assert [file.name for file in tmp_path.iterdir()] == ["Z.npy"]
     assert (tmp_path / "Z.npy").read_bytes() == b"as it was"
-
-
-def test_file_that_is_read_is_not_written(tmp_path):
-    np.save(tmp_path / "A.npy", rows_of_five_concepts().numpy())
-    before = (tmp_path / "A.npy").read_bytes()
-    # a new file in the folder would be a shard of it
-    for data, codes in (("A.npy", "A.npy"), (".", "Z.npy")):
-        with pytest.raises(InvalidInput, match=r"is to be written, but .* is read"):
-            NMF(5).fit(tmp_path / data, codes=tmp_path / codes)
-    assert (tmp_path / "A.npy").read_bytes() == before
-    assert not (tmp_path / "Z.npy").exists()
 
 
 def test_acceleration_that_is_not_possible_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastnmf.data.locks import working_folder
 from fastnmf.data.storage import InMemory, NotKept
 from fastnmf.engine.state import Iteration, State
 from fastnmf.fit.saves import Save, number_of, write
@@ -35,7 +36,8 @@ def test_what_is_read_is_what_was_written(kept, tmp_path):
     path = tmp_path / "fit.safetensors"
     Z = InMemory(torch.rand(5, 3)) if kept else NotKept()
     written = state(Z)
-    write(path, written, PLAN, {"settings": '{"seed": 1}', "save": "12-ab"})
+    with working_folder(path) as folder:
+        write(path, folder, written, PLAN, {"settings": '{"seed": 1}', "save": "12-ab"})
     save = Save.found(path)
     assert (save.name, save.number, save.settings, save.codes) == ("12-ab", 12, {"seed": 1}, None)
     plan, read = save.read(torch.device("cpu"), None if kept else Z)
