@@ -1,7 +1,8 @@
 """A whole fit: where its codes go, what it refuses, and what its options are for.
 
 fit/batch.py; files that are not overwritten are in test_refusals.py. Checks of options are in
-tests/models/test_nmf.py, fits that read in passes in test_streamed.py, the types between fit and the operations in tests/test_structure.py.
+tests/models/test_nmf.py, fits that read in passes in test_streamed.py, the types between fit and
+the operations in tests/test_structure.py.
 """
 
 from __future__ import annotations
