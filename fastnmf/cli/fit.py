@@ -104,6 +104,7 @@ def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> No
 
 
 def _model(arguments: Namespace, processes: Processes) -> NMF:
+    from .. import checks
     from ..models.nmf import NMF
     from ..planning.plan import Tuning
 
@@ -113,6 +114,7 @@ def _model(arguments: Namespace, processes: Processes) -> NMF:
     every = 60.0 if arguments.checkpoint else float("inf")
     every = every if arguments.checkpoint_seconds is None else arguments.checkpoint_seconds
     with option_errors():
+        checks.time_limit("max_seconds", arguments.max_seconds)
         tuning = Tuning(form=form, chunk_rows=arguments.chunk_rows, checkpoint_seconds=every)
         return NMF(
             arguments.concepts,

@@ -36,6 +36,9 @@ _CALL = re.compile(rf"(?:{_TUNING}|NMF\(|fit\(A, )([^()]*)\)+")
 _FIXED = {
     "resume=True needs a file to resume from: fit(A, checkpoint=…)": "--resume needs "
     "--checkpoint FILE",
+    "; None is no limit": "",
+    ", or None for what is free": "",
+    "accelerate='auto' or False": "--accelerate auto or no",
     "without resume ": "without --resume ",
     "give checkpoint= another": "give --checkpoint another",
 }

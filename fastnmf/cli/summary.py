@@ -31,6 +31,12 @@ def usable_device(name: str) -> str:
     import torch
 
     try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise Refused(f"--device {name} is unknown; give cpu, cuda, cuda:1 …") from error
+    if kind == "meta":
+        raise Refused("--device meta holds no numbers; give cpu, cuda, cuda:1 …")
+    try:
         torch.empty(0, device=name)
     # torch built without CUDA asserts
     except (RuntimeError, AssertionError) as error:

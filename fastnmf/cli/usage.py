@@ -96,6 +96,10 @@ class Parser(argparse.ArgumentParser):
             meant = next(iter(difflib.get_close_matches(name, self.names, 1, 0.6)), "")
         return f"; did you mean {meant!r}?" if meant else ""
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help text; unlike argparse's own, it fails if the output is full."""
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         """Raise Refused, in words of our own where argparse's are long."""
         missing = message.removeprefix("the following arguments are required: ")

@@ -162,9 +162,19 @@ def _names(
     """The names in the first line, or None if it is a row."""
     if header != "auto":
         return first if header else None
-    if not all(map(_is_number, first)):
-        # a table of one line, of which a cell is no number, is a row at fault
-        return first if second is not None or not any(map(_is_number, first)) else None
+    words = [cell for cell in first if not _is_number(cell)]
+    if words:
+        # a line with decimal commas, or the only one with a number in it, is a row at fault
+        if any(_is_number(word.replace(",", ".")) for word in words):
+            return None
+        if len(words) < len(first) and second is None:
+            return None
+        if len(words) < len(first) and first[0]:
+            warn(
+                f"the first line of {name} is taken as a header, since {words[0]!r} is no number; "
+                "header=False reads it as a row"
+            )
+        return first
     counted = first == [str(i) for i in range(len(first))] and len(first) > 2
     if counted and second is not None:
         warn(

@@ -185,11 +185,14 @@ def test_no_bar_where_nobody_sees_it(folder, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full: not here")
-def test_full_output_is_an_error_in_one_line(folder):
+@pytest.mark.parametrize("words", [FIT, ["--help"], ["fit", "--help"], ["report", "m.safetensors"]])
+def test_full_output_is_an_error_in_one_line(words, folder):
+    if words[0] == "report":
+        assert cli.main([*FIT, "-q"]) == 0
+        os.rename("model.safetensors", "m.safetensors")
     with open("/dev/full", "w") as full:
-        ran = subprocess.run(
-            [sys.executable, "-m", "fastnmf", *FIT], stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-m", "fastnmf", *words]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ran.returncode == 1
     assert ran.stderr == "fastnmf: error: no space left on device\n"
 

@@ -15,7 +15,11 @@ SAID = [
     ("with tol=0.0001 and stop='codes'; raise", "with --tol 0.0001 and --stop codes; raise"),
     ("(codes='Z.npy' writes them to a file)", "(--codes Z.npy writes them to a file)"),
     ("accelerate=True does not go with alpha_Z", "--accelerate yes does not go with --alpha-Z"),
-    ("give accelerate='auto' or False", "give --accelerate auto or False"),
+    ("give accelerate='auto' or False", "give --accelerate auto or no"),
+    (
+        "max_seconds=0.0 must be more than 0; None is no limit",
+        "--max-seconds 0.0 must be more than 0",
+    ),
     ("unit_norm=True bounds it", "--unit-norm bounds it"),
     ("revive=True and give revive=False", "--revive and give no --revive"),
     ("codes=None keeps none", "no --codes keeps none"),

@@ -53,7 +53,11 @@ def test_table_without_a_header_keeps_its_first_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("0,1,2\n3,4,5\n", "taken as a header"), (",a\nx,1\ny,2\n", "left out, as labels")],
+    [
+        ("0,1,2\n3,4,5\n", "taken as a header"),
+        ("1,oops\n3,4\n", "taken as a header, since 'oops' is no number; header=False reads"),
+        (",a\nx,1\ny,2\n", "left out, as labels"),
+    ],
 )
 def test_guess_about_a_table_warns(text, said, tmp_path):
     (tmp_path / "A.csv").write_text(text)
@@ -81,6 +85,10 @@ AT_FAULT = {
     "word beside labels": (",a\nx,1\ny,z\n", r"line 3, column 2 \('a'\): 'z' is no number"),
     "word beside labels of R": ("a,b\nx,1,2\ny,1,z\n", r"line 3, column 3 \('b'\): 'z' is no num"),
     "empty cell": ("1,2\n3,\n", "line 2, column 2: an empty cell is no number"),
+    "decimal commas in the first row": (
+        "1,5;2,5\n3;4\n",
+        "line 1, column 1: '1,5' is no number; w",
+    ),
     "decimal comma": ("1;2\n1,5;2\n", "line 2, column 1: '1,5' is no number; write decimals with"),
     "underscore": ("1,2\n1_0,2\n", "line 2, column 1: '1_0' is no number"),
     "short row": ("1,2\n3\n", "line 2: 1 cells, the first row has 2"),
