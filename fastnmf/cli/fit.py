@@ -17,13 +17,14 @@ from .matrices import (
     Output,
     check_outputs,
     matrix_of,
+    said,
     streamed_into,
     with_size,
     write,
 )
 from .parser import YES_OR_NO
 from .summary import as_json, ended, option_errors, shows_progress, usable_device
-from .usage import Refused, Terminated
+from .usage import FAILED, Refused, Terminated
 
 if TYPE_CHECKING:
     from ..distributed import Processes
@@ -73,7 +74,8 @@ def fit_by(arguments: Namespace, processes: Processes) -> int:
     if processes.rank == 0:
         nmf.save(arguments.out)
     if codes is not None and Z is not None:
-        write(codes, Z)
+        with _saying_what_is_there(arguments.out):
+            write(codes, Z)
     _report(arguments, nmf, codes)
     info = nmf.fit_info_
     converged = info is not None and info.converged
@@ -144,16 +146,36 @@ def _free_name(out: Path, processes: Processes) -> Path | None:
 
 
 @contextmanager
+def _saying_what_is_there(model: Path) -> Iterator[None]:
+    """A context in which the codes are written, after the model."""
+    try:
+        yield
+    except OSError as error:
+        there = f"{model} is written, and `fastnmf encode` computes codes for it"
+        raise Refused(f"{said(error)}; {there}", FAILED) from error
+
+
+@contextmanager
 def _saying_how_to_go_on(
     arguments: Namespace, checkpoint: Path | None, processes: Processes
 ) -> Iterator[None]:
+    from ..errors import InvalidInput
+
     try:
         yield
+    except InvalidInput as error:
+        # a name that the user did not give
+        if arguments.checkpoint is None and "is being written by" in str(error):
+            out = f"{arguments.out} is being written by another fit: give another --out, or wait"
+            raise Refused(f"{out} ({error})") from error
+        raise
     except (KeyboardInterrupt, Terminated) as stopped:
         if processes.rank > 0:
             raise
         if checkpoint is None:
             text = "nothing is saved: --checkpoint FILE saves a fit of several processes"
+        elif not processes.own(checkpoint).exists() and isinstance(stopped.__context__, OSError):
+            text = f"nothing is saved: {said(stopped.__context__)}"
         elif not processes.own(checkpoint).exists():
             text = "nothing is saved: it was before the first iteration, or after the last"
         else:

@@ -108,10 +108,18 @@ def _explained(error: Exception) -> tuple[str, int] | None:
 
 
 def _refuse(message: str, status: int, hint: str = "") -> int:
-    _say(f"fastnmf: error: {of_the_command_line(message)}")
+    _say(f"fastnmf: error: {_shown(message)}")
     if hint:
         _say(f"fastnmf: hint: {hint}")
     return status
+
+
+def _shown(message: str) -> str:
+    """A message in the language of the command line, with files by their names from here."""
+    with suppress(OSError):
+        here = os.path.join(os.getcwd(), "")
+        message = message.replace(here, "") if len(here) > 1 else message
+    return of_the_command_line(message)
 
 
 def _say(line: str) -> None:
@@ -131,7 +139,7 @@ def _reporting() -> Iterator[None]:
     exception."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        _say(f"fastnmf: warning: {of_the_command_line(str(message))}")
+        _say(f"fastnmf: warning: {_shown(str(message))}")
 
     handler, log = _Lines(logging.WARNING), logging.getLogger("fastnmf")
     main_thread = threading.current_thread() is threading.main_thread()
@@ -155,7 +163,7 @@ class _Lines(logging.Handler):
     """The log as lines on the standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(f"fastnmf: {of_the_command_line(record.getMessage())}")
+        _say(f"fastnmf: {_shown(record.getMessage())}")
 
 
 def _terminate(*_: object) -> None:

@@ -86,7 +86,8 @@ def writing(path: Path | str) -> Iterator[None]:
         # torch.save
         if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
             raise
-        raise _failure(path, str(error).splitlines()[0], None) from error
+        why = f"is the disk full? ({str(error).splitlines()[0]})"
+        raise _failure(path, why, None) from error
 
 
 def _failure(path: Path | str, why: str, number: int | None) -> OSError:

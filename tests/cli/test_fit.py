@@ -106,6 +106,45 @@ def test_interrupt_before_an_iteration_says_that_nothing_is_saved(folder, monkey
     assert os.listdir() == ["A.npy"]
 
 
+def test_save_that_fails_is_named_when_a_fit_is_interrupted(folder, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device", "model.checkpoint.safetensors")
+
+    monkeypatch.setattr("fastnmf.fit.checkpoint.write", full)
+    interrupting(monkeypatch, signal.SIGINT)
+    assert cli.main(FIT) == 130
+    *_, last = capsys.readouterr().err.splitlines()
+    error = "nothing is saved: model.checkpoint.safetensors: no space left on device"
+    assert last == f"fastnmf: interrupted: {error}"
+    assert os.listdir() == ["A.npy"]
+
+
+def test_codes_that_cannot_be_written_leave_the_model(folder, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device", "Z.npz")
+
+    monkeypatch.setattr(command, "write", full)
+    assert cli.main([*FIT, "--codes", "Z.npz"]) == 1
+    error = "Z.npz: no space left on device; model.safetensors is written, and `fastnmf encode` "
+    assert capsys.readouterr().err == f"fastnmf: error: {error}computes codes for it\n"
+    assert NMF.load("model.safetensors").fitted
+
+
+def test_two_fits_of_one_model_do_not_run_at_once(folder, monkeypatch, capsys):
+    fit = NMF.fit
+
+    def first(self, A, **options):
+        monkeypatch.setattr(NMF, "fit", fit)
+        return fit(self, A, callback=lambda _: statuses.append(cli.main(FIT)) or "stop", **options)
+
+    statuses = []
+    monkeypatch.setattr(NMF, "fit", first)
+    assert cli.main([*FIT, "--quiet"]) == 0
+    assert statuses == [2]
+    error = "fastnmf: error: model.safetensors is being written by another fit: give another --out"
+    assert capsys.readouterr().err.startswith(error)
+
+
 def test_shared_fit_without_a_checkpoint_says_what_saves_it(tmp_path):
     stopped = pytest.raises(KeyboardInterrupt, match="--checkpoint FILE saves a fit of several")
     arguments = cli.parser_of().parse_args(FIT)
