@@ -33,6 +33,7 @@ from ..numerics import exponents, products_in, times_power
 from ..planning.plan import Problem, choose
 from ..solvers import anls
 from ..solvers.half_step import Operations
+from ..solvers.penalties import Penalty
 from ..solvers.working_set import GRAM_BYTES, Search, prepare_concepts, working_set_
 from .gradient import refuse_derivatives
 
@@ -40,6 +41,8 @@ from .gradient import refuse_derivatives
 _SCRATCH = 1 << 24
 # of the squared norm of a concept: ridges that bound codes which float32 cannot hold
 _RIDGES = (1e-14, 1e-12, 1e-10, 1e-8)
+# the ridge with which rows that were not solved are searched again
+_BOUND = 1e-10
 # KKT residual, and share of ‖a‖² by which the squared error may be too large, of float64 codes
 # above which a row is solved again, by its residual
 _EXACT, _GAP = 1e-11, 1e-10
@@ -241,9 +244,14 @@ def _solve(
 
 
 def _search(
-    rows: _Rows, ops: Operations, max_iter: int | None, start: Tensor | None
+    rows: _Rows,
+    ops: Operations,
+    max_iter: int | None,
+    start: Tensor | None,
+    ridge: float = 0.0,
 ) -> tuple[Tensor, NnlsInfo]:
-    """The codes (n, K) in the dtype of A and D, and the info of the search."""
+    """The codes (n, K) in the dtype of A and D, and the info of the search. ridge: what is added to
+    the diagonal of the Gram matrix of unit concepts."""
     A, D = rows.A, rows.D
     (n, _), K = A.shape, len(D)
     norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
@@ -254,7 +262,7 @@ def _search(
     alive = D.any(1)
     Z = A.new_zeros(n, K) if start is None else (start * norms * alive).to(D.dtype)
     infos, height = [], max(1, _SCRATCH // max(D.shape))
-    solve = _solver(unit, n, ops, max_iter, warm=start is not None)
+    solve = _solver(unit, n, ops, max_iter, warm=start is not None, ridge=ridge)
     for first in range(0, n, height):
         chunk = slice(first, first + height)
         infos.append(solve(Z[chunk], A[chunk]))
@@ -274,7 +282,13 @@ def _exactly(
     capped = (info.status == CAPPED) & (max_iter is not None)
     Z[capped & (found.change > 0)] = 0
     again = (found.kkt > _EXACT) | (found.gap > _GAP) | (found.change > 0)
-    _solve_rows_(Z, again & ~capped, wide)
+    again &= ~capped
+    if again.any():
+        # a ridge bounds the codes, so that their support is a good start
+        near, before = _search(wide[again], ops, None, None, _BOUND)[0], Z[again]
+        better = wide[again].measure(near).change < found.change[again]
+        Z[again] = torch.where(better[:, None], near, before)
+        _solve_rows_(Z, again, wide)
     least, (Z, found) = wide.measure(Z).change, _rounded(Z, wide, dtype, ~capped)
     floored = (found.kkt > UNSOLVED[dtype]) | (found.change - least > _RISE[dtype])
     status = torch.where(capped, CAPPED, torch.where(floored, FLOORED, SOLVED)).int()
@@ -292,7 +306,7 @@ def _rounded(Z: Tensor, rows: _Rows, dtype: torch.dtype, mended: Tensor) -> tupl
         some, best, codes = rows[worse], found.change[worse], Z[worse]
         everyone = torch.ones_like(best, dtype=torch.bool)
         for ridge in _RIDGES:
-            other = torch.zeros_like(codes)
+            other = codes.clone()
             _solve_rows_(other, everyone, some, ridge)
             change = some.measure(other).change
             codes[change < best] = other[change < best]
@@ -304,12 +318,13 @@ def _rounded(Z: Tensor, rows: _Rows, dtype: torch.dtype, mended: Tensor) -> tupl
 
 
 def _solve_rows_(Z: Tensor, which: Tensor, rows: _Rows, ridge: float = 0.0) -> None:
-    """Z_i ← the codes of A_i by its residual, for the rows that are true (n,)."""
+    """Z_i ← the codes of A_i by its residual, from Z_i, for the rows that are true (n,)."""
     if not which.any():
         return
     A, D = rows.A.cpu(), rows.D.cpu()
     for i in which.nonzero()[:, 0].tolist():
-        Z[i] = solve_by_residual(A[i], D, TOLERANCE[torch.float64], ridge).to(Z)
+        start = Z[i].double().cpu()
+        Z[i] = solve_by_residual(A[i], D, TOLERANCE[torch.float64], ridge, start).to(Z)
 
 
 def _warn(info: NnlsInfo, dtype: torch.dtype) -> None:
@@ -337,16 +352,17 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _solver(
-    D: Tensor, n: int, ops: Operations, max_steps: int | None, *, warm: bool
+    D: Tensor, n: int, ops: Operations, max_steps: int | None, *, warm: bool, ridge: float
 ) -> Callable[[Tensor, Tensor], NnlsInfo]:
     """solve(Z, A) for some rows of n: with the Gram matrix of all concepts where n rows are enough
     for it, else on working sets."""
+    penalty = Penalty(l2=ridge)
     sums = torch.zeros(3, dtype=torch.float64, device=D.device)
     K, d = D.shape
     problem = Problem(n, d, K, D.element_size(), anls.SOLVER, learns=False)
     form = choose(problem).codes
     if form == "normal" and K * K * D.element_size() <= GRAM_BYTES:
-        G, limits = D @ D.T, {"warm": warm, "max_steps": max_steps}
+        G, limits = penalty.gram(D @ D.T), {"warm": warm, "max_steps": max_steps}
         return lambda Z, A: ops["nnls_"](Z.T, (A @ D.T).T, G, sums, **limits)
-    concepts, search = prepare_concepts(D, n), Search(ops["nnls_on_"], max_steps)
+    concepts, search = prepare_concepts(D, n, penalty), Search(ops["nnls_on_"], max_steps)
     return lambda Z, A: working_set_(Z.T, A.T, concepts, sums, search, warm=warm)

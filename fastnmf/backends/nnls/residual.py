@@ -83,7 +83,9 @@ def _measure(a: Tensor, unit: Tensor, x: Tensor, weights: Tensor) -> Measure:
     return Measure(*(torch.where(finite, one, torch.inf) for one in (kkt, change, gap / square)))
 
 
-def solve_by_residual(a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0) -> Tensor:
+def solve_by_residual(
+    a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0, start: Tensor | None = None
+) -> Tensor:
     """Codes z (K,) ≥ 0 that minimise ½ ‖a − z D‖² + ½ ridge Σ (‖D_k‖ z_k)².
 
     Parameters
@@ -93,10 +95,11 @@ def solve_by_residual(a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0
         Concepts of any signs; zero concepts get no code.
     tolerance : float
         Slope, relative to the largest at z = 0, up to which a concept does not enter.
-
     ridge : float
         Bounds the codes, where several solutions exist: ‖D_k‖ z_k ≤ ‖a‖ / √ridge. It raises the
         squared error by at most ridge times the least sum of squares of a solution.
+    start : Tensor (K,), optional
+        Codes whose support the search starts from, if that is better than none.
 
     Notes
     -----
@@ -105,11 +108,17 @@ def solve_by_residual(a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0
     """
     norms = torch.linalg.vector_norm(D, dim=1)
     unit = D / torch.where(norms > 0, norms, 1)[:, None]
-    x, residual = D.new_zeros(len(D)), a
-    support: list[int] = []
-    blocked = norms == 0
-    least, value = tolerance * (unit @ a).clamp(min=0).amax(), float(a @ a)
-    while len(support) < (len(unit) if ridge else min(unit.shape)):
+    x, residual, value = D.new_zeros(len(D)), a, float(a @ a)
+    if start is not None and bool((start * norms).isfinite().all()):
+        begun = start * norms
+        begun = _descend(begun, begun.nonzero()[:, 0].tolist(), unit, a, ridge)
+        after = a - begun @ unit
+        lower = float(after @ after + ridge * (begun @ begun))
+        if lower < value:
+            x, residual, value = begun, after, lower
+    support, blocked = x.nonzero()[:, 0].tolist(), norms == 0
+    least = tolerance * (unit @ a).clamp(min=0).amax()
+    while True:
         slope = unit @ residual - ridge * x
         slope[support] = 0
         slope[blocked] = 0
