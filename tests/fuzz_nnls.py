@@ -139,7 +139,7 @@ def faults(A: torch.Tensor, D: torch.Tensor, backend: str) -> list[str]:
         found.append("a KKT residual that is not true")
     if bool(solved.all()) == bool(warned):
         found.append(f"{int((~solved).sum())} rows unsolved, {len(warned)} warnings")
-    above = gaps(A, D, Z)[solved]
+    above = gaps(A, D, Z)[solved.numpy()]
     if (above > OBJECTIVE[Z.dtype]).any():
         found.append(f"a squared error {above.max():.1e} of ‖a‖² above the least, called solved")
     return found + [f"{int(solved.logical_not().sum())} rows unsolved"] * (not bool(solved.all()))
@@ -164,8 +164,10 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200_000)
     parser.add_argument("--backend", default="cpp", help="cpp, torch, cuda or emulated")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=50, help="problems for each dictionary (50)")
     arguments = parser.parse_args()
-    generator, begun, rows = np.random.default_rng(arguments.seed), time.perf_counter(), 50
+    generator, begun = np.random.default_rng(arguments.seed), time.perf_counter()
+    rows = arguments.rows
     cases = list(itertools.product(SIZES, KINDS, OBJECTIVE))
     done = failed = 0
     with backend_named(arguments.backend) as backend:

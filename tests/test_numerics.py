@@ -18,7 +18,14 @@ from fastnmf.engine import history, iteration
 from fastnmf.engine.codes import Encoder
 from fastnmf.engine.loop import factorize_
 from fastnmf.engine.state import Method, State, Stopping
-from fastnmf.numerics import compute_dtype, products_in, round_tf32, squared_norm
+from fastnmf.numerics import (
+    compute_dtype,
+    exponents,
+    products_in,
+    round_tf32,
+    squared_norm,
+    times_power,
+)
 from fastnmf.planning.plan import Plan
 from fastnmf.solvers import half_step, hals, mu, pgd
 from fastnmf.solvers.registry import SOLVERS
@@ -322,3 +329,21 @@ def test_a_run_that_goes_on_takes_the_precision_it_had(residuals_in_tf32):
     assert torch.equal(state.D, D)
     assert len(state.history) == 310
     assert state.history[-1].relative_error < iteration._COARSE_DOWN_TO
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_powers_of_two_scale_rows_exactly(dtype):
+    info = torch.finfo(dtype)
+    largest = [info.max, -info.max, 1.0, 0.75, info.tiny, info.tiny * 2**-10, 0.0]
+    X = torch.tensor(largest, dtype=dtype)[:, None] * torch.tensor([0.5, 1.0], dtype=dtype)
+    power = exponents(X)
+    scaled = times_power(X, -power[:, None])
+    assert (scaled[:-1].abs().amax(1) >= 0.5).all()
+    assert (scaled.abs() <= 1).all()
+    assert power[-1] == 0
+    assert torch.equal(times_power(scaled, power[:, None]).to(dtype), X)
+
+
+def test_rows_of_moderate_size_are_not_scaled():
+    X = torch.tensor([[2.0**30], [2.0**-30], [2.0**40]])
+    assert exponents(X, 32).tolist() == [0, 0, 41]

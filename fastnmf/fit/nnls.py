@@ -227,7 +227,7 @@ def _solve(
 ) -> tuple[Tensor, NnlsInfo]:
     """The codes (n, K) of the scaled problem, and their info."""
     dtype = rows.A.dtype
-    if bool((rows.D < 0).any() | (rows.A < 0).any()):
+    if bool(torch.minimum(rows.D.amin(), rows.A.amin()) < 0):
         return _exactly(rows, ops, max_iter, start)
     Z, info = _search(rows, ops, max_iter, start)
     left = info.kkt > UNSOLVED[dtype]
@@ -255,12 +255,11 @@ def _search(
     A, D = rows.A, rows.D
     (n, _), K = A.shape, len(D)
     norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    # a zero concept would keep the value it starts from
+    Z = A.new_zeros(n, K) if start is None else (start * norms).to(D.dtype)
     # a concept is zero or it counts, however small it is relative to the others
     norms = torch.where(norms > 0, norms, 1)
     unit = (D / norms[:, None]).to(D.dtype)
-    # a zero concept would keep the value it starts from
-    alive = D.any(1)
-    Z = A.new_zeros(n, K) if start is None else (start * norms * alive).to(D.dtype)
     infos, height = [], max(1, _SCRATCH // max(D.shape))
     solve = _solver(unit, n, ops, max_iter, warm=start is not None, ridge=ridge)
     for first in range(0, n, height):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..backends.nnls.reference import nnls_unrolled
-from ..backends.nnls.result import CAPPED, UNSOLVED, NnlsInfo, workspace_share
+from ..backends.nnls.result import CAPPED, SOLVED, UNSOLVED, NnlsInfo, workspace_share
 from ..errors import ConvergenceWarning, warn_once
 from .base import Size, Solver, Work
 from .half_step import FORMS, Compute, FixedFactor, HalfStepData, NormalData, fix_gram
@@ -33,6 +33,8 @@ def half_steps_(
 
 
 def _warn(info: NnlsInfo, exact: float) -> None:
+    if not bool((info.status > SOLVED).any()):
+        return
     left = (info.status == CAPPED) | ~(info.kkt <= exact)
     if not left.any():
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import fuzz_nnls
 import numpy as np
 import pytest
 import torch
@@ -111,3 +112,25 @@ def test_lower_bounds_are_below_every_error_and_near_the_least():
                 for codes in (z, z + rng.random(15), 0 * z):
                     assert bound(a, D, codes) <= error**2 + 1e-12 * (a @ a)
                 assert bound(a, D, z) == pytest.approx(error**2, abs=1e-6 * (a @ a))
+
+
+def test_the_fuzz_command_runs_and_finds_nothing(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fuzz_nnls.py", "--problems", "98", "--rows", "1"])
+    with pytest.raises(SystemExit) as ended:
+        fuzz_nnls.main()
+    assert not ended.value.code
+    assert "98 problems on cpp" in capsys.readouterr().out
+
+
+def test_the_fuzz_command_finds_codes_that_are_wrong(monkeypatch):
+    solved = fastnmf.nnls
+
+    def spoiled(A, D, **options):
+        found = solved(A, D, **options)
+        return (found[0] * 1.01, found[1]) if options.get("return_info") else found
+
+    A, D = (torch.from_numpy(M) for M in draw("gaussian", 10, 15, 5, np.random.default_rng(0)))
+    monkeypatch.setattr(fastnmf, "nnls", spoiled)
+    found = " ".join(faults(A, D, "cpp"))
+    assert "KKT residual" in found
+    assert "of ‖a‖² above the least" in found

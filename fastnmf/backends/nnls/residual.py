@@ -62,7 +62,7 @@ def _measure(a: Tensor, unit: Tensor, x: Tensor, weights: Tensor) -> Measure:
     """The Measure for unit concepts, whose slopes count as much as their weights (K,) in kkt."""
     finite = x.isfinite().all(1)
     x = torch.where(finite[:, None], x, 0)
-    rebuilt, negative = x @ unit, bool((unit < 0).any())
+    rebuilt, negative = x @ unit, bool(unit.amin() < 0)
     residual = a - rebuilt
     worst, scale, steepest, used = (a.new_zeros(len(a)) for _ in range(4))
     for part in torch.arange(len(unit), device=unit.device).split(_CONCEPTS):
