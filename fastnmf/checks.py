@@ -14,26 +14,60 @@ import torch
 
 from .errors import InvalidInput
 
+# the largest number of 64 bits: sizes and counts beyond it are in no memory
+_MOST = 2**63 - 1
 
-def whole(name: str, value: Any, *, at_least: int, optional: bool = False) -> int | None:
-    """value as an int ≥ at_least; None passes where it is optional."""
+
+def whole(
+    name: str,
+    value: Any,
+    *,
+    at_least: int,
+    at_most: int | None = _MOST,
+    optional: bool = False,
+) -> int | None:
+    """value as an int from at_least to at_most; None passes where it is optional."""
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         allowed = "a whole number or None" if optional else "a whole number"
         raise TypeError(f"{name}={value!r} must be {allowed}")
     if value < at_least:
-        raise InvalidInput(f"{name}={value} must be at least {at_least}")
+        raise InvalidInput(f"{name}={short(value)} must be at least {at_least}")
+    if at_most is not None and value > at_most:
+        raise InvalidInput(f"{name}={short(value)} must be at most {at_most:,}")
     return int(value)
+
+
+def short(value: Any) -> str:
+    """value as text, without the middle of a long one."""
+    text = ""
+    if isinstance(value, numbers.Integral) and abs(value) >= 10**40:
+        # Python refuses to write integers of many digits
+        text = f"about {'-' if value < 0 else ''}1e{int(value).bit_length() * 0.30103:.0f}"
+    text = text or str(value)
+    return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"
+
+
+def _real(name: str, value: Any) -> float:
+    """value, a real number, as a float. Raises InvalidInput where it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidInput(
+            f"{name}={short(value)} is beyond the largest float, 1.8e308; give a number nearer to "
+            "zero"
+        ) from None
 
 
 def tolerance(tol: Any) -> float:
     """tol as a float, any but NaN; 0 or less never stops early."""
     if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
         raise TypeError(f"tol={tol!r} must be a number; 0 never stops early")
-    if math.isnan(tol):
+    found = _real("tol", tol)
+    if math.isnan(found):
         raise InvalidInput("tol is NaN; give a number, 0 never stops early")
-    return float(tol)
+    return found
 
 
 def file(name: str, value: Any) -> str | os.PathLike[str] | None:
@@ -48,8 +82,8 @@ def seconds(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} must be a number of seconds")
     if not value >= 0:
-        raise InvalidInput(f"{name}={value} must be at least 0; 0 is after every iteration")
-    return float(value)
+        raise InvalidInput(f"{name}={short(value)} must be at least 0; 0 is after every iteration")
+    return _real(name, value)
 
 
 def half_life(value: Any) -> float | None:
@@ -59,8 +93,8 @@ def half_life(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"half_life={value!r} must be a number of rows or None")
     if not value > 0:
-        raise InvalidInput(f"half_life={value} must be above 0; math.inf never forgets")
-    return float(value)
+        raise InvalidInput(f"half_life={short(value)} must be above 0; math.inf never forgets")
+    return _real("half_life", value)
 
 
 def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None = None):
@@ -72,8 +106,8 @@ def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None 
         raise TypeError(f"{name}={value!r} must be a number{words}")
     if not 0 <= value <= most or value == math.inf:
         bound = "finite and at least 0" if most == math.inf else f"from 0 to {most:g}"
-        raise InvalidInput(f"{name}={value} must be {bound}{words}")
-    return float(value)
+        raise InvalidInput(f"{name}={short(value)} must be {bound}{words}")
+    return _real(name, value)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -111,8 +145,8 @@ def time_limit(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} must be a number of seconds or None")
     if not value > 0:
-        raise InvalidInput(f"{name}={value} must be more than 0; None is no limit")
-    return float(value)
+        raise InvalidInput(f"{name}={short(value)} must be more than 0; None is no limit")
+    return _real(name, value)
 
 
 def function(name: str, value: Any) -> Callable | None:

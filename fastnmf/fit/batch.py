@@ -26,7 +26,7 @@ from ..errors import InvalidInput, hold_warnings
 from ..init.start import resolve, start
 from ..numerics import products_in
 from ..planning import hardware
-from ..planning.memory import plan_beside
+from ..planning.memory import plan_beside, refuse_too_large, sizes_of_fit
 from ..planning.plan import Plan, Problem, accelerated, choose
 from ..results.info import FitInfo
 from ..results.metrics import measure
@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 # iterations from which on a CUDA graph, some 2 ms to make, pays; and the longest predicted
 # iteration that is recorded: launches are 0.2 to 4 ms of it (docs/gpu.md)
 _LEAST_REPEATED, _MOST_SECONDS = 20, 20e-3
+_ADVICE = (
+    "give fewer concepts, accelerate=False, or where the codes take most of it max_memory and "
+    "codes='Z.npy', by which the data are read in passes and the codes go to a file"
+)
 
 
 def fit(A: Any, options: Options) -> tuple[Tensor | None, Tensor, FitInfo]:
@@ -161,7 +165,14 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
         plan = choose(here, on, replace(method.tuning, chunk_rows=data.chunk_rows))
         # the same in all processes, except the tiles
         plan = replace(processes.gather(plan)[0], tile_rows=plan.tile_rows)
-    return accelerated(plan, problem) if _accelerates(options, data, method, plan) else plan
+    if _accelerates(options, data, method, plan):
+        plan = accelerated(plan, problem)
+    if data.resident:
+        begins = resolve(options.init, data.n, data.d, options.nb_concepts)
+        with processes.agreed():
+            sizes = sizes_of_fit(problem, plan, data.n_here, begins)
+            refuse_too_large(sizes, data.device, _ADVICE)
+    return plan
 
 
 def _accelerates(options: Options, data: Data, method: Method, plan: Plan) -> bool:

@@ -3,6 +3,7 @@ engine/codes.py, the gradient in gradient.py."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ..data.storage import InMemory, mapped, written
 from ..engine.codes import Encoder
 from ..errors import InvalidInput, hold_warnings
 from ..numerics import compute_dtype, products_in
-from ..planning.memory import LEAST_ROWS, Budget
+from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
 from ..results.progress import Progress
 from .gradient import differentiable, refuse_derivatives, refuse_tangent
 from .options import Options, destination
@@ -47,10 +48,14 @@ def encode(
         folder = _locked(place, stack)
         if _has_no_rows(A, expected):
             return _no_rows(A, expected, K, folder)
-        data = stack.enter_context(opened(A, expected, options.budget(device, place, width=K)))
+        budget = options.budget(device, place, width=K)
+        data = stack.enter_context(opened(A, expected, budget))
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)
         each = stack.enter_context(Progress(options.verbose, max_iter, None, label="encode"))
         encoder = Encoder(D.to(data.dtype), method, max_iter, tol, each)
+        if place == "memory":
+            sizes = {"the codes": data.n * K * data.dtype.itemsize}
+            refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
         if data.in_memory_here and place == "memory":
             A = A.to(data.A) if differentiates else data.A
             return differentiable(A, Z0, encoder)
@@ -89,6 +94,8 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
             "each concept"
         )
     dtype = torch.promote_types(matrix.dtype, D.dtype)
+    sizes = {"the result": math.prod(matrix.shape[:-1]) * d * dtype.itemsize}
+    refuse_too_large(sizes, device, "give fewer rows, or out='A.npy'", budget.requested)
     return matrix.to(device, dtype) @ D.to(dtype)
 
 

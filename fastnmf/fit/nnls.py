@@ -30,6 +30,7 @@ from ..data.arrays import Expected, as_matrix, read_matrix
 from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..isolation import isolated
 from ..numerics import exponents, products_in, times_power
+from ..planning.memory import refuse_too_large
 from ..planning.plan import Problem, choose
 from ..solvers import anls
 from ..solvers.half_step import Operations
@@ -149,6 +150,8 @@ def nnls(
     Z0 = None if Z0 is None else read_matrix(Z0, device, Expected("Z0", len(D), "concepts"))
     if Z0 is not None and len(Z0) != len(A):
         raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {len(A)}; they must agree")
+    sizes = {"the codes": len(A) * len(D) * torch.promote_types(A.dtype, D.dtype).itemsize}
+    refuse_too_large(sizes, device, "give fewer rows at a time")
     _, ops = select(anls.SOLVER.operations, device, backend)
     # exact whatever torch allows
     with torch.no_grad(), products_in("highest"):

@@ -22,6 +22,7 @@ from ..errors import InvalidInput, hold_warnings
 from ..init.start import start
 from ..numerics import products_in, squared_norm, widened
 from ..planning import hardware
+from ..planning.memory import bytes_of, refuse_too_large
 from ..results.info import OnlineInfo
 from ..solvers.half_step import Compute, NormalData, Workspace
 from ..solvers.penalties import NO_PENALTY
@@ -95,12 +96,25 @@ def partial_fit(
         stack.enter_context(products_in(options.precision))
         if processes.alone:
             data = in_memory(A, device, expected)
+            _refuse_too_large(data, options)
         else:
             shared = {**options.of_a_fit(), "half_life": half_life, **before.described()}
             processes.agree(shared)
             budget = options.budget(device, processes=processes)
             data = stack.enter_context(opened(A, expected, budget, processes))
         return _Batch(data, options, method, half_life, begun)(before)
+
+
+def _refuse_too_large(data: Data, options: Options) -> None:
+    """Refuse a batch or concepts whose statistics do not fit in memory."""
+    K, d, itemsize = options.nb_concepts, data.d, data.dtype.itemsize
+    sizes = {
+        "the codes": data.n * K * itemsize,
+        "the dictionary and ZᵀA": 2 * K * d * itemsize,
+        "ZᵀZ": K * K * itemsize,
+    }
+    advice = "give fewer concepts, or smaller batches"
+    refuse_too_large(sizes, data.device, advice, bytes_of(options.max_memory))
 
 
 class _Batch:

@@ -84,7 +84,7 @@ class Options:
             verbose=bool(self.verbose),
             max_iter=whole("max_iter", self.max_iter, at_least=0, optional=True),
             init=_start(self.init),
-            seed=whole("seed", self.seed, at_least=0, optional=True),
+            seed=whole("seed", self.seed, at_least=0, at_most=None, optional=True),
             backend=checks.one_of("backend", self.backend, ("auto", *BACKENDS)),
             accelerate=automatic("accelerate", self.accelerate),
             stop=checks.one_of("stop", self.stop, STOPPING_RULES),

@@ -24,6 +24,7 @@ from ..errors import NotFitted
 from ..fit.options import ELSEWHERE, Options, generator, refuse_unknown, with_run
 from ..init import start as starts
 from ..isolation import isolated, one_at_a_time
+from ..planning.memory import refuse_too_large
 from ..planning.plan import Tuning
 from ..solvers.registry import SOLVERS
 from .base import DictionaryModel
@@ -657,7 +658,12 @@ class NMF(DictionaryModel):
         return Options(**{name: getattr(self, name) for name in _OPTIONS})
 
     def _matrix(self, A: Any) -> Tensor:
-        return read_matrix(A, self.device)
+        """A, beside which codes and a dictionary fit in memory."""
+        A = read_matrix(A, self.device)
+        names, K = ("the codes", "the dictionary"), self.nb_concepts
+        sizes = {name: m * K * A.itemsize for name, m in zip(names, A.shape, strict=True)}
+        refuse_too_large(sizes, A.device, "give fewer concepts")
+        return A
 
 
 def _as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:

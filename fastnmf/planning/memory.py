@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..errors import InvalidInput
 from ..numerics import NARROW, WIDENED_BYTES, compute_dtype
 from .hardware import free_bytes, machine_of
@@ -20,6 +21,10 @@ log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
+# bytes that are there without a look, which takes longer than a small product
+_SURELY_THERE = 64 << 20
+# no size of a memory
+_BEYOND_ALL = 1e300
 # bytes of libraries, threads and the allocator; 40 to 60 MB were measured
 _OVERHEAD = 64 << 20
 # the share of the memory available that a call may use; other programs need some too
@@ -49,10 +54,14 @@ def bytes_of(max_memory: object) -> int | None:
     allowed = "a number of bytes, '2GB', '512MiB', or None for what is free"
     if isinstance(max_memory, bool) or not isinstance(max_memory, int | str):
         raise TypeError(f"max_memory={max_memory!r} must be {allowed}")
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(max_memory).lower())
-    if not found or found[2] not in _UNITS or float(found[1]) == 0:
-        raise InvalidInput(f"max_memory={max_memory!r} is no size; give {allowed}")
-    return int(float(found[1]) * _UNITS[found[2]])
+    given = checks.short(max_memory) if isinstance(max_memory, int) else max_memory
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(given).lower())
+    size = float(found[1]) * _UNITS.get(found[2], 0) if found else 0.0
+    if isinstance(max_memory, int):
+        size = max(0, max_memory)
+    if not 0 < size < _BEYOND_ALL:
+        raise InvalidInput(f"max_memory={given!r} is no size; give {allowed}")
+    return int(size)
 
 
 def size_of(bytes_: int) -> str:
@@ -197,6 +206,11 @@ class Budget:
 
 def available() -> int:
     """Bytes that a call may use without max_memory: a share of the memory available."""
+    return int(_SHARE * _unused())
+
+
+def _unused() -> int:
+    """Bytes of memory that processes may take before the system moves pages to the disk."""
     meminfo = Path("/proc/meminfo")
     text = meminfo.read_text() if meminfo.exists() else ""
     found = re.search(r"MemAvailable:\s+(\d+) kB", text)
@@ -207,7 +221,48 @@ def available() -> int:
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and (most := limit.read_text().strip()).isdigit():
         free = min(free, int(most) - int(used.read_text()))
-    return int(_SHARE * free)
+    return free
+
+
+def refuse_too_large(
+    sizes: dict[str, int], device: torch.device, advice: str, max_memory: int | None = None
+) -> None:
+    """Raise InvalidInput where what must be in memory at once does not fit: in max_memory bytes, or
+    without swapping in the memory available. sizes: bytes by what takes them."""
+    needed, limit, named = sum(sizes.values()), max_memory, "are allowed by max_memory"
+    if needed > _SURELY_THERE and (limit is None or needed <= limit):
+        free = free_bytes(device)
+        limit, named = _unused() if free is None else free, "are available"
+    if limit is not None and needed > limit:
+        most = (item for item in sizes.items() if item[1] >= needed / 100)
+        parts = ", ".join(f"{name} {_in_gb(bytes_)}" for name, bytes_ in most)
+        raise InvalidInput(
+            f"at least {_in_gb(needed)} of memory are needed ({parts}), and {_in_gb(limit)} "
+            f"{named}; {advice}"
+        )
+
+
+def _in_gb(bytes_: int) -> str:
+    return f"{bytes_ / 1e9:.3g} GB"
+
+
+def sizes_of_fit(problem: Problem, plan: Plan, rows: int, start: str) -> dict[str, int]:
+    """Bytes that a fit with these rows in memory holds at once beside A, at least, by what takes
+    them; for `refuse_too_large`."""
+    d, K, itemsize = problem.d, problem.K, problem.itemsize
+    factors = {"the codes": rows * K * itemsize, "the dictionary": K * d * itemsize}
+    loop, begins = {}, {}
+    if "normal" in plan.form:
+        loop["the matrix K × K"] = K * K * itemsize
+    if plan.dictionary == "residual":
+        loop["the residual"] = rows * d * itemsize
+    if plan.form == "normal" and plan.accelerates:
+        loop["copies of the codes for acceleration"] = 2 * rows * K * itemsize
+    p = min(problem.n, d)
+    if start == "nndsvda" and K <= p <= 4 * (K + OVERSAMPLES):
+        # a float64 matrix and its eigenvectors
+        begins["the start nndsvda"] = 16 * p * p
+    return factors | max(loop, begins, key=lambda sizes: sum(sizes.values()))
 
 
 def plan_beside(

@@ -171,3 +171,55 @@ def test_codes_that_are_returned_are_those_of_the_call(here):
     kept = Z.clone()
     NMF(5, max_iter=2, seed=1).fit(A, codes="Z.npy")
     assert torch.equal(Z, kept)
+
+
+# of 60 kB, less than what is written
+FULL = """
+import os, resource, signal, sys
+import numpy as np, torch
+from fastnmf import NMF, Tuning
+from fastnmf.files import write_matrix
+from fastnmf.fit.signals import Interrupts
+os.chdir(sys.argv[1])
+A, wide = torch.rand(3000, 10), torch.rand(30, 1000)
+model = NMF(8, seed=0, max_iter=2, tol=0).load_dictionary(torch.rand(8, 10))
+large = NMF(30).load_dictionary(torch.rand(30, 1000))
+often = NMF(30, seed=0, max_iter=3, tol=0, tuning=Tuning(checkpoint_seconds=0))
+calls = {
+    "fit.npy": lambda name: model.fit(A, codes=name),
+    "encode.npy": lambda name: model.encode(A, codes=name),
+    "decode.npy": lambda name: model.decode(torch.rand(3000, 8), out=name),
+    "model.safetensors": large.save,
+    "fit.safetensors": lambda name: often.fit(wide, checkpoint=name),
+}
+names = [f"A{suffix}" for suffix in (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv")]
+calls |= {name: lambda name: write_matrix(name, wide) for name in names}
+for name, call in calls.items():
+    if name == "fit.safetensors":
+        often.fit(wide[:, :30], checkpoint=name)
+    else:
+        open(name, "w").write("as it was")
+before = {name: open(name, "rb").read() for name in os.listdir(".")}
+for name, call in calls.items():
+    # the file size beyond which writing fails; Python ignores the signal
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+    try:
+        call(name)
+        print(name, "was written")
+    except OSError as error:
+        if name not in str(error) or "part" in str(error):
+            print(name, "is not named:", error)
+    except BaseException as error:
+        print(name, type(error), error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+after = {name: open(name, "rb").read() if os.path.isfile(name) else "" for name in os.listdir(".")}
+print([name for name in {*before, *after} if before.get(name) != after.get(name)])
+"""
+
+
+@linux
+def test_full_disk_is_an_os_error_and_leaves_everything_as_it_was(tmp_path, fresh):
+    ran = fresh(FULL, str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "[]\n"
