@@ -14,8 +14,8 @@ import torch
 
 from .errors import InvalidInput
 
-# the largest number of 64 bits: sizes and counts beyond it are in no memory
-_MOST = 2**63 - 1
+# the largest number of 64 bits: no matrix has a larger size
+MOST = 2**63 - 1
 
 
 def whole(
@@ -23,10 +23,11 @@ def whole(
     value: Any,
     *,
     at_least: int,
-    at_most: int | None = _MOST,
+    at_most: int | None = None,
     optional: bool = False,
 ) -> int | None:
-    """value as an int from at_least to at_most; None passes where it is optional."""
+    """value as an int ≥ at_least, and ≤ at_most if that is given; None passes where it is
+    optional."""
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

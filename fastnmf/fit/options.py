@@ -77,14 +77,14 @@ class Options:
     def __post_init__(self) -> None:
         whole, automatic, flag = checks.whole, checks.automatic, checks.flag
         self._set(
-            nb_concepts=whole("nb_concepts", self.nb_concepts, at_least=1),
+            nb_concepts=whole("nb_concepts", self.nb_concepts, at_least=1, at_most=checks.MOST),
             device=checks.device(self.device),
             solver=checks.one_of("solver", self.solver, SOLVERS),
             tol=checks.tolerance(self.tol),
             verbose=bool(self.verbose),
             max_iter=whole("max_iter", self.max_iter, at_least=0, optional=True),
             init=_start(self.init),
-            seed=whole("seed", self.seed, at_least=0, at_most=None, optional=True),
+            seed=whole("seed", self.seed, at_least=0, optional=True),
             backend=checks.one_of("backend", self.backend, ("auto", *BACKENDS)),
             accelerate=automatic("accelerate", self.accelerate),
             stop=checks.one_of("stop", self.stop, STOPPING_RULES),

@@ -101,8 +101,9 @@ class Tuning:
             checks.one_of("form", self.form, FORMS)
         if self.precision is not None:
             checks.one_of("precision", self.precision, ("auto", "strict"))
-        checks.whole("block", self.block, at_least=1, optional=True)
-        checks.whole("chunk_rows", self.chunk_rows, at_least=1, optional=True)
+        checks.whole("block", self.block, at_least=1, at_most=checks.MOST, optional=True)
+        rows = self.chunk_rows
+        checks.whole("chunk_rows", rows, at_least=1, at_most=checks.MOST, optional=True)
         if self.cuda_graph is not None:
             checks.flag("cuda_graph", self.cuda_graph)
         if self.checkpoint_seconds is not None:
