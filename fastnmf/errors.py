@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
@@ -61,7 +61,7 @@ def warn_once(message: str, category: type[FastnmfWarning]) -> None:
 
 
 @contextlib.contextmanager
-def hold_warnings() -> Iterator[None]:
+def hold_warnings() -> Generator[None, None, None]:
     """Give the last warning of each category of warn_once at the end, with how many there were;
     none if an error is raised."""
     held: dict[type, tuple[int, str]] = {}

@@ -181,11 +181,11 @@ class _Rows:
     def of(cls, A: Tensor, D: Tensor) -> _Rows:
         dtype = torch.promote_types(A.dtype, D.dtype)
         powers = exponents(A, _NEAR), exponents(D, _NEAR)
-        scaled = (
+        scaled = [
             (times_power(X, -power[:, None]) if power.any() else X).to(dtype)
             for X, power in zip((A, D), powers, strict=True)
-        )
-        return cls(*scaled, powers)
+        ]
+        return cls(scaled[0], scaled[1], powers)
 
     def __getitem__(self, rows: Tensor) -> _Rows:
         return _Rows(self.A[rows], self.D, (self.powers[0][rows], self.powers[1]))
