@@ -33,6 +33,7 @@ KINDS = (
     "nearly dependent",
     "non-negative",
     "non-negative, nearly dependent",
+    "nearly orthogonal",
 )
 # of ‖a‖²: by how much a squared error may be above the least; and the KKT residual
 OBJECTIVE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -54,6 +55,10 @@ def draw(kind: str, d: int, K: int, rows: int, generator: np.random.Generator):
         D[half : 2 * half] = D[:half]
     if "non-negative" in kind:
         A, D = abs(A), abs(D)
+    elif kind == "nearly orthogonal":
+        # of data to all concepts: products of them cancel
+        D = abs(D)
+        A += -A @ np.linalg.pinv(D) @ D + 1e-5 * abs(A) @ np.linalg.pinv(D) @ D
     if "nearly dependent" in kind:
         D[half : 2 * half] = D[:half] + 10.0 ** -generator.uniform(3, 9) * D[half : 2 * half]
     return A, D

@@ -49,6 +49,8 @@ _BOUND = 1e-10
 _EXACT, _GAP = 1e-11, 1e-10
 # the same share, by which rounding the codes to their dtype may raise the squared error
 _RISE = {torch.float32: 1e-5, torch.float64: 1e-9}
+# multiple of the rounding of ‖D_k‖ ‖a‖ from which a slope at zero is precise enough
+_CANCELS = 1e6
 # largest max_iter that has a meaning
 _MOST = 1 << 30
 # largest power of two from 1 that rows and concepts are not scaled by
@@ -116,11 +118,12 @@ def nnls(
     ``torch.set_float32_matmul_precision`` or autocast allows, and the search is in float64. Rows
     and concepts are first scaled by powers of two, so the result does not depend on their scale.
 
-    Where A or D has negative entries everything is computed in float64, the codes are checked from
-    A and D, and rows that the search left unsolved are solved again from their residual. Codes are
-    never worse than zero codes. Where neither has negative entries nothing cancels: a slope is
-    wrong by no more than its rounding, so what the search reports holds, and the codes are measured
-    from A and D only for the info.
+    Where D has negative entries everything is computed in float64, the codes are checked from A and
+    D, and rows that the search left unsolved are solved again from their residual. Codes are never
+    worse than zero codes. Where D has none, no concepts cancel each other: a slope is wrong by no
+    more than the rounding of ‖D_k‖ ‖a‖. So what the search reports holds, except where A is nearly
+    orthogonal to all concepts; such rows are checked too. Other codes are measured from A and D
+    only for the info.
 
     References
     ----------
@@ -158,11 +161,7 @@ def nnls(
         rows = _Rows.of(A, D)
         start = None if Z0 is None else rows.scaled(Z0)
         limit = None if max_iter is None else min(max_iter, _MOST)
-        Z, info = _solve(rows, ops, limit, start)
-        if return_info:
-            info = replace(info, kkt=rows.measure(Z).kkt)
-            wrong = (info.status == SOLVED) & (info.kkt > UNSOLVED[Z.dtype])
-            info = replace(info, status=torch.where(wrong, FLOORED, info.status).int())
+        Z, info = _solve(rows, ops, limit, start, measures=return_info)
         Z = rows.unscaled(Z)
     _warn(info, Z.dtype)
     return (Z, info) if return_info else Z
@@ -197,6 +196,18 @@ class _Rows:
         same = not (of_rows.any() or of_concepts.any())
         return None if same else of_rows[:, None] - of_concepts
 
+    def cancels(self) -> Tensor:
+        """Where D ≥ 0: whether slopes are sums whose terms nearly cancel, so that rounding may be a
+        large share of them (n,)."""
+        if not bool(self.A.amin() < 0):
+            return torch.zeros(len(self.A), dtype=torch.bool, device=self.A.device)
+        sizes = self.powers[1] - self.powers[1].max()
+        D = times_power(self.D, sizes[:, None].clamp(min=-1022)).to(self.D.dtype)
+        C = self.A @ D.T
+        slope = torch.maximum(C.amax(1), -C.amin(1))
+        norms = torch.linalg.vector_norm(self.A, dim=1) * torch.linalg.vector_norm(D, dim=1).max()
+        return slope < _CANCELS * torch.finfo(self.A.dtype).eps * norms
+
     def measure(self, Z: Tensor) -> Measure:
         """The Measure of codes of the scaled problem; each concept counts with its true size."""
         return measure(self.A, self.D, Z, self.powers[1])
@@ -226,14 +237,15 @@ class _Rows:
 
 
 def _solve(
-    rows: _Rows, ops: Operations, max_iter: int | None, start: Tensor | None
+    rows: _Rows, ops: Operations, max_iter: int | None, start: Tensor | None, *, measures: bool
 ) -> tuple[Tensor, NnlsInfo]:
-    """The codes (n, K) of the scaled problem, and their info."""
+    """The codes (n, K) of the scaled problem, and their info. measures: whether its KKT residual
+    must be that of A and D."""
     dtype = rows.A.dtype
-    if bool(torch.minimum(rows.D.amin(), rows.A.amin()) < 0):
+    if bool(rows.D.amin() < 0):
         return _exactly(rows, ops, max_iter, start)
     Z, info = _search(rows, ops, max_iter, start)
-    left = info.kkt > UNSOLVED[dtype]
+    left = (info.kkt > UNSOLVED[dtype]) | rows.cancels()
     if max_iter is not None:
         left &= info.status != CAPPED
     if left.any():
@@ -241,9 +253,13 @@ def _solve(
         Z[left] = again
         for name in ("status", "kkt", "support"):
             getattr(info, name)[left] = getattr(info_again, name)
+    if measures:
+        info = replace(info, kkt=rows.measure(Z).kkt)
     # what is left above the tolerance of the search is rounding
-    solved = (info.status == FLOORED) & (info.kkt <= UNSOLVED[dtype])
-    return Z, replace(info, status=torch.where(solved, SOLVED, info.status).int())
+    status = torch.where(info.kkt <= UNSOLVED[dtype], SOLVED, FLOORED)
+    status = torch.where(info.status == SOLVED, status, info.status)
+    solved = (info.status == FLOORED) & (info.kkt <= UNSOLVED[dtype]) & ~left
+    return Z, replace(info, status=torch.where(solved, SOLVED, status).int())
 
 
 def _search(
@@ -282,28 +298,31 @@ def _exactly(
     Z, info = _search(wide, ops, max_iter, start)
     found = wide.measure(Z)
     capped = (info.status == CAPPED) & (max_iter is not None)
-    Z[capped & (found.change > 0)] = 0
     again = (found.kkt > _EXACT) | (found.gap > _GAP) | (found.change > 0)
-    again &= ~capped
     if again.any():
-        # a ridge bounds the codes, so that their support is a good start
-        near, before = _search(wide[again], ops, None, None, _BOUND)[0], Z[again]
-        better = wide[again].measure(near).change < found.change[again]
-        Z[again] = torch.where(better[:, None], near, before)
-        _solve_rows_(Z, again, wide)
-    least, (Z, found) = wide.measure(Z).change, _rounded(Z, wide, dtype, ~capped)
+        Z[capped & (found.change > 0)] = 0
+        worse = again & ~capped
+        if worse.any():
+            # a ridge bounds the codes, so that their support is a good start
+            near = _search(wide[worse], ops, None, None, _BOUND)[0]
+            better = wide[worse].measure(near).change < found.change[worse]
+            Z[worse] = torch.where(better[:, None], near, Z[worse])
+            _solve_rows_(Z, worse, wide)
+        found.replace_(again, wide[again].measure(Z[again]))
+    least = found.change.clone()
+    if dtype != torch.float64:
+        Z, found = _rounded(Z, wide, dtype, least)
     floored = (found.kkt > UNSOLVED[dtype]) | (found.change - least > _RISE[dtype])
     status = torch.where(capped, CAPPED, torch.where(floored, FLOORED, SOLVED)).int()
     return Z, NnlsInfo(status, found.kkt, (Z > 0).sum(1).int(), info.iterations)
 
 
-def _rounded(Z: Tensor, rows: _Rows, dtype: torch.dtype, mended: Tensor) -> tuple[Tensor, Measure]:
-    """Z (n, K) in dtype and its Measure. Rows of `mended` whose codes are too large to be rounded
-    get smaller ones, by ridges, where these are better; zero codes at worst."""
-    before, Z = rows.measure(Z), Z.to(dtype)
+def _rounded(Z: Tensor, rows: _Rows, dtype: torch.dtype, least: Tensor) -> tuple[Tensor, Measure]:
+    """Z (n, K) in dtype and its Measure. Rows whose codes are too large to be rounded get smaller
+    ones, by ridges, where these are better; zero codes at worst. least (n,): the change of Z."""
+    Z = Z.to(dtype)
     found = rows.measure(Z)
-    worse = (found.change - before.change > _RISE[dtype] / 10) | (found.kkt > UNSOLVED[dtype])
-    worse = ((worse & (dtype != torch.float64)) | (found.change > 0)) & mended
+    worse = (found.change - least > _RISE[dtype] / 10) | (found.change > 0)
     if worse.any():
         some, best, codes = rows[worse], found.change[worse], Z[worse]
         everyone = torch.ones_like(best, dtype=torch.bool)
@@ -315,7 +334,7 @@ def _rounded(Z: Tensor, rows: _Rows, dtype: torch.dtype, mended: Tensor) -> tupl
             best = torch.minimum(best, change)
         codes[best > 0] = 0
         Z[worse] = codes
-        found = rows.measure(Z)
+        found.replace_(worse, some.measure(codes))
     return Z, found
 
 

@@ -17,6 +17,8 @@ from ...numerics import exponents, times_power
 
 # concepts whose slopes are computed at a time, and entries of the largest scratch array
 _CONCEPTS, _SCRATCH = 1024, 1 << 23
+# largest power of two from 1 whose square is not near the limits of float64
+_LARGE = 300
 # relative fall of the objective that counts as progress
 _PROGRESS = 1e-14
 
@@ -36,32 +38,40 @@ class Measure(NamedTuple):
     change: Tensor
     gap: Tensor
 
+    def replace_(self, rows: Tensor, found: Measure) -> None:
+        """The Measure of these rows is `found`."""
+        for own, new in zip(self, found, strict=True):
+            own[rows] = new
+
 
 def measure(A: Tensor, D: Tensor, Z: Tensor, sizes: Tensor | None = None) -> Measure:
     """The Measure of codes Z (n, K) of A (n, d), in float64 at any scale. 2 n K (4 d) flops, or
     2 n K (3 d + K) for D of both signs. sizes (K,) int64: concepts count in kkt as if D_k were
     2^sizes_k times as large, and z_k as much smaller."""
-    power, powers = exponents(A), exponents(D)
+    power, powers = exponents(A, _LARGE), exponents(D, _LARGE)
     # exact, and nothing overflows when it is squared; zero concepts take no part
-    D = times_power(D, -powers[:, None])
+    D = times_power(D, -powers[:, None]) if powers.any() else D.double()
     norms = torch.linalg.vector_norm(D, dim=1)
-    D /= torch.where(norms > 0, norms, 1)[:, None]
+    D = D / torch.where(norms > 0, norms, 1)[:, None]
     size = powers if sizes is None else powers + sizes
     largest = torch.where(norms > 0, size, size.min()).max()
     weights = times_power(norms, (size - largest).clamp(-1022, 0))
+    scales = bool(power.any() | powers.any())
     parts, height = [], max(1, _SCRATCH // max(D.shape))
     for first in range(0, len(A), height):
-        rows = slice(first, first + height)
-        a = times_power(A[rows], -power[rows, None])
-        x = times_power(Z[rows].double() * norms, powers - power[rows, None])
+        a, x, own = (M[first : first + height] for M in (A, Z, power))
+        a, x = a.double(), x.double() * norms
+        if scales:
+            a, x = times_power(a, -own[:, None]), times_power(x, powers - own[:, None])
         parts.append(_measure(a, D, x, weights))
     return Measure(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _measure(a: Tensor, unit: Tensor, x: Tensor, weights: Tensor) -> Measure:
     """The Measure for unit concepts, whose slopes count as much as their weights (K,) in kkt."""
-    finite = x.isfinite().all(1)
-    x = torch.where(finite[:, None], x, 0)
+    finite = x.sum(1).isfinite()
+    if not finite.all():
+        x = torch.where(finite[:, None], x, 0)
     rebuilt, negative = x @ unit, bool(unit.amin() < 0)
     residual = a - rebuilt
     worst, scale, steepest, used = (a.new_zeros(len(a)) for _ in range(4))
