@@ -7,7 +7,7 @@ import difflib
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -111,13 +111,17 @@ def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None 
     return _real(name, value)
 
 
-def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """value, which must be one of these names."""
+def one_of(
+    name: str, value: Any, allowed: Iterable[str], elsewhere: Mapping[str, str] | None = None
+) -> str:
+    """value, which must be one of these names. elsewhere: names of other libraries, and what they
+    are here."""
     allowed = list(allowed)
     if not isinstance(value, str):
         raise TypeError(f"{name}={value!r} must be one of the names: {', '.join(allowed)}")
     if value not in allowed:
         near = difflib.get_close_matches(value, allowed, n=1)
+        near = [elsewhere[value]] if elsewhere and value in elsewhere else near
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InvalidInput(
             f"{name}={value!r} is unknown{hint}; it must be one of: {', '.join(allowed)}"

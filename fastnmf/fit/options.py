@@ -21,7 +21,7 @@ from ..init.start import STARTS
 from ..planning.memory import Budget, bytes_of
 from ..planning.plan import Tuning, forms_of
 from ..solvers.penalties import Penalties
-from ..solvers.registry import SOLVERS
+from ..solvers.registry import OTHER_NAMES, SOLVERS
 
 # iterations of fit where neither it nor the constructor has a number
 MAX_ITER = 500
@@ -42,6 +42,13 @@ ELSEWHERE = {
     "alpha_H": "NMF(alpha_D=…)",
     "W": "NMF(init=(Z0, D0))",
     "H": "NMF(init=(Z0, D0))",
+    "forget_factor": "partial_fit(A, half_life=…)",
+    "batch_size": "partial_fit(batch) for each batch",
+}
+# options of scikit-learn that have nothing in their place, and why
+_NOT_HERE = {
+    "beta_loss": "the loss is ½ ‖A − Z D‖², scikit-learn's 'frobenius'",
+    "shuffle": "concepts are updated in their order",
 }
 
 
@@ -79,7 +86,7 @@ class Options:
         self._set(
             nb_concepts=whole("nb_concepts", self.nb_concepts, at_least=1, at_most=checks.MOST),
             device=checks.device(self.device),
-            solver=checks.one_of("solver", self.solver, SOLVERS),
+            solver=checks.one_of("solver", self.solver, SOLVERS, OTHER_NAMES),
             tol=checks.tolerance(self.tol),
             verbose=bool(self.verbose),
             max_iter=whole("max_iter", self.max_iter, at_least=0, optional=True),
@@ -136,6 +143,13 @@ class Options:
     def precision(self) -> str | None:
         """The precision of float32 products, or None for what torch allows."""
         return "highest" if self.tuned.precision == "strict" else None
+
+    def starting_from(self, pair: tuple[Any, Any] | None) -> Options:
+        """The same, but for the start: a pair (Z0, D0), of which Z0 is left out where codes are not
+        kept; None changes nothing."""
+        if pair is None:
+            return self
+        return replace(self, init=(None if self.codes is None else pair[0], pair[1]))
 
     def method(self, device: torch.device) -> Method:
         """How half-steps are computed on a device. Raises BackendUnavailable."""
@@ -223,6 +237,8 @@ def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = (
         belongs = f"NMF({given}=…)"
     if belongs is not None:
         raise TypeError(f"{where} has no option {given!r}; write {belongs}")
+    if given in _NOT_HERE:
+        raise TypeError(f"{where} has no option {given!r}: {_NOT_HERE[given]}; leave it out")
     near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise TypeError(f"{where} has no option {given!r}{hint} It has: {', '.join(valid)}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
 
 from ..fit.options import ELSEWHERE, refuse_unknown
 
@@ -16,9 +17,38 @@ ATTRIBUTES = {
     "fit_transform": "fit(A), which returns (Z, D)",
     "inverse_transform": "decode(Z)",
     "components_": "get_dictionary() or D",
+    "W": "Z, which fit(A) returns",
+    "H": "get_dictionary() or D",
+    "n_components": "nb_concepts",
+    "n_components_": "nb_concepts",
+    "n_features_in_": "D.shape[1]",
+    "random_state": "seed (fit_info_.seed has the one that was drawn)",
+    "alpha_W": "alpha_Z",
+    "alpha_H": "alpha_D",
+    "get_params": "in the attributes nb_concepts, solver, …",
+    "set_params": "assignment to the attributes nb_concepts, solver, …",
     "reconstruction_err_": "fit_info_.relative_error",
     "n_iter_": "fit_info_.iterations",
 }
+
+
+def refuse_unknown_option(
+    cls: type, base: type, unknown: dict[str, Any], valid: Sequence[str]
+) -> None:
+    """Raise TypeError for an option of the constructor that does not exist. cls: the class that is
+    constructed, which may be a subclass of `base` with options of its own."""
+    mine: list[str] = []
+    if cls is not base:
+        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        own = [each for each in inspect.signature(cls.__init__).parameters.values()][1:]
+        mine = [each.name for each in own if each.kind not in kinds and each.name not in valid]
+    for name in unknown:
+        if name in mine:
+            raise TypeError(
+                f"NMF has no option {name!r}, which is one of {cls.__name__}: keep it there, and "
+                f"call super().__init__(…) without {name}"
+            )
+    refuse_unknown(unknown, "NMF", [*valid, *mine])
 
 
 def with_hints(init: Callable[P, None]) -> Callable[P, None]:

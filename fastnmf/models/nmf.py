@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,8 +27,10 @@ from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Tuning
 from ..solvers.registry import SOLVERS
+from . import own_parts
 from .base import DictionaryModel
-from .hints import ATTRIBUTES, with_hints
+from .hints import ATTRIBUTES, refuse_unknown_option, with_hints
+from .own_parts import Solve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +157,7 @@ class NMF(DictionaryModel):
     torch.Size([2, 3])
     """
 
-    _SOLVERS = SOLVERS
+    _SOLVERS: ClassVar[dict[str, Solve]] = {}
 
     @with_hints
     def __init__(
@@ -185,10 +187,13 @@ class NMF(DictionaryModel):
         """Check the options; the class describes them."""
         super().__init__()
         given = {name: value for name, value in locals().items() if name in _OPTIONS}
-        refuse_unknown(unknown, "NMF", list(_OPTIONS))
-        options = Options(**given)
+        refuse_unknown_option(type(self), NMF, unknown, list(_OPTIONS))
+        self.solver = solver
+        options = Options(**(given | {"solver": own_parts.native_solver(self)}))
         for name in _OPTIONS:
             setattr(self, name, getattr(options, name))
+        self.solver = solver
+        own_parts.own_function(self)
 
     @one_at_a_time
     def fit(
@@ -275,7 +280,12 @@ class NMF(DictionaryModel):
         refuse_unknown(unknown, "fit", _names(NMF.fit))
         run = {"codes": codes, "callback": callback, "max_seconds": max_seconds}
         run |= {"checkpoint": checkpoint, "resume": resume}
-        Z, D, info = batch.fit(A, with_run(self._options(), max_iter, **run))
+        options = with_run(self._options(), max_iter, **run)
+        if (function := own_parts.own_function(self)) is not None:
+            return self._fit_by(function, A, options)
+        A, pair = own_parts.own_start(self, NMF, A)
+        options = options.starting_from(pair)
+        Z, D, info = batch.fit(A, options)
         self.D = D
         self.fit_info_ = info
         self._set_fitted(**info.as_dict())
@@ -348,7 +358,13 @@ class NMF(DictionaryModel):
         # a group of their own would take longer to make than a small batch
         processes = Processes.present(device) if self.distributed else ALONE
         before = online.Learned(self.D, self._gram, self._cross, self.online_info_)
-        given = A, self._options(), before, half_life, device, processes
+        options = self._options()
+        if own_parts.own_function(self) is not None:
+            own_parts.refuse_for_own_function(self, "partial_fit")
+        if self.D is None:
+            A, pair = own_parts.own_start(self, NMF, A)
+            options = options.starting_from(pair)
+        given = A, options, before, half_life, device, processes
         learned = online.partial_fit(*given)
         assert learned.info is not None
         self.D = learned.D
@@ -413,6 +429,13 @@ class NMF(DictionaryModel):
         iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
         stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
         A, leading = _as_rows(A, D.shape[1])
+        if (function := own_parts.own_function(self)) is not None:
+            if codes != "memory":
+                own_parts.refuse_for_own_function(self, f"codes={codes!r}")
+            Z = own_parts.encode_by(function, self, A, Z0, iterations, tol)
+            return Z if leading is None else Z.reshape(*leading, len(D))
+        if Z0 is None:
+            A, Z0 = own_parts.own_codes(self, NMF, A)
         given = A, D, self._options()
         Z = encode.encode(*given, max_iter=iterations, tol=stop_at, Z0=Z0, codes=codes)
         return Z if leading is None else Z.reshape(*leading, len(D))
@@ -596,7 +619,8 @@ class NMF(DictionaryModel):
     def init_random_z(self, A: Any) -> Tensor:
         """Return random codes (n, K) for A (n, d): |normal| · sqrt(mean(A) / K).
 
-        Not used here; for Overcomplete's users, who may call it.
+        For Overcomplete's users, who may call it. Where a subclass replaces it, fit starts with its
+        codes as Overcomplete does, and encode too.
         """
         drawn = generator(self.seed)
         return starts.random_codes(self._matrix(A), self.nb_concepts, drawn)
@@ -605,7 +629,7 @@ class NMF(DictionaryModel):
     def init_random_d(self, A: Any) -> Tensor:
         """Return a random dictionary (K, d) for A (n, d): |normal| · sqrt(mean(A) / K).
 
-        Not used here; for Overcomplete's users, who may call it.
+        For Overcomplete's users, who may call it. Where a subclass replaces it, fit starts with it.
         """
         drawn = generator(self.seed, 1)
         return starts.random_dictionary(self._matrix(A), self.nb_concepts, drawn)
@@ -614,8 +638,8 @@ class NMF(DictionaryModel):
     def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
         """Return a start (Z, D) from the leading singular vectors of A, zeros filled with its mean.
 
-        Not used here; for Overcomplete's users, who may call it. Source: Boutsidis & Gallopoulos,
-        "SVD based initialization", 2008.
+        For Overcomplete's users, who may call it. Where a subclass replaces it, fit starts with its
+        pair. Source: Boutsidis & Gallopoulos, "SVD based initialization", 2008.
         """
         drawn = generator(self.seed)
         return starts.nndsvda(self._matrix(A), self.nb_concepts, drawn)
@@ -638,15 +662,30 @@ class NMF(DictionaryModel):
         """
         return as_numpy32(z, name="Z", columns=self.nb_concepts)
 
+    @property
+    def solver_fn(self) -> Solve:
+        """The solver as a function (A, Z, D, …) → (Z, D), as Overcomplete's models have it.
+
+        A function of your own may be assigned: fit and encode then call it as Overcomplete does.
+        """
+        return own_parts.function_of(self)
+
+    @solver_fn.setter
+    def solver_fn(self, function: Solve) -> None:
+        self._solver_fn = checks.function("solver_fn", function)
+
     def extra_repr(self) -> str:
         """Return what repr shows: concepts, device, solver, and whether the model is fitted."""
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
 
     def __getattr__(self, name: str) -> Any:
-        if name in ATTRIBUTES:
-            raise AttributeError(f"NMF has no {name!r}; it is {ATTRIBUTES[name]} here")
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in ATTRIBUTES:
+                raise
+            raise AttributeError(f"NMF has no {name!r}; it is {ATTRIBUTES[name]} here") from error
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ELSEWHERE and name not in self.__dict__:
@@ -655,7 +694,18 @@ class NMF(DictionaryModel):
 
     def _options(self) -> Options:
         """The options as the attributes are now."""
-        return Options(**{name: getattr(self, name) for name in _OPTIONS})
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        return Options(**(given | {"solver": own_parts.native_solver(self)}))
+
+    def _fit_by(self, function: Solve, A: Any, options: Options) -> tuple[Tensor, Tensor]:
+        """Fit by a solver function of the user's; there is no summary."""
+        for name in _OF_A_RUN:
+            if getattr(options, name) not in (None, False, "memory") or options.codes is None:
+                own_parts.refuse_for_own_function(self, f"{name}={getattr(options, name)!r}")
+        Z, D = own_parts.fit_by(function, self, self._matrix(A), options.iterations)
+        self.D, self.fit_info_ = D.detach(), None
+        self._set_fitted()
+        return Z.detach(), self.D
 
     def _matrix(self, A: Any) -> Tensor:
         """A, beside which codes and a dictionary fit in memory."""
@@ -672,6 +722,9 @@ def _as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
     if isinstance(A, Tensor | np.ndarray) and A.ndim not in (0, 2) and A.shape[-1] == width:
         return A.reshape(-1, width), tuple(A.shape[:-1])
     return A, None
+
+
+NMF._SOLVERS = {name: own_parts.SolverFunction(name, NMF) for name in SOLVERS}
 
 
 def _names(function: Callable[..., Any]) -> list[str]:

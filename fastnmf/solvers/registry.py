@@ -11,3 +11,7 @@ SOLVERS: dict[str, Solver] = {module.SOLVER.name: module.SOLVER for module in (h
 def learner(solver: Solver, K: int) -> Solver:
     """The solver whose half-step updates a dictionary of K concepts: itself up to learns_up_to."""
     return solver if solver.learns_up_to >= K else hals.SOLVER
+
+
+# scikit-learn's names of solvers
+OTHER_NAMES = {"cd": "hals"}

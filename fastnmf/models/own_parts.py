@@ -1,0 +1,194 @@
+"""What Overcomplete's users replace in its NMF: solvers as functions of (A, Z, D), and methods that
+give the start. Those of fastnmf have the same form, and those of a user are run."""
+
+# torch's own types are incomplete; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..data.arrays import Expected, read_matrix
+from ..errors import InvalidInput
+from ..fit.options import Options
+from ..init.start import resolve
+from ..isolation import isolated
+from ..solvers.registry import OTHER_NAMES
+
+Solve = Callable[..., tuple[Tensor, Tensor]]
+# options that a function of the user's gets, or that do not concern it
+_KNOWN_TO_A_FUNCTION = (
+    *("nb_concepts", "device", "solver", "tol", "verbose", "max_iter", "init", "seed"),
+)
+# methods that a user may replace, and the start that they give
+_STARTS = {"init_nndsvda": "nndsvda", "init_random_z": "random", "init_random_d": "random"}
+
+
+class SolverFunction:
+    """A solver of fastnmf as a function, with the arguments of Overcomplete's.
+
+    name: of the solver. model: the class that computes.
+    """
+
+    def __init__(self, name: str, model: type) -> None:
+        self.name, self._model = name, model
+
+    @isolated
+    def __call__(
+        self,
+        A: Any,
+        Z: Any,
+        D: Any,
+        update_Z: bool = True,
+        update_D: bool = True,
+        max_iter: int = 500,
+        tol: float = 1e-5,
+        verbose: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """(Z, D) from a start Z (n, K), D (K, d), which are not changed: both of them fitted to A
+        (n, d), or one for the other as it is."""
+        device = A.device if isinstance(A, Tensor) else torch.device("cpu")
+        A = read_matrix(A, device)
+        Z, D = read_matrix(Z, device, Expected("Z")), read_matrix(D, device, Expected("D"))
+        options = {"solver": self.name, "device": device, "tol": tol, "verbose": verbose}
+        if checks.flag("update_Z", update_Z) and checks.flag("update_D", update_D):
+            return self._model(len(D), init=(Z, D), **options).fit(A, max_iter)
+        model, given = self._model(len(D), **options), {"max_iter": max_iter, "tol": tol}
+        if update_Z:
+            return model.load_dictionary(D).encode(A, Z0=Z, **given), D
+        if update_D:
+            # Aᵀ ≈ Dᵀ Zᵀ
+            return Z, model.load_dictionary(Z.T).encode(A.T, Z0=D.T, **given).T.contiguous()
+        return Z, D
+
+    def __repr__(self) -> str:
+        return f"<solver {self.name!r} of fastnmf: (A, Z, D, …) → (Z, D)>"
+
+
+def function_of(model: Any) -> Solve:
+    """The solver of a model as a function: the one assigned to its solver_fn, or that of its class
+    for its solver."""
+    assigned = vars(model).get("_solver_fn")
+    if assigned is not None:
+        return assigned
+    return model._SOLVERS[checks.one_of("solver", model.solver, model._SOLVERS, OTHER_NAMES)]
+
+
+def own_function(model: Any) -> Solve | None:
+    """The solver function of a model if it is the user's, with which all its options must go."""
+    function = function_of(model)
+    if isinstance(function, SolverFunction):
+        return None
+    defaults = {field.name: field.default for field in fields(Options)}
+    for name in vars(model).keys() & defaults.keys() - {*_KNOWN_TO_A_FUNCTION}:
+        value = getattr(model, name)
+        if value != defaults[name] and value not in (False, 0):
+            refuse_for_own_function(model, f"{name}={value!r}")
+    return function
+
+
+def native_solver(model: Any) -> str:
+    """The name of the solver of fastnmf that a model computes with; where it has a function of the
+    user's, the default."""
+    function = function_of(model)
+    if isinstance(function, SolverFunction):
+        return function.name
+    return Options.solver
+
+
+def refuse_for_own_function(model: Any, what: str) -> NoReturn:
+    """Raise InvalidInput: `what` is asked for, which a function of the user's cannot do."""
+    raise InvalidInput(
+        f"{what} does not go with the solver {model.solver!r}, which is a function of your own: it "
+        "is given A, Z, D, max_iter, tol and verbose; leave it out, or take a solver of fastnmf"
+    )
+
+
+def fit_by(function: Solve, model: Any, A: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
+    """Fit by a function of the user's, as Overcomplete calls it, from the start that it takes."""
+    pair = model.init
+    if isinstance(pair, str):
+        nndsvda = resolve(pair, len(A), A.shape[1], model.nb_concepts) == "nndsvda"
+        if pair not in ("auto", "random", "nndsvda"):
+            refuse_for_own_function(model, f"init={pair!r}")
+        pair = model.init_nndsvda(A) if nndsvda else _random(model, A)
+    Z, D = (read_matrix(F, A.device, Expected(n)).clone() for n, F in zip("ZD", pair, strict=True))
+    return _checked(function(A, Z, D, max_iter=max_iter, tol=model.tol), model, A)
+
+
+def encode_by(
+    function: Solve, model: Any, A: Any, Z0: Any, max_iter: int, tol: float | None
+) -> Tensor:
+    """The codes of A by a function of the user's, as Overcomplete calls it."""
+    D = model.D
+    checked = read_matrix(A, model.device, Expected(features=D.shape[1]))
+    A = A.to(checked) if isinstance(A, Tensor) and A.requires_grad else checked
+    Z0 = model.init_random_z(checked) if Z0 is None else Z0
+    Z = read_matrix(Z0, checked.device, Expected("Z0")).clone()
+    tol = model.tol if tol is None else tol
+    kept = {"update_Z": True, "update_D": False}
+    given = {**kept, "max_iter": max_iter, "tol": tol, "verbose": model.verbose}
+    return _checked(function(A, Z, D, **given), model, checked)[0]
+
+
+def own_start(model: Any, base: type, A: Any) -> tuple[Any, tuple[Tensor, Tensor] | None]:
+    """A, and a start of it by those methods that the user has replaced; as it is and None where the
+    start is not one of theirs, or none is replaced. Otherwise A is read into memory."""
+    ways = {start for name, start in _STARTS.items() if _replaced(model, base, name)}
+    if not ways or not isinstance(model.init, str) or model.init not in ("auto", *ways):
+        return A, None
+    _refuse_sharing(model)
+    A = read_matrix(A, model.device)
+    way = resolve(model.init, len(A), A.shape[1], model.nb_concepts)
+    if way not in ways:
+        return A, None
+    return A, (model.init_nndsvda(A) if way == "nndsvda" else _random(model, A))
+
+
+def own_codes(model: Any, base: type, A: Any) -> tuple[Any, Tensor | None]:
+    """A, and codes to encode from where the user has replaced init_random_z, which Overcomplete
+    calls for them; else None."""
+    if not _replaced(model, base, "init_random_z"):
+        return A, None
+    checked = read_matrix(A, model.device)
+    differentiates = isinstance(A, Tensor) and A.requires_grad
+    return A if differentiates else checked, model.init_random_z(checked)
+
+
+def _refuse_sharing(model: Any) -> None:
+    if model.distributed:
+        raise InvalidInput(
+            f"{type(model).__name__} has a start of its own, which processes cannot share; give "
+            "distributed=False, or a pair init=(Z0, D0)"
+        )
+
+
+def _replaced(model: Any, base: type, name: str) -> bool:
+    """Whether a method of the model is another than that of the base class."""
+    return getattr(getattr(model, name), "__func__", None) is not getattr(base, name)
+
+
+def _random(model: Any, A: Tensor) -> tuple[Tensor, Tensor]:
+    # Overcomplete's order
+    return model.init_random_z(A), model.init_random_d(A)
+
+
+def _checked(found: Any, model: Any, A: Tensor) -> tuple[Tensor, Tensor]:
+    """(Z, D) as a function of the user's returned it."""
+    shapes = (len(A), model.nb_concepts), (model.nb_concepts, A.shape[1])
+    pair = isinstance(found, tuple | list) and len(found) == 2
+    tensors = pair and all(isinstance(F, Tensor) for F in found)
+    if not tensors or tuple(tuple(F.shape) for F in found) != shapes:
+        given = [tuple(F.shape) for F in found] if tensors else type(found).__name__
+        raise InvalidInput(
+            f"the solver {model.solver!r}, a function of your own, returned {given}; it must "
+            f"return two tensors (Z, D) of shapes {shapes[0]} and {shapes[1]}"
+        )
+    return tuple(found)
