@@ -186,10 +186,11 @@ class NMF(DictionaryModel):
     ) -> None:
         """Check the options; the class describes them."""
         super().__init__()
-        given = {name: value for name, value in locals().items() if name in _OPTIONS}
+        given: dict[str, Any] = {n: value for n, value in locals().items() if n in _OPTIONS}
         refuse_unknown_option(type(self), NMF, unknown, list(_OPTIONS))
         self.solver = solver
-        options = Options(**(given | {"solver": own_parts.native_solver(self)}))
+        given["solver"] = own_parts.native_solver(self)
+        options = Options(**given)
         for name in _OPTIONS:
             setattr(self, name, getattr(options, name))
         self.solver = solver
@@ -694,8 +695,9 @@ class NMF(DictionaryModel):
 
     def _options(self) -> Options:
         """The options as the attributes are now."""
-        given = {name: getattr(self, name) for name in _OPTIONS}
-        return Options(**(given | {"solver": own_parts.native_solver(self)}))
+        given: dict[str, Any] = {name: getattr(self, name) for name in _OPTIONS}
+        given["solver"] = own_parts.native_solver(self)
+        return Options(**given)
 
     def _fit_by(self, function: Solve, A: Any, options: Options) -> tuple[Tensor, Tensor]:
         """Fit by a solver function of the user's; there is no summary."""
@@ -724,7 +726,8 @@ def _as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
     return A, None
 
 
-NMF._SOLVERS = {name: own_parts.SolverFunction(name, NMF) for name in SOLVERS}
+for _name in SOLVERS:
+    NMF._SOLVERS[_name] = own_parts.SolverFunction(_name, NMF)  # pyright: ignore[reportPrivateUsage]
 
 
 def _names(function: Callable[..., Any]) -> list[str]:
