@@ -141,25 +141,30 @@ class Fit:
         distributed.destroy_process_group()
 
 
-def ended(children: list[int], refused: int = 0) -> None:
-    """Wait for processes that must end well, except for as many that may be refused."""
+def ended(children: list[int], refused: int = 0) -> int:
+    """Wait for processes that must end well, except for as many that may be refused; returns how
+    many were."""
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if statuses.count(REFUSED) > refused or {*statuses} - {0, REFUSED}:
         raise RuntimeError(f"fits ended with statuses {statuses}; they must end well or be killed")
+    return statuses.count(REFUSED)
 
 
-def killed(children: list[int], seconds: float, chance: random.Random, refuses: bool) -> bool:
-    """Whether a process was still running after this time, and one or more were killed. refuses:
-    whether some may be refused."""
+def killed(
+    children: list[int], seconds: float, chance: random.Random, refuses: bool
+) -> tuple[bool, int]:
+    """(Whether a process was still running after this time, and one or more were killed; how many
+    were refused). refuses: whether any may be."""
     time.sleep(seconds)
     for child in chance.sample(children, chance.randint(1, len(children))):
         os.kill(child, signal.SIGKILL)
-    statuses = [waited(child) for child in children]
+    statuses = [os.waitstatus_to_exitcode(waited(child)) for child in children]
     usual = (0, UNREACHED, REFUSED) if refuses else (0, UNREACHED)
     for status in statuses:
-        if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status) not in usual:
+        # those of signals are negative
+        if status >= 0 and status not in usual:
             raise RuntimeError(f"a fit that resumed ended with status {status}")
-    return any(map(os.WIFSIGNALED, statuses))
+    return min(statuses) < 0, statuses.count(REFUSED)
 
 
 def waited(child: int) -> int:
@@ -172,10 +177,12 @@ def waited(child: int) -> int:
     return status[1]
 
 
-def same_after_kills(solver: str, form: str, kills: int, chance: random.Random) -> tuple[int, int]:
+def same_after_kills(
+    solver: str, form: str, kills: int, chance: random.Random
+) -> tuple[int, int, int]:
     """(fits that reached their end, all to the bits of one that was left alone; how many were
-    resumed after an iteration). Raises AssertionError where bits differ, or files are not those
-    that fits make."""
+    resumed after an iteration; how many were refused while another wrote their files). Raises
+    AssertionError where bits differ, or files are not those that fits make."""
     with tempfile.TemporaryDirectory() as folder:
         alone, out, saved = (Path(folder, name) for name in ("alone", "out", "saved"))
         for place in (alone, out, saved):
@@ -192,16 +199,19 @@ def same_after_kills(solver: str, form: str, kills: int, chance: random.Random) 
         ended([child for fit in fits for child in fit.begin()])
         usual = time.perf_counter() - begun
         made = names(out), names(saved)
-        done = resumed = 0
+        done = resumed = refused = 0
         empty(saved)
         while True:
             resumed += any(saved.glob(f"{NAMES[0]}*.safetensors"))
             children = [child for fit in (*fits, *twins) for child in fit.begin()]
             if kills == 0:
-                ended(children, refused=len(twins))
-            elif killed(children, chance.uniform(0, usual), chance, bool(twins)):
-                kills -= 1
-                continue
+                refused += ended(children, refused=len(twins))
+            else:
+                was, number = killed(children, chance.uniform(0, usual), chance, bool(twins))
+                refused += number
+                if was:
+                    kills -= 1
+                    continue
             for fit in fits:
                 for rank in range(fit.size):
                     assert_same(np.load(expected.result(rank)), np.load(fit.result(rank)))
@@ -211,7 +221,7 @@ def same_after_kills(solver: str, form: str, kills: int, chance: random.Random) 
             done += len(fits)
             if not kills:
                 break
-    return done, resumed
+    return done, resumed, refused
 
 
 def keep_something(*folders: Path) -> None:
@@ -252,8 +262,11 @@ def main() -> None:
     chance = random.Random(0)
     for number, (solver, form) in enumerate(cases):
         share = kills // len(cases) + (number < kills % len(cases))
-        done, resumed = same_after_kills(solver, form, share, chance)
-        print(f"{solver} {form}: {share} kills, {resumed} times resumed, {done} fits ended alike")
+        done, resumed, refused = same_after_kills(solver, form, share, chance)
+        print(
+            f"{solver} {form}: {share} kills, {resumed} times resumed, {refused} refused, "
+            f"{done} fits ended alike"
+        )
 
 
 if __name__ == "__main__":

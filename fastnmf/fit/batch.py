@@ -33,17 +33,19 @@ from ..results.metrics import measure
 from ..results.progress import Progress
 from .checkpoint import Checkpoint
 from .options import Options, generator
-from .refusals import refuse_extremes, refuse_overwriting, refuse_unsuited
+from .refusals import (
+    FEWER,
+    refuse_extremes,
+    refuse_overwriting,
+    refuse_too_many,
+    refuse_unsuited,
+)
 
 log = logging.getLogger(__name__)
 
 # iterations from which on a CUDA graph, some 2 ms to make, pays; and the longest predicted
 # iteration that is recorded: launches are 0.2 to 4 ms of it (docs/gpu.md)
 _LEAST_REPEATED, _MOST_SECONDS = 20, 20e-3
-_ADVICE = (
-    "give fewer concepts, accelerate=False, or where the codes take most of it max_memory and "
-    "codes='Z.npy', by which the data are read in passes and the codes go to a file"
-)
 
 
 def fit(A: Any, options: Options) -> tuple[Tensor | None, Tensor, FitInfo]:
@@ -105,6 +107,7 @@ def _opened(
     budget, file = options.budget(device, destination, processes), None
     data = stack.enter_context(opened(A, expected, budget, processes))
     with processes.agreed():
+        refuse_too_many(options, data)
         if folder is not None:
             shape = data.n_here, options.nb_concepts
             file = stack.enter_context(written(folder.path, folder, shape, data.dtype))
@@ -171,7 +174,7 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
         begins = resolve(options.init, data.n, data.d, options.nb_concepts)
         with processes.agreed():
             sizes = sizes_of_fit(problem, plan, data.n_here, begins)
-            refuse_too_large(sizes, data.device, _ADVICE)
+            refuse_too_large(sizes, data.device, FEWER)
     return plan
 
 

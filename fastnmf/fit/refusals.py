@@ -19,8 +19,24 @@ from ..data.dataset import Data
 from ..data.shards import Shards, files_in, paths_of
 from ..errors import InvalidInput
 from ..numerics import Part
+from ..planning.memory import refuse_too_large
 from .checkpoint import Checkpoint
 from .options import Options
+
+# what to do where a fit does not fit in memory
+FEWER = (
+    "give fewer concepts, accelerate=False, or where the codes take most of it max_memory and "
+    "codes='Z.npy', by which the data are read in passes and the codes go to a file"
+)
+
+
+def refuse_too_many(options: Options, data: Data) -> None:
+    """Refuse concepts whose codes and dictionary do not fit in memory, before a file is made for
+    them; what else a fit needs is refused once its plan is known."""
+    K, itemsize = options.nb_concepts, data.dtype.itemsize
+    kept = data.n_here if data.resident else 0
+    sizes = {"the codes": kept * K * itemsize, "the dictionary": K * data.d * itemsize}
+    refuse_too_large(sizes, data.device, FEWER)
 
 
 def refuse_overwriting(

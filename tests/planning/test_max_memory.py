@@ -70,6 +70,7 @@ TOO_LARGE = {
     "fit in float64": lambda: NMF(NO_FIT).fit(A.double()),
     "fit of an array from rows": lambda: NMF(NO_FIT, init="rows").fit(A.numpy()),
     "fit without codes": lambda: NMF(NO_FIT).fit(A, codes=None),
+    "fit with codes in a file": lambda: NMF(NO_FIT).fit(A, codes="never.npy"),
     "fit in normal form": lambda: NMF(10**6, tuning=Tuning(form="normal")).fit(A),
     "fit with max_memory": lambda: NMF(10**6, max_memory="1GB").fit(A),
     "partial_fit": lambda: NMF(NO_FIT).partial_fit(A),
