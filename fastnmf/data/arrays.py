@@ -41,16 +41,16 @@ class Expected:
     def check_shape(self, shape: tuple[int, int]) -> None:
         """Raise InvalidInput for a shape that cannot be used."""
         n, d = shape
-        if n == 0 or d == 0:
-            missing = "rows" if n == 0 else self.columns
-            raise InvalidInput(
-                f"{self.name} has no {missing}, its shape is ({n}, {d}); give at least one"
-            )
-        if self.features is not None and d != self.features:
+        if d and self.features is not None and d != self.features:
             fits = f"{self.name}.T fits" if n == self.features else ""
             hint = fits or f"give {self.name} with {self.features} columns"
             raise InvalidInput(
                 f"{self.name} has {d} {self.columns}, the dictionary has {self.features}; {hint}"
+            )
+        if n == 0 or d == 0:
+            missing = "rows" if n == 0 else self.columns
+            raise InvalidInput(
+                f"{self.name} has no {missing}, its shape is ({n}, {d}); give at least one"
             )
 
 

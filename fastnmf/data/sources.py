@@ -177,7 +177,7 @@ def _inspect(
     if summary.n == 0:
         if expected.empty:
             return source, summary
-        expected.check_shape((0, 1))
+        expected.check_shape((0, expected.features or 1))
     check.report()
     matrix = gathered.matrix(dtype)
     return (source, summary) if matrix is None else matrix

@@ -187,3 +187,54 @@ def test_encode_gives_zero_concepts_no_codes(solver):
     Z = NMF(4, solver=solver).load_dictionary(D).encode(A)
     assert not Z[:, 1].any()
     assert Z[:, 0].any()
+
+
+FORMS = {
+    "tensor": lambda X: X,
+    "array": lambda X: X.numpy(),
+    "memoryview": lambda X: memoryview(X.numpy()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("leading", [(), (7,), (0,), (2, 3), (2, 0), (2, 3, 1)])
+@pytest.mark.parametrize("files", [False, True])
+def test_encode_and_decode_take_any_leading_dimensions_and_no_rows(form, leading, files, tmp_path):
+    """Alike for both, and for all that is in memory."""
+    if form == "memoryview" and 0 in leading and len(leading) > 1:
+        pytest.skip("Python's memoryview has no such shape")
+    generator = torch.Generator().manual_seed(0)
+    D = torch.rand(4, 6, generator=generator)
+    model = NMF(4).load_dictionary(D)
+    A, Z = (torch.rand(*leading, width, generator=generator) for width in (6, 4))
+    out = {"codes": tmp_path / "Z.npy"} if files else {}
+    codes = model.encode(FORMS[form](A), **out)
+    assert codes.shape == (*leading, 4)
+    if A.numel():
+        expected = model.encode(A.reshape(-1, 6)).reshape(*leading, 4)
+        torch.testing.assert_close(codes, expected)
+    out = {"out": tmp_path / "A.npy"} if files else {}
+    torch.testing.assert_close(model.decode(FORMS[form](Z), **out), Z @ D)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_encode_and_decode_refuse_another_width_also_of_no_rows(form):
+    model = NMF(4).load_dictionary(torch.ones(4, 6))
+    for rows in (0, 3):
+        with pytest.raises(InvalidInput, match="A has 5 features, the dictionary has 6"):
+            model.encode(FORMS[form](torch.ones(rows, 5)))
+        with pytest.raises(InvalidInput, match=r"Z has (5 concepts|shape \(\d, 5\))"):
+            model.decode(FORMS[form](torch.ones(rows, 5)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_encode_of_no_rows_in_a_file_or_with_a_gradient(dtype, tmp_path):
+    model = NMF(4).load_dictionary(torch.ones(4, 6))
+    np.save(tmp_path / "A.npy", np.empty((0, 6), np.float64))
+    assert model.encode(tmp_path / "A.npy").shape == (0, 4)
+    assert model.decode(model.encode(tmp_path / "A.npy").numpy()).shape == (0, 6)
+    A = torch.empty(0, 6, dtype=dtype, requires_grad=True)
+    Z = model.encode(A)
+    assert Z.dtype == dtype
+    Z.sum().backward()
+    assert A.grad.shape == (0, 6)
