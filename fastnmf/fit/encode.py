@@ -30,6 +30,19 @@ from .options import Options, destination
 from .refusals import refuse_overwriting
 
 
+def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
+    """A tensor or an array (…, width) as a matrix, and its leading dimensions; anything else, a
+    matrix too, as it is, and None. A memoryview becomes an array."""
+    A = np.asarray(A) if isinstance(A, memoryview) else A
+    if isinstance(A, Tensor | np.ndarray) and A.ndim not in (0, 2) and A.shape[-1] == width:
+        return A.reshape(-1, width), tuple(A.shape[:-1])
+    return A, None
+
+
+for _name in SOLVERS:
+    NMF._SOLVERS[_name] = own_parts.SolverFunction(_name, NMF)  # pyright: ignore[reportPrivateUsage]
+
+
 def encode(
     A: Any, D: Tensor, options: Options, *, max_iter: int, tol: float, Z0: Any, codes: Any
 ) -> Tensor:

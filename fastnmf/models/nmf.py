@@ -26,7 +26,6 @@ from ..init import start as starts
 from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Tuning
-from ..solvers.registry import SOLVERS
 from . import own_parts
 from .base import DictionaryModel
 from .hints import ATTRIBUTES, refuse_unknown_option, with_hints
@@ -429,7 +428,7 @@ class NMF(DictionaryModel):
         D = self.get_dictionary()
         iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
         stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
-        A, leading = _as_rows(A, D.shape[1])
+        A, leading = encode.as_rows(A, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
             if codes != "memory":
                 own_parts.refuse_for_own_function(self, f"codes={codes!r}")
@@ -477,7 +476,7 @@ class NMF(DictionaryModel):
 
         D = self.get_dictionary()
         budget = self._options().budget(D.device, width=D.shape[1])
-        Z, leading = _as_rows(Z, len(D))
+        Z, leading = encode.as_rows(Z, len(D))
         A = encode.decode(Z, D, budget, out)
         return A if leading is None else A.reshape(*leading, D.shape[1])
 
@@ -716,19 +715,6 @@ class NMF(DictionaryModel):
         sizes = {name: m * K * A.itemsize for name, m in zip(names, A.shape, strict=True)}
         refuse_too_large(sizes, A.device, "give fewer concepts")
         return A
-
-
-def _as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
-    """A tensor or an array (…, width) as a matrix, and its leading dimensions; anything else, a
-    matrix too, as it is, and None. A memoryview becomes an array."""
-    A = np.asarray(A) if isinstance(A, memoryview) else A
-    if isinstance(A, Tensor | np.ndarray) and A.ndim not in (0, 2) and A.shape[-1] == width:
-        return A.reshape(-1, width), tuple(A.shape[:-1])
-    return A, None
-
-
-for _name in SOLVERS:
-    NMF._SOLVERS[_name] = own_parts.SolverFunction(_name, NMF)  # pyright: ignore[reportPrivateUsage]
 
 
 def _names(function: Callable[..., Any]) -> list[str]:
