@@ -87,9 +87,9 @@ def read_matrix(
     path = existing(path, READERS)
     if not isinstance(header, bool) and header != "auto":
         raise InvalidInput(f"header={header!r} must be True, False or 'auto'")
-    options = {"header": header, "max_memory": max_memory}
+    wanted = tables.Wanted(header, max_memory)
     with refusing_damage(path):
-        matrix = READERS[path.suffix](path, **options)
+        matrix = READERS[path.suffix](path, wanted)
     return real_matrix(matrix, str(path))
 
 
@@ -150,12 +150,12 @@ def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> N
         WRITERS[path.suffix](part, matrix)
 
 
-def _read_npz(path: Path, max_memory: int | str | None) -> Any:
+def _read_npz(path: Path, wanted: tables.Wanted) -> Any:
     # np.load would take any file that NumPy wrote
     with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
         if not tables.is_sparse(arrays.files):
             return arrays[only_one(path, arrays.files)]
-    return tables.read_sparse(path, max_memory)
+    return tables.read_sparse(path, wanted.max_memory)
 
 
 def _read_pt(path: Path) -> Tensor:
@@ -203,16 +203,17 @@ def _write_text(path: Path, matrix: np.ndarray | Tensor) -> None:
     np.savetxt(path, array, form, "\t" if path.suffix == ".tsv" else ",")
 
 
-READERS: dict[str, Callable[..., Any]] = {
-    ".npy": lambda path, **_: np.lib.format.open_memmap(path, mode="r"),
-    ".npz": lambda path, header, max_memory: _read_npz(path, max_memory),
-    ".pt": lambda path, **_: _read_pt(path),
-    ".pth": lambda path, **_: _read_pt(path),
-    ".safetensors": lambda path, **_: _read_safetensors(path),
-    ".csv": lambda path, header, max_memory: tables.read_text(path, header),
-    ".tsv": lambda path, header, max_memory: tables.read_text(path, header),
-    ".parquet": lambda path, header, max_memory: tables.read_parquet(path, max_memory),
-    ".h5ad": lambda path, header, max_memory: tables.read_h5ad(path, max_memory),
+# a function of the path, and of header and max_memory as they are given to read_matrix
+READERS: dict[str, Callable[[Path, tables.Wanted], Any]] = {
+    ".npy": lambda path, _: np.lib.format.open_memmap(path, mode="r"),
+    ".npz": _read_npz,
+    ".pt": lambda path, _: _read_pt(path),
+    ".pth": lambda path, _: _read_pt(path),
+    ".safetensors": lambda path, _: _read_safetensors(path),
+    ".csv": lambda path, wanted: tables.read_text(path, wanted.header),
+    ".tsv": lambda path, wanted: tables.read_text(path, wanted.header),
+    ".parquet": lambda path, wanted: tables.read_parquet(path, wanted.max_memory),
+    ".h5ad": lambda path, wanted: tables.read_h5ad(path, wanted.max_memory),
 }
 WRITERS: dict[str, Callable[[Path, np.ndarray | Tensor], None]] = {
     ".npy": lambda path, matrix: np.save(path, _array(matrix), allow_pickle=False),

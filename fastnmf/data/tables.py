@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,13 @@ SUFFIXES = (".csv", ".tsv", ".parquet", ".h5ad")
 _SPARSE = {"format", "shape", "data"}
 
 Header = bool | str
+
+
+class Wanted(NamedTuple):
+    """How a file is to be read; see fastnmf.files.read_matrix."""
+
+    header: Header
+    max_memory: int | str | None
 
 
 def read_text(path: Path, header: Header) -> np.ndarray:

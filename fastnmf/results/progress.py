@@ -35,9 +35,9 @@ class Progress:
         begins: str | None = None,
     ) -> None:
         self._callback, self._label = callback, label
-        options = {"unit": "pass" if streamed else "it", "desc": begins or label}
-        options["bar_format"] = _FORMAT
-        self._bar = tqdm(total=max_iter, **options) if verbose else None
+        unit, about = "pass" if streamed else "it", begins or label
+        bar = tqdm(total=max_iter, unit=unit, desc=about, bar_format=_FORMAT) if verbose else None
+        self._bar = bar
 
     def __enter__(self) -> Each | None:
         return self._each if self._bar is not None or self._callback is not None else None
