@@ -39,10 +39,6 @@ def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
     return A, None
 
 
-for _name in SOLVERS:
-    NMF._SOLVERS[_name] = own_parts.SolverFunction(_name, NMF)  # pyright: ignore[reportPrivateUsage]
-
-
 def encode(
     A: Any, D: Tensor, options: Options, *, max_iter: int, tol: float, Z0: Any, codes: Any
 ) -> Tensor:

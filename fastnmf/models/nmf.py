@@ -26,6 +26,7 @@ from ..init import start as starts
 from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Tuning
+from ..solvers.registry import SOLVERS
 from . import own_parts
 from .base import DictionaryModel
 from .hints import ATTRIBUTES, refuse_unknown_option, with_hints
@@ -715,6 +716,10 @@ class NMF(DictionaryModel):
         sizes = {name: m * K * A.itemsize for name, m in zip(names, A.shape, strict=True)}
         refuse_too_large(sizes, A.device, "give fewer concepts")
         return A
+
+
+for _name in SOLVERS:
+    NMF._SOLVERS[_name] = own_parts.SolverFunction(_name, NMF)  # pyright: ignore[reportPrivateUsage]
 
 
 def _names(function: Callable[..., Any]) -> list[str]:
