@@ -151,7 +151,8 @@ def largest_eigenvalue(
 
     apply(v) is G v for v (K,); diagonal (K,) is that of G. For v > 0, max_k (G v)_k / v_k bounds
     the eigenvalue from above (Collatz, 1942; Wielandt, 1950), and so does the trace. Returns a
-    0-dimensional tensor > 0. Does not synchronise.
+    0-dimensional tensor > 0, 1 where G vanishes or nearly does: of numbers that are not normal
+    there is no true bound, and a step of length 1 moves nothing. Does not synchronise.
     """
     v = diagonal.sqrt()
     tiny = torch.finfo(v.dtype).tiny
@@ -163,7 +164,7 @@ def largest_eigenvalue(
     v = torch.where(diagonal > 0, v.clamp(min=1e-3), 0)
     quotient = torch.where(diagonal > 0, apply(v) / v.clamp(min=tiny), 0)
     bound = torch.minimum(quotient.max(), diagonal.sum())
-    return torch.where(bound > 0, bound, 1)
+    return torch.where(bound > tiny, bound, 1)
 
 
 def work(form: str, size: Size, times: int) -> Work:

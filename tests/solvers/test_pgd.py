@@ -10,6 +10,7 @@ import torch
 from half_steps import EVERY_CASE, backends_of, dtype_name, iterate
 from oracle import TOLERANCES, pgd_half_step, problem, relative_difference
 
+from fastnmf import NMF
 from fastnmf.solvers.pgd import largest_eigenvalue, momenta
 
 
@@ -70,3 +71,15 @@ def test_pgd_never_raises_the_loss(n, d, K, form):
         losses.append(np.linalg.norm(A - Z @ D))
     assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_codes_of_zero_data_vanish_without_overflow(dtype):
+    """The Gram matrix of codes that vanish is of numbers that are not normal, whose inverse
+    overflows."""
+    generator = torch.Generator().manual_seed(1)
+    start = torch.rand(20, 4, generator=generator), torch.rand(4, 3, generator=generator)
+    model = NMF(4, solver="pgd", unit_norm=True, init=start, tol=0, max_iter=100)
+    Z, D = model.fit(torch.zeros(20, 3, dtype=dtype))
+    assert float(Z.max()) < 1e-30
+    torch.testing.assert_close(D.norm(dim=1), torch.ones(4, dtype=dtype))
