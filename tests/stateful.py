@@ -199,7 +199,7 @@ class Models(RuleBasedStateMachine):
         present = files_in(self.folder)
         for path in names:
             stem = str(path.relative_to(self.folder).with_suffix(""))
-            belongs = re.compile(re.escape(stem) + r"(\.codes-[ab])?(/.*)?(\.\w+)?")
+            belongs = re.compile(rf"{re.escape(stem)}((\.codes-[ab])?\.(npy|safetensors)|(/.*)?)")
             known = {name for name in self.files if belongs.fullmatch(name)}
             found = {name: present[name] for name in present if belongs.fullmatch(name)}
             for name in known:
