@@ -7,16 +7,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends.nnls.residual import Measure, measure, solve_by_residual
+from ..backends.nnls.residual import Measure, solve_by_residual
 from ..backends.nnls.result import (
     CAPPED,
     FLOORED,
@@ -25,11 +24,12 @@ from ..backends.nnls.result import (
     UNSOLVED,
     NnlsInfo,
 )
+from ..backends.nnls.scaled import ScaledRows, name_of
 from ..backends.registry import select
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..isolation import isolated
-from ..numerics import exponents, products_in, times_power
+from ..numerics import products_in
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Problem, choose
 from ..solvers import anls
@@ -49,12 +49,8 @@ _BOUND = 1e-10
 _EXACT, _GAP = 1e-11, 1e-10
 # the same share, by which rounding the codes to their dtype may raise the squared error
 _RISE = {torch.float32: 1e-5, torch.float64: 1e-9}
-# multiple of the rounding of ‖D_k‖ ‖a‖ from which a slope at zero is precise enough
-_CANCELS = 1e6
 # largest max_iter that has a meaning
 _MOST = 1 << 30
-# largest power of two from 1 that rows and concepts are not scaled by
-_NEAR = 32
 
 
 @isolated
@@ -158,7 +154,7 @@ def nnls(
     _, ops = select(anls.SOLVER.operations, device, backend)
     # exact whatever torch allows
     with torch.no_grad(), products_in("highest"):
-        rows = _Rows.of(A, D)
+        rows = ScaledRows.of(A, D)
         start = None if Z0 is None else rows.scaled(Z0)
         limit = None if max_iter is None else min(max_iter, _MOST)
         Z, info = _solve(rows, ops, limit, start, measures=return_info)
@@ -167,77 +163,8 @@ def nnls(
     return (Z, info) if return_info else Z
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows A (n, d) and concepts D (K, d), each scaled by 2^−power, with powers (n,) and (K,), to a
-    moderate size."""
-
-    A: Tensor
-    D: Tensor
-    powers: tuple[Tensor, Tensor]
-
-    @classmethod
-    def of(cls, A: Tensor, D: Tensor) -> _Rows:
-        dtype = torch.promote_types(A.dtype, D.dtype)
-        powers = exponents(A, _NEAR), exponents(D, _NEAR)
-        scaled = [
-            (times_power(X, -power[:, None]) if power.any() else X).to(dtype)
-            for X, power in zip((A, D), powers, strict=True)
-        ]
-        return cls(scaled[0], scaled[1], powers)
-
-    def __getitem__(self, rows: Tensor) -> _Rows:
-        return _Rows(self.A[rows], self.D, (self.powers[0][rows], self.powers[1]))
-
-    @property
-    def power(self) -> Tensor | None:
-        """Codes are those of the scaled problem times 2^power (n, K)."""
-        of_rows, of_concepts = self.powers
-        same = not (of_rows.any() or of_concepts.any())
-        return None if same else of_rows[:, None] - of_concepts
-
-    def cancels(self) -> Tensor:
-        """Where D ≥ 0: whether slopes are sums whose terms nearly cancel, so that rounding may be a
-        large share of them (n,)."""
-        if not bool(self.A.amin() < 0):
-            return torch.zeros(len(self.A), dtype=torch.bool, device=self.A.device)
-        sizes = self.powers[1] - self.powers[1].max()
-        D = times_power(self.D, sizes[:, None].clamp(min=-1022)).to(self.D.dtype)
-        C = self.A @ D.T
-        slope = torch.maximum(C.amax(1), -C.amin(1))
-        norms = torch.linalg.vector_norm(self.A, dim=1) * torch.linalg.vector_norm(D, dim=1).max()
-        return slope < _CANCELS * torch.finfo(self.A.dtype).eps * norms
-
-    def measure(self, Z: Tensor) -> Measure:
-        """The Measure of codes of the scaled problem; each concept counts with its true size."""
-        return measure(self.A, self.D, Z, self.powers[1])
-
-    def scaled(self, Z0: Tensor) -> Tensor:
-        """A start of the scaled problem."""
-        Z0 = Z0 if self.power is None else times_power(Z0, -self.power)
-        return Z0.clamp(max=2.0**100)
-
-    def unscaled(self, Z: Tensor) -> Tensor:
-        """The codes. Raises ArithmeticError where they are out of range."""
-        if self.power is None:
-            return Z
-        info, codes = torch.finfo(Z.dtype), times_power(Z, self.power)
-        small = (codes < info.tiny) & (Z > 1e-3 * Z.amax(1, keepdim=True))
-        # rows that are tiny themselves have codes without all digits
-        small &= (self.powers[0] > math.log2(info.tiny) + 24)[:, None]
-        if bool((codes > info.max).any() | small.any()):
-            size, one = ("small", small) if small.any() else ("large", codes > info.max)
-            i = int(one.any(1).byte().argmax())
-            more = " or give float64" if Z.dtype == torch.float32 else ""
-            raise ArithmeticError(
-                f"codes of row {i} are too {size} for {_name(Z.dtype)}: D is too "
-                f"{'large' if size == 'small' else 'small'} for the rows of A; scale D{more}"
-            )
-        return codes.to(Z.dtype)
-
-
 def _solve(
-    rows: _Rows, ops: Operations, max_iter: int | None, start: Tensor | None, *, measures: bool
+    rows: ScaledRows, ops: Operations, max_iter: int | None, start: Tensor | None, *, measures: bool
 ) -> tuple[Tensor, NnlsInfo]:
     """The codes (n, K) of the scaled problem, and their info. measures: whether its KKT residual
     must be that of A and D."""
@@ -263,7 +190,7 @@ def _solve(
 
 
 def _search(
-    rows: _Rows,
+    rows: ScaledRows,
     ops: Operations,
     max_iter: int | None,
     start: Tensor | None,
@@ -289,7 +216,7 @@ def _search(
 
 
 def _exactly(
-    rows: _Rows, ops: Operations, max_iter: int | None, start: Tensor | None
+    rows: ScaledRows, ops: Operations, max_iter: int | None, start: Tensor | None
 ) -> tuple[Tensor, NnlsInfo]:
     """The codes (n, K), by a search in float64, and their info, measured from A and D. Rows that
     the search left unsolved are solved by their residual, unless they reached max_iter: these
@@ -298,7 +225,7 @@ def _exactly(
     Z, info = _search(wide, ops, max_iter, start)
     found = wide.measure(Z)
     capped = (info.status == CAPPED) & (max_iter is not None)
-    again = (found.kkt > _EXACT) | (found.gap > _GAP) | (found.change > 0)
+    again = (found.kkt > _EXACT) | (found.excess > _GAP) | (found.change > 0)
     if again.any():
         Z[capped & (found.change > 0)] = 0
         worse = again & ~capped
@@ -309,15 +236,32 @@ def _exactly(
             Z[worse] = torch.where(better[:, None], near, Z[worse])
             _solve_rows_(Z, worse, wide)
         found.replace_(again, wide[again].measure(Z[again]))
-    least = found.change.clone()
+        _solve_from_zero_(Z, (found.excess > _GAP) & worse, wide, found)
+    least, unsure = found.change.clone(), found.excess > _RISE[dtype]
     if dtype != torch.float64:
         Z, found = _rounded(Z, wide, dtype, least)
-    floored = (found.kkt > UNSOLVED[dtype]) | (found.change - least > _RISE[dtype])
+    floored = unsure | (found.kkt > UNSOLVED[dtype]) | (found.change - least > _RISE[dtype])
     status = torch.where(capped, CAPPED, torch.where(floored, FLOORED, SOLVED)).int()
     return Z, NnlsInfo(status, found.kkt, (Z > 0).sum(1).int(), info.iterations)
 
 
-def _rounded(Z: Tensor, rows: _Rows, dtype: torch.dtype, least: Tensor) -> tuple[Tensor, Measure]:
+def _solve_from_zero_(Z: Tensor, which: Tensor, rows: ScaledRows, found: Measure) -> None:
+    """Z_i and its Measure ← those of the codes by its residual from zero, where these are better,
+    for the rows that are true (n,)."""
+    if not which.any():
+        return
+    some, codes = rows[which], torch.zeros_like(Z[which])
+    _solve_rows_(codes, torch.ones_like(which[which]), some)
+    other = some.measure(codes)
+    better = other.change < found.change[which]
+    place = which.nonzero()[:, 0][better]
+    Z[place] = codes[better]
+    found.replace_(place, Measure(*(one[better] for one in other)))
+
+
+def _rounded(
+    Z: Tensor, rows: ScaledRows, dtype: torch.dtype, least: Tensor
+) -> tuple[Tensor, Measure]:
     """Z (n, K) in dtype and its Measure. Rows whose codes are too large to be rounded get smaller
     ones, by ridges, where these are better; zero codes at worst. least (n,): the change of Z."""
     Z = Z.to(dtype)
@@ -338,7 +282,7 @@ def _rounded(Z: Tensor, rows: _Rows, dtype: torch.dtype, least: Tensor) -> tuple
     return Z, found
 
 
-def _solve_rows_(Z: Tensor, which: Tensor, rows: _Rows, ridge: float = 0.0) -> None:
+def _solve_rows_(Z: Tensor, which: Tensor, rows: ScaledRows, ridge: float = 0.0) -> None:
     """Z_i ← the codes of A_i by its residual, from Z_i, for the rows that are true (n,)."""
     if not which.any():
         return
@@ -361,15 +305,11 @@ def _warn(info: NnlsInfo, dtype: torch.dtype) -> None:
         advice = "concepts of D nearly depend on each other; leave such concepts out"
         if dtype == torch.float32:
             advice += ", or give A and D as float64"
-        why.append(f"{floored} stopped at the limit of {_name(dtype)}: {advice}")
+        why.append(f"{floored} stopped at the limit of {name_of(dtype)}: {advice}")
     if why:
         message = f"nnls: {capped + floored} of {len(info.status)} rows are not solved. "
         message += f"{'; '.join(why)}. The largest KKT residual is {float(info.kkt.max()):.1e}; "
         warn(f"{message}return_info=True tells which rows", ConvergenceWarning)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _solver(

@@ -12,7 +12,7 @@ from fuzz_nnls import KINDS, draw, faults, gaps, lower_bound, lower_bound_of_slo
 
 import fastnmf
 from fastnmf.backends.nnls.residual import measure
-from fastnmf.backends.nnls.result import CAPPED, FLOORED
+from fastnmf.backends.nnls.result import CAPPED, FLOORED, SOLVED
 from fastnmf.errors import ConvergenceWarning
 
 # (kind, d, K, dtype): fewer, more and many more concepts than features; each kind in float32, where
@@ -134,3 +134,22 @@ def test_the_fuzz_command_finds_codes_that_are_wrong(monkeypatch):
     found = " ".join(faults(A, D, "cpp"))
     assert "KKT residual" in found
     assert "of ‖a‖² above the least" in found
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_without_a_certain_optimum_are_not_called_solved(dtype, backend):
+    """Concepts of a Hilbert matrix with both signs: solutions have codes of 1e10, and the KKT
+    residual, relative to products of these, is at rounding for codes that are far from them."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((6, 10), (40, 1))
+    A, signs = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes)
+    D = torch.sign(signs) / (torch.arange(40)[:, None] + torch.arange(10) + 1.0)
+    A, D = A.to(dtype), D.to(dtype)
+    with pytest.warns(ConvergenceWarning, match="nearly depend on each other"):
+        Z, info = fastnmf.nnls(A, D, backend=backend, return_info=True)
+    exact = {torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
+    solved = (info.status == SOLVED).numpy()
+    assert (gaps(A, D, Z)[solved] <= exact).all()
+    assert not (measure(A, D, Z).change > 0).any()
+    assert Z.isfinite().all()

@@ -38,6 +38,12 @@ class Measure(NamedTuple):
     change: Tensor
     gap: Tensor
 
+    @property
+    def excess(self) -> Tensor:
+        """By how much at most the squared error is above the least (n,), relative to ‖a‖²: gap, or
+        the error itself."""
+        return torch.minimum(self.gap, 1 + self.change)
+
     def replace_(self, rows: Tensor, found: Measure) -> None:
         """The Measure of these rows is `found`."""
         for own, new in zip(self, found, strict=True):

@@ -30,9 +30,10 @@ class NnlsInfo:
     Attributes
     ----------
     status : Tensor (n,), int32
-        0 (solved): kkt is at most 1e-5 in float32 or 1e-9 in float64. 1 (capped): max_iter was
-        reached; the codes are feasible but not the solution. 2 (floored): rounding prevented more,
-        as where codes are needed that the dtype cannot hold precisely enough.
+        0 (solved): kkt is at most 1e-5 in float32 or 1e-9 in float64, and so is the share of ‖a‖²
+        by which the squared error is above the least one. 1 (capped): max_iter was reached; the
+        codes are feasible but not the solution. 2 (floored): rounding prevented more, as where
+        codes are needed that the dtype cannot hold precisely enough.
     kkt : Tensor (n,), float64
         The KKT residual of the codes, computed in float64 from A and D: the largest slope of a
         concept, or of the absolute slopes of those in use, relative to
