@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.arrays import Expected, read_matrix
+from ..data.arrays import Expected, as_numpy32, read_matrix
 from ..errors import InvalidInput, NotFitted
-from ..isolation import one_at_a_time
+from ..fit.options import ELSEWHERE
+from ..isolation import isolated, one_at_a_time
 from ..results.info import FitInfo, OnlineInfo
+from .hints import ATTRIBUTES
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,6 +47,37 @@ class DictionaryModel(nn.Module):
         # statistics of online learning: moved, copied and pickled with the model
         self.register_buffer("_gram", None, persistent=False)
         self.register_buffer("_cross", None, persistent=False)
+
+    @isolated
+    def sanitize_np_input(self, x: Any) -> np.ndarray:
+        """Return x (n, d), a tensor, an array or a DataLoader, as a float32 array.
+
+        Raises InvalidInput if it is not 2-D. Not used here; for Overcomplete's users, who may call
+        it.
+        """
+        return as_numpy32(x)
+
+    @isolated
+    def sanitize_np_codes(self, z: Any) -> np.ndarray:
+        """Return z (n, K), a tensor, an array or a DataLoader, as a float32 array.
+
+        Raises InvalidInput for another shape. Not used here; for Overcomplete's users, who may call
+        it.
+        """
+        return as_numpy32(z, name="Z", columns=self.nb_concepts)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in ATTRIBUTES:
+                raise
+            raise AttributeError(f"NMF has no {name!r}; it is {ATTRIBUTES[name]} here") from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ELSEWHERE and name not in self.__dict__:
+            raise AttributeError(f"a model has no {name!r} to set; write {ELSEWHERE[name]}")
+        super().__setattr__(name, value)
 
     def _assert_fitted(self) -> None:
         if not self.fitted:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..data.arrays import as_numpy32, read_matrix
+from ..data.arrays import read_matrix
 from ..distributed import ALONE, Processes
 from ..engine.state import Callback
 from ..errors import NotFitted
-from ..fit.options import ELSEWHERE, Options, generator, refuse_unknown, with_run
+from ..fit.options import Options, generator, refuse_unknown, with_run
 from ..init import start as starts
 from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
@@ -29,7 +29,7 @@ from ..planning.plan import Tuning
 from ..solvers.registry import SOLVERS
 from . import own_parts
 from .base import DictionaryModel
-from .hints import ATTRIBUTES, refuse_unknown_option, with_hints
+from .hints import refuse_unknown_option, with_hints
 from .own_parts import Solve
 
 if TYPE_CHECKING:
@@ -645,24 +645,6 @@ class NMF(DictionaryModel):
         drawn = generator(self.seed)
         return starts.nndsvda(self._matrix(A), self.nb_concepts, drawn)
 
-    @isolated
-    def sanitize_np_input(self, x: Any) -> np.ndarray:
-        """Return x (n, d), a tensor, an array or a DataLoader, as a float32 array.
-
-        Raises InvalidInput if it is not 2-D. Not used here; for Overcomplete's users, who may call
-        it.
-        """
-        return as_numpy32(x)
-
-    @isolated
-    def sanitize_np_codes(self, z: Any) -> np.ndarray:
-        """Return z (n, K), a tensor, an array or a DataLoader, as a float32 array.
-
-        Raises InvalidInput for another shape. Not used here; for Overcomplete's users, who may call
-        it.
-        """
-        return as_numpy32(z, name="Z", columns=self.nb_concepts)
-
     @property
     def solver_fn(self) -> Solve:
         """The solver as a function (A, Z, D, …) → (Z, D), as Overcomplete's models have it.
@@ -679,19 +661,6 @@ class NMF(DictionaryModel):
         """Return what repr shows: concepts, device, solver, and whether the model is fitted."""
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError as error:
-            if name not in ATTRIBUTES:
-                raise
-            raise AttributeError(f"NMF has no {name!r}; it is {ATTRIBUTES[name]} here") from error
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ELSEWHERE and name not in self.__dict__:
-            raise AttributeError(f"a model has no {name!r} to set; write {ELSEWHERE[name]}")
-        super().__setattr__(name, value)
 
     def _options(self) -> Options:
         """The options as the attributes are now."""
