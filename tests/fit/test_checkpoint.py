@@ -348,6 +348,8 @@ def test_command_line_saves_and_resumes(tmp_path, monkeypatch, capsys):
     keeping = "--checkpoint c.safetensors --checkpoint-seconds 0"
     assert cli.main([*command.split(), *keeping.split(), "--max-iter", "5"]) == 0
     assert saved_iterations("c.safetensors") == 5
+    # the model and the codes of the first 5 iterations are there
+    command += " --force"
     assert cli.main([*command.split(), *keeping.split(), "--max-iter", "12", "--resume"]) == 0
     assert saved_iterations("c.safetensors") == 12
     Z, D = NMF(25, seed=0, max_iter=12, tol=0).fit(numbers())
