@@ -15,11 +15,13 @@ from pathlib import Path
 import broken_checkpoints
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from fits import SOLVERS_AND_FORMS, nmf
 from half_steps import strided
 from oracle import problem
+from streams import CHUNK_ROWS, A, model, save, tight
 
 from fastnmf import NMF, InvalidInput, Tuning
 from fastnmf.cli import main as cli
@@ -454,3 +456,43 @@ def test_checkpoint_is_no_shard_of_the_data(streamed):
     place = streamed.A.parent / "fit.safetensors"
     with pytest.raises(InvalidInput, match=r"is to be written, but .* is read"):
         streamed().fit(streamed.A.parent, checkpoint=place)
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_files_of_the_user_that_look_like_codes_stay(tmp_path):
+    (tmp_path / "fit.codes-a.npy").write_bytes(b"mine")
+    (tmp_path / "fit.codes-c.npy").write_bytes(b"mine")
+    save(tmp_path / "A.npy", A)
+    path, options = tmp_path / "fit.safetensors", {"checkpoint_seconds": 0, "max_iter": 5}
+    fitted = model(chunk_rows=CHUNK_ROWS, max_memory=tight("memory"), **options)
+    fitted.fit(tmp_path / "A.npy", checkpoint=path)
+    # five saves, of two names in turn
+    own = {"A.npy", "fit.safetensors", "fit.codes-b.npy"}
+    assert {*os.listdir(tmp_path)} == own | {"fit.codes-a.npy", "fit.codes-c.npy"}
+    for turn in "ac":
+        assert (tmp_path / f"fit.codes-{turn}.npy").read_bytes() == b"mine"
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path, monkeypatch):
+    save(tmp_path / "A.npy", A)
+    path, written = tmp_path / "fit.safetensors", []
+    options = {"checkpoint_seconds": 0, "max_iter": 5, "max_memory": tight("memory")}
+    expected = model(chunk_rows=CHUNK_ROWS, **options).fit(tmp_path / "A.npy")
+    save_file = safetensors.torch.save_file
+
+    def fails_at_the_third(*given, **named):
+        written.append(given)
+        if len(written) == 3:
+            raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(*given, **named)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fails_at_the_third)
+    with pytest.raises(OSError, match=r"No space left on device: '.*fit\.safetensors'"):
+        model(chunk_rows=CHUNK_ROWS, **options).fit(tmp_path / "A.npy", checkpoint=path)
+    assert {*os.listdir(tmp_path)} == {"A.npy", "fit.safetensors", "fit.codes-b.npy"}
+    assert saved_iterations(path) == 2
+    fitted = model(chunk_rows=CHUNK_ROWS, **options)
+    ends = fitted.fit(tmp_path / "A.npy", checkpoint=path, resume=True)
+    for F, its in zip(ends, expected, strict=True):
+        assert torch.equal(F, its)
