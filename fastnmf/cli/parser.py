@@ -167,7 +167,6 @@ def _add_encode(parser: Parser) -> None:
     _option(stops, "--max-iter", 300, whole, "iterations, at most", "N")
     what = "relative change of Z at which to stop; default: a hundredth of the model's"
     stops("--tol", type=number, metavar="TOL", help=what)
-    stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
     _computing(parser.group("memory and computing"))
     _said(parser)
 

@@ -34,7 +34,7 @@ class Progress:
         label: str = "fit",
         begins: str | None = None,
     ) -> None:
-        self._callback, self._label = callback, label
+        self._callback, self._label, self._chunk = callback, label, 1
         unit, about = "pass" if streamed else "it", begins or label
         bar = tqdm(total=max_iter, unit=unit, desc=about, bar_format=_FORMAT) if verbose else None
         self._bar = bar
@@ -49,11 +49,15 @@ class Progress:
 
     def _each(self, info: Iteration) -> bool | None:
         if self._bar is not None:
-            self._bar.set_description_str(self._label, refresh=False)
+            if info.iteration <= self._bar.n:
+                # of the next chunk of rows
+                self._bar.n, self._chunk = 0, self._chunk + 1
+            chunk = f", chunk {self._chunk}" if self._chunk > 1 else ""
+            self._bar.set_description_str(f"{self._label}{chunk}", refresh=False)
             shown = {"change": f"{info.relative_change:.2e}"}
             if info.relative_error == info.relative_error:
                 shown["error"] = f"{info.relative_error:.5f}"
             self._bar.set_postfix(shown, refresh=False)
             # a fit that continues from a checkpoint begins with a later iteration
-            self._bar.update(max(1, info.iteration - self._bar.n))
+            self._bar.update(info.iteration - self._bar.n)
         return self._callback(info) if self._callback is not None else None

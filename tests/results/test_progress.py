@@ -64,3 +64,13 @@ def test_bar_is_taken_away_by_an_interrupt(capsys):
     assert shown.endswith("\r")
     assert shown.rstrip("\r").rpartition("\r")[2].strip() == ""
     assert "\n" not in shown
+
+
+def test_bar_counts_anew_for_every_chunk_of_rows(capsys):
+    """It counted on, beyond its end."""
+    with Progress(True, 3, None, label="encode") as each:
+        for iteration in (1, 2, 3, 1, 2):
+            each(Iteration(iteration, 0.5, float("nan"), 0.1))
+    shown = capsys.readouterr().err
+    assert "encode, chunk 2: 2/3 |" in shown
+    assert "/?" not in shown
