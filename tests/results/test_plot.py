@@ -189,7 +189,7 @@ def test_nothing_to_draw_says_what_to_do():
 def test_missing_extra_is_named(monkeypatch):
     nmf = fitted("one number")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ModuleNotFoundError, match=r"matplotlib; pip install 'fastnmf\[plot\]'"):
+    with pytest.raises(ModuleNotFoundError, match="matplotlib: pip install matplotlib"):
         nmf.plot()
 
 
