@@ -3,6 +3,7 @@ options.py, checkpoints in checkpoint.py."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -26,7 +27,7 @@ from ..errors import InvalidInput, hold_warnings
 from ..init.start import resolve, start
 from ..numerics import products_in
 from ..planning import hardware
-from ..planning.memory import plan_beside, refuse_too_large, sizes_of_fit
+from ..planning.memory import fits, plan_beside, refuse_too_large, sizes_of_fit
 from ..planning.plan import Plan, Problem, accelerated, choose
 from ..results.info import FitInfo
 from ..results.metrics import measure
@@ -168,13 +169,22 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
         plan = choose(here, on, replace(method.tuning, chunk_rows=data.chunk_rows))
         # the same in all processes, except the tiles
         plan = replace(processes.gather(plan)[0], tile_rows=plan.tile_rows)
+    sizes = functools.partial(
+        sizes_of_fit,
+        problem,
+        rows=data.n_here,
+        start=resolve(options.init, data.n, data.d, options.nb_concepts),
+    )
     if _accelerates(options, data, method, plan):
-        plan = accelerated(plan, problem)
+        faster = accelerated(plan, problem)
+        # 'auto' does without the copies that would not fit
+        if options.accelerate is True or not any(
+            processes.any(not fits(sizes(faster), data.device))
+        ):
+            plan = faster
     if data.resident:
-        begins = resolve(options.init, data.n, data.d, options.nb_concepts)
         with processes.agreed():
-            sizes = sizes_of_fit(problem, plan, data.n_here, begins)
-            refuse_too_large(sizes, data.device, FEWER)
+            refuse_too_large(sizes(plan), data.device, FEWER)
     return plan
 
 

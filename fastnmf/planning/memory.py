@@ -229,17 +229,31 @@ def refuse_too_large(
 ) -> None:
     """Raise InvalidInput where what must be in memory at once does not fit: in max_memory bytes, or
     without swapping in the memory available. sizes: bytes by what takes them."""
-    needed, limit, named = sum(sizes.values()), max_memory, "are allowed by max_memory"
-    if needed > _SURELY_THERE and (limit is None or needed <= limit):
-        free = free_bytes(device)
-        limit, named = _unused() if free is None else free, "are available"
-    if limit is not None and needed > limit:
+    needed = sum(sizes.values())
+    limit, named = max_memory, "are allowed by max_memory"
+    if limit is None or needed <= limit:
+        limit, named = _exceeded(needed, device), "are available"
+    if limit is not None:
         most = (item for item in sizes.items() if item[1] >= needed / 100)
         parts = ", ".join(f"{name} {_in_gb(bytes_)}" for name, bytes_ in most)
         raise InvalidInput(
             f"at least {_in_gb(needed)} of memory are needed ({parts}), and {_in_gb(limit)} "
             f"{named}; {advice}"
         )
+
+
+def fits(sizes: dict[str, int], device: torch.device) -> bool:
+    """Whether these bytes, by what takes them, are available."""
+    return _exceeded(sum(sizes.values()), device) is None
+
+
+def _exceeded(needed: int, device: torch.device) -> int | None:
+    """The bytes that are available, if they are fewer than needed."""
+    if needed <= _SURELY_THERE:
+        return None
+    free = free_bytes(device)
+    limit = _unused() if free is None else free
+    return limit if limit < needed else None
 
 
 def _in_gb(bytes_: int) -> str:

@@ -116,6 +116,20 @@ def test_limit_is_what_is_available(available, monkeypatch):
             model.fit(A)
 
 
+def test_auto_accelerates_only_where_the_copies_of_the_codes_fit(monkeypatch):
+    """48 MB of codes, and as many again for each of two copies."""
+    data = torch.rand(120_000, 120, generator=torch.Generator().manual_seed(0))
+    options = {"seed": 0, "init": "random", "max_iter": 1}
+    assert data.shape[0] * 100 * 4 == 48_000_000
+    for available, accelerated in ((200_000_000, True), (100_000_000, False)):
+        monkeypatch.setattr(memory, "_unused", lambda available=available: available)
+        model = NMF(100, **options)
+        model.fit(data)
+        assert model.fit_info_.accelerated == accelerated
+    with pytest.raises(InvalidInput, match=r"copies of the codes for acceleration 0\.096 GB"):
+        NMF(100, accelerate=True, **options).fit(data)
+
+
 GROWTH = """
 import json, re, sys
 import torch
@@ -130,13 +144,13 @@ A = torch.rand(n, d)
 NMF(2, max_iter=1, **options).fit(A[:20])
 sizes, sizes_of = [], memory.sizes_of_fit
 from fastnmf.fit import batch
-def noted(*given):
-    sizes.append(sum(sizes_of(*given).values()))
-    return sizes_of(*given)
+def noted(*given, **named):
+    sizes.append(sum(sizes_of(*given, **named).values()))
+    return sizes_of(*given, **named)
 batch.sizes_of_fit = noted
 before = peak()
 NMF(K, max_iter=2, tol=0, tuning=Tuning(form=form), **options).fit(A)
-print(sizes[0], peak() - before)
+print(sizes[-1], peak() - before)
 """
 
 
