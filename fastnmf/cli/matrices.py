@@ -99,6 +99,9 @@ def reading(*paths: Path) -> Iterator[None]:
                 os.listdir(path)
             elif not path.exists():
                 raise FileNotFoundError(f"{path} does not exist")
+            elif not path.is_file():
+                # it can be read only once
+                raise Refused(f"{path} is no regular file; pipe it in, with - as its name", DATA)
             else:
                 with open(path, "rb") as file:
                     file.read(1)

@@ -56,6 +56,14 @@ def read_stream(content: bytes, header: Header) -> np.ndarray:
 
 def read_lines(opened: Callable[[], io.TextIOBase], name: str, header: Header) -> np.ndarray:
     """The numbers of a text table. opened: opens it, once to read it and again to find a fault."""
+    try:
+        return _read_lines(opened, name, header)
+    except csv.Error as error:
+        # such as a cell of any length
+        raise InvalidInput(f"{name} cannot be read as a table: {error}") from error
+
+
+def _read_lines(opened: Callable[[], io.TextIOBase], name: str, header: Header) -> np.ndarray:
     with opened() as file:
         head = []
         for numbered in _filled(file):

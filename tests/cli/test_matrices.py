@@ -100,6 +100,14 @@ def test_what_is_piped_in_and_no_matrix_is_refused(content, message, folder, mon
     assert f"fastnmf: error: {message}" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="os.mkfifo: not here")
+def test_pipe_with_a_name_is_refused_before_it_is_read(folder, capsys):
+    os.mkfifo("pipe.csv")
+    assert cli.main(["encode", "model.safetensors", "pipe.csv", "-o", "Z.npy"]) == 3
+    error = "pipe.csv is no regular file; pipe it in, with - as its name"
+    assert capsys.readouterr().err == f"fastnmf: error: {error}\n"
+
+
 def test_codes_are_piped_out(folder, monkeypatch, capsys):
     out = io.TextIOWrapper(io.BytesIO())
     out.isatty = lambda: False

@@ -95,6 +95,10 @@ AT_FAULT = {
     "long row": ("1,2\n3,4,5\n", "line 2: 3 cells, the first row has 2"),
     "long row beside labels": (",a\nx,1\ny,1,2\n", "line 3: 3 cells, the first row has 2"),
     "names alone": ("a,b\n", "has a header and no rows"),
+    "a cell without an end": (
+        "1," + "9" * 200_000 + "x\n1,2\n",
+        "cannot be read as a table: field",
+    ),
     "nothing": ("", "is empty; it must hold a matrix"),
     "comments alone": ("# a\n\n", "is empty; it must hold a matrix"),
     "no text": ("1,2\n\ufffd\0,3\n", "line 2, column 1"),
