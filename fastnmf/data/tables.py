@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,6 @@ from ..errors import InvalidInput, warn
 from ..planning.memory import available, bytes_of, size_of
 from .paths import UNREADABLE
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".h5ad")
 # a name in an archive of scipy.sparse.save_npz
 _SPARSE = {"format", "shape", "data"}
 
@@ -65,11 +65,7 @@ def read_lines(opened: Callable[[], io.TextIOBase], name: str, header: Header) -
 
 def _read_lines(opened: Callable[[], io.TextIOBase], name: str, header: Header) -> np.ndarray:
     with opened() as file:
-        head = []
-        for numbered in _filled(file):
-            head.append(numbered[1])
-            if len(head) == 2:
-                break
+        head = [line for _, line in itertools.islice(_filled(file), 2)]
     if not head:
         raise InvalidInput(f"{name} is empty; it must hold a matrix, a row in each line")
     delimiter = next((mark for mark in "\t;," if mark in head[0]), None)
