@@ -38,6 +38,8 @@ KINDS = (
 # of ‖a‖²: by how much a squared error may be above the least; and the KKT residual
 OBJECTIVE = {torch.float32: 1e-5, torch.float64: 1e-9}
 KKT = {torch.float32: 1e-5, torch.float64: 1e-9}
+# of ‖a‖²: a bound that is no further below the error is close enough
+_CLOSE = 1e-10
 # of ‖a‖: slopes of unit concepts above minus this are zero or positive, for all that rounding shows
 _ROUNDING = 1e-15
 
@@ -107,11 +109,14 @@ def gap(a: np.ndarray, D: np.ndarray, z: np.ndarray, reference: np.ndarray) -> f
     """How far the squared error of z is above a lower bound, relative to ‖a‖². reference: codes
     near a solution."""
     square = max(a @ a, np.finfo(float).tiny)
-    error = np.square(a - z @ D).sum() / square
-    least = lower_bound(a, D, reference) / square
-    if error - least > 1e-10 and (D >= 0).all():
-        least = max(least, lower_bound_of_slopes(a, D, reference) / square)
-    if error - least > 1e-10:
+    error, least = np.square(a - z @ D).sum() / square, 0.0
+    # the cheapest first
+    bounds = [lower_bound_of_slopes] if (D >= 0).all() else []
+    for bound in (*bounds, lower_bound):
+        if error - least <= _CLOSE:
+            return error - least
+        least = max(least, bound(a, D, reference) / square)
+    if error - least > _CLOSE:
         other = solve_by_residual(*map(torch.from_numpy, (a, D)), 1e-14).numpy()
         least = max(least, lower_bound(a, D, other) / square)
     return error - least
@@ -119,10 +124,11 @@ def gap(a: np.ndarray, D: np.ndarray, z: np.ndarray, reference: np.ndarray) -> f
 
 def gaps(A: torch.Tensor, D: torch.Tensor, Z: torch.Tensor) -> np.ndarray:
     """The gap of each row (n,)."""
-    A, D, Z = (M.double() for M in (A, D, Z))
-    with warnings.catch_warnings(action="ignore"):
-        references = fastnmf.nnls(A, D).numpy()
-    A, D, Z = (M.numpy() for M in (A, D, Z))
+    references, (A, D, wide) = Z, (M.double() for M in (A, D, Z))
+    if Z.dtype != torch.float64:
+        with warnings.catch_warnings(action="ignore"):
+            references = fastnmf.nnls(A, D)
+    A, D, Z, references = (M.numpy() for M in (A, D, wide, references))
     return np.array([gap(a, D, z, near) for a, z, near in zip(A, Z, references, strict=True)])
 
 
