@@ -42,7 +42,7 @@ def warn(message: str, category: type[FastnmfWarning] = FastnmfWarning) -> None:
     # wrappers of torch's no_grad and of contexts stand between two functions of fastnmf
     torch = os.path.dirname(sys.modules["torch"].__file__ or "") + os.sep
     inside = _PACKAGE, torch, contextlib.__file__
-    level, frame = 1, sys._getframe()
+    level, frame = 1, sys._getframe()  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
