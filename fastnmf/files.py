@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .data import tables
+from .data.arrays import two_dimensional
 from .data.paths import check_output, existing, only_one, refusing_damage, replacing
 from .errors import InvalidInput
 from .isolation import isolated
@@ -100,12 +101,12 @@ def real_matrix(matrix: Any, name: str) -> np.ndarray | Tensor:
         real = matrix.layout == torch.strided and not odd
     else:
         real = isinstance(matrix, np.ndarray) and matrix.dtype.kind in "fiub"
-    if not real or matrix.ndim != 2:
+    if not real:
         given = type(matrix).__name__
         if isinstance(matrix, np.ndarray | Tensor):
             given = f"dtype {matrix.dtype} and shape {tuple(matrix.shape)}"
         raise InvalidInput(f"{name} holds {given}; it must hold a dense, real matrix (n, d)")
-    return matrix
+    return two_dimensional(matrix, name)
 
 
 @isolated

@@ -130,7 +130,7 @@ REFUSED = {
         r"it is damaged or holds more than tensors; write it by torch.save\(A, path\)",
     ),
     "complex numbers": (".npy", lambda p: np.save(p, EXPECTED.astype(complex)), "complex128 and"),
-    "a vector": (".npy", lambda p: np.save(p, EXPECTED[0]), r"shape \(5,\); it must hold a dense"),
+    "a vector": (".npy", lambda p: np.save(p, EXPECTED[0]), r"shape \(5,\); it must be \(n, d\)"),
     "pickled objects": (
         ".npy",
         lambda p: np.save(p, np.array([[None]]), allow_pickle=True),

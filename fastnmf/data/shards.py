@@ -207,8 +207,9 @@ def _open_safetensors(path: Path) -> Shard:
         (length,) = struct.unpack("<Q", file.read(8))
         entry = json.loads(file.read(length))[name]
     number, shape = entry["dtype"], tuple(entry["shape"])
-    if number not in _NUMBERS or len(shape) != 2:
-        given = f"dtype {number} and shape {shape}"
+    two_dimensional(np.broadcast_to(np.float32(0), shape), str(path))
+    if number not in _NUMBERS:
+        given = f"dtype {number}"
         raise InvalidInput(f"{path} holds {given}; it must hold a dense, real matrix (n, d)")
     read = _raw(path, 8 + length + entry["data_offsets"][0], shape[1], np.dtype(_NUMBERS[number]))
     dtype = torch.float64 if number == "F64" else torch.float32

@@ -7,9 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from fastnmf import NMF, files, nnls
 from fastnmf.data import arrays
 from fastnmf.data.arrays import Expected, as_numpy32, read_matrix
 from fastnmf.errors import InvalidInput
@@ -403,3 +405,50 @@ def test_as_numpy32_does_not_look_at_values():
 def test_as_numpy32_refuses_other_shapes(x, columns, message):
     with pytest.raises(InvalidInput, match=message):
         as_numpy32(x, "x", columns)
+
+
+IMAGES = np.random.default_rng(0).random((5, 3, 4, 6), np.float32)
+TENSORS = torch.tensor(IMAGES)
+# how images are given, and the call that makes rows of their pixels
+OF_ARRAYS, OF_TENSORS = "transpose(0, 2, 3, 1)", "permute(0, 2, 3, 1)"
+WAYS = {
+    "fit": (lambda _: NMF(2).fit(torch.tensor(IMAGES)), OF_TENSORS),
+    "fit of an array": (lambda _: NMF(2).fit(IMAGES), OF_ARRAYS),
+    "fit of batches": (lambda _: NMF(2).fit([torch.tensor(IMAGES)]), OF_TENSORS),
+    "partial_fit": (lambda _: NMF(2).partial_fit(torch.tensor(IMAGES)), OF_TENSORS),
+    "encode": (lambda _: NMF(2).load_dictionary(np.ones((2, 3))).encode(IMAGES), OF_ARRAYS),
+    "nnls": (lambda _: nnls(torch.tensor(IMAGES), torch.ones(2, 3)), OF_TENSORS),
+    **{
+        f"fit of {suffix}": (lambda folder, suffix=suffix: NMF(2).fit(folder / f"A{suffix}"), "")
+        for suffix in (".npy", ".safetensors")
+    },
+    **{
+        f"read_matrix of {suffix}": (
+            lambda folder, suffix=suffix: files.read_matrix(folder / f"A{suffix}"),
+            "",
+        )
+        for suffix in (".npy", ".npz", ".pt", ".safetensors")
+    },
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_images_get_a_hint_for_either_place_of_their_channels(way, tmp_path):
+    """The advice made the columns of an image the features."""
+    np.save(tmp_path / "A.npy", IMAGES)
+    np.savez(tmp_path / "A.npz", A=IMAGES)
+    torch.save(torch.tensor(IMAGES), tmp_path / "A.pt")
+    safetensors.torch.save_file({"A": torch.tensor(IMAGES)}, tmp_path / "A.safetensors")
+    call, axes = WAYS[way]
+    with pytest.raises(InvalidInput, match=r"shape \(5, 3, 4, 6\)") as raised:
+        call(tmp_path)
+    said = str(raised.value)
+    assert ".reshape(-1, 6)" in said
+    assert f"images (n, C, H, W), A.{axes}" in said
+    assert ".reshape(-1, 3)" in said
+    if axes:
+        rows = eval(
+            said.partition("(n, C, H, W), ")[2], {"A": IMAGES if axes == OF_ARRAYS else TENSORS}
+        )
+        assert tuple(rows.shape) == (120, 3)
+        assert np.array_equal(np.asarray(rows[0]), IMAGES[0, :, 0, 0])
