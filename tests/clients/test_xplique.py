@@ -3,12 +3,14 @@ arrays, encodes with and without gradients, and decodes."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import numpy as np
 import pytest
 
-if "torch" in sys.modules and "tensorflow" not in sys.modules:
+installed = importlib.util.find_spec("xplique") is not None
+if installed and "torch" in sys.modules and "tensorflow" not in sys.modules:
     pytest.skip(
         "xplique loads TensorFlow, which may crash where torch or Triton was loaded before it; run "
         "pytest -n 0 tests/clients/test_xplique.py alone",
