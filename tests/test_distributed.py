@@ -296,6 +296,9 @@ def test_processes_that_extrapolate_agree_on_all_they_decide_by(shared):
 
 def test_without_a_seed_all_draw_the_same(shared):
     first, other = shared(2)["no seed"]
+    seeds = {result["info"]["seed"] for result in (first, other)}
+    assert len(seeds) == 1
+    assert 0 <= seeds.pop() < 2**32
     assert torch.equal(first["D"], other["D"])
 
 
