@@ -28,6 +28,7 @@ from ..solvers.half_step import Compute, NormalData, Workspace
 from ..solvers.penalties import NO_PENALTY
 from ..solvers.registry import learner
 from .options import Options, generator
+from .refusals import refuse_extreme
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +154,15 @@ class _Batch:
         statistics = Statistics(D, 0.0, data.processes, moments=self.method.ops["moments_"])
         with data.processes.agreed():
             squares = self._encode(D, Z0, statistics)
+        largest_of_D = D.max()
         with products_in("highest"):
             statistics.reduce_()
             gram, cross = statistics.gram, statistics.cross
             if not fresh:
                 self._remember_(gram, cross, D, before)
             D = self._updated(D, gram, cross, squares, warm=before.gram is not None)
-        info, weight = self._summary(squares, gram, cross, D, before.info)
+        read = *squares, largest_of_D.double()
+        info, weight = self._summary(read, gram, cross, D, before.info)
         info = replace(info, seed=seed)
         log.info("batch %d of %d rows: error %.4g", info.batches, data.n, info.relative_error)
         return Learned(D, gram, cross, info) if weight > 0 else Learned(D, info=info)
@@ -173,16 +176,23 @@ class _Batch:
 
     def _encode(self, D: Tensor, Z0: Storage, statistics: Statistics) -> Tensor:
         """Add the codes of the rows here to the statistics, starting from Z0 if it is kept; returns
-        (2,): ‖A − Z D‖² and ‖A‖²."""
-        squares = torch.zeros(2, dtype=torch.float64, device=D.device)
+        (3,): ‖A − Z D‖², ‖A‖² and the largest entry."""
+        squares = torch.zeros(3, dtype=torch.float64, device=D.device)
         encoder = Encoder(D, self.method, self.method.solver.batch_half_steps)
         codes = None if isinstance(Z0, NotKept) else Z0
         for X, first, _ in self.data.tiles(codes):
             X = widened(X)
-            Z = encoder(X, first)[0]
+            try:
+                Z = encoder(X, first)[0]
+            except ArithmeticError:
+                # by its true cause, if it is one of these
+                refuse_extreme("A", float(X.max()), X)
+                refuse_extreme("the dictionary D", float(D.max()), D)
+                raise
             with products_in("highest"):
                 error = squared_error(X, Z, D, self.method.tuning.chunk_rows or len(X))
-                squares += torch.stack((error, squared_norm(X)))
+                squares[:2] += torch.stack((error, squared_norm(X)))
+                squares[2] = torch.maximum(squares[2], X.max())
                 statistics.add_(X, Z)
         return squares
 
@@ -222,14 +232,22 @@ class _Batch:
         return D
 
     def _summary(
-        self, squares: Tensor, gram: Tensor, cross: Tensor, D: Tensor, before: OnlineInfo | None
+        self,
+        read: tuple[Tensor, ...],
+        gram: Tensor,
+        cross: Tensor,
+        D: Tensor,
+        before: OnlineInfo | None,
     ) -> tuple[OnlineInfo, float]:
-        """The OnlineInfo, and the trace of gram. Synchronises."""
+        """The OnlineInfo, and the trace of gram. read: what _encode returns, and the largest entry
+        of the dictionary that it had. Synchronises."""
         unused = (gram.diagonal() == 0).sum()
         sums = (M.sum(dtype=torch.float64) for M in (gram.diagonal(), cross, D))
-        read = torch.stack((*squares, unused.double(), *sums)).tolist()
-        error, squared_data, unused, weight = read[:4]
-        if not sum(read) < float("inf"):
+        found = torch.stack((*read, unused.double(), *sums)).tolist()
+        error, squared_data, largest, largest_of_D, unused, weight = found[:6]
+        refuse_extreme("A", largest, self.data.like, self.data.n * self.data.d)
+        refuse_extreme("the dictionary D", largest_of_D, D)
+        if not sum(found) < float("inf"):
             raise ArithmeticError(
                 "the statistics overflowed: A is too large for its dtype; scale it down "
                 "(A / A.max()) or pass it as float64"

@@ -93,15 +93,20 @@ def refuse_unsuited(options: Options, data: Data) -> None:
 
 def refuse_extremes(data: Data) -> None:
     """Refuse data whose squares, or their sum, overflow or vanish: then every error is zero."""
-    largest, limits = data.largest, torch.finfo(data.dtype)
-    square = largest * largest
-    usable = limits.tiny <= square <= limits.max and math.isfinite(square * data.n * data.d)
+    refuse_extreme("A", data.largest, data.like, data.n * data.d)
+
+
+def refuse_extreme(name: str, largest: float, like: Tensor, entries: int | None = None) -> None:
+    """Refuse a matrix of this largest entry; like: it, or a tensor of its dtype."""
+    square, limits = largest * largest, torch.finfo(like.dtype)
+    sum_ = square * (entries or like.numel())
+    usable = limits.tiny <= square <= limits.max and math.isfinite(sum_)
     if largest and not usable:
-        name = str(data.dtype).removeprefix("torch.")
+        F, computed = name[-1], str(like.dtype).removeprefix("torch.")
         raise ArithmeticError(
-            f"the largest entry of A is {largest:.3g}, too {'small' if square < 1 else 'large'} to "
-            f"be squared in {name}; scale A (A / A.max())"
-            + (" or pass it as float64" if data.dtype == torch.float32 else "")
+            f"the largest entry of {name} is {largest:.3g}, too "
+            f"{'small' if square < 1 else 'large'} to be squared in {computed}; scale {F} "
+            f"({F} / {F}.max())" + (" or pass it as float64" if computed == "float32" else "")
         )
 
 

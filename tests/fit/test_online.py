@@ -476,3 +476,20 @@ def test_host_waits_for_the_device_a_fixed_number_of_times(monkeypatch):
         model.partial_fit(numbers(seed=1))
         counts.append(len(reads))
     assert counts[0] == counts[1] <= 4
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("scale", "word"), [(1e-25, "small"), (1e25, "large")])
+def test_batch_that_cannot_be_squared_is_refused(solver, scale, word):
+    """It reported the error 0, or an overflow."""
+    with pytest.raises(ArithmeticError, match=f"the largest entry of A .* too {word}"):
+        NMF(3, solver=solver, seed=0).partial_fit(numbers() * scale)
+    model = NMF(3, solver=solver).load_dictionary(numbers()[:3] * scale)
+    with pytest.raises(ArithmeticError, match=f"the largest entry of the dictionary D .* {word}"):
+        model.partial_fit(numbers())
+    assert model.online_info_ is None
+
+
+def test_batch_of_zeros_is_learned_whatever_the_scale():
+    model = NMF(3).load_dictionary(numbers()[:3] * 1e-15)
+    assert model.partial_fit(numbers() * 0).online_info_.relative_error == 0
