@@ -123,7 +123,7 @@ def describe(tiles: Iterable[Tensor], D: Tensor, processes: Processes = ALONE) -
         l0_most=most,
         hoyer=float(hoyer[0] / hoyer[1].clamp(min=1)),
         energy=tuple((energy / energy.sum().clamp(min=1e-300)).tolist()),
-        dead_concepts=int(((used == 0) | (lengths == 0)).sum()),
+        dead_concepts=int(((used == 0) | (D.amax(1) == 0)).sum()),
         near_duplicates=int((alike(D) >= 0).sum()),
     )
 

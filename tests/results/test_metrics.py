@@ -132,3 +132,11 @@ def test_measured_error_is_that_of_the_residual():
     assert in_one.codes == metrics.describe([Z], D)
     assert in_one.codes.energy == pytest.approx(found.codes.energy)
     assert in_one.squared_error == pytest.approx(found.squared_error)
+
+
+def test_concept_whose_squares_vanish_is_not_dead():
+    Z, D = problem(9, 4, 3, torch.float64)
+    Z[:, 0], D[1] = 1.0, D[1] * 1e-200
+    assert metrics.describe([Z], D).dead_concepts == int((Z == 0).all(0).sum())
+    D[1] = 0
+    assert metrics.describe([Z], D).dead_concepts == int((Z == 0).all(0).sum()) + 1
