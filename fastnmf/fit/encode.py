@@ -145,7 +145,7 @@ def _no_rows(A: Any, expected: Expected, width: int, folder: WorkingFolder | Non
             pass
         return mapped(folder.path)
     if found is None:
-        return torch.empty(0, width, dtype=dtype)
+        return torch.empty(0, width, dtype=dtype, device="cpu")
     return found.to(dtype) @ found.new_zeros(found.shape[1], width, dtype=dtype)
 
 
