@@ -90,7 +90,10 @@ def test_matrix_is_piped_in(content, folder, monkeypatch, capsys):
         (b"1,2\n3,x\n", "the standard input, line 2, column 2: 'x' is no number"),
         (b"PK\3\4\0\0\0\0", "the standard input is neither a .npy file nor a text table"),
         (b"\x93NUMPY\1\0", "the standard input cannot be read as .npy"),
-        (as_bytes(lambda f: np.save(f, np.zeros(3))), "the standard input holds dtype float64 and"),
+        (
+            as_bytes(lambda f: np.save(f, np.zeros(3))),
+            "the standard input has shape (3,); it must be",
+        ),
         (b"1,2\n3,-4\n", "A has 1 negative entry, the first at row 1, column 1: −4"),
     ],
 )
