@@ -62,12 +62,14 @@ def _real(name: str, value: Any) -> float:
 
 
 def tolerance(tol: Any) -> float:
-    """tol as a float, any but NaN; 0 or less never stops early."""
+    """tol as a float of at least 0, which never stops early."""
     if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
         raise TypeError(f"tol={tol!r} must be a number; 0 never stops early")
     found = _real("tol", tol)
     if math.isnan(found):
         raise InvalidInput("tol is NaN; give a number, 0 never stops early")
+    if found < 0:
+        raise InvalidInput(f"tol={tol} must be at least 0; 0 never stops early")
     return found
 
 

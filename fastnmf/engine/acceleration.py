@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.storage import row_blocks
+from ..numerics import squared_norm
 from ..solvers.base import Solver
 
 # β at the start; its divisor when the error rose; how it and its bound grow when it fell
@@ -51,9 +52,7 @@ class Extrapolation:
         self._sums = torch.zeros(2, dtype=torch.float64, device=D.device) if waits else None
         self._least_share, self._tile_rows = least_share, tile_rows
         self._beta, self._bound, self._beta_before = _BETA, 1.0, _BETA
-        self._squared_error, self._still = float("inf"), False
-        # what rounding may add to a squared relative error
-        self._noise = 4 * torch.finfo(D.dtype).eps
+        self._squared_error, self._noise, self._still = float("inf"), 0.0, False
 
     def set_out(self, *, still: bool = False) -> None:
         """Set, before an iteration, whether it moves the factors, by β, or is `still`."""
@@ -82,15 +81,18 @@ class Extrapolation:
         swept, before = self._swept[rows].T, self._Z[rows].T
         return swept, self._step, self._least_share, before, self._sums
 
-    def end_(self, Z: Tensor, D: Tensor, sums: Tensor) -> None:
-        """Restore, after both halves, the norms of concepts that changed; sums become ‖ΔZ‖² and
-        ‖Z‖² of the whole iteration."""
-        if not self._balance_(Z, D, sums):
-            sums[:2] = self._sums
+    def end_(self, Z: Tensor, D: Tensor, codes: Tensor, dictionary: Tensor) -> None:
+        """Restore, after both halves, the norms of concepts that changed. The sums of the codes and
+        of the dictionary become ‖ΔF‖² and ‖F‖² of the whole iteration."""
+        if not self._balance_(Z, D, codes):
+            codes[:2] = self._sums
+        dictionary[:2] = torch.stack((squared_norm(D - self._D), squared_norm(D)))
 
-    def rose(self, relative_error: float) -> bool:
-        """Return whether the error rose by more than rounding, and adapt β to it."""
+    def rose(self, relative_error: float, noise: float) -> bool:
+        """Return whether the error rose by more than rounding, and adapt β to it. noise: what
+        rounding may add to the squared relative error."""
         squared, before = relative_error**2, self._squared_error
+        noise, self._noise = max(noise, self._noise), noise
         self._squared_error = squared
         if self._still:
             return False
@@ -100,7 +102,7 @@ class Extrapolation:
             self._beta_before = self._beta
             self._beta = min(self._bound, _GROW * self._beta)
             self._bound = min(1.0, _GROW_BOUND * self._bound)
-        return squared > before + self._noise
+        return squared > before + noise
 
     def take_back_(self, Z: Tensor, D: Tensor) -> None:
         """Restore the pair that the iteration began with; the next one moves nothing."""
@@ -166,17 +168,17 @@ class Momentum:
     (1983); with coordinate sweeps: Ang & Gillis (2019); restarts: O'Donoghue & Candès (2015).
     """
 
-    def __init__(self, solver: Solver, D: Tensor, *, penalised: bool) -> None:
-        """D (K, d): the fixed dictionary; penalised: whether codes have a penalty."""
-        swings = penalised and len(D) > D.shape[1]
-        self._most = solver.penalised_momentum if swings else solver.most_momentum
-        self._least_share = solver.least_share
+    def __init__(self, solver: Solver) -> None:
+        self._most, self._least_share = solver.most_momentum, solver.least_share
         self._before: Tensor | None = None
         self._taken = 0
         self._t = 1.0
 
     def extrapolate(self, F: Tensor) -> Tensor:
-        """Y (K, m) for F (K, m); at least the solver's least_share of F."""
+        """Y (K, m) for F (K, m); at least the solver's least_share of F. F itself for a solver
+        without momentum."""
+        if self._most == 0:
+            return F
         if self._taken % _RESTART == 0:
             self._t, Y = 1.0, F.clone()
         else:

@@ -130,7 +130,7 @@ class CodesStep:
             (
                 state.codes[part].T,
                 self._data(A[part]),
-                Momentum(solver, D, penalised=bool(penalty)),
+                Momentum(solver),
             )
             for part in row_blocks(len(A), plan.tile_rows)
         ]
@@ -140,7 +140,9 @@ class CodesStep:
     def __call__(self) -> None:
         self.sums.zero_()
         for F, data, momentum in self._tiles:
-            F.copy_(momentum.extrapolate(F))
+            start = momentum.extrapolate(F)
+            if start is not F:
+                F.copy_(start)
             self._solver.half_steps_(F, data, self._fixed, self._compute, self.sums[0], 1)
 
     def _data(self, X: Tensor) -> HalfStepData:

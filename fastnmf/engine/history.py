@@ -4,6 +4,7 @@ where no rule reads them."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -71,13 +72,20 @@ class History:
         self._unread.clear()
         return read
 
+    def with_error(self, iteration: Iteration, squared_error: float) -> Iteration:
+        """The Iteration with the errors that follow from ‖A − Z D‖²."""
+        total = float(self._squared_norm)
+        squared = squared_error / total if total > 0 else 0.0
+        penalties = iteration.relative_objective**2 - iteration.relative_error**2
+        objective = (squared + max(0.0, penalties)) ** 0.5
+        return replace(iteration, relative_error=squared**0.5, relative_objective=objective)
+
     def _iteration(
         self, number: int, codes: list[float], dictionary: list[float], seconds: float
     ) -> Iteration:
-        state, (change, norm, _, drift), (error, twice) = self._state, codes, dictionary[2:]
-        if isinstance(state.Z, NotKept):
-            change, norm = dictionary[:2]
-        if not (norm < float("inf") and error < float("inf")):
+        state, drift, (error, twice) = self._state, codes[3], dictionary[2:]
+        moved = [dictionary[:2]] if isinstance(state.Z, NotKept) else [codes[:2], dictionary[:2]]
+        if not all(norm < float("inf") for _, norm in moved) or not error < float("inf"):
             raise ArithmeticError(
                 f"the factors overflowed in iteration {number}: A is too large for its dtype; "
                 "scale it down (A / A.max()) or pass it as float64"
@@ -86,7 +94,10 @@ class History:
             state.drifts.append((drift / error) ** 0.5)
             large = state.drifts[-1] > _MOST_DRIFT
             state.refresh = max(1, state.refresh // 2) if large else state.refresh
-        relative_change = (change / norm) ** 0.5 if norm > 0 else 0.0 if change == 0 else 1.0
+        relative_change = max(
+            (change / norm) ** 0.5 if norm > 0 else 0.0 if change == 0 else 1.0
+            for change, norm in moved
+        )
         total = self._squared_norm
         error, objective = (
             (squared / total) ** 0.5 if total > 0 else 0.0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.dataset import Data
 from ..data.storage import NotKept
-from ..numerics import squared_norm
+from ..numerics import squared_norm, widened
 from ..planning.plan import Plan
 from ..solvers.half_step import (
     Compute,
@@ -29,10 +29,16 @@ from .acceleration import Extrapolation
 from .codes import FreshTiles
 from .dead_concepts import Revival, revive_
 from .history import History
-from .state import Method, State
+from .state import Iteration, Method, State
 from .statistics import Statistics, squared_error
 from .unit_norm import UnitNorm
 
+# what rounding may add to a squared relative error, in units of the dtype's precision: to one that
+# is computed in normal form, a difference of large numbers, at most 30 were seen; and between two
+# iterations
+_NOISE, _NOISE_BETWEEN = 32, 4
+# the relative error of an error that is good enough
+_ACCURATE = 0.01
 # the relative error down to which solvers that form the residual in every half-step may do so in
 # tf32: rounding alone gives an error of 2e-4
 _COARSE_DOWN_TO = 1e-2
@@ -80,6 +86,8 @@ class Step:
         if state.unit is not None and not state.swept:
             state.unit.normalise_(D, D, self.statistics)
         self.history = History(state, data.squared_norm)
+        # what rounding may add to the squared error that was read last
+        self.noise = 0.0
 
     @property
     def sums(self) -> Tensor:
@@ -115,9 +123,50 @@ class Step:
         self.statistics.reduce_()
         self.update_dictionary_()
         if state.extrapolation is not None:
-            state.extrapolation.end_(state.codes, state.D, self.statistics.codes)
+            sums = self.statistics.codes, self.statistics.dictionary
+            state.extrapolation.end_(state.codes, state.D, *sums)
             self.processes.sum_(self.statistics.codes[:2])
         state.swept = True
+
+    def still_falls(self, tol: float) -> bool:
+        """Whether the last iteration lowered the objective by more than the share tol of what
+        differs between the rows of A: beside a large mean, factors that seem to stand still may
+        still learn that."""
+        history = self.state.history
+        if len(history) < 2:
+            return False
+        before, now = (one.relative_objective for one in history[-2:])
+        return before - now > tol * self.data.spread
+
+    def is_coarse(self, relative_error: float) -> bool:
+        """Whether rounding may change an error in normal form by more than 1 %. A collective
+        call."""
+        rounding = _NOISE * torch.finfo(self.state.D.dtype).eps
+        coarse = 2 * _ACCURATE * relative_error**2 < rounding
+        return any(self.processes.any(coarse and self.plan.dictionary == "normal"))
+
+    def measured(self) -> list[Iteration]:
+        """Read what was measured; the last error is computed from the residual, by another pass
+        over the data, where the normal form is too coarse. A collective call."""
+        read = self.history.take()
+        eps, last = torch.finfo(self.state.D.dtype).eps, read[-1]
+        self.noise = _NOISE_BETWEEN * eps
+        if self.plan.dictionary == "residual" or self.is_coarse(last.relative_error):
+            if self.plan.dictionary == "normal":
+                last = self.history.with_error(last, self._squared_error())
+            self.noise *= last.relative_error**2 + eps / 4
+        return [*read[:-1], last]
+
+    def _squared_error(self) -> float:
+        """‖A − Z D‖² from the residual. A collective call."""
+        state, total = self.state, self.statistics.sums.new_zeros(())
+        D = state.D
+        if state.unit is not None and not isinstance(state.Z, NotKept):
+            D = state.unit.scaled(D)
+        for X, Z, _ in FreshTiles(self.data, state.Z, state.D, self.method, self.plan.tile_rows):
+            total += squared_norm(torch.addmm(widened(X), Z, D, alpha=-1))
+        self.processes.sum_(total)
+        return float(total)
 
     def apply_scale_(self) -> None:
         """Apply to the codes what was left for the next pass over them."""

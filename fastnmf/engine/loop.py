@@ -9,7 +9,6 @@ from contextlib import nullcontext
 import torch
 
 from ..data.dataset import Data
-from ..data.storage import NotKept
 from ..numerics import products_in
 from ..planning.plan import REFRESH, Plan
 from .cuda_graph import Recorder, Replay
@@ -72,7 +71,9 @@ def _run_(
     """iterate: the step, or what replays it."""
     state, alone = step.state, step.processes.alone
     accelerates = state.extrapolation is not None
+    # where nothing runs ahead of the host, reading costs nothing
     watched = stopping.watches or accelerates or saver is not None or not alone
+    watched |= state.D.device.type == "cpu"
     votes = _needs_votes(step, stopping)
     for iteration in range(len(state.history) + 1, stopping.max_iter + 1):
         if revives:
@@ -98,8 +99,9 @@ def _run_(
             if late:
                 state.stopped_by = "max_seconds"
                 break
-        elif step.watches_error and len(step.history) == REFRESH:
-            step.history.read()
+        elif len(step.history) == REFRESH:
+            _read_(step, iterate, iteration)
+            watched = step.is_coarse(state.history[-1].relative_error)
     step.history.read()
     step.share_()
     step.apply_scale_()
@@ -108,23 +110,22 @@ def _run_(
 def _needs_votes(step: Step, stopping: Stopping) -> bool:
     """Return whether one of several processes may end the run by what the others do not see: a
     callback, a clock, or numbers that differ by rounding. A collective call."""
-    derived = stopping.reads_error or isinstance(step.state.Z, NotKept)
-    differs = step.statistics.replicated and derived
     ends = stopping.each is not None, stopping.deadline < float("inf")
-    return any(step.processes.any(*ends, differs))
+    return any(step.processes.any(*ends, step.statistics.replicated))
 
 
 def _read_(step: Step, iterate: Step | Replay, iteration: int) -> None:
-    """Read what was measured. An accelerated iteration whose error rose is undone, and replaced by
-    one that extrapolates nothing."""
+    """Read what was measured, the last error from the residual where that is more accurate. An
+    accelerated iteration whose error rose is undone, and replaced by one that extrapolates
+    nothing."""
     state, extrapolation = step.state, step.state.extrapolation
-    read = step.history.take()
-    if extrapolation is not None and extrapolation.rose(read[0].relative_error):
+    read = step.measured()
+    if extrapolation is not None and extrapolation.rose(read[-1].relative_error, step.noise):
         extrapolation.take_back_(state.codes, state.D)
         iterate()
         step.history.add(iteration, step.sums, watched=True)
-        read = step.history.take()
-        extrapolation.rose(read[0].relative_error)
+        read = step.measured()
+        extrapolation.rose(read[-1].relative_error, step.noise)
     state.history += read
 
 
@@ -133,7 +134,8 @@ def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
     iteration, in any process where they vote."""
     history = step.state.history
     stop_requested = stopping.each is not None and bool(stopping.each(history[-1]))
-    found = stop_requested, stopping.late(), stopping.converged(history)
+    converged = stopping.converged(history) and not step.still_falls(stopping.tol)
+    found = stop_requested, stopping.late(), converged
     return step.processes.any(*found) if votes else found
 
 

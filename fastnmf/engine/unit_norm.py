@@ -40,6 +40,11 @@ class UnitNorm:
         if self._scale is not None:
             Z.mul_(self._scale.to(Z.device))
 
+    def scaled(self, D: Tensor) -> Tensor:
+        """D (K, d) times the pending factor of the codes: with the codes as they are stored, it has
+        the product of the pair."""
+        return D if self._scale is None else D * self._scale[:, None]
+
     def apply_scale_(self, Z: Storage) -> None:
         """Multiply all codes by the pending factor, which becomes 1. Codes that are not kept are
         computed for D anyway."""

@@ -29,6 +29,7 @@ from ..numerics import products_in
 from ..planning import hardware
 from ..planning.memory import fits, plan_beside, refuse_too_large, sizes_of_fit
 from ..planning.plan import Plan, Problem, accelerated, choose
+from ..results.cautions import warn_of_penalties, warn_of_result
 from ..results.info import FitInfo
 from ..results.metrics import measure
 from ..results.progress import Progress
@@ -73,7 +74,8 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> tuple[Tensor | None, Ten
         _iterate_(state, data, method, plan, stopping, options, checkpoint)
         exchanged = data.processes.exchanged - exchanged
         info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
-        _warn(options, info, data.processes.rank)
+        if data.processes.rank == 0:
+            warn_of_result(info, options.penalties, options.tol, options.stop)
         if file is not None and state.Z is not file:
             copy_rows(state.Z, file)
             info = replace(info, codes=file.place)
@@ -114,6 +116,8 @@ def _opened(
             file = stack.enter_context(written(folder.path, folder, shape, data.dtype))
     refuse_unsuited(options, data)
     refuse_extremes(data)
+    if processes.rank == 0:
+        warn_of_penalties(options.penalties)
     return data, method, file, checkpoint
 
 
@@ -264,20 +268,6 @@ def _summary(
         processes=data.processes.size,
         reduced_bytes=exchanged // max(1, len(state.history)),
     )
-
-
-def _warn(options: Options, info: FitInfo, rank: int) -> None:
-    begun = rank == 0 and info.iterations > 0
-    if begun and options.tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
-        log.warning(
-            "not converged: the relative change is %.2g after %d iterations, with tol=%g and "
-            "stop=%r; raise %s or tol (tol=0 runs all iterations without this warning)",
-            info.relative_change,
-            info.iterations,
-            options.tol,
-            options.stop,
-            info.stopped_by,
-        )
 
 
 def _checkpoint(options: Options, method: Method, processes: Processes) -> Checkpoint | None:

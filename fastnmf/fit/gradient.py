@@ -112,7 +112,7 @@ def _gradient(
             else:
                 F = (cold_start(X, D) if Z0 is None else Z0[part]).T
             C = D @ X.T
-            momentum = Momentum(solver, D, penalised=bool(penalty))
+            momentum = Momentum(solver)
             for _ in range(times):
                 F = solver.unrolled(momentum.extrapolate(F), C, G, penalty.l1)
             # no iteration from a given start: constant codes

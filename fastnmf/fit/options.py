@@ -70,7 +70,7 @@ class Options:
     unit_norm: bool = False
     accelerate: bool | str = "auto"
     revive: bool = False
-    stop: str = "codes"
+    stop: str = "change"
     backend: str = "auto"
     max_memory: int | str | None = None
     distributed: bool = False

@@ -1,5 +1,5 @@
-"""What fits and encodings refuse once their data and files are known; options by themselves are
-checked in options.py."""
+"""What fits and encodings refuse once their data and files are known; options
+by themselves are checked in options.py."""
 
 from __future__ import annotations
 

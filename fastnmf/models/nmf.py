@@ -90,9 +90,9 @@ class NMF(DictionaryModel):
     revive : bool, default False
         Re-initialise dead concepts and near-duplicates from the rows of A that are explained worst,
         where that lowers the objective.
-    stop : {'codes', 'error'}, default 'codes'
-        What must change by at most `tol`: the codes, ‖ΔZ‖ ≤ tol ‖Z‖; or the relative error (with
-        penalties, the objective) over 10 iterations.
+    stop : {'change', 'error'}, default 'change'
+        What must change by at most `tol`: both factors, ‖ΔZ‖ ≤ tol ‖Z‖ and ‖ΔD‖ ≤ tol ‖D‖; or the
+        relative error (with penalties, the objective) over 10 iterations.
     backend : str, default 'auto'
         What supplies the operations, see `fastnmf.available_backends`. A backend that is named is
         used, or raises.
@@ -176,7 +176,7 @@ class NMF(DictionaryModel):
         unit_norm: bool = False,
         accelerate: bool | str = "auto",
         revive: bool = False,
-        stop: str = "codes",
+        stop: str = "change",
         backend: str = "auto",
         max_memory: int | str | None = None,
         distributed: bool = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..engine.state import STOPPING_RULES, Iteration, Method, State
@@ -68,8 +68,8 @@ class FitInfo:
         ‖A − Z D‖ / ‖A‖ of the returned factors; from 0, above 1 only after a bad start. What is
         good depends on the data and on K: compare fits of the same data.
     relative_change : float
-        ‖ΔZ‖ / ‖Z‖ in the last iteration, or of D where codes are not kept; at least 0, NaN without
-        an iteration. Good: at most tol.
+        The larger of ‖ΔZ‖ / ‖Z‖ and ‖ΔD‖ / ‖D‖ in the last iteration, that of D where codes are
+        not kept; at least 0, NaN without an iteration. Good: at most tol.
     objective : float
         ½ ‖A − Z D‖² and the penalties, in squared units of A; at least 0. Lower is better, among
         fits with the same penalties.
@@ -118,7 +118,7 @@ class FitInfo:
         ‖Z_k‖² ‖D_k‖² of each concept as a share of their sum: K numbers from 0 to 1. Good: none
         near 1.
     history : tuple of Iteration
-        The iterations, in order.
+        The iterations, in order. The errors of the last are those of the factors returned.
     """
 
     n: int
@@ -170,8 +170,14 @@ class FitInfo:
         cls, state: State, plan: Plan, method: Method, measured: Measured, **run: Any
     ) -> FitInfo:
         """The summary of a State at the end of a fit; run: fields that only the fit has."""
-        D, history = state.D, tuple(state.history)
+        D, history = state.D, state.history
         error, total = measured.squared_error, measured.squared_norm
+        objective = 0.5 * error + measured.penalty
+        if history:
+            # of the factors returned, whatever their form reports and where the codes are
+            found = ((of / total) ** 0.5 if total > 0 else 0.0 for of in (error, 2 * objective))
+            names = "relative_error", "relative_objective"
+            history = [*history[:-1], replace(history[-1], **dict(zip(names, found, strict=True)))]
         learns = learner(method.solver, len(D))
         # where half-steps let tf32 in
         coarse = "residual" in plan.form and not learns.exact and in_tf32(D)
@@ -195,13 +201,13 @@ class FitInfo:
             stopped_by=state.stopped_by,
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
             relative_change=history[-1].relative_change if history else float("nan"),
-            objective=0.5 * error + measured.penalty,
+            objective=objective,
             r_squared=measured.r_squared,
             revived=state.revived,
             precision="tf32" if coarse else dtype,
             drift=state.drift,
             codes=state.Z.place,
-            history=history,
+            history=tuple(history),
             **vars(method.penalties),
             **vars(measured.codes),
             **run,
@@ -218,7 +224,7 @@ class FitInfo:
 
     def lines(self) -> dict[str, str]:
         """Return what printing shows: name → value of each line."""
-        changed = "‖D‖" if self.codes == "not kept" else "‖Z‖"
+        changed = "D" if self.codes == "not kept" else "Z or D, whichever changed more"
         lines = {
             "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
             "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead and "

@@ -104,8 +104,8 @@ class Solver:
         Whether a slope l1 is subtracted from C; else the half-step applies it.
     needs_all_concepts : bool
         Whether its workspace in residual form has all concepts, not a block of them.
-    most_momentum, penalised_momentum : float
-        The largest extrapolation of codes for a fixed dictionary; with penalties at K > d.
+    most_momentum : float
+        The largest extrapolation of codes for a fixed dictionary; 0 for none.
     least_share : float
         The share of an entry that an extrapolation must leave.
     inner_share_of_many : float
@@ -136,7 +136,6 @@ class Solver:
     penalised_by_slope: bool = True
     needs_all_concepts: bool = False
     most_momentum: float = 1.0
-    penalised_momentum: float = 1.0
     least_share: float = 0.0
     inner_share_of_many: float = 2.0
     batch_half_steps: int = 4

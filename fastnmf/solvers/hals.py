@@ -156,11 +156,9 @@ SOLVER = Solver(
     rows_operation="hals_rows_",
     sweeps_blocks=True,
     keeps_residual=True,
-    # a sweep is not a gradient step: from 0.8 on it oscillates where concepts are similar, and the
-    # loss at K > d is ten times that of 0.7
-    most_momentum=0.7,
-    # at K > d a sweep of penalised codes oscillates at 0.7, and converges quickly without
-    penalised_momentum=0.0,
+    # a sweep is not a gradient step: extrapolated, it may swing away from the optimum where concepts
+    # are similar; without, the loss never rises
+    most_momentum=0.0,
     # with many concepts more half-steps gain less than they cost
     inner_share_of_many=0.5,
 )

@@ -122,7 +122,9 @@ SOLVER = Solver(
     reports_error_before=True,
     penalised_by_slope=False,
     # a code that is zero stays zero
-    least_share=0.5,
+    # 0.5 ends up to 16 times higher (K = d = 7) and 1.03 times on digits; 0.95 is slower on data
+    # with an offset
+    least_share=0.9,
     # online learning after a fit: the loss rises by a tenth with 4, by a fiftieth with 8
     batch_half_steps=8,
 )

@@ -248,12 +248,15 @@ def test_change_that_is_reported_is_that_of_the_whole_iteration(
     A[3:9] = 0
     Z, D = start_of(A, K, seed=1)
     plan = Plan(form, form, 160, tile_rows, 0.0, accelerates=True, inner=(2, 2))
-    before, expected = [Z.clone()], []
+    before, expected = [Z.clone(), D.clone()], []
 
     def each(iteration):
-        delta, norm = (Z - before[0]).double().norm(), Z.double().norm()
-        expected.append(float(delta / norm))
-        before[0] = Z.clone()
+        moved = [
+            float((F - old).double().norm() / F.double().norm())
+            for F, old in zip((Z, D), before, strict=True)
+        ]
+        expected.append(max(moved))
+        before[:] = Z.clone(), D.clone()
 
     by = method(solver, backend)
     state = run_loop(A, (Z, D), solver, plan, Stopping(40, 0, each), by=by)
@@ -282,7 +285,7 @@ def test_concepts_have_the_norm_of_their_start_after_an_iteration():
     product = Z @ D
     extrapolation.begin_(D.clone())
     extrapolation.keep_codes_(Z, slice(0, 7))
-    extrapolation.end_(Z, D, torch.zeros(4, dtype=torch.float64))
+    extrapolation.end_(Z, D, *torch.zeros(2, 4, dtype=torch.float64))
     assert torch.allclose(Z @ D, product)
     assert torch.allclose(D.norm(dim=1)[:2], norms[:2])
     assert (D[2] == 0).all()
@@ -291,7 +294,7 @@ def test_concepts_have_the_norm_of_their_start_after_an_iteration():
 def test_error_that_rises_takes_the_pair_back():
     Z, D = factors()
     extrapolation = extrapolation_of(Z, D)
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums, of_D = torch.zeros(2, 4, dtype=torch.float64)
 
     def step(error):
         """(codes as they were swept, the pair that an iteration ends with, whether it rose)."""
@@ -303,8 +306,8 @@ def test_error_that_rises_takes_the_pair_back():
             extrapolation.move_codes_(Z[rows], rows)
         # another direction, as long as before
         D.copy_(D.flip(0) / D.flip(0).norm(dim=1, keepdim=True) * D.norm(dim=1, keepdim=True))
-        extrapolation.end_(Z, D, sums)
-        return swept, (Z.clone(), D.clone()), extrapolation.rose(error)
+        extrapolation.end_(Z, D, sums, of_D)
+        return swept, (Z.clone(), D.clone()), extrapolation.rose(error, 1e-6)
 
     def squares(F):
         return pytest.approx(float(F.double().square().sum()), rel=1e-5)
@@ -317,6 +320,8 @@ def test_error_that_rises_takes_the_pair_back():
     assert torch.allclose(Z, swept + 0.5 * (swept - before))
     assert float(sums[0]) == squares(Z - before)
     assert float(sums[1]) == squares(Z)
+    assert float(of_D[0]) == squares(D - start)
+    assert float(of_D[1]) == squares(D)
     extrapolation.set_out()
     extrapolation.begin_(D)
     moved = first[1] + 0.525 * (first[1] - start)

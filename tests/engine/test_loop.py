@@ -15,7 +15,7 @@ import torch
 from fits import SOLVERS_AND_FORMS, digits, nmf, rows_of_five_concepts, run_loop
 from oracle import objective, problem
 
-from fastnmf import NMF
+from fastnmf import NMF, ConvergenceWarning
 from fastnmf.engine.state import WINDOW, Stopping
 from fastnmf.planning.plan import Plan
 
@@ -41,7 +41,8 @@ def test_history_has_the_change_and_the_error_of_each_iteration(solver, form):
     # mu and pgd report the error of the dictionary before in residual form
     late = form == "residual" and solver in ("mu", "pgd")
     for one, (Z0, D0), (Z1, D1) in zip(state.history, seen, seen[1:], strict=False):
-        change, error = (Z1 - Z0).norm() / Z1.norm(), (A - Z1 @ (D0 if late else D1)).norm()
+        change = max((Z1 - Z0).norm() / Z1.norm(), (D1 - D0).norm() / D1.norm())
+        error = (A - Z1 @ (D0 if late else D1)).norm()
         assert one.relative_change == pytest.approx(float(change), rel=1e-9)
         assert one.relative_error == pytest.approx(float(error / A.norm()), rel=1e-6)
         assert one.relative_objective == one.relative_error
@@ -132,15 +133,15 @@ def test_stop_error_with_no_tolerance_goes_on():
     assert model.fit_info_.iterations == 25
 
 
-def test_max_seconds_ends_a_fit_and_warns(caplog):
+def test_max_seconds_ends_a_fit_and_warns():
     A = torch.tensor(np.random.default_rng(0).random((600, 100)), dtype=torch.float32)
     model = NMF(30, seed=0, tol=1e-9, max_iter=10**6)
-    model.fit(A, max_seconds=0.1)
+    with pytest.warns(ConvergenceWarning, match="raise max_seconds or tol"):
+        model.fit(A, max_seconds=0.1)
     info = model.fit_info_
     assert info.stopped_by == "max_seconds"
     assert not info.converged
     assert 0.1 <= info.seconds < 3
-    assert "max_seconds" in caplog.text
     assert "max_seconds reached" in str(info)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 import pickle
 import re
+import warnings
 from dataclasses import fields
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 import torch
 from oracle import problem
 
-from fastnmf import NMF, InvalidInput, NotFitted, Tuning
+from fastnmf import NMF, ConvergenceWarning, InvalidInput, NotFitted, Tuning
 from fastnmf.init.start import nndsvda
 from fastnmf.solvers.registry import SOLVERS
 
@@ -462,17 +462,15 @@ def test_fit_info_is_true_and_readable():
     assert info.as_dict()["iterations"] == info.iterations == len(info.history)
 
 
-def test_not_converged_is_one_warning_that_says_what_to_do(caplog):
-    with caplog.at_level(logging.WARNING):
+def test_not_converged_is_one_warning_that_says_what_to_do():
+    with pytest.warns(ConvergenceWarning, match="raise max_iter or tol") as caught:
         NMF(4, max_iter=2).fit(numbers())
-    (record,) = caplog.records
-    assert "max_iter" in record.getMessage()
-    caplog.clear()
-    NMF(4, max_iter=2, tol=0).fit(numbers())
-    assert not caplog.records
-    # a start was asked for
-    NMF(4, seed=0).fit(numbers(), max_iter=0)
-    assert not caplog.records
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NMF(4, max_iter=2, tol=0).fit(numbers())
+        # a start was asked for
+        NMF(4, seed=0).fit(numbers(), max_iter=0)
 
 
 def test_zero_iterations_give_the_start():

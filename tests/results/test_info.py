@@ -30,7 +30,7 @@ def info():
 @pytest.mark.parametrize(
     ("stopped_by", "converged", "words"),
     [
-        ("tol", True, "converged: the codes change by less than tol"),
+        ("tol", True, "converged: both factors change by less than tol"),
         ("error", True, "converged: the error falls by less than tol"),
         ("max_iter", False, "not converged: max_iter reached"),
         ("max_seconds", False, "not converged: max_seconds reached"),
@@ -59,7 +59,7 @@ def test_end_of_a_fit_is_named(info, stopped_by, converged, words):
         ({"precision": "tf32"}, "precision", "tf32, largest drift not measured"),
         ({"precision": "tf32", "drift": 0.01}, "precision", "drift 0.01 of the residual"),
         ({"dictionary_solver": "mu"}, "solver", "hals (dictionary: mu)"),
-        ({"codes": "not kept"}, "last change", "of ‖D‖"),
+        ({"codes": "not kept"}, "last change", "of D"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,0 +1,53 @@
+"""What fits warn of: penalties without a minimum, and results that are probably not what was
+wanted."""
+
+from __future__ import annotations
+
+from ..errors import ConvergenceWarning, warn
+from ..solvers.penalties import Penalties
+from .info import FitInfo
+
+
+def warn_of_penalties(penalties: Penalties) -> None:
+    """Warn of a penalty on one factor alone, which the other can evade."""
+    if not _one_alone(penalties):
+        return
+    penalised, other = ("alpha_Z", "D") if penalties.alpha_Z else ("alpha_D", "Z")
+    remedy = "unit_norm=True, or alpha_D" if other == "D" else "alpha_Z"
+    warn(
+        f"{penalised}={getattr(penalties, penalised):g} penalises one factor alone: it can be made "
+        f"as small as one likes while {other} grows, at the same error, so that the objective has "
+        f"no minimum; give {remedy} as well"
+    )
+
+
+def warn_of_result(info: FitInfo, penalties: Penalties, tol: float, stop: str) -> None:
+    """Warn of a fit that did not converge, or whose concepts explain nothing."""
+    if info.iterations == 0:
+        return
+    if tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
+        remedy = (
+            "with a penalty on one factor alone it need not converge"
+            if _one_alone(penalties)
+            else f"raise {info.stopped_by} or tol (tol=0 runs all iterations without this warning)"
+        )
+        warn(
+            f"not converged: the relative change is {info.relative_change:.2g} after "
+            f"{info.iterations} iterations, with tol={tol:g} and stop={stop!r}; {remedy}",
+            ConvergenceWarning,
+        )
+    smaller = ", or smaller penalties" if penalties else ""
+    if info.dead_concepts == info.nb_concepts and info.relative_error > 0:
+        warn(
+            f"all {info.nb_concepts} concepts are dead: Z D is zero and the relative error "
+            f"{info.relative_error:.3g}; give another start (init='rows', seed=…){smaller}"
+        )
+    elif info.r_squared < 0:
+        warn(
+            f"R² is {info.r_squared:.3g}: the rows of A are explained worse than by their mean; "
+            f"give more iterations, a smaller tol (it was {tol:g}), another start{smaller}"
+        )
+
+
+def _one_alone(penalties: Penalties) -> bool:
+    return not penalties.unit_norm and (penalties.alpha_Z > 0) != (penalties.alpha_D > 0)
