@@ -11,7 +11,7 @@ from .usage import Parser, file, number, number_or_same, one_of, whole
 # in words, so that help needs no torch; a test compares them with what there is
 SOLVERS = "hals mu pgd anls".split()
 STARTS = "auto random nndsvda rows spread".split()
-RULES = "codes error".split()
+RULES = "change error".split()
 FORMS = "auto normal residual".split()
 YES_OR_NO = {"auto": "auto", "yes": True, "no": False}
 
@@ -118,7 +118,7 @@ def _add_fit(parser: Parser) -> None:
     _option(stops, "--max-iter", 500, whole, "iterations, at most", "N")
     what = "relative change at which to stop; 0 never stops early"
     _option(stops, "--tol", 1e-4, number, what, "TOL")
-    _option(stops, "--stop", "codes", one_of(*RULES), "what must change by less than --tol")
+    _option(stops, "--stop", "change", one_of(*RULES), "what must change by less than --tol")
     stops("--max-seconds", type=number, metavar="SECONDS", help="time limit; default: none")
     stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
     runs = parser.group("memory and computing")

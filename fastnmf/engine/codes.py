@@ -15,9 +15,10 @@ from ..init.start import cold_start
 from ..numerics import products_in, widened
 from ..planning.hardware import free_bytes
 from ..planning.memory import plan_beside
-from ..planning.plan import Plan, Problem
-from ..solvers.half_step import Compute, HalfStepData, NormalData, ResidualData, Workspace
-from .acceleration import Momentum
+from ..planning.plan import REFRESH, Plan, Problem
+from ..solvers.base import Solver
+from ..solvers.half_step import Compute, FixedFactor, NormalData, ResidualData, Workspace
+from .acceleration import Line, normal_line, start_of
 from .history import History
 from .state import Callback, Method, State, Stopping
 
@@ -117,21 +118,17 @@ def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping)
 
 
 class CodesStep:
-    """One iteration on the codes of rows in memory with the dictionary fixed, extrapolated by
-    Momentum: all half-steps solve one convex problem. Does not synchronise."""
+    """One iteration on the codes of rows in memory with the dictionary fixed, extrapolated: all
+    half-steps solve one convex problem. Does not synchronise."""
 
     def __init__(self, state: State, A: Tensor, method: Method, plan: Plan, allowed: str) -> None:
         D, solver = state.D, method.solver
-        self._solver, self._plan, self._D = solver, plan, D
-        self._compute = Compute(method.ops, plan.block, Workspace(D.dtype, D.device), allowed)
+        compute = Compute(method.ops, plan.block, Workspace(D.dtype, D.device), allowed)
         penalty = method.penalties.of_codes(D.shape[1])
-        self._fixed = solver.fix(plan.codes, D, None, len(A), penalty, self._compute)
+        fixed = solver.fix(plan.codes, D, None, len(A), penalty, compute)
+        kind = _NormalTile if plan.codes == "normal" else _ResidualTile
         self._tiles = [
-            (
-                state.codes[part].T,
-                self._data(A[part]),
-                Momentum(solver),
-            )
+            kind(state.codes[part].T, A[part], solver, fixed, compute)
             for part in row_blocks(len(A), plan.tile_rows)
         ]
         # as in Statistics, those of the codes only
@@ -139,16 +136,62 @@ class CodesStep:
 
     def __call__(self) -> None:
         self.sums.zero_()
-        for F, data, momentum in self._tiles:
-            start = momentum.extrapolate(F)
-            if start is not F:
-                F.copy_(start)
-            self._solver.half_steps_(F, data, self._fixed, self._compute, self.sums[0], 1)
+        for tile in self._tiles:
+            tile.half_step_(self.sums[0])
 
-    def _data(self, X: Tensor) -> HalfStepData:
-        """The data of the half-steps of a tile, which stay valid."""
-        if self._plan.codes == "normal":
-            # row-major as the codes are
-            C = torch.mm(X, self._D.T).T
-            return NormalData(self._solver.penalise(C, self._fixed, out=C))
-        return ResidualData(X.T, torch.empty_like(X).T)
+
+class _Tile:
+    """Rows X (m, d) with codes F (K, m), and what their half-steps share."""
+
+    def __init__(
+        self, F: Tensor, X: Tensor, solver: Solver, fixed: FixedFactor, compute: Compute
+    ) -> None:
+        self.F, self.X, self.solver, self.fixed, self.compute = F, X, solver, fixed, compute
+        self.extrapolation = start_of(solver)
+
+    def _move_(self, line: Line) -> None:
+        start = self.extrapolation.extrapolate(self.F, line)
+        if start is not self.F:
+            self.F.copy_(start)
+
+
+class _NormalTile(_Tile):
+    def __init__(self, *given) -> None:
+        super().__init__(*given)
+        # row-major as the codes are
+        C = torch.mm(self.X, self.fixed.B.T).T
+        self._data = NormalData(self.solver.penalise(C, self.fixed, out=C))
+        self._line = normal_line(self._data.C, self.fixed.G)
+
+    def half_step_(self, sums: Tensor) -> None:
+        self._move_(self._line)
+        self.solver.half_steps_(self.F, self._data, self.fixed, self.compute, sums, 1)
+
+
+class _ResidualTile(_Tile):
+    def __init__(self, *given) -> None:
+        super().__init__(*given)
+        self._data = ResidualData(self.X.T, torch.empty_like(self.X).T)
+        self._change: Tensor | None = None
+        self._taken = 0
+
+    def half_step_(self, sums: Tensor) -> None:
+        self._change = None
+        self._move_(self._line)
+        if self._change is not None:
+            self._data.Et.addcmul_(self._change, self.extrapolation.length, value=-1)
+        # the residual that the last half-step left; it is computed anew at intervals
+        followed = self.solver.keeps_residual and self.solver.searches_line
+        data = replace(self._data, fresh=followed and self._taken % REFRESH > 0)
+        self.solver.half_steps_(self.F, data, self.fixed, self.compute, sums, 1)
+        self._taken += 1
+
+    def _line(self, F: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """A Line, by the residual of F that the last half-step left."""
+        self._change = W = self.fixed.B.T @ step
+        fall, curvature = (self._data.Et * W).sum(0), W.square().sum(0)
+        if self.fixed.curvature is not None:
+            slope = self.fixed.l1 + self.fixed.curvature * F
+            fall = fall - (slope * step).sum(0)
+            curvature = curvature + (self.fixed.curvature * step.square()).sum(0)
+        return fall, curvature

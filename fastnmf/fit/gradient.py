@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ..data.arrays import refuse_transformed
 from ..data.storage import row_blocks
-from ..engine.acceleration import Momentum
+from ..engine.acceleration import normal_line, start_of
 from ..engine.codes import Encoder
 from ..errors import InvalidInput
 from ..init.start import cold_start
@@ -112,9 +112,9 @@ def _gradient(
             else:
                 F = (cold_start(X, D) if Z0 is None else Z0[part]).T
             C = D @ X.T
-            momentum = Momentum(solver)
+            extrapolation, line = start_of(solver), normal_line(C - penalty.l1, G)
             for _ in range(times):
-                F = solver.unrolled(momentum.extrapolate(F), C, G, penalty.l1)
+                F = solver.unrolled(extrapolation.extrapolate(F, line), C, G, penalty.l1)
             # no iteration from a given start: constant codes
             if F.requires_grad:
                 (downstream[part],) = torch.autograd.grad(

