@@ -75,6 +75,7 @@ TESTED_IN = {
     "cli.parser": "cli/test_usage.py",
     "cli.summary": "cli/test_main.py",
     "data.shards": "data/test_sources.py",
+    "results.cautions": "engine/test_stopping.py",
     "data.summary": "data/test_sources.py",
     "engine.codes": "engine/test_loop.py",
     "engine.history": "engine/test_loop.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,14 @@ _USUAL_HALF_STEPS = 50
 _CHUNK_BYTES = 64 << 20
 
 
+class Ended(NamedTuple):
+    """How the iterations on the codes of a chunk ended; converged: by the stopping rule, or
+    exact."""
+
+    iterations: int
+    converged: bool
+
+
 @dataclass(frozen=True)
 class Encoder:
     """argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0 by a solver, chunk by chunk, each until
@@ -47,17 +56,16 @@ class Encoder:
     rows: int | None = None
 
     @torch.no_grad()
-    def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[int]]:
+    def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
         """Z (n, K) for A (n, d) on D's device, in its dtype or in 16 bits, from Z0 (n, K) or from
-        `cold_start`; and the number of iterations of each chunk."""
+        `cold_start`; and how each chunk ended."""
         Z, taken = self.D.new_empty(A.shape[0], len(self.D)), []
         exact = self.method.solver.exact
         stopping = Stopping(min(self.max_iter, 1) if exact else self.max_iter, self.tol, self.each)
         for part in row_blocks(len(A), self.chunk_rows()):
             X = widened(A[part])
             Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
-            history = _solve_(Z[part], X, self.D, self.method, stopping)
-            taken.append(len(history))
+            taken.append(_solve_(Z[part], X, self.D, self.method, stopping))
         return Z, taken
 
     def chunk_rows(self) -> int:
@@ -94,8 +102,8 @@ class FreshTiles:
                 yield X[part], codes[part], None
 
 
-def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping) -> list:
-    """Iterate on Z (n, K) in place, with D (K, d) fixed, until `stopping` ends it; the history."""
+def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping) -> Ended:
+    """Iterate on Z (n, K) in place, with D (K, d) fixed, until `stopping` ends it."""
     (n, d), K = X.shape, len(D)
     tuning = replace(method.tuning, chunk_rows=None)
     problem = Problem(
@@ -114,7 +122,8 @@ def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping)
             if stopping.watches and history.ends(stopping):
                 break
         history.read()
-    return state.history
+    exact = method.solver.exact and stopping.max_iter > 0
+    return Ended(len(state.history), exact or state.stopped_by == stopping.converged_by)
 
 
 class CodesStep:

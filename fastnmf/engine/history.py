@@ -16,6 +16,14 @@ from .state import Iteration, State, Stopping
 _MOST_DRIFT = 1e-2
 
 
+# what rounding may add to a squared relative error, in units of the dtype's precision: to one that
+# is computed in normal form, a difference of large numbers, at most 30 were seen; and between two
+# iterations
+_NOISE, _NOISE_BETWEEN = 32, 4
+# the relative error of an error that is good enough
+_ACCURATE = 0.01
+
+
 class History:
     """Reads what iterations measured into the history of a State, when it is needed."""
 
@@ -79,6 +87,27 @@ class History:
         penalties = iteration.relative_objective**2 - iteration.relative_error**2
         objective = (squared + max(0.0, penalties)) ** 0.5
         return replace(iteration, relative_error=squared**0.5, relative_objective=objective)
+
+    def is_coarse(self, iteration: Iteration) -> bool:
+        """Whether rounding may change an error in normal form by more than 1 %."""
+        rounding = _NOISE * torch.finfo(self._state.D.dtype).eps
+        return 2 * _ACCURATE * iteration.relative_error**2 < rounding
+
+    def noise(self, iteration: Iteration, *, of_difference: bool) -> float:
+        """What rounding may add to the squared relative error between two iterations; of_difference:
+        if that is computed in normal form."""
+        eps = torch.finfo(self._state.D.dtype).eps
+        size = 1.0 if of_difference else iteration.relative_error**2 + eps / 4
+        return _NOISE_BETWEEN * eps * size
+
+    def still_falls(self, tol: float, spread: float) -> bool:
+        """Whether the last iteration lowered the objective by more than the share tol of what
+        differs between the rows of A, their spread: beside a large mean, factors that seem to stand
+        still may still learn that."""
+        if len(self._state.history) < 2:
+            return False
+        before, now = (one.relative_objective for one in self._state.history[-2:])
+        return before - now > tol * spread
 
     def _iteration(
         self, number: int, codes: list[float], dictionary: list[float], seconds: float

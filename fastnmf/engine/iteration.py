@@ -33,12 +33,6 @@ from .state import Iteration, Method, State
 from .statistics import Statistics, squared_error
 from .unit_norm import UnitNorm
 
-# what rounding may add to a squared relative error, in units of the dtype's precision: to one that
-# is computed in normal form, a difference of large numbers, at most 30 were seen; and between two
-# iterations
-_NOISE, _NOISE_BETWEEN = 32, 4
-# the relative error of an error that is good enough
-_ACCURATE = 0.01
 # the relative error down to which solvers that form the residual in every half-step may do so in
 # tf32: rounding alone gives an error of 2e-4
 _COARSE_DOWN_TO = 1e-2
@@ -128,33 +122,15 @@ class Step:
             self.processes.sum_(self.statistics.codes[:2])
         state.swept = True
 
-    def still_falls(self, tol: float) -> bool:
-        """Whether the last iteration lowered the objective by more than the share tol of what
-        differs between the rows of A: beside a large mean, factors that seem to stand still may
-        still learn that."""
-        history = self.state.history
-        if len(history) < 2:
-            return False
-        before, now = (one.relative_objective for one in history[-2:])
-        return before - now > tol * self.data.spread
-
-    def is_coarse(self, relative_error: float) -> bool:
-        """Whether rounding may change an error in normal form by more than 1 %. A collective
-        call."""
-        rounding = _NOISE * torch.finfo(self.state.D.dtype).eps
-        coarse = 2 * _ACCURATE * relative_error**2 < rounding
-        return any(self.processes.any(coarse and self.plan.dictionary == "normal"))
-
     def measured(self) -> list[Iteration]:
         """Read what was measured; the last error is computed from the residual, by another pass
         over the data, where the normal form is too coarse. A collective call."""
         read = self.history.take()
-        eps, last = torch.finfo(self.state.D.dtype).eps, read[-1]
-        self.noise = _NOISE_BETWEEN * eps
-        if self.plan.dictionary == "residual" or self.is_coarse(last.relative_error):
-            if self.plan.dictionary == "normal":
-                last = self.history.with_error(last, self._squared_error())
-            self.noise *= last.relative_error**2 + eps / 4
+        last, normal = read[-1], self.plan.dictionary == "normal"
+        coarse = normal and any(self.processes.any(self.history.is_coarse(last)))
+        if coarse:
+            last = self.history.with_error(last, self._squared_error())
+        self.noise = self.history.noise(last, of_difference=normal and not coarse)
         return [*read[:-1], last]
 
     def _squared_error(self) -> float:

@@ -101,7 +101,7 @@ def _run_(
                 break
         elif len(step.history) == REFRESH:
             _read_(step, iterate, iteration)
-            watched = step.is_coarse(state.history[-1].relative_error)
+            watched = step.history.is_coarse(state.history[-1])
     step.history.read()
     step.share_()
     step.apply_scale_()
@@ -134,7 +134,9 @@ def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
     iteration, in any process where they vote."""
     history = step.state.history
     stop_requested = stopping.each is not None and bool(stopping.each(history[-1]))
-    converged = stopping.converged(history) and not step.still_falls(stopping.tol)
+    converged = stopping.converged(history)
+    if converged:
+        converged = not step.history.still_falls(stopping.tol, step.data.spread)
     found = stop_requested, stopping.late(), converged
     return step.processes.any(*found) if votes else found
 

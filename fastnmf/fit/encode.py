@@ -24,6 +24,7 @@ from ..engine.codes import Encoder
 from ..errors import InvalidInput, hold_warnings
 from ..numerics import compute_dtype, products_in
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
+from ..results.encoding import EncodeInfo, EncodeRecord
 from ..results.progress import Progress
 from .gradient import differentiable, refuse_derivatives, refuse_tangent
 from .options import Options, destination
@@ -40,10 +41,18 @@ def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
 
 
 def encode(
-    A: Any, D: Tensor, options: Options, *, max_iter: int, tol: float, Z0: Any, codes: Any
-) -> Tensor:
-    """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0. codes: 'memory',
-    or the path of the file to write."""
+    A: Any,
+    D: Tensor,
+    options: Options,
+    *,
+    max_iter: int,
+    tol: float,
+    Z0: Any,
+    codes: Any,
+    return_info: bool,
+) -> tuple[Tensor, EncodeInfo]:
+    """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0; and the summary,
+    measured where it is wanted. codes: 'memory', or the path of the file to write."""
     (K, d), device = D.shape, D.device
     method, place = options.method(device), destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
@@ -51,12 +60,13 @@ def encode(
     refuse_tangent("encode", "A", A)
     differentiates = isinstance(A, Tensor) and A.requires_grad
     expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
+    record = EncodeRecord(method, D, measures=return_info)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
         folder = _locked(place, stack)
         if _has_no_rows(A, expected):
-            return _no_rows(A, expected, K, folder)
+            return _no_rows(A, expected, K, folder), record.info()
         budget = options.budget(device, place, width=K)
         data = stack.enter_context(opened(A, expected, budget))
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)
@@ -67,14 +77,21 @@ def encode(
             refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
         if data.in_memory_here and place == "memory":
             A = A.to(data.A) if differentiates else data.A
-            return differentiable(A, Z0, encoder)
+            Z, ended = differentiable(A, Z0, encoder)
+            record.add(A, Z, ended)
+            record.warn(max_iter, tol)
+            return Z, record.info()
         checks.no_gradient("A", differentiates)
         data.limit_chunks(encoder.chunk_rows())
 
         def codes_of(part: slice, X: Tensor) -> Tensor:
-            return encoder(X, None if Z0 is None else Z0[part])[0]
+            Z, ended = encoder(X, None if Z0 is None else Z0[part])
+            record.add(X, Z, ended)
+            return Z
 
-        return _through(data, codes_of, K, folder)
+        Z = _through(data, codes_of, K, folder)
+        record.warn(max_iter, tol)
+        return Z, record.info()
 
 
 def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:

@@ -13,20 +13,23 @@ from torch.autograd import forward_ad
 from ..data.arrays import refuse_transformed
 from ..data.storage import row_blocks
 from ..engine.acceleration import normal_line, start_of
-from ..engine.codes import Encoder
+from ..engine.codes import Encoder, Ended
 from ..errors import InvalidInput
 from ..init.start import cold_start
 from ..isolation import without_autocast
 from ..numerics import products_in, widened
 
 
-def differentiable(A: Tensor, Z0: Tensor | None, encoder: Encoder) -> Tensor:
+def differentiable(
+    A: Tensor, Z0: Tensor | None, encoder: Encoder
+) -> tuple[Tensor, list[Ended]]:
     """The codes of A (n, d), differentiable with respect to A where it requires a gradient: that of
-    the iterations done, the start included. The backward pass repeats them out of place, chunk by
-    chunk (for hals K small operations an iteration)."""
+    the iterations done, the start included; and how each chunk ended. The backward pass repeats the
+    iterations out of place, chunk by chunk (for hals K small operations an iteration)."""
     if torch.is_grad_enabled() and A.requires_grad:
-        return _Codes.apply(A, encoder.D, Z0, encoder)
-    return encoder(A, Z0)[0]
+        ended: list[Ended] = []
+        return _Codes.apply(A, encoder.D, Z0, encoder, ended), ended
+    return encoder(A, Z0)
 
 
 def refuse_derivatives(where: str, **tensors: Any) -> None:
@@ -56,9 +59,14 @@ def refuse_tangent(where: str, name: str, X: Any) -> None:
 
 class _Codes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, A: Tensor, D: Tensor, Z0: Tensor | None, encoder: Encoder) -> Tensor:
+    def forward(
+        ctx, A: Tensor, D: Tensor, Z0: Tensor | None, encoder: Encoder, ended: list[Ended]
+    ) -> Tensor:
+        """ended: receives how each chunk ended."""
         encoder = replace(encoder, rows=encoder.chunk_rows())
-        Z, ctx.iterations = encoder(A, Z0)
+        Z, chunks = encoder(A, Z0)
+        ended += chunks
+        ctx.iterations = [end.iterations for end in ended]
         # saved so, torch refuses a backward pass after one of them was changed in place
         ctx.save_for_backward(A, *(None if X is None else _savable(X) for X in (D, Z0)))
         ctx.encoder = encoder
@@ -72,7 +80,7 @@ class _Codes(torch.autograd.Function):
             gradient = _gradient(encoder, A, Z0, ctx.iterations, upstream)
         if torch.is_grad_enabled():
             gradient = _NoSecond.apply(gradient, A, upstream)
-        return gradient, None, None, None
+        return gradient, None, None, None, None
 
 
 class _NoSecond(torch.autograd.Function):

@@ -34,6 +34,8 @@ from .own_parts import Solve
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..results.encoding import EncodeInfo
+
 
 class NMF(DictionaryModel):
     """Non-negative matrix factorization A ≈ Z D, with codes Z ≥ 0 and a dictionary D ≥ 0.
@@ -382,7 +384,8 @@ class NMF(DictionaryModel):
         *,
         Z0: Any = None,
         codes: str | os.PathLike[str] = "memory",
-    ) -> Tensor:
+        return_info: bool = False,
+    ) -> Tensor | tuple[Tensor, EncodeInfo]:
         """Compute codes for A with a fixed dictionary (scikit-learn: ``transform``).
 
         Parameters
@@ -401,12 +404,22 @@ class NMF(DictionaryModel):
             same codes.
         codes : 'memory' or path, default 'memory'
             Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
+        return_info : bool, default False
+            Also return how it ended.
 
         Returns
         -------
-        Tensor (…, K)
+        Z : Tensor (…, K)
             argmin ½ ‖A − Z D‖² + alpha_Z d P(Z) over Z ≥ 0, by the model's solver. It is
             differentiable with respect to A if A requires a gradient; then A must be in memory.
+        info : EncodeInfo
+            The solver, iterations, whether they converged, the KKT residual of each row, and the
+            relative error. Only with `return_info`. Print it.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If max_iter is reached before `tol`.
 
         Raises
         ------
@@ -428,17 +441,22 @@ class NMF(DictionaryModel):
         D = self.get_dictionary()
         iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
         stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
+        wants_info = checks.flag("return_info", return_info)
         A, leading = encode.as_rows(A, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
             if codes != "memory":
                 own_parts.refuse_for_own_function(self, f"codes={codes!r}")
+            if wants_info:
+                own_parts.refuse_for_own_function(self, "return_info=True")
             Z = own_parts.encode_by(function, self, A, Z0, iterations, tol)
             return Z if leading is None else Z.reshape(*leading, len(D))
         if Z0 is None:
             A, Z0 = own_parts.own_codes(self, NMF, A)
         given = A, D, self._options()
-        Z = encode.encode(*given, max_iter=iterations, tol=stop_at, Z0=Z0, codes=codes)
-        return Z if leading is None else Z.reshape(*leading, len(D))
+        run = {"max_iter": iterations, "tol": stop_at, "Z0": Z0, "return_info": wants_info}
+        Z, info = encode.encode(*given, codes=codes, **run)
+        Z = Z if leading is None else Z.reshape(*leading, len(D))
+        return (Z, info) if wants_info else Z
 
     @isolated
     def decode(self, Z: Any, out: str | os.PathLike[str] | None = None) -> Tensor:

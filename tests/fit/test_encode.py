@@ -108,7 +108,8 @@ def test_encode_from_the_solution_stops_at_once_and_keeps_it():
     Z = model.encode(A, max_iter=5000, tol=1e-15)
     calls = []
     encoder = Encoder(model.D, method("hals"), 300, 1e-9, calls.append)
-    encoded, iterations = encoder(A, Z)
+    encoded, ended = encoder(A, Z)
+    iterations = [end.iterations for end in ended]
     assert relative_difference(encoded, Z) <= 1e-9
     assert iterations == [len(calls)] == [1]
 

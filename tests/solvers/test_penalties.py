@@ -436,7 +436,7 @@ def test_the_command_takes_penalties(tmp_path, capsys):
     assert main([*command, "--alpha-Z", "0.02", "--alpha-D", "0.03", "--l1-ratio", "0.5"]) == 0
     assert "alpha_Z 0.02, alpha_D 0.03, l1_ratio 0.5" in capsys.readouterr().out
     assert NMF.load(out).alpha_D == 0.03
-    assert main([*command, "--alpha-Z", "0.02", "--quiet"]) == 0
+    assert main([*command, "--alpha-Z", "0.02", "--quiet", "--force"]) == 0
     assert NMF.load(out).alpha_D == "same"
-    assert main([*command, "--alpha-Z", "-1", "--quiet"]) == 2
+    assert main([*command, "--alpha-Z", "-1", "--quiet", "--force"]) == 2
     assert "alpha_Z" in capsys.readouterr().err
