@@ -1,4 +1,4 @@
-"""Data on which float32 loses the error, or iterations swing: an offset, exact rank, one huge row."""
+"""Data on which float32 loses the error, or iterations swing: an offset, exact rank, a huge row."""
 
 from __future__ import annotations
 

@@ -94,8 +94,8 @@ class History:
         return 2 * _ACCURATE * iteration.relative_error**2 < rounding
 
     def noise(self, iteration: Iteration, *, of_difference: bool) -> float:
-        """What rounding may add to the squared relative error between two iterations; of_difference:
-        if that is computed in normal form."""
+        """What rounding may add to the squared relative error between two iterations.
+        of_difference: whether that is computed in normal form."""
         eps = torch.finfo(self._state.D.dtype).eps
         size = 1.0 if of_difference else iteration.relative_error**2 + eps / 4
         return _NOISE_BETWEEN * eps * size

@@ -20,9 +20,7 @@ from ..isolation import without_autocast
 from ..numerics import products_in, widened
 
 
-def differentiable(
-    A: Tensor, Z0: Tensor | None, encoder: Encoder
-) -> tuple[Tensor, list[Ended]]:
+def differentiable(A: Tensor, Z0: Tensor | None, encoder: Encoder) -> tuple[Tensor, list[Ended]]:
     """The codes of A (n, d), differentiable with respect to A where it requires a gradient: that of
     the iterations done, the start included; and how each chunk ended. The backward pass repeats the
     iterations out of place, chunk by chunk (for hals K small operations an iteration)."""

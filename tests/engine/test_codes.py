@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def test_loss_of_codes_never_rises_with_max_iter(seed, dtype, form):
     losses = [loss(A, model.encode(A, max_iter=i, tol=0), D) for i in (1, 5, 9, 10, 20, 60, 200)]
     # of the difference of large numbers that the half-steps lower
     rounding = 4 * torch.finfo(dtype).eps * float(A.double().square().sum())
-    assert all(b <= a + rounding for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b <= a + rounding for a, b in itertools.pairwise(losses))
     assert losses[-1] >= loss(A, nnls(A.double(), D.double()), D.double()) - rounding
 
 

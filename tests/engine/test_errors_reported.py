@@ -52,7 +52,7 @@ def test_reported_error_of_other_fits_is_that_of_the_factors(options):
         assert model.fit_info_.relative_error == near(error)
         assert seen[-1].relative_error == near(error)
         twice = 2 * model.fit_info_.objective / np.square(A).sum()
-        assert seen[-1].relative_objective**2 == pytest.approx(twice, rel=0.02, abs=1e-6)
+        assert seen[-1].relative_objective ** 2 == pytest.approx(twice, rel=0.02, abs=1e-6)
 
 
 @pytest.mark.parametrize("codes", ["memory", "Z.npy"])

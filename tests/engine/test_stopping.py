@@ -111,7 +111,7 @@ def test_a_fit_that_found_nothing_warns(case):
     ],
 )
 def test_a_large_mean_does_not_hide_what_a_fit_can_still_learn(solver, dtype):
-    """Factors of such data change by less than tol while the differences of the rows are learned."""
+    """Factors of such data change by less than tol while they learn what differs between rows."""
     uniform = torch.rand(200, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model = NMF(6, solver=solver, seed=0, max_iter=1000)
     model.fit((1e4 + uniform).to(dtype))
