@@ -426,7 +426,7 @@ def test_command_line_reports_revived_concepts(tmp_path, capsys):
     ]
     assert cli.main(command) == 0
     assert "revived" not in capsys.readouterr().out
-    assert cli.main([*command, "--revive"]) == 0
+    assert cli.main([*command, "--revive", "--force"]) == 0
     revived = NMF.load(tmp_path / "m.safetensors").fit_info_.revived
     assert revived > 0
     assert f"near-duplicates; {revived} revived" in capsys.readouterr().out

@@ -312,5 +312,5 @@ def test_the_command_takes_unit_norm(tmp_path, capsys):
     assert main([*command, "--alpha-Z", "0.02", "--unit-norm"]) == 0
     assert "of norm 1" in capsys.readouterr().out
     assert NMF.load(out).unit_norm is True
-    assert main([*command, "--quiet"]) == 0
+    assert main([*command, "--quiet", "--force"]) == 0
     assert NMF.load(out).unit_norm is False

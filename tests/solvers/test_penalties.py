@@ -439,4 +439,4 @@ def test_the_command_takes_penalties(tmp_path, capsys):
     assert main([*command, "--alpha-Z", "0.02", "--quiet", "--force"]) == 0
     assert NMF.load(out).alpha_D == "same"
     assert main([*command, "--alpha-Z", "-1", "--quiet", "--force"]) == 2
-    assert "alpha_Z" in capsys.readouterr().err
+    assert "--alpha-Z" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from oracle import kkt_residual
 
 from fastnmf import NMF, Tuning
 from fastnmf.errors import InvalidInput
+from fastnmf.models.own_parts import SolverFunction
 from fastnmf.numerics import add_squares_
 from fastnmf.solvers.base import Solver
 from fastnmf.solvers.registry import SOLVERS
@@ -34,6 +35,8 @@ TOY = Solver("toy", "projected gradient, fixed step", half_steps_, unrolled)
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     monkeypatch.setitem(SOLVERS, TOY.name, TOY)
+    # as for every solver that is registered when NMF is defined
+    monkeypatch.setitem(NMF._SOLVERS, TOY.name, SolverFunction(TOY.name, NMF))
 
 
 @pytest.fixture
