@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ from ..data.locks import WorkingFolder, working_folder
 from ..data.shards import Shards, open_paths, paths_of
 from ..data.storage import InMemory, mapped, written
 from ..engine.codes import Encoder
+from ..engine.state import Method
 from ..errors import InvalidInput, hold_warnings
-from ..numerics import compute_dtype, products_in
+from ..numerics import compute_dtype, products_in, times_power, widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
 from ..results.encoding import EncodeInfo, EncodeRecord
 from ..results.progress import Progress
 from .gradient import differentiable, refuse_derivatives, refuse_tangent
 from .options import Options, destination
 from .refusals import refuse_overwriting
+
+# powers of two up to which the largest entries of A, D and codes have sums of squares that are far
+# from the ends of the range
+_SAFE = {torch.float32: 45, torch.float64: 400}
 
 
 def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
@@ -60,38 +65,31 @@ def encode(
     refuse_tangent("encode", "A", A)
     differentiates = isinstance(A, Tensor) and A.requires_grad
     expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
-    record = EncodeRecord(method, D, measures=return_info)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
         folder = _locked(place, stack)
         if _has_no_rows(A, expected):
-            return _no_rows(A, expected, K, folder), record.info()
+            nothing = EncodeRecord(method, D, measures=return_info).info()
+            return _no_rows(A, expected, K, folder), nothing
         budget = options.budget(device, place, width=K)
         data = stack.enter_context(opened(A, expected, budget))
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)
         each = stack.enter_context(Progress(options.verbose, max_iter, None, label="encode"))
-        encoder = Encoder(D.to(data.dtype), method, max_iter, tol, each)
+        codes_of = _Scaled(
+            data, D, method, return_info, {"max_iter": max_iter, "tol": tol, "each": each}
+        )
         if place == "memory":
             sizes = {"the codes": data.n * K * data.dtype.itemsize}
             refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
         if data.in_memory_here and place == "memory":
             A = A.to(data.A) if differentiates else data.A
-            Z, ended = differentiable(A, Z0, encoder)
-            record.add(A, Z, ended)
-            record.warn(max_iter, tol)
-            return Z, record.info()
+            return codes_of(A, Z0), codes_of.ended()
         checks.no_gradient("A", differentiates)
-        data.limit_chunks(encoder.chunk_rows())
-
-        def codes_of(part: slice, X: Tensor) -> Tensor:
-            Z, ended = encoder(X, None if Z0 is None else Z0[part])
-            record.add(X, Z, ended)
-            return Z
-
-        Z = _through(data, codes_of, K, folder)
-        record.warn(max_iter, tol)
-        return Z, record.info()
+        data.limit_chunks(codes_of.encoder.chunk_rows())
+        given = (lambda part: None) if Z0 is None else Z0.__getitem__
+        Z = _through(data, lambda part, X: codes_of(X, given(part)), K, folder)
+        return Z, codes_of.ended()
 
 
 def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
@@ -123,6 +121,87 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
     sizes = {"the result": math.prod(matrix.shape[:-1]) * d * dtype.itemsize}
     refuse_too_large(sizes, device, "give fewer rows, or out='A.npy'", budget.requested)
     return matrix.to(device, dtype) @ D.to(dtype)
+
+
+class _Scaled:
+    """The codes of rows X of the data, from Z0 or from the usual start; and how they ended.
+
+    measures: whether the summary is measured. run: the other fields of the Encoder.
+    """
+
+    def __init__(
+        self, data: Data, D: Tensor, method: Method, measures: bool, run: dict[str, Any]
+    ) -> None:
+        self._powers = powers = _Powers.of(data, D)
+        D, method = powers.of_dictionary(D.to(data.dtype)), powers.penalised(method, data.dtype)
+        self.encoder = Encoder(D, method, **run)
+        self._record = EncodeRecord(method, D, measures=measures)
+
+    def __call__(self, X: Tensor, Z0: Tensor | None) -> Tensor:
+        X, Z0 = self._powers.of_data(X), self._powers.of_start(Z0)
+        Z, ended = differentiable(X, Z0, self.encoder)
+        self._record.add(X, Z, ended)
+        return self._powers.of_codes(Z)
+
+    def ended(self) -> EncodeInfo:
+        """The summary, after a warning where the codes did not converge."""
+        self._record.warn(self.encoder.max_iter, self.encoder.tol)
+        return self._record.info()
+
+
+@dataclass(frozen=True)
+class _Powers:
+    """Powers of two by which A and D are divided, and codes multiplied, where squares of any of
+    them could be out of the range of the dtype; 0 elsewhere, where nothing changes."""
+
+    A: int = 0
+    D: int = 0
+
+    @classmethod
+    def of(cls, data: Data, D: Tensor) -> _Powers:
+        A, D = (math.frexp(largest)[1] for largest in (data.largest, float(D.max())))
+        return cls() if max(abs(A), abs(D), abs(A - D)) <= _SAFE[data.dtype] else cls(A, D)
+
+    def of_data(self, A: Tensor) -> Tensor:
+        return _times_power(widened(A), -self.A) if self.A else A
+
+    def of_dictionary(self, D: Tensor) -> Tensor:
+        return _times_power(D, -self.D)
+
+    def of_start(self, Z0: Tensor | None) -> Tensor | None:
+        return None if Z0 is None else _times_power(Z0, self.D - self.A)
+
+    def of_codes(self, Z: Tensor) -> Tensor:
+        """The codes of A and D themselves. Raises ArithmeticError if they overflow."""
+        codes = _times_power(Z, self.A - self.D)
+        if codes is not Z and not codes.isfinite().all():
+            raise ArithmeticError(
+                f"codes are too large for {str(Z.dtype).removeprefix('torch.')}: the largest entry "
+                f"of A is about 2^{self.A}, that of the dictionary D 2^{self.D}; scale D "
+                "(D / D.max()), or pass A as float64"
+            )
+        return codes
+
+    def penalised(self, method: Method, dtype: torch.dtype) -> Method:
+        """The method with the penalties of codes that are scaled."""
+        penalties, most = method.penalties, torch.finfo(dtype).max ** 0.75
+        if not (self.A or self.D) or not penalties.alpha_Z:
+            return method
+        shares = penalties.l1_ratio, 1 - penalties.l1_ratio
+        powers = -self.A - self.D, -2 * self.D
+        l1, l2 = (
+            min(most, penalties.alpha_Z * share * 2.0 ** min(power, 1000))
+            for share, power in zip(shares, powers, strict=True)
+        )
+        scaled = replace(penalties, alpha_Z=l1 + l2, l1_ratio=l1 / (l1 + l2) if l1 else 0.0)
+        return replace(method, penalties=scaled)
+
+
+def _times_power(X: Tensor, power: int) -> Tensor:
+    """X 2^power in its dtype; X itself for 0."""
+    if power == 0:
+        return X
+    return times_power(X, torch.tensor(power, device=X.device)).to(X.dtype)
 
 
 def _given_codes(Z0: Any, data: Data, K: int) -> Tensor:

@@ -239,3 +239,81 @@ def test_encode_of_no_rows_in_a_file_or_with_a_gradient(dtype, tmp_path):
     assert Z.dtype == dtype
     Z.sum().backward()
     assert A.grad.shape == (0, 6)
+
+
+# the ends of the range of float32, where products or squares of A, D or the codes are out of it
+SCALES = [(1e-30, 1), (1e30, 1), (1, 1e-25), (1, 1e-20), (1, 1e25), (1e-18, 1e18), (1e18, 1e-18)]
+
+
+def at_scale(solver, of_A=1.0, of_D=1.0, dtype=torch.float32, **options):
+    """A, and a model with a dictionary, multiplied by these numbers."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.rand(40, 12, generator=generator, dtype=torch.float64)
+    D = torch.rand(5, 12, generator=generator, dtype=torch.float64)
+    model = NMF(5, solver=solver, **options).load_dictionary((D * of_D).to(dtype))
+    return (A * of_A).to(dtype), model
+
+
+def relative_error(A, Z, model):
+    A, Z, D = (F.detach().double() for F in (A, Z, model.D))
+    return float((A - Z @ D).norm() / A.norm())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("of_A", "of_D"), SCALES)
+def test_codes_do_not_depend_on_the_scale_of_data_and_dictionary(solver, of_A, of_D):
+    A, model = at_scale(solver)
+    expected = relative_error(A, model.encode(A), model)
+    A, model = at_scale(solver, of_A, of_D)
+    Z, info = model.encode(A, return_info=True)
+    assert info.converged
+    # both have a relative rounding of some 1e-7 in A
+    assert relative_error(A, Z, model) == pytest.approx(expected, abs=1e-6)
+    assert info.relative_error == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_codes_of_float64_do_not_depend_on_the_scale(solver):
+    A, model = at_scale(solver, 1e-200, 1e90, torch.float64)
+    Z = model.encode(A)
+    plain, expected = at_scale(solver, dtype=torch.float64)
+    torch.testing.assert_close(Z * 1e200 * 1e90, expected.encode(plain), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+def test_penalised_codes_follow_the_scale(solver, l1_ratio):
+    """With A and D times s, the same codes have the least objective at s² times the penalty."""
+    scale = 2.0**50
+    A, model = at_scale(solver, alpha_Z=0.02, l1_ratio=l1_ratio, alpha_D=0.01)
+    B, scaled = at_scale(
+        solver, scale, scale, alpha_Z=0.02 * scale**2, l1_ratio=l1_ratio, alpha_D=0.01
+    )
+    torch.testing.assert_close(scaled.encode(B), model.encode(A), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gradient_does_not_depend_on_the_scale(solver):
+    gradients = []
+    for scale in (1.0, 2.0**-100):
+        A, model = at_scale(solver, scale)
+        A.requires_grad_()
+        model.encode(A, max_iter=20, tol=0).sum().backward()
+        gradients.append(A.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_codes_in_chunks_and_from_a_start_do_not_depend_on_the_scale(tmp_path):
+    A, model = at_scale("hals", 1e-30, tuning=Tuning(chunk_rows=7))
+    Z = model.encode(A, codes=tmp_path / "Z.npy")
+    torch.testing.assert_close(Z, model.encode(A), rtol=1e-3, atol=0)
+    again, info = model.encode(A, Z0=Z, return_info=True)
+    assert info.iterations < 5
+    torch.testing.assert_close(again, Z, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_codes_that_no_number_holds_are_refused_by_their_cause(solver):
+    A, model = at_scale(solver, 1e30, 1e-25)
+    with pytest.raises(ArithmeticError, match=r"codes are too large for float32.*scale D"):
+        model.encode(A)
