@@ -116,8 +116,9 @@ class History:
         moved = [dictionary[:2]] if isinstance(state.Z, NotKept) else [codes[:2], dictionary[:2]]
         if not all(norm < float("inf") for _, norm in moved) or not error < float("inf"):
             raise ArithmeticError(
-                f"the factors overflowed in iteration {number}: A is too large for its dtype; "
-                "scale it down (A / A.max()) or pass it as float64"
+                f"the factors overflowed in iteration {number}: A, or a start or penalty that was "
+                "given, is too large for the dtype; scale it down (A / A.max()) or pass A as "
+                "float64"
             )
         if drift > 0 and error > 0:
             state.drifts.append((drift / error) ** 0.5)

@@ -159,7 +159,13 @@ class _Powers:
 
     @classmethod
     def of(cls, data: Data, D: Tensor) -> _Powers:
-        A, D = (math.frexp(largest)[1] for largest in (data.largest, float(D.max())))
+        # D is checked where it is given; what was written into it, or .half() made of it, is not
+        if not (bounds := torch.stack(torch.aminmax(D)).tolist())[0] >= 0 or math.isinf(bounds[1]):
+            raise InvalidInput(
+                f"the dictionary D has entries from {bounds[0]:g} to {bounds[1]:g}; they must be "
+                "finite and ≥ 0: load it again by load_dictionary"
+            )
+        A, D = (math.frexp(largest)[1] for largest in (data.largest, bounds[1]))
         return cls() if max(abs(A), abs(D), abs(A - D)) <= _SAFE[data.dtype] else cls(A, D)
 
     def of_data(self, A: Tensor) -> Tensor:

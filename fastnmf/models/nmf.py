@@ -574,8 +574,10 @@ class NMF(DictionaryModel):
         """
         from . import saved
 
-        D, names = self.get_dictionary(), ("nb_concepts", "solver", "tol", *saved.PENALTIES)
-        saved.write(path, {name: getattr(self, name) for name in names}, D, self.fit_info_)
+        D, names = self.get_dictionary(), ("solver", "tol", *saved.PENALTIES)
+        # nb_concepts may have been set for another fit
+        options = {"nb_concepts": len(D), **{name: getattr(self, name) for name in names}}
+        saved.write(path, options, D, self.fit_info_)
 
     @classmethod
     @isolated

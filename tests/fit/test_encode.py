@@ -317,3 +317,18 @@ def test_codes_that_no_number_holds_are_refused_by_their_cause(solver):
     A, model = at_scale(solver, 1e30, 1e-25)
     with pytest.raises(ArithmeticError, match=r"codes are too large for float32.*scale D"):
         model.encode(A)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_dictionary_that_was_spoilt_in_place_is_named(solver, value):
+    A, model = at_scale(solver)
+    model.D[1, 2] = value
+    with pytest.raises(InvalidInput, match="the dictionary D has entries from"):
+        model.encode(A)
+
+
+def test_dictionary_that_overflowed_in_16_bits_is_named():
+    A, model = at_scale("hals", of_D=1e6)
+    with pytest.raises(InvalidInput, match=r"the dictionary D has entries from .* to inf"):
+        model.half().encode(A)

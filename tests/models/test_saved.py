@@ -165,3 +165,10 @@ def test_foreign_safetensors_is_no_model(tmp_path):
     safetensors.torch.save_file({"weight": torch.zeros(2), "bias": torch.zeros(2)}, path)
     with pytest.raises(InvalidInput, match="holds bias, weight, and is no fastnmf model"):
         NMF.load(path)
+
+
+def test_file_has_the_concepts_of_the_dictionary_whatever_was_set_since(tmp_path):
+    model = NMF(2).load_dictionary(torch.rand(2, 5))
+    model.nb_concepts = 3
+    model.save(tmp_path / "model.safetensors")
+    assert torch.equal(NMF.load(tmp_path / "model.safetensors").D, model.D)
