@@ -46,9 +46,11 @@ from hypothesis.stateful import (
 )
 from stateful_expected import (
     STORED,
+    assert_close_error,
     assert_codes,
     assert_factor,
     assert_summary,
+    assert_warnings,
     bits,
     computed_in,
     environment,
@@ -160,6 +162,8 @@ class Failing:
         raise self.error
 
 
+# sequences of one seed
+ROUND = 20
 HOW = (None, "error", "Ctrl-C", "KeyboardInterrupt", "stop")
 
 
@@ -458,22 +462,38 @@ class Models(RuleBasedStateMachine):
         if "init" in changes:
             chosen["init"] = "given"
         assert_summary(info, A.to(dtype), Z, D, chosen, place)
+        assert_warnings([str(one.message) for one in self.warned], info, chosen)
         assert (info.stopped_by == "callback") <= (stops == info.iterations)
         if stops is not None:
             assert info.iterations == stops
             return
         # nothing depends on what was called before, nor on where codes go
-        anew, other = model.again(**changes), place
+        anew, other = model.again(**changes, seed=info.seed), place
         if isinstance(place, Path):
             other = self.new(".npy") if chosen.get("max_memory") else "memory"
-        if not model.seeded:
-            torch.manual_seed(0)
         expected = anew.fit(self.given(A, container), codes=other)
         if isinstance(other, Path):
             self.accept(other)
         assert bits(Z) == bits(expected[0])
         assert bits(D) == bits(expected[1])
         assert without_times(info) == without_times(anew.fit_info_)
+        self._check_history(model, A, container, place, info, changes)
+
+    def _check_history(self, model, A, container, place, info, changes) -> None:
+        """An iteration reports the error that a fit of so many iterations ends with."""
+        i = info.iterations // 2
+        before = "residual" in info.form and info.solver in ("mu", "pgd")
+        if i == 0 or before or place is None:
+            return
+        anew = model.again(**changes | {"seed": info.seed, "max_iter": i})
+        place = self.new(".npy") if isinstance(place, Path) else place
+        Z, D = anew.fit(self.given(A, container), codes=place)
+        if isinstance(place, Path):
+            self.accept(place)
+        size = np.linalg.norm(A.double().numpy())
+        if size:
+            true = np.linalg.norm(errors_of(A.to(Z.dtype), Z, D)) / size
+            assert_close_error(info.history[i - 1].relative_error, true)
 
     @rule(
         model=models,
@@ -834,6 +854,9 @@ def in_a_small_world() -> Iterator[None]:
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGINT, handler)
+        stack.enter_context(warnings.catch_warnings())
+        # those of `call` are read
+        warnings.simplefilter("ignore", fastnmf.FastnmfWarning)
         for change in changes:
             stack.enter_context(mock.patch.object(*change))
         yield
@@ -874,11 +897,10 @@ def main() -> None:
     logging.getLogger("fastnmf").setLevel(logging.CRITICAL)
     end, seed = time.monotonic() + 60 * arguments.minutes, arguments.seed
     while time.monotonic() < end:
-        check(50, arguments.solver, seed, not arguments.as_found)
+        check(ROUND, arguments.solver, seed, not arguments.as_found)
         seed += 1
-        print(
-            f"{50 * (seed - arguments.seed):,} sequences, the last of seed {seed - 1}", flush=True
-        )
+        sequences = ROUND * (seed - arguments.seed)
+        print(f"{sequences:,} sequences, the last of seed {seed - 1}", flush=True)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,24 @@ def assert_summary(
         assert true <= 1 + 1e-5
 
 
+def assert_warnings(given: list[str], info: FitInfo, options: dict[str, Any]) -> None:
+    """Whether a fit warned of what its summary says, and of nothing else."""
+    begun, K = info.iterations > 0, info.nb_concepts
+    dead = begun and info.dead_concepts == K and info.relative_error > 0
+    expected = {
+        "not converged": begun and options["tol"] > 0 and info.stopped_by == "max_iter",
+        "penalises one factor alone": not info.unit_norm
+        and (info.alpha_Z > 0) != (info.alpha_D > 0),
+        "concepts are dead": dead,
+        "by their mean": begun and not dead and info.r_squared < 0,
+    }
+    for words, is_expected in expected.items():
+        assert any(words in one for one in given) == is_expected, (words, given)
+    # half-steps that exact solvers leave unsolved are warned of once
+    others = [one for one in given if not any(words in one for words in expected)]
+    assert len(others) <= (info.solver == "anls"), others
+
+
 def assert_codes(
     Z: Tensor, A: Tensor, D: Tensor, *, exact: bool, best_effort: bool, penalised: bool
 ) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastnmf import Tuning
 from fastnmf.backends.registry import select
+from fastnmf.engine.state import STOPPING_RULES
 from fastnmf.solvers.registry import SOLVERS
 
 DTYPES = {
@@ -190,7 +191,7 @@ OPTIONAL: dict[str, tuple[Any, ...]] = {
     "unit_norm": (False, True),
     "accelerate": ("auto", True, False),
     "revive": (False, True),
-    "stop": ("codes", "error"),
+    "stop": tuple(STOPPING_RULES),
     "max_memory": (None, "6kB", "20kB"),
 }
 
