@@ -45,6 +45,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from stateful_expected import (
+    ROUNDING,
     STORED,
     assert_close_error,
     assert_codes,
@@ -580,8 +581,20 @@ class Models(RuleBasedStateMachine):
             penalised=bool(model.options.get("alpha_Z")),
         )
         other = NMF(**model.options).load_dictionary(D)
-        again = self.call(lambda: other.encode(self.given(A, container), **run))
+        call = lambda: other.encode(self.given(A, container), **run, return_info=True)  # noqa: E731
+        again, info = self.call(call)
         assert bits(Z) == bits(again)
+        assert info.method == other.solver
+        assert info.iterations <= max_iter
+        limit = model.nmf.tol if tol is None else tol
+        assert bool(self.warned) == (not info.converged and limit > 0 and max_iter > 0)
+        assert info.kkt.shape == (len(A),)
+        assert bool((info.kkt >= 0).all())
+        if exact and max_iter:
+            assert float(info.kkt.max()) <= ROUNDING[dtype]
+        size = float(A.double().norm())
+        true = float(np.linalg.norm(errors_of(A.to(dtype), Z, D.to(dtype)))) / size if size else 0.0
+        assert_close_error(info.relative_error, true)
 
     @rule(model=models, data=st.data(), effort=st.sampled_from(EFFORTS[:2]))
     def encode_row_by_row(self, model, data, effort) -> None:
