@@ -10,12 +10,12 @@ from fastnmf.fit import batch
 from fastnmf.solvers.registry import SOLVERS
 
 # of 30 calls; a quarter of a minute for each solver
-SEQUENCES = {"pgd": 25}
+SEQUENCES = {"hals": 20, "mu": 25, "pgd": 25, "anls": 35}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_sequences_of_calls_break_no_rule(solver):
-    stateful.check(SEQUENCES.get(solver, 55), solver)
+    stateful.check(SEQUENCES.get(solver, 20), solver)
 
 
 def forget_d(monkeypatch):

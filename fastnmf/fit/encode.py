@@ -132,8 +132,8 @@ class _Scaled:
     def __init__(
         self, data: Data, D: Tensor, method: Method, measures: bool, run: dict[str, Any]
     ) -> None:
-        self._powers = powers = _Powers.of(data, D)
-        D, method = powers.of_dictionary(D.to(data.dtype)), powers.penalised(method, data.dtype)
+        self._powers = powers = _Powers.of(data, D, method)
+        D, method = powers.of_dictionary(D.to(data.dtype)), powers.penalised(method)
         self.encoder = Encoder(D, method, **run)
         self._record = EncodeRecord(method, D, measures=measures)
 
@@ -158,7 +158,7 @@ class _Powers:
     D: int = 0
 
     @classmethod
-    def of(cls, data: Data, D: Tensor) -> _Powers:
+    def of(cls, data: Data, D: Tensor, method: Method) -> _Powers:
         # D is checked where it is given; what was written into it, or .half() made of it, is not
         if not (bounds := torch.stack(torch.aminmax(D)).tolist())[0] >= 0 or math.isinf(bounds[1]):
             raise InvalidInput(
@@ -166,7 +166,11 @@ class _Powers:
                 "finite and ≥ 0: load it again by load_dictionary"
             )
         A, D = (math.frexp(largest)[1] for largest in (data.largest, bounds[1]))
-        return cls() if max(abs(A), abs(D), abs(A - D)) <= _SAFE[data.dtype] else cls(A, D)
+        powers, most = cls(A, D), torch.finfo(data.dtype).max ** 0.75
+        # beside a penalty that is so much larger than D the squares of D do not count
+        dominated = max(powers._weights(method)) > most
+        safe = max(abs(A), abs(D), abs(A - D)) <= _SAFE[data.dtype]
+        return cls() if safe or dominated else powers
 
     def of_data(self, A: Tensor) -> Tensor:
         return _times_power(widened(A), -self.A) if self.A else A
@@ -188,18 +192,23 @@ class _Powers:
             )
         return codes
 
-    def penalised(self, method: Method, dtype: torch.dtype) -> Method:
-        """The method with the penalties of codes that are scaled."""
-        penalties, most = method.penalties, torch.finfo(dtype).max ** 0.75
-        if not (self.A or self.D) or not penalties.alpha_Z:
-            return method
-        shares = penalties.l1_ratio, 1 - penalties.l1_ratio
+    def _weights(self, method: Method) -> tuple[float, float]:
+        """The weights alpha_Z of l1 and of l2 for codes that are scaled."""
+        penalties = method.penalties
         powers = -self.A - self.D, -2 * self.D
+        shares = penalties.l1_ratio, 1 - penalties.l1_ratio
         l1, l2 = (
-            min(most, penalties.alpha_Z * share * 2.0 ** min(power, 1000))
+            penalties.alpha_Z * share * 2.0 ** max(-1000, min(power, 1000))
             for share, power in zip(shares, powers, strict=True)
         )
-        scaled = replace(penalties, alpha_Z=l1 + l2, l1_ratio=l1 / (l1 + l2) if l1 else 0.0)
+        return l1, l2
+
+    def penalised(self, method: Method) -> Method:
+        """The method with the penalties of codes that are scaled."""
+        l1, l2 = self._weights(method)
+        if not (self.A or self.D) or not l1 + l2:
+            return method
+        scaled = replace(method.penalties, alpha_Z=l1 + l2, l1_ratio=l1 / (l1 + l2))
         return replace(method, penalties=scaled)
 
 

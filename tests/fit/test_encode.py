@@ -332,3 +332,14 @@ def test_dictionary_that_overflowed_in_16_bits_is_named():
     A, model = at_scale("hals", of_D=1e6)
     with pytest.raises(InvalidInput, match=r"the dictionary D has entries from .* to inf"):
         model.half().encode(A)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("of_D", [1e-25, 1e-43])
+def test_penalty_that_is_far_above_a_dictionary_leaves_no_codes(solver, of_D):
+    """min ½‖a − z D‖² + ½ l2 ‖z‖² is z = D aᵀ / l2 there."""
+    A, model = at_scale(solver, of_D=of_D, alpha_Z=0.01, alpha_D=0.01)
+    A.requires_grad_()
+    Z = model.encode(A, max_iter=20)
+    assert float(Z.max()) < 1e-20
+    assert torch.autograd.grad(Z.sum(), A)[0].isfinite().all()
