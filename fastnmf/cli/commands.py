@@ -19,7 +19,7 @@ from .matrices import (
     streamed_into,
     write,
 )
-from .summary import as_json, option_errors, shows_progress, usable_device
+from .summary import as_json, ended, option_errors, shows_progress, usable_device
 from .usage import DONE, Refused
 
 # rows that are looked at together, of codes in a file
@@ -28,40 +28,26 @@ _ROWS = 1 << 16
 
 def encode(arguments: Namespace) -> int:
     """Run `fastnmf encode`."""
+    from .. import checks
+
     _check(arguments, arguments.A)
     nmf = _model(arguments)
     nmf.verbose = shows_progress(arguments)
-    options = {"max_iter": arguments.max_iter, "tol": arguments.tol}
+    options = {"max_iter": arguments.max_iter, "tol": arguments.tol, "return_info": True}
     A = matrix_of(arguments, arguments.A)
-    Z = nmf.encode(A, **options, **streamed_into("codes", arguments.out))
+    with option_errors():
+        checks.whole("max_iter", arguments.max_iter, at_least=0)
+        checks.tolerance(0.0 if arguments.tol is None else arguments.tol)
+    Z, info = nmf.encode(A, **options, **streamed_into("codes", arguments.out))
     write(arguments.out, Z)
-    error = relative_error(A, Z, nmf.get_dictionary())
     mean_l0 = sum(int(rows.count_nonzero()) for rows in Z.split(_ROWS)) / len(Z)
-    summary = {"out": str(arguments.out), "shape": list(Z.shape)}
-    summary |= {"relative_error": error, "mean_l0": mean_l0}
-    text = f"codes {tuple(Z.shape)}, relative error {error:.6g}, mean L0 {mean_l0:.4g}"
-    _report(arguments, summary, f"{arguments.out}: {text}")
-    return DONE
-
-
-def relative_error(A: Any, Z: Any, D: Any) -> float:
-    """‖A − Z D‖ / ‖A‖, in one more pass over the rows of a matrix or of files."""
-    import torch
-
-    from ..data.arrays import as_matrix, tensor_of
-    from ..data.shards import Shards, in_memory, open_paths, paths_of
-
-    paths = paths_of(A)
-    shards = open_paths(paths) if paths else (in_memory(as_matrix(A, "A"), "A"),)
-    residual = total = 0.0
-    first = 0
-    for values, _, _ in Shards(shards, "A").parts():
-        X = tensor_of(values).to(D.device, torch.float64)
-        codes = Z[first : first + len(X)].to(D.device, torch.float64)
-        residual += float((X - codes @ D.double()).square().sum())
-        total += float(X.square().sum())
-        first += len(X)
-    return (residual / total) ** 0.5 if total else 0.0
+    summary = {"out": str(arguments.out), "shape": list(Z.shape), "mean_l0": mean_l0}
+    names = ("method", "iterations", "converged", "relative_error")
+    summary |= {name: getattr(info, name) for name in names}
+    summary["largest_kkt"] = float(info.kkt.max())
+    text = f"{arguments.out}: codes {tuple(Z.shape)}, mean L0 {mean_l0:.4g}\n{info}"
+    _report(arguments, summary, text)
+    return ended(arguments.strict, info.converged, f"{arguments.out} is written all the same")
 
 
 def decode(arguments: Namespace) -> int:

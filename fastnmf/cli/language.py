@@ -37,6 +37,8 @@ _FIXED = {
     "resume=True needs a file to resume from: fit(A, checkpoint=…)": "--resume needs "
     "--checkpoint FILE",
     "; None is no limit": "",
+    # of a model that is fitted
+    " solver='anls', which is exact, or": " or",
     ", or None for what is free": "",
     "accelerate='auto' or False": "--accelerate auto or no",
     "without resume ": "without --resume ",

@@ -118,7 +118,13 @@ def _add_fit(parser: Parser) -> None:
     _option(stops, "--max-iter", 500, whole, "iterations, at most", "N")
     what = "relative change at which to stop; 0 never stops early"
     _option(stops, "--tol", 1e-4, number, what, "TOL")
-    _option(stops, "--stop", "change", one_of(*RULES), "what must change by less than --tol")
+    _option(
+        stops,
+        "--stop",
+        "change",
+        one_of(*RULES, also={"codes": RULES[0]}),
+        "what must change by less than --tol",
+    )
     stops("--max-seconds", type=number, metavar="SECONDS", help="time limit; default: none")
     stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
     runs = parser.group("memory and computing")
@@ -167,6 +173,7 @@ def _add_encode(parser: Parser) -> None:
     _option(stops, "--max-iter", 300, whole, "iterations, at most", "N")
     what = "relative change of Z at which to stop; default: a hundredth of the model's"
     stops("--tol", type=number, metavar="TOL", help=what)
+    stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
     _computing(parser.group("memory and computing"))
     _said(parser)
 

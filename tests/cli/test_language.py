@@ -34,6 +34,7 @@ SAID = [
     ("NMF needs finite numbers (np.nan_to_num(A)?)", "NMF needs finite numbers"),
     ("its first line; header=False reads it", "its first line; --header no reads it"),
     ("give checkpoint= another name", "give --checkpoint another name"),
+    ("larger max_iter, solver='anls', which is exact, or a", "larger --max-iter, or a"),
     ("two\n  lines", "two lines"),
 ]
 

@@ -4,6 +4,7 @@ half-written."""
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -144,8 +145,38 @@ def test_encode_and_decode_write_what_the_model_gives(suffix, model, capsys):
     np.testing.assert_allclose(np.asarray(read_matrix(out[1])), nmf.decode(Z).numpy())
     printed = capsys.readouterr().out
     error = float((torch.tensor(A) - Z @ nmf.D).norm() / np.linalg.norm(A))
-    assert f"codes{suffix}: codes (20, 3), relative error {error:.6g}, mean L0 " in printed
+    assert f"codes{suffix}: codes (20, 3), mean L0 " in printed
+    assert f"relative error {error:.6g}" in printed
     assert f"A_hat{suffix}: Z D (20, 6)" in printed
+
+
+def test_encode_says_how_it_ended(model, capsys):
+    encode = ["encode", str(model), "A.npy", "-o", "codes.npy", "--force"]
+    assert cli.main([*encode, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    Z, info = NMF.load(model).encode(A, return_info=True)
+    assert summary.pop("mean_l0") == pytest.approx(float((Z > 0).sum()) / len(A))
+    assert summary.pop("largest_kkt") == pytest.approx(float(info.kkt.max()))
+    assert summary == {
+        "out": "codes.npy",
+        "shape": [20, 3],
+        "method": "hals",
+        "iterations": info.iterations,
+        "converged": True,
+        "relative_error": info.relative_error,
+    }
+
+
+def test_codes_that_did_not_converge_are_status_4_if_strict(model, capsys):
+    encode = ["encode", str(model), "A.npy", "-o", "codes.npy", "--force", "--max-iter", "1"]
+    assert cli.main(encode) == 0
+    out, err = capsys.readouterr()
+    assert "not converged" in out
+    assert err.startswith("fastnmf: warning: ")
+    assert cli.main([*encode, "--strict"]) == 4
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.endswith("as --strict requires; codes.npy is written all the same")
+    assert cli.main([*encode[:-2], "--strict"]) == 0
 
 
 def test_report_writes_a_page(model, capsys):

@@ -118,7 +118,7 @@ def test_codes_are_piped_out(folder, monkeypatch, capsys):
     assert cli.main(["encode", "model.safetensors", "A.npy", "-o", "-"]) == 0
     codes = np.load(io.BytesIO(out.buffer.getvalue()))
     np.testing.assert_array_equal(codes, NMF.load("model.safetensors").encode(A))
-    assert "-: codes (20, 3), relative error" in capsys.readouterr().err
+    assert "-: codes (20, 3), mean L0" in capsys.readouterr().err
     out.isatty = lambda: True
     assert cli.main(["encode", "model.safetensors", "A.npy", "-o", "-"]) == 2
     assert "is a terminal here" in capsys.readouterr().err

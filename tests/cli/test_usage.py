@@ -135,6 +135,7 @@ MISTYPED = {
         ["fit", "A.npy", "--init", "nndsvd"],
         "'nndsvd' is none of .*did you mean 'nndsvda'?",
     ),
+    "its former name": (["fit", "A.npy", "--stop", "codes"], "'codes' is none of .*mean 'change'?"),
     "yes": (
         ["fit", "A.npy", "--accelerate", "true"],
         "'true' is none of auto, yes, no; did you mean",
