@@ -115,7 +115,7 @@ def _opened(
             shape = data.n_here, options.nb_concepts
             file = stack.enter_context(written(folder.path, folder, shape, data.dtype))
     refuse_unsuited(options, data)
-    refuse_extremes(data)
+    refuse_extremes(data, options)
     if processes.rank == 0:
         warn_of_penalties(options.penalties)
     return data, method, file, checkpoint

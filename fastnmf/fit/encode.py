@@ -182,11 +182,14 @@ class _Powers:
         return None if Z0 is None else _times_power(Z0, self.D - self.A)
 
     def of_codes(self, Z: Tensor) -> Tensor:
-        """The codes of A and D themselves. Raises ArithmeticError if they overflow."""
+        """The codes of A and D themselves. Raises ArithmeticError if they overflow or vanish."""
         codes = _times_power(Z, self.A - self.D)
-        if codes is not Z and not codes.isfinite().all():
+        if codes is Z or not len(Z):
+            return codes
+        vanish = bool(Z.any()) and not codes.amax() >= torch.finfo(Z.dtype).tiny
+        if vanish or not codes.isfinite().all():
             raise ArithmeticError(
-                f"codes are too large for {str(Z.dtype).removeprefix('torch.')}: the largest entry "
+                f"codes are too {'small' if vanish else 'large'} for {str(Z.dtype).removeprefix('torch.')}: the largest entry "
                 f"of A is about 2^{self.A}, that of the dictionary D 2^{self.D}; scale D "
                 "(D / D.max()), or pass A as float64"
             )

@@ -169,6 +169,7 @@ class _Batch:
 
     def _start(self, seed: int | None) -> tuple[Storage, Tensor]:
         data = self.data
+        refuse_extreme("A", data.largest, data.like)
         Z = InMemory(data.like.new_empty(data.n_here, self.K))
         D = start(data, Z, self.K, self.options.init, generator(seed))
         data.processes.broadcast_(D)
@@ -186,7 +187,7 @@ class _Batch:
                 Z = encoder(X, first)[0]
             except ArithmeticError:
                 # by its true cause, if it is one of these
-                refuse_extreme("A", float(X.max()), X)
+                refuse_extreme("A", float(X.max()), X, float(squared_norm(X)))
                 refuse_extreme("the dictionary D", float(D.max()), D)
                 raise
             with products_in("highest"):
@@ -245,7 +246,7 @@ class _Batch:
         sums = (M.sum(dtype=torch.float64) for M in (gram.diagonal(), cross, D))
         found = torch.stack((*read, unused.double(), *sums)).tolist()
         error, squared_data, largest, largest_of_D, unused, weight = found[:6]
-        refuse_extreme("A", largest, self.data.like, self.data.n * self.data.d)
+        refuse_extreme("A", largest, self.data.like, squared_data)
         refuse_extreme("the dictionary D", largest_of_D, D)
         if not sum(found) < float("inf"):
             raise ArithmeticError(

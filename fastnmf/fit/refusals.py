@@ -4,7 +4,6 @@ by themselves are checked in options.py."""
 from __future__ import annotations
 
 import bisect
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,20 +90,30 @@ def refuse_unsuited(options: Options, data: Data) -> None:
         )
 
 
-def refuse_extremes(data: Data) -> None:
-    """Refuse data whose squares, or their sum, overflow or vanish: then every error is zero."""
-    refuse_extreme("A", data.largest, data.like, data.n * data.d)
+def refuse_extremes(data: Data, options: Options) -> None:
+    """Refuse data whose squares, or their sum, overflow or vanish: then every error is zero; and
+    penalties that overflow."""
+    refuse_extreme("A", data.largest, data.like, float(data.squared_norm))
+    penalties, most = options.penalties, torch.finfo(data.dtype).max ** 0.5
+    for name, times, what in (("alpha_Z", data.d, "features"), ("alpha_D", data.n, "rows")):
+        alpha = getattr(penalties, name)
+        if alpha * times > most:
+            computed = str(data.dtype).removeprefix("torch.")
+            raise InvalidInput(
+                f"{name}={alpha:g} times {times} {what} is too large for {computed}; give at most "
+                f"{most / times:.3g}"
+            )
 
 
-def refuse_extreme(name: str, largest: float, like: Tensor, entries: int | None = None) -> None:
-    """Refuse a matrix of this largest entry; like: it, or a tensor of its dtype."""
+def refuse_extreme(name: str, largest: float, like: Tensor, squared_norm: float = 0.0) -> None:
+    """Refuse a matrix of this largest entry and ‖·‖²; like: it, or a tensor of its dtype."""
     square, limits = largest * largest, torch.finfo(like.dtype)
-    sum_ = square * (entries or like.numel())
-    usable = limits.tiny <= square <= limits.max and math.isfinite(sum_)
+    usable = limits.tiny <= square <= limits.max and squared_norm <= limits.max
     if largest and not usable:
         F, computed = name[-1], str(like.dtype).removeprefix("torch.")
+        norm = f" and ‖{F}‖² {squared_norm:.3g}" if square <= limits.max < squared_norm else ""
         raise ArithmeticError(
-            f"the largest entry of {name} is {largest:.3g}, too "
+            f"the largest entry of {name} is {largest:.3g}{norm}, too "
             f"{'small' if square < 1 else 'large'} to be squared in {computed}; scale {F} "
             f"({F} / {F}.max())" + (" or pass it as float64" if computed == "float32" else "")
         )

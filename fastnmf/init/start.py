@@ -98,13 +98,17 @@ def cold_start(A: Tensor, D: Tensor, out: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def scale_to_data_(codes: Kept, D: Tensor, data: Data) -> None:
-    """Z, D ← √c Z, √c D with c = ⟨A, ZD⟩ / ‖ZD‖², the scalar of least loss; in place.
+    """Z, D ← √c Z, √c D with c = ⟨A, ZD⟩ / ‖ZD‖², the scalar of least loss; in place. Rows of zeros
+    get the codes zero, which half-steps may only approach.
 
-    Both are left alone when A or ZD is zero. Summed in float64 over tiles of rows; 2 n d K flops.
+    They are not scaled when A or ZD is zero. Summed in float64 over tiles of rows; 2 n d K flops.
     """
     sums = torch.zeros(2, dtype=wide(D.device), device=D.device)
     inner, square = sums
-    for X, Z, _ in data.tiles(codes, tile_rows(data.d, 2 * D.itemsize)):
+    for X, Z, _ in data.tiles(codes, tile_rows(data.d, 2 * D.itemsize), save=True):
+        used = X.amax(1, keepdim=True) > 0
+        if not used.all():
+            Z.mul_(used)
         P = (Z @ D).flatten()
         inner += P @ widened(X).flatten()
         square += P @ P
@@ -242,5 +246,12 @@ def _given_factor(name: str, value: object, shape: tuple[int, int], like: Tensor
         raise InvalidInput(
             f"{name} has {int(bad.sum())} entries that are negative or not finite, the first at "
             f"row {i}, column {j}: {F[i, j].item()}; a start must be ≥ 0 and finite"
+        )
+    largest, limits = float(F.max()) if F.numel() else 0.0, torch.finfo(F.dtype)
+    if largest and not limits.tiny <= largest * largest <= limits.max:
+        raise InvalidInput(
+            f"the largest entry of the start {name} is {largest:.3g}, too "
+            f"{'small' if largest < 1 else 'large'} to be squared; give Z0 and D0 of about the "
+            "size of √A"
         )
     return F
