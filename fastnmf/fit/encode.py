@@ -189,8 +189,9 @@ class _Powers:
         vanish = bool(Z.any()) and not codes.amax() >= torch.finfo(Z.dtype).tiny
         if vanish or not codes.isfinite().all():
             raise ArithmeticError(
-                f"codes are too {'small' if vanish else 'large'} for {str(Z.dtype).removeprefix('torch.')}: the largest entry "
-                f"of A is about 2^{self.A}, that of the dictionary D 2^{self.D}; scale D "
+                f"codes are too {'small' if vanish else 'large'} for "
+                f"{str(Z.dtype).removeprefix('torch.')}: the largest entry of A is about "
+                f"2^{self.A}, that of the dictionary D 2^{self.D}; scale D "
                 "(D / D.max()), or pass A as float64"
             )
         return codes

@@ -23,6 +23,7 @@ from ..init.start import start
 from ..numerics import products_in, squared_norm, widened
 from ..planning import hardware
 from ..planning.memory import bytes_of, refuse_too_large
+from ..results.cautions import warn_of_large_batch
 from ..results.info import OnlineInfo
 from ..solvers.half_step import Compute, NormalData, Workspace
 from ..solvers.penalties import NO_PENALTY
@@ -103,7 +104,10 @@ def partial_fit(
             processes.agree(shared)
             budget = options.budget(device, processes=processes)
             data = stack.enter_context(opened(A, expected, budget, processes))
-        return _Batch(data, options, method, half_life, begun)(before)
+        learned = _Batch(data, options, method, half_life, begun)(before)
+        if before.info is None and processes.rank == 0:
+            warn_of_large_batch(data.n, options.nb_concepts, _ROWS_PER_CONCEPT)
+        return learned
 
 
 def _refuse_too_large(data: Data, options: Options) -> None:

@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from half_steps import saved_and_loaded, strided
 from oracle import TOLERANCES, relative_difference
 from oracle import hals_half_step as oracle_hals
 
-from fastnmf import NMF, InvalidInput
+from fastnmf import NMF, FastnmfWarning, InvalidInput
 from fastnmf.engine.codes import Encoder
 from fastnmf.fit import online
 from fastnmf.solvers.registry import SOLVERS
@@ -493,3 +494,25 @@ def test_batch_that_cannot_be_squared_is_refused(solver, scale, word):
 def test_batch_of_zeros_is_learned_whatever_the_scale():
     model = NMF(3).load_dictionary(numbers()[:3] * 1e-15)
     assert model.partial_fit(numbers() * 0).online_info_.relative_error == 0
+
+
+def test_a_first_batch_that_is_large_learns_less_and_warns():
+    generator = torch.Generator().manual_seed(0)
+    A = torch.rand(4000, 8, generator=generator) @ torch.rand(8, 40, generator=generator)
+
+    def error_of(model):
+        return float((A - model.encode(A) @ model.D).norm() / A.norm())
+
+    whole, parts = NMF(8, seed=0), NMF(8, seed=0)
+    with pytest.warns(FastnmfWarning, match=r"in one step .* such as A.split\(128\)") as caught:
+        whole.partial_fit(A)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in A.split(128):
+            parts.partial_fit(batch)
+        # what follows was seen before
+        parts.partial_fit(A)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert error_of(parts) < error_of(whole)
