@@ -33,6 +33,8 @@ from .state import Iteration, Method, State
 from .statistics import Statistics, squared_error
 from .unit_norm import UnitNorm
 
+# the relative difference of errors from which a residual is computed anew
+_ACCURATE = 0.01
 # the relative error down to which solvers that form the residual in every half-step may do so in
 # tf32: rounding alone gives an error of 2e-4
 _COARSE_DOWN_TO = 1e-2
@@ -130,6 +132,11 @@ class Step:
         coarse = normal and any(self.processes.any(self.history.is_coarse(last)))
         if coarse:
             last = self.history.with_error(last, self._squared_error())
+        elif self.carries and not self.state.history:
+            # a start far above the data leaves its rounding in a residual that is updated
+            exact = self.history.with_error(last, self._squared_error())
+            if abs(exact.relative_error - last.relative_error) > _ACCURATE * exact.relative_error:
+                last, self.state.iterations_since_fresh = exact, 0
         self.noise = self.history.noise(last, of_difference=normal and not coarse)
         return [*read[:-1], last]
 

@@ -108,3 +108,16 @@ def test_acceleration_ends_no_higher_than_the_plain_loop(name, solver, dtype):
     beyond = true_error(A, *NMF(K, init=pair, max_iter=500, **plain).fit(A))
     # and what float32 can represent
     assert true_error(A, *pair) <= 1.001 * max(beside, beyond) + 3e-8
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha_Z": 100.0, "l1_ratio": 0.5, "unit_norm": True}])
+def test_a_start_far_above_the_data_leaves_no_rounding_in_the_residual(options):
+    generator = torch.Generator().manual_seed(1)
+    Z0, D0, A = (torch.rand(*s, generator=generator) for s in ((23, 9), (9, 3), (23, 3)))
+    A *= 1e-12
+    for iterations in (1, 2, 5):
+        seen = []
+        tuning = Tuning(form="residual")
+        model = NMF(9, init=(Z0, D0), tol=0, max_iter=iterations, tuning=tuning, **options)
+        Z, D = model.fit(A, callback=seen.append)
+        assert seen[-1].relative_error == near(true_error(A, Z, D))
