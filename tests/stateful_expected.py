@@ -121,8 +121,10 @@ def errors_of(A: Tensor, Z: Tensor, D: Tensor) -> np.ndarray:
 def least_errors(A: Tensor, D: Tensor) -> np.ndarray:
     """The least ‖a − z D‖ over z ≥ 0 of each row."""
     A, D = (M.detach().double().numpy() for M in (A, D))
-    norms = np.linalg.norm(D, axis=1)
-    unit = D[norms > 0] / norms[norms > 0][:, None]
+    # by the largest entry first: squares of small ones vanish
+    largest = np.abs(D).max(axis=1)
+    unit = D[largest > 0] / largest[largest > 0][:, None]
+    unit /= np.linalg.norm(unit, axis=1)[:, None]
     found = []
     for a in A:
         size = np.linalg.norm(a)

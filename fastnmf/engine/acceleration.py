@@ -161,7 +161,7 @@ _RESTART = 40
 # half-steps, and a search takes as long as three of them at K = 50. The geometric mean of 25 losses
 # after 300 half-steps, relative to none: searches before every half-step 0.12, every second 0.17,
 # every fourth 0.28
-_EVERY, _FIRST = 2, 8
+_EVERY, FIRST = 2, 8
 # the longest step of a line search, in changes since the last one
 _LONGEST = 30.0
 
@@ -185,7 +185,7 @@ class Momentum:
         self._taken = 0
         self._t = 1.0
 
-    def extrapolate(self, F: Tensor, line: Line) -> Tensor:
+    def extrapolate(self, F: Tensor, line: Line | None = None) -> Tensor:
         """Y (K, m) for F (K, m); at least the solver's least_share of F."""
         if self._taken % _RESTART == 0:
             self._t, Y = 1.0, F.clone()
@@ -205,7 +205,8 @@ class LineSearch:
     the point from which the half-step after F starts, at intervals; in between F itself.
 
     Half-steps that do not raise the loss never raise it from there either. An entry that has become
-    zero stays: it ends no step. Out of place, and so differentiable.
+    zero stays: it ends no step. Out of place, but not to be differentiated: the length of a step
+    depends on rounding where half-steps hardly move.
     """
 
     def __init__(self) -> None:
@@ -217,7 +218,7 @@ class LineSearch:
     def extrapolate(self, F: Tensor, line: Line) -> Tensor:
         """Y (K, m) for F (K, m), or F itself."""
         taken, self._taken = self._taken, self._taken + 1
-        if taken < _FIRST - _EVERY or taken % _EVERY:
+        if taken < FIRST - _EVERY or taken % _EVERY:
             return F
         before, self._before = self._before, F.clone()
         if before is None:
@@ -225,9 +226,8 @@ class LineSearch:
         step = torch.where(F > 0, F - before, 0)
         fall, curvature = line(F, step)
         curved, falls = curvature > 0, step < 0
-        # where nothing is divided, by 1: of 0 / 0 there is no gradient
-        best = torch.where(curved, fall / torch.where(curved, curvature, 1), 0)
-        most = torch.where(falls, F / torch.where(falls, -step, 1), _LONGEST).amin(0)
+        best = torch.where(curved, fall / curvature, 0)
+        most = torch.where(falls, F / -step, _LONGEST).amin(0)
         self.length = torch.minimum(best.clamp(min=0, max=_LONGEST), most)
         return torch.addcmul(F, step, self.length).clamp(min=0)
 

@@ -12,18 +12,25 @@ from torch.autograd import forward_ad
 
 from ..data.arrays import refuse_transformed
 from ..data.storage import row_blocks
-from ..engine.acceleration import normal_line, start_of
+from ..engine.acceleration import FIRST, Momentum
 from ..engine.codes import Encoder, Ended
 from ..errors import InvalidInput
 from ..init.start import cold_start
 from ..isolation import without_autocast
 from ..numerics import products_in, widened
 
+# half-steps in the gradient for each that led to the codes by line searches
+_SERIES = 3
+
 
 def differentiable(A: Tensor, Z0: Tensor | None, encoder: Encoder) -> tuple[Tensor, list[Ended]]:
-    """The codes of A (n, d), differentiable with respect to A where it requires a gradient: that of
-    the iterations done, the start included; and how each chunk ended. The backward pass repeats the
-    iterations out of place, chunk by chunk (for hals K small operations an iteration)."""
+    """The codes of A (n, d), differentiable with respect to A where it requires a gradient; and how
+    each chunk ended.
+
+    The gradient is that of the iterations done, the start included. With line searches it is that
+    of plain half-steps from the codes found, at the optimum its own (Neumann series). The backward
+    pass repeats iterations out of place, chunk by chunk (for hals K small operations an iteration).
+    """
     if torch.is_grad_enabled() and A.requires_grad:
         ended: list[Ended] = []
         return _Codes.apply(A, encoder.D, Z0, encoder, ended), ended
@@ -112,15 +119,20 @@ def _gradient(
     for part, times in zip(chunks, iterations, strict=True):
         with torch.enable_grad():
             X = widened(A[part]).detach().requires_grad_()
-            if solver.exact and times:
+            if solver.searches_line and times > FIRST:
+                # at the optimum, plain half-steps have its derivative; that of a line search
+                # depends on rounding there
+                F, times = encoder(X, None if Z0 is None else Z0[part])[0].T, _SERIES * times
+            elif solver.exact and times:
                 # nothing to repeat, but where the solution is not unique it must be the same one
                 F = encoder(X, None if Z0 is None else Z0[part])[0].T
             else:
                 F = (cold_start(X, D) if Z0 is None else Z0[part]).T
             C = D @ X.T
-            extrapolation, line = start_of(solver), normal_line(C - penalty.l1, G)
+            momentum = None if solver.searches_line else Momentum(solver)
             for _ in range(times):
-                F = solver.unrolled(extrapolation.extrapolate(F, line), C, G, penalty.l1)
+                start = F if momentum is None else momentum.extrapolate(F)
+                F = solver.unrolled(start, C, G, penalty.l1)
             # no iteration from a given start: constant codes
             if F.requires_grad:
                 (downstream[part],) = torch.autograd.grad(

@@ -453,8 +453,8 @@ class NMF(DictionaryModel):
         if Z0 is None:
             A, Z0 = own_parts.own_codes(self, NMF, A)
         given = A, D, self._options()
-        run = {"max_iter": iterations, "tol": stop_at, "Z0": Z0, "return_info": wants_info}
-        Z, info = encode.encode(*given, codes=codes, **run)
+        run: dict[str, Any] = {"max_iter": iterations, "tol": stop_at, "return_info": wants_info}
+        Z, info = encode.encode(*given, Z0=Z0, codes=codes, **run)
         Z = Z if leading is None else Z.reshape(*leading, len(D))
         return (Z, info) if wants_info else Z
 

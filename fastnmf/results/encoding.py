@@ -74,7 +74,7 @@ class EncodeRecord:
         self._penalty = method.penalties.of_codes(D.shape[1])
         self._iterations, self._converged = 0, True
         self._kkt: list[Tensor] = []
-        self._squares = torch.zeros(2, dtype=torch.float64)
+        self._squares = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
     def add(self, A: Tensor, Z: Tensor, ended: list[Ended]) -> None:
@@ -90,7 +90,7 @@ class EncodeRecord:
 
     def info(self) -> EncodeInfo:
         """The summary of what was added."""
-        kkt = torch.cat([torch.zeros(0, dtype=torch.float64), *self._kkt])
+        kkt = torch.cat([torch.zeros(0, dtype=torch.float64, device="cpu"), *self._kkt])
         error, total = self._squares.tolist()
         relative = (error / total) ** 0.5 if total > 0 else 0.0
         return EncodeInfo(self._method, self._iterations, self._converged, kkt, relative)

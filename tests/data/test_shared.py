@@ -63,7 +63,7 @@ NARROW = stream(40, 25, 30, dtype=torch.float32)
 SPOILED = {
     "negative": (negative, "entries, the first at row 0, column 0"),
     "wider": (wider, "13 features, the dictionary has 12"),
-    "huge": (huge, "scale it down"),
+    "huge": (huge, "scale A"),
 }
 FAILING = {
     name: (BATCHES, {**PLAIN, "how": "even", "of": {1: {"spoiled": {1: spoil}}}})

@@ -60,7 +60,7 @@ def test_codes_approach_the_optimum_where_momentum_swung():
 
 
 def test_line_search_stops_at_the_minimum_or_the_boundary(monkeypatch):
-    monkeypatch.setattr(acceleration, "_FIRST", 2)
+    monkeypatch.setattr(acceleration, "FIRST", 2)
     A, Z, D = problem(6, 9, 3)
     A, F, D = torch.tensor(A), torch.tensor(Z).T.clone(), torch.tensor(D)
     F[1, 2] = 0

@@ -9,7 +9,7 @@ from fits import nmf
 from oracle import relative_difference
 from torch.autograd import forward_ad
 
-from fastnmf import InvalidInput, nnls
+from fastnmf import NMF, InvalidInput, nnls
 from fastnmf.solvers.registry import SOLVERS
 
 K, D_IN, N = 5, 9, 6
@@ -45,7 +45,11 @@ def by_differences(encoder, **options):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("options", [{"max_iter": 0}, {"max_iter": 9, "tol": 0}, {}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"max_iter": 0}, {"max_iter": 8, "tol": 0}, {"max_iter": 2000, "tol": 1e-12}],
+    ids=str,
+)
 @pytest.mark.parametrize("penalties", [{}, {"alpha_Z": 0.01, "l1_ratio": 0.5}], ids=str)
 def test_gradient_agrees_with_finite_differences(solver, options, penalties):
     """Without an iteration it is that of the start, by every solver: anls had none there."""
@@ -234,3 +238,21 @@ def test_nnls_refuses_a_gradient(which):
         nnls(**given)
     with torch.no_grad():
         assert torch.equal(nnls(**given), nnls(A, D))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("K", "d", "seed"), [(30, 60, 0), (20, 64, 1), (12, 20, 3), (10, 50, 4)])
+@pytest.mark.filterwarnings("ignore::fastnmf.ConvergenceWarning")
+def test_gradient_of_sweeps_is_that_of_the_optimum(K, d, seed, dtype):
+    """On similar concepts, where sweeps converge slowly and rounding decides on line searches."""
+    generator = torch.Generator().manual_seed(seed)
+    D = torch.rand(K, d, generator=generator)
+    A = torch.rand(30, K, generator=generator) @ D + 0.05 * torch.rand(30, d, generator=generator)
+    wide, codes = D.double(), nnls(A.double(), D.double())
+    expected = torch.zeros_like(A, dtype=torch.float64)
+    for i, z in enumerate(codes):
+        used = wide[z > 0]
+        expected[i] = used.T @ torch.linalg.solve(used @ used.T, 2 * z[z > 0])
+    X = A.to(dtype).requires_grad_()
+    NMF(K).load_dictionary(D.to(dtype)).encode(X).square().sum().backward()
+    assert float((X.grad - expected).norm() / expected.norm()) < 0.1
