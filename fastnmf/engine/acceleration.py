@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..data.storage import row_blocks
-from ..numerics import squared_norm
 from ..solvers.base import Solver
 
 # β at the start; its divisor when the error rose; how it and its bound grow when it fell
@@ -86,7 +85,9 @@ class Extrapolation:
         of the dictionary become ‖ΔF‖² and ‖F‖² of the whole iteration."""
         if not self._balance_(Z, D, codes):
             codes[:2] = self._sums
-        dictionary[:2] = torch.stack((squared_norm(D - self._D), squared_norm(D)))
+        for found, F in zip(dictionary, (D - self._D, D), strict=False):
+            # few launches, which count where iterations are small
+            found.copy_(torch.dot(F.flatten(), F.flatten()))
 
     def rose(self, relative_error: float, noise: float) -> bool:
         """Return whether the error rose by more than rounding, and adapt β to it. noise: what
