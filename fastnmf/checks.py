@@ -4,6 +4,7 @@ allowed and what to do."""
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import numbers
 import os
@@ -161,6 +162,24 @@ def function(name: str, value: Any) -> Callable | None:
     if value is not None and not callable(value):
         raise TypeError(f"{name}={value!r} must be a function or None")
     return value
+
+
+def truth(name: str, value: Any) -> bool:
+    """Whether a value that the function `name` returned is true."""
+    try:
+        if inspect.isawaitable(value):
+            raise ValueError("it would have to be awaited")
+        return bool(value)
+    # of NumPy, of torch
+    except (ValueError, RuntimeError) as error:
+        if inspect.iscoroutine(value):
+            value.close()
+        shape = getattr(value, "shape", None)
+        of_shape = "" if shape is None else f" of shape {tuple(shape)}"
+        raise TypeError(
+            f"the {name} returned a {type(value).__name__}{of_shape}, which is neither true nor "
+            f"false ({error}); return True to end the fit, and False or None to go on"
+        ) from error
 
 
 def device(value: Any) -> str | torch.device:

@@ -63,6 +63,7 @@ def test_value_passes_as_what_is_used(check, value, expected):
         (lambda v: checks.penalty("p", v), 10**400, InvalidInput, "p=about 1e400 is beyond"),
         (lambda v: checks.penalty("p", 10**v, most=1.0), 5000, InvalidInput, "must be from 0 to 1"),
         (lambda v: checks.time_limit("t", v), 10**400, InvalidInput, "t=about 1e400 is beyond"),
+        (checks.tolerance, -1, InvalidInput, "tol=-1 must be at least 0; 0 never stops early"),
         (checks.tolerance, math.nan, InvalidInput, "tol is NaN"),
         (checks.tolerance, True, TypeError, "tol=True must be a number"),
         (lambda v: checks.file("f", v), 3, TypeError, "f=3 must be the name of a file or None"),

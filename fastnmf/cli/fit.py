@@ -92,6 +92,10 @@ def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> No
         raise Refused("--resume needs --checkpoint FILE, the file to go on from")
     if arguments.checkpoint_seconds is not None and arguments.checkpoint is None:
         raise Refused("--checkpoint-seconds needs --checkpoint FILE, the file to save to")
+    if arguments.out == PIPE:
+        raise Refused("-o - is not possible; give the name of a file, such as model.safetensors")
+    if arguments.checkpoint == PIPE:
+        raise Refused("--checkpoint - is not possible; give the name of a file")
     if codes == PIPE:
         raise Refused("--codes - is not possible; give the name of a file, such as Z.npy")
     own = processes.own(arguments.checkpoint) if arguments.checkpoint else None

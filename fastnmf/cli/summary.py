@@ -40,7 +40,8 @@ def usable_device(name: str) -> str:
         torch.empty(0, device=name)
     # torch built without CUDA asserts
     except (RuntimeError, AssertionError) as error:
-        why = str(error).strip().splitlines()[0]
+        # torch goes on with all that there is
+        why = str(error).strip().splitlines()[0].partition(". ")[0]
         raise Refused(f"--device {name} is not usable: {why}") from error
     return name
 

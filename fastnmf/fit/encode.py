@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..data.arrays import Expected, as_matrix, read_matrix
+from ..data.arrays import Expected, ValueCheck, as_matrix, check_values, is_transformed, read_matrix
 from ..data.dataset import Data, opened
 from ..data.locks import WorkingFolder, working_folder
 from ..data.shards import Shards, open_paths, paths_of
@@ -117,10 +117,23 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
             f"Z has shape {tuple(matrix.shape)}; codes must be (n, {K}) or (…, {K}), an entry for "
             "each concept"
         )
+    if matrix is Z:
+        _refuse_values(Z)
     dtype = torch.promote_types(matrix.dtype, D.dtype)
     sizes = {"the result": math.prod(matrix.shape[:-1]) * d * dtype.itemsize}
     refuse_too_large(sizes, device, "give fewer rows, or out='A.npy'", budget.requested)
     return matrix.to(device, dtype) @ D.to(dtype)
+
+
+def _refuse_values(Z: Tensor) -> None:
+    """Raise for codes that are not finite, or no real numbers, as for those in an array. What
+    torch.func transforms cannot be read."""
+    if is_transformed(Z):
+        return
+    codes = as_matrix(Z, "Z")
+    assert isinstance(codes, Tensor)
+    if codes.numel():
+        check_values(codes.reshape(-1, Z.shape[-1]), ValueCheck(Expected("Z", signed=True)))
 
 
 class _Scaled:

@@ -94,7 +94,7 @@ class Options:
             seed=whole("seed", self.seed, at_least=0, optional=True),
             backend=checks.one_of("backend", self.backend, ("auto", *BACKENDS)),
             accelerate=automatic("accelerate", self.accelerate),
-            stop=checks.one_of("stop", self.stop, STOPPING_RULES),
+            stop=checks.one_of("stop", self.stop, STOPPING_RULES, {"codes": "change"}),
             alpha_Z=checks.penalty("alpha_Z", self.alpha_Z),
             alpha_D=checks.penalty("alpha_D", self.alpha_D, other="same"),
             l1_ratio=checks.penalty("l1_ratio", self.l1_ratio, most=1.0),

@@ -129,7 +129,7 @@ class Needs:
             raise InvalidInput(
                 f"{limit} of {size_of(budget)} is too little for {sizes}: at least "
                 f"{size_of(self.streamed(fewest))} are needed"
-                + (where if self.codes == "memory" else "")
+                f"{where if self.codes == 'memory' else ''}; fewer concepts need less"
             )
         a_row = self.streamed(1) - self.streamed(0)
         left = min(budget - self.streamed(0), _MOST_ON_GPU if gpu else _MOST_BYTES)

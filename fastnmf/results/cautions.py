@@ -35,9 +35,14 @@ def warn_of_result(info: FitInfo, penalties: Penalties, tol: float, stop: str) -
             if _one_alone(penalties)
             else f"raise {info.stopped_by} or tol (tol=0 runs all iterations without this warning)"
         )
+        moves = f"the relative change is {info.relative_change:.2g}"
+        if stop == "error":
+            moves = "the error still falls"
+        elif info.relative_change <= tol:
+            moves += ", but the error still falls"
         warn(
-            f"not converged: the relative change is {info.relative_change:.2g} after "
-            f"{info.iterations} iterations, with tol={tol:g} and stop={stop!r}; {remedy}",
+            f"not converged: {moves} after {info.iterations} iterations, with tol={tol:g} and "
+            f"stop={stop!r}; {remedy}",
             ConvergenceWarning,
         )
     smaller = ", or smaller penalties" if penalties else ""

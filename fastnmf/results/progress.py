@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tqdm.auto import tqdm
 
+from .. import checks
 from ..engine.state import Iteration
 
 Each = Callable[[Iteration], bool | None]
@@ -60,4 +61,4 @@ class Progress:
             self._bar.set_postfix(shown, refresh=False)
             # a fit that continues from a checkpoint begins with a later iteration
             self._bar.update(info.iteration - self._bar.n)
-        return self._callback(info) if self._callback is not None else None
+        return checks.truth("callback", self._callback(info)) if self._callback else None

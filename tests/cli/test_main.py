@@ -196,7 +196,7 @@ REFUSED = {
     "suffix of input": ("fit A.txt", 3, "A.txt must end in .npy, .npz"),
     "negative": ("fit negative.npy", 3, "the first in negative.npy at row 2, column 1: −1; NMF "),
     "concepts": ("fit A.npy -k 0", 2, "--concepts 0 must be at least 1"),
-    "too many concepts": (f"fit A.npy -k {10**9}", 3, "is too little for 20 rows"),
+    "too many concepts": (f"fit A.npy -k {10**9}", 3, "; fewer concepts need less"),
     "a number beyond all": (f"fit A.npy -k {10**30}", 2, "must be at most 9,223,372,036,"),
     "backend": ("fit A.npy --backend magic", 2, "--backend magic is unknown"),
     "device": ("fit A.npy --device magic", 2, "--device magic is unknown; give cpu, cuda, cuda:1"),
@@ -215,6 +215,8 @@ REFUSED = {
         2,
         "--alpha-D 1.0 does not go with --unit",
     ),
+    "model to the output": ("fit A.npy --out -", 2, "-o - is not possible; give the name of a f"),
+    "checkpoint to it": ("fit A.npy --checkpoint -", 2, "--checkpoint - is not possible; give th"),
     "suffix of model": ("fit A.npy --out model.pt", 2, "model.pt must end in .safetensors"),
     "folder": ("fit A.npy --out missing/m.safetensors", 2, "missing does not exist; make it first"),
     "onto input": ("fit A.npy --codes A.npy", 2, "A.npy is named twice"),
@@ -266,6 +268,16 @@ def test_user_error_is_one_line_and_changes_nothing(case, model, capsys):
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert contents(model.parent) == before
+
+
+def test_reason_against_a_device_is_one_sentence(folder, monkeypatch, capsys):
+    def empty(*_, **__):
+        raise NotImplementedError("Could not run it on 'MPS'. This could be because …\nMPS: [0]")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    assert fit("--device", "mps") == 2
+    error = "--device mps is not usable: Could not run it on 'MPS'"
+    assert capsys.readouterr().err == f"fastnmf: error: {error}\n"
 
 
 def test_backend_that_is_not_usable_is_named(folder, capsys):

@@ -55,7 +55,7 @@ def test_neither_factor_moves_after_a_fit_that_converged(solver, accelerate):
 
 
 def test_the_rule_of_the_codes_alone_is_named_no_more():
-    with pytest.raises(InvalidInput, match="must be one of: change, error"):
+    with pytest.raises(InvalidInput, match=r"did you mean .change.*must be one of: change, error"):
         NMF(3, stop="codes")
     with pytest.raises(InvalidInput, match="tol=-1 must be at least 0; 0 never stops early"):
         NMF(3, tol=-1)
@@ -72,6 +72,16 @@ WARNED = {
         1e4 + A,
         {"solver": "mu", "accelerate": False, "max_iter": 50},
         "R² is -.*explained worse than by their mean.*smaller tol",
+    ),
+    "error that falls": (
+        A,
+        {"stop": "error", "max_iter": 12, "tol": 1e-9},
+        "^not converged: the error still falls after 12 iterations, with tol=1e-09 and stop='err",
+    ),
+    "error that falls beside a large mean": (
+        1e4 + A,
+        {"max_iter": 5, "tol": 0.01},
+        "^not converged: the relative change is .*, but the error still falls after 5 iterations",
     ),
     "penalty on the codes alone": (
         A,

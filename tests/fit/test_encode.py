@@ -343,3 +343,33 @@ def test_penalty_that_is_far_above_a_dictionary_leaves_no_codes(solver, of_D):
     Z = model.encode(A, max_iter=20)
     assert float(Z.max()) < 1e-20
     assert torch.autograd.grad(Z.sum(), A)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("leading", [(3,), (2, 3), ()])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_decode_refuses_codes_that_are_not_finite_in_every_form(value, leading, form):
+    model = NMF(4).load_dictionary(torch.ones(4, 6))
+    Z = torch.ones(*leading, 4)
+    Z[..., 2] = value
+    with pytest.raises(InvalidInput, match=r"Z has \d+ nan or inf entr.* the first at row 0, col"):
+        model.decode(FORMS[form](Z))
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (lambda Z: Z + 0j, TypeError, "Z has dtype torch.complex64; it must hold real numbers"),
+        (lambda Z: Z.to_sparse(), TypeError, r"Z is sparse .* give Z.to_dense\(\)"),
+        (lambda Z: Z.to("meta"), InvalidInput, "Z is on the meta device and holds no values"),
+        (
+            lambda Z: (Z / 0).requires_grad_(),
+            InvalidInput,
+            "Z has 12 nan or inf entries, the first at row 0, column 0: inf",
+        ),
+    ],
+)
+def test_decode_names_tensors_that_are_no_codes(made, error, message):
+    model = NMF(4).load_dictionary(torch.ones(4, 6))
+    with pytest.raises(error, match=message):
+        model.decode(made(torch.ones(3, 4)))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
+from fastnmf import NMF
 from fastnmf.engine.state import Iteration
 from fastnmf.results.progress import Progress
 
@@ -16,9 +19,39 @@ def test_nothing_is_called_where_there_is_nothing_to_show():
 def test_callback_is_called_and_its_answer_returned(capsys):
     seen = []
     with Progress(False, 5, lambda info: seen.append(info) or "stop") as each:
-        assert each(Iteration(1, 0.5, 0.25, 0.1)) == "stop"
+        assert each(Iteration(1, 0.5, 0.25, 0.1)) is True
     assert [info.iteration for info in seen] == [1]
     assert capsys.readouterr().err == ""
+
+
+async def _awaited(info):
+    return False
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (lambda info: np.zeros(3), "ndarray of shape (3,)"),
+        (lambda info: torch.zeros(2, 2), "Tensor of shape (2, 2)"),
+        # would count as true
+        (_awaited, "coroutine"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_answer_of_a_callback_that_is_neither_true_nor_false_is_named(answer, named):
+    model = NMF(2, seed=0)
+    with pytest.raises(TypeError, match="the callback returned a") as raised:
+        model.fit(torch.rand(9, 4), callback=answer)
+    assert named in str(raised.value)
+    assert "return True to end the fit" in str(raised.value)
+    assert not model.fitted
+
+
+@pytest.mark.parametrize("answer", [np.bool_(True), np.ones(1), torch.ones(()), [0], "yes", 1])
+def test_answers_of_one_truth_end_a_fit(answer):
+    model = NMF(2, seed=0)
+    model.fit(torch.rand(9, 4), callback=lambda info: answer)
+    assert (model.fit_info_.iterations, model.fit_info_.stopped_by) == (1, "callback")
 
 
 @pytest.mark.parametrize(("streamed", "unit"), [(False, "it/s"), (True, "pass/s")])
