@@ -249,3 +249,13 @@ def test_link_is_followed_and_kept(tmp_path):
     write_matrix(tmp_path / "link.npy", EXPECTED)
     assert (tmp_path / "link.npy").is_symlink()
     np.testing.assert_array_equal(read_matrix(tmp_path / "A.npy"), EXPECTED)
+
+
+def test_damage_to_a_tensor_file_is_named_in_one_sentence(tmp_path):
+    write_matrix(tmp_path / "A.pt", torch.ones(50, 50))
+    whole = (tmp_path / "A.pt").read_bytes()
+    (tmp_path / "A.pt").write_bytes(whole[:2000])
+    with pytest.raises(InvalidInput, match=r"A.pt cannot be read as .pt: ") as raised:
+        read_matrix(tmp_path / "A.pt")
+    # not that of another library, about checkpoints
+    assert "checkpoint" not in str(raised.value)

@@ -27,7 +27,7 @@ _WITH_VALUE = {
 _FLAGS = ("unit_norm", "revive", "resume")
 _OPTION = re.compile(rf"(?<![\w/.\-])({'|'.join(_NAMES)})(?![\w/\-]|\.\w|=)")
 _VALUE = re.compile(
-    rf"(?<![\w/.\-])({'|'.join([*_NAMES, *_WITH_VALUE])})=('[^']*'|PosixPath\('[^']*'\)|[^\s,;)]+)"
+    rf"(?<![\w/.\-])({'|'.join([*_NAMES, *_WITH_VALUE])})=('[^']*'|PosixPath\('[^']*'\)|[^\s,;)?]+)"
 )
 # a call that changes an array, offered in brackets; the options that a call of Python names
 _ADVICE = re.compile(r" \((?:clip with )?[\w.]+\(([^()]*)\)\?\)")

@@ -131,5 +131,6 @@ def refusing_damage(path: Path) -> Iterator[None]:
     except InvalidInput:
         raise
     except UNREADABLE as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # torch goes on about checkpoints
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise InvalidInput(f"{path} cannot be read as {path.suffix}: {why}") from error

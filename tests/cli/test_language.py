@@ -13,6 +13,7 @@ SAID = [
     ("limit max_memory of 1kB is", "limit --max-memory of 1kB is"),
     ("raise max_iter or tol (tol=0 runs all)", "raise --max-iter or --tol (--tol 0 runs all)"),
     ("with tol=0.0001 and stop='codes'; raise", "with --tol 0.0001 and --stop codes; raise"),
+    ("give at least one (header=False?)", "give at least one (--header no?)"),
     ("(codes='Z.npy' writes them to a file)", "(--codes Z.npy writes them to a file)"),
     ("accelerate=True does not go with alpha_Z", "--accelerate yes does not go with --alpha-Z"),
     ("give accelerate='auto' or False", "give --accelerate auto or no"),
