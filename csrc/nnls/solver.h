@@ -215,7 +215,7 @@ template <class Team, class T, class S> struct NnlsRow {
         int block = rules.block, refinements = 0;
         bool capped = false;
         T slack, steepest, left_out;
-        for (;;) {
+        for (;; ++steps) {
             slack = slope(left_out);
             steepest = team.most(K, [&](int k) { return at.w[k]; });
             if (!(steepest > tolerance) && slack > tolerance / 2 && refinements < 3) {
@@ -226,13 +226,13 @@ template <class Team, class T, class S> struct NnlsRow {
             }
             if (!(steepest > tolerance)) break;
             const int vacant = rules.capacity - p;
-            capped = steps >= rules.max_steps || vacant == 0;
+            // refinements do not count
+            capped = steps - refinements >= rules.max_steps || vacant == 0;
             if (capped) break;
             const T before = gain();
             const int in = entered, out = left,
                       found = choose(steepest, block < vacant ? block : vacant);
             const bool alone = found == 1;
-            ++steps;
             for (int t = 0; t < found; ++t) enter(at.entering[t], 0, alone);
             const int only = at.entering[0];
             descend();
@@ -252,7 +252,7 @@ template <class Team, class T, class S> struct NnlsRow {
         if (slack > worst) worst = slack;
         using namespace fastnmf;
         const int status = capped ? nnls_capped : worst <= tolerance ? nnls_solved : nnls_floored;
-        return {status, p, steps, left, double(worst), double(gain())};
+        return {status, p, steps - refinements, left, double(worst), double(gain())};
     }
 };
 

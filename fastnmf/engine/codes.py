@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.dataset import Data, Tile
 from ..data.storage import InMemory, NotKept, Storage, row_blocks
 from ..init.start import cold_start
-from ..numerics import products_in, widened
+from ..numerics import products_in, times_power, widened
 from ..planning.hardware import free_bytes
 from ..planning.memory import plan_beside
 from ..planning.plan import REFRESH, Plan, Problem
@@ -27,6 +27,8 @@ from .state import Callback, Method, State, Stopping
 HALF_STEPS = 20
 # half-steps of a usual encoding, over which the plan spreads the cost of what is computed once
 _USUAL_HALF_STEPS = 50
+# how many times as large as the smallest row the largest may be for both to converge together
+_ALIKE = 64.0
 # bytes of codes and their workspaces at a time
 _CHUNK_BYTES = 64 << 20
 
@@ -63,10 +65,28 @@ class Encoder:
         exact = self.method.solver.exact
         stopping = Stopping(min(self.max_iter, 1) if exact else self.max_iter, self.tol, self.each)
         for part in row_blocks(len(A), self.chunk_rows()):
-            X = widened(A[part])
-            Z[part] = cold_start(X, self.D) if Z0 is None else Z0[part]
+            X, start = widened(A[part]), None if Z0 is None else Z0[part]
+            powers = self._powers(X)
+            if powers is not None:
+                X = times_power(X, -powers).to(X.dtype)
+                start = None if start is None else times_power(start, -powers)
+            Z[part] = cold_start(X, self.D) if start is None else start
             taken.append(_solve_(Z[part], X, self.D, self.method, stopping))
+            if powers is not None:
+                Z[part] = times_power(Z[part], powers)
         return Z, taken
+
+    def _powers(self, X: Tensor) -> Tensor | None:
+        """Powers of two (m, 1) by which rows are divided while they are encoded, where their sizes
+        differ so much that large rows would end the iterations of small ones; else None. Without
+        penalties the iterates are the same."""
+        if self.tol <= 0 or self.method.solver.exact or self.method.penalties or not len(X):
+            return None
+        largest = X.detach().amax(1, keepdim=True)
+        least = torch.where(largest > 0, largest, torch.inf).amin()
+        if not bool(largest.amax() > _ALIKE * least):
+            return None
+        return torch.where(largest > 0, torch.frexp(largest).exponent, 0).long()
 
     def chunk_rows(self) -> int:
         """Rows that are encoded, and widened from 16 bits, at a time."""

@@ -373,3 +373,21 @@ def test_decode_names_tensors_that_are_no_codes(made, error, message):
     model = NMF(4).load_dictionary(torch.ones(4, 6))
     with pytest.raises(error, match=message):
         model.decode(made(torch.ones(3, 4)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.filterwarnings("ignore::fastnmf.ConvergenceWarning")
+def test_small_rows_are_encoded_as_well_beside_a_large_one(solver, dtype):
+    generator = torch.Generator().manual_seed(0)
+    A = torch.rand(20, 12, generator=generator, dtype=torch.float64).to(dtype)
+    D = torch.rand(6, 12, generator=generator, dtype=torch.float64).to(dtype)
+    model = NMF(6, solver=solver).load_dictionary(D)
+    alone = model.encode(A)
+    A[4] *= 2.0**30
+    beside = model.encode(A)
+    beside[4] /= 2.0**30
+    for Z in (beside, model.encode(A, Z0=model.encode(A, 3, tol=0))):
+        small = [i for i in range(20) if i != 4]
+        errors = [(A[small] - codes[small] @ D).double().norm(dim=1) for codes in (alone, Z)]
+        assert torch.allclose(*errors, rtol=1e-4)
