@@ -144,17 +144,16 @@ def _add_fit(parser: Parser) -> None:
     _said(parser)
 
 
+def _solver(group: Any) -> None:
+    solvers = one_of(*SOLVERS, also={"cd": SOLVERS[0]})
+    _option(group, "--solver", "hals", solvers, "method of the half-steps")
+
+
 def _add_model(parser: Parser) -> None:
     model = parser.group("model")
     many = "how many concepts to learn"
     model("-k", "--concepts", type=whole, required=True, metavar="K", help=many)
-    _option(
-        model,
-        "--solver",
-        "hals",
-        one_of(*SOLVERS, also={"cd": SOLVERS[0]}),
-        "method of the half-steps",
-    )
+    _solver(model)
     _option(model, "--init", "auto", one_of(*STARTS), "the start")
     model("--seed", type=whole, metavar="N", help="seed of a random start; default: drawn")
     _option(model, "--alpha-Z", 0.0, number, "penalty on the codes", "WEIGHT")
@@ -212,13 +211,7 @@ def _add_demo(parser: Parser) -> None:
     _option(model, "-k", "--concepts", 1000, whole, "how many to learn", "K")
     _option(model, "--patches", 20_000, whole, "how many to learn from", "N")
     _option(model, "--seed", 0, whole, "seed of the choice of patches", "N")
-    _option(
-        model,
-        "--solver",
-        "hals",
-        one_of(*SOLVERS, also={"cd": SOLVERS[0]}),
-        "method of the half-steps",
-    )
+    _solver(model)
     _option(model, "--device", "cpu", {"metavar": "NAME"}, "cpu, cuda, cuda:1 …")
     _said(parser)
 

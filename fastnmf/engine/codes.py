@@ -82,7 +82,7 @@ class Encoder:
         penalties the iterates are the same."""
         if self.tol <= 0 or self.method.solver.exact or self.method.penalties or not len(X):
             return None
-        largest = X.detach().amax(1, keepdim=True)
+        largest = X.amax(1, keepdim=True)
         least = torch.where(largest > 0, largest, torch.inf).amin()
         if not bool(largest.amax() > _ALIKE * least):
             return None

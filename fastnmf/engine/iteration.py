@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.dataset import Data
 from ..data.storage import NotKept
-from ..numerics import squared_norm, widened
+from ..numerics import squared_norm
 from ..planning.plan import Plan
 from ..solvers.half_step import (
     Compute,
@@ -147,7 +147,7 @@ class Step:
         if state.unit is not None and not isinstance(state.Z, NotKept):
             D = state.unit.scaled(D)
         for X, Z, _ in FreshTiles(self.data, state.Z, state.D, self.method, self.plan.tile_rows):
-            total += squared_norm(torch.addmm(widened(X), Z, D, alpha=-1))
+            total += squared_error(X, Z, D, len(X))
         self.processes.sum_(total)
         return float(total)
 

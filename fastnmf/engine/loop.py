@@ -134,9 +134,9 @@ def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
     iteration, in any process where they vote."""
     history = step.state.history
     stop_requested = stopping.each is not None and bool(stopping.each(history[-1]))
-    converged = stopping.converged(history)
-    if converged:
-        converged = not step.history.still_falls(stopping.tol, step.data.spread)
+    converged = stopping.converged(history) and not step.history.still_falls(
+        stopping.tol, step.data.spread
+    )
     found = stop_requested, stopping.late(), converged
     return step.processes.any(*found) if votes else found
 
