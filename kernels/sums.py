@@ -14,7 +14,8 @@ def store_partial(partial_ptr, changed, squared):
     tl.store(partial_ptr + 2 * program + 1, tl.sum(squared))
 
 
-@triton.jit
+# one compiled kernel for any number of programs
+@triton.jit(do_not_specialize=["programs"])
 def _add_partials_kernel(sums_ptr, partial_ptr, programs, BLOCK: tl.constexpr):
     which = tl.program_id(0)
     offsets = tl.arange(0, BLOCK)
