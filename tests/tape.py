@@ -9,7 +9,6 @@ import gc
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 # operations that a graph cannot record: the host waits for their results, whose sizes may depend on
 # the data, or they depend on a generator
@@ -21,7 +20,16 @@ _REFUSED = {
 
 
 def tensors(*given):
-    return [thing for thing in tree_leaves(given) if isinstance(thing, torch.Tensor)]
+    """All tensors in arguments of an operation, lists and dictionaries of these."""
+    found = []
+    for thing in given:
+        if isinstance(thing, torch.Tensor):
+            found.append(thing)
+        elif isinstance(thing, list | tuple):
+            found += tensors(*thing)
+        elif isinstance(thing, dict):
+            found += tensors(*thing.values())
+    return found
 
 
 def storage(tensor):
@@ -30,8 +38,11 @@ def storage(tensor):
 
 def written(func, args, kwargs):
     """The tensors that an operation writes to."""
-    named = zip(func._schema.arguments, args, strict=False)
-    given = [*named, *((a, kwargs[a.name]) for a in func._schema.arguments if a.name in kwargs)]
+    arguments = func._schema.arguments
+    if not func._schema.is_mutable:
+        return []
+    named = zip(arguments, args, strict=False)
+    given = [*named, *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
     return tensors([v for a, v in given if a.alias_info is not None and a.alias_info.is_write])
 
 
@@ -91,18 +102,25 @@ class Tape(Refusing):
         self.left = census.left()
 
     def record(self, step):
-        self._entries, self._made, self._before = [], {}, {}
-        Tape.now = self
+        self.begin()
         try:
             with self:
                 step()
         finally:
             Tape.now = None
+        self.end()
+        return True
+
+    def begin(self):
+        self._entries, self._made, self._before = [], {}, {}
+        Tape.now = self
+
+    def end(self):
+        Tape.now = None
         for tensor, values in self._before.values():
             tensor.copy_(values)
         self.recordings += 1
         Tape.of_all += 1
-        return True
 
     def do(self, func, args, kwargs):
         targets = written(func, args, kwargs)

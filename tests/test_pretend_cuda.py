@@ -1,0 +1,19 @@
+"""Fits on a pretended CUDA device: pretend_cuda/, in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from interpreted import assert_passes
+
+HERE = Path(__file__).parent
+
+
+def test_fits_are_right_on_a_pretended_device():
+    assert_passes(HERE, "not compiles", ["pretend_cuda"])
+
+
+@pytest.mark.compiles
+def test_all_kinds_of_fits_are_right_on_a_pretended_device():
+    assert_passes(HERE, "compiles", ["pretend_cuda"])
