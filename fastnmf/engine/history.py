@@ -93,6 +93,16 @@ class History:
         rounding = _NOISE * torch.finfo(self._state.D.dtype).eps
         return 2 * _ACCURATE * iteration.relative_error**2 < rounding
 
+    def may_be_rounded(self, read: list[Iteration]) -> bool:
+        """Whether an updated residual may hold the rounding of a larger one, of the start or since
+        it was computed anew, by which the error of the last iteration read is 1 % off."""
+        state = self._state
+        updates = state.iterations_since_fresh or state.refresh
+        earlier = [*state.history, *read[:-1]][-updates:]
+        largest = max((one.relative_error for one in earlier), default=float("inf"))
+        rounding = updates * torch.finfo(state.D.dtype).eps * largest
+        return rounding > _ACCURATE * read[-1].relative_error
+
     def noise(self, iteration: Iteration, *, of_difference: bool) -> float:
         """What rounding may add to the squared relative error between two iterations.
         of_difference: whether that is computed in normal form."""

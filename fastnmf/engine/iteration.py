@@ -132,8 +132,7 @@ class Step:
         coarse = normal and any(self.processes.any(self.history.is_coarse(last)))
         if coarse:
             last = self.history.with_error(last, self._squared_error())
-        elif self.carries and not self.state.history:
-            # a start far above the data leaves its rounding in a residual that is updated
+        elif self.carries and self.history.may_be_rounded(read):
             exact = self.history.with_error(last, self._squared_error())
             if abs(exact.relative_error - last.relative_error) > _ACCURATE * exact.relative_error:
                 last, self.state.iterations_since_fresh = exact, 0

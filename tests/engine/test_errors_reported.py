@@ -121,3 +121,17 @@ def test_a_start_far_above_the_data_leaves_no_rounding_in_the_residual(options):
         model = NMF(9, init=(Z0, D0), tol=0, max_iter=iterations, tuning=tuning, **options)
         Z, D = model.fit(A, callback=seen.append)
         assert seen[-1].relative_error == near(true_error(A, Z, D))
+
+
+def test_a_residual_that_was_large_leaves_no_rounding_in_later_iterations():
+    """The first iteration of hals cannot leave the start, which is 1e12 times too large; the
+    second does, by a residual that it updates."""
+    generator = torch.Generator().manual_seed(1)
+    Z0, D0 = torch.rand(35, 1, generator=generator), torch.rand(1, 1, generator=generator)
+    A = 1e-12 * torch.rand(35, 1, generator=generator)
+    for iterations in (1, 2, 3, 4):
+        seen = []
+        tuning = Tuning(form="residual")
+        model = NMF(1, init=(Z0, D0), tol=0, max_iter=iterations, tuning=tuning)
+        Z, D = model.fit(A, callback=seen.append)
+        assert [one.relative_error for one in seen[iterations - 1 :]] == [near(true_error(A, Z, D))]
