@@ -1,5 +1,6 @@
-"""How a public call is kept apart from the state of torch in its process: autocast, inference mode,
-tracing by torch.compile, threads after a fork; and calls that change a model from each other."""
+"""How a public call is kept apart from the state of torch in its process: autocast, precision of
+products on a CPU, inference mode, tracing by torch.compile, threads after a fork; and calls that
+change a model from each other."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from .precision import products_in
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -25,9 +28,10 @@ _PROCESS = os.getpid()
 
 
 def isolated(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, computed in the dtypes that it names whatever autocast is in effect, with
-    results that are normal tensors in inference mode, never traced by torch.compile, which breaks
-    its graph there, and with one thread in a forked process."""
+    """The function, computed in the dtypes that it names whatever autocast is in effect, on a CPU
+    also whatever precision torch allows products, with results that are normal tensors in inference
+    mode, never traced by torch.compile, which breaks its graph there, and with one thread in a
+    forked process."""
 
     @functools.wraps(function)
     def run(*given: P.args, **named: P.kwargs) -> R:
@@ -93,6 +97,7 @@ def _devices_of_autocast() -> tuple[str, ...]:
 def _plain() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(without_autocast())
+        stack.enter_context(products_in(None))
         if torch.is_inference_mode_enabled():
             # which turns gradients on
             stack.enter_context(torch.inference_mode(False))

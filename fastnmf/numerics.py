@@ -1,35 +1,12 @@
-"""Dtypes of computing, precision of products, norms."""
+"""Dtypes of computing, rounding to tf32, norms."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-@contextlib.contextmanager
-def products_in(precision: str | None) -> Iterator[str]:
-    """Set torch.set_float32_matmul_precision(precision) in the context, unless it is None; yields
-    the precision before, and restores it."""
-    before = torch.get_float32_matmul_precision()
-    precision = before if precision is None else precision
-    if precision != before:
-        torch.set_float32_matmul_precision(precision)
-    try:
-        yield before
-    finally:
-        if precision != before:
-            torch.set_float32_matmul_precision(before)
-
-
-def in_tf32(X: Tensor) -> bool:
-    """Whether products of X are computed in tf32: X is float32, on CUDA, and torch allows it
-    now."""
-    is_float32 = X.dtype == torch.float32 and X.device.type == "cuda"
-    return is_float32 and torch.get_float32_matmul_precision() != "highest"
 
 
 def round_tf32(X: Tensor, out: Tensor) -> Tensor:

@@ -20,8 +20,12 @@ def launch_of(F: torch.Tensor) -> tuple[int, dict[str, int]]:
 
 
 def in_tf32(F: torch.Tensor) -> bool:
-    """Whether torch.set_float32_matmul_precision lets products of F be tf32."""
-    return F.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    """Whether torch lets products of F be tf32."""
+    if F.dtype != torch.float32:
+        return False
+    # torch 2.9 and later; the older interface raises where this one contradicts it
+    newer = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return torch.get_float32_matmul_precision() != "highest" if newer is None else newer == "tf32"
 
 
 def penalty_of(F: torch.Tensor, l1: float, curvature: torch.Tensor | None) -> tuple:

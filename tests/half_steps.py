@@ -16,8 +16,8 @@ from fastnmf.engine.codes import CodesStep
 from fastnmf.engine.history import History
 from fastnmf.engine.loop import factorize_
 from fastnmf.engine.state import Method, State, Stopping
-from fastnmf.numerics import products_in
 from fastnmf.planning.plan import Plan
+from fastnmf.precision import products_in
 from fastnmf.solvers import half_step
 from fastnmf.solvers.penalties import NO_PENALTIES
 from fastnmf.solvers.registry import SOLVERS
@@ -132,9 +132,9 @@ def iterate(
 
 
 def _update_codes_(state, A, method, plan, iterations):
-    with products_in("highest") as allowed:
+    with products_in("highest"):
         step, history = (
-            CodesStep(state, A, method, plan, allowed),
+            CodesStep(state, A, method, plan, "highest"),
             History(state, 0.0, learns=False),
         )
         for iteration in range(1, iterations + 1):

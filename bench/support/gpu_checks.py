@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastnmf import NMF, Tuning, nnls
 from fastnmf.backends.registry import BACKENDS, REFERENCE, select
-from fastnmf.numerics import products_in
+from fastnmf.precision import products_in
 from fastnmf.solvers.pgd import GradientStep
 from support import nnls_problems
 from support.workloads import rectified_gaussian

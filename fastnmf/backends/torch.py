@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import add_squares_, in_tf32, round_tf32
+from ..numerics import add_squares_, round_tf32
+from ..precision import in_tf32
 from .nnls.reference import nnls_, nnls_on_
 
 # concepts swept one by one before a GEMM updates the rest of the block

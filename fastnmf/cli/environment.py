@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .._version import __version__
+from ..precision import allowed
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "scikit-learn", "overcomplete")
 
@@ -33,7 +34,7 @@ def facts() -> dict[str, str]:
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         **{name: _version(name) for name in PACKAGES},
         "cuda": cuda,
-        "matmul": f"float32 precision {torch.get_float32_matmul_precision()}",
+        "matmul": f"float32 precision {allowed()}",
         "extension": "not built" if extension is None else str(extension.origin),
         "FASTNMF_BACKEND": os.environ.get("FASTNMF_BACKEND", "not set"),
     }

@@ -13,10 +13,11 @@ from torch import Tensor
 from ..data.dataset import Data, Tile
 from ..data.storage import InMemory, NotKept, Storage, row_blocks
 from ..init.start import cold_start
-from ..numerics import products_in, times_power, widened
+from ..numerics import times_power, widened
 from ..planning.hardware import free_bytes
 from ..planning.memory import plan_beside
 from ..planning.plan import REFRESH, Plan, Problem
+from ..precision import allowed_for, products_in
 from ..solvers.base import Solver
 from ..solvers.half_step import Compute, FixedFactor, NormalData, ResidualData, Workspace
 from .acceleration import Line, normal_line, start_of
@@ -133,7 +134,8 @@ def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping)
     plan = plan_beside(X, problem, method.backend, tuning, None)
     state = State(InMemory(Z), D)
     # Triton launches on the current device
-    with torch.cuda.device_of(D), products_in("highest") as allowed:
+    allowed = allowed_for(D)
+    with torch.cuda.device_of(D), products_in("highest"):
         step = CodesStep(state, X, method, plan, allowed)
         history = History(state, 0.0, learns=False)
         for iteration in range(1, stopping.max_iter + 1):

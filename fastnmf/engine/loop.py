@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import torch
 
 from ..data.dataset import Data
-from ..numerics import products_in
 from ..planning.plan import REFRESH, Plan
+from ..precision import allowed_for, products_in
 from .cuda_graph import Recorder, Replay
 from .dead_concepts import due_checks
 from .iteration import Step
@@ -56,7 +56,8 @@ def factorize_(
     checked, and at the end. Raises ArithmeticError when the factors overflow.
     """
     # Triton launches on the current device
-    with torch.cuda.device_of(state.D), products_in("highest") as allowed:
+    allowed = allowed_for(state.D)
+    with torch.cuda.device_of(state.D), products_in("highest"):
         waits = recorder is None and state.D.device.type == "cpu"
         step = Step(state, data, method, plan, allowed=allowed, waits=waits)
         with nullcontext(step) if recorder is None else Replay(step, recorder) as iterate:

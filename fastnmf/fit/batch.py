@@ -25,10 +25,10 @@ from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
 from ..init.start import resolve, start
-from ..numerics import products_in
 from ..planning import hardware
 from ..planning.memory import fits, plan_beside, refuse_too_large, sizes_of_fit
 from ..planning.plan import Plan, Problem, accelerated, choose
+from ..precision import products_in
 from ..results.cautions import warn_of_penalties, warn_of_result
 from ..results.info import FitInfo
 from ..results.metrics import measure

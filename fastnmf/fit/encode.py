@@ -23,8 +23,9 @@ from ..data.storage import InMemory, mapped, written
 from ..engine.codes import Encoder
 from ..engine.state import Method
 from ..errors import InvalidInput, hold_warnings
-from ..numerics import compute_dtype, products_in, times_power, widened
+from ..numerics import compute_dtype, times_power, widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
+from ..precision import products_in
 from ..results.encoding import EncodeInfo, EncodeRecord
 from ..results.progress import Progress
 from .gradient import differentiable, refuse_derivatives, refuse_tangent

@@ -17,7 +17,8 @@ from ..engine.codes import Encoder, Ended
 from ..errors import InvalidInput
 from ..init.start import cold_start
 from ..isolation import without_autocast
-from ..numerics import products_in, widened
+from ..numerics import widened
+from ..precision import products_in
 
 # half-steps in the gradient for each that led to the codes by line searches
 _SERIES = 3

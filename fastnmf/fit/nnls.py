@@ -29,9 +29,9 @@ from ..backends.registry import select
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..isolation import isolated
-from ..numerics import products_in
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Problem, choose
+from ..precision import products_in
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty

@@ -20,9 +20,10 @@ from ..engine.state import Method
 from ..engine.statistics import Statistics, squared_error
 from ..errors import InvalidInput, hold_warnings
 from ..init.start import start
-from ..numerics import products_in, squared_norm, widened
+from ..numerics import squared_norm, widened
 from ..planning import hardware
 from ..planning.memory import bytes_of, refuse_too_large
+from ..precision import products_in
 from ..results.cautions import warn_of_large_batch
 from ..results.info import OnlineInfo
 from ..solvers.half_step import Compute, NormalData, Workspace

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..numerics import compute_dtype, in_tf32
+from ..numerics import compute_dtype
+from ..precision import in_tf32
 
 # the candidates of a plan: concepts swept between two GEMMs
 BLOCKS = (64, 128, 256)

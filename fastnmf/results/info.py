@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..engine.state import STOPPING_RULES, Iteration, Method, State
-from ..numerics import in_tf32
 from ..planning.plan import Plan
+from ..precision import in_tf32
 from ..solvers.registry import learner
 from .metrics import Measured
 

@@ -15,7 +15,8 @@ from ..distributed import ALONE, Processes
 from ..engine.codes import FreshTiles
 from ..engine.dead_concepts import alike
 from ..engine.state import Method, State
-from ..numerics import products_in, squared_norm, widened
+from ..numerics import squared_norm, widened
+from ..precision import products_in
 
 # of ‖A‖²: a spread below that is not computed as a difference
 _LEAST_SPREAD = 1e-3

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..numerics import in_tf32, products_in, round_tf32
+from ..numerics import round_tf32
+from ..precision import in_tf32, products_in
 from .penalties import NO_PENALTY, Penalty
 from .working_set import Concepts
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..backends.torch import inverse_or_zero
-from ..numerics import in_tf32, products_in, round_tf32, squared_norm
+from ..numerics import round_tf32, squared_norm
+from ..precision import in_tf32, products_in
 from .base import Size, Solver, Work
 from .half_step import (
     FORMS,

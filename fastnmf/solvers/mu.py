@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import WIDENED_BYTES, products_in, squared_norm
+from ..numerics import WIDENED_BYTES, squared_norm
+from ..precision import products_in
 from .base import Size, Solver, Work
 from .half_step import (
     FORMS,

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..numerics import add_squares_, products_in, squared_norm
+from ..numerics import add_squares_, squared_norm
+from ..precision import products_in
 from .base import Size, Solver, Work
 from .half_step import (
     FORMS,
