@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from oracle import objective
+from precisions import told
 from scipy.optimize import nnls as scipy_nnls
 from torch import Tensor
 
@@ -76,7 +77,7 @@ def environment() -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
         "dtype": torch.get_default_dtype(),
-        "precision": torch.get_float32_matmul_precision(),
+        "precision": told(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "SIGINT": signal.getsignal(signal.SIGINT),
         "SIGTERM": signal.getsignal(signal.SIGTERM),

@@ -21,18 +21,19 @@ from fastnmf.engine.state import Method, State, Stopping
 from fastnmf.numerics import (
     compute_dtype,
     exponents,
-    products_in,
     round_tf32,
     squared_norm,
     times_power,
 )
 from fastnmf.planning.plan import Plan
+from fastnmf.precision import products_in
 from fastnmf.solvers import half_step, hals, mu, pgd
 from fastnmf.solvers.registry import SOLVERS
 
 
 @pytest.fixture
-def allowed_high():
+def allowed_high(monkeypatch):
+    take_products_for_tf32(monkeypatch)
     with products_in("high"):
         yield
 
@@ -81,23 +82,19 @@ def watched(seen):
 
 
 @pytest.fixture
-def in_coarse_products(monkeypatch):
+def in_coarse_products():
     """The CPU behaves as a GPU whose tf32 products round R, Δ and the fixed factor."""
 
     def hals_block_(F, R, G, delta, sums):
         REFERENCE["hals_block_"](F, round_tf32(R, R), G, delta, sums)
         round_tf32(delta, delta)
 
-    take_products_for_tf32(monkeypatch)
     return {**REFERENCE, "hals_block_": hals_block_}
 
 
 def take_products_for_tf32(monkeypatch):
     """Where torch allows it, as on a card."""
-    for module in (hals, half_step):
-        monkeypatch.setattr(
-            module, "in_tf32", lambda X: torch.get_float32_matmul_precision() == "high"
-        )
+    monkeypatch.setattr("fastnmf.precision.TF32_ON", ("cpu",))
 
 
 def factorized(solver, ops, A, Z, D, plan, *stopping, saver=None):
@@ -147,11 +144,9 @@ def test_only_the_residual_form_uses_what_is_allowed(form, allowed_high):
 def test_strict_is_float32_everywhere(allowed_high, monkeypatch):
     seen = set()
     monkeypatch.setattr("fastnmf.fit.options.select", lambda *_: ("torch", watched(seen)))
-    for precision, expected in (("strict", {"highest"}), ("auto", {"high"})):
+    for asked, expected in (("strict", {"highest"}), ("auto", {"high"})):
         seen.clear()
-        model = NMF(
-            40, max_iter=2, tol=0, seed=0, tuning=Tuning(form="residual", precision=precision)
-        )
+        model = NMF(40, max_iter=2, tol=0, seed=0, tuning=Tuning(form="residual", precision=asked))
         model.fit(torch.rand(23, 17))
         model.encode(torch.rand(5, 17), 2)
         assert seen == expected
@@ -263,8 +258,8 @@ def data_of(kind):
 def test_a_residual_in_tf32_costs_no_loss(kind, solver, residuals_in_tf32):
     A = data_of(kind)
     errors, codes = [], []
-    for precision in ("highest", "high"):
-        Z, D, _ = by(solver, A, 24, 200, precision)
+    for chosen in ("highest", "high"):
+        Z, D, _ = by(solver, A, 24, 200, chosen)
         errors.append(np.linalg.norm(A - Z.double().numpy() @ D.double().numpy()) ** 2)
         codes.append(Z)
     assert errors[1] <= 1.001 * errors[0]

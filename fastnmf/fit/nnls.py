@@ -111,7 +111,7 @@ def nnls(
     Notes
     -----
     The products of A and D are computed in the dtype of Z, whatever
-    ``torch.set_float32_matmul_precision`` or autocast allows, and the search is in float64. Rows
+    torch's settings of precision or autocast allow, and the search is in float64. Rows
     and concepts are first scaled by powers of two, so the result does not depend on their scale.
 
     Where D has negative entries everything is computed in float64, the codes are checked from A and

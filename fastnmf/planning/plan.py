@@ -69,7 +69,7 @@ class Tuning:
     chunk_rows : int, optional
         Rows processed at a time, at most; 1 or more.
     precision : {'auto', 'strict'}, optional
-        'auto' (the default) uses tf32 where ``torch.set_float32_matmul_precision`` allows it and
+        'auto' (the default) uses tf32 where torch's settings of precision allow it and
         it does no harm; 'strict' never does.
     cuda_graph : bool, optional
         True repeats iterations from a CUDA graph or raises; False never does. By default small fits

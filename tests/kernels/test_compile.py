@@ -24,6 +24,7 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from fastnmf.precision import products_in  # noqa: E402
 from fastnmf.solvers.pgd import GradientStep  # noqa: E402
 
 pytestmark = pytest.mark.compiles
@@ -175,8 +176,9 @@ def check_on_nvidia(name, capability, tf32, kernel, given, options, folder):
     [(name, "highest") for name in NAMES] + [(name, "high") for name in IN_TF32],
 )
 def test_kernel_fits_the_card(name, precision, capability, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-    for launch in launches(calls()[name], monkeypatch):
+    with products_in(precision):
+        found = launches(calls()[name], monkeypatch)
+    for launch in found:
         check_on_nvidia(name, capability, precision == "high", *launch, tmp_path)
 
 

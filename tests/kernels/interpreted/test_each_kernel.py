@@ -11,6 +11,7 @@ from oracle import TOLERANCES, relative_difference
 
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.backends.torch import hals_block_, hals_sweep_, mu_, pgd_
+from fastnmf.precision import products_in
 from fastnmf.solvers.pgd import GradientStep
 
 OPS = BACKENDS["triton"].load()
@@ -164,11 +165,10 @@ def test_sweeps_in_one_launch_are_successive_sweeps():
         pytest.param("columns", 1024, marks=pytest.mark.compiles),
     ],
 )
-def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K, monkeypatch):
+def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K):
     """Δ has 10 bits of mantissa, F is exact, and R is updated by the Δ that was stored: from one
     sub-block of 64 concepts to the next by products, for which G is rounded.
     """
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     before, X, B = draw(K, 3, "float32")
     gram, R_before = B @ B.T, B @ X.T - B @ B.T @ before
     F, (R, G) = (
@@ -176,7 +176,8 @@ def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K, monkeypatc
         (Matrix(M, torch.float32) for M in (R_before, gram)),
     )
     delta = Matrix(torch.full(before.shape, torch.nan), torch.float32)
-    OPS["hals_block_"](F.view, R.view, G.view, delta.view, new_sums())
+    with products_in("high"):
+        OPS["hals_block_"](F.view, R.view, G.view, delta.view, new_sums())
     stored, new = delta.view.clone(), F.view.clone()
     assert (stored.view(torch.int32) & 8191 == 0).all()
     assert (stored - (new - before.float())).abs().max() <= stored.abs().max() * 2**-11
@@ -193,14 +194,14 @@ def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K, monkeypatc
     assert relative_difference(new, follow) < 1e-4
 
 
-def test_hals_block_in_tf32_changes_nothing_beside_its_matrices(monkeypatch):
+def test_hals_block_in_tf32_changes_nothing_beside_its_matrices():
     """Ones are beside R and Δ: NaN would stay NaN where a kernel subtracts from it."""
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     K, m = 70, 3
     F, X, B = (M.float() for M in draw(K, m, "float32"))
     R, delta = torch.ones(K, m + 1), torch.ones(K, m + 1)
     R[:, :m] = B @ X.T - B @ B.T @ F
-    OPS["hals_block_"](F, R[:, :m], B @ B.T, delta[:, :m], new_sums())
+    with products_in("high"):
+        OPS["hals_block_"](F, R[:, :m], B @ B.T, delta[:, :m], new_sums())
     assert (R[:, m] == 1).all()
     assert (delta[:, m] == 1).all()
 
@@ -276,9 +277,8 @@ def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
     ],
     ids=str,
 )
-def test_mu_reads_data_in_16_bits_where_they_lie(layout, stored, precision, monkeypatch):
+def test_mu_reads_data_in_16_bits_where_they_lie(layout, stored, precision):
     """The bits are those of the same data widened first."""
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
     before, X, B = draw(70, 33, "float32", 40)
     X[0, :3] = torch.tensor([0.0, 2**-24, 3e4])
     W, given = before.T @ B, []
@@ -286,7 +286,8 @@ def test_mu_reads_data_in_16_bits_where_they_lie(layout, stored, precision, monk
         F, sums = Matrix(before, torch.float32), new_sums()
         data = Matrix(X.to(stored).double(), dtype, layout)
         W_given, B_given = (Matrix(M, torch.float32, "columns").view for M in (W, B))
-        OPS["mu_residual_"](F.view, data.view, W_given, B_given, sums)
+        with products_in(precision):
+            OPS["mu_residual_"](F.view, data.view, W_given, B_given, sums)
         data.values()
         given.append((F.values(), sums))
     assert all(map(torch.equal, *given))
