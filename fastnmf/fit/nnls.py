@@ -35,10 +35,16 @@ from ..precision import products_in
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
-from ..solvers.working_set import GRAM_BYTES, Search, prepare_concepts, working_set_
+from ..solvers.working_set import (
+    GRAM_BYTES,
+    Search,
+    prepare_concepts,
+    rows_together,
+    working_set_,
+)
 from .gradient import refuse_derivatives
 
-# entries of the largest scratch array; each chunk of rows scales the Gram matrix again
+# entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
 # of the squared norm of a concept: ridges that bound codes which float32 cannot hold
 _RIDGES = (1e-14, 1e-12, 1e-10, 1e-8)
@@ -207,6 +213,8 @@ def _search(
     norms = torch.where(norms > 0, norms, 1)
     unit = (D / norms[:, None]).to(D.dtype)
     infos, height = [], max(1, _SCRATCH // max(D.shape))
+    if D.device.type != "cpu":
+        height = rows_together(*D.shape, D)
     solve = _solver(unit, n, ops, max_iter, warm=start is not None, ridge=ridge)
     for first in range(0, n, height):
         chunk = slice(first, first + height)

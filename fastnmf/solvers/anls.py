@@ -15,7 +15,14 @@ from ..errors import ConvergenceWarning, warn_once
 from .base import Size, Solver, Work
 from .half_step import FORMS, Compute, FixedFactor, HalfStepData, NormalData, fix_gram
 from .penalties import Penalty
-from .working_set import GROWTH, ROUNDS, Search, prepare_concepts, working_set_
+from .working_set import (
+    GROWTH,
+    ROUNDS,
+    Search,
+    prepare_concepts,
+    scratch_share,
+    working_set_,
+)
 
 
 def half_steps_(
@@ -76,7 +83,7 @@ SOLVER = Solver(
     work=work,
     workspace=lambda K, d, block: 4 * K,
     forms=FORMS,
-    device_workspace=workspace_share,
+    device_workspace=lambda total: workspace_share(total) + scratch_share(total),
     exact=True,
     # a column of D takes time that grows with the cube of its support, a third of the concepts: 5
     # ms at K = 1,000, 25 ms at 2,000 (one thread, AVX2), so about 0.2 s at 4,000

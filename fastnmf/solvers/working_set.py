@@ -4,12 +4,14 @@ few concepts that it may use, and the set grows until no other concept would low
 A round computes the slopes of all concepts from the residual, two products with the fixed factor,
 then solves each row on the concepts that it uses and those with the steepest slopes. Each round
 lowers the error of a row, so the rounds end, at the solution on all concepts. Neither C (K, m) nor
-work on all of G is needed; G is formed only where it pays and fits."""
+work on all of G is needed; G is formed only where it pays and fits. The host waits for a device once
+in a round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -25,9 +27,13 @@ GROWTH = 128
 ROUNDS = 6
 # bytes of a Gram matrix of all concepts at most
 GRAM_BYTES = 2 << 30
-# rows that are solved together, and entries of their own Gram matrices, at most
+# on a CPU, rows that are solved together, and entries of their own Gram matrices, at most
 _ROWS = 512
 _SCRATCH = 1 << 24
+# matrices (rows, K) that are in memory at once, and (rows, q, max(p, q)) for their Gram matrices
+_MATRICES, _GRAM_MATRICES = 10, 3
+# bytes of workspaces on devices that do not report their memory
+_DEVICE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,39 @@ class Search(NamedTuple):
     max_steps: int | None = None
 
 
+class Round(NamedTuple):
+    """What the host reads of a round, all at once.
+
+    left: rows that are not solved. widest: concepts that one of them uses, at most. entered: for
+    each of them how many times concepts entered its support; empty unless there is a limit.
+    """
+
+    left: int
+    widest: int
+    entered: list[int]
+
+
+def scratch_share(total_bytes: int) -> int:
+    """The bytes of a device's memory that rows on working sets may take."""
+    return total_bytes // 64
+
+
+def rows_together(K: int, p: int, like: Tensor) -> int:
+    """Rows that are solved together, with K concepts of p entries: on a GPU as many as fit in
+    scratch_share, since each round launches some 40 kernels whatever the rows."""
+    if like.device.type == "cpu":
+        return _ROWS
+    return max(1, _device_entries(like) // (_MATRICES * K + 3 * p))
+
+
+def _device_entries(like: Tensor) -> int:
+    """Entries of workspaces on the GPU of `like`, in its dtype."""
+    if like.device.type != "cuda":
+        return _DEVICE_BYTES // like.element_size()
+    total = torch.cuda.get_device_properties(like.device).total_memory
+    return scratch_share(total) // like.element_size()
+
+
 def prepare_concepts(B: Tensor, rows: int, penalty: Penalty = NO_PENALTY) -> Concepts:
     """The Concepts of B (K, p), with the Gram matrix where it pays for that number of rows."""
     norms, curvature = torch.linalg.vector_norm(B, dim=1, dtype=torch.float64), None
@@ -68,8 +107,8 @@ def prepare_concepts(B: Tensor, rows: int, penalty: Penalty = NO_PENALTY) -> Con
     unit = None
     if pays and K**2 * B.element_size() <= GRAM_BYTES:
         unit = B.new_empty(K, K)
-        for part in torch.arange(K, device=B.device).split(1024):
-            part = slice(int(part[0]), int(part[-1]) + 1)
+        for first in range(0, K, 1024):
+            part = slice(first, first + 1024)
             torch.mm(_scaled(B[part], scale[part]), B.T, out=unit[part])
             unit[part] *= scale.to(B.dtype)
         if penalty:
@@ -84,16 +123,16 @@ def working_set_(
 
     F (K, m), Xt (p, m) = Xᵀ, in F's dtype or one of numerics.NARROW. warm: start from F, else from
     zero; zero concepts keep their F_k. sums (3,) float64 is increased by ‖Δ‖², ‖F‖² and the squared
-    residual. Synchronises.
+    residual. Synchronises, once in a round of each part of the rows.
     """
-    infos = []
-    for first in range(0, F.shape[1], _ROWS):
-        part = slice(first, first + _ROWS)
+    infos, rows = [], rows_together(*concepts.B.shape, F)
+    for first in range(0, F.shape[1], rows):
+        part = slice(first, first + rows)
         before = F[:, part].T
         # row-major, as the products and the search for steep slopes want it
         Z = before.clone(memory_format=torch.contiguous_format)
         if not warm:
-            Z[:, concepts.scale > 0] = 0
+            Z.masked_fill_(concepts.scale > 0, 0)
         X = widened(Xt[:, part].T)
         infos.append(_solve_(Z, X, concepts, sums, search))
         sums[0] += (Z - before).square().sum(dtype=torch.float64)
@@ -130,17 +169,22 @@ def _solve_(Z: Tensor, X: Tensor, concepts: Concepts, sums: Tensor, search: Sear
         # a start may be far from the solution on the concepts that it uses
         solved = (violation <= tolerance) | (gain[going] > -torch.inf)
         done = ((steep <= tolerance) & solved) | stuck
-        ended = going[done]
-        Z[ended], kkt[ended] = z[done], violation[done]
+        count = used.sum(1)
+        now = _read(done, count, taken[going], search)
+        # the rows that stay, in order, then those that end
+        order = done.argsort(stable=True)
+        stay, end = order[: now.left], order[now.left :]
+        ended = going[end]
+        Z[ended], kkt[ended] = z[end], violation[end]
         floored = (status[ended] == SOLVED) & ~(kkt[ended] <= tolerance)
         status[ended] = torch.where(floored, FLOORED, status[ended])
-        sums[2] += E[done].square().sum(dtype=torch.float64)
-        going = going[~done]
-        if not len(going):
+        sums[2] += E[end].square().sum(dtype=torch.float64)
+        if not now.left:
             return NnlsInfo(status, kkt.nan_to_num(torch.inf), (Z > 0).sum(1).int(), taken)
-        z, x, c = z[~done], x[~done], c[~done]
-        index = _index(slope[~done], used[~done].sum(1), tolerance)
-        info, after = _continue(z, c, concepts, index, search, taken[going])
+        going = going[stay]
+        z, x, c = z[stay], x[stay], c[stay]
+        index = _index(slope[stay], count[stay], now.widest, tolerance)
+        info, after = _continue(z, c, concepts, index, search, (taken[going], now.entered))
         taken[going] += info.iterations
         status[going] = torch.where(info.status == CAPPED, CAPPED, SOLVED).int()
         # only rounding is left where no concept outside the set gains anything
@@ -148,10 +192,24 @@ def _solve_(Z: Tensor, X: Tensor, concepts: Concepts, sums: Tensor, search: Sear
         gain[going] = after
 
 
-def _index(slope: Tensor, used: Tensor, tolerance: float) -> Tensor:
+def _read(done: Tensor, count: Tensor, taken: Tensor, search: Search) -> Round:
+    """The Round, of rows that are done or not, use `count` concepts, and in whose supports concepts
+    have entered `taken` times; all (r,). The only wait for a device."""
+    numbers = [(~done).sum(), torch.where(done, 0, count).amax()]
+    if search.max_steps is None:
+        left, widest = torch.stack(numbers).tolist()
+        return Round(left, widest, [])
+    left, widest, *entered = torch.cat(
+        [torch.stack(numbers), torch.where(done, -1, taken)]
+    ).tolist()
+    return Round(left, widest, [times for times in entered if times >= 0])
+
+
+def _index(slope: Tensor, used: Tensor, widest: int, tolerance: float) -> Tensor:
     """The working set of each row, in order, −1 after the last: the concepts in use, whose slope is
-    ∞, and the GROWTH steepest of the others above the tolerance."""
-    most = min(slope.shape[1], int(used.max()) + GROWTH)
+    ∞, and the GROWTH steepest of the others above the tolerance. used (r,): how many are in use,
+    `widest` at most."""
+    most = min(slope.shape[1], widest + GROWTH)
     steepest, index = slope.topk(most, dim=1)
     place = torch.arange(most, device=slope.device)
     joining = (steepest > tolerance) & (place < used[:, None] + GROWTH)
@@ -160,16 +218,23 @@ def _index(slope: Tensor, used: Tensor, tolerance: float) -> Tensor:
 
 
 def _continue(
-    z: Tensor, c: Tensor, concepts: Concepts, index: Tensor, search: Search, taken: Tensor
+    z: Tensor,
+    c: Tensor,
+    concepts: Concepts,
+    index: Tensor,
+    search: Search,
+    taken: tuple[Tensor, list[int]],
 ) -> tuple[NnlsInfo, Tensor]:
-    """_solve_on for rows in whose support concepts have entered `taken` (r,) times before."""
+    """_solve_on for rows in whose support concepts have entered `taken` times before: (r,), and the
+    same on the host, empty unless there is a limit."""
     if search.max_steps is None:
         return _solve_on(z, c, concepts, index, search)
-    order = taken.argsort(stable=True)
-    infos, gains = [], []
-    for rows in order.split(taken.unique(return_counts=True)[1].tolist()):
-        some, left = z[rows], search.max_steps - int(taken[rows[0]])
-        search_on = search._replace(max_steps=left)
+    order = taken[0].argsort(stable=True)
+    infos, gains, first = [], [], 0
+    for times, group in groupby(sorted(taken[1])):
+        rows = order[first : first + len(list(group))]
+        first += len(rows)
+        some, search_on = z[rows], search._replace(max_steps=search.max_steps - times)
         info, gain = _solve_on(some, c[rows], concepts, index[rows], search_on)
         z[rows] = some
         infos.append(info)
@@ -189,7 +254,8 @@ def _solve_on(
         return search.nnls_on_(z.T, c.T, concepts.unit, scale, index, **limits)
     infos, gains = [], []
     q, p = index.shape[1], B.shape[1]
-    rows = max(1, _SCRATCH // (q * max(q, p)))
+    entries = _SCRATCH if z.device.type == "cpu" else _device_entries(z) // _GRAM_MATRICES
+    rows = max(1, entries // (q * max(q, p)))
     for first in range(0, len(z), rows):
         part = slice(first, first + rows)
         used = index[part].long().clamp(min=0)
