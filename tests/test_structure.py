@@ -84,6 +84,7 @@ TESTED_IN = {
     "engine.statistics": "engine/test_loop.py",
     "fit.options": "models/test_nmf.py",
     "fit.refusals": "fit/test_batch.py",
+    "planning.cards": "planning/test_gpu.py",
     "planning.hardware": "planning/test_plan.py",
     "models.hints": "models/test_nmf.py",
     "solvers.base": "solvers/test_toy_solver.py",

@@ -26,7 +26,8 @@ from torch import distributed
 
 from fastnmf import NMF
 from fastnmf.planning import plan
-from fastnmf.planning.hardware import H100
+from fastnmf.planning.cards import H100
+from fastnmf.planning.hardware import gpu_machine
 from fastnmf.solvers.registry import SOLVERS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -109,21 +110,22 @@ def measure(quick: bool) -> None:
 
 
 def predict(n: float, d: int) -> None:
-    """By the cost model of fastnmf/planning/plan.py, in the form that it chooses.
+    """By the cost model of fastnmf/planning, in the form that it chooses.
 
     The rates of an H100 and its network are assumed. Rows and codes that do not fit a GPU come from
     its host, and codes go back, while it computes.
     """
-    print(f"n = {n:,.0f}, d = {d:,}, float32 held, tf32 products\n")
+    on = gpu_machine(H100, tf32=True)
+    print(f"PREDICTED: n = {n:,.0f}, d = {d:,}, float32 held, tf32 products\n")
     print(markdown_head(PREDICTED))
     for K, gpus in itertools.product((10_000, 32_000), (8, 64, 512)):
         rows = int(n / gpus)
         held = 4 * rows * (d + K)
         fits = held + 4 * rows * d < HOLDS
         problem = plan.Problem(rows, d, K, 4, SOLVERS["hals"], streams=not fits, processes=gpus)
-        chosen = plan.choose(problem, H100)
+        chosen = plan.choose(problem, on)
         shared = chosen.dictionary, chosen.splits, chosen.block
-        summed, network = plan.exchange(problem, *shared, H100)
+        summed, network = plan.exchange(problem, *shared, on)
         computing = chosen.seconds - network
         host = 0.0 if fits else 4 * rows * (d + 2 * K) / HOST
         limits = {"products": computing, "host memory": host, "network": network}

@@ -1,33 +1,54 @@
-"""Print what each half-step should take on an H100: flops, bytes, a lower bound, the prediction.
+"""Print what iterations and half-steps should take on a GPU, part by part: PREDICTED, not measured.
 
-Takes a second. Needs nothing: no GPU is used and nothing is measured, the rates are those that
-fastnmf/planning/hardware.py assumes.
+The parts are those of fastnmf/planning/gpu.py, from the rates and the instruction counts in
+fastnmf/planning/cards.py; beside them what the kernels took before they were counted. --write
+puts the tables into docs/notes/gpu_predictions.md. Takes a second. Needs nothing: no GPU is used.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fastnmf.planning import plan
-from fastnmf.planning.hardware import H100, H100_FLOAT32
+from fastnmf.planning.cards import H100, H200, KERNELS, Card, Kernels, Sweep
+from fastnmf.planning.gpu import half_step_parts
+from fastnmf.planning.hardware import gpu_machine
+from fastnmf.planning.memory import needed_bytes
 from fastnmf.solvers.base import Size
 from fastnmf.solvers.registry import SOLVERS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.options import count, parser_of
-from support.tables import markdown_row
+from support.tables import markdown, markdown_row
 
-PEAKS = {"tf32": (495e12, H100), "float32": (67e12, H100_FLOAT32)}
-BANDWIDTH = 3.35e12
-# solver, half, form, products, block
+PAGE = Path(__file__).parents[2] / "docs" / "notes" / "gpu_predictions.md"
+CARDS = {"H100": H100, "H200": H200}
+# flops and bytes a second of the data sheets
+PEAKS = {"tf32": 495e12, "float32": 67e12}
+BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
+SIZES = ((100_000, 768, 10_000), (1_000_000, 768, 10_000), (63_700, 2_048, 10))
+# what the kernels were when their instructions were first counted, and the blocks of the plan then
+FORMER = replace(
+    KERNELS,
+    many=Sweep(128, 4, 2, 1050, 0, 100),
+    few=Sweep(32, 1, 2, 1050, 0, 100),
+    many_float32=Sweep(128, 4, 2, 1050, 16, 100),
+    few_float32=Sweep(32, 1, 2, 1050, 16, 100),
+    rounding=4,
+    gram_tf32=False,
+)
+FORMER_BLOCKS = {True: 512, False: 256}
+# solver, half, form, precision of products, block
 CASES = (
     ("hals", "codes", "residual", "tf32", 512),
     ("hals", "codes", "residual", "tf32", 256),
     ("hals", "codes", "residual", "float32", 256),
     ("hals", "codes", "normal", "float32", 512),
     ("hals", "dictionary", "residual", "tf32", 512),
+    ("hals", "dictionary", "residual", "tf32", 256),
     ("hals", "dictionary", "residual", "float32", 256),
     ("mu", "codes", "residual", "tf32", 512),
     ("mu", "codes", "residual", "float32", 512),
@@ -38,23 +59,21 @@ HEADER = ["solver", "half", "form", "products", "block", "Tflop", "GB", "floor m
 RULE = ["---"] * 4 + ["---:"] * 5
 
 
-def line(solver: str, half: str, form: str, precision: str, block: int, n: int, d: int, K: int):
-    """One row of the table. Floor: the flops at the rate of the data sheet, or every byte of A and
-    of both factors moved once, whichever takes longer."""
+def line(case: tuple, sizes: tuple[int, int, int], card: str) -> list[str]:
+    """One row of the table of half-steps. Floor: the flops at the rate of the data sheet, or every
+    byte of A and of both factors moved once, whichever takes longer."""
+    solver, half, form, precision, block = case
+    n, d, K = sizes
     m, p = (n, d) if half == "codes" else (d, n)
-    peak, on = PEAKS[precision]
     size, record = Size(m, p, K, block), SOLVERS[solver]
-    work = record.work(form, size, 1)
-    flops, seconds = work.flops, plan.half_step_seconds(record, form, size, m, 4, on)
-    product = 2 * m * p * K
-    if solver == "hals" and form == "residual":
-        # the residual is computed anew in one of eight iterations only
-        flops, seconds = flops - product, seconds - product / on.gemm
-    elif form == "residual" and precision == "tf32":
-        # every step reads F and writes it rounded
-        seconds += work.steps * 2 * 4 * m * K / on.far
+    work, on = record.work(form, size, 1), gpu_machine(CARDS[card], tf32=precision == "tf32")
+    # the residual of hals is computed anew in one of eight iterations only
+    flops = work.flops - work.fresh
+    parts = half_step_parts(record, form, size, m, 4, on)
+    seconds = sum(took for name, took in parts.items() if name not in ("new residual", "host"))
     moved = bytes_moved(solver, form, size, work.steps, 4)
-    floor = max(flops / peak, 4 * (m * p + 2 * m * K + K * p) / BANDWIDTH)
+    bytes_ = 4 * (m * p + 2 * m * K + K * p)
+    floor = max(flops / PEAKS[precision], bytes_ / BANDWIDTHS[card])
     cells = (solver, half, form, precision, block, f"{flops / 1e12:.2f}", f"{moved / 1e9:.1f}")
     return [*map(str, cells), f"{floor * 1e3:.1f}", f"{seconds * 1e3:.1f}"]
 
@@ -72,20 +91,114 @@ def bytes_moved(solver: str, form: str, size: Size, steps: int, itemsize: int) -
     return itemsize * (m * p + K * p + steps * (factor + K * K))
 
 
-def table(n: int, d: int, K: int) -> str:
-    rows = [line(*case, n, d, K) for case in CASES]
+def half_steps(sizes: tuple[int, int, int], card: str) -> str:
+    rows = [line(case, sizes, card) for case in CASES]
     return "\n".join(map(markdown_row, (HEADER, RULE, *rows)))
+
+
+def iteration(
+    sizes: tuple[int, int, int], card: Card, tf32: bool, kernels: Kernels, block: int | None
+) -> tuple[dict, plan.Plan, plan.Problem]:
+    """Milliseconds of the parts of an iteration of hals, its plan and its problem."""
+    on = gpu_machine(card, tf32=tf32, kernels=kernels)
+    problem = plan.Problem(*sizes, 4, SOLVERS["hals"])
+    chosen = plan.choose(problem, on, plan.Tuning(block=block))
+    one = plan.Candidate(chosen.codes, chosen.dictionary, chosen.block, chosen.tile_rows)
+    parts = plan.gpu_parts(problem, one, on)
+    return {name: 1e3 * took for name, took in parts.items()}, chosen, problem
+
+
+def parts_table(sizes: tuple[int, int, int], card: str) -> str:
+    """The parts of an iteration of hals, before and after, in either precision."""
+    found, columns = {}, [(tf32, now) for tf32 in (True, False) for now in (False, True)]
+    for tf32, now in columns:
+        given = (KERNELS, None) if now else (FORMER, FORMER_BLOCKS[tf32])
+        found[tf32, now] = iteration(sizes, CARDS[card], tf32, *given)
+    names = list(dict.fromkeys(name for parts, *_ in found.values() for name in parts))
+    header = ["part, ms"] + [
+        f"{'tf32' if tf32 else 'float32'}, {'now' if now else 'before'}" for tf32, now in columns
+    ]
+    rows = [
+        [name, *(_ms(found[column][0].get(name)) for column in columns)]
+        for name in sorted(names, key=lambda name: name.startswith("dictionary"))
+    ]
+    rows.append(["**iteration**", *(f"**{_ms(sum(found[c][0].values()))}**" for c in columns)])
+    rows.append(["form, block", *(f"{found[c][1].form}, {found[c][1].block}" for c in columns)])
+    return markdown(header, rows)
+
+
+def _ms(took: float | None) -> str:
+    return "" if took is None else f"{took:.3f}" if took < 1 else f"{took:.1f}"
+
+
+def fits(sizes: tuple[int, int, int], card: str) -> str:
+    """Whether an iteration of hals fits in the memory of the card, in a sentence."""
+    n, d, K = sizes
+    _, chosen, problem = iteration(sizes, CARDS[card], True, KERNELS, None)
+    fixed, a_row = needed_bytes(problem, chosen)
+    needs = fixed + a_row * chosen.tile_rows + 4 * n * d
+    verdict = "fits" if needs < 0.92 * CARDS[card].memory else "does not fit"
+    return (
+        f"{n:,} × {d:,}, K = {K:,}: {verdict} on one {card}: at most {needs / 1e9:.1f} GB with A, "
+        f"of {CARDS[card].memory / 1e9:.0f}."
+    )
+
+
+def counts() -> str:
+    """The instruction counts behind the predictions, before and now."""
+    rows = []
+    for name in ("many", "few", "many_float32", "few_float32"):
+        for when, kernels in (("before", FORMER), ("now", KERNELS)):
+            sweep = getattr(kernels, name)
+            samples = "codes" if name.startswith("many") else "dictionary"
+            precision = "float32" if name.endswith("32") else "tf32"
+            numbers = (
+                sweep.samples,
+                sweep.resident,
+                f"{sweep.latency:,.0f}",
+                f"{sweep.earlier:g}",
+                f"{sweep.instructions:g}",
+            )
+            rows.append([f"{samples}, {precision}, {when}", *map(str, numbers)])
+    header = ["sweep", "samples of a program", "programs on a multiprocessor", "cycles a concept",
+              "more for each before it", "instructions of a warp"]  # fmt: skip
+    return markdown(header, rows)
+
+
+def report(card: str, sizes: tuple[tuple[int, int, int], ...]) -> str:
+    """All tables, as Markdown."""
+    parts = []
+    for one in sizes:
+        n, d, K = one
+        parts += [f"Iteration of `hals`, n = {n:,}, d = {d:,}, K = {K:,}, {card}:"]
+        parts += [parts_table(one, card), fits(one, card)]
+    n, d, K = sizes[0]
+    parts += ["Sweeps of a block of concepts, from the compiled code:", counts()]
+    parts += [f"Half-steps at n = {n:,}, d = {d:,}, K = {K:,}, {card}:", half_steps(sizes[0], card)]
+    return "\n\n".join(parts)
+
+
+def written(text: str, tables: str) -> str:
+    """The page with these tables between its marks."""
+    before, mark, rest = text.partition("<!-- roofline -->\n")
+    _, end, after = rest.partition("<!-- /roofline -->")
+    return f"{before}{mark}\n{tables}\n\n{end}{after}"
 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", type=count, default=100_000)
+    parser.add_argument("--rows", type=count, help="with --features and --concepts: other sizes")
     parser.add_argument("--features", type=count, default=768)
     parser.add_argument("--concepts", type=count, default=10_000)
-    arguments = parser.parse_args()
-    n, d, K = arguments.rows, arguments.features, arguments.concepts
-    print(f"One half-step at n = {n:,}, d = {d:,}, K = {K:,} on an H100: PREDICTED, not measured")
-    print(table(n, d, K))
+    parser.add_argument("--card", choices=CARDS, default="H200")
+    parser.add_argument("--write", action="store_true", help="put the tables into the docs")
+    given = parser.parse_args()
+    if given.write:
+        PAGE.write_text(written(PAGE.read_text(), report("H200", SIZES)))
+        return
+    sizes = ((given.rows, given.features, given.concepts),) if given.rows else SIZES
+    print("PREDICTED by the cost model, from assumed rates and counted instructions. NOT MEASURED.")
+    print(report(given.card, sizes))
 
 
 if __name__ == "__main__":

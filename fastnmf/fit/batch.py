@@ -180,7 +180,7 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
         start=resolve(options.init, data.n, data.d, options.nb_concepts),
     )
     if _accelerates(options, data, method, plan):
-        faster = accelerated(plan, problem)
+        faster = accelerated(plan, problem, hardware.machine_of(like, method.backend))
         # 'auto' does without the copies that would not fit
         if options.accelerate is True or not any(
             processes.any(not fits(sizes(faster), data.device))
@@ -240,7 +240,8 @@ def _recorder(options: Options, data: Data, method: Method, plan: Plan) -> Recor
         return CudaGraph(device, must=True)
     if why is not None or options.iterations < _LEAST_REPEATED:
         return None
-    small = hardware.floor_seconds(data.A, plan.flops) <= _MOST_SECONDS
+    on, bytes_ = hardware.machine_of(data.A, method.backend), data.A.numel() * data.A.element_size()
+    small = hardware.floor_seconds(on, plan.flops, bytes_) <= _MOST_SECONDS
     return CudaGraph(device, must=False) if small else None
 
 

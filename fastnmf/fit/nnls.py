@@ -29,6 +29,7 @@ from ..backends.registry import select
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..isolation import isolated
+from ..planning.hardware import machine_of
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Problem, choose
 from ..precision import products_in
@@ -329,7 +330,9 @@ def _solver(
     sums = torch.zeros(3, dtype=torch.float64, device=D.device)
     K, d = D.shape
     problem = Problem(n, d, K, D.element_size(), anls.SOLVER, learns=False)
-    form = choose(problem).codes
+    # on a GPU the workspaces of a search on very many concepts would leave most of it idle
+    on = machine_of(D, "cuda") if D.device.type == "cuda" else None
+    form = choose(problem, on).codes
     if form == "normal" and K * K * D.element_size() <= GRAM_BYTES:
         G, limits = penalty.gram(D @ D.T), {"warm": warm, "max_steps": max_steps}
         return lambda Z, A: ops["nnls_"](Z.T, (A @ D.T).T, G, sums, **limits)

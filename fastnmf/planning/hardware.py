@@ -1,4 +1,5 @@
-"""The Machine of the cost model: the rates of a processor or a GPU, and its free memory."""
+"""The Machine of the cost model: the rates of a processor or a GPU, and its free memory. Those of
+GPUs are in cards.py."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..numerics import compute_dtype
 from ..precision import in_tf32
+from .cards import KERNELS, Card, Gpu, Kernels, card_of
 
 # the candidates of a plan: concepts swept between two GEMMs
 BLOCKS = (64, 128, 256)
@@ -29,7 +31,8 @@ class Machine:
     link: bytes to other processes. reduce_seconds: the time of the smallest sum over processes,
     with the wait for the slowest. block_seconds, concept_seconds: the time of the calls for a
     block, and for each concept in it. blocks (solvers that sweep), wide_blocks (others),
-    tile_bytes: the candidates of a plan. The defaults are those of two cores with AVX2; the choice
+    tile_bytes: the candidates of a plan. gpu: what the model of a GPU (gpu.py) takes instead of
+    gemm, elementwise and block_seconds. The defaults are those of two cores with AVX2; the choice
     depends on their ratios.
     """
 
@@ -47,6 +50,7 @@ class Machine:
     blocks: tuple[int, ...] = BLOCKS
     wide_blocks: tuple[int, ...] = WIDE_BLOCKS
     tile_bytes: tuple[int, ...] = TILE_BYTES
+    gpu: Gpu | None = None
 
 
 def _cache_bytes() -> int:
@@ -76,43 +80,47 @@ def machine(threads: int, compiled: bool, wide: bool = False) -> Machine:
     return replace(on, sweep=12e9, elementwise=4e9, concept_seconds=9e-6)
 
 
-# bytes of tiles: from 256 MB on, products fill a device
+# candidates on a GPU; bytes of tiles: from 256 MB on, products fill a device
+_GPU_BLOCKS = (128, 256, 512, 1024)
 _GPU_TILES = tuple(1 << power for power in range(28, 34))
-# Estimated for one H100 (SXM, 132 processors), not measured: products in tf32 at 80 % of the data
-# sheet, memory at 90 %, 5 µs a launch, four launches a block, 400 Gbit/s to other processes
-H100 = Machine(
-    cache_bytes=50 << 20,
-    gemm=400e12,
-    sweep=150e12,
-    elementwise=2.4e12,
-    near=5.5e12,
-    far=3e12,
-    link=50e9,
-    reduce_seconds=100e-6,
-    block_seconds=20e-6,
-    blocks=(128, 256, 512, 1024),
-    tile_bytes=_GPU_TILES,
-)
-H100_FLOAT32 = replace(H100, gemm=50e12, sweep=50e12)
+
+
+def gpu_machine(
+    card: Card, *, tf32: bool, compiled: bool = True, kernels: Kernels = KERNELS
+) -> Machine:
+    """The Machine of a card. tf32: whether products in residual form are. compiled: whether there
+    are kernels for it; else a concept takes two launches, and reads the rest of its block.
+
+    Assumed: 400 Gbit/s to other processes.
+    """
+    return Machine(
+        cache_bytes=card.cache,
+        sweep=5e12,
+        near=card.near,
+        far=card.far,
+        link=50e9,
+        reduce_seconds=100e-6,
+        concept_seconds=0.0 if compiled else 10e-6,
+        blocks=_GPU_BLOCKS,
+        tile_bytes=_GPU_TILES,
+        gpu=Gpu(card, kernels, tf32),
+    )
 
 
 def machine_of(A: Tensor, backend: str) -> Machine:
-    """The Machine for data A and a backend; the rates of a GPU by the number of its processors."""
+    """The Machine for data A and a backend."""
     if A.device.type != "cuda":
         wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
         return machine(torch.get_num_threads(), backend != "torch", wide)
-    on = H100 if in_tf32(A.new_empty(0, dtype=compute_dtype(A))) else H100_FLOAT32
-    share = torch.cuda.get_device_properties(A.device).multi_processor_count / 132
-    # without the kernel a concept takes two launches, and reads the rest of its block
-    calls = {"concept_seconds": 10e-6, "sweep": 5e12} if backend == "torch" else {}
-    rates = {name: getattr(on, name) * share for name in ("gemm", "sweep", "elementwise", "near")}
-    return replace(on, **{**rates, **calls})
+    card = card_of(torch.cuda.get_device_properties(A.device))
+    tf32 = in_tf32(A.new_empty(0, dtype=compute_dtype(A)))
+    return gpu_machine(card, tf32=tf32, compiled=backend != "torch")
 
 
-def floor_seconds(A: Tensor, flops: float) -> float:
-    """The least time of an iteration on data A on an H100: its flops in float32, or reading A
+def floor_seconds(on: Machine, flops: float, bytes_: float) -> float:
+    """The least time of an iteration in normal form: its flops in float32, or reading its data
     twice."""
-    return max(flops / H100_FLOAT32.gemm, 2 * A.numel() * A.element_size() / H100_FLOAT32.far)
+    return max(flops / (on.gpu.card.float32 if on.gpu else on.gemm), 2 * bytes_ / on.far)
 
 
 def free_bytes(device: torch.device) -> int | None:

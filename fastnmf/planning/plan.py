@@ -1,7 +1,7 @@
 """The cost model: it chooses form, block and tile from the flops, bytes and calls of half-steps.
 
 No tensors and no devices here. The engine follows a Plan; bench/bench_plan.py compares predictions
-with measurements, and the choice with the best.
+with measurements, and the choice with the best. What a GPU takes is in gpu.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ..errors import InvalidInput
 from ..solvers.base import Size, Solver
 from ..solvers.half_step import FORMS
 from ..solvers.registry import learner
+from . import gpu
 from .hardware import BLOCKS, Machine
 
 # iterations from one computation of the residual to the next, where both halves update it
@@ -126,7 +127,8 @@ class Plan:
     flops: of an iteration, on average. accelerates: whether the factors are extrapolated
     (engine/acceleration.py). inner: half-steps of the codes, and of the dictionary, in an
     iteration. splits: whether each process updates some features of the dictionary and they gather
-    it; else each updates all of it. seconds: predicted for an iteration; not compared by ==.
+    it; else each updates all of it. seconds: predicted for an iteration, on a GPU from assumed
+    rates and counted instructions (docs/notes/gpu_predictions.md); not compared by ==.
     """
 
     codes: str
@@ -155,6 +157,9 @@ def half_step_seconds(
     times: int = 1,
 ) -> float:
     """The seconds of `times` half-steps on the same data, with tiles of `tile` columns of F."""
+    if on.gpu is not None:
+        parts = gpu.half_step_parts(solver, form, size, tile, itemsize, on, times)
+        return sum(gpu.settled(parts).values())
     m, p, K, block = size
     work = solver.work(form, size, times)
     narrow = min(block, K)
@@ -231,26 +236,60 @@ def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -
     on = on or Machine()
     codes, dictionary, block, tile = candidate
     n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
-    solver, times, splits = problem.solver, problem.half_steps, False
-    size = Size(n, d, K, block)
-    flops = solver.work(codes, size, times).flops
-    seconds = half_step_seconds(solver, codes, size, tile, itemsize, on, times)
+    size, flops = Size(n, d, K, block), _flops(problem, candidate)
+    splits, shared = False, 0.0
+    if problem.learns:
+        splits, shared = _sharing(problem, dictionary, block, on)
+    if on.gpu is not None:
+        seconds = sum(gpu_parts(problem, candidate, on).values()) + shared
+        return Plan(*candidate, flops, splits=splits, seconds=seconds)
+    seconds = half_step_seconds(problem.solver, codes, size, tile, itemsize, on, problem.half_steps)
     if codes == "normal" and problem.learns:
         # the statistics read A a second time: from the cache, if the tile is small
         second = on.near if tile * (d + 2 * K) * itemsize <= on.cache_bytes / 32 else on.far
         seconds += n * d * itemsize * (1 / on.far + 1 / second) / on.threads
     if problem.learns:
-        # with both halves in residual form the dictionary half need not compute the residual, nor
-        # the codes in all iterations but the first of REFRESH
-        carried = solver.keeps_residual and codes == dictionary == "residual"
-        kept = 2 * n * d * K * (2 - 1 / REFRESH) if carried else 0
-        by, size = problem.learner, Size(d, n, K, block)
-        flops += by.work(dictionary, size, 1).flops - kept
-        seconds += half_step_seconds(by, dictionary, size, d, itemsize, on)
-        seconds -= kept / (on.gemm * on.threads * 4 / itemsize)
-        splits, shared = _sharing(problem, dictionary, block, on)
+        size = Size(d, n, K, block)
+        seconds += half_step_seconds(problem.learner, dictionary, size, d, itemsize, on)
+        seconds -= _carried(problem, candidate) / (on.gemm * on.threads * 4 / itemsize)
         seconds += shared
     return Plan(*candidate, flops, splits=splits, seconds=seconds)
+
+
+def _flops(problem: Problem, candidate: Candidate) -> float:
+    """The flops of an iteration, on average."""
+    codes, dictionary, block, _ = candidate
+    n, d, K = problem.n, problem.d, problem.K
+    flops = problem.solver.work(codes, Size(n, d, K, block), problem.half_steps).flops
+    if problem.learns:
+        learner = problem.learner.work(dictionary, Size(d, n, K, block), 1)
+        flops += learner.flops - _carried(problem, candidate)
+    return flops
+
+
+def _carried(problem: Problem, candidate: Candidate) -> float:
+    """The flops that an iteration saves, on average, because the residual is carried: with both
+    halves in residual form the dictionary half need not compute it, nor the codes in all iterations
+    but the first of REFRESH."""
+    if not (problem.learns and problem.solver.keeps_residual):
+        return 0
+    both = candidate.codes == candidate.dictionary == "residual"
+    return 2 * problem.n * problem.d * problem.K * (2 - 1 / REFRESH) if both else 0
+
+
+def gpu_parts(
+    problem: Problem, candidate: Candidate, on: Machine, inner: tuple[int, int] = (1, 1)
+) -> gpu.Parts:
+    """The predicted seconds of an iteration on a GPU, by the names of its parts; without what
+    processes exchange. inner: half-steps of the codes, and of the dictionary."""
+    codes, dictionary, block, tile = candidate
+    n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
+    by, size, times = problem.solver, Size(n, d, K, block), inner[0] * problem.half_steps
+    halves = {"codes": gpu.half_step_parts(by, codes, size, tile, itemsize, on, times)}
+    if problem.learns:
+        of_dictionary = problem.learner, dictionary, Size(d, n, K, block), d
+        halves["dictionary"] = gpu.half_step_parts(*of_dictionary, itemsize, on, inner[1])
+    return gpu.iteration_parts(halves, REFRESH if _carried(problem, candidate) else None)
 
 
 def _sharing(problem: Problem, dictionary: str, block: int, on: Machine) -> tuple[bool, float]:
@@ -292,14 +331,14 @@ def exchange(
     return (summed + gathered) * problem.itemsize, seconds
 
 
-def accelerated(plan: Plan, problem: Problem) -> Plan:
+def accelerated(plan: Plan, problem: Problem, on: Machine | None = None) -> Plan:
     """The plan with extrapolation and inner half-steps: as many as is worth what they share.
 
     At least two, since extrapolation alone gains little; one in residual form, where they share
     nothing, and for exact solvers. Solvers may choose fewer with many concepts, where more of them
     gain less than they cost (docs/notes/acceleration.md). The numbers depend on the sizes alone, so
-    that a fit is the same on every machine and in any tiles. Source: Gillis & Glineur (2012), with
-    other bounds.
+    that a fit is the same on every machine and in any tiles. on: where `seconds` are predicted for,
+    if it is a GPU. Source: Gillis & Glineur (2012), with other bounds.
     """
     n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
     halves = ((problem.solver, plan.codes, n, d, 3), (problem.learner, plan.dictionary, d, n, 6))
@@ -307,12 +346,15 @@ def accelerated(plan: Plan, problem: Problem) -> Plan:
         _inner(solver, form, Size(m, p, K, BLOCKS[-1]), itemsize, most)
         for solver, form, m, p, most in halves
     )
-    flops, seconds, on = plan.flops, plan.seconds, Machine()
+    flops, seconds = plan.flops, plan.seconds
     for (solver, form, m, p, _), times in zip(halves, inner, strict=True):
         size = Size(m, p, K, plan.block)
         flops += solver.work(form, size, times).flops - solver.work(form, size, 1).flops
-        timed = solver, form, size, m, itemsize, on
+        timed = solver, form, size, m, itemsize, Machine()
         seconds += half_step_seconds(*timed, times) - half_step_seconds(*timed)
+    if on is not None and on.gpu is not None:
+        candidate = Candidate(plan.codes, plan.dictionary, plan.block, plan.tile_rows)
+        seconds = sum(gpu_parts(problem, candidate, on, inner).values())
     numbers = {"inner": inner, "flops": flops, "seconds": seconds}
     # decisions such as whether to scale concepts need a dictionary that is the same in all
     # processes

@@ -67,10 +67,12 @@ def work(form: str, size: Size, times: int) -> Work:
     """The Work of half-steps on the same data, `times` of them."""
     m, p, K, _ = size
     if form == "normal":
-        flops = 2 * m * p * K + 2 * p * K * K + times * 2 * m * K * K
-    else:
-        flops = times * (ROUNDS * m * (4 * p * K + 2 * p * (2 * GROWTH) ** 2))
-    return Work(flops, flops)
+        gram, searched = 2 * p * K * K, times * 2 * m * K * K
+        flops = 2 * m * p * K + gram + searched
+        return Work(flops, flops, gram=gram, searched=searched)
+    flops = times * (ROUNDS * m * (4 * p * K + 2 * p * (2 * GROWTH) ** 2))
+    # a round takes 40 launches
+    return Work(flops, flops, calls=(0, 0), fixed_calls=(times * ROUNDS * 40, 0))
 
 
 SOLVER = Solver(
@@ -84,6 +86,8 @@ SOLVER = Solver(
     workspace=lambda K, d, block: 4 * K,
     forms=FORMS,
     device_workspace=lambda total: workspace_share(total) + scratch_share(total),
+    # a row on the GPU has half of a float64 matrix, and vectors: csrc/nnls/layout.h
+    rows_at_once=lambda K, total: workspace_share(total) / (4 * K * (K + 1) + 80 * K),
     exact=True,
     # a column of D takes time that grows with the cube of its support, a third of the concepts: 5
     # ms at K = 1,000, 25 ms at 2,000 (one thread, AVX2), so about 0.2 s at 4,000

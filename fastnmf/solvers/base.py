@@ -33,6 +33,12 @@ class Work:
     flops: all of them; products: those in products of large matrices; swept: those in the kernel
     that updates a block of concepts one by one. updated: entries that element-wise updates read or
     write. steps: passes over F in each half-step.
+
+    For the model of a GPU, of the products, those of Gram matrices (gram), of a residual that is
+    computed anew (fresh), in a kernel that updates too (fused), and of searches on all of G
+    (searched). rounded, passed: entries that are rounded to tf32, and that other passes read or
+    write. calls, fixed_calls: launches by torch and by Triton for each block in each pass, and
+    besides.
     """
 
     flops: float
@@ -40,6 +46,14 @@ class Work:
     swept: float = 0.0
     updated: float = 0.0
     steps: int = 1
+    gram: float = 0.0
+    fresh: float = 0.0
+    fused: float = 0.0
+    searched: float = 0.0
+    rounded: float = 0.0
+    passed: float = 0.0
+    calls: tuple[float, float] = (2, 2)
+    fixed_calls: tuple[float, float] = (5, 0)
 
 
 HalfSteps = Callable[[Tensor, HalfStepData, FixedFactor, Compute, Tensor, int], None]
@@ -56,8 +70,9 @@ def fix_normal(
 def work_normal(form: str, size: Size, times: int) -> Work:
     """C = B Xᵀ and G = B Bᵀ once, and a product G F in each half-step."""
     m, p, K, _ = size
-    flops = 2 * m * p * K + 2 * p * K * K + times * 2 * m * K * K
-    return Work(flops, flops)
+    gram = 2 * p * K * K
+    flops = 2 * m * p * K + gram + times * 2 * m * K * K
+    return Work(flops, flops, gram=gram)
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,9 @@ class Solver:
         Concepts up to which it updates the dictionary; beyond, one sweep of hals does.
     device_workspace : callable or None
         ``device_workspace(total)``: bytes of a GPU's memory that its own workspaces take.
+    rows_at_once : callable or None
+        ``rows_at_once(K, total)``: rows on all K concepts whose workspaces fit in their share of a
+        GPU's memory.
     """
 
     name: str
@@ -142,6 +160,7 @@ class Solver:
     batch_half_steps: int = 4
     learns_up_to: float = float("inf")
     device_workspace: Callable[[int], int] | None = None
+    rows_at_once: Callable[[int, int], float] | None = None
 
     def penalise(self, C: Tensor, fixed: FixedFactor, out: Tensor | None = None) -> Tensor:
         """C (K, m) minus the slope l1 of a penalty, in `out` if given; C itself where there is no

@@ -136,11 +136,17 @@ def work(form: str, size: Size, times: int) -> Work:
     squares = K // narrow * narrow**2 + (K % narrow) ** 2
     swept = times * (2 * m * squares)
     if form == "normal":
-        flops = 2 * m * p * K + 2 * p * K * K + times * 2 * m * K * K
+        gram = 2 * p * K * K
+        flops = 2 * m * p * K + gram + times * 2 * m * K * K
         # few concepts are swept at once, 2 m K² in all; many need a GEMM before each block
-        return Work(flops, flops - (2 * m * K * K * times if K <= block else 0), swept)
-    flops = 2 * m * p * K + 2 * p * K * block + times * (4 * m * p * K + 2 * m * K * block)
-    return Work(flops, flops - times * (2 * m * K * narrow), swept)
+        products = flops - (2 * m * K * K * times if K <= block else 0)
+        return Work(flops, products, swept, gram=gram)
+    gram, fresh = 2 * p * K * block, 2 * m * p * K
+    flops = fresh + gram + times * (4 * m * p * K + 2 * m * K * block)
+    products, rounded = flops - times * (2 * m * K * narrow), times * p * K
+    # for each block two products, its Gram matrix, rounding, and the sweep with its sums
+    calls = {"calls": (5, 2)}
+    return Work(flops, products, swept, gram=gram, fresh=fresh, rounded=rounded, **calls)
 
 
 SOLVER = Solver(

@@ -102,11 +102,23 @@ def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
 def work(form: str, size: Size, times: int) -> Work:
     """The Work of half-steps on the same data, `times` of them."""
     m, p, K, _ = size
+    updated = times * 5 * m * K
     if form == "normal":
-        flops = 2 * m * p * K + 2 * p * K * K + times * 2 * m * K * K
-    else:
-        flops = times * 6 * m * p * K
-    return Work(flops, flops, updated=times * 5 * m * K)
+        gram, fused = 2 * p * K * K, times * 2 * m * K * K
+        flops = 2 * m * p * K + gram + fused
+        return Work(flops, flops, updated=updated, gram=gram, fused=fused)
+    flops = times * 6 * m * p * K
+    # the kernel computes numerator and denominator; the error takes passes over the residual
+    return Work(
+        flops,
+        flops,
+        updated=updated,
+        fused=times * 4 * m * p * K,
+        rounded=times * (m + p) * K,
+        passed=times * 4 * m * p,
+        calls=(5, 0),
+        fixed_calls=(5, 2),
+    )
 
 
 SOLVER = Solver(

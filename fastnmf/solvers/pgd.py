@@ -25,6 +25,9 @@ from .half_step import (
 )
 from .penalties import Penalty
 
+# steps of the power iteration that bounds the largest eigenvalue
+_BOUND_STEPS = 15
+
 
 class GradientStep(NamedTuple):
     """What a fused gradient step writes, and by how much it goes: next_F = max(0, Y − length ·
@@ -146,7 +149,7 @@ def momenta(steps: int = 5) -> list[float]:
 
 
 def largest_eigenvalue(
-    apply: Callable[[Tensor], Tensor], diagonal: Tensor, steps: int = 15
+    apply: Callable[[Tensor], Tensor], diagonal: Tensor, steps: int = _BOUND_STEPS
 ) -> Tensor:
     """An upper bound of the largest eigenvalue of G ≥ 0, tight once the power iteration converges.
 
@@ -172,11 +175,24 @@ def work(form: str, size: Size, times: int) -> Work:
     """The Work of half-steps on the same data, `times` of them."""
     m, p, K, _ = size
     steps = len(momenta())
+    updated, bound = times * steps * 5 * m * K, _BOUND_STEPS + 1
+    # a power iteration takes five launches a step
+    calls = {"steps": steps, "updated": updated, "fixed_calls": (5 * bound + 5, 0)}
     if form == "normal":
-        flops = 2 * m * p * K + 2 * p * K * K + times * steps * 2 * m * K * K
-    else:
-        flops = times * steps * 4 * m * p * K
-    return Work(flops, flops, updated=times * steps * 5 * m * K, steps=steps)
+        gram, fused = 2 * p * K * K, times * steps * 2 * m * K * K
+        flops = 2 * m * p * K + gram + fused
+        return Work(flops, flops, gram=gram, fused=fused, passed=bound * K * K, **calls)
+    flops = times * steps * 4 * m * p * K
+    # each step copies the data before it subtracts; the power iteration reads B twice a step
+    return Work(
+        flops,
+        flops,
+        fused=flops / 2,
+        rounded=times * steps * (m + p) * K,
+        passed=times * steps * 2 * m * p + 2 * bound * p * K,
+        calls=(5, 2),
+        **calls,
+    )
 
 
 SOLVER = Solver(

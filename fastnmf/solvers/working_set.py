@@ -4,8 +4,8 @@ few concepts that it may use, and the set grows until no other concept would low
 A round computes the slopes of all concepts from the residual, two products with the fixed factor,
 then solves each row on the concepts that it uses and those with the steepest slopes. Each round
 lowers the error of a row, so the rounds end, at the solution on all concepts. Neither C (K, m) nor
-work on all of G is needed; G is formed only where it pays and fits. The host waits for a device once
-in a round."""
+work on all of G is needed; G is formed only where it pays and fits. The host waits for a device
+once in a round."""
 
 from __future__ import annotations
 

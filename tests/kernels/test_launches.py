@@ -55,7 +55,8 @@ class Launches(Refusing):
 @pytest.fixture
 def device(monkeypatch):
     """A device of 132 processors that Triton launches on; gives the counts of who is counting."""
-    card = types.SimpleNamespace(multi_processor_count=132, total_memory=80 << 30)
+    sizes = {"multi_processor_count": 132, "total_memory": 80 << 30}
+    card = types.SimpleNamespace(name="NVIDIA H100 80GB HBM3", **sizes)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
     counting = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastnmf import InvalidInput, Tuning
-from fastnmf.planning.hardware import H100, Machine, machine
+from fastnmf.planning.hardware import Machine, machine
 from fastnmf.planning.plan import FORMS, REFRESH, Problem, accelerated, exchange
 from fastnmf.planning.plan import choose as choose_plan
 from fastnmf.solvers.base import Size
@@ -106,12 +106,6 @@ def test_machine_has_its_cache_and_calls_cost_without_the_extension():
     compiled, plain = machine(2, True), machine(2, False)
     assert 4 << 20 <= compiled.cache_bytes <= 32 << 20
     assert plain.concept_seconds > 0 == compiled.concept_seconds
-
-
-@pytest.mark.parametrize(("d", "block"), [(768, 512), (4096, 1024)])
-def test_a_gpu_takes_the_wider_blocks_the_wider_data_are(d, block):
-    chosen = choose(100_000, d, 10_000, "hals", on=H100)
-    assert (chosen.form, chosen.block) == ("residual", block)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""GPUs as the cost model sees them: what a card can do, and what the compiled kernels ask of it.
+
+Rates of cards come from their data sheets, those of kernels from their instructions. Nothing here
+was measured with fastnmf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Card:
+    """Rates of a card, in flops and bytes a second.
+
+    memory: its bytes. processors: multiprocessors. clock: cycles a second under load. tf32,
+    float32: products of large matrices by cuBLAS. far, near: the memory, and the L2 cache of
+    `cache` bytes.
+    """
+
+    memory: float
+    processors: int
+    clock: float
+    tf32: float
+    float32: float
+    far: float
+    near: float
+    cache: int
+
+
+# products at 75 % of the data sheet, memory at 90 %
+H100 = Card(85e9, 132, 1.75e9, 370e12, 50e12, 3.0e12, 5.5e12, 50 << 20)
+# 4.3e12 bytes a second were measured on such a card; its data sheet has 4.8e12
+H200 = replace(H100, memory=150e9, far=4.3e12)
+_H100_NVL = replace(H100, memory=100e9, far=3.5e12)
+_H100_PCIE = replace(H100, processors=114, tf32=320e12, float32=43e12, far=1.8e12)
+A100 = Card(85e9, 108, 1.4e9, 117e12, 16e12, 1.8e12, 3.5e12, 40 << 20)
+_A100_40 = replace(A100, memory=42e9, far=1.4e12)
+# part of the name, bytes of memory at least; a GH200 has the memory of one or of the other
+_CARDS = (
+    ("GH200", 120e9, H200),
+    ("GH200", 0, _H100_NVL),
+    ("H200", 0, H200),
+    ("H100 PCIe", 0, _H100_PCIE),
+    ("H100", 90e9, _H100_NVL),
+    ("H100", 0, H100),
+    ("A100", 60e9, A100),
+    ("A100", 0, _A100_40),
+)
+
+
+class Properties(Protocol):
+    """What torch.cuda.get_device_properties returns."""
+
+    name: str
+    total_memory: int
+    multi_processor_count: int
+
+
+def card_of(found: Properties) -> Card:
+    """The Card with these properties, by its name and memory, since torch reports no bandwidth.
+
+    A card that is not listed counts as an H100. Of one with fewer or more multiprocessors, such as
+    a part of a card, all rates are proportional to their number.
+    """
+    listed = (
+        card for part, least, card in _CARDS if part in found.name and found.total_memory >= least
+    )
+    card = next(listed, H100)
+    share = found.multi_processor_count / card.processors
+    rates = {name: getattr(card, name) * share for name in ("tf32", "float32", "far", "near")}
+    return replace(card, memory=found.total_memory, processors=found.multi_processor_count, **rates)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One compiled block sweep of hals.
+
+    samples: columns of F that a program sweeps. warps: of a program. resident: programs that a
+    multiprocessor holds, by registers and shared memory. latency: cycles that a concept takes a
+    program which waits for nobody. earlier: more cycles for each concept before it in the block.
+    instructions: that each warp issues for a concept.
+    """
+
+    samples: int
+    warps: int
+    resident: int
+    latency: float
+    earlier: float
+    instructions: float
+
+    def cycles(self, block: int, programs: float) -> float:
+        """Cycles of a concept in a block, where a multiprocessor runs `programs` at once: it issues
+        four instructions in a cycle."""
+        issued = programs * self.warps * self.instructions / 4
+        return max(self.latency, issued) + self.earlier * block / 2
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What kernels/ takes, by the instructions of sm_90.
+
+    many, few: the block sweep in tf32, for at least `many_samples` samples and for fewer;
+    many_float32, few_float32: in float32. fused: the rate of products in a kernel that updates
+    too, relative to cuBLAS. rounding: how often a factor is read or written to be rounded to tf32.
+    gram_tf32: whether Gram matrices are formed in tf32 where products are.
+    """
+
+    many: Sweep
+    few: Sweep
+    many_float32: Sweep
+    few_float32: Sweep
+    many_samples: int = 16_384
+    fused: float = 0.6
+    rounding: int = 4
+    gram_tf32: bool = False
+
+    def sweep(self, samples: int, tf32: bool) -> Sweep:
+        if samples >= self.many_samples:
+            return self.many if tf32 else self.many_float32
+        return self.few if tf32 else self.few_float32
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card, what runs on it, and whether products in residual form are tf32."""
+
+    card: Card
+    kernels: Kernels
+    tf32: bool
+
+
+KERNELS = Kernels(
+    many=Sweep(128, 4, 2, 1050, 0, 100),
+    few=Sweep(32, 1, 2, 1050, 0, 100),
+    many_float32=Sweep(128, 4, 2, 1050, 16, 100),
+    few_float32=Sweep(32, 1, 2, 1050, 16, 100),
+)

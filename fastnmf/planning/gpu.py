@@ -1,0 +1,129 @@
+"""The cost model of a GPU: the parts of a half-step, by name, in seconds.
+
+Predictions, not measurements (docs/notes/gpu_predictions.md). The model of a CPU, one formula, is
+in plan.py."""
+
+from __future__ import annotations
+
+import math
+
+from ..solvers.base import Size, Solver, Work
+from .hardware import Machine
+
+# seconds of the host for a launch by torch and by Triton, and of the device between two launches
+HOST_SECONDS, GAP_SECONDS = (5e-6, 20e-6), 2e-6
+WAITING = "waiting for the host"
+_HOST = "host"
+Parts = dict[str, float]
+
+
+def half_step_parts(
+    solver: Solver,
+    form: str,
+    size: Size,
+    tile: int,
+    itemsize: int,
+    on: Machine,
+    times: int = 1,
+) -> Parts:
+    """The parts of `times` half-steps on the same data, with tiles of `tile` columns of F, and of
+    the host, which launches them meanwhile: for `settled`.
+
+    In residual form with tf32 the products, and by the kernels that are there the Gram matrices,
+    are tf32; a new residual and all of the normal form are float32.
+    """
+    gpu, work = on.gpu, solver.work(form, size, times)
+    assert gpu is not None
+    m, p, K, block = size
+    single, blocks, tiles = 4 / itemsize, math.ceil(K / min(block, K)), math.ceil(m / tile)
+    tf32 = gpu.tf32 and form == "residual" and itemsize == 4
+    float32 = gpu.card.float32 * single
+    rate = gpu.card.tf32 if tf32 else float32
+    # products with a narrow matrix are slower than large ones
+    slim = min(block, K) / (min(block, K) + 24)
+    kernels = 0.0 if on.concept_seconds else work.fused
+    library = work.products - work.gram - work.fresh - work.searched - kernels
+    in_cache = tile * (p if form == "residual" else K) * itemsize <= on.cache_bytes / 2
+    through = _through(solver, form, size, times * work.steps * blocks)
+    gram_rate = gpu.card.tf32 if tf32 and gpu.kernels.gram_tf32 else float32
+    memory = itemsize / on.far
+    parts = {
+        "products": max(
+            library / (rate * slim), through * itemsize / (on.near if in_cache else on.far)
+        ),
+        "Gram matrices": max(work.gram / (gram_rate * slim), p * K * memory) if work.gram else 0.0,
+        "sweep": _sweep(work, size, tile, on, times, tf32) if work.swept else 0.0,
+        "update": max(kernels / (rate * gpu.kernels.fused), work.updated * memory),
+        "rounding": gpu.kernels.rounding * work.rounded * memory if tf32 else 0.0,
+        "new residual": work.fresh / (float32 * slim),
+        "other passes": work.passed * memory,
+        "search": _search(solver, work, K, itemsize, on),
+    }
+    launched = _launched(work, times * work.steps * tiles * blocks)
+    parts["launches"] = sum(launched) * GAP_SECONDS
+    host = sum(count * seconds for count, seconds in zip(launched, HOST_SECONDS, strict=True))
+    return {**{name: took for name, took in parts.items() if took}, _HOST: host}
+
+
+def settled(parts: Parts) -> Parts:
+    """The parts of what runs on the device, and the time that it waits for the host: the host
+    launches what follows while the device computes."""
+    on_device = {name: took for name, took in parts.items() if name != _HOST}
+    waits = parts.get(_HOST, 0.0) - sum(on_device.values())
+    return {**on_device, WAITING: waits} if waits > 0 else on_device
+
+
+def iteration_parts(halves: dict[str, Parts], kept: int | None) -> Parts:
+    """The parts of an iteration from those of its halves, 'codes' and 'dictionary', each named by
+    its half. kept: iterations that share a residual, if one half passes it to the other."""
+    if kept is not None:
+        halves["codes"]["new residual"] /= kept
+        del halves["dictionary"]["new residual"]
+    found = {_HOST: sum(parts[_HOST] for parts in halves.values())}
+    for half, parts in halves.items():
+        found |= {f"{half}: {name}": took for name, took in parts.items() if name != _HOST}
+    return settled(found)
+
+
+def _through(solver: Solver, form: str, size: Size, passes: int) -> float:
+    """Entries that the products read and write: for each block the residual; in normal form the
+    data once, and F for each block."""
+    m, p, K, _ = size
+    if form == "residual":
+        return passes * m * p * (3 if solver.sweeps_blocks else 2)
+    return m * p + passes * m * K
+
+
+def _sweep(work: Work, size: Size, tile: int, on: Machine, times: int, tf32: bool) -> float:
+    """The seconds of the block sweeps: waves of programs, each concept after the other; at least
+    those of reading and writing F, R and Δ."""
+    m, _, K, block = size
+    gpu, tiles, columns = on.gpu, math.ceil(m / tile), min(m, tile)
+    if on.concept_seconds:
+        return times * tiles * K * on.concept_seconds + work.swept / on.sweep
+    sweep = gpu.kernels.sweep(columns, tf32)
+    programs = math.ceil(columns / sweep.samples)
+    waves = math.ceil(programs / (sweep.resident * gpu.card.processors))
+    at_once = min(sweep.resident, math.ceil(programs / gpu.card.processors))
+    cycles = sweep.cycles(min(block, K), at_once)
+    latency = tiles * waves * K * cycles / gpu.card.clock
+    return times * max(latency, 6 * m * K * 4 / on.far)
+
+
+def _search(solver: Solver, work: Work, K: int, itemsize: int, on: Machine) -> float:
+    """The seconds of exact searches on all of G: each multiply-add reads an entry. Where the
+    workspaces of few rows fill the memory that they may take, few multiprocessors have work."""
+    if not work.searched:
+        return 0.0
+    rate = on.near if K * K * itemsize <= on.cache_bytes / 2 else on.far
+    card = on.gpu.card
+    rows = solver.rows_at_once(K, int(card.memory)) if solver.rows_at_once else card.processors
+    return work.searched / 2 * itemsize / rate * max(1.0, card.processors / rows)
+
+
+def _launched(work: Work, passes: int) -> tuple[float, float]:
+    """Launches by torch and by Triton."""
+    of_torch, of_triton = (
+        fixed + passes * each for fixed, each in zip(work.fixed_calls, work.calls, strict=True)
+    )
+    return of_torch, of_triton

@@ -1,0 +1,221 @@
+"""The cost model of a GPU: its parts, the cards, and the choices that follow. Everything here is
+predicted; no GPU is needed."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import replace
+
+import pytest
+
+from fastnmf import Tuning
+from fastnmf.planning.cards import A100, H100, H200, KERNELS, card_of
+from fastnmf.planning.gpu import WAITING, half_step_parts, settled
+from fastnmf.planning.hardware import floor_seconds, gpu_machine
+from fastnmf.planning.memory import needed_bytes
+from fastnmf.planning.plan import (
+    REFRESH,
+    Candidate,
+    Problem,
+    accelerated,
+    choose,
+    gpu_parts,
+    half_step_seconds,
+    predict,
+)
+from fastnmf.solvers.base import Size
+from fastnmf.solvers.registry import SOLVERS
+
+MANY, FEW = (100_000, 768, 10_000), (63_700, 2_048, 10)
+TF32, FLOAT32 = gpu_machine(H200, tf32=True), gpu_machine(H200, tf32=False)
+
+
+def problem(sizes, solver="hals", **options):
+    return Problem(*sizes, 4, SOLVERS[solver], **options)
+
+
+def candidate(plan):
+    return Candidate(plan.codes, plan.dictionary, plan.block, plan.tile_rows)
+
+
+def parts_of(sizes, on, solver="hals", **tuning):
+    given = problem(sizes, solver)
+    return gpu_parts(given, candidate(choose(given, on, Tuning(**tuning))), on)
+
+
+# name, GB of memory, multiprocessors; the card, and its share of the rates
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "processors", "card", "share"),
+    [
+        ("NVIDIA H100 80GB HBM3", 85, 132, H100, 1),
+        ("NVIDIA H200", 150, 132, H200, 1),
+        ("NVIDIA GH200 144G HBM3e", 150, 132, H200, 1),
+        ("NVIDIA A100-SXM4-80GB", 85, 108, A100, 1),
+        # a part of a card
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 42, 60, H100, 60 / 132),
+        # not listed
+        ("NVIDIA GeForce RTX 4090", 25, 128, H100, 128 / 132),
+    ],
+)
+def test_card_is_found_by_its_name(name, gigabytes, processors, card, share):
+    found = card_of(
+        types.SimpleNamespace(
+            name=name, total_memory=gigabytes * 10**9, multi_processor_count=processors
+        )
+    )
+    assert (found.memory, found.processors) == (gigabytes * 10**9, processors)
+    for rate in ("tf32", "float32", "far", "near"):
+        assert getattr(found, rate) == pytest.approx(share * getattr(card, rate), rel=1e-12)
+
+
+def test_cards_of_one_name_differ_by_their_memory():
+    rates = {
+        (name, gigabytes): card_of(
+            types.SimpleNamespace(
+                name=name, total_memory=gigabytes * 10**9, multi_processor_count=132
+            )
+        ).far
+        for name, gigabytes in (
+            ("NVIDIA H100 NVL", 100),
+            ("NVIDIA H100 80GB HBM3", 85),
+            ("NVIDIA GH200 480GB", 100),
+            ("NVIDIA H200", 150),
+        )
+    }
+    assert list(rates.values()) == [3.5e12, 3.0e12, 3.5e12, 4.3e12]
+
+
+CASES = [
+    ("hals", None, MANY),
+    ("hals", "normal", MANY),
+    ("hals", None, FEW),
+    ("mu", None, MANY),
+    ("pgd", None, MANY),
+    ("pgd", None, FEW),
+    ("anls", None, (4_000, 768, 10_000)),
+]
+
+
+@pytest.mark.parametrize("on", [TF32, FLOAT32, gpu_machine(H100, tf32=True, compiled=False)])
+@pytest.mark.parametrize(("solver", "form", "sizes"), CASES)
+def test_parts_of_an_iteration_add_up_to_its_seconds(solver, form, sizes, on):
+    for learns in (True, False):
+        given = problem(sizes, solver, learns=learns)
+        chosen = choose(given, on, Tuning(form=form))
+        parts = gpu_parts(given, candidate(chosen), on)
+        assert min(parts.values()) > 0
+        assert sum(parts.values()) == pytest.approx(chosen.seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize(("solver", "form", "sizes"), CASES)
+def test_parts_of_a_half_step_add_up_to_its_seconds(solver, form, sizes):
+    n, d, K = sizes
+    given = SOLVERS[solver], form or "residual", Size(n, d, K, min(K, 512)), n, 4, FLOAT32
+    seconds = half_step_seconds(*given)
+    assert sum(settled(half_step_parts(*given)).values()) == pytest.approx(seconds, rel=1e-12)
+
+
+def test_a_new_residual_is_computed_in_one_iteration_of_eight():
+    given = problem(MANY)
+    part = gpu_parts(given, Candidate("residual", "residual", 512, 100_000), TF32)
+    alone = half_step_parts(SOLVERS["hals"], "residual", Size(*MANY, 512), 100_000, 4, TF32)
+    assert part["codes: new residual"] == pytest.approx(alone["new residual"] / REFRESH)
+    assert "dictionary: new residual" not in part
+    # it is float32, whatever is allowed
+    n, d, K = MANY
+    assert alone["new residual"] >= 2 * n * d * K / H200.float32
+
+
+def sweep_seconds(m, on=TF32, block=512):
+    size = Size(m, 768, 10_000, block)
+    return half_step_parts(SOLVERS["hals"], "residual", size, m, 4, on)["sweep"]
+
+
+def test_a_sweep_takes_as_many_waves_as_its_programs_need():
+    many = KERNELS.many
+    wave = many.samples * many.resident * H200.processors
+    assert sweep_seconds(3 * wave) == pytest.approx(3 * sweep_seconds(wave), rel=0.2)
+    assert sweep_seconds(wave + 1) == pytest.approx(2 * sweep_seconds(wave), rel=0.2)
+    # fewer samples than a wave has take as long
+    few = KERNELS.few
+    assert sweep_seconds(few.samples) == pytest.approx(sweep_seconds(2 * few.samples))
+
+
+def test_a_sweep_takes_at_least_the_time_of_its_bytes():
+    instant = replace(KERNELS.many, latency=1.0, earlier=0.0, instructions=1.0)
+    on = gpu_machine(H200, tf32=True, kernels=replace(KERNELS, many=instant))
+    assert sweep_seconds(100_000, on) == pytest.approx(6 * 4 * 1e9 / H200.far)
+
+
+def test_precision_of_gram_matrices_is_that_of_the_kernels():
+    times = {}
+    for tf32 in (False, True):
+        on = gpu_machine(H200, tf32=True, kernels=replace(KERNELS, gram_tf32=tf32))
+        times[tf32] = parts_of(MANY, on, block=512)["dictionary: Gram matrices"]
+    assert 20e-3 < times[False] < 22e-3
+    assert 2.7e-3 < times[True] < 3.5e-3
+
+
+def test_the_host_is_waited_for_where_launches_take_longer():
+    # of pgd, whose power iteration takes some hundred launches of few concepts
+    assert WAITING in parts_of(FEW, FLOAT32, "pgd")
+    assert WAITING not in parts_of(MANY, FLOAT32, "pgd")
+
+
+def test_accelerated_iterations_are_predicted_for_the_gpu():
+    given = problem(FEW)
+    plain = choose(given, FLOAT32)
+    faster = accelerated(plain, given, FLOAT32)
+    assert faster.inner == accelerated(plain, given).inner
+    parts = gpu_parts(given, candidate(plain), FLOAT32, faster.inner)
+    assert faster.seconds == pytest.approx(sum(parts.values()), rel=1e-12)
+    # three and six half-steps share the products, which take most of the time
+    assert plain.seconds < faster.seconds < 2 * plain.seconds
+
+
+def test_graphs_are_for_iterations_whose_floor_is_short():
+    assert floor_seconds(FLOAT32, choose(problem(FEW), FLOAT32).flops, 4 * 63_700 * 2_048) < 1e-3
+    many = choose(problem(MANY), FLOAT32, Tuning(form="normal"))
+    assert floor_seconds(FLOAT32, many.flops, 4 * 100_000 * 768) > 20e-3
+
+
+def test_exact_solvers_take_working_sets_where_full_searches_would_leave_a_gpu_idle():
+    """At K = 10,000 each row on all of G takes 400 MB: 43 rows in the workspace of 132
+    multiprocessors."""
+    for n in (300, 4_000, 100_000):
+        for K, form in ((200, "normal"), (1_000, "normal"), (10_000, "residual")):
+            given = problem((n, 768, K), "anls", learns=False)
+            assert choose(given, FLOAT32).codes == form
+    rows = SOLVERS["anls"].rows_at_once(10_000, int(H200.memory))
+    assert 40 < rows < 50
+
+
+def test_a_million_rows_and_ten_thousand_concepts_fit_on_an_h200():
+    given = problem((10**6, 768, 10_000))
+    plan = choose(given, TF32)
+    fixed, a_row = needed_bytes(given, plan)
+    data = 4 * 10**6 * 768
+    assert plan.form == "residual"
+    # the codes are 40 GB
+    assert 40e9 < fixed + a_row * plan.tile_rows + data < 0.92 * H200.memory
+    assert fixed + a_row * plan.tile_rows + data < 0.92 * 141e9
+
+
+def test_fewest_seconds_are_chosen_among_the_blocks():
+    for on in (TF32, FLOAT32):
+        chosen = choose(problem(MANY), on)
+        assert chosen.form == "residual"
+        for block in on.blocks:
+            other = predict(
+                problem(MANY), Candidate("residual", "residual", block, chosen.tile_rows), on
+            )
+            assert chosen.seconds <= other.seconds
+
+
+def test_sweeps_of_the_model_have_the_tiles_of_the_kernels():
+    hals = pytest.importorskip("fastnmf.kernels.hals", reason="triton is not installed")
+    tiles = [(least, block) for least, block in hals.TILES]
+    expected = [(KERNELS.many_samples, KERNELS.many.samples), (0, KERNELS.few.samples)]
+    assert tiles == expected
+    for sweep in (KERNELS.many, KERNELS.few, KERNELS.many_float32, KERNELS.few_float32):
+        assert sweep.warps * 32 == sweep.samples
