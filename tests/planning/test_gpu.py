@@ -3,8 +3,11 @@ predicted; no GPU is needed."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -219,3 +222,14 @@ def test_sweeps_of_the_model_have_the_tiles_of_the_kernels():
     assert tiles == expected
     for sweep in (KERNELS.many, KERNELS.few, KERNELS.many_float32, KERNELS.few_float32):
         assert sweep.warps * 32 == sweep.samples
+
+
+def test_tables_of_the_page_are_those_that_the_study_prints():
+    """`python bench/studies/roofline.py --write` puts them there."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "bench" / "studies" / "roofline.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    warning, tables = printed.split("\n", 1)
+    assert "NOT MEASURED" in warning
+    page = (root / "docs" / "notes" / "gpu_predictions.md").read_text()
+    assert tables.strip() in page
