@@ -215,7 +215,7 @@ def _search(
     unit = (D / norms[:, None]).to(D.dtype)
     infos, height = [], max(1, _SCRATCH // max(D.shape))
     if D.device.type != "cpu":
-        height = rows_together(*D.shape, D)
+        height = rows_together(len(D), D.shape[1], D)
     solve = _solver(unit, n, ops, max_iter, warm=start is not None, ridge=ridge)
     for first in range(0, n, height):
         chunk = slice(first, first + height)

@@ -342,10 +342,11 @@ def accelerated(plan: Plan, problem: Problem, on: Machine | None = None) -> Plan
     """
     n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
     halves = ((problem.solver, plan.codes, n, d, 3), (problem.learner, plan.dictionary, d, n, 6))
-    inner = tuple(
+    of_codes, of_dictionary = (
         _inner(solver, form, Size(m, p, K, BLOCKS[-1]), itemsize, most)
         for solver, form, m, p, most in halves
     )
+    inner = of_codes, of_dictionary
     flops, seconds = plan.flops, plan.seconds
     for (solver, form, m, p, _), times in zip(halves, inner, strict=True):
         size = Size(m, p, K, plan.block)

@@ -125,7 +125,7 @@ def working_set_(
     zero; zero concepts keep their F_k. sums (3,) float64 is increased by ‖Δ‖², ‖F‖² and the squared
     residual. Synchronises, once in a round of each part of the rows.
     """
-    infos, rows = [], rows_together(*concepts.B.shape, F)
+    infos, rows = [], rows_together(len(concepts.B), concepts.B.shape[1], F)
     for first in range(0, F.shape[1], rows):
         part = slice(first, first + rows)
         before = F[:, part].T
