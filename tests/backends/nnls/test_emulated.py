@@ -22,7 +22,9 @@ from nnls_problems import (
 
 import fastnmf
 from fastnmf import NMF, Tuning
-from fastnmf.backends.pointers import NnlsLimits, view
+from fastnmf.backends.nnls.result import workspace_share
+from fastnmf.backends.pointers import NnlsLimits, nnls_arguments, view
+from fastnmf.solvers.registry import SOLVERS
 
 pytestmark = pytest.mark.compiles
 
@@ -95,6 +97,33 @@ def test_nnls_has_the_same_bits_wherever_its_factor_is_stored(concepts, shared, 
     assert torch.equal(fastnmf.nnls(A, D, backend="cuda"), expected)
     assert emulated["blocks"] == 1
     assert emulated["threads"] == (32 if concepts == 90 else 128)
+
+
+def workspace_of_a_row(K, q=None):
+    """Bytes of a row on all of K concepts, or on a working set of q."""
+    F, G = torch.empty(K, 1), torch.empty(K, K)
+    index = None if q is None else torch.zeros(1, q, dtype=torch.int32)
+    scale = torch.empty(K, dtype=torch.float64)
+    gram, report = (G, scale, index), torch.empty(1, 4, dtype=torch.float64)
+    rows = nnls_arguments(F, torch.empty(K, 1), gram, report, False, None)
+    # less the counter of rows
+    return fastnmf._cuda.nnls_workspace(*rows, 0)[0] - 256
+
+
+@pytest.mark.parametrize("K", [2_000, 10_000])
+def test_plan_counts_the_rows_whose_workspaces_fit(K, emulated):
+    emulated["shared"] = 227 << 10
+    expected = workspace_share(150 * 10**9) / workspace_of_a_row(K)
+    # the plan does not subtract what lies in shared memory
+    assert SOLVERS["anls"].rows_at_once(K, 150 * 10**9) == pytest.approx(expected, rel=0.1)
+
+
+def test_working_sets_of_many_concepts_fill_a_card_that_full_searches_leave_idle(emulated):
+    emulated["shared"] = 227 << 10
+    share, processors = workspace_share(150 * 10**9), 132
+    assert share / workspace_of_a_row(10_000) < processors / 2
+    # 128 concepts and a support of 500
+    assert share / workspace_of_a_row(10_000, 628) > 32 * processors
 
 
 def arguments(K=7, m=5, dtype=torch.float64):
