@@ -40,12 +40,12 @@ class Variant:
 class _Target:
     """In place of Triton's driver: it has a target, and no device to launch on."""
 
-    def __init__(self, target: GPUTarget) -> None:
-        self._target = target
+    def __init__(self, target: GPUTarget, purpose: str) -> None:
+        self._target, self._purpose = target, purpose
 
     def get_current_device(self) -> str:
-        # kernels are kept by device: none that was launched before is found under this one
-        return f"ahead, {self._target}"
+        # kernels are kept by device, and one that is found is launched: none is found under this
+        return f"{self._purpose} for {self._target}"
 
     def get_current_stream(self, _device: str) -> None:
         return None
@@ -55,10 +55,10 @@ class _Target:
 
 
 @contextlib.contextmanager
-def _compiling_for(target: GPUTarget) -> Iterator[None]:
+def _without_device(target: GPUTarget, purpose: str) -> Iterator[None]:
     # Triton creates its driver at first use, and without a GPU it has none
     before = driver._active
-    driver.set_active(_Target(target))
+    driver.set_active(_Target(target, purpose))
     try:
         yield
     finally:
@@ -82,7 +82,7 @@ def variants(calls: Iterable[Callable], target: GPUTarget | None = None) -> list
 
     runtime = triton.knobs.runtime
     before, target = runtime.jit_cache_hook, target or driver.active.get_current_target()
-    with _compiling_for(target):
+    with _without_device(target, "recorded"):
         runtime.jit_cache_hook = record
         try:
             for call in calls:
@@ -95,7 +95,7 @@ def variants(calls: Iterable[Callable], target: GPUTarget | None = None) -> list
 def compiled(variant: Variant, target: GPUTarget) -> triton.compiler.CompiledKernel:
     """The kernel, compiled now or read from Triton's cache."""
     kernel = getattr(importlib.import_module(variant.module), variant.kernel)
-    with _compiling_for(target):
+    with _without_device(target, "compiled"):
         return kernel.preload(variant.launched_as)
 
 

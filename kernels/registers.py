@@ -1,4 +1,4 @@
-"""What the kernels do with a tile in registers: pick a row, round to tf32."""
+"""What the kernels do with a tile in registers: pick a row, round to tf32, take parts."""
 
 import triton
 import triton.language as tl
@@ -26,6 +26,29 @@ def round_tf32(X):
     A product in tf32 cuts its operands off: towards zero always, so that its errors add up.
     """
     return ((X.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _halves(tile):
+    """The left and the right half of a tile's columns."""
+    rows: tl.constexpr = tile.shape[0]
+    half: tl.constexpr = tile.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(tile, (rows, 2, half)), (0, 2, 1)))
+
+
+@triton.jit
+def parts_of(tile, PARTS: tl.constexpr):
+    """A tile's columns in 1, 2 or 4 parts, from left to right."""
+    if PARTS == 1:
+        return (tile,)
+    elif PARTS == 2:
+        left, right = _halves(tile)
+        return left, right
+    else:
+        left, right = _halves(tile)
+        first, second = _halves(left)
+        third, fourth = _halves(right)
+        return first, second, third, fourth
 
 
 @triton.jit

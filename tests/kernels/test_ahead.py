@@ -34,6 +34,14 @@ def test_what_is_launched_twice_is_one_variant():
     assert ahead.variants([update(), update(64, 96)], H100) == once
 
 
+@pytest.mark.compiles
+def test_what_was_compiled_in_this_process_is_still_found():
+    once = ahead.variants([update()], H100)
+    for variant in once:
+        ahead.compiled(variant, H100)
+    assert ahead.variants([update()], H100) == once
+
+
 def test_another_dtype_is_another_variant():
     both = ahead.variants([update(), update(dtype=torch.float64)], H100)
     assert len(both) == 4
@@ -66,7 +74,7 @@ if __name__ == "__main__":
     def compiles(kernel, *given, grid, warmup, **options):
         return run(kernel, *given, grid=grid, warmup=True, **options)
     triton.runtime.jit.JITFunction.run = compiles
-    with ahead._compiling_for(H100):
+    with ahead._without_device(H100, "launched"):
         update()()
     assert set(os.listdir(os.environ["TRITON_CACHE_DIR"])) == before and before
 """

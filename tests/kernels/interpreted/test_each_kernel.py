@@ -7,6 +7,7 @@ import mmap
 
 import pytest
 import torch
+from fastnmf.kernels import packing
 from oracle import TOLERANCES, relative_difference
 
 from fastnmf.backends.registry import BACKENDS
@@ -93,6 +94,17 @@ def penalty_of(K, dtype):
     curvature = guarded(1, K, dtype).T
     curvature.copy_(torch.linspace(0, 2, K)[:, None])
     return curvature
+
+
+FORMS = ["normal", "residual", "residual, in place"]
+
+
+@pytest.fixture
+def form(request, monkeypatch):
+    """One of FORMS; in place: as if B were too large for a copy."""
+    if "in place" in request.param:
+        monkeypatch.setattr(packing, "MOST_BYTES", -1)
+    return request.param.partition(",")[0]
 
 
 def new_sums():
@@ -207,7 +219,7 @@ def test_hals_block_in_tf32_changes_nothing_beside_its_matrices():
 
 
 @pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), TILED)
-@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("form", FORMS, indirect=True)
 def test_mu_is_the_reference(K, m, p, layout, dtype, form):
     before, X, B = draw(K, m, dtype, p)
     number = getattr(torch, dtype)
@@ -241,7 +253,7 @@ def check_step(dtype, F, next_Y, sums, step):
 
 
 @pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), TILED)
-@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("form", FORMS, indirect=True)
 # the last step of a half-step makes the norms
 @pytest.mark.parametrize("last", [False, True])
 def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
@@ -265,6 +277,67 @@ def test_pgd_is_the_reference(K, m, p, layout, dtype, form, last):
         OPS["pgd_normal_"](F.view, Y.view, C, G, to)
     Y.values(), start.values()
     check_step(dtype, F, next_Y, sums, (before, point, gradient, step.double(), 0.3))
+
+
+def rounded(M):
+    """To the nearest tf32, ties away from zero."""
+    bits = M.float().contiguous().view(torch.int32)
+    return bits.add(0x1000).bitwise_and(-8192).view(torch.float32).double()
+
+
+@pytest.mark.parametrize("form", FORMS[1:], indirect=True)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_operands_are_rounded_to_nearest_before_a_product_in_tf32(form, layout, monkeypatch):
+    """Against products of the rounded operands; those of the others are 100 times further away."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    K, m, p = 70, 33, 40
+    before, X, B = draw(K, m, "float32", p)
+    W, step = before.T @ B, torch.tensor(0.01)
+    F, G = Matrix(before, torch.float32, layout), Matrix(before, torch.float32, layout)
+    X_given, W_given, B_given = (Matrix(M, torch.float32, "columns").view for M in (X, W, B))
+    OPS["mu_residual_"](F.view, X_given, W_given, B_given, new_sums())
+    expected = before.clone()
+    mu_(expected, rounded(B) @ rounded(X).T, rounded(B) @ rounded(W.float()).T, new_sums())
+    assert relative_difference(F.values(), expected) < 1e-6
+    Y = Matrix(torch.full((K, m), torch.nan), torch.float32, layout)
+    to = GradientStep(G.view, Y.view, G.view, step, 0.3, None)
+    OPS["pgd_residual_"](G.view, G.view, X_given, B_given, to)
+    expected = before.clone()
+    pgd_(expected, before.clone(), -rounded(B) @ rounded(X).T, step.double(), 0.3)
+    assert relative_difference(G.values(), expected) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_samples_in_chunks_give_the_same_bits(precision, monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    # a chunk of one, two and three tiles, the last not whole
+    K, m, p = 20, 3 * 128 - 5, 10
+    before, X, B = (M.float() for M in draw(K, m, "float32", p))
+    W, found = before.T @ B, []
+    for rows in (packing.LEAST_ROWS, 128, 256):
+        monkeypatch.setattr(packing, "LEAST_ROWS", rows)
+        monkeypatch.setattr(packing, "CHUNK_BYTES", 0)
+        F, sums = before.T.contiguous().T, new_sums()
+        OPS["mu_residual_"](F, X, W, B, sums)
+        G, more = before.T.contiguous().T, new_sums()
+        to = GradientStep(G, G, before, torch.tensor(0.01), 0.3, more)
+        OPS["pgd_residual_"](G, G, X, B, to)
+        found.append((F, sums, G, more))
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(map(torch.equal, found[0], found[2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_an_operand_is_packed_with_zeros_around_it(dtype, layout):
+    values = torch.randn(37, 45, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    X, rounds = Matrix(values, dtype, layout), dtype == torch.float32
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    out = packing.packed(X.view, torch.full((64, 48), torch.nan, dtype=wide), rounds)
+    kept = X.values()
+    assert torch.equal(out[:37, :45].double(), rounded(kept) if rounds else kept)
+    assert not out[37:].any()
+    assert not out[:, 45:].any()
 
 
 @pytest.mark.parametrize(
@@ -294,8 +367,13 @@ def test_mu_reads_data_in_16_bits_where_they_lie(layout, stored, precision):
 
 
 @pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), [TILED[1], *TILED[3:]])
-@pytest.mark.parametrize(("l1", "curved"), [(0.3, True), (0.0, True), (0.3, False)], ids=str)
-def test_penalised_mu_is_the_reference(K, m, p, layout, dtype, l1, curved):
+@pytest.mark.parametrize(
+    ("l1", "form"),
+    [(0.3, FORMS[1]), (0.3, FORMS[2]), (0.0, FORMS[1]), (0.3, FORMS[0])],
+    indirect=["form"],
+)
+def test_penalised_mu_is_the_reference(K, m, p, layout, dtype, l1, form):
+    curved = form == "residual"
     before, X, B = draw(K, m, dtype, p)
     number = getattr(torch, dtype)
     curvature = penalty_of(K, number) if curved else None
@@ -316,8 +394,12 @@ def test_penalised_mu_is_the_reference(K, m, p, layout, dtype, l1, curved):
 
 
 @pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), [TILED[1], *TILED[3:]])
-@pytest.mark.parametrize(("l1", "last"), [(0.3, False), (0.3, True), (0.0, False)])
-def test_penalised_pgd_is_the_reference(K, m, p, layout, dtype, l1, last):
+@pytest.mark.parametrize(
+    ("l1", "last", "form"),
+    [(0.3, False, FORMS[1]), (0.3, True, FORMS[1]), (0.0, False, FORMS[1]), (0.3, True, FORMS[2])],
+    indirect=["form"],
+)
+def test_penalised_pgd_is_the_reference(K, m, p, layout, dtype, l1, last, form):
     before, X, B = draw(K, m, dtype, p)
     number = getattr(torch, dtype)
     curvature, step = penalty_of(K, number), torch.tensor(0.01, dtype=number)
