@@ -287,21 +287,22 @@ def rounded(M):
 
 @pytest.mark.parametrize("form", FORMS[1:], indirect=True)
 @pytest.mark.parametrize("layout", ["rows", "columns"])
-def test_operands_are_rounded_to_nearest_before_a_product_in_tf32(form, layout, monkeypatch):
+def test_operands_are_rounded_to_nearest_before_a_product_in_tf32(form, layout):
     """Against products of the rounded operands; those of the others are 100 times further away."""
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     K, m, p = 70, 33, 40
     before, X, B = draw(K, m, "float32", p)
     W, step = before.T @ B, torch.tensor(0.01)
     F, G = Matrix(before, torch.float32, layout), Matrix(before, torch.float32, layout)
     X_given, W_given, B_given = (Matrix(M, torch.float32, "columns").view for M in (X, W, B))
-    OPS["mu_residual_"](F.view, X_given, W_given, B_given, new_sums())
+    with products_in("high"):
+        OPS["mu_residual_"](F.view, X_given, W_given, B_given, new_sums())
     expected = before.clone()
     mu_(expected, rounded(B) @ rounded(X).T, rounded(B) @ rounded(W.float()).T, new_sums())
     assert relative_difference(F.values(), expected) < 1e-6
     Y = Matrix(torch.full((K, m), torch.nan), torch.float32, layout)
     to = GradientStep(G.view, Y.view, G.view, step, 0.3, None)
-    OPS["pgd_residual_"](G.view, G.view, X_given, B_given, to)
+    with products_in("high"):
+        OPS["pgd_residual_"](G.view, G.view, X_given, B_given, to)
     expected = before.clone()
     pgd_(expected, before.clone(), -rounded(B) @ rounded(X).T, step.double(), 0.3)
     assert relative_difference(G.values(), expected) < 1e-6
@@ -309,7 +310,6 @@ def test_operands_are_rounded_to_nearest_before_a_product_in_tf32(form, layout, 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_samples_in_chunks_give_the_same_bits(precision, monkeypatch):
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
     # a chunk of one, two and three tiles, the last not whole
     K, m, p = 20, 3 * 128 - 5, 10
     before, X, B = (M.float() for M in draw(K, m, "float32", p))
@@ -318,10 +318,11 @@ def test_samples_in_chunks_give_the_same_bits(precision, monkeypatch):
         monkeypatch.setattr(packing, "LEAST_ROWS", rows)
         monkeypatch.setattr(packing, "CHUNK_BYTES", 0)
         F, sums = before.T.contiguous().T, new_sums()
-        OPS["mu_residual_"](F, X, W, B, sums)
         G, more = before.T.contiguous().T, new_sums()
         to = GradientStep(G, G, before, torch.tensor(0.01), 0.3, more)
-        OPS["pgd_residual_"](G, G, X, B, to)
+        with products_in(precision):
+            OPS["mu_residual_"](F, X, W, B, sums)
+            OPS["pgd_residual_"](G, G, X, B, to)
         found.append((F, sums, G, more))
     assert all(map(torch.equal, found[0], found[1]))
     assert all(map(torch.equal, found[0], found[2]))

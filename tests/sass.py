@@ -97,3 +97,18 @@ def parsed(text: str) -> tuple[tuple[Instruction, ...], tuple[tuple[Instruction,
         if not any(span[0] <= a and b <= span[1] and (a, b) != span for a, b in spans)
     ]
     return tuple(found), tuple(tuple(found[a:b]) for a, b in inner)
+
+
+def copies_in_flight(loop: tuple[Instruction, ...]) -> bool | None:
+    """Whether the copies of the next step of a loop, or of a later one, are on their way while it
+    waits for those of this step; None without asynchronous copies.
+
+    A step leaves as many groups of copies behind as it has LDGDEPBAR, and DEPBAR.LE SB0, N waits
+    until at most N are on their way.
+    """
+    groups = sum(each.kind == "LDGDEPBAR" for each in loop)
+    if not groups:
+        return None
+    waits = [each.operands for each in loop if each.kind == "DEPBAR" and "SB0" in each.operands]
+    left = [int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) for operands in waits]
+    return bool(left) and min(left) >= groups
