@@ -114,11 +114,13 @@ def _load_cuda() -> dict[str, Callable]:
     return importlib.import_module("fastnmf.backends.cuda").OPERATIONS
 
 
+# products on a CPU are never tf32
+_ON_CPU = tuple(name for name in REFERENCE if name != "round_tf32_")
 # in order of preference: the last is the fallback
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("cpp", tuple(REFERENCE), ("cpu",), _probe_cpp, _load_cpp),
+        Backend("cpp", _ON_CPU, ("cpu",), _probe_cpp, _load_cpp),
         Backend("cuda", ("nnls_", "nnls_on_"), ("cuda",), _probe_cuda, _load_cuda),
         Backend(
             "triton",

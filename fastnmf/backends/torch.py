@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import add_squares_, round_tf32
+from ..numerics import add_squares_
 from ..precision import in_tf32
 from .nnls.reference import nnls_, nnls_on_
 
@@ -39,7 +39,7 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
     F.add_(delta)
     add_squares_(sums, delta, F)
     if in_tf32(delta):
-        round_tf32(delta, delta)
+        round_tf32_(delta, delta)
 
 
 def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
@@ -56,6 +56,15 @@ def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) 
 def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
     """out ← F X, or out + F X if adds; F (K, m), X (m, p), None: Fᵀ. 2 m K p flops."""
     out.addmm_(F, F.T if X is None else X, beta=1 if adds else 0)
+
+
+def round_tf32_(out: Tensor, X: Tensor) -> None:
+    """out ← X (s, m) in float32 rounded to the nearest tf32, ties away from zero; out may be X.
+
+    A product in tf32 cuts its operands off instead, towards zero, so that errors add up.
+    """
+    torch.add(X.view(torch.int32), 0x1000, out=out.view(torch.int32))
+    out.view(torch.int32).bitwise_and_(-8192)
 
 
 def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
@@ -133,6 +142,7 @@ REFERENCE = {
     "pgd_": pgd_,
     "extrapolate_": extrapolate_,
     "rescale_": rescale_,
+    "round_tf32_": round_tf32_,
     "nnls_": nnls_,
     "nnls_on_": nnls_on_,
 }

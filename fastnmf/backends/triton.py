@@ -17,6 +17,7 @@ OPERATIONS = (
     *("hals_block_", "hals_sweep_"),
     *("mu_normal_", "mu_residual_"),
     *("pgd_normal_", "pgd_residual_"),
+    "round_tf32_",
 )
 
 

@@ -304,7 +304,8 @@ class Step:
     def _half_step_by_residual_(self) -> None:
         state, data, sums = self.state, self.data, self.statistics.dictionary
         codes, D = state.codes, state.D
-        compute = replace(self.compute, sum_=self.processes.sum_)
+        summed = None if self.processes.alone else self.processes.sum_
+        compute = replace(self.compute, sum_=summed)
         given = codes.T, None, D.shape[1], self._dictionary_penalty()
         fixed = self.learner.fix("residual", *given, compute)
         target = ResidualData(data.A, state.E, self.carries, swept=state.swept)

@@ -8,13 +8,12 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..numerics import round_tf32
 from ..precision import in_tf32, products_in
 from .penalties import NO_PENALTY, Penalty
 from .working_set import Concepts
@@ -59,7 +58,7 @@ class Compute:
     block: concepts in a block. allowed: the precision that torch allows products; used in residual
     form only, where it does no harm (docs/notes/precision.md). residual: that of the residual
     itself, for mu and pgd. sum_(X): turns sums over the part of B of this process into sums over
-    all processes, in place; hals calls it.
+    all processes, in place, for hals; None where B is whole.
     """
 
     ops: Operations
@@ -67,7 +66,7 @@ class Compute:
     scratch: Workspace
     allowed: str = "highest"
     residual: str = "highest"
-    sum_: Callable[..., None] = lambda *_: None
+    sum_: Callable[..., None] | None = None
 
     def blocks(self, K: int) -> Iterator[slice]:
         """Slices of all K concepts, `block` at a time."""
@@ -83,19 +82,22 @@ def in_tiles(X: Tensor) -> bool:
 class FixedFactor:
     """The fixed factor B (K, p), and what a half-step needs of it.
 
-    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: B_S B_Sᵀ of each
-    block, for hals in residual form. step: 1 / L, where L bounds the largest eigenvalue of G, for
-    pgd. concepts: norms of B, and G of unit concepts if stored, for anls in residual form. l1,
-    curvature (K, 1): of a penalty on F, or zero and None; G and grams include the curvature.
+    G (K, K) = B Bᵀ in normal form, where B may be absent; else None. grams: first concept of a
+    block → B_S B_Sᵀ, for hals in residual form, which adds them as it comes to them. step: 1 / L,
+    where L bounds the largest eigenvalue of G, for pgd. concepts: norms of B, and G of unit
+    concepts if stored, for anls in residual form. l1, curvature (K, 1): of a penalty on F, or zero
+    and None; G and grams include the curvature. penalty: for hals, which finds the curvature of a
+    block with its gram.
     """
 
     B: Tensor | None
     G: Tensor | None = None
-    grams: tuple[Tensor, ...] = ()
+    grams: dict[int, Tensor] = field(default_factory=dict)
     step: Tensor | None = None
     concepts: Concepts | None = None
     l1: float = 0.0
     curvature: Tensor | None = None
+    penalty: Penalty = NO_PENALTY
 
     def penalise_(self, slope: Tensor, F: Tensor, S: slice, sign: int = 1) -> None:
         """slope ← slope + sign (l1 + curvature F), for a block S of concepts F (s, m)."""
@@ -161,10 +163,19 @@ def add_product_(
         if not in_tf32(E):
             return E.addmm_(B.T, F, beta=beta, alpha=alpha)
         for S in compute.blocks(len(F)):
-            rounded = round_tf32(B[S], compute.scratch.like(B[S], "rounded"))
-            block = round_tf32(F[S], compute.scratch.like(F[S], "rounded F"))
-            E.addmm_(rounded.T, block, beta=beta if S.start == 0 else 1, alpha=alpha)
+            some, theirs = rounded(B[S], "rounded", compute), rounded(F[S], "rounded F", compute)
+            E.addmm_(some.T, theirs, beta=beta if S.start == 0 else 1, alpha=alpha)
     return E
+
+
+def rounded(X: Tensor, name: str, compute: Compute) -> Tensor:
+    """X itself, or where its products are tf32, X rounded to the nearest in scratch of this
+    name."""
+    if not in_tf32(X):
+        return X
+    out = compute.scratch.like(X, name)
+    compute.ops["round_tf32_"](out, X)
+    return out
 
 
 HalfStepData = NormalData | RowData | ResidualData

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..backends.torch import inverse_or_zero
-from ..numerics import round_tf32, squared_norm
-from ..precision import in_tf32, products_in
+from ..numerics import squared_norm
+from ..precision import products_in
 from .base import Size, Solver, Work
 from .half_step import (
     FORMS,
@@ -22,6 +22,7 @@ from .half_step import (
     ResidualData,
     RowData,
     fix_gram,
+    rounded,
 )
 from .penalties import Penalty
 
@@ -57,16 +58,53 @@ def _residual_(
     if not data.fresh:
         _refresh_(F, data, fixed, compute, sums)
     with products_in(compute.allowed):
-        for S, gram in zip(compute.blocks(F.shape[0]), fixed.grams, strict=True):
-            B = fixed.B[S]
-            R = torch.mm(B, data.Et, out=compute.scratch("R", len(B), F.shape[1]))
-            compute.sum_(R)
+        for S in compute.blocks(F.shape[0]):
+            # for all three products
+            B = rounded(fixed.B[S], "rounded", compute)
+            R, gram = _sums(B, S, data.Et, fixed, compute)
             fixed.penalise_(R, F[S], S, sign=-1)
             delta = compute.scratch("delta", *R.shape)
             compute.ops["hals_block_"](F[S], R, gram, delta, sums)
-            if in_tf32(B):
-                B = round_tf32(B, compute.scratch.like(B, "rounded"))
             data.Et.addmm_(B.T, delta, alpha=-1)
+
+
+def _sums(
+    B: Tensor, S: slice, Et: Tensor, fixed: FixedFactor, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """R = B_S Eᵀ, and B_S B_Sᵀ with the curvature of the penalty; it is formed at the first use of
+    `fixed`, 2 |S|² p flops."""
+    if compute.sum_ is not None:
+        return _shared_sums(B, S, Et, fixed, compute)
+    R = torch.mm(B, Et, out=compute.scratch("R", len(B), Et.shape[1]))
+    gram = fixed.grams.get(S.start)
+    if gram is None:
+        gram = fixed.grams[S.start] = B.new_empty(len(B), len(B))
+        compute.ops["moments_"](B, None, gram)
+        _add_curvature_(gram, S, fixed)
+    return R, gram
+
+
+def _shared_sums(
+    B: Tensor, S: slice, Et: Tensor, fixed: FixedFactor, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """The same summed over the processes, in one call. No later half-step has the same B."""
+    (s, _), (_, m) = B.shape, Et.shape
+    # R begins at a multiple of 16 bytes
+    begin = -(-s * s // 4) * 4
+    both = compute.scratch("R", begin + s * m)
+    gram, R = both[: s * s].view(s, s), both[begin:].view(s, m)
+    torch.mm(B, Et, out=R)
+    compute.ops["moments_"](B, None, gram)
+    compute.sum_(both)
+    _add_curvature_(gram, S, fixed)
+    return R, gram
+
+
+def _add_curvature_(gram: Tensor, S: slice, fixed: FixedFactor) -> None:
+    if fixed.curvature is not None:
+        curvature = fixed.penalty.curvature(gram.diagonal())
+        gram.diagonal().add_(curvature)
+        fixed.curvature[S] = curvature[:, None]
 
 
 def _refresh_(
@@ -88,31 +126,13 @@ def _refresh_(
 def fix(
     form: str, B: Tensor | None, G: Tensor | None, m: int, penalty: Penalty, compute: Compute
 ) -> FixedFactor:
-    """The fixed factor: with G in normal form; in residual form with B_S B_Sᵀ of each block of
-    concepts, 2 K |S| p flops."""
+    """The fixed factor: with G in normal form; in residual form half-steps add B_S B_Sᵀ of each
+    block of concepts, 2 K |S| p flops."""
     if form == "normal":
         return fix_gram(B, G, penalty)
-    grams = _grams(B, compute)
     if not penalty:
-        return FixedFactor(B, grams=grams)
-    curvature = penalty.curvature(torch.cat([gram.diagonal() for gram in grams]))
-    for gram, S in zip(grams, compute.blocks(B.shape[0]), strict=True):
-        gram.diagonal().add_(curvature[S])
-    return FixedFactor(B, grams=grams, l1=penalty.l1, curvature=curvature[:, None])
-
-
-def _grams(B: Tensor, compute: Compute) -> tuple[Tensor, ...]:
-    """B_S B_Sᵀ of every block, in one buffer, so that one call sums them over the processes."""
-    blocks = [B[S] for S in compute.blocks(B.shape[0])]
-    sizes = [len(some) ** 2 for some in blocks]
-    buffer = B.new_empty(sum(sizes))
-    grams = tuple(
-        part.view(len(some), -1) for some, part in zip(blocks, buffer.split(sizes), strict=True)
-    )
-    for some, gram in zip(blocks, grams, strict=True):
-        compute.ops["moments_"](some, None, gram)
-    compute.sum_(buffer)
-    return grams
+        return FixedFactor(B)
+    return FixedFactor(B, l1=penalty.l1, curvature=B.new_empty(len(B), 1), penalty=penalty)
 
 
 def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:

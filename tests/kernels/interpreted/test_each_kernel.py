@@ -11,7 +11,7 @@ from fastnmf.kernels import packing
 from oracle import TOLERANCES, relative_difference
 
 from fastnmf.backends.registry import BACKENDS
-from fastnmf.backends.torch import hals_block_, hals_sweep_, mu_, pgd_
+from fastnmf.backends.torch import hals_block_, hals_sweep_, mu_, pgd_, round_tf32_
 from fastnmf.precision import products_in
 from fastnmf.solvers.pgd import GradientStep
 
@@ -415,3 +415,29 @@ def test_penalised_pgd_is_the_reference(K, m, p, layout, dtype, l1, last, form):
     OPS["pgd_residual_"](F.view, Y.view, E, B, to, l1, curvature)
     Y.values(), start.values()
     check_step(dtype, F, next_Y, sums, (before, point, gradient, step.double(), 0.3))
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "unaligned columns"])
+@pytest.mark.parametrize(
+    ("K", "m"),
+    [
+        (1, 1),
+        # no tile of 16 × 128 is full
+        (5, 23),
+        # several tiles each way
+        (131, 35),
+    ],
+)
+def test_round_tf32_is_the_reference_to_the_bit(K, m, layout):
+    values = torch.randn(K, m, generator=torch.Generator().manual_seed(0))
+    # halfway between two numbers, of both signs; zeros; the smallest numbers
+    some = torch.tensor([1 + 2**-11, -1 - 2**-11, 0.0, -0.0, 1e-40, 3e38])[: K * m]
+    values.view(-1)[: len(some)] = some
+    expected = torch.empty(K, m)
+    round_tf32_(expected, values)
+    X, out = (Matrix(M, torch.float32, layout) for M in (values, values * torch.nan))
+    OPS["round_tf32_"](out.view, X.view)
+    assert out.view.equal(expected)
+    OPS["round_tf32_"](X.view, X.view)
+    assert X.values().equal(expected.double())
+    out.values()
