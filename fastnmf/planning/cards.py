@@ -112,8 +112,8 @@ class Kernels:
     few_float32: Sweep
     many_samples: int = 16_384
     fused: float = 0.6
-    rounding: int = 4
-    gram_tf32: bool = False
+    rounding: int = 2
+    gram_tf32: bool = True
 
     def sweep(self, samples: int, tf32: bool) -> Sweep:
         if samples >= self.many_samples:

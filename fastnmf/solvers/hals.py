@@ -164,8 +164,8 @@ def work(form: str, size: Size, times: int) -> Work:
     gram, fresh = 2 * p * K * block, 2 * m * p * K
     flops = fresh + gram + times * (4 * m * p * K + 2 * m * K * block)
     products, rounded = flops - times * (2 * m * K * narrow), times * p * K
-    # for each block two products, its Gram matrix, rounding, and the sweep with its sums
-    calls = {"calls": (5, 2)}
+    # for each block two products and its Gram matrix; rounding, and the sweep with its sums
+    calls = {"calls": (3, 3)}
     return Work(flops, products, swept, gram=gram, fresh=fresh, rounded=rounded, **calls)
 
 
