@@ -102,7 +102,7 @@ def _shared_sums(
 
 def _add_curvature_(gram: Tensor, S: slice, fixed: FixedFactor) -> None:
     if fixed.curvature is not None:
-        curvature = fixed.penalty.curvature(gram.diagonal())
+        curvature = fixed.penalty.of(S).curvature(gram.diagonal())
         gram.diagonal().add_(curvature)
         fixed.curvature[S] = curvature[:, None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ class Penalty:
 
     def __bool__(self) -> bool:
         return isinstance(self.l2, Tensor) or self.l1 > 0 or self.l2 > 0
+
+    def of(self, S: slice) -> Penalty:
+        """That of a block of concepts."""
+        return replace(self, l2=self.l2[S]) if isinstance(self.l2, Tensor) else self
 
     def curvature(self, squares: Tensor) -> Tensor:
         """The term l2 that is added to the diagonal (K,) of G, given that diagonal.

@@ -129,7 +129,9 @@ def test_a_block_is_rounded_once_in_a_half_step():
 
 
 @pytest.mark.parametrize(
-    "penalties", [NO_PENALTIES, Penalties(0.01, 0.01, 0.5)], ids=["", "penalised"]
+    "penalties",
+    [NO_PENALTIES, Penalties(0.01, 0.01, 0.5), Penalties(0.01, 0.0, 0.5, unit_norm=True)],
+    ids=["plain", "penalised", "unit norm"],
 )
 def test_tiles_of_codes_share_the_gram_matrices(penalties):
     ops, seen = seen_by("moments_")
