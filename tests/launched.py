@@ -13,6 +13,7 @@ import sass
 import torch
 import triton
 from fastnmf.kernels import ahead, hals, mu, pgd
+from fastnmf.kernels import round as rounding
 from triton.backends.compiler import GPUTarget
 
 from fastnmf.precision import products_in
@@ -57,6 +58,12 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, Callable]:
         "16-bit mu_residual codes": lambda: mu.mu_residual_(Zt, A.bfloat16(), A, D, sums),
         "16-bit mu_residual dictionary": lambda: mu.mu_residual_(D, A.half().T, A.T, Zt, sums),
     }
+    if dtype == torch.float32:
+        wide, small = new(n, BLOCK), new(BLOCK, d)
+        found |= {
+            "round_tf32 codes": lambda: rounding.round_tf32_(wide.T, Zt[BLOCK : 2 * BLOCK]),
+            "round_tf32 dictionary": lambda: rounding.round_tf32_(small, D[:BLOCK]),
+        }
     for K, name in ((FEW[2], "few "), (256, "")):
         n, d, _ = FEW
         found |= {

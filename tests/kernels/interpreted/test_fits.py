@@ -12,8 +12,9 @@ from oracle import TOLERANCES, pgd_half_step, problem, relative_difference
 from oracle import iterate as expected_iterates
 
 import fastnmf
-from fastnmf import NMF
+from fastnmf import NMF, Tuning
 from fastnmf.backends.registry import select
+from fastnmf.precision import products_in
 from fastnmf.solvers.penalties import Penalties
 from fastnmf.solvers.pgd import largest_eigenvalue, momenta
 
@@ -109,6 +110,21 @@ def test_fit_is_that_of_the_reference(solver):
     assert info.backend == "triton"
     assert relative_difference(Z @ D, Z_reference @ D_reference) < 1e-5
     assert info.relative_error == pytest.approx(reference.relative_error, rel=1e-4)
+
+
+def test_fit_in_tf32_is_that_of_the_reference(monkeypatch):
+    """Blocks are rounded by the kernel; the products are in float32."""
+    monkeypatch.setattr("fastnmf.precision.TF32_ON", ("cpu",))
+    A, found = torch.tensor(problem(23, 17, 5)[0], dtype=torch.float32), []
+    for backend in ("triton", "torch"):
+        tuning = Tuning(form="residual", block=16)
+        model = NMF(20, seed=0, max_iter=3, tol=0, backend=backend, tuning=tuning)
+        with products_in("high"):
+            found.append(model.fit(A))
+        assert model.fit_info_.precision == "tf32"
+    for mine, theirs in zip(*found, strict=True):
+        # some numbers are rounded the other way
+        assert relative_difference(mine, theirs) <= 2**-10
 
 
 def test_encode_runs_on_the_kernels():
