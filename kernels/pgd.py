@@ -16,6 +16,7 @@ from .packing import packed_chunks, packs
 from .products import (
     in_tf32,
     in_units,
+    on_hopper,
     options_of,
     penalty_of,
     product_of,
@@ -209,7 +210,7 @@ def pgd_residual_(F, Y, E, B, step, l1=0.0, curvature=None) -> None:
     """
     tf32, last = in_tf32(F), int(step.sums is not None)
     options = {**options_of(F, tf32), "TF32": tf32}
-    if tf32 and len(F) % 16 == 0 and not torch.version.hip:
+    if tf32 and len(F) % 16 == 0 and on_hopper(F):
         # two programs on a multiprocessor: one reads and writes F and Y while the other multiplies
         options["maxnreg"] = 128
     numbers = step.length, F.new_full((1,), step.momentum), *penalty_of(F, l1, curvature)

@@ -76,6 +76,13 @@ def in_tf32(F: torch.Tensor) -> bool:
     return torch.get_float32_matmul_precision() != "highest" if newer is None else newer == "tf32"
 
 
+def on_hopper(F: torch.Tensor) -> bool:
+    """Whether F is on a GPU with wgmma, whose products take few registers, or without memory."""
+    if F.device.type != "cuda" or torch.version.hip:
+        return F.device.type == "meta" and not torch.version.hip
+    return torch.cuda.get_device_capability(F.device)[0] >= 9
+
+
 def penalty_of(F: torch.Tensor, l1: float, curvature: torch.Tensor | None) -> tuple:
     """Whether there is a penalty, l1 as a tensor, since a number given to a kernel is float32, and
     the curvature; without a penalty 0, and F twice, which is not read."""

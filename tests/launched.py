@@ -100,7 +100,9 @@ def launches(call: Callable, precision: str, target: GPUTarget) -> list[Launch]:
         again = functools.partial(run, kernel, *given, grid=grid, warmup=warmup, **options)
         runs.append((again, functools.reduce(lambda a, b: a * b, grid)))
 
-    with mock.patch.object(triton.runtime.jit.JITFunction, "run", record), products_in(precision):
+    hopper = mock.patch.object(pgd, "on_hopper", lambda _: target.arch == 90)
+    launching = mock.patch.object(triton.runtime.jit.JITFunction, "run", record)
+    with hopper, launching, products_in(precision):
         call()
     found: dict[ahead.Variant, tuple[int, ...]] = {}
     for again, programs in runs:
