@@ -1,7 +1,7 @@
 // fastnmf._C: checks arguments, releases the GIL, and distributes tiles of columns over threads.
 //
 // Matrices come as views (view.h); nothing here needs torch. The caller keeps their memory alive.
-// Kernels: hals.cpp, moments.cpp, updates.cpp, nnls.cpp.
+// Kernels: hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,6 +13,7 @@
 
 #include "../nnls/arguments.h"
 #include "../view.h"
+#include "active_rows.h"
 #include "fused_pass.h"
 #include "isa.h"
 #include "kernels.h"
@@ -283,10 +284,30 @@ void nnls(const View &F, const View &C, const NnlsGram &gram, const NnlsLimits &
         const Size scratch_size =
             kernels.scratch_size(rows.rules, rows.K, rows.index && !rows.stride_row);
         const Scratch<double> scratch(threads * scratch_size);
-        for_tiles<true>(rows.m, threads, total, [&](Size i, int thread, double *partial) {
+        for_tiles<4>(rows.m, threads, total, [&](Size i, int thread, double *partial) {
             kernels.solve(rows, i, scratch.data + thread * scratch_size, partial);
         });
     });
+}
+
+std::unique_ptr<AnyActiveRows> active_rows(const View &F, const View &X,
+                                           const ActiveConcepts &concepts, const NnlsLimits &limits,
+                                           int limit, const View &report, const View &sums,
+                                           int slots) {
+    check_limits(limits);
+    check_shape("F", F, {-1, -1});
+    std::unique_ptr<AnyActiveRows> rows;
+    with_dtype("F", F, [&](auto zero) {
+        rows = std::make_unique<ActiveRows<decltype(zero)>>(F, X, concepts, limits, limit, report,
+                                                            sums, slots);
+    });
+    return rows;
+}
+
+Size step(AnyActiveRows &rows, const View &W, const View &E, int threads) {
+    check_threads(threads);
+    py::gil_scoped_release released;
+    return rows.step(W, E, threads);
 }
 
 } // namespace
@@ -352,6 +373,24 @@ PYBIND11_MODULE(_C, module) {
         "behind the last, and G may then be (m, k, k), that of each column's concepts. limits: "
         "(warm, tolerance, rank_tolerance, max_steps, capacity, block). report (m, 4) float64: 32 "
         "bytes a column, int32 status, support, steps, concepts that left; float64 slope, gain.");
+    py::class_<AnyActiveRows>(module, "ActiveRows",
+                              "Rows of non-negative least squares in flight.")
+        .def("step", &step, py::arg("W"), py::arg("E"), py::arg("threads"),
+             "Advance each row, given W = E B'; the number of rows in flight now, 0 at the end.\n\n"
+             "W (slots, K), E (slots, p), contiguous, the same in every call. The first call reads "
+             "neither. Only the rows of W and E that are in flight are read and written.");
+    module.def(
+        "active_rows", &active_rows, py::arg("F"), py::arg("X"), py::arg("concepts"),
+        py::arg("limits"), py::arg("limit"), py::arg("report"), py::arg("sums"), py::arg("slots"),
+        "F_i = argmin |X_i - F_i'B|^2 / 2 + l1 sum F_i + sum curvature F_i^2 / 2 over F_i >= 0, for "
+        "every column i of F.\n\n"
+        "F (K, m) in any layout, X (m, p) with contiguous rows. concepts: (B, scale, unit, l1, "
+        "curvature), B (K, p) with contiguous rows, scale (K) float64: 1 over the norms of the "
+        "concepts, of squares with their curvature, 0 for those that keep their values; unit None "
+        "or (K, K), the Gram matrix of unit concepts; curvature None or (K). limits: as for nnls. "
+        "limit: 0, or how many concepts a row may have. report: as for nnls. sums (3): squares of "
+        "the change, of F, and of the residual are added. The memory must live until the last "
+        "step.");
     module.def("isa", [] { return isa().name; }, "The instruction set in use.");
     module.def(
         "isas",

@@ -23,13 +23,15 @@ struct Isa {
     const UpdateKernels<double> &update_float64;
     const NnlsKernels<float> &nnls_float32;
     const NnlsKernels<double> &nnls_float64;
+    const ActiveSetKernels<float> &active_set_float32;
+    const ActiveSetKernels<double> &active_set_float64;
 };
 
 #define FASTNMF_ISA_ROW(isa, usable)                                                               \
     Isa {                                                                                          \
         #isa, usable, isa::hals_float32, isa::hals_float64, isa::moments_float32,                  \
             isa::moments_float64, isa::update_float32, isa::update_float64, isa::nnls_float32,     \
-            isa::nnls_float64                                                                      \
+            isa::nnls_float64, isa::active_set_float32, isa::active_set_float64                    \
     }
 
 // worst first
@@ -94,6 +96,10 @@ template <class T> const UpdateKernels<T> &update_kernels() {
 
 template <class T> const NnlsKernels<T> &nnls_kernels() {
     return of_type<T>(isa().nnls_float32, isa().nnls_float64);
+}
+
+template <class T> const ActiveSetKernels<T> &active_set_kernels() {
+    return of_type<T>(isa().active_set_float32, isa().active_set_float64);
 }
 
 } // namespace fastnmf

@@ -1,8 +1,8 @@
 // The interface between bindings.cpp and the CPU kernels: arguments, and a table of kernels for
 // each instruction set.
 //
-// hals.cpp, moments.cpp, updates.cpp and nnls.cpp are compiled once per instruction set, each time
-// into a namespace of that name. Except for the tables at their ends, all names in them must have
+// hals.cpp, moments.cpp, updates.cpp, nnls.cpp and active_set.cpp are compiled once per instruction
+// set, each time into a namespace of that name. Except for the tables at their ends, all names in them must have
 // internal linkage. Of an inline function or template with external linkage, including those of
 // std, the linker keeps one copy for all callers, and that may be the one compiled for AVX-512.
 // `nm` must show no W, V or u in their object files.
@@ -115,6 +115,49 @@ template <class T> struct NnlsKernels {
     void (*solve)(const NnlsRows<T> &, ptrdiff_t i, double *scratch, double *sums);
 };
 
+// The fixed factor B (K, p), its features adjacent. unit (K, K), or null: the Gram matrix of unit
+// concepts. scale (K): 1 over √(‖B_k‖² + curvature_k), 0 for zero concepts; rounded: the same as T.
+// l1, curvature (K) or null: of a penalty. limit: 0, or how many concepts a row may have: they enter
+// one by one, the steepest first, and a solution with more is not looked for.
+template <class T> struct ActiveSet {
+    const T *B, *unit;
+    ptrdiff_t stride_b, stride_unit;
+    const double *scale;
+    const T *rounded, *curvature;
+    double l1;
+    ptrdiff_t K, p;
+    NnlsRules rules;
+    int32_t limit;
+};
+
+// A row in flight: X (p), its residual e (p), the passive concepts with their x = z / scale, and the
+// inverse Cholesky factor M of their unit Gram matrix, with y and s as in nnls/solver.h. kept: the
+// best passive concepts so far. blocked: concepts that depend on the passive ones. M has the rows up
+// to p, and room for those that may enter in a step.
+template <class T> struct ActiveRow {
+    static constexpr int most_blocked = 64;
+    const T *X;
+    ptrdiff_t index;
+    double *e, *y, *x, *s, *kept_x, *M;
+    int32_t *passive, *kept, p, kept_p;
+    int32_t blocked[most_blocked], blocked_count;
+    int32_t steps, block, refinements, stalls, rebuilds, status;
+    // slopes relative to `reference`, the largest at zero; objectives relative to its square
+    double reference, least, lowest, worst, kept_worst;
+    bool begun, warm, exact, beyond;
+};
+
+// begin: a row at zero, from a start in x and passive if warm; E (p) ← X. advance: one step, from the
+// slopes W (K) = B E of its last E; W is overwritten, E ← the new residual. Returns whether the row
+// has ended; then x, p, status, steps and worst are final. blocks: times that concepts may enter in a
+// step. scratch_size: doubles of scratch.
+template <class T> struct ActiveSetKernels {
+    int blocks;
+    ptrdiff_t (*scratch_size)(const ActiveSet<T> &);
+    void (*begin)(const ActiveSet<T> &, ActiveRow<T> &, T *E);
+    bool (*advance)(const ActiveSet<T> &, ActiveRow<T> &, T *W, T *E, double *scratch);
+};
+
 #define FASTNMF_DECLARE(isa)                                                                       \
     namespace isa {                                                                                \
     extern const HalsKernels<float> hals_float32;                                                  \
@@ -125,6 +168,8 @@ template <class T> struct NnlsKernels {
     extern const UpdateKernels<double> update_float64;                                             \
     extern const NnlsKernels<float> nnls_float32;                                                  \
     extern const NnlsKernels<double> nnls_float64;                                                 \
+    extern const ActiveSetKernels<float> active_set_float32;                                       \
+    extern const ActiveSetKernels<double> active_set_float64;                                      \
     }
 FASTNMF_DECLARE(baseline)
 FASTNMF_DECLARE(avx2)

@@ -24,14 +24,14 @@ inline int threads_for(ptrdiff_t tiles, double flops, int allowed) {
 }
 
 // work(tile, thread, two doubles) for every tile; the doubles are added to sums[0] and sums[1] in
-// the order of tiles. uneven: tiles differ in their cost, and a thread takes the next few when it
-// is done
-template <bool uneven = false, class Work>
+// the order of tiles. uneven: tiles differ in their cost, and a thread takes that many when it is
+// done; 0: each thread has its share from the start
+template <int uneven = 0, class Work>
 void for_tiles(ptrdiff_t tiles, int threads, double *sums, Work work) {
     std::vector<double> partial(2 * tiles);
 #ifdef _OPENMP
-    if (threads > 1 && uneven) {
-#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+    if (threads > 1 && uneven > 0) {
+#pragma omp parallel for schedule(dynamic, uneven > 0 ? uneven : 1) num_threads(threads)
         for (ptrdiff_t tile = 0; tile < tiles; ++tile)
             work(tile, omp_get_thread_num(), &partial[2 * tile]);
     } else if (threads > 1) {

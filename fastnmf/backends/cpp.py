@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .nnls.result import NnlsInfo
-from .pointers import nnls_arguments, nnls_operations, read_report, view
+from ..numerics import products_in
+from .nnls.result import BLOCK, TOLERANCE, NnlsInfo, most_steps
+from .pointers import NnlsLimits, nnls_arguments, nnls_operations, read_report, view
 from .torch import moments_ as products
 
 # concepts up to which our own products are faster: of codes with codes, of which half is computed,
@@ -20,6 +21,11 @@ _FEW_SQUARED, _FEW = 512, 128
 # bytes of such sums up to which they are computed in the pass over the codes: every thread has its
 # own
 _MOST_SUMS = 1 << 20
+# rows in flight, and bytes of their factors at most
+_SLOTS, _FACTORS = 128, 1 << 29
+# squared distance from the span of a support below which a concept depends on it, where products
+# of concepts are computed in float64 as soon as they are in doubt
+_DEPENDS = 1e-11
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -118,6 +124,53 @@ def _solve_rows(F, C, gram, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
     return read_report(report)
 
 
+def nnls_rows_(
+    F: Tensor,
+    X: Tensor,
+    concepts: tuple[Tensor, Tensor, Tensor | None, float, Tensor | None],
+    sums: Tensor,
+    *,
+    warm: bool,
+    max_steps: int | None = None,
+    most: int | None = None,
+) -> NnlsInfo:
+    """F ← argmin ½ ‖X − Fᵀ B‖² plus a penalty, over F ≥ 0, in place, each column separately.
+
+    F (K, m) in any layout, X (m, p) with contiguous rows. concepts = (B, scale, unit, l1,
+    curvature): fields of working_set.Concepts. warm: start from F, else from zero. max_steps: how
+    many times concepts may enter the support of a column, up to BLOCK at once; None: most_steps(K).
+    most: at most that many concepts for each column, by orthogonal matching pursuit: the steepest
+    concept enters and F becomes the exact solution on the support, until it has that many. sums
+    (3,) float64 is increased by ‖Δ‖², ‖F‖² and the squared residual.
+
+    The slopes of all concepts are one product for all columns in flight; each takes some 10 to 40.
+    """
+    (K, m), p = F.shape, X.shape[1]
+    B, scale, unit, l1, curvature = concepts
+    report = torch.zeros(m, 4, dtype=torch.float64, device="cpu")
+    if not F.numel():
+        sums[2] += X.square().sum(dtype=torch.float64)
+        return read_report(report)[0]
+    # curved concepts are independent, however many they are
+    capacity = K if curvature is not None else min(K, p)
+    if most is not None:
+        capacity = min(capacity, 2 * most + BLOCK)
+    steps = most_steps(K) if max_steps is None else max_steps
+    limits = NnlsLimits(warm, TOLERANCE[F.dtype], _DEPENDS, steps, capacity, BLOCK)
+    slots = min(m, max(BLOCK, min(_SLOTS, _FACTORS // (4 * capacity**2))))
+    W, E = F.new_empty(slots, K), F.new_empty(slots, p)
+    unit, curvature = (None if M is None else view(M) for M in (unit, curvature))
+    fixed = view(B), view(scale), unit, l1, curvature
+    rows = _C.active_rows(
+        view(F), view(X), fixed, limits, most or 0, view(report), view(sums), slots
+    )
+    threads = torch.get_num_threads()
+    with products_in("highest"):
+        while active := rows.step(view(W), view(E), threads):
+            torch.mm(E[:active], B.T, out=W[:active])
+    return read_report(report)[0]
+
+
 OPERATIONS = {
     "extrapolate_": extrapolate_,
     "hals_block_": hals_block_,
@@ -125,6 +178,7 @@ OPERATIONS = {
     "hals_sweep_": hals_sweep_,
     "moments_": moments_,
     "mu_": mu_,
+    "nnls_rows_": nnls_rows_,
     "pgd_": pgd_,
     "rescale_": rescale_,
     **nnls_operations(_solve_rows),
