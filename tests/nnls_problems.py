@@ -213,7 +213,7 @@ def assert_nothing_strange_is_solved(backend):
                     assert F[:, ~strange].isfinite().all()
 
 
-def assert_working_sets_solve(case, backend, monkeypatch):
+def assert_working_sets_solve(case, backend, monkeypatch, *, in_flight=False):
     """Small working sets, grown in rounds, end at the solution on all concepts."""
     name, dtype, warm, shared = case
     monkeypatch.setattr(working_set, "GROWTH", 7)
@@ -222,7 +222,8 @@ def assert_working_sets_solve(case, backend, monkeypatch):
     A, D = (torch.tensor(M.astype(dtype)) for M in family(name, n=7, d=24, K=60))
     start = nnls(A.flip(1), D, backend=backend) if warm else torch.rand(7, len(D))
     F, sums = start.to(A.dtype).T.clone(), torch.zeros(3, dtype=torch.float64)
-    search = Search(method_of("anls", backend=backend).ops["nnls_on_"])
+    ops = method_of("anls", backend=backend).ops
+    search = Search.of(ops) if in_flight else Search(ops["nnls_on_"])
     concepts = prepare_concepts(D, 10**6)
     assert (concepts.unit is not None) == shared
     info = working_set_(F, A.T, concepts, sums, search, warm=warm)

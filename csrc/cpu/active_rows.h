@@ -172,7 +172,7 @@ template <class T> class ActiveRows : public AnyActiveRows {
         set_.rules = {tolerance, rank_tolerance, max_steps, capacity, block};
         warm_ = warm;
         report_ = reinterpret_cast<NnlsReport *>(array<double>("report", report, {m_, 4}));
-        sums_ = array<double>("sums", sums, {3});
+        sums_ = array<double>("sums", sums, {sums.dims == 1 && sums.shape[0] > 3 ? sums.shape[0] : 3});
         rounded_.assign(set_.scale, set_.scale + K);
         set_.rounded = rounded_.data();
         if (slots < 1 || limit < 0) refuse("slots = ", slots, ", limit = ", limit, ": at least 1 and 0 are needed");

@@ -9,7 +9,8 @@
 //
 // Sums in float32 do not show how far a nearly dependent concept is from the support. So below
 // `doubtful` its products are computed in float64, and if it still seems to depend on the support,
-// M is computed anew. One that does depend is left out until the objective falls; its slope counts.
+// M is computed anew. One that does depend enters only alone, and only if that lowers the objective;
+// else it is left out until the objective falls. Its slope counts.
 
 #include <cstddef>
 #include <cstdint>
@@ -452,8 +453,15 @@ template <class T> struct ActiveStep {
                 }
             }
             if (!(S[best] > a.rules.rank_tolerance)) {
-                if (!start) refuse(chosen[best]);
-                continue;
+                bool alone = !start && count == 0;
+                for (int c = 0; c < q; ++c) alone &= !(open[c] && w[c] > least);
+                if (!alone) {
+                    if (!start) refuse(chosen[best]);
+                    continue;
+                }
+                // as if it were as far as that: a concept leaves for it, or it is refused next
+                S[best] = a.rules.rank_tolerance;
+                row.forced = chosen[best];
             }
             // S[best] becomes the row of the Cholesky factor
             const double distance = sqrt(S[best]), y = w[best] / distance;
@@ -663,6 +671,8 @@ template <class T> struct ActiveStep {
             return give_up();
         if (steepest <= aim) return ended();
         const bool falls = now < row.least * (1 - 1e-13);
+        if (!falls && row.forced >= 0) refuse(row.forced);
+        row.forced = -1;
         if (falls || steepest < 0.7 * row.lowest) {
             if (falls) row.blocked_count = 0;
             row.stalls = 0;
@@ -730,7 +740,7 @@ template <class T> struct ActiveStep {
             row.refinements = 0;
             row.exact = sizeof(T) == 8 || (row.exact && q == 1);
             solver.descend();
-            if (blocks == most_blocks || pool <= 1) break;
+            if (blocks == most_blocks || pool <= 1 || row.forced >= 0) break;
             residual();
             reprice(pool);
         }
@@ -777,6 +787,7 @@ template <class T> void begin(const ActiveSet<T> &a, ActiveRow<T> &row, T *E) {
     row.block = a.rules.block;
     row.blocked_count = row.steps = row.refinements = row.stalls = row.rebuilds = row.kept_p = 0;
     row.least = row.lowest = infinite;
+    row.forced = -1;
     row.begun = row.beyond = false;
     row.exact = sizeof(T) == 8;
     row.worst = row.kept_worst = infinite;

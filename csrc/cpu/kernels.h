@@ -132,7 +132,8 @@ template <class T> struct ActiveSet {
 
 // A row in flight: X (p), its residual e (p), the passive concepts with their x = z / scale, and the
 // inverse Cholesky factor M of their unit Gram matrix, with y and s as in nnls/solver.h. kept: the
-// best passive concepts so far. blocked: concepts that depend on the passive ones. M has the rows up
+// best passive concepts so far. blocked: concepts that depend on the passive ones; forced: one that
+// entered alone although it does, or −1. M has the rows up
 // to p, and room for those that may enter in a step.
 template <class T> struct ActiveRow {
     static constexpr int most_blocked = 64;
@@ -140,7 +141,7 @@ template <class T> struct ActiveRow {
     ptrdiff_t index;
     double *e, *y, *x, *s, *kept_x, *M;
     int32_t *passive, *kept, p, kept_p;
-    int32_t blocked[most_blocked], blocked_count;
+    int32_t blocked[most_blocked], blocked_count, forced;
     int32_t steps, block, refinements, stalls, rebuilds, status;
     // slopes relative to `reference`, the largest at zero; objectives relative to its square
     double reference, least, lowest, worst, kept_worst;

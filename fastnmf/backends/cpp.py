@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..numerics import products_in
-from .nnls.result import BLOCK, TOLERANCE, NnlsInfo, most_steps
+from ..precision import products_in
+from .nnls.result import BLOCK, NnlsInfo
 from .pointers import NnlsLimits, nnls_arguments, nnls_operations, read_report, view
 from .torch import moments_ as products
 
@@ -155,8 +155,8 @@ def nnls_rows_(
     capacity = K if curvature is not None else min(K, p)
     if most is not None:
         capacity = min(capacity, 2 * most + BLOCK)
-    steps = most_steps(K) if max_steps is None else max_steps
-    limits = NnlsLimits(warm, TOLERANCE[F.dtype], _DEPENDS, steps, capacity, BLOCK)
+    limits = NnlsLimits.of(F.dtype, K, max_steps, warm=warm)
+    limits = limits._replace(rank_tolerance=_DEPENDS, capacity=capacity)
     slots = min(m, max(BLOCK, min(_SLOTS, _FACTORS // (4 * capacity**2))))
     W, E = F.new_empty(slots, K), F.new_empty(slots, p)
     unit, curvature = (None if M is None else view(M) for M in (unit, curvature))

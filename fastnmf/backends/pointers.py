@@ -42,6 +42,12 @@ class NnlsLimits(NamedTuple):
     capacity: int
     block: int
 
+    @classmethod
+    def of(cls, dtype: torch.dtype, K: int, max_steps: int | None, *, warm: bool) -> NnlsLimits:
+        """The limits for K concepts. max_steps: None stands for most_steps(K)."""
+        steps = most_steps(K) if max_steps is None else max_steps
+        return cls(warm, TOLERANCE[dtype], RANK_TOLERANCE[dtype], steps, K, BLOCK)
+
 
 def nnls_operations(solve: Callable) -> dict[str, Callable]:
     """nnls_ and nnls_on_ by solve(F, C, gram, sums, warm, max_steps), gram = (G, scale, index),
@@ -85,8 +91,7 @@ def nnls_arguments(
     """
     unit, scale, index = gram
     K = F.shape[0] if index is None else index.shape[1]
-    steps = most_steps(K) if max_steps is None else max_steps
-    limits = NnlsLimits(warm, TOLERANCE[C.dtype], RANK_TOLERANCE[C.dtype], steps, K, BLOCK)
+    limits = NnlsLimits.of(C.dtype, K, max_steps, warm=warm)
     chosen = None if index is None else view(index)
     return view(F), view(C), (view(unit), view(scale), chosen), limits, view(report)
 

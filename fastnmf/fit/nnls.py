@@ -336,5 +336,5 @@ def _solver(
     if form == "normal" and K * K * D.element_size() <= GRAM_BYTES:
         G, limits = penalty.gram(D @ D.T), {"warm": warm, "max_steps": max_steps}
         return lambda Z, A: ops["nnls_"](Z.T, (A @ D.T).T, G, sums, **limits)
-    concepts, search = prepare_concepts(D, n, penalty), Search(ops["nnls_on_"], max_steps)
+    concepts, search = prepare_concepts(D, n, penalty), Search.of(ops, max_steps)
     return lambda Z, A: working_set_(Z.T, A.T, concepts, sums, search, warm=warm)

@@ -34,7 +34,7 @@ def half_steps_(
         if isinstance(data, NormalData):
             info = compute.ops["nnls_"](F, data.C, fixed.G, sums, warm=data.swept)
         else:
-            search = Search(compute.ops["nnls_on_"])
+            search = Search.of(compute.ops)
             info = working_set_(F, data.Xt, fixed.concepts, sums, search, warm=data.swept)
         _warn(info, UNSOLVED[F.dtype])
 

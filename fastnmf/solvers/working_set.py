@@ -53,11 +53,18 @@ class Concepts:
 
 
 class Search(NamedTuple):
-    """How rows are solved on working sets: by the operation nnls_on_. max_steps: how many times
-    concepts may enter a support, in all rounds; None: in each as often as is the default."""
+    """How rows are solved on working sets: by the operation nnls_on_; or without them by nnls_rows_
+    of a backend that has it. max_steps: how many times concepts may enter a support, in all rounds;
+    None: in each as often as is the default."""
 
     nnls_on_: Callable
     max_steps: int | None = None
+    nnls_rows_: Callable | None = None
+
+    @classmethod
+    def of(cls, ops: dict[str, Callable], max_steps: int | None = None) -> Search:
+        """The search by these operations."""
+        return cls(ops["nnls_on_"], max_steps, ops.get("nnls_rows_"))
 
 
 class Round(NamedTuple):
@@ -125,6 +132,9 @@ def working_set_(
     zero; zero concepts keep their F_k. sums (3,) float64 is increased by ‖Δ‖², ‖F‖² and the squared
     residual. Synchronises, once in a round of each part of the rows.
     """
+    # the codes of a dictionary half-step are a transposed view, and take no second copy
+    if search.nnls_rows_ and concepts.B.stride(1) == 1:
+        return _in_flight_(F, Xt.T, concepts, sums, search, warm=warm)
     infos, rows = [], rows_together(len(concepts.B), concepts.B.shape[1], F)
     for first in range(0, F.shape[1], rows):
         part = slice(first, first + rows)
@@ -138,6 +148,24 @@ def working_set_(
         sums[0] += (Z - before).square().sum(dtype=torch.float64)
         sums[1] += Z.square().sum(dtype=torch.float64)
         F[:, part] = Z.T
+    return NnlsInfo.join(infos)
+
+
+def _in_flight_(
+    F: Tensor, X: Tensor, concepts: Concepts, sums: Tensor, search: Search, *, warm: bool
+) -> NnlsInfo:
+    """working_set_ by nnls_rows_, some rows of X (m, p) at a time where they must be copied."""
+    assert search.nnls_rows_ is not None
+    m, p = X.shape
+    as_it_is = X.dtype == F.dtype and X.stride(1) == 1
+    rows = max(1, m) if as_it_is else max(_ROWS, _SCRATCH // p)
+    fixed = concepts.B, concepts.scale, concepts.unit, concepts.l1, concepts.curvature
+    limits = {"warm": warm, "max_steps": search.max_steps}
+    infos = []
+    for first in range(0, max(1, m), rows):
+        part = slice(first, first + rows)
+        tile = X[part] if as_it_is else widened(X[part]).contiguous()
+        infos.append(search.nnls_rows_(F[:, part], tile, fixed, sums, **limits))
     return NnlsInfo.join(infos)
 
 

@@ -13,3 +13,8 @@ def test_working_sets_end_at_the_solution_on_all_concepts(
     name, dtype, warm, shared, backend, monkeypatch
 ):
     assert_working_sets_solve((name, dtype, warm, shared), backend, monkeypatch)
+
+
+@EVERY_WORKING_SET
+def test_rows_in_flight_end_at_the_solution(name, dtype, warm, shared, monkeypatch):
+    assert_working_sets_solve((name, dtype, warm, shared), "cpp", monkeypatch, in_flight=True)
