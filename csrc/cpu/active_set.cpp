@@ -692,7 +692,7 @@ template <class T> struct ActiveStep {
             if (row.beyond) row.worst = slack / row.reference;
             keep();
         }
-        if (row.steps >= a.rules.max_steps || solver.p >= a.rules.capacity)
+        if (row.steps >= a.rules.max_steps)
             return row.beyond ? give_up() : end(fastnmf::nnls_capped);
         return enter(W, steepest, fmax(slack, refused));
     }
@@ -709,6 +709,8 @@ template <class T> struct ActiveStep {
             row.worst = fmax(precise, others) / row.reference;
             return ended();
         }
+        // P spans all concepts: slopes are rounding
+        if (solver.p >= a.rules.capacity) return ended();
         // others may be as steep as the last of a full pool
         double least = fmax(aim, share_of_pool * precise);
         if (pool == room)

@@ -178,8 +178,10 @@ OPERATIONS = {
     "hals_sweep_": hals_sweep_,
     "moments_": moments_,
     "mu_": mu_,
-    "nnls_rows_": nnls_rows_,
     "pgd_": pgd_,
     "rescale_": rescale_,
     **nnls_operations(_solve_rows),
 }
+# an extension that was built before it has none
+if hasattr(_C, "active_rows"):
+    OPERATIONS["nnls_rows_"] = nnls_rows_
