@@ -185,7 +185,7 @@ def mu_residual_(F, X, W, B, sums, l1=0.0, curvature=None) -> None:
     rows, tf32 = with_adjacent_columns(F.T), in_tf32(F)
     options, penalty = options_of(F, tf32), penalty_of(F, l1, curvature)
     partials = empty_partials(F, programs_of(*rows.shape, options))
-    if packs(B):
+    if packs((X, W), B):
         _packed_(rows, (X, W), B, partials, penalty, {**options, "TF32": tf32})
     else:
         if X.dtype != F.dtype and not tf32:

@@ -14,11 +14,9 @@ import triton.language as tl
 
 from .registers import round_tf32
 
-# of the operand that all tiles of samples share; larger ones, such as all codes, are read where
-# they are
-MOST_BYTES = 1 << 28
-# of the others, which are packed for some samples at a time, but for no fewer than these
-CHUNK_BYTES, LEAST_ROWS = 1 << 27, 1024
+# Bytes of the operand that all samples share, and of the others, which are packed for some samples
+# at a time, but for no fewer than these. Larger ones, such as all codes, are read where they are.
+MOST_BYTES, CHUNK_BYTES, LEAST_ROWS = 1 << 28, 1 << 27, 1024
 BLOCK_ROWS, BLOCK_COLUMNS = 32, 64
 
 
@@ -61,9 +59,11 @@ def packed(X: torch.Tensor, out: torch.Tensor, rounds: bool) -> torch.Tensor:
     return out
 
 
-def packs(B: torch.Tensor) -> bool:
-    """Whether a copy of B (K, p) is small enough."""
-    return B.numel() * B.element_size() <= MOST_BYTES
+def packs(operands: Sequence[torch.Tensor], B: torch.Tensor) -> bool:
+    """Whether copies of B (K, p), and of enough rows of the operands (m, p), are small enough."""
+    rows = min(len(operands[0]), LEAST_ROWS)
+    chunk = rows * len(operands) * B.shape[1] * B.element_size()
+    return B.numel() * B.element_size() <= MOST_BYTES and chunk <= CHUNK_BYTES
 
 
 def packed_chunks(

@@ -216,7 +216,7 @@ def pgd_residual_(F, Y, E, B, step, l1=0.0, curvature=None) -> None:
     numbers = step.length, F.new_full((1,), step.momentum), *penalty_of(F, l1, curvature)
 
     def launch(*shaped):
-        if packs(B):
+        if packs([E], B):
             return _packed(shaped, E, B, numbers, options, last)
         partials = empty_partials(F, programs_of(*shaped[0].shape, options))
         _pgd_residual_kernel[(len(partials),)](

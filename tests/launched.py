@@ -100,7 +100,7 @@ def launches(call: Callable, precision: str, target: GPUTarget) -> list[Launch]:
         again = functools.partial(run, kernel, *given, grid=grid, warmup=warmup, **options)
         runs.append((again, functools.reduce(lambda a, b: a * b, grid)))
 
-    hopper = mock.patch.object(pgd, "on_hopper", lambda _: target.arch == 90)
+    hopper = mock.patch.object(pgd, "on_hopper", return_value=target.arch == 90)
     launching = mock.patch.object(triton.runtime.jit.JITFunction, "run", record)
     with hopper, launching, products_in(precision):
         call()

@@ -310,13 +310,14 @@ def test_operands_are_rounded_to_nearest_before_a_product_in_tf32(form, layout):
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_samples_in_chunks_give_the_same_bits(precision, monkeypatch):
-    # a chunk of one, two and three tiles, the last not whole
+    # three tiles, the last not whole; features become 32 columns
     K, m, p = 20, 3 * 128 - 5, 10
     before, X, B = (M.float() for M in draw(K, m, "float32", p))
     W, found = before.T @ B, []
-    for rows in (packing.LEAST_ROWS, 128, 256):
-        monkeypatch.setattr(packing, "LEAST_ROWS", rows)
-        monkeypatch.setattr(packing, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(packing, "LEAST_ROWS", 128)
+    for rows in (512, 128, 256):
+        # of two operands, or twice the rows of one
+        monkeypatch.setattr(packing, "CHUNK_BYTES", rows * 2 * 32 * 4)
         F, sums = before.T.contiguous().T, new_sums()
         G, more = before.T.contiguous().T, new_sums()
         to = GradientStep(G, G, before, torch.tensor(0.01), 0.3, more)
