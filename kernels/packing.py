@@ -32,7 +32,7 @@ def _pack_kernel(
     column = tl.program_id(1).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     place = X_ptr + row[:, None] * stride_row + column[None, :] * stride_column
-    x = tl.load(place, mask=inside, other=0.0).to(packed_ptr.dtype.element_ty)
+    x = tl.load(place, mask=inside, other=0.0)
     if x.dtype.primitive_bitwidth == 32:
         x = tl.where(rounds != 0, round_tf32(x), x)
     place = packed_ptr + row[:, None] * width + column[None, :]
@@ -48,9 +48,11 @@ def packed(X: torch.Tensor, out: torch.Tensor, rounds: bool) -> torch.Tensor:
     """X (rows, columns), any strides, at the beginning of `out`, and zeros in the rest of it.
 
     out: contiguous, in whole tiles of BLOCK_ROWS and 16 columns. rounds: to the nearest tf32. One
-    launch, no synchronisation.
+    launch, and one more where X is of 16 bits; no synchronisation.
     """
     height, width = out.shape
+    # by torch: a kernel for each dtype and layout would have to be compiled
+    X = X.to(out.dtype)
     grid = height // BLOCK_ROWS, triton.cdiv(width, BLOCK_COLUMNS)
     _pack_kernel[grid](
         out, X, *X.shape, width, int(rounds), *X.stride(), BLOCK_ROWS=BLOCK_ROWS,
