@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .registers import round_tf32
+from .registers import FUSED, round_tf32
 
 # Bytes of the operand that all samples share, and of the others, which are packed for some samples
 # at a time, but for no fewer than these. Larger ones, such as all codes, are read where they are.
@@ -56,7 +56,7 @@ def packed(X: torch.Tensor, out: torch.Tensor, rounds: bool) -> torch.Tensor:
     grid = height // BLOCK_ROWS, triton.cdiv(width, BLOCK_COLUMNS)
     _pack_kernel[grid](
         out, X, *X.shape, width, int(rounds), *X.stride(), BLOCK_ROWS=BLOCK_ROWS,
-        BLOCK_COLUMNS=BLOCK_COLUMNS, num_warps=4, num_stages=2,
+        BLOCK_COLUMNS=BLOCK_COLUMNS, num_warps=4, num_stages=2, **FUSED,
     )  # fmt: skip
     return out
 

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .registers import round_tf32
+from .registers import FUSED, round_tf32
 
 # Tiles of rows, columns and what is summed over, by whether products are in tf32 and by the bytes
 # of a number. By the code they are compiled to for sm_90 (README.md): in tf32, a smaller tile reads
@@ -47,7 +47,7 @@ def product_of(
 def options_of(F: torch.Tensor, tf32: bool) -> dict[str, int]:
     """Tile, warps and stages of a kernel that makes products of F's dtype."""
     stages = STAGES_ON_AMD if torch.version.hip else STAGES
-    return {**TILES[tf32, F.element_size()], "GROUP": GROUP, "num_stages": stages}
+    return {**TILES[tf32, F.element_size()], "GROUP": GROUP, "num_stages": stages, **FUSED}
 
 
 def programs_of(height: int, width: int, options: dict[str, int]) -> int:

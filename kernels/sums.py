@@ -5,6 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .registers import FUSED
+
 
 @triton.jit
 def store_partial(partial_ptr, changed, squared):
@@ -34,4 +36,4 @@ def empty_partials(F: torch.Tensor, programs: int) -> torch.Tensor:
 
 def add_partials_(sums: torch.Tensor, partials: torch.Tensor) -> None:
     """sums[:2] += the sum of partials (programs, 2), in float64. One launch, no synchronisation."""
-    _add_partials_kernel[(2,)](sums, partials, len(partials), BLOCK=512, num_warps=4)
+    _add_partials_kernel[(2,)](sums, partials, len(partials), BLOCK=512, num_warps=4, **FUSED)
