@@ -36,6 +36,7 @@ from ..precision import products_in
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
+from ..solvers.pursuit import pursue_, support_kkt
 from ..solvers.working_set import (
     GRAM_BYTES,
     Search,
@@ -66,11 +67,12 @@ def nnls(
     D: Tensor | np.ndarray,
     Z0: Tensor | np.ndarray | None = None,
     *,
+    top_k: int | None = None,
     max_iter: int | None = None,
     backend: str = "auto",
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, NnlsInfo]:
-    """Solve min ‖a − z D‖² over z ≥ 0 exactly, for each row a of A.
+    """Solve min ‖a − z D‖² over z ≥ 0 exactly, for each row a of A; or with few concepts for each.
 
     It is computed on the device of A.
 
@@ -83,10 +85,17 @@ def nnls(
     Z0 : Tensor or ndarray (n, K), optional
         Codes to start from. They change the time, not the loss, and save time only where they
         solve nearly the same problem.
+    top_k : int, optional
+        At most that many concepts for each row, found by orthogonal matching pursuit: the concept
+        with the steepest slope, relative to its norm, enters, and the codes become the exact
+        solution on the support. The error does not rise with top_k. From the support of the
+        solution on, the codes are the solution, unless the search needs more than
+        2 top_k + 16 concepts on its way. Not with Z0.
     max_iter : int, optional
         How many times concepts may enter the support of a row, up to 16 of them at once, with any
         backend. The default, 3 K + 30, is more than was ever observed. Rows that reach it are
-        feasible but not solved. 0: the codes are zero, or solve for the concepts that Z0 uses.
+        feasible but not solved. 0: the codes are zero, or solve for the concepts that Z0 uses. With
+        top_k concepts enter one by one until there are as many as that.
     backend : {'auto', 'cpp', 'cuda', 'torch'}, default 'auto'
         What computes, see `available_backends`.
     return_info : bool, default False
@@ -98,13 +107,14 @@ def nnls(
         The codes, float64 if A or D is, else float32. A zero row has zero codes, and a zero
         concept is not used.
     info : NnlsInfo
-        Status, KKT residual and support of each row; only with return_info=True.
+        Status, KKT residual and support of each row; only with return_info=True. With top_k status
+        and KKT residual are those of the problem on the support.
 
     Raises
     ------
     InvalidInput
-        For wrong shapes, entries that are not finite, a wrong max_iter, or A or D that require a
-        gradient, which there is none of: ``NMF.encode`` with ``solver='anls'`` has one for A.
+        For wrong shapes, entries that are not finite, a wrong max_iter or top_k, or A or D that
+        require a gradient, which there is none of: ``NMF.encode`` with ``solver='anls'`` has one for A.
     ArithmeticError
         Where codes are out of the range of their dtype.
     BackendUnavailable
@@ -145,8 +155,16 @@ def nnls(
             [0.5000, 0.0000]])
     >>> info.support
     tensor([2, 1], dtype=torch.int32)
+    >>> nnls(A, D, top_k=1)
+    tensor([[0.0000, 4.0000],
+            [0.5000, 0.0000]])
     """
     max_iter = checks.whole("max_iter", max_iter, at_least=0, optional=True)
+    top_k = checks.whole("top_k", top_k, at_least=1, optional=True)
+    if top_k is not None and Z0 is not None:
+        raise InvalidInput(
+            "top_k and Z0 cannot be combined: a pursuit starts from no concept; leave Z0 out"
+        )
     refuse_derivatives("nnls", A=A, D=D)
     # what cannot be read has no device to go to
     as_matrix(A, "A")
@@ -164,10 +182,35 @@ def nnls(
         rows = ScaledRows.of(A, D)
         start = None if Z0 is None else rows.scaled(Z0)
         limit = None if max_iter is None else min(max_iter, _MOST)
-        Z, info = _solve(rows, ops, limit, start, measures=return_info)
+        # no solution needs more concepts than there are, or than features
+        if top_k is None or top_k >= min(D.shape):
+            Z, info = _solve(rows, ops, limit, start, measures=return_info)
+        else:
+            Z, info = _pursue(rows, ops, limit, top_k)
         Z = rows.unscaled(Z)
     _warn(info, Z.dtype)
     return (Z, info) if return_info else Z
+
+
+def _pursue(
+    rows: ScaledRows, ops: Operations, max_iter: int | None, top_k: int
+) -> tuple[Tensor, NnlsInfo]:
+    """The codes (n, K) of the scaled problem with at most top_k concepts for each row, and their
+    info: the KKT residual is that of the problem on the support. Computed as by _solve: in float64
+    where D has negative entries."""
+    dtype, A, D = rows.A.dtype, rows.A, rows.D
+    if bool(D.amin() < 0):
+        A, D = A.double(), D.double()
+    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    norms = torch.where(norms > 0, norms, 1)
+    concepts = prepare_concepts((D / norms[:, None]).to(D.dtype), 0)
+    Z = A.new_zeros(len(A), len(D))
+    info = pursue_(Z.T, A, concepts, top_k, ops, max_iter)
+    Z = (Z / norms).to(dtype)
+    kkt = support_kkt(rows.A, rows.D, Z)
+    status = torch.where(kkt <= UNSOLVED[dtype], SOLVED, FLOORED)
+    status = torch.where(info.status == CAPPED, CAPPED, status).int()
+    return Z, replace(info, status=status, kkt=kkt, support=(Z > 0).sum(1).int())
 
 
 def _solve(
