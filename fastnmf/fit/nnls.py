@@ -114,7 +114,8 @@ def nnls(
     ------
     InvalidInput
         For wrong shapes, entries that are not finite, a wrong max_iter or top_k, or A or D that
-        require a gradient, which there is none of: ``NMF.encode`` with ``solver='anls'`` has one for A.
+        require a gradient, which there is none of: ``NMF.encode`` with ``solver='anls'`` has one
+        for A.
     ArithmeticError
         Where codes are out of the range of their dtype.
     BackendUnavailable

@@ -165,7 +165,7 @@ def test_top_k_is_checked():
     A, D = draw(3, 4, 5, False)
     with pytest.raises(InvalidInput, match="top_k=0 must be at least 1"):
         nnls(A, D, top_k=0)
-    with pytest.raises(TypeError, match="top_k=1.5 must be a whole number"):
+    with pytest.raises(TypeError, match=r"top_k=1\.5 must be a whole number"):
         nnls(A, D, top_k=1.5)
     with pytest.raises(InvalidInput, match="top_k and Z0 cannot be combined"):
         nnls(A, D, torch.zeros(3, 5).double(), top_k=2)
