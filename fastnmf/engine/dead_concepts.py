@@ -27,7 +27,7 @@ ALIKE = 0.99
 
 def alike(D: Tensor) -> Tensor:
     """(K,): for every concept the first earlier one with cosine ≥ ALIKE to it, or −1; concepts of
-    zeros have none. K² d flops, in blocks of _COSINES entries."""
+    zeros have none. K² d flops, in blocks of _COSINES entries. Does not synchronise."""
     lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     rays = D / lengths.clamp(min=1e-300)[:, None].to(D.dtype)
     rays[lengths == 0] = 0
@@ -36,8 +36,9 @@ def alike(D: Tensor) -> Tensor:
     for first in range(0, len(D), step):
         cosine = rays[first : first + step] @ rays[: first + step].T
         near = cosine.tril_(first - 1) >= ALIKE
-        found = near.any(1)
-        first_alike[first : first + step][found] = near[found].to(torch.uint8).argmax(1)
+        earliest = near.to(torch.uint8).argmax(1, keepdim=True)
+        found = near.gather(1, earliest)
+        first_alike[first : first + step] = torch.where(found, earliest, -1)[:, 0]
     return first_alike
 
 
@@ -93,7 +94,7 @@ def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: floa
     the data of all.
 
     K² d flops; if there are such concepts, 2 n K d in each of two passes over the rows, one more
-    where entries are filled, and one more for the revival. Synchronises.
+    where entries are filled, and one more for the revival. Synchronises once if there are none.
     """
     processes, (of_codes, of_dictionary) = by.data.processes, by.penalties
     idle = _look(Z, D, duplicates, processes)
@@ -147,9 +148,16 @@ def _look(Z: Tensor | Storage, D: Tensor, duplicates: bool, processes: Processes
         used += (codes.amax(0) > 0).to(D.device)
     processes.sum_(used)
     living = (used > 0) & (D.amax(1) > 0)
+    near = alike(torch.where(living[:, None], D, 0)) if duplicates else living.new_zeros(0)
+    # both by one transfer
+    found = torch.stack(((~living).any(), (near >= 0).any())).tolist()
+    some_dead, some_near = processes.any(*found)
     twin = torch.where(living, _LIVES, _DEAD)
+    if not some_dead and not some_near:
+        nothing = twin[:0]
+        return _Idle(nothing, nothing, nothing)
     living = living.nonzero()[:, 0]
-    if duplicates and any(processes.any(bool((alike(D[living]) >= 0).any()))):
+    if some_near:
         # in few digits, so that of two that are the same the earlier one stays, whatever rounding
         energy = _energy(Z, D, processes)[living].bfloat16()
         living = living[energy.argsort(descending=True, stable=True)]

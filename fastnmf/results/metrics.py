@@ -105,27 +105,34 @@ def describe(tiles: Iterable[Tensor], D: Tensor, processes: Processes = ALONE) -
     for tile in split:
         signs = tile.sign()
         used += signs.sum(0).long()
-        rows += torch.bincount(signs.sum(1).long(), minlength=K + 1)
+        # bincount would wait for the device
+        rows.scatter_add_(0, signs.sum(1).long(), rows.new_ones(len(tile)))
         squares += torch.linalg.vector_norm(tile, dim=0, dtype=torch.float64).square()
         sparsity = _hoyer(tile)
         hoyer += torch.stack([sparsity.nansum(), (~sparsity.isnan()).sum()])
     processes.sum_(used, squares, rows, hoyer)
-    n = int(rows.sum())
     lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     energy = squares * lengths.square()
-    most = int(rows.nonzero().max())
+    energy = energy / energy.sum().clamp(min=1e-300)
+    dead, near = ((used == 0) | (D.amax(1) == 0)).sum(), (alike(D) >= 0).sum()
+    counts = torch.stack((used.sum(), dead, near)).double()
+    # one transfer; counts are exact in float64
+    read = torch.cat((counts, hoyer, energy, rows.double())).tolist()
+    (active, dead, near), (sparsity, defined) = map(int, read[:3]), read[3:5]
+    counted = [int(count) for count in read[5 + K :]]
+    most = max(l0 for l0, count in enumerate(counted) if count)
     width = -(-(most + 1) // _BARS)
     histogram = [0] * -(-(most + 1) // width)
-    for l0, count in enumerate(rows[: most + 1].tolist()):
+    for l0, count in enumerate(counted[: most + 1]):
         histogram[l0 // width] += count
     return CodesInfo(
-        mean_l0=float(used.sum()) / n,
+        mean_l0=active / sum(counted),
         l0_histogram=tuple(histogram),
         l0_most=most,
-        hoyer=float(hoyer[0] / hoyer[1].clamp(min=1)),
-        energy=tuple((energy / energy.sum().clamp(min=1e-300)).tolist()),
-        dead_concepts=int(((used == 0) | (D.amax(1) == 0)).sum()),
-        near_duplicates=int((alike(D) >= 0).sum()),
+        hoyer=sparsity / max(1.0, defined),
+        energy=tuple(read[5 : 5 + K]),
+        dead_concepts=dead,
+        near_duplicates=near,
     )
 
 

@@ -61,7 +61,7 @@ class Block:
         self.order.freed(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Copy:
     """A copy from pinned memory that the host does not know the end of: its source now and then."""
 
