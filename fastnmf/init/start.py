@@ -107,7 +107,8 @@ def scale_to_data_(codes: Kept, D: Tensor, data: Data) -> None:
     inner, square = sums
     for X, Z, _ in data.tiles(codes, tile_rows(data.d, 2 * D.itemsize), save=True):
         used = X.amax(1, keepdim=True) > 0
-        if not used.all():
+        # a GPU would be waited for in every tile
+        if X.device.type != "cpu" or not used.all():
             Z.mul_(used)
         P = (Z @ D).flatten()
         inner += P @ widened(X).flatten()

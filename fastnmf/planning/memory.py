@@ -38,6 +38,8 @@ _MOST_ON_GPU = 4 << 30
 _USABLE = 0.92
 # bytes of rows that an SVD works on at a time; 1 to 32 MB cost the same on two cores with AVX-512
 WORKSPACE_BYTES = 8 * 2**20
+# bytes of a norm on a GPU, which is computed in float64, a part at a time
+NORM_BYTES = 1 << 28
 # columns of the random basis of an SVD beyond K; scikit-learn's number
 OVERSAMPLES = 10
 # rows examined for each concept that becomes a row of the data, since some may be similar
@@ -350,5 +352,4 @@ def needed_bytes(problem: Problem, chosen: Plan) -> tuple[int, int]:
         fixed += n * s + (0 if problem.solver.keeps_residual else n * d)
     a_row = problem.solver.workspace(K, d, s)
     a_row += 3 * K if chosen.codes == "normal" else d
-    # a norm is computed in float64, a part at a time
-    return fixed * problem.itemsize + (1 << 28), a_row * problem.itemsize
+    return fixed * problem.itemsize + NORM_BYTES, a_row * problem.itemsize

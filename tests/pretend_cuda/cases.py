@@ -1,12 +1,12 @@
-"""What several tests on a pretended device need: data, fits on both devices, and their difference."""
+"""What several tests on a pretended device need: data, models, and fits on both devices."""
 
 from __future__ import annotations
 
 import torch
 from oracle import relative_difference
-from pretend_cuda import Device, on_cuda, on_host, pretend
 
 from fastnmf import NMF, Tuning
+from pretend_cuda import Device, on_cuda, on_host, pretend
 
 
 def drawn(n: int = 30, d: int = 12, seed: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A guard of CUDA devices, for a torch that is built without CUDA."""
+"""A guard of CUDA devices: what torch calls to find the current one, and to make one current."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ HERE, TORCH = Path(__file__).parent, Path(torch.__file__).parent
 
 @functools.cache
 def set_guard() -> None:
-    """Let torch make CUDA devices current, which does nothing (guard.cpp).
+    """Let torch find one CUDA device, `cuda:0`, which is current (guard.cpp).
 
-    A torch that is built for CUDA and finds no device has such a guard already. It must be there
-    before the first gradient is computed, which starts a thread for each device.
+    A torch that is built without CUDA has no guard; that of one that finds no device says that the
+    current device has no number, so that "cuda" is another than "cuda:0".
     """
-    torch._C._ensureCUDADeviceGuardSet()
-    if torch.version.cuda is not None:
-        return
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
     flags = ["-fPIC", "-shared", abi, f"-I{TORCH / 'include'}", f"-L{TORCH / 'lib'}", "-lc10"]
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,8 @@ def test_tensors_say_that_they_are_on_the_device(device):
     assert torch.tensor([1.0, 2.0], device="cuda").is_cuda
     assert X.new_tensor(3.0).is_cuda
     assert DRAWN.cuda().is_cuda
+    # no copy, as its device is that with the number 0
+    assert X.to("cuda") is X
     assert not X.cpu().is_cuda
     with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
         X.numpy()

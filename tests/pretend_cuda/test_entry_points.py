@@ -6,20 +6,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pretend_cuda import MixedDevices, on_cuda, on_host, pretend
-from pretend_cuda.cases import assert_same_on_device, drawn, model
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastnmf
 from fastnmf import NMF
 from fastnmf.planning.memory import Needs
+from pretend_cuda import MixedDevices, on_cuda, on_host, pretend
+from pretend_cuda.cases import assert_same_on_device, drawn, model
 
+slow = pytest.mark.compiles
 OFTEN = {"checkpoint_seconds": 0}
 
 
 def test_data_of_the_host_are_copied_to_the_device():
     kinds = [
-        lambda A: A,
         lambda A: A.numpy(),
         lambda A: A.numpy().astype("float16"),
         lambda A: [A[:7], A[7:]],
@@ -38,7 +38,7 @@ def file(tmp_path):
     return tmp_path / "A.npy"
 
 
-@pytest.mark.parametrize("codes", ["memory", "file", None])
+@pytest.mark.parametrize("codes", ["memory", "file", pytest.param(None, marks=slow)])
 def test_files_are_read_in_chunks_by_another_stream(codes, file, tmp_path, small_budgets):
     """A chunk is read after its copy, and its buffer is written after it, too."""
 

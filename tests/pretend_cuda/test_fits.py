@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from oracle import TOLERANCES
+
 from pretend_cuda.cases import assert_same_on_device, drawn, model
 
 slow = pytest.mark.compiles
