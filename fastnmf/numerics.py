@@ -40,6 +40,8 @@ def product(X: Tensor, B: Tensor) -> Tensor:
     return products[0] if len(products) == 1 else torch.cat(products)
 
 
+# bytes of a norm on a GPU, which is computed in float64, a part at a time, and twice in between
+NORM_BYTES = 1 << 28
 # entries summed in float32 before float64 takes over
 _NORM_ENTRIES = 1 << 12
 

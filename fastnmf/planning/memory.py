@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks
 from ..errors import InvalidInput
-from ..numerics import NARROW, WIDENED_BYTES, compute_dtype
+from ..numerics import NARROW, NORM_BYTES, WIDENED_BYTES, compute_dtype
 from .hardware import free_bytes, machine_of
 from .plan import Candidate, Plan, Problem, Tuning, choose, predict
 
@@ -38,8 +38,6 @@ _MOST_ON_GPU = 4 << 30
 _USABLE = 0.92
 # bytes of rows that an SVD works on at a time; 1 to 32 MB cost the same on two cores with AVX-512
 WORKSPACE_BYTES = 8 * 2**20
-# bytes of a norm on a GPU, which is computed in float64, a part at a time
-NORM_BYTES = 1 << 28
 # columns of the random basis of an SVD beyond K; scikit-learn's number
 OVERSAMPLES = 10
 # rows examined for each concept that becomes a row of the data, since some may be similar
