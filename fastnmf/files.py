@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -178,8 +176,16 @@ def _read_pt(path: Path) -> Tensor:
 
 
 def _read_safetensors(path: Path) -> Tensor:
+    import safetensors
+
     with safetensors.safe_open(path, framework="pt") as file:
         return file.get_tensor(only_one(path, list(file.keys())))
+
+
+def _write_safetensors(path: Path, matrix: np.ndarray | Tensor) -> None:
+    import safetensors.torch
+
+    safetensors.torch.save_file({"A": _tensor(matrix)}, path)
 
 
 def _array(matrix: np.ndarray | Tensor) -> np.ndarray:
@@ -221,7 +227,7 @@ WRITERS: dict[str, Callable[[Path, np.ndarray | Tensor], None]] = {
     ".npz": lambda path, matrix: np.savez(path, A=_array(matrix)),
     ".pt": lambda path, matrix: torch.save(_tensor(matrix), path),
     ".pth": lambda path, matrix: torch.save(_tensor(matrix), path),
-    ".safetensors": lambda path, matrix: safetensors.torch.save_file({"A": _tensor(matrix)}, path),
+    ".safetensors": _write_safetensors,
     ".csv": _write_text,
     ".tsv": _write_text,
 }

@@ -31,9 +31,9 @@ from fastnmf.planning.hardware import gpu_machine
 from fastnmf.solvers.registry import SOLVERS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.gaussian import rectified_gaussian
 from support.options import count, parser_of, positive
 from support.tables import markdown_head, markdown_row
-from support.workloads import rectified_gaussian
 
 # (n, d, K) and iterations of a fit
 SHAPES = {

@@ -141,23 +141,6 @@ def called(timing: Timing) -> tuple[Any, float, float]:
     return once(lambda: timing.step(*state))
 
 
-def least_seconds(call: Callable[[], Any], rounds: int, device: str = "cpu") -> float:
-    """The least time of some rounds, after one that compiles and warms up.
-
-    On a GPU the device is synchronised before and after each round.
-    """
-    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
-    call()
-    least = float("inf")
-    for _ in range(rounds):
-        wait()
-        begun = time.perf_counter()
-        call()
-        wait()
-        least = min(least, time.perf_counter() - begun)
-    return least
-
-
 def gemm_gflops() -> float:
     """GF/s of torch.mm of 2048³ in float32, best of five."""
     A, B = torch.rand(2048, 2048), torch.rand(2048, 2048)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 KINDS = ("rectified", "lowrank", "dependent")
 
 
+# as large as the rest of a timing, and the same for each contender
+@functools.cache
 def draw(kind: str, n: int, d: int, K: int) -> tuple[np.ndarray, np.ndarray]:
     """A (n, d) and D (K, d), float64, non-negative.
 

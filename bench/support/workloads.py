@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.gaussian import rectified_gaussian
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -97,12 +99,6 @@ def load(name: str, files: tuple[str, ...] = ()) -> Problem:
     ZD = Z @ D
     D *= (A * ZD).sum() / ZD.square().sum()
     return Problem(workload, A, Z, D, source)
-
-
-def rectified_gaussian(n: int, d: int, generator: torch.Generator | None = None) -> Tensor:
-    """max(0, N(0, 1)), (n, d), float32, on the generator's device; None: on the CPU, seed 0."""
-    generator = generator or torch.Generator().manual_seed(0)
-    return torch.randn(n, d, generator=generator, device=generator.device).clamp_(min=0)
 
 
 def relative_error(A: Tensor, Z: Tensor, D: Tensor) -> float:

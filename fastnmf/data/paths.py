@@ -13,7 +13,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import safetensors
+try:
+    from safetensors import SafetensorError
+except ModuleNotFoundError:
+    # a fit that touches no file needs none; without it nothing raises this
+
+    class SafetensorError(Exception):
+        pass
+
 
 from ..errors import InvalidInput
 from .locks import WorkingFolder, working_folder
@@ -21,7 +28,7 @@ from .locks import WorkingFolder, working_folder
 # what NumPy, torch and safetensors raise for damaged files, by experiment
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
 TEXT_ERRORS = (ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
-UNREADABLE = (RuntimeError, AssertionError, safetensors.SafetensorError, *ZIP_ERRORS, *TEXT_ERRORS)
+UNREADABLE = (RuntimeError, AssertionError, SafetensorError, *ZIP_ERRORS, *TEXT_ERRORS)
 
 
 def check_output(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:
@@ -75,7 +82,7 @@ def writing(path: Path | str) -> Iterator[None]:
     OSError that names path."""
     try:
         yield
-    except safetensors.SafetensorError as error:
+    except SafetensorError as error:
         found = re.search(r"os error (\d+)", str(error))
         raise _failure(path, str(error), int(found[1]) if found else None) from error
     except OSError as error:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 import torch
 from torch import Tensor
 
@@ -200,6 +199,8 @@ def _open_npy(path: Path) -> Shard:
 
 
 def _open_safetensors(path: Path) -> Shard:
+    import safetensors
+
     # safe_open checks the header
     with safetensors.safe_open(path, framework="pt") as file:
         name = only_one(path, list(file.keys()))

@@ -8,7 +8,6 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -39,6 +38,8 @@ class Save:
     @classmethod
     def found(cls, path: Path) -> Save:
         """Read the header. Raises InvalidInput for a file that is damaged, too new or no save."""
+        import safetensors
+
         with refusing_damage(path), safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
@@ -76,6 +77,8 @@ class Save:
     def read(self, device: torch.device, Z: Storage | None) -> tuple[Plan, State]:
         """Return the plan and the State. Z: the codes, where the file has none. Raises what
         `refusing_damage` expects for a file that is damaged."""
+        import safetensors
+
         with safetensors.safe_open(self.path, "pt") as file:
             names = set(file.keys())
 
@@ -114,6 +117,8 @@ def write(
     """Write a save, whole or not at all, with codes if those of the State are in memory. folder: to
     write it in. metadata: what the header says besides the format, the plan and the numbers of the
     State."""
+    import safetensors.torch
+
     factors = {"D": state.D, "E": state.E}
     if isinstance(state.Z, InMemory):
         factors["Z"] = state.Z.Z

@@ -11,8 +11,6 @@ import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from .._version import __version__
@@ -57,6 +55,8 @@ def write(
         "penalties": json.dumps({name: options[name] for name in PENALTIES}),
         "fit_info": json.dumps(None if info is None else asdict(info)),
     }
+    import safetensors.torch
+
     D = D.detach().cpu().contiguous()
     with replacing(path) as part:
         safetensors.torch.save_file({"D": D}, part, metadata=metadata)
@@ -68,6 +68,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
     Raises FileNotFoundError, or InvalidInput for a file that is damaged, holds something else, or
     comes from a newer version.
     """
+    import safetensors
+
     path = existing(path, SUFFIXES)
     with refusing_damage(path):
         with safetensors.safe_open(path, framework="pt") as file:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tqdm.auto import tqdm
-
 from .. import checks
 from ..engine.state import Iteration
 
@@ -37,8 +35,11 @@ class Progress:
     ) -> None:
         self._callback, self._label, self._chunk = callback, label, 1
         unit, about = "pass" if streamed else "it", begins or label
-        bar = tqdm(total=max_iter, unit=unit, desc=about, bar_format=_FORMAT) if verbose else None
-        self._bar = bar
+        self._bar = None
+        if verbose:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=max_iter, unit=unit, desc=about, bar_format=_FORMAT)
 
     def __enter__(self) -> Each | None:
         return self._each if self._bar is not None or self._callback is not None else None
