@@ -16,6 +16,7 @@ from .packing import packed_chunks, packs
 from .products import (
     in_tf32,
     in_units,
+    lengths_of,
     options_of,
     penalty_of,
     product_of,
@@ -73,17 +74,17 @@ def _store_update(
     store_partial(partial_ptr, changed, squared)
 
 
-# m limits no load of several numbers: one compiled kernel for all
-@triton.jit(do_not_specialize=["penalised", "first", "m"])
+@triton.jit(do_not_specialize=["penalised", "first", "m", "K", "stride_f"])
 def _mu_packed_kernel(
     F_ptr, X_ptr, W_ptr, B_ptr, penalised, l1_ptr, curvature_ptr, partial_ptr, first, m, K, width,
     stride_f, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
-    GROUP: tl.constexpr, PARTS: tl.constexpr, TF32: tl.constexpr,
+    GROUP: tl.constexpr, PARTS: tl.constexpr, TF32: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """X, W and B as `packed` makes them, (…, width) in whole tiles; concepts of F adjacent. first:
     the number of programs that were launched for other samples."""
     number: tl.constexpr = F_ptr.dtype.element_ty
     precision: tl.constexpr = "tf32" if TF32 else "ieee"
+    K, stride_f = K * UNIT, stride_f * UNIT
     row, column = tile_of_program(m, K, BLOCK_M, BLOCK_K, GROUP)
     samples = row.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     concepts = column.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -202,13 +203,13 @@ def mu_residual_(F, X, W, B, sums, l1=0.0, curvature=None) -> None:
 
 def _packed_(rows, operands, B, partials, penalty, options) -> None:
     """mu_residual_ from copies of its operands, X and W, and of B."""
-    first = 0
+    first, (unit, (K, stride)) = 0, lengths_of(options, rows.shape[1], rows.stride(0))
     for samples, copies, whole in packed_chunks(operands, B, options):
         some = rows[samples]
         programs = programs_of(*some.shape, options)
         _mu_packed_kernel[(programs,)](
-            some, *copies, whole, *penalty, partials, first, *some.shape, whole.shape[1],
-            rows.stride(0), **options,
+            some, *copies, whole, *penalty, partials, first, len(some), K, whole.shape[1], stride,
+            UNIT=unit, **options,
         )  # fmt: skip
         first += programs
 

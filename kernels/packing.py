@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .products import with_adjacent_columns
 from .registers import FUSED, round_tf32
 
 # Bytes of the operand that all samples share, and of the others, which are packed for some samples
@@ -20,18 +21,15 @@ MOST_BYTES, CHUNK_BYTES, LEAST_ROWS = 1 << 28, 1 << 27, 1024
 BLOCK_ROWS, BLOCK_COLUMNS = 32, 64
 
 
-@triton.jit(
-    do_not_specialize=["rows", "columns", "rounds"],
-    do_not_specialize_on_alignment=["stride_row", "stride_column"],
-)
+@triton.jit(do_not_specialize=["rows", "columns", "rounds", "stride"])
 def _pack_kernel(
-    packed_ptr, X_ptr, rows, columns, width, rounds, stride_row, stride_column,
+    packed_ptr, X_ptr, rows, columns, width, rounds, stride,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
-    place = X_ptr + row[:, None] * stride_row + column[None, :] * stride_column
+    place = X_ptr + row[:, None] * stride + column[None, :]
     x = tl.load(place, mask=inside, other=0.0)
     if x.dtype.primitive_bitwidth == 32:
         x = tl.where(rounds != 0, round_tf32(x), x)
@@ -48,14 +46,14 @@ def packed(X: torch.Tensor, out: torch.Tensor, rounds: bool) -> torch.Tensor:
     """X (rows, columns), any strides, at the beginning of `out`, and zeros in the rest of it.
 
     out: contiguous, in whole tiles of BLOCK_ROWS and 16 columns. rounds: to the nearest tf32. One
-    launch, and one more where X is of 16 bits; no synchronisation.
+    launch, and one more where X is of 16 bits or its rows are adjacent; no synchronisation.
     """
     height, width = out.shape
     # by torch: a kernel for each dtype and layout would have to be compiled
-    X = X.to(out.dtype)
+    X = with_adjacent_columns(X.to(out.dtype))
     grid = height // BLOCK_ROWS, triton.cdiv(width, BLOCK_COLUMNS)
     _pack_kernel[grid](
-        out, X, *X.shape, width, int(rounds), *X.stride(), BLOCK_ROWS=BLOCK_ROWS,
+        out, X, *X.shape, width, int(rounds), X.stride(0), BLOCK_ROWS=BLOCK_ROWS,
         BLOCK_COLUMNS=BLOCK_COLUMNS, num_warps=4, num_stages=2, **FUSED,
     )  # fmt: skip
     return out

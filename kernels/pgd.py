@@ -16,6 +16,7 @@ from .packing import packed_chunks, packs
 from .products import (
     in_tf32,
     in_units,
+    lengths_of,
     on_hopper,
     options_of,
     penalty_of,
@@ -82,16 +83,23 @@ def _store_step(
         store_partial(partial_ptr, changed, squared)
 
 
-# m limits no load of several numbers: one compiled kernel for all
-@triton.jit(do_not_specialize=["penalised", "last", "first", "m"])
+@triton.jit(
+    do_not_specialize=[
+        "penalised", "last", "first", "m", "K", "stride_f", "stride_y", "stride_n", "stride_m",
+        "stride_s",
+    ]
+)  # fmt: skip
 def _pgd_packed_kernel(
     F_ptr, Y_ptr, next_F_ptr, next_Y_ptr, start_ptr, E_ptr, B_ptr, step_ptr, momentum_ptr,
     penalised, l1_ptr, curvature_ptr, partial_ptr, last, first, m, K, width, stride_f, stride_y,
     stride_n, stride_m, stride_s, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr, TF32: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """E and B as `packed` makes them, (…, width) in whole tiles; the others (m, K). first: the
     number of programs that were launched for other samples."""
+    K, stride_f, stride_y = K * UNIT, stride_f * UNIT, stride_y * UNIT
+    stride_n, stride_m, stride_s = stride_n * UNIT, stride_m * UNIT, stride_s * UNIT
     number: tl.constexpr = F_ptr.dtype.element_ty
     precision: tl.constexpr = "tf32" if TF32 else "ieee"
     row, column = tile_of_program(m, K, BLOCK_M, BLOCK_K, GROUP)
@@ -187,12 +195,13 @@ def _with_copies(F, Y, step, turned, launch) -> None:
 def _packed(shaped, E, B, numbers, options, last):
     """A step from copies of E and B; returns the partial norms. shaped: F and all like it."""
     partials, first = empty_partials(B, programs_of(*shaped[0].shape, options)), 0
+    unit, lengths = lengths_of(options, shaped[0].shape[1], *(M.stride(0) for M in shaped))
     for samples, (copy,), whole in packed_chunks([E], B, options):
         some = [M[samples] for M in shaped]
         programs = programs_of(*some[0].shape, options)
         _pgd_packed_kernel[(programs,)](
-            *some, copy, whole, *numbers, partials, last, first, *some[0].shape, whole.shape[1],
-            *(M.stride(0) for M in some), **options,
+            *some, copy, whole, *numbers, partials, last, first, len(some[0]), lengths[0],
+            whole.shape[1], *lengths[1:], UNIT=unit, **options,
         )  # fmt: skip
         first += programs
     return partials
