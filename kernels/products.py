@@ -63,8 +63,8 @@ def in_units(*numbers: int) -> tuple[int, list[int]]:
 
 
 def lengths_of(options: dict[str, int], *numbers: int) -> tuple[int, list[int]]:
-    """`in_units` in tf32. In float32 in units of one: by the code, that takes 1 to 4 % of a kernel that
-    multiplies for so long, and two kernels fewer are compiled."""
+    """`in_units` in tf32. In float32 in units of one: it takes 1 to 4 % of a kernel that multiplies
+    for so long, by its code, and two kernels fewer are compiled."""
     return in_units(*numbers) if options["TF32"] else (1, list(numbers))
 
 

@@ -22,6 +22,11 @@ def test_lengths_are_in_units_of_16_where_16_divides_all_of_them(numbers, expect
     assert products.in_units(*numbers) == expected
 
 
+def test_lengths_are_in_units_of_16_in_tf32_only():
+    assert products.lengths_of({"TF32": True}, 32, 160) == (16, [2, 10])
+    assert products.lengths_of({"TF32": False}, 32, 160) == (1, [32, 160])
+
+
 def test_registers_are_bounded_on_hopper_only(monkeypatch):
     on_a_gpu = type("F", (), {"device": torch.device("cuda")})
     for major, expected in ((8, False), (9, True), (10, True)):
