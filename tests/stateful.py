@@ -554,13 +554,14 @@ class Models(RuleBasedStateMachine):
         effort=st.sampled_from(EFFORTS),
         to_file=st.booleans(),
         starts=st.sampled_from((False, False, True)),
+        method=st.sampled_from(("auto", "exact", "sweeps")),
     )
-    def encode(self, model, data, container, effort, to_file, starts) -> None:
+    def encode(self, model, data, container, effort, to_file, starts, method) -> None:
         A = data.draw(rows(self.d), label="A").tensor()
         place = self.new(".npy") if to_file else "memory"
         max_iter, tol = effort
         Z0 = torch.rand(len(A), model.K) if starts else None
-        run = {"max_iter": max_iter, "tol": tol, "Z0": Z0}
+        run = {"max_iter": max_iter, "tol": tol, "Z0": Z0, "method": method}
         given = self.given(A, container)
         call = lambda: model.nmf.encode(given, **run, codes=place)  # noqa: E731
         Z = self.call(call, (NotFitted, InvalidInput))
@@ -577,7 +578,7 @@ class Models(RuleBasedStateMachine):
         assert_factor(Z, (len(A), model.K), dtype)
         if to_file:
             self.accept(place)
-        exact = model.options["solver"] == "anls"
+        exact = method != "sweeps" or model.options["solver"] == "anls"
         assert_codes(
             Z,
             A.to(dtype),
@@ -592,9 +593,14 @@ class Models(RuleBasedStateMachine):
         if to_file:
             self.accept(run["codes"])
         assert bits(Z) == bits(again)
-        assert info.method == other.solver
-        assert info.iterations <= max_iter
-        limit = model.nmf.tol if tol is None else tol
+        if method == "sweeps":
+            assert info.method == other.solver
+            limit = model.nmf.tol if tol is None else tol
+        else:
+            allowed = ("exact",) if method == "exact" else ("exact", "hals", "hals, then exact")
+            assert info.method in (allowed if max_iter else ("start",))
+            limit = 1
+        assert info.iterations <= max_iter + (method == "auto")
         assert bool(self.warned) == (not info.converged and limit > 0 and max_iter > 0)
         assert info.kkt.shape == (len(A),)
         assert bool((info.kkt >= 0).all())

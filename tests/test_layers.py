@@ -22,7 +22,7 @@ ORDER = """
     data
     init
     engine
-    results
+    exact results
     fit
     models
     files overcomplete

@@ -219,13 +219,7 @@ def select(
     is used or BackendUnavailable is raised; 'auto' uses the first usable one. Operations that it
     does not supply come from `torch`. Raises InvalidInput for an unknown name.
     """
-    source = "backend"
-    if requested == "auto":
-        source, requested = ENVIRONMENT, os.environ.get(ENVIRONMENT, "auto")
-    if requested != "auto" and requested not in BACKENDS:
-        raise InvalidInput(
-            f"{source}={requested!r} is not a backend; known are: auto, {', '.join(BACKENDS)}"
-        )
+    source, requested = _requested(requested)
     refusals = {b.name: b.refuses(operations, device.type) for b in BACKENDS.values()}
     if requested == "auto":
         chosen = next(
@@ -249,6 +243,34 @@ def select(
         passed_over or "none",
     )
     return chosen, {**REFERENCE, **_load(chosen)}
+
+
+def select_each(
+    groups: tuple[tuple[str, ...], ...], device: torch.device, requested: str
+) -> tuple[str, dict[str, Callable]]:
+    """select for several groups of operations: 'auto' chooses for each group. The name is that of
+    the first."""
+    if _requested(requested)[1] != "auto":
+        # some group may be torch's
+        return select(tuple(name for group in groups for name in group), device, requested)
+    found = [select(group, device, requested) for group in groups]
+    chosen = dict(found[0][1])
+    for group, (_, ops) in zip(groups, found, strict=True):
+        chosen |= {name: ops[name] for name in group if name in ops}
+    return found[0][0], chosen
+
+
+def _requested(requested: str) -> tuple[str, str]:
+    """Where the name of a backend comes from, the argument or the environment, and the name. Raises
+    InvalidInput for an unknown one."""
+    source = "backend"
+    if requested == "auto":
+        source, requested = ENVIRONMENT, os.environ.get(ENVIRONMENT, "auto")
+    if requested != "auto" and requested not in BACKENDS:
+        raise InvalidInput(
+            f"{source}={requested!r} is not a backend; known are: auto, {', '.join(BACKENDS)}"
+        )
+    return source, requested
 
 
 def _listed(requested: str, refusals: dict[str, str | None]) -> str:

@@ -33,12 +33,13 @@ def encode(arguments: Namespace) -> int:
     _check(arguments, arguments.A)
     nmf = _model(arguments)
     nmf.verbose = shows_progress(arguments)
-    options = {"max_iter": arguments.max_iter, "tol": arguments.tol, "return_info": True}
+    options = {name: getattr(arguments, name) for name in ("max_iter", "tol", "method")}
     A = matrix_of(arguments, arguments.A)
     with option_errors():
         checks.whole("max_iter", arguments.max_iter, at_least=0)
         checks.tolerance(0.0 if arguments.tol is None else arguments.tol)
-    Z, info = nmf.encode(A, **options, **streamed_into("codes", arguments.out))
+    place = streamed_into("codes", arguments.out)
+    Z, info = nmf.encode(A, **options, **place, return_info=True)
     write(arguments.out, Z)
     mean_l0 = sum(int(rows.count_nonzero()) for rows in Z.split(_ROWS)) / len(Z)
     summary = {"out": str(arguments.out), "shape": list(Z.shape), "mean_l0": mean_l0}

@@ -25,7 +25,7 @@ REQUIRED = {"sklearn": "scikit-learn", "PIL": "Pillow"}
 PATCH, SCALE, GAP, MARGIN, CAPTION = 16, 2, 1, 28, 34
 COLUMNS, SHOWN = 40, 1000
 BACKGROUND, INK = (24, 24, 27), (228, 228, 231)
-FIT_ITERATIONS, ENCODE_ITERATIONS = 20, 30
+FIT_ITERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def learn_photograph(
     nmf = NMF(concepts, device, solver, 0, verbose, max_iter=FIT_ITERATIONS, init=start)
     Z, D = nmf.fit(A)
     tiles = cut(photograph)
-    rebuilt = nmf.decode(nmf.encode(tiles, max_iter=ENCODE_ITERATIONS)).cpu().numpy()
+    rebuilt = nmf.decode(nmf.encode(tiles)).cpu().numpy()
     error = float(np.linalg.norm(tiles - rebuilt) / np.linalg.norm(tiles))
     light = Z.sum(0) * D.sum(1)
     shown = D[light.argsort(descending=True)[:SHOWN]].cpu().numpy()

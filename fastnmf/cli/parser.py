@@ -13,6 +13,7 @@ SOLVERS = "hals mu pgd anls".split()
 STARTS = "auto random nndsvda rows spread".split()
 RULES = "change error".split()
 FORMS = "auto normal residual".split()
+METHODS = "auto exact sweeps".split()
 YES_OR_NO = {"auto": "auto", "yes": True, "no": False}
 
 ABOUT = """\
@@ -168,9 +169,11 @@ def _add_model(parser: Parser) -> None:
 
 def _add_encode(parser: Parser) -> None:
     _files(parser, "A", "Z")
-    stops = parser.group("stopping")
-    _option(stops, "--max-iter", 300, whole, "iterations, at most", "N")
-    what = "relative change of Z at which to stop; default: a hundredth of the model's"
+    stops = parser.group("method and stopping")
+    what = "exact codes, by sweeps first where that is faster, or sweeps alone"
+    _option(stops, "--method", METHODS[0], one_of(*METHODS), what)
+    _option(stops, "--max-iter", 300, whole, "sweeps, at most", "N")
+    what = "change of Z at which sweeps alone stop; default: a hundredth of the model's"
     stops("--tol", type=number, metavar="TOL", help=what)
     stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
     _computing(parser.group("memory and computing"))

@@ -224,13 +224,19 @@ class LineSearch:
         before, self._before = self._before, F.clone()
         if before is None:
             return F
-        step = torch.where(F > 0, F - before, 0)
-        fall, curvature = line(F, step)
-        curved, falls = curvature > 0, step < 0
-        best = torch.where(curved, fall / curvature, 0)
-        most = torch.where(falls, F / -step, _LONGEST).amin(0)
-        self.length = torch.minimum(best.clamp(min=0, max=_LONGEST), most)
-        return torch.addcmul(F, step, self.length).clamp(min=0)
+        Y, self.length = along(F, before, line)
+        return Y
+
+
+def along(F: Tensor, before: Tensor, line: Line) -> tuple[Tensor, Tensor]:
+    """Y = F + s (F − before) (K, m) with the s (m,) of LineSearch, and s."""
+    step = torch.where(F > 0, F - before, 0)
+    fall, curvature = line(F, step)
+    curved, falls = curvature > 0, step < 0
+    best = torch.where(curved, fall / curvature, 0)
+    most = torch.where(falls, F / -step, _LONGEST).amin(0)
+    length = torch.minimum(best.clamp(min=0, max=_LONGEST), most)
+    return torch.addcmul(F, step, length).clamp(min=0), length
 
 
 def start_of(solver: Solver) -> Momentum | LineSearch:

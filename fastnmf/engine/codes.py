@@ -35,11 +35,13 @@ _CHUNK_BYTES = 64 << 20
 
 
 class Ended(NamedTuple):
-    """How the iterations on the codes of a chunk ended; converged: by the stopping rule, or
-    exact."""
+    """How the codes of a chunk were found; converged: by the stopping rule, or exact. methods: the
+    names of what ran, in order. unsolved: rows that the exact method could not solve."""
 
     iterations: int
     converged: bool
+    methods: tuple[str, ...] = ()
+    unsolved: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class Encoder:
     """argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0 by a solver, chunk by chunk, each until
     ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
 
-    D (K, d) does not change. each is called after every iteration of every chunk. rows: of a chunk;
-    by default as many as memory allows, which may change from call to call.
+    D (K, d) does not change. each is called after every iteration of every chunk. monotone: whether
+    no row ends above its start, or above where fewer iterations end, whatever the solver; what
+    raised the loss of a row is taken back, which takes a product more in each iteration.
     """
 
     D: Tensor
@@ -56,7 +59,7 @@ class Encoder:
     max_iter: int = HALF_STEPS
     tol: float = 0.0
     each: Callback | None = None
-    rows: int | None = None
+    monotone: bool = False
 
     @torch.no_grad()
     def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
@@ -72,7 +75,7 @@ class Encoder:
                 X = times_power(X, -powers).to(X.dtype)
                 start = None if start is None else times_power(start, -powers)
             Z[part] = cold_start(X, self.D) if start is None else start
-            taken.append(_solve_(Z[part], X, self.D, self.method, stopping))
+            taken.append(self._solve_(Z[part], X, stopping))
             if powers is not None:
                 Z[part] = times_power(Z[part], powers)
         return Z, taken
@@ -90,14 +93,37 @@ class Encoder:
         return torch.where(largest > 0, torch.frexp(largest).exponent, 0).long()
 
     def chunk_rows(self) -> int:
-        """Rows that are encoded, and widened from 16 bits, at a time."""
-        if self.rows is not None:
-            return self.rows
+        """Rows that are encoded, and widened from 16 bits, at a time, as many as memory allows."""
         K, d = self.D.shape
         # a GPU needs large chunks
         bytes_ = max(_CHUNK_BYTES, (free_bytes(self.D.device) or 0) // 4)
         bounded = max(1, bytes_ // ((5 * K + 2 * d) * self.D.element_size()))
         return min(bounded, self.method.tuning.chunk_rows or bounded)
+
+    def _solve_(self, Z: Tensor, X: Tensor, stopping: Stopping) -> Ended:
+        """Iterate on Z (n, K) in place until `stopping` ends it."""
+        (n, d), K, D, method = X.shape, len(self.D), self.D, self.method
+        tuning = replace(method.tuning, chunk_rows=None)
+        problem = Problem(
+            n, d, K, D.element_size(), method.solver, learns=False, half_steps=_USUAL_HALF_STEPS
+        )
+        # the memory for a chunk is bounded already
+        plan = plan_beside(X, problem, method.backend, tuning, None)
+        state = State(InMemory(Z), D)
+        # Triton launches on the current device
+        allowed = allowed_for(D)
+        with torch.cuda.device_of(D), products_in("highest"):
+            step = CodesStep(state, X, method, plan, allowed, monotone=self.monotone)
+            history = History(state, 0.0, learns=False)
+            for iteration in range(1, stopping.max_iter + 1):
+                step()
+                history.add(iteration, step.sums, watched=stopping.watches)
+                if stopping.watches and history.ends(stopping):
+                    break
+            history.read()
+        exact = method.solver.exact and stopping.max_iter > 0
+        converged = exact or state.stopped_by == stopping.converged_by
+        return Ended(len(state.history), converged, (method.solver.name,))
 
 
 @dataclass(frozen=True)
@@ -123,36 +149,21 @@ class FreshTiles:
                 yield X[part], codes[part], None
 
 
-def _solve_(Z: Tensor, X: Tensor, D: Tensor, method: Method, stopping: Stopping) -> Ended:
-    """Iterate on Z (n, K) in place, with D (K, d) fixed, until `stopping` ends it."""
-    (n, d), K = X.shape, len(D)
-    tuning = replace(method.tuning, chunk_rows=None)
-    problem = Problem(
-        n, d, K, D.element_size(), method.solver, learns=False, half_steps=_USUAL_HALF_STEPS
-    )
-    # the memory for a chunk is bounded already
-    plan = plan_beside(X, problem, method.backend, tuning, None)
-    state = State(InMemory(Z), D)
-    # Triton launches on the current device
-    allowed = allowed_for(D)
-    with torch.cuda.device_of(D), products_in("highest"):
-        step = CodesStep(state, X, method, plan, allowed)
-        history = History(state, 0.0, learns=False)
-        for iteration in range(1, stopping.max_iter + 1):
-            step()
-            history.add(iteration, step.sums, watched=stopping.watches)
-            if stopping.watches and history.ends(stopping):
-                break
-        history.read()
-    exact = method.solver.exact and stopping.max_iter > 0
-    return Ended(len(state.history), exact or state.stopped_by == stopping.converged_by)
-
-
 class CodesStep:
     """One iteration on the codes of rows in memory with the dictionary fixed, extrapolated: all
     half-steps solve one convex problem. Does not synchronise."""
 
-    def __init__(self, state: State, A: Tensor, method: Method, plan: Plan, allowed: str) -> None:
+    def __init__(
+        self,
+        state: State,
+        A: Tensor,
+        method: Method,
+        plan: Plan,
+        allowed: str,
+        *,
+        monotone: bool = False,
+    ) -> None:
+        """monotone: as for Encoder."""
         D, solver = state.D, method.solver
         compute = Compute(method.ops, plan.block, Workspace(D.dtype, D.device), allowed)
         penalty = method.penalties.of_codes(D.shape[1])
@@ -162,13 +173,17 @@ class CodesStep:
             kind(state.codes[part].T, A[part], solver, fixed, compute)
             for part in row_blocks(len(A), plan.tile_rows)
         ]
+        self._guarded = monotone and not (solver.exact or solver.searches_line)
         # as in Statistics, those of the codes only
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
 
     def __call__(self) -> None:
         self.sums.zero_()
         for tile in self._tiles:
+            before = tile.F.clone() if self._guarded else None
             tile.half_step_(self.sums[0])
+            if before is not None:
+                tile.take_back_(before)
 
 
 class _Tile:
@@ -179,6 +194,21 @@ class _Tile:
     ) -> None:
         self.F, self.X, self.solver, self.fixed, self.compute = F, X, solver, fixed, compute
         self.extrapolation = start_of(solver)
+        self._falls: Tensor | None = None
+
+    def take_back_(self, before: Tensor) -> None:
+        """F ← what it was before, for columns whose loss has risen: the next half-step starts there
+        without momentum."""
+        fell = self._fall(before) if self._falls is None else self._falls
+        falls = self._fall(self.F)
+        # the mean of both slopes, exact for a quadratic, is not a difference of two losses
+        rose = ((self.F - before) * (fell + falls)).sum(0) < 0
+        self.F.copy_(torch.where(rose, before, self.F))
+        self._falls = torch.where(rose, fell, falls)
+
+    def _fall(self, F: Tensor) -> Tensor:
+        """How fast the loss falls along each entry of F (K, m)."""
+        raise NotImplementedError
 
     def _move_(self, line: Line) -> None:
         start = self.extrapolation.extrapolate(self.F, line)
@@ -197,6 +227,10 @@ class _NormalTile(_Tile):
     def half_step_(self, sums: Tensor) -> None:
         self._move_(self._line)
         self.solver.half_steps_(self.F, self._data, self.fixed, self.compute, sums, 1)
+
+    def _fall(self, F: Tensor) -> Tensor:
+        l1 = 0.0 if self.solver.penalised_by_slope else self.fixed.l1
+        return torch.addmm(self._data.C, self.fixed.G, F, alpha=-1).sub_(l1)
 
 
 class _ResidualTile(_Tile):
@@ -226,3 +260,8 @@ class _ResidualTile(_Tile):
             fall = fall - (slope * step).sum(0)
             curvature = curvature + (self.fixed.curvature * step.square()).sum(0)
         return fall, curvature
+
+    def _fall(self, F: Tensor) -> Tensor:
+        fall = self.fixed.B @ torch.addmm(self.X.T, self.fixed.B.T, F, alpha=-1)
+        self.fixed.penalise_(fall, F, slice(None), sign=-1)
+        return fall

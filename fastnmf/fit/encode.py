@@ -1,5 +1,5 @@
-"""Codes for a fitted dictionary, and data computed from codes. The iterations are in
-engine/codes.py, the gradient in gradient.py."""
+"""Codes for a fitted dictionary, and data computed from codes. Sweeps are in engine/codes.py, exact
+codes and their gradient in exact/."""
 
 from __future__ import annotations
 
@@ -20,21 +20,36 @@ from ..data.dataset import Data, opened
 from ..data.locks import WorkingFolder, working_folder
 from ..data.shards import Shards, open_paths, paths_of
 from ..data.storage import InMemory, mapped, written
-from ..engine.codes import Encoder
-from ..engine.state import Method
+from ..engine.codes import Encoder, Ended
+from ..engine.state import Callback, Method
 from ..errors import InvalidInput, hold_warnings
-from ..numerics import compute_dtype, times_power, widened
+from ..exact.encoder import ExactEncoder
+from ..exact.gradient import with_gradient
+from ..exact.powers import Powers
+from ..init.start import cold_start
+from ..numerics import compute_dtype, widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
 from ..precision import products_in
 from ..results.encoding import EncodeInfo, EncodeRecord
 from ..results.progress import Progress
-from .gradient import differentiable, refuse_derivatives, refuse_tangent
 from .options import Options, destination
-from .refusals import refuse_overwriting
+from .refusals import refuse_derivatives, refuse_overwriting, refuse_tangent
 
-# powers of two up to which the largest entries of A, D and codes have sums of squares that are far
-# from the ends of the range
-_SAFE = {torch.float32: 45, torch.float64: 400}
+METHODS = ("auto", "exact", "sweeps")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The arguments of an encoding that say how: the method, one of METHODS, the most sweeps, and
+    the change at which sweeps alone end."""
+
+    method: str
+    max_iter: int
+    tol: float
+
+    @property
+    def sweeps_only(self) -> bool:
+        return self.method == "sweeps"
 
 
 def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
@@ -50,36 +65,38 @@ def encode(
     A: Any,
     D: Tensor,
     options: Options,
+    run: Run,
     *,
-    max_iter: int,
-    tol: float,
     Z0: Any,
     codes: Any,
     return_info: bool,
 ) -> tuple[Tensor, EncodeInfo]:
     """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0; and the summary,
     measured where it is wanted. codes: 'memory', or the path of the file to write."""
-    (K, d), device = D.shape, D.device
-    method, place = options.method(device), destination(codes, optional=False)
+    (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
+    method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
     refuse_overwriting((A, Z0, D), place)
     refuse_derivatives("encode", D=D, Z0=Z0)
     refuse_tangent("encode", "A", A)
-    differentiates = isinstance(A, Tensor) and A.requires_grad
+    differentiates = isinstance(A, Tensor) and A.requires_grad and torch.is_grad_enabled()
+    if differentiates and run.sweeps_only:
+        raise InvalidInput(
+            "A requires a gradient, and method='sweeps' has none, as its codes are not at the "
+            "optimum; give method='auto' or 'exact', or A.detach()"
+        )
     expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
         folder = _locked(place, stack)
         if _has_no_rows(A, expected):
-            nothing = EncodeRecord(method, D, measures=return_info).info()
+            nothing = EncodeRecord(method.penalties, D, measures=return_info).info()
             return _no_rows(A, expected, K, folder), nothing
         budget = options.budget(device, place, width=K)
         data = stack.enter_context(opened(A, expected, budget))
         Z0 = None if Z0 is None else _given_codes(Z0, data, K)
-        each = stack.enter_context(Progress(options.verbose, max_iter, None, label="encode"))
-        codes_of = _Scaled(
-            data, D, method, return_info, {"max_iter": max_iter, "tol": tol, "each": each}
-        )
+        bar = Progress(options.verbose, run.max_iter, None, label="encode")
+        codes_of = _Scaled(data, D, method, run, stack.enter_context(bar), measures=return_info)
         if place == "memory":
             sizes = {"the codes": data.n * K * data.dtype.itemsize}
             refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
@@ -140,101 +157,57 @@ def _refuse_values(Z: Tensor) -> None:
 class _Scaled:
     """The codes of rows X of the data, from Z0 or from the usual start; and how they ended.
 
-    measures: whether the summary is measured. run: the other fields of the Encoder.
+    each: called after iterations. measures: whether the summary is measured.
     """
 
     def __init__(
-        self, data: Data, D: Tensor, method: Method, measures: bool, run: dict[str, Any]
+        self,
+        data: Data,
+        D: Tensor,
+        method: Method,
+        run: Run,
+        each: Callback | None,
+        *,
+        measures: bool,
     ) -> None:
-        self._powers = powers = _Powers.of(data, D, method)
-        D, method = powers.of_dictionary(D.to(data.dtype)), powers.penalised(method)
-        self.encoder = Encoder(D, method, **run)
-        self._record = EncodeRecord(method, D, measures=measures)
+        self._powers, self._run = Powers.of(data, D, method), run
+        D, method = self._powers.of_dictionary(D.to(data.dtype)), self._powers.penalised(method)
+        if run.sweeps_only:
+            self.encoder = Encoder(D, method, run.max_iter, run.tol, each, monotone=True)
+        else:
+            sweeps = run.method == "auto"
+            self.encoder = ExactEncoder(D, data.n, method, run.max_iter, sweeps, each)
+        self._l2 = method.penalties.of_codes(D.shape[1]).l2
+        self._record = EncodeRecord(method.penalties, D, measures=measures)
 
     def __call__(self, X: Tensor, Z0: Tensor | None) -> Tensor:
         X, Z0 = self._powers.of_data(X), self._powers.of_start(Z0)
-        Z, ended = differentiable(X, Z0, self.encoder)
+        ended: list[Ended] = []
+
+        def solve() -> Tensor:
+            Z, found = self.encoder(X, Z0)
+            ended.extend(found)
+            return Z
+
+        if not (X.requires_grad and torch.is_grad_enabled()):
+            Z = solve()
+        elif self._run.max_iter > 0:
+            Z = with_gradient(X, self.encoder.D, solve, self._l2)
+        else:
+            Z = _start(widened(X), self.encoder.D, Z0)
+            ended.append(Ended(0, True))
         self._record.add(X, Z, ended)
         return self._powers.of_codes(Z)
 
     def ended(self) -> EncodeInfo:
         """The summary, after a warning where the codes did not converge."""
-        self._record.warn(self.encoder.max_iter, self.encoder.tol)
+        self._record.warn(self._run.max_iter, self._run.tol)
         return self._record.info()
 
 
-@dataclass(frozen=True)
-class _Powers:
-    """Powers of two by which A and D are divided, and codes multiplied, where squares of any of
-    them could be out of the range of the dtype; 0 elsewhere, where nothing changes."""
-
-    A: int = 0
-    D: int = 0
-
-    @classmethod
-    def of(cls, data: Data, D: Tensor, method: Method) -> _Powers:
-        # D is checked where it is given; what was written into it, or .half() made of it, is not
-        if not (bounds := torch.stack(torch.aminmax(D)).tolist())[0] >= 0 or math.isinf(bounds[1]):
-            raise InvalidInput(
-                f"the dictionary D has entries from {bounds[0]:g} to {bounds[1]:g}; they must be "
-                "finite and ≥ 0: load it again by load_dictionary"
-            )
-        A, D = (math.frexp(largest)[1] for largest in (data.largest, bounds[1]))
-        powers, most = cls(A, D), torch.finfo(data.dtype).max ** 0.75
-        # beside a penalty that is so much larger than D the squares of D do not count
-        dominated = max(powers._weights(method)) > most
-        safe = max(abs(A), abs(D), abs(A - D)) <= _SAFE[data.dtype]
-        return cls() if safe or dominated else powers
-
-    def of_data(self, A: Tensor) -> Tensor:
-        return _times_power(widened(A), -self.A) if self.A else A
-
-    def of_dictionary(self, D: Tensor) -> Tensor:
-        return _times_power(D, -self.D)
-
-    def of_start(self, Z0: Tensor | None) -> Tensor | None:
-        return None if Z0 is None else _times_power(Z0, self.D - self.A)
-
-    def of_codes(self, Z: Tensor) -> Tensor:
-        """The codes of A and D themselves. Raises ArithmeticError if they overflow or vanish."""
-        codes = _times_power(Z, self.A - self.D)
-        if codes is Z or not len(Z):
-            return codes
-        vanish = bool(Z.any()) and not codes.amax() >= torch.finfo(Z.dtype).tiny
-        if vanish or not codes.isfinite().all():
-            raise ArithmeticError(
-                f"codes are too {'small' if vanish else 'large'} for "
-                f"{str(Z.dtype).removeprefix('torch.')}: the largest entry of A is about "
-                f"2^{self.A}, that of the dictionary D 2^{self.D}; scale D "
-                "(D / D.max()), or pass A as float64"
-            )
-        return codes
-
-    def _weights(self, method: Method) -> tuple[float, float]:
-        """The weights alpha_Z of l1 and of l2 for codes that are scaled."""
-        penalties = method.penalties
-        powers = -self.A - self.D, -2 * self.D
-        shares = penalties.l1_ratio, 1 - penalties.l1_ratio
-        l1, l2 = (
-            penalties.alpha_Z * share * 2.0 ** max(-1000, min(power, 1000))
-            for share, power in zip(shares, powers, strict=True)
-        )
-        return l1, l2
-
-    def penalised(self, method: Method) -> Method:
-        """The method with the penalties of codes that are scaled."""
-        l1, l2 = self._weights(method)
-        if not (self.A or self.D) or not l1 + l2:
-            return method
-        scaled = replace(method.penalties, alpha_Z=l1 + l2, l1_ratio=l1 / (l1 + l2))
-        return replace(method, penalties=scaled)
-
-
-def _times_power(X: Tensor, power: int) -> Tensor:
-    """X 2^power in its dtype; X itself for 0."""
-    if power == 0:
-        return X
-    return times_power(X, torch.tensor(power, device=X.device)).to(X.dtype)
+def _start(X: Tensor, D: Tensor, Z0: Tensor | None) -> Tensor:
+    """The codes to start from, with their derivative with respect to X: none of given ones."""
+    return cold_start(X, D) if Z0 is None else Z0 + X @ X.new_zeros(X.shape[1], len(D))
 
 
 def _given_codes(Z0: Any, data: Data, K: int) -> Tensor:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -28,23 +27,16 @@ from ..backends.nnls.scaled import ScaledRows, name_of
 from ..backends.registry import select
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..errors import ConvergenceWarning, InvalidInput, warn
+from ..exact.rows import ExactRows
 from ..isolation import isolated
-from ..planning.hardware import machine_of
 from ..planning.memory import refuse_too_large
-from ..planning.plan import Problem, choose
 from ..precision import products_in
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
 from ..solvers.pursuit import pursue_, support_kkt
-from ..solvers.working_set import (
-    GRAM_BYTES,
-    Search,
-    prepare_concepts,
-    rows_together,
-    working_set_,
-)
-from .gradient import refuse_derivatives
+from ..solvers.working_set import rows_together
+from .refusals import refuse_derivatives
 
 # entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
@@ -260,10 +252,10 @@ def _search(
     infos, height = [], max(1, _SCRATCH // max(D.shape))
     if D.device.type != "cpu":
         height = rows_together(len(D), D.shape[1], D)
-    solve = _solver(unit, n, ops, max_iter, warm=start is not None, ridge=ridge)
+    solver = ExactRows(unit, n, ops, Penalty(l2=ridge), max_steps=max_iter)
     for first in range(0, n, height):
         chunk = slice(first, first + height)
-        infos.append(solve(Z[chunk], A[chunk]))
+        infos.append(solver.solve_(Z[chunk], A[chunk], warm=start is not None))
     Z /= norms
     return Z, NnlsInfo.join(infos)
 
@@ -363,22 +355,3 @@ def _warn(info: NnlsInfo, dtype: torch.dtype) -> None:
         message = f"nnls: {capped + floored} of {len(info.status)} rows are not solved. "
         message += f"{'; '.join(why)}. The largest KKT residual is {float(info.kkt.max()):.1e}; "
         warn(f"{message}return_info=True tells which rows", ConvergenceWarning)
-
-
-def _solver(
-    D: Tensor, n: int, ops: Operations, max_steps: int | None, *, warm: bool, ridge: float
-) -> Callable[[Tensor, Tensor], NnlsInfo]:
-    """solve(Z, A) for some rows of n: with the Gram matrix of all concepts where n rows are enough
-    for it, else on working sets."""
-    penalty = Penalty(l2=ridge)
-    sums = torch.zeros(3, dtype=torch.float64, device=D.device)
-    K, d = D.shape
-    problem = Problem(n, d, K, D.element_size(), anls.SOLVER, learns=False)
-    # on a GPU the workspaces of a search on very many concepts would leave most of it idle
-    on = machine_of(D, "cuda") if D.device.type == "cuda" else None
-    form = choose(problem, on).codes
-    if form == "normal" and K * K * D.element_size() <= GRAM_BYTES:
-        G, limits = penalty.gram(D @ D.T), {"warm": warm, "max_steps": max_steps}
-        return lambda Z, A: ops["nnls_"](Z.T, (A @ D.T).T, G, sums, **limits)
-    concepts, search = prepare_concepts(D, n, penalty), Search.of(ops, max_steps)
-    return lambda Z, A: working_set_(Z.T, A.T, concepts, sums, search, warm=warm)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..backends.registry import BACKENDS, select
+from ..backends.registry import BACKENDS, select, select_each
 from ..data.storage import output
 from ..distributed import ALONE, Processes
 from ..engine.state import STOPPING_RULES, Callback, Method
@@ -20,6 +20,7 @@ from ..errors import InvalidInput
 from ..init.start import STARTS
 from ..planning.memory import Budget, bytes_of
 from ..planning.plan import Tuning, forms_of
+from ..solvers import anls, hals
 from ..solvers.penalties import Penalties
 from ..solvers.registry import OTHER_NAMES, SOLVERS
 
@@ -156,6 +157,13 @@ class Options:
         solver = SOLVERS[self.solver]
         backend, ops = select(solver.operations + solver.fused, device, self.backend)
         return Method(solver, backend, ops, self.tuned, self.penalties)
+
+    def method_of_codes(self, device: torch.device) -> Method:
+        """How exact codes are computed on a device, whatever the solver. Raises
+        BackendUnavailable."""
+        groups = hals.SOLVER.operations + hals.SOLVER.fused, anls.SOLVER.operations
+        backend, ops = select_each(groups, device, self.backend)
+        return Method(anls.SOLVER, backend, ops, self.tuned, self.penalties)
 
     def seed_of_start(self, processes: Processes) -> int | None:
         """The seed of the start: the one that is given, else one that is drawn; None for a pair,

@@ -1,5 +1,5 @@
-"""What fits and encodings refuse once their data and files are known; options
-by themselves are checked in options.py."""
+"""What fits and encodings refuse once their data and files are known, and the derivatives that they
+do not have; options by themselves are checked in options.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.data import DataLoader
 
+from ..data.arrays import refuse_transformed
 from ..data.dataset import Data
 from ..data.shards import Shards, files_in, paths_of
 from ..errors import InvalidInput
@@ -196,3 +198,28 @@ def _filename(array: np.ndarray) -> str | None:
             return os.fspath(base.filename)
         base = base.base
     return None
+
+
+def refuse_derivatives(where: str, **tensors: Any) -> None:
+    """Raise InvalidInput for a derivative that would be dropped without a word: with respect to one
+    of these tensors, or of forward mode. where: the function that has none."""
+    for name, X in tensors.items():
+        if not isinstance(X, Tensor):
+            continue
+        refuse_tangent(where, name, X)
+        if X.requires_grad and torch.is_grad_enabled():
+            raise InvalidInput(
+                f"{name} requires a gradient, and {where} has none with respect to it; give "
+                f"{name}.detach() (NMF.encode has one with respect to A)"
+            )
+
+
+def refuse_tangent(where: str, name: str, X: Any) -> None:
+    """Raise InvalidInput for a tensor that carries a tangent of forward-mode differentiation."""
+    refuse_transformed(X, name)
+    if isinstance(X, Tensor) and forward_ad.unpack_dual(X).tangent is not None:
+        raise InvalidInput(
+            f"{name} carries a tangent of forward-mode differentiation, which {where} does not "
+            "follow; take the gradient by backward() or torch.autograd.grad, or give "
+            f"torch.autograd.forward_ad.unpack_dual({name}).primal"
+        )

@@ -383,10 +383,14 @@ class NMF(DictionaryModel):
         tol: float | None = None,
         *,
         Z0: Any = None,
+        method: str = "auto",
         codes: str | os.PathLike[str] = "memory",
         return_info: bool = False,
     ) -> Tensor | tuple[Tensor, EncodeInfo]:
         """Compute codes for A with a fixed dictionary (scikit-learn: ``transform``).
+
+        They are exact: with any method but 'sweeps' the optimum of a convex problem, whatever the
+        model's solver is.
 
         Parameters
         ----------
@@ -394,14 +398,19 @@ class NMF(DictionaryModel):
             What `fit` takes. A tensor or an array may have any number of leading dimensions, and no
             rows.
         max_iter : int, default 300
-            Largest number of iterations for each chunk of rows; 'anls' needs none, it is exact.
+            Largest number of sweeps. With method='sweeps' the codes are then those that they are;
+            otherwise rows that have not converged are solved exactly. 0 returns the start.
         tol : float, optional
-            Stop when ‖ΔZ‖ ≤ tol ‖Z‖; by default a hundredth of the model's tol. Then the training
-            data are encoded at least as well as by `fit`, if max_iter allows it (at K > d it may
-            not).
+            Only with method='sweeps': stop when ‖ΔZ‖ ≤ tol ‖Z‖; by default a hundredth of the
+            model's tol.
         Z0 : (n, K), optional
-            Codes to start from. By default all concepts start alike, so that the same A gives the
-            same codes.
+            Codes to start from. They change the time, and the codes only with method='sweeps'. By
+            default all concepts start alike, so that the same A gives the same codes.
+        method : {'auto', 'exact', 'sweeps'}, default 'auto'
+            'exact' solves each row by an active set. 'auto' does so, or sweeps first over all rows
+            where that is faster, as with fewer concepts than features. 'sweeps' are iterations of
+            the model's solver, as in Overcomplete: their error never rises with `max_iter`, and
+            they may end before the optimum.
         codes : 'memory' or path, default 'memory'
             Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
         return_info : bool, default False
@@ -410,16 +419,19 @@ class NMF(DictionaryModel):
         Returns
         -------
         Z : Tensor (…, K)
-            argmin ½ ‖A − Z D‖² + alpha_Z d P(Z) over Z ≥ 0, by the model's solver. It is
-            differentiable with respect to A if A requires a gradient; then A must be in memory.
+            argmin ½ ‖A − Z D‖² + alpha_Z d P(Z) over Z ≥ 0. Without 'sweeps' it is differentiable
+            with respect to A, any number of times, if A requires a gradient; then A must be in
+            memory. Where concepts in use depend on each other, the gradient is that of the
+            solution of least norm.
         info : EncodeInfo
-            The solver, iterations, whether they converged, the KKT residual of each row, and the
+            What ran, iterations, whether all rows are solved, the KKT residual of each row, and the
             relative error. Only with `return_info`. Print it.
 
         Warns
         -----
         ConvergenceWarning
-            If max_iter is reached before `tol`.
+            If rows could not be solved, as their concepts nearly depend on each other; with
+            'sweeps', if max_iter is reached before `tol`.
 
         Raises
         ------
@@ -442,19 +454,21 @@ class NMF(DictionaryModel):
         iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
         stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
         wants_info = checks.flag("return_info", return_info)
+        run = encode.Run(checks.one_of("method", method, encode.METHODS), iterations, stop_at)
         A, leading = encode.as_rows(A, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
             if codes != "memory":
                 own_parts.refuse_for_own_function(self, f"codes={codes!r}")
+            if method != "auto":
+                own_parts.refuse_for_own_function(self, f"method={method!r}")
             if wants_info:
                 own_parts.refuse_for_own_function(self, "return_info=True")
             Z = own_parts.encode_by(function, self, A, Z0, iterations, tol)
             return Z if leading is None else Z.reshape(*leading, len(D))
         if Z0 is None:
             A, Z0 = own_parts.own_codes(self, NMF, A)
-        given = A, D, self._options()
-        run: dict[str, Any] = {"max_iter": iterations, "tol": stop_at, "return_info": wants_info}
-        Z, info = encode.encode(*given, Z0=Z0, codes=codes, **run)
+        given = A, D, self._options(), run
+        Z, info = encode.encode(*given, Z0=Z0, codes=codes, return_info=wants_info)
         Z = Z if leading is None else Z.reshape(*leading, len(D))
         return (Z, info) if wants_info else Z
 

@@ -60,7 +60,8 @@ class SolverFunction:
         options = {"solver": self.name, "device": device, "tol": tol, "verbose": verbose}
         if checks.flag("update_Z", update_Z) and checks.flag("update_D", update_D):
             return self._model(len(D), init=(Z, D), **options).fit(A, max_iter)
-        model, given = self._model(len(D), **options), {"max_iter": max_iter, "tol": tol}
+        model = self._model(len(D), **options)
+        given = {"max_iter": max_iter, "tol": tol, "method": "sweeps"}
         if update_Z:
             return model.load_dictionary(D).encode(A, Z0=Z, **given), D
         if update_D:

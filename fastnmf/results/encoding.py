@@ -10,10 +10,9 @@ from torch import Tensor
 from ..backends.nnls.residual import measure
 from ..data.storage import row_blocks
 from ..engine.codes import Ended
-from ..engine.state import Method
 from ..errors import ConvergenceWarning, warn
 from ..numerics import squared_norm, widened
-from ..solvers.penalties import Penalty
+from ..solvers.penalties import Penalties, Penalty
 
 # entries of scratch arrays
 _SCRATCH = 1 << 22
@@ -26,12 +25,15 @@ class EncodeInfo:
     Attributes
     ----------
     method : str
-        The solver: 'hals', 'mu', 'pgd' or 'anls'.
+        What ran: 'exact', 'hals' or 'hals, then exact' (sweeps, which were exact for all rows or
+        for most); with method='sweeps' the solver, 'hals', 'mu', 'pgd' or 'anls'; 'start' with
+        max_iter=0.
     iterations : int
-        The most iterations of a chunk of rows; 1 where the solver is exact.
+        The most sweeps of a row, with one for the exact method; with method='sweeps' the most
+        iterations of a chunk of rows.
     converged : bool
-        Whether ‖ΔZ‖ ≤ tol ‖Z‖ in all chunks before max_iter was reached. True where the solver is
-        exact.
+        Whether all rows are solved, their KKT residual being at most 1e-6, or 1e-9 in float64. With
+        method='sweeps', whether ‖ΔZ‖ ≤ tol ‖Z‖ in all chunks before max_iter was reached.
     kkt : Tensor (n,), float64
         The KKT residual of the codes of each row, computed in float64 from A and D: the largest
         slope of a concept, or of the absolute slopes of those in use, relative to max_k (|D_k aᵀ| +
@@ -57,7 +59,7 @@ class EncodeInfo:
 
     def __str__(self) -> str:
         rows = len(self.kkt)
-        end = "converged" if self.converged else "not converged: max_iter reached"
+        end = "converged" if self.converged else "not converged"
         largest = f"{float(self.kkt.max()):.1e}" if rows else "none"
         return (
             f"{rows:,} rows by {self.method}: {self.iterations} iterations ({end}); relative error "
@@ -68,10 +70,11 @@ class EncodeInfo:
 class EncodeRecord:
     """What is added up over the chunks of an encoding."""
 
-    def __init__(self, method: Method, D: Tensor, *, measures: bool) -> None:
+    def __init__(self, penalties: Penalties, D: Tensor, *, measures: bool) -> None:
         """measures: whether the summary is asked for, which takes 2 n K (4 d) flops in float64."""
-        self._method, self._D, self._measures = method.solver.name, D, measures
-        self._penalty = method.penalties.of_codes(D.shape[1])
+        self._methods: dict[str, None] = {}
+        self._D, self._measures, self._unsolved = D, measures, 0
+        self._penalty = penalties.of_codes(D.shape[1])
         self._iterations, self._converged = 0, True
         self._kkt: list[Tensor] = []
         self._squares = torch.zeros(2, dtype=torch.float64, device="cpu")
@@ -81,6 +84,9 @@ class EncodeRecord:
         """Add the codes Z (m, K) of the rows A (m, d)."""
         self._iterations = max([self._iterations, *(end.iterations for end in ended)])
         self._converged &= all(end.converged for end in ended)
+        self._unsolved += sum(end.unsolved for end in ended)
+        for end in ended:
+            self._methods |= dict.fromkeys(end.methods)
         if self._measures and len(A):
             for part in row_blocks(len(A), max(1, _SCRATCH // max(self._D.shape))):
                 X = widened(A[part]).detach()
@@ -93,15 +99,24 @@ class EncodeRecord:
         kkt = torch.cat([torch.zeros(0, dtype=torch.float64, device="cpu"), *self._kkt])
         error, total = self._squares.tolist()
         relative = (error / total) ** 0.5 if total > 0 else 0.0
-        return EncodeInfo(self._method, self._iterations, self._converged, kkt, relative)
+        method = ", then ".join(sorted(self._methods, key=lambda name: name == "exact")) or "start"
+        return EncodeInfo(method, self._iterations, self._converged, kkt, relative)
 
     def warn(self, max_iter: int, tol: float) -> None:
-        """Warn where max_iter was reached before tol."""
-        if not self._converged and tol > 0 and max_iter > 0:
+        """Warn where max_iter was reached before tol, or rows are not solved."""
+        if self._unsolved:
+            warn(
+                f"encode: {self._unsolved} rows are not solved exactly, since concepts nearly "
+                "depend on each other; give A as float64, or fewer concepts (return_info=True "
+                "tells the KKT residual of each row)",
+                ConvergenceWarning,
+            )
+        elif not self._converged and tol > 0 and max_iter > 0:
             warn(
                 f"encode: not converged after max_iter={max_iter} iterations of "
-                f"{self._method}, with tol={tol:g}; give a larger max_iter, solver='anls', which "
-                "is exact, or a larger tol (tol=0 runs all iterations without this warning)",
+                f"{', '.join(self._methods)}, with tol={tol:g}; give method='exact' or 'auto', a "
+                "larger max_iter, or a larger tol (tol=0 runs all iterations without this "
+                "warning)",
                 ConvergenceWarning,
             )
 

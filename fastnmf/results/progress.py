@@ -56,7 +56,9 @@ class Progress:
                 self._bar.n, self._chunk = 0, self._chunk + 1
             chunk = f", chunk {self._chunk}" if self._chunk > 1 else ""
             self._bar.set_description_str(f"{self._label}{chunk}", refresh=False)
-            shown = {"change": f"{info.relative_change:.2e}"}
+            shown = {}
+            if info.relative_change == info.relative_change:
+                shown["change"] = f"{info.relative_change:.2e}"
             if info.relative_error == info.relative_error:
                 shown["error"] = f"{info.relative_error:.5f}"
             self._bar.set_postfix(shown, refresh=False)

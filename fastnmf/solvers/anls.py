@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backends.nnls.reference import nnls_unrolled
 from ..backends.nnls.result import CAPPED, SOLVED, UNSOLVED, NnlsInfo, workspace_share
 from ..errors import ConvergenceWarning, warn_once
 from .base import Size, Solver, Work
@@ -79,7 +78,6 @@ SOLVER = Solver(
     "anls",
     "alternating non-negative least squares, exact",
     half_steps_,
-    nnls_unrolled,
     operations=("nnls_", "nnls_on_"),
     fix=fix,
     work=work,

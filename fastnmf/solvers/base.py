@@ -79,7 +79,7 @@ def work_normal(form: str, size: Size, times: int) -> Work:
 class Solver:
     """A method for one half of an iteration, and for both in turn.
 
-    Only the first four fields are required, for a solver in normal form in plain torch; the others
+    Only the first three fields are required, for a solver in normal form in plain torch; the others
     say how it differs from that (tests/solvers/test_toy_solver.py).
 
     Parameters
@@ -90,8 +90,6 @@ class Solver:
         ``half_steps_(F, data, fixed, compute, sums, times)``: half-steps on the same data, `times`
         of them; F (K, m) is changed in place; sums (4,) float64 is increased by ‖ΔF‖², ‖F‖² and,
         where the half-step computes it anyway, ‖X − Fᵀ B‖².
-    unrolled : callable
-        ``unrolled(F, C, G, l1)``: one half-step out of place; `encode` differentiates through it.
     operations : tuple of str
         Operations of a backend that it calls, by name.
     fix : callable
@@ -140,7 +138,6 @@ class Solver:
     name: str
     title: str
     half_steps_: HalfSteps
-    unrolled: Callable[..., Tensor]
     operations: tuple[str, ...] = ()
     fix: Fix = fix_normal
     work: Callable[[str, Size, int], Work] = work_normal

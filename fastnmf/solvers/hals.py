@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends.torch import inverse_or_zero
 from ..numerics import squared_norm
 from ..precision import products_in
 from .base import Size, Solver, Work
@@ -135,19 +134,6 @@ def fix(
     return FixedFactor(B, l1=penalty.l1, curvature=B.new_empty(len(B), 1), penalty=penalty)
 
 
-def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
-    """One sweep F → F' out of place, for autograd with respect to C and F, both (K, m). l1: the
-    slope of a penalty."""
-    R = C - l1 - G @ F
-    inverse = inverse_or_zero(G.diagonal())
-    swept = []
-    for k, row in enumerate(F.unbind(0)):
-        change = torch.maximum(R[k] * inverse[k], -row)
-        swept.append(row + change)
-        R = R - torch.outer(G[:, k], change)
-    return torch.stack(swept)
-
-
 def work(form: str, size: Size, times: int) -> Work:
     """The Work of half-steps on the same data, `times` of them."""
     m, p, K, block = size
@@ -173,7 +159,6 @@ SOLVER = Solver(
     "hals",
     "hierarchical alternating least squares",
     half_steps_,
-    unrolled,
     operations=("hals_block_", "hals_sweep_"),
     fix=fix,
     work=work,

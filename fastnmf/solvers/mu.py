@@ -92,13 +92,6 @@ def fix(
     return FixedFactor(B, l1=penalty.l1, curvature=penalty.curvature(squares)[:, None])
 
 
-def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
-    """One update F → F' out of place, for autograd with respect to C and F, both (K, m). l1: the
-    slope of a penalty."""
-    updated = F * C / (G @ F + l1).clamp(min=torch.finfo(F.dtype).tiny)
-    return torch.where(G.diagonal()[:, None] > 0, updated, F)
-
-
 def work(form: str, size: Size, times: int) -> Work:
     """The Work of half-steps on the same data, `times` of them."""
     m, p, K, _ = size
@@ -125,7 +118,6 @@ SOLVER = Solver(
     "mu",
     "multiplicative updates",
     half_steps_,
-    unrolled,
     operations=("mu_",),
     fix=fix,
     work=work,

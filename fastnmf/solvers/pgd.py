@@ -125,18 +125,6 @@ def fix(
     return FixedFactor(B, step=1 / bound, l1=penalty.l1, curvature=kept)
 
 
-def unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
-    """One half-step F → F' out of place, for autograd with respect to C and F, both (K, m). l1:
-    the slope of a penalty."""
-    step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal())
-    Y = F
-    for momentum in momenta():
-        updated = (Y - step * (G @ Y - C + l1)).clamp(min=0)
-        Y = torch.lerp(F, updated, 1 + momentum)
-        F = updated
-    return F
-
-
 def momenta(steps: int = 5) -> list[float]:
     """The momentum of each gradient step of a half-step: (t − 1) / t', t' = (1 + √(1 + 4t²)) /
     2."""
@@ -199,7 +187,6 @@ SOLVER = Solver(
     "pgd",
     "projected gradient with momentum",
     half_steps_,
-    unrolled,
     operations=("pgd_",),
     fix=fix,
     work=work,

@@ -12,7 +12,7 @@ from half_steps import operations_of
 import fastnmf
 from fastnmf import NMF, BackendUnavailable, InvalidInput
 from fastnmf.backends import registry, triton
-from fastnmf.backends.registry import BACKENDS, Backend, select
+from fastnmf.backends.registry import BACKENDS, Backend, select, select_each
 from fastnmf.backends.torch import REFERENCE
 from fastnmf.fit import options
 from fastnmf.solvers.registry import SOLVERS
@@ -103,7 +103,8 @@ def test_what_launches_kernels_is_done_on_the_device_of_the_data(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_of", Guard)
     ops = {name: watched(name) for name in REFERENCE}
-    monkeypatch.setattr("fastnmf.fit.options.select", lambda *_: ("torch", ops))
+    for name in ("select", "select_each"):
+        monkeypatch.setattr(f"fastnmf.fit.options.{name}", lambda *_: ("torch", ops))
     A, model = torch.rand(30, 6), NMF(3, seed=0, max_iter=3)
     for call in (model.fit, model.encode, model.partial_fit):
         call(A)
@@ -123,3 +124,23 @@ def test_interpreter_that_does_not_work_is_named(monkeypatch):
     monkeypatch.setattr(importlib.import_module("fastnmf.kernels.hals"), "hals_sweep_", hals_sweep_)
     reason = BACKENDS["triton"].probe.__wrapped__()
     assert f"beside NumPy {np.__version__} (TypeError('only 0-dimensional arrays'))" in reason
+
+
+def test_each_group_of_operations_has_the_backend_that_is_best_for_it(monkeypatch):
+    """As on a GPU, where none supplies both."""
+    loaded = {"one": {name: "one" for name in HALS}, "other": {name: "other" for name in ANLS}}
+    made = {
+        name: Backend(name, tuple(ops), (), lambda: None, lambda ops=ops: ops)
+        for name, ops in loaded.items()
+    }
+    monkeypatch.setattr("fastnmf.backends.registry.BACKENDS", {**made, "torch": BACKENDS["torch"]})
+    monkeypatch.setattr("fastnmf.backends.registry._load", lambda name: loaded.get(name, {}))
+    monkeypatch.delenv("FASTNMF_BACKEND", raising=False)
+    name, ops = select_each((HALS, ANLS), CPU, "auto")
+    assert name == "one"
+    assert {ops[name] for name in HALS} == {"one"}
+    assert {ops[name] for name in ANLS} == {"other"}
+    name, ops = select_each((HALS, ANLS), CPU, "other")
+    assert name == "other"
+    assert [ops[name] for name in ANLS] == ["other"] * len(ANLS)
+    assert ops["hals_sweep_"] is REFERENCE["hals_sweep_"]

@@ -160,7 +160,7 @@ def test_encode_says_how_it_ended(model, capsys):
     assert summary == {
         "out": "codes.npy",
         "shape": [20, 3],
-        "method": "hals",
+        "method": info.method,
         "iterations": info.iterations,
         "converged": True,
         "relative_error": info.relative_error,
@@ -169,6 +169,9 @@ def test_encode_says_how_it_ended(model, capsys):
 
 def test_codes_that_did_not_converge_are_status_4_if_strict(model, capsys):
     encode = ["encode", str(model), "A.npy", "-o", "codes.npy", "--force", "--max-iter", "1"]
+    assert cli.main([*encode, "--strict"]) == 0
+    assert "20 rows by exact" in capsys.readouterr().out
+    encode[1:1] = ["--method", "sweeps"]
     assert cli.main(encode) == 0
     out, err = capsys.readouterr()
     assert "not converged" in out

@@ -11,6 +11,7 @@ from fastnmf.cli import main as cli
 from fastnmf.cli import parser
 from fastnmf.cli.usage import Refused
 from fastnmf.engine.state import STOPPING_RULES
+from fastnmf.fit.encode import METHODS
 from fastnmf.init.start import STARTS
 from fastnmf.planning.plan import forms_of
 from fastnmf.solvers.registry import SOLVERS
@@ -26,6 +27,7 @@ def said(words, capsys):
 
 def test_choices_are_what_there_is():
     assert list(SOLVERS) == parser.SOLVERS
+    assert list(METHODS) == parser.METHODS
     assert [*STARTS] == parser.STARTS
     assert list(STOPPING_RULES) == parser.RULES
     assert BACKENDS

@@ -39,8 +39,8 @@ def test_summary_is_true(solver, penalty):
     for max_iter in (2, 3000):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Z, info = nmf.encode(A, max_iter, 1e-9, return_info=True)
-            assert torch.equal(Z, nmf.encode(A, max_iter, 1e-9))
+            Z, info = nmf.encode(A, max_iter, 1e-9, method="sweeps", return_info=True)
+            assert torch.equal(Z, nmf.encode(A, max_iter, 1e-9, method="sweeps"))
         weight = 20 * penalty.get("alpha_Z", 0)
         expected = kkt_of(A, nmf.D, Z, 0.5 * weight, 0.5 * weight)
         np.testing.assert_allclose(info.kkt, expected, rtol=1e-6, atol=1e-14)
@@ -58,15 +58,16 @@ def test_summary_is_true(solver, penalty):
 def test_an_encoding_that_did_not_converge_warns():
     A, nmf = model("mu")
     with pytest.warns(ConvergenceWarning, match="not converged after max_iter=2") as caught:
-        nmf.encode(A, max_iter=2)
+        nmf.encode(A, max_iter=2, method="sweeps")
     assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # that many were asked for
-        nmf.encode(A, max_iter=2, tol=0)
-        nmf.encode(A, max_iter=0)
-        model()[1].encode(A)
-        model("anls")[1].encode(A)
+        nmf.encode(A, max_iter=2, tol=0, method="sweeps")
+        nmf.encode(A, max_iter=0, method="sweeps")
+        nmf.encode(A, max_iter=2)
+        model()[1].encode(A, method="sweeps")
+        model("anls")[1].encode(A, method="sweeps")
 
 
 def test_summary_of_any_shape_and_place(tmp_path):

@@ -105,21 +105,6 @@ def nnls_on_(
     return NnlsInfo.join(infos), gain
 
 
-def nnls_unrolled(F: Tensor, C: Tensor, G: Tensor, l1: float = 0.0) -> Tensor:
-    """The solution F' (K, m), differentiable with respect to C: on the support P of the solution F,
-    F'_P = G_PP⁻¹ (C_P − l1), where l1 is the slope of a penalty.
-
-    Where concepts of P depend on each other F'_P is not unique: the smallest is returned.
-    """
-    # a concept with G_kk = 0 is on no support
-    passive = ((F.detach() > 0) & (G.diagonal() > 0)[:, None]).T
-    index, used = _padded_support(passive)
-    gram = _gather_gram(G.double(), index, used)
-    gram = gram + torch.diag_embed(RANK_TOLERANCE[torch.float64] * gram.diagonal(dim1=1, dim2=2))
-    solved = torch.linalg.solve(gram, (C.double() - l1).T.gather(1, index) * used).to(C.dtype)
-    return torch.zeros_like(C.T).scatter_add(1, index, solved * used).T
-
-
 class _Search:
     """Rows that are solved at the same time, each by itself: x and c (r, K), G (K, K) of unit
     concepts, all float64.

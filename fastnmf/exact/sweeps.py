@@ -1,0 +1,76 @@
+"""Sweeps over codes for a fixed dictionary, in rounds after which rows that have converged, and
+those for which an exact solver would be faster, are taken out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..engine.acceleration import along, normal_line
+from ..planning.codes import BETWEEN, SWEEPS, CodesCost
+from ..solvers import hals
+from ..solvers.half_step import Compute, FixedFactor, NormalData
+from .rows import ExactRows
+
+# KKT residual, as far as products in the dtype show it, up to which swept codes are exact
+SETTLED = {torch.float32: 5e-7, torch.float64: 1e-12}
+# that of a start, for the first forecast
+_START = 0.1
+# what a round leaves of it, in half the rows, from which line searches pay
+_SLOW = 1e-2
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Sweeps of hals on codes in normal form."""
+
+    rows: ExactRows
+    compute: Compute
+    cost: CodesCost
+
+    def settle_(self, Z: Tensor, C: Tensor, most: int) -> tuple[Tensor, int]:
+        """Sweep over the codes Z (m, K), at most `most` times, with C (m, K) of ExactRows.cross.
+        Returns the rows (r,) that have not converged, and the sweeps done. Synchronises."""
+        index = torch.arange(len(Z), device=Z.device)
+        z, c, before = Z, C, torch.full_like(C[:, 0], _START)
+        tolerance, done, left, slow = SETTLED[Z.dtype], 0, [], False
+        while done < most and len(index):
+            times = min(SWEEPS, most - done)
+            self._round_(z, c, times, searches=slow)
+            done += times
+            kkt = self.rows.kkt(z, c, c)
+            if z is not Z:
+                Z[index] = z
+            unsettled = ~(kkt <= tolerance)
+            goes = unsettled & self._worth_it(z, kkt, before)
+            left.append(index[unsettled & ~goes])
+            index = index[goes]
+            if len(index) * self.cost.exact_seconds(Z.shape[1] / 2) < self.cost.overhead:
+                break
+            slow = bool((kkt[goes] / before[goes]).median() > _SLOW)
+            z, c, before = z[goes], c[goes], kkt[goes]
+        return torch.cat((*left, index)), done
+
+    def _worth_it(self, z: Tensor, kkt: Tensor, before: Tensor) -> Tensor:
+        """Whether more sweeps are expected to take less time than the exact solver, for each row:
+        each round multiplies its KKT residual by kkt / before."""
+        rate = (kkt / before).log()
+        rounds = torch.where(rate < 0, (SETTLED[z.dtype] / kkt).log() / rate, torch.inf)
+        exact = self.cost.exact_seconds((z > 0).sum(1))
+        return rounds.clamp(min=1) * self.cost.round_seconds < exact
+
+    def _round_(self, Z: Tensor, C: Tensor, times: int, *, searches: bool) -> None:
+        """Sweep `times` times, with line searches in between."""
+        fixed = FixedFactor(self.rows.D, self.rows.G, l1=self.rows.penalty.l1)
+        F, data = Z.T, NormalData(C.T)
+        unread = torch.zeros(4, dtype=torch.float64, device=Z.device)
+        line = normal_line(data.C, self.rows.G)
+        while times > 0:
+            some = min(times, BETWEEN) if searches else times
+            before = F.clone() if searches else None
+            hals.SOLVER.half_steps_(F, data, fixed, self.compute, unread, some)
+            times -= some
+            if before is not None and times > 0:
+                F.copy_(along(F, before, line)[0])
