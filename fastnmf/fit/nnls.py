@@ -35,7 +35,7 @@ from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
 from ..solvers.pursuit import pursue_, support_kkt
-from ..solvers.working_set import rows_together
+from ..solvers.working_set import prepare_concepts, rows_together
 from .refusals import refuse_derivatives
 
 # entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again
