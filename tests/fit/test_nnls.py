@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 import warnings
 
 import numpy as np
@@ -27,9 +26,9 @@ from oracle import kkt_residual, problem
 from fastnmf import NMF, InvalidInput, Tuning, nnls
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.errors import ConvergenceWarning
+from fastnmf.exact import rows
 from fastnmf.solvers import working_set
 
-module = sys.modules["fastnmf.fit.nnls"]
 BACKENDS = backends_of("anls")
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -82,7 +81,7 @@ def test_max_iter_means_the_same_work_on_every_backend(n, d, K, signed, backend)
 def test_max_iter_counts_all_rounds_on_working_sets(backend, monkeypatch):
     """A search on working sets of a few concepts was given the whole of max_iter in every round."""
     monkeypatch.setattr(working_set, "GROWTH", 7)
-    monkeypatch.setattr(module, "GRAM_BYTES", 0)
+    monkeypatch.setattr(rows, "GRAM_BYTES", 0)
     A, D = family("more_concepts_than_features", n=7, d=24, K=60)
     _, all_of_it = nnls(A, D, backend=backend, return_info=True)
     assert all_of_it.iterations.max() > 3
@@ -216,13 +215,19 @@ def test_fit_and_encode_warn_once_of_problems_that_are_not_solved(form, backend,
     model = NMF(
         20, solver="anls", max_iter=3, tol=0, seed=0, backend=backend, tuning=Tuning(form=form)
     )
-    calls = (lambda: model.fit(A), lambda: model.encode(A), lambda: model.partial_fit(A))
+    calls = (
+        lambda: model.fit(A),
+        lambda: model.encode(A, method="sweeps"),
+        lambda: model.partial_fit(A),
+    )
     for call in calls:
         with pytest.warns(ConvergenceWarning) as caught:
             call()
         messages = [str(one.message) for one in caught if "anls" in str(one.message)]
         assert len(messages) == 1
         assert re.search(r"anls: \d+ of \d+ least squares problems .* not solved", messages[0])
+    with pytest.warns(ConvergenceWarning, match=r"encode: \d+ rows are not solved exactly"):
+        model.encode(A)
 
 
 def test_a_usual_fit_by_exact_half_steps_does_not_warn_of_them():
