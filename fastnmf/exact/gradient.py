@@ -135,7 +135,11 @@ def _least(gram: Tensor, R: Tensor) -> Tensor:
     apart = factor.diagonal(dim1=1, dim2=2).square() / gram.diagonal(dim1=1, dim2=2)
     dependent = (info > 0) | ~(apart.amin(1) > RANK_TOLERANCE[torch.float64])
     if dependent.any():
-        factor = torch.where(dependent[:, None, None], torch.eye(gram.shape[1]).to(gram), factor)
+        factor = torch.where(
+            dependent[:, None, None],
+            torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device),
+            factor,
+        )
     solved = torch.cholesky_solve(R[:, :, None], factor)[:, :, 0]
     if dependent.any():
         tolerance = RANK_TOLERANCE[torch.float64]
