@@ -97,9 +97,9 @@ def iteration(device, solver, *, backend="triton", accelerates=False, penalties=
         ("hals", False, (11, 4)),
         ("mu", False, (13, 4)),
         ("pgd", False, (185, 12)),
-        ("hals", True, (45, 4)),
-        ("mu", True, (56, 18)),
-        ("pgd", True, (254, 54)),
+        ("hals", True, (50, 4)),
+        ("mu", True, (61, 18)),
+        ("pgd", True, (259, 54)),
     ],
 )
 def test_an_iteration_of_few_concepts_takes_few_launches(device, solver, accelerates, expected):
