@@ -90,6 +90,9 @@ def operands(case: Case, device: str) -> Operands:
         F, C = (M.T.contiguous().T if case.codes else M.contiguous() for M in (Z.T.clone(), C))
         R = (C - G @ F).contiguous()
     second = torch.full_like(R if case.name == "hals_block_" else C, torch.nan)
+    if not case.codes:
+        # the layouts of a fit: the data and the codes are fixed factors, and turned
+        A, W, D = (M.T.contiguous().T for M in (A, W, D))
     X = A.bfloat16() if "16-bit" in case.variant else A
     return Operands(F, second, C, R, G, D, X, W, 1 / D.square().sum(), curvature)
 
@@ -151,12 +154,16 @@ def exact(case: Case, device: str, tf32: bool) -> Exact:
     return gpu_errors.quotient(F, numerator, denominator, errors)
 
 
-def cases(sizes: tuple[Size, ...], names: tuple[str, ...] | None = None) -> list[Case]:
-    """Of the named operations of the backend `triton`, or of all; sizes: of (n, d, K)."""
+def cases(
+    sizes: tuple[Size, ...], names: tuple[str, ...] | None = None, narrow: bool = True
+) -> list[Case]:
+    """Of the named operations of the backend `triton`, or of all; sizes: of (n, d, K); narrow: with
+    data in 16 bits, too."""
     return [
         Case(name, variant, some, codes)
         for name in names or BACKENDS["triton"].operations
         for variant in VARIANTS.get(name, ("",))
+        if narrow or "16-bit" not in variant
         for some in (sizes[-1:] if variant else sizes)
         for codes in (True, False)
     ]

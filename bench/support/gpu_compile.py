@@ -29,7 +29,7 @@ def calls(sizes: Sizes, device: str = "meta") -> list[Callable[[], None]]:
     found = [
         *cases(sizes.checked),
         *cases(sizes.normal, IN_FLOAT32),
-        *cases(sizes.unpacked, PACKED),
+        *cases(sizes.unpacked, PACKED, narrow=False),
     ]
     every = [(case, precision) for case in found for precision in PRECISIONS]
     return [

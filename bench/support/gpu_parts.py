@@ -76,7 +76,7 @@ def _named(
         Part("pieces of hals, highest", 15, lambda: pieces("highest", sizes)),
         Part("check all kernels", 40, lambda: checks(sizes.checked)),
         Part("check few concepts", 10, lambda: checks(sizes.normal, gpu_checks.IN_FLOAT32)),
-        Part("check large operands", 10, lambda: checks(sizes.unpacked, gpu_checks.PACKED)),
+        Part("check large operands", 10, lambda: checks(sizes.unpacked, gpu_checks.PACKED, False)),
         Part("check CUDA graphs", 40, lambda: gpu_checks.graph_checks(*sizes.graphs, DEVICE)),
         *(
             Part(f"{solver}, 10,000 concepts, {precision}", 25, _many(solver, precision, sizes))
@@ -111,8 +111,10 @@ def _cleared(run: Callable[[], Iterable[dict]]) -> Callable[[], Iterator[dict]]:
     return begin
 
 
-def checks(sizes: tuple, names: tuple[str, ...] | None = None) -> Iterator[dict]:
-    for case in gpu_checks.cases(sizes, names):
+def checks(
+    sizes: tuple, names: tuple[str, ...] | None = None, narrow: bool = True
+) -> Iterator[dict]:
+    for case in gpu_checks.cases(sizes, names, narrow):
         yield from gpu_checks.checked(case, DEVICE)
 
 
