@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import replace
+from dataclasses import astuple
 from pathlib import Path
 
 from fastnmf.planning import plan
-from fastnmf.planning.cards import H100, H200, KERNELS, Card, Kernels, Sweep
+from fastnmf.planning.cards import FORMER_KERNELS, H100, H200, KERNELS, Card, Kernels
 from fastnmf.planning.gpu import half_step_parts
 from fastnmf.planning.hardware import gpu_machine
 from fastnmf.planning.memory import needed_bytes
@@ -30,16 +30,7 @@ CARDS = {"H100": H100, "H200": H200}
 PEAKS = {"tf32": 495e12, "float32": 67e12}
 BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
 SIZES = ((100_000, 768, 10_000), (1_000_000, 768, 10_000), (63_700, 2_048, 10))
-# what the kernels were when their instructions were first counted, and the blocks of the plan then
-FORMER = replace(
-    KERNELS,
-    many=Sweep(128, 4, 2, 1050, 0, 100),
-    few=Sweep(32, 1, 2, 1050, 0, 100),
-    many_float32=Sweep(128, 4, 2, 1050, 16, 100),
-    few_float32=Sweep(32, 1, 2, 1050, 16, 100),
-    rounding=4,
-    gram_tf32=False,
-)
+# the blocks of the plan with the former kernels
 FORMER_BLOCKS = {True: 512, False: 256}
 # solver, half, form, precision of products, block
 CASES = (
@@ -112,7 +103,7 @@ def parts_table(sizes: tuple[int, int, int], card: str) -> str:
     """The parts of an iteration of hals, before and after, in either precision."""
     found, columns = {}, [(tf32, now) for tf32 in (True, False) for now in (False, True)]
     for tf32, now in columns:
-        given = (KERNELS, None) if now else (FORMER, FORMER_BLOCKS[tf32])
+        given = (KERNELS, None) if now else (FORMER_KERNELS, FORMER_BLOCKS[tf32])
         found[tf32, now] = iteration(sizes, CARDS[card], tf32, *given)
     names = list(dict.fromkeys(name for parts, *_ in found.values() for name in parts))
     header = ["part, ms"] + [
@@ -148,20 +139,14 @@ def counts() -> str:
     """The instruction counts behind the predictions, before and now."""
     rows = []
     for name in ("many", "few", "many_float32", "few_float32"):
-        for when, kernels in (("before", FORMER), ("now", KERNELS)):
+        for when, kernels in (("before", FORMER_KERNELS), ("now", KERNELS)):
             sweep = getattr(kernels, name)
             samples = "codes" if name.startswith("many") else "dictionary"
             precision = "float32" if name.endswith("32") else "tf32"
-            numbers = (
-                sweep.samples,
-                sweep.resident,
-                f"{sweep.latency:,.0f}",
-                f"{sweep.earlier:g}",
-                f"{sweep.instructions:g}",
-            )
-            rows.append([f"{samples}, {precision}, {when}", *map(str, numbers)])
-    header = ["sweep", "samples of a program", "programs on a multiprocessor", "cycles a concept",
-              "more for each before it", "instructions of a warp"]  # fmt: skip
+            numbers = (f"{number:.4g}" for number in astuple(sweep))
+            rows.append([f"{samples}, {precision}, {when}", *numbers])
+    header = ["sweep", "samples of a program", "programs at once", "latency, cycles", "per earlier",
+              "busy, cycles", "per earlier", "entries moved", "per earlier"]  # fmt: skip
     return markdown(header, rows)
 
 

@@ -5,8 +5,11 @@ was measured with fastnmf."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
+
+from ..solvers.base import Size
 
 
 @dataclass(frozen=True)
@@ -74,26 +77,34 @@ def card_of(found: Properties) -> Card:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One compiled block sweep of hals.
+    """One compiled block sweep of hals, by its instructions.
 
-    samples: columns of F that a program sweeps. warps: of a program. resident: programs that a
-    multiprocessor holds, by registers and shared memory. latency: cycles that a concept takes a
-    program which waits for nobody. earlier: more cycles for each concept before it in the block.
-    instructions: that each warp issues for a concept.
+    samples: columns of F that a program sweeps. resident: programs that a multiprocessor holds, by
+    registers and shared memory. For a concept, and as `earlier_…` for each concept of the block
+    before it: latency: cycles that a program takes which waits for nobody; busy: cycles that one
+    sample keeps a multiprocessor busy; moved: entries that are read or written for one sample.
     """
 
     samples: int
-    warps: int
     resident: int
     latency: float
-    earlier: float
-    instructions: float
+    earlier_latency: float
+    busy: float
+    earlier_busy: float
+    moved: float
+    earlier_moved: float
 
-    def cycles(self, block: int, programs: float) -> float:
-        """Cycles of a concept in a block, where a multiprocessor runs `programs` at once: it issues
-        four instructions in a cycle."""
-        issued = programs * self.warps * self.instructions / 4
-        return max(self.latency, issued) + self.earlier * block / 2
+    def seconds(self, m: int, size: Size, itemsize: int, card: Card) -> float:
+        """The seconds of sweeps of all K concepts in blocks, of m columns of F in one launch: of
+        the waves of programs, the busiest multiprocessor, or the memory, whichever is longest."""
+        earlier = min(size.block, size.K) / 2
+        waves = math.ceil(math.ceil(m / self.samples) / (self.resident * card.processors))
+        cycles = max(
+            waves * (self.latency + earlier * self.earlier_latency),
+            m * (self.busy + earlier * self.earlier_busy) / card.processors,
+        )
+        moved = m * (self.moved + earlier * self.earlier_moved) * itemsize
+        return size.K * max(cycles / card.clock, moved / card.far)
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class Kernels:
     few: Sweep
     many_float32: Sweep
     few_float32: Sweep
-    many_samples: int = 16_384
+    many_samples: int = 4_096
     fused: float = 0.6
     rounding: int = 2
     gram_tf32: bool = True
@@ -130,9 +141,22 @@ class Gpu:
     tf32: bool
 
 
+# the codes read Δ again for each 64 concepts after it, half of it from memory; in float32 they are
+# limited by G, which each 64 samples read from L1. The dictionary has one kernel
+_FEW = Sweep(8, 2, 90, 0.4, 0, 0, 4, 0)
 KERNELS = Kernels(
-    many=Sweep(128, 4, 2, 1050, 0, 100),
-    few=Sweep(32, 1, 2, 1050, 0, 100),
-    many_float32=Sweep(128, 4, 2, 1050, 16, 100),
-    few_float32=Sweep(32, 1, 2, 1050, 16, 100),
+    many=Sweep(128, 5, 200, 0, 0, 0, 5, 0.0072),
+    few=_FEW,
+    many_float32=Sweep(128, 5, 200, 1, 0.3, 0.0157, 4, 0),
+    few_float32=_FEW,
+)
+# those whose instructions were counted first, to compare with
+FORMER_KERNELS = Kernels(
+    many=Sweep(128, 2, 1050, 0, 0, 0, 6, 0),
+    few=Sweep(32, 2, 1050, 0, 0, 0, 6, 0),
+    many_float32=Sweep(128, 2, 1050, 5, 0, 0, 6, 0),
+    few_float32=Sweep(32, 2, 1050, 16, 0, 0, 6, 0),
+    many_samples=16_384,
+    rounding=4,
+    gram_tf32=False,
 )

@@ -52,7 +52,7 @@ def half_step_parts(
             library / (rate * slim), through * itemsize / (on.near if in_cache else on.far)
         ),
         "Gram matrices": max(work.gram / (gram_rate * slim), p * K * memory) if work.gram else 0.0,
-        "sweep": _sweep(work, size, tile, on, times, tf32) if work.swept else 0.0,
+        "sweep": _sweep(work, size, tile, itemsize, on, times, tf32) if work.swept else 0.0,
         "update": max(kernels / (rate * gpu.kernels.fused), work.updated * memory),
         "rounding": gpu.kernels.rounding * work.rounded * memory if tf32 else 0.0,
         "new residual": work.fresh / (float32 * slim),
@@ -94,20 +94,15 @@ def _through(solver: Solver, form: str, size: Size, passes: int) -> float:
     return m * p + passes * m * K
 
 
-def _sweep(work: Work, size: Size, tile: int, on: Machine, times: int, tf32: bool) -> float:
-    """The seconds of the block sweeps: waves of programs, each concept after the other; at least
-    those of reading and writing F, R and Δ."""
-    m, _, K, block = size
-    gpu, tiles, columns = on.gpu, math.ceil(m / tile), min(m, tile)
+def _sweep(
+    work: Work, size: Size, tile: int, itemsize: int, on: Machine, times: int, tf32: bool
+) -> float:
+    """The seconds of the block sweeps, tile by tile."""
+    gpu, tiles, columns = on.gpu, math.ceil(size.m / tile), min(size.m, tile)
     if on.concept_seconds:
-        return times * tiles * K * on.concept_seconds + work.swept / on.sweep
+        return times * tiles * size.K * on.concept_seconds + work.swept / on.sweep
     sweep = gpu.kernels.sweep(columns, tf32)
-    programs = math.ceil(columns / sweep.samples)
-    waves = math.ceil(programs / (sweep.resident * gpu.card.processors))
-    at_once = min(sweep.resident, math.ceil(programs / gpu.card.processors))
-    cycles = sweep.cycles(min(block, K), at_once)
-    latency = tiles * waves * K * cycles / gpu.card.clock
-    return times * max(latency, 6 * m * K * 4 / on.far)
+    return times * size.m / columns * sweep.seconds(columns, size, itemsize, gpu.card)
 
 
 def _search(solver: Solver, work: Work, K: int, itemsize: int, on: Machine) -> float:
