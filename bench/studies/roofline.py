@@ -7,6 +7,7 @@ puts the tables into docs/notes/gpu_predictions.md. Takes a second. Needs nothin
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from dataclasses import astuple
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from fastnmf.planning import plan
 from fastnmf.planning.cards import FORMER_KERNELS, H100, H200, KERNELS, Card, Kernels
-from fastnmf.planning.gpu import half_step_parts
+from fastnmf.planning.gpu import WAITING, half_step_parts
 from fastnmf.planning.hardware import gpu_machine
 from fastnmf.planning.memory import needed_bytes
 from fastnmf.solvers.base import Size
@@ -26,6 +27,8 @@ from support.tables import markdown, markdown_row
 
 PAGE = Path(__file__).parents[2] / "docs" / "notes" / "gpu_predictions.md"
 CARDS = {"H100": H100, "H200": H200}
+# seconds of the host to launch a graph
+GRAPH = 10e-6
 # flops and bytes a second of the data sheets
 PEAKS = {"tf32": 495e12, "float32": 67e12}
 BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
@@ -135,6 +138,23 @@ def fits(sizes: tuple[int, int, int], card: str) -> str:
     )
 
 
+def graphs(sizes: tuple[int, int, int], card: str) -> str:
+    """Iterations of few concepts, launched one by one, and repeated from a CUDA graph."""
+    rows = []
+    for solver, accelerates in itertools.product(("hals", "mu", "pgd"), (False, True)):
+        on = gpu_machine(CARDS[card], tf32=False)
+        problem = plan.Problem(*sizes, 4, SOLVERS[solver])
+        chosen = plan.choose(problem, on)
+        if accelerates:
+            chosen = plan.accelerated(chosen, problem, on)
+        one = plan.Candidate(chosen.codes, chosen.dictionary, chosen.block, chosen.tile_rows)
+        parts = plan.gpu_parts(problem, one, on, chosen.inner)
+        recorded = sum(took for name, took in parts.items() if name != WAITING) + GRAPH
+        label = f"{solver}, {'accelerated' if accelerates else 'plain'}"
+        rows.append([label, *(_ms(1e3 * took) for took in (sum(parts.values()), recorded))])
+    return markdown(["ms", "launched", "from a graph"], rows)
+
+
 def counts() -> str:
     """The instruction counts behind the predictions, before and now."""
     rows = []
@@ -157,6 +177,9 @@ def report(card: str, sizes: tuple[tuple[int, int, int], ...]) -> str:
         n, d, K = one
         parts += [f"Iteration of `hals`, n = {n:,}, d = {d:,}, K = {K:,}, {card}:"]
         parts += [parts_table(one, card), fits(one, card)]
+    n, d, K = sizes[-1]
+    parts += [f"Iterations in normal form, n = {n:,}, d = {d:,}, K = {K:,}, {card}:"]
+    parts += [graphs(sizes[-1], card)]
     n, d, K = sizes[0]
     parts += ["Sweeps of a block of concepts, from the compiled code:", counts()]
     parts += [f"Half-steps at n = {n:,}, d = {d:,}, K = {K:,}, {card}:", half_steps(sizes[0], card)]

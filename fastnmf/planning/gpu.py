@@ -12,6 +12,9 @@ from .hardware import Machine
 
 # seconds of the host for a launch by torch and by Triton, and of the device between two launches
 HOST_SECONDS, GAP_SECONDS = (5e-6, 20e-6), 2e-6
+# how much slower products on tensor cores are whose result is a block's Gram matrix: too few tiles
+# for a card, so that long sums are split among multiprocessors. Assumed
+_SPLIT = 2
 WAITING = "waiting for the host"
 _HOST = "host"
 Parts = dict[str, float]
@@ -45,7 +48,7 @@ def half_step_parts(
     library = work.products - work.gram - work.fresh - work.searched - kernels
     in_cache = tile * (p if form == "residual" else K) * itemsize <= on.cache_bytes / 2
     through = _through(solver, form, size, times * work.steps * blocks)
-    gram_rate = gpu.card.tf32 if tf32 and gpu.kernels.gram_tf32 else float32
+    gram_rate = gpu.card.tf32 / _SPLIT if tf32 and gpu.kernels.gram_tf32 else float32
     memory = itemsize / on.far
     parts = {
         "products": max(
