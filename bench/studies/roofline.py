@@ -148,7 +148,7 @@ def graphs(sizes: tuple[int, int, int], card: str) -> str:
         if accelerates:
             chosen = plan.accelerated(chosen, problem, on)
         one = plan.Candidate(chosen.codes, chosen.dictionary, chosen.block, chosen.tile_rows)
-        parts = plan.gpu_parts(problem, one, on, chosen.inner)
+        parts = plan.gpu_parts(problem, one, on, chosen.inner if accelerates else None)
         recorded = sum(took for name, took in parts.items() if name != WAITING) + GRAPH
         label = f"{solver}, {'accelerated' if accelerates else 'plain'}"
         rows.append([label, *(_ms(1e3 * took) for took in (sum(parts.values()), recorded))])

@@ -16,6 +16,8 @@ HOST_SECONDS, GAP_SECONDS = (5e-6, 20e-6), 2e-6
 # for a card, so that long sums are split among multiprocessors. Assumed
 _SPLIT = 2
 WAITING = "waiting for the host"
+# launches of torch in which an accelerated iteration moves its factors
+_EXTRAPOLATION = 34
 _HOST = "host"
 Parts = dict[str, float]
 
@@ -76,9 +78,15 @@ def settled(parts: Parts) -> Parts:
     return {**on_device, WAITING: waits} if waits > 0 else on_device
 
 
-def iteration_parts(halves: dict[str, Parts], kept: int | None) -> Parts:
+def iteration_parts(halves: dict[str, Parts], kept: int | None, *, accelerated: bool) -> Parts:
     """The parts of an iteration from those of its halves, 'codes' and 'dictionary', each named by
     its half. kept: iterations that share a residual, if one half passes it to the other."""
+    if accelerated:
+        launches = {
+            "launches": _EXTRAPOLATION * GAP_SECONDS,
+            _HOST: _EXTRAPOLATION * HOST_SECONDS[0],
+        }
+        halves = {**halves, "extrapolation": launches}
     if kept is not None:
         halves["codes"]["new residual"] /= kept
         del halves["dictionary"]["new residual"]

@@ -278,18 +278,21 @@ def _carried(problem: Problem, candidate: Candidate) -> float:
 
 
 def gpu_parts(
-    problem: Problem, candidate: Candidate, on: Machine, inner: tuple[int, int] = (1, 1)
+    problem: Problem, candidate: Candidate, on: Machine, inner: tuple[int, int] | None = None
 ) -> gpu.Parts:
     """The predicted seconds of an iteration on a GPU, by the names of its parts; without what
-    processes exchange. inner: half-steps of the codes, and of the dictionary."""
+    processes exchange. inner: half-steps of the codes, and of the dictionary, of an accelerated
+    iteration."""
     codes, dictionary, block, tile = candidate
     n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
-    by, size, times = problem.solver, Size(n, d, K, block), inner[0] * problem.half_steps
-    halves = {"codes": gpu.half_step_parts(by, codes, size, tile, itemsize, on, times)}
+    first, second = inner or (problem.half_steps, 1)
+    size = Size(n, d, K, block)
+    halves = {"codes": gpu.half_step_parts(problem.solver, codes, size, tile, itemsize, on, first)}
     if problem.learns:
         of_dictionary = problem.learner, dictionary, Size(d, n, K, block), d
-        halves["dictionary"] = gpu.half_step_parts(*of_dictionary, itemsize, on, inner[1])
-    return gpu.iteration_parts(halves, REFRESH if _carried(problem, candidate) else None)
+        halves["dictionary"] = gpu.half_step_parts(*of_dictionary, itemsize, on, second)
+    kept = REFRESH if _carried(problem, candidate) else None
+    return gpu.iteration_parts(halves, kept, accelerated=inner is not None)
 
 
 def _sharing(problem: Problem, dictionary: str, block: int, on: Machine) -> tuple[bool, float]:

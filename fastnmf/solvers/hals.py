@@ -146,7 +146,9 @@ def work(form: str, size: Size, times: int) -> Work:
         flops = 2 * m * p * K + gram + times * 2 * m * K * K
         # few concepts are swept at once, 2 m K² in all; many need a GEMM before each block
         products = flops - (2 * m * K * K * times if K <= block else 0)
-        return Work(flops, products, swept, gram=gram)
+        # one kernel makes all sweeps of few concepts, and one their sums
+        calls = {"calls": (0, 0), "fixed_calls": (5, 2)} if K <= block else {}
+        return Work(flops, products, swept, gram=gram, **calls)
     gram, fresh = 2 * p * K * block, 2 * m * p * K
     flops = fresh + gram + times * (4 * m * p * K + 2 * m * K * block)
     products, rounded = flops - times * (2 * m * K * narrow), times * p * K

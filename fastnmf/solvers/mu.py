@@ -99,7 +99,8 @@ def work(form: str, size: Size, times: int) -> Work:
     if form == "normal":
         gram, fused = 2 * p * K * K, times * 2 * m * K * K
         flops = 2 * m * p * K + gram + fused
-        return Work(flops, flops, updated=updated, gram=gram, fused=fused)
+        calls = {"calls": (0, 0), "fixed_calls": (5 + times, 2 * times)}
+        return Work(flops, flops, updated=updated, gram=gram, fused=fused, **calls)
     flops = times * 6 * m * p * K
     # the kernel computes numerator and denominator; the error takes passes over the residual
     return Work(
@@ -110,7 +111,7 @@ def work(form: str, size: Size, times: int) -> Work:
         rounded=times * (m + p) * K,
         passed=times * 4 * m * p,
         calls=(5, 0),
-        fixed_calls=(5, 2),
+        fixed_calls=(2 + 4 * times, 2 * times),
     )
 
 
