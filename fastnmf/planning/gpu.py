@@ -64,7 +64,7 @@ def half_step_parts(
         "other passes": work.passed * memory,
         "search": _search(solver, work, K, itemsize, on),
     }
-    launched = _launched(work, times * work.steps * tiles * blocks)
+    launched = launches(work, size, tiles * times, tf32=tf32)
     parts["launches"] = sum(launched) * GAP_SECONDS
     host = sum(count * seconds for count, seconds in zip(launched, HOST_SECONDS, strict=True))
     return {**{name: took for name, took in parts.items() if took}, _HOST: host}
@@ -127,9 +127,10 @@ def _search(solver: Solver, work: Work, K: int, itemsize: int, on: Machine) -> f
     return work.searched / 2 * itemsize / rate * max(1.0, card.processors / rows)
 
 
-def _launched(work: Work, passes: int) -> tuple[float, float]:
-    """Launches by torch and by Triton."""
+def launches(work: Work, size: Size, times: int, *, tf32: bool) -> tuple[float, float]:
+    """The launches by torch and by Triton of half-steps, `times` of them."""
+    passes = times * work.steps * math.ceil(size.K / min(size.block, size.K))
     of_torch, of_triton = (
         fixed + passes * each for fixed, each in zip(work.fixed_calls, work.calls, strict=True)
     )
-    return of_torch, of_triton
+    return of_torch, of_triton + (passes * work.rounds if tf32 else 0)

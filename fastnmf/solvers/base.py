@@ -38,7 +38,7 @@ class Work:
     computed anew (fresh), in a kernel that updates too (fused), and of searches on all of G
     (searched). rounded, passed: entries that are rounded to tf32, and that other passes read or
     write. calls, fixed_calls: launches by torch and by Triton for each block in each pass, and
-    besides.
+    besides; rounds: those of a block that round to tf32.
     """
 
     flops: float
@@ -52,8 +52,9 @@ class Work:
     searched: float = 0.0
     rounded: float = 0.0
     passed: float = 0.0
-    calls: tuple[float, float] = (2, 2)
-    fixed_calls: tuple[float, float] = (5, 0)
+    calls: tuple[float, float] = (1, 2)
+    fixed_calls: tuple[float, float] = (6, 0)
+    rounds: int = 0
 
 
 HalfSteps = Callable[[Tensor, HalfStepData, FixedFactor, Compute, Tensor, int], None]

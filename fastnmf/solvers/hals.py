@@ -147,14 +147,14 @@ def work(form: str, size: Size, times: int) -> Work:
         # few concepts are swept at once, 2 m K² in all; many need a GEMM before each block
         products = flops - (2 * m * K * K * times if K <= block else 0)
         # one kernel makes all sweeps of few concepts, and one their sums
-        calls = {"calls": (0, 0), "fixed_calls": (5, 2)} if K <= block else {}
+        calls = {"calls": (0, 0), "fixed_calls": (6, 2)} if K <= block else {}
         return Work(flops, products, swept, gram=gram, **calls)
     gram, fresh = 2 * p * K * block, 2 * m * p * K
     flops = fresh + gram + times * (4 * m * p * K + 2 * m * K * block)
     products, rounded = flops - times * (2 * m * K * narrow), times * p * K
-    # for each block two products and its Gram matrix; rounding, and the sweep with its sums
-    calls = {"calls": (3, 3)}
-    return Work(flops, products, swept, gram=gram, fresh=fresh, rounded=rounded, **calls)
+    # for each block two products, its Gram matrix, rounding, and the sweep with its sums
+    calls = {"calls": (3, 2), "fixed_calls": (3, 0), "rounds": 1, "rounded": rounded}
+    return Work(flops, products, swept, gram=gram, fresh=fresh, **calls)
 
 
 SOLVER = Solver(

@@ -164,13 +164,14 @@ def work(form: str, size: Size, times: int) -> Work:
     m, p, K, _ = size
     steps = len(momenta())
     updated, bound = times * steps * 5 * m * K, _BOUND_STEPS + 1
-    # a power iteration takes five launches a step, a gradient step one of torch and its kernel
-    fixed = 5 * bound + 5 + times * steps, times * (steps + 1)
-    calls = {"steps": steps, "updated": updated, "fixed_calls": fixed, "calls": (0, 0)}
+    # a power iteration takes five or nine launches a step, a gradient step its kernel and copies
+    calls = {"steps": steps, "updated": updated}
     if form == "normal":
         gram, fused = 2 * p * K * K, times * steps * 2 * m * K * K
         flops = 2 * m * p * K + gram + fused
-        return Work(flops, flops, gram=gram, fused=fused, passed=bound * K * K, **calls)
+        calls |= {"calls": (0, 0), "passed": bound * K * K}
+        calls["fixed_calls"] = 5 * bound + 8 + times * steps, times * (steps + 1)
+        return Work(flops, flops, gram=gram, fused=fused, **calls)
     flops = times * steps * 4 * m * p * K
     # each step copies the data before it subtracts; the power iteration reads B twice a step
     return Work(
@@ -179,7 +180,10 @@ def work(form: str, size: Size, times: int) -> Work:
         fused=flops / 2,
         rounded=times * steps * (m + p) * K,
         passed=times * steps * 2 * m * p + 2 * bound * p * K,
-        **{**calls, "calls": (5, 0)},
+        calls=(1, 0),
+        fixed_calls=(9 * bound + 3 * times * steps, times * (3 * steps + 1)),
+        rounds=2,
+        **calls,
     )
 
 
