@@ -112,8 +112,10 @@ class Kernels:
     """What kernels/ takes, by the instructions of sm_90.
 
     many, few: the block sweep in tf32, for at least `many_samples` samples and for fewer;
-    many_float32, few_float32: in float32. fused: the rate of products in a kernel that updates
-    too, relative to cuBLAS. rounding: how often a factor is read or written to be rounded to tf32.
+    many_float32, few_float32: in float32. fused, fused_float32: the rate of products in a kernel
+    that updates too, relative to cuBLAS; it reads tiles of `tile` rows and columns from L2. alone:
+    operands from which on a multiprocessor holds one such program, so that nothing computes while
+    it reads and writes F. rounding: how often a factor is read or written to be rounded to tf32.
     gram_tf32: whether Gram matrices are formed in tf32 where products are.
     """
 
@@ -122,7 +124,10 @@ class Kernels:
     many_float32: Sweep
     few_float32: Sweep
     many_samples: int = 4_096
-    fused: float = 0.6
+    fused: float = 1.0
+    fused_float32: float = 0.97
+    tile: int = 128
+    alone: int = 2
     rounding: int = 2
     gram_tf32: bool = True
 
@@ -157,6 +162,8 @@ FORMER_KERNELS = Kernels(
     many_float32=Sweep(128, 2, 1050, 5, 0, 0, 6, 0),
     few_float32=Sweep(32, 2, 1050, 16, 0, 0, 6, 0),
     many_samples=16_384,
+    fused=0.2,
+    fused_float32=0.76,
     rounding=4,
     gram_tf32=False,
 )

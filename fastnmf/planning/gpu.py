@@ -46,8 +46,8 @@ def half_step_parts(
     rate = gpu.card.tf32 if tf32 else float32
     # products with a narrow matrix are slower than large ones
     slim = min(block, K) / (min(block, K) + 24)
-    kernels = 0.0 if on.concept_seconds else work.fused
-    library = work.products - work.gram - work.fresh - work.searched - kernels
+    library = work.products - work.gram - work.fresh - work.searched
+    library -= 0 if on.concept_seconds else work.fused
     in_cache = tile * (p if form == "residual" else K) * itemsize <= on.cache_bytes / 2
     through = _through(solver, form, size, times * work.steps * blocks)
     gram_rate = gpu.card.tf32 / _SPLIT if tf32 and gpu.kernels.gram_tf32 else float32
@@ -58,13 +58,13 @@ def half_step_parts(
         ),
         "Gram matrices": max(work.gram / (gram_rate * slim), p * K * memory) if work.gram else 0.0,
         "sweep": _sweep(work, size, tile, itemsize, on, times, tf32) if work.swept else 0.0,
-        "update": max(kernels / (rate * gpu.kernels.fused), work.updated * memory),
+        "update": _update(work, itemsize, on, rate, tf32),
         "rounding": gpu.kernels.rounding * work.rounded * memory if tf32 else 0.0,
         "new residual": work.fresh / (float32 * slim),
         "other passes": work.passed * memory,
         "search": _search(solver, work, K, itemsize, on),
     }
-    launched = launches(work, size, tiles * times, tf32=tf32)
+    launched = launches(work, size, tiles, times, tf32=tf32)
     parts["launches"] = sum(launched) * GAP_SECONDS
     host = sum(count * seconds for count, seconds in zip(launched, HOST_SECONDS, strict=True))
     return {**{name: took for name, took in parts.items() if took}, _HOST: host}
@@ -116,6 +116,21 @@ def _sweep(
     return times * size.m / columns * sweep.seconds(columns, size, itemsize, gpu.card)
 
 
+def _update(work: Work, itemsize: int, on: Machine, rate: float, tf32: bool) -> float:
+    """The seconds of element-wise updates, with the products in the same kernels: limited by these
+    products, or by the tiles that they read from L2 where they are tf32."""
+    if on.concept_seconds or not work.fused:
+        return work.updated * itemsize / on.far
+    kernels, operands = on.gpu.kernels, work.operands
+    products = work.fused / (rate * (kernels.fused if tf32 else kernels.fused_float32))
+    if tf32:
+        # operands share a tile of B
+        bytes_ = (1 + operands) / operands * itemsize / (2 * kernels.tile)
+        products = max(products, work.fused * bytes_ / on.near)
+    stored = work.stored * itemsize / on.far
+    return products + stored if tf32 and operands >= kernels.alone else max(products, stored)
+
+
 def _search(solver: Solver, work: Work, K: int, itemsize: int, on: Machine) -> float:
     """The seconds of exact searches on all of G: each multiply-add reads an entry. Where the
     workspaces of few rows fill the memory that they may take, few multiprocessors have work."""
@@ -127,10 +142,11 @@ def _search(solver: Solver, work: Work, K: int, itemsize: int, on: Machine) -> f
     return work.searched / 2 * itemsize / rate * max(1.0, card.processors / rows)
 
 
-def launches(work: Work, size: Size, times: int, *, tf32: bool) -> tuple[float, float]:
-    """The launches by torch and by Triton of half-steps, `times` of them."""
+def launches(work: Work, size: Size, tiles: int, times: int, *, tf32: bool) -> tuple[float, float]:
+    """The launches by torch and by Triton of half-steps, `times` of them in each tile."""
     passes = times * work.steps * math.ceil(size.K / min(size.block, size.K))
     of_torch, of_triton = (
-        fixed + passes * each for fixed, each in zip(work.fixed_calls, work.calls, strict=True)
+        tiles * (fixed + passes * each)
+        for fixed, each in zip(work.fixed_calls, work.calls, strict=True)
     )
-    return of_torch, of_triton + (passes * work.rounds if tf32 else 0)
+    return work.prepared + of_torch, of_triton + (tiles * passes * work.rounds if tf32 else 0)

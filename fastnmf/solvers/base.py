@@ -36,9 +36,11 @@ class Work:
 
     For the model of a GPU, of the products, those of Gram matrices (gram), of a residual that is
     computed anew (fresh), in a kernel that updates too (fused), and of searches on all of G
-    (searched). rounded, passed: entries that are rounded to tf32, and that other passes read or
-    write. calls, fixed_calls: launches by torch and by Triton for each block in each pass, and
-    besides; rounds: those of a block that round to tf32.
+    (searched). operands: matrices that such a kernel multiplies with B; stored: entries of F, and
+    what is moved with it, that it reads or writes. rounded, passed: entries that are rounded
+    to tf32, and that other passes read or write. calls, fixed_calls: launches by torch and by
+    Triton for each block in each pass, and besides; rounds: those of a block that round to tf32;
+    prepared: those of torch before all tiles.
     """
 
     flops: float
@@ -50,11 +52,14 @@ class Work:
     fresh: float = 0.0
     fused: float = 0.0
     searched: float = 0.0
+    operands: int = 1
+    stored: float = 0.0
     rounded: float = 0.0
     passed: float = 0.0
     calls: tuple[float, float] = (1, 2)
     fixed_calls: tuple[float, float] = (6, 0)
     rounds: int = 0
+    prepared: float = 0.0
 
 
 HalfSteps = Callable[[Tensor, HalfStepData, FixedFactor, Compute, Tensor, int], None]

@@ -73,6 +73,11 @@ class Compute:
         return (slice(k, min(k + self.block, K)) for k in range(0, K, self.block))
 
 
+def packed_bytes(total_bytes: int) -> int:
+    """The bytes of a GPU's memory in which kernels copy their operands (kernels/packing.py)."""
+    return min(384 << 20, total_bytes // 8)
+
+
 def in_tiles(X: Tensor) -> bool:
     """Whether X (m, p) can be read a tile of rows at a time, with tiles for all threads."""
     return X.stride(1) == 1 and len(X) >= LEAST_ROWS * torch.get_num_threads()

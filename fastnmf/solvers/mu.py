@@ -20,6 +20,7 @@ from .half_step import (
     ResidualData,
     add_product_,
     fix_gram,
+    packed_bytes,
 )
 from .penalties import Penalty
 
@@ -99,17 +100,23 @@ def work(form: str, size: Size, times: int) -> Work:
     if form == "normal":
         gram, fused = 2 * p * K * K, times * 2 * m * K * K
         flops = 2 * m * p * K + gram + fused
-        calls = {"calls": (0, 0), "fixed_calls": (6 + times, 2 * times)}
+        calls = {
+            "calls": (0, 0),
+            "fixed_calls": (6 + times, 2 * times),
+            "stored": times * 3 * m * K,
+        }
         return Work(flops, flops, updated=updated, gram=gram, fused=fused, **calls)
     flops = times * 6 * m * p * K
-    # the kernel computes numerator and denominator; the error takes passes over the residual
+    # the kernel computes numerator and denominator from copies; the error takes passes as well
     return Work(
         flops,
         flops,
         updated=updated,
         fused=times * 4 * m * p * K,
         rounded=times * (m + p) * K,
-        passed=times * 4 * m * p,
+        operands=2,
+        stored=times * 2 * m * K,
+        passed=times * 8 * m * p,
         calls=(1, 0),
         fixed_calls=(2 + 5 * times, 5 * times),
         rounds=2,
@@ -128,6 +135,7 @@ SOLVER = Solver(
     fused=("mu_normal_", "mu_residual_"),
     reports_error_before=True,
     penalised_by_slope=False,
+    device_workspace=packed_bytes,
     # a code that is zero stays zero
     # 0.5 ends up to 16 times higher (K = d = 7) and 1.03 times on digits; 0.95 is slower on data
     # with an offset

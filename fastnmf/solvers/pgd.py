@@ -22,6 +22,7 @@ from .half_step import (
     NormalData,
     ResidualData,
     add_product_,
+    packed_bytes,
 )
 from .penalties import Penalty
 
@@ -165,23 +166,25 @@ def work(form: str, size: Size, times: int) -> Work:
     steps = len(momenta())
     updated, bound = times * steps * 5 * m * K, _BOUND_STEPS + 1
     # a power iteration takes five or nine launches a step, a gradient step its kernel and copies
-    calls = {"steps": steps, "updated": updated}
+    calls = {"steps": steps, "updated": updated, "stored": times * steps * 4 * m * K}
     if form == "normal":
         gram, fused = 2 * p * K * K, times * steps * 2 * m * K * K
         flops = 2 * m * p * K + gram + fused
         calls |= {"calls": (0, 0), "passed": bound * K * K}
-        calls["fixed_calls"] = 5 * bound + 8 + times * steps, times * (steps + 1)
+        calls |= {"prepared": 5 * bound, "fixed_calls": (8 + times * steps, times * (steps + 1))}
         return Work(flops, flops, gram=gram, fused=fused, **calls)
     flops = times * steps * 4 * m * p * K
-    # each step copies the data before it subtracts; the power iteration reads B twice a step
+    # each step copies the data before it subtracts, and the residual for its kernel; the power
+    # iteration reads B twice a step
     return Work(
         flops,
         flops,
         fused=flops / 2,
         rounded=times * steps * (m + p) * K,
-        passed=times * steps * 2 * m * p + 2 * bound * p * K,
+        passed=times * steps * 4 * m * p + 2 * bound * p * K,
         calls=(1, 0),
-        fixed_calls=(9 * bound + 3 * times * steps, times * (3 * steps + 1)),
+        fixed_calls=(3 * times * steps, times * (3 * steps + 1)),
+        prepared=9 * bound,
         rounds=2,
         **calls,
     )
@@ -199,4 +202,5 @@ SOLVER = Solver(
     fused=("pgd_normal_", "pgd_residual_"),
     reports_error_before=True,
     needs_all_concepts=True,
+    device_workspace=packed_bytes,
 )

@@ -249,6 +249,13 @@ def test_an_iteration_of_ten_thousand_concepts_takes_half_as_long_as_with_the_fo
     assert choose(problem(MANY), TF32).seconds < 35e-3
 
 
+def test_plan_leaves_memory_for_the_copies_of_the_kernels():
+    packing = pytest.importorskip("fastnmf.kernels.packing", reason="triton is not installed")
+    for solver in ("mu", "pgd"):
+        left = SOLVERS[solver].device_workspace(int(H200.memory))
+        assert left == packing.MOST_BYTES + packing.CHUNK_BYTES
+
+
 def test_sweeps_of_the_model_have_the_tiles_of_the_kernels():
     hals = pytest.importorskip("fastnmf.kernels.hals", reason="triton is not installed")
     tiles = [(least, block) for least, block, *_ in hals.TILES]

@@ -50,7 +50,7 @@ def test_launches_of_an_iteration_are_those_of_the_plan(solver, form, K, block, 
     of_torch, of_triton = (after - before for before, after in zip(*counts, strict=True))
     halves = [Size(N, D, K, block), Size(D, N, K, block)]
     planned = [
-        launches(SOLVERS[solver].work(form, size, 1), size, 1, tf32=precision == "high")
+        launches(SOLVERS[solver].work(form, size, 1), size, 1, 1, tf32=precision == "high")
         for size in halves
     ]
     expected = tuple(map(sum, zip(*planned, strict=True)))
