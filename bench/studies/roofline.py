@@ -91,11 +91,16 @@ def half_steps(sizes: tuple[int, int, int], card: str) -> str:
 
 
 def iteration(
-    sizes: tuple[int, int, int], card: Card, tf32: bool, kernels: Kernels, block: int | None
+    sizes: tuple[int, int, int],
+    card: Card,
+    tf32: bool,
+    kernels: Kernels,
+    block: int | None,
+    solver: str = "hals",
 ) -> tuple[dict, plan.Plan, plan.Problem]:
-    """Milliseconds of the parts of an iteration of hals, its plan and its problem."""
+    """Milliseconds of the parts of an iteration, its plan and its problem."""
     on = gpu_machine(card, tf32=tf32, kernels=kernels)
-    problem = plan.Problem(*sizes, 4, SOLVERS["hals"])
+    problem = plan.Problem(*sizes, 4, SOLVERS[solver])
     chosen = plan.choose(problem, on, plan.Tuning(block=block))
     one = plan.Candidate(chosen.codes, chosen.dictionary, chosen.block, chosen.tile_rows)
     parts = plan.gpu_parts(problem, one, on)
@@ -119,6 +124,19 @@ def parts_table(sizes: tuple[int, int, int], card: str) -> str:
     rows.append(["**iteration**", *(f"**{_ms(sum(found[c][0].values()))}**" for c in columns)])
     rows.append(["form, block", *(f"{found[c][1].form}, {found[c][1].block}" for c in columns)])
     return markdown(header, rows)
+
+
+def solvers_table(sizes: tuple[int, int, int], card: str) -> str:
+    """Iterations of each solver, before and after, in either precision."""
+    rows = []
+    for solver, tf32 in itertools.product(("hals", "mu", "pgd"), (True, False)):
+        former = FORMER_BLOCKS[tf32] if SOLVERS[solver].sweeps_blocks else None
+        times = [
+            sum(iteration(sizes, CARDS[card], tf32, *given, solver)[0].values())
+            for given in ((FORMER_KERNELS, former), (KERNELS, None))
+        ]
+        rows.append([f"{solver}, {'tf32' if tf32 else 'float32'}", *map(_ms, times)])
+    return markdown(["iteration, ms", "before", "now"], rows)
 
 
 def _ms(took: float | None) -> str:
@@ -182,6 +200,8 @@ def report(card: str, sizes: tuple[tuple[int, int, int], ...]) -> str:
     parts += [graphs(sizes[-1], card)]
     n, d, K = sizes[0]
     parts += ["Sweeps of a block of concepts, from the compiled code:", counts()]
+    parts += [f"Iterations of each solver, n = {n:,}, d = {d:,}, K = {K:,}, {card}:"]
+    parts += [solvers_table(sizes[0], card)]
     parts += [f"Half-steps at n = {n:,}, d = {d:,}, K = {K:,}, {card}:", half_steps(sizes[0], card)]
     return "\n\n".join(parts)
 
