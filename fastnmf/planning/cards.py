@@ -150,17 +150,17 @@ class Gpu:
 # limited by G, which each 64 samples read from L1. The dictionary has one kernel
 _FEW = Sweep(8, 2, 90, 0.4, 0, 0, 4, 0)
 KERNELS = Kernels(
-    many=Sweep(128, 5, 200, 0, 0, 0, 5, 0.0072),
+    many=Sweep(128, 6, 200, 0, 0, 0, 5, 0.0072),
     few=_FEW,
-    many_float32=Sweep(128, 5, 200, 1, 0.3, 0.0157, 4, 0),
+    many_float32=Sweep(128, 6, 200, 1, 0.3, 0.0157, 4, 0),
     few_float32=_FEW,
 )
 # those whose instructions were counted first, to compare with
 FORMER_KERNELS = Kernels(
     many=Sweep(128, 2, 1050, 0, 0, 0, 6, 0),
-    few=Sweep(32, 2, 1050, 0, 0, 0, 6, 0),
-    many_float32=Sweep(128, 2, 1050, 5, 0, 0, 6, 0),
-    few_float32=Sweep(32, 2, 1050, 16, 0, 0, 6, 0),
+    few=Sweep(32, 8, 1050, 0, 0, 0, 6, 0),
+    many_float32=Sweep(128, 4, 1050, 9.6, 0, 0, 6, 0),
+    few_float32=Sweep(32, 11, 1050, 16, 0, 0, 6, 0),
     many_samples=16_384,
     fused=0.2,
     fused_float32=0.76,

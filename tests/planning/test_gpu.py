@@ -28,6 +28,7 @@ from fastnmf.planning.plan import (
 from fastnmf.solvers.base import Size
 from fastnmf.solvers.registry import SOLVERS
 
+ROOT = Path(__file__).parents[2]
 MANY, FEW = (100_000, 768, 10_000), (63_700, 2_048, 10)
 TF32, FLOAT32 = gpu_machine(H200, tf32=True), gpu_machine(H200, tf32=False)
 
@@ -258,19 +259,37 @@ def test_plan_leaves_memory_for_the_copies_of_the_kernels():
 
 def test_sweeps_of_the_model_have_the_tiles_of_the_kernels():
     hals = pytest.importorskip("fastnmf.kernels.hals", reason="triton is not installed")
-    tiles = [(least, block) for least, block, *_ in hals.TILES]
+    tiles = [(least, block) for least, block, *_ in hals.TILES[4]]
     expected = [(KERNELS.many_samples, KERNELS.many.samples), (0, KERNELS.few.samples)]
     assert tiles == expected
-    for sweep in (KERNELS.many, KERNELS.few, KERNELS.many_float32, KERNELS.few_float32):
-        assert sweep.warps * 32 == sweep.samples
+
+
+@pytest.mark.parametrize(
+    ("of", "products", "sweep"),
+    [
+        ("codes", "tf32", KERNELS.many),
+        ("codes", "float32", KERNELS.many_float32),
+        ("dictionary", "tf32", KERNELS.few),
+        ("dictionary", "float32", KERNELS.few_float32),
+    ],
+)
+def test_sweeps_of_the_model_are_resident_as_they_are_compiled(of, products, sweep):
+    """The table is checked against compiled kernels by `pytest -m compiles`."""
+    table = (ROOT / "kernels" / "README.md").read_text()
+    rows = [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in table.splitlines()]
+    header = next(row for row in rows if "resident" in row)
+    found = [row for row in rows if row[:3] == ["_hals_block_kernel", of, products]]
+    assert [int(row[header.index("resident")]) for row in found] == [sweep.resident]
+    programs, _ = found[0][header.index("programs")].split(" × ")
+    m = 100_000 if of == "codes" else 768
+    assert int(programs.replace(",", "")) == -(-m // sweep.samples)
 
 
 def test_tables_of_the_page_are_those_that_the_study_prints():
     """`python bench/studies/roofline.py --write` puts them there."""
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "bench" / "studies" / "roofline.py")]
+    command = [sys.executable, str(ROOT / "bench" / "studies" / "roofline.py")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     warning, tables = printed.split("\n", 1)
     assert "NOT MEASURED" in warning
-    page = (root / "docs" / "notes" / "gpu_predictions.md").read_text()
+    page = (ROOT / "docs" / "notes" / "gpu_predictions.md").read_text()
     assert tables.strip() in page
