@@ -17,7 +17,7 @@ HOST_SECONDS, GAP_SECONDS = (5e-6, 20e-6), 2e-6
 _SPLIT = 2
 WAITING = "waiting for the host"
 # launches of torch in which an accelerated iteration moves its factors
-_EXTRAPOLATION = 34
+_EXTRAPOLATION = 39
 _HOST = "host"
 Parts = dict[str, float]
 
