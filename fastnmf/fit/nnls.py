@@ -27,6 +27,7 @@ from ..backends.nnls.scaled import ScaledRows, name_of
 from ..backends.registry import select
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..errors import ConvergenceWarning, InvalidInput, warn
+from ..exact.gradient import with_gradient
 from ..exact.rows import ExactRows
 from ..isolation import isolated
 from ..planning.memory import refuse_too_large
@@ -36,7 +37,7 @@ from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
 from ..solvers.pursuit import pursue_, support_kkt
 from ..solvers.working_set import prepare_concepts, rows_together
-from .refusals import refuse_derivatives
+from .refusals import refuse_derivatives, refuse_tangent
 
 # entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
@@ -97,7 +98,9 @@ def nnls(
     -------
     Z : Tensor (n, K)
         The codes, float64 if A or D is, else float32. A zero row has zero codes, and a zero
-        concept is not used.
+        concept is not used. They are differentiable with respect to A and D, any number of times,
+        where one of these requires a gradient. Where concepts in use depend on each other, the
+        gradient is that of the solution of least norm.
     info : NnlsInfo
         Status, KKT residual and support of each row; only with return_info=True. With top_k status
         and KKT residual are those of the problem on the support.
@@ -105,9 +108,7 @@ def nnls(
     Raises
     ------
     InvalidInput
-        For wrong shapes, entries that are not finite, a wrong max_iter or top_k, or A or D that
-        require a gradient, which there is none of: ``NMF.encode`` with ``solver='anls'`` has one
-        for A.
+        For wrong shapes, entries that are not finite, or a wrong max_iter or top_k.
     ArithmeticError
         Where codes are out of the range of their dtype.
     BackendUnavailable
@@ -158,7 +159,10 @@ def nnls(
         raise InvalidInput(
             "top_k and Z0 cannot be combined: a pursuit starts from no concept; leave Z0 out"
         )
-    refuse_derivatives("nnls", A=A, D=D)
+    refuse_derivatives("nnls", Z0=Z0)
+    for name, given in (("A", A), ("D", D)):
+        refuse_tangent("nnls", name, given)
+    of_A, of_D = A, D
     # what cannot be read has no device to go to
     as_matrix(A, "A")
     device = A.device if isinstance(A, Tensor) else torch.device("cpu")
@@ -182,7 +186,14 @@ def nnls(
             Z, info = _pursue(rows, ops, limit, top_k)
         Z = rows.unscaled(Z)
     _warn(info, Z.dtype)
+    if torch.is_grad_enabled() and (_differentiates(of_A) or _differentiates(of_D)):
+        A, D = (given if _differentiates(given) else X for given, X in ((of_A, A), (of_D, D)))
+        Z = with_gradient(A.to(Z.dtype), D.to(Z), lambda Z=Z: Z)
     return (Z, info) if return_info else Z
+
+
+def _differentiates(X: Tensor | np.ndarray) -> bool:
+    return isinstance(X, Tensor) and X.requires_grad
 
 
 def _pursue(

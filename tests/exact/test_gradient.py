@@ -281,15 +281,50 @@ def test_encode_refuses_a_gradient_with_respect_to_anything_but_the_data(which):
         assert not encoder.encode(A, Z0=start).requires_grad
 
 
-@pytest.mark.parametrize("which", ["A", "D"])
-def test_nnls_refuses_a_gradient(which):
-    """It was dropped without a word."""
-    given = {"A": A.clone(), "D": D.clone()}
-    given[which].requires_grad_()
-    with pytest.raises(InvalidInput, match=rf"{which} requires a gradient.*{which}\.detach\(\)"):
-        nnls(**given)
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_first_and_second_derivatives_of_nnls_are_right_in_data_and_dictionary(size, signed, top_k):
+    """They were refused."""
+    A, D = problem_of(*size)
+    if signed:
+        A, D = A - 0.3, D - 0.2
+    D[1] = 0
+    given = A.requires_grad_(), D.requires_grad_()
+    # a zero concept enters with any slope: it has no derivative
+    alive = torch.ones(len(D), 1, dtype=D.dtype)
+    alive[1] = 0
+    function = lambda A, D: nnls(A, D * alive, top_k=top_k)  # noqa: E731
+    assert torch.autograd.gradcheck(function, given, atol=1e-6)
+    square = lambda A, D: function(A, D).square()  # noqa: E731
+    assert torch.autograd.gradgradcheck(square, given, atol=1e-5)
+    for which in given:
+        (one,) = torch.autograd.grad(function(*given).sum(), which)
+        detached = [M if M is which else M.detach() for M in given]
+        assert torch.equal(torch.autograd.grad(function(*detached).sum(), which)[0], one)
+
+
+def test_nnls_gradient_has_the_dtype_of_what_it_is_of():
+    half = A.half().requires_grad_()
+    concepts = D.float().requires_grad_()
+    nnls(half, concepts).sum().backward()
+    assert half.grad.dtype == torch.float16
+    wide = A.half().float().requires_grad_()
+    nnls(wide, D.float().numpy()).sum().backward()
+    torch.testing.assert_close(half.grad, wide.grad.half())
+    assert concepts.grad.abs().sum() > 0
     with torch.no_grad():
-        assert torch.equal(nnls(**given), nnls(A, D))
+        assert not nnls(half, concepts).requires_grad
+    codes = nnls(wide, concepts)
+    with torch.no_grad():
+        concepts.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        codes.sum().backward()
+
+
+def test_nnls_refuses_a_gradient_in_its_start():
+    with pytest.raises(InvalidInput, match=r"Z0 requires a gradient.*Z0\.detach\(\)"):
+        nnls(A, D, Z0.clone().requires_grad_())
 
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1e-2), (torch.float64, 1e-9)])
