@@ -83,15 +83,16 @@ class ExactEncoder:
         """Z ← the codes (m, K) of X (m, d)."""
         begun, swept, by = time.perf_counter(), 0, []
         sweeps = self.sweeps and self._rows.G is not None and self._cost.sweeps_first(len(X))
-        if start is not None:
-            Z.copy_(start)
-        elif sweeps or self.max_iter == 0:
-            cold_start(X, self.D, out=Z)
-        else:
-            Z.zero_()
         if self.max_iter == 0:
+            Z.copy_(start) if start is not None else cold_start(X, self.D, out=Z)
             return Ended(0, True)
         C, left = None if self._rows.G is None else self._rows.cross(X), None
+        if start is not None:
+            Z.copy_(start)
+        elif sweeps:
+            self._rows.start_(Z, C)
+        else:
+            Z.zero_()
         if sweeps:
             left, swept = self._sweep_(Z, C)
             by.append(hals.SOLVER.name)

@@ -3,11 +3,13 @@ working sets, and how far codes are from the optimum."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from ..backends.nnls.result import NnlsInfo
-from ..planning.hardware import machine_of
+from ..planning.hardware import Machine, machine_of
 from ..planning.plan import Problem, choose
 from ..precision import products_in
 from ..solvers import anls
@@ -40,11 +42,10 @@ class ExactRows:
     ) -> None:
         K, d = D.shape
         if form is None:
-            problem = Problem(n, d, K, D.element_size(), anls.SOLVER, learns=False)
             fits = K * K * D.element_size() <= GRAM_BYTES
             # on a GPU the workspaces of a search on very many concepts would leave most of it idle
             on = machine_of(D, "cuda") if D.device.type == "cuda" else None
-            form = choose(problem, on).codes if fits else "residual"
+            form = _faster_form(n, d, K, D.element_size(), on) if fits else "residual"
         self.D, self.penalty, self._ops, self._max_steps = D, penalty, ops, max_steps
         self.G, self._concepts = None, None
         with products_in("highest"):
@@ -58,6 +59,12 @@ class ExactRows:
         """C (m, K) = X Dᵀ − l1 for X (m, d)."""
         C = X @ self.D.T
         return C.sub_(self.penalty.l1) if self.penalty.l1 else C
+
+    def start_(self, Z: Tensor, C: Tensor) -> None:
+        """Z ← cold_start of the rows of C (m, K), which `cross` returned, without the rows."""
+        total = self.D.sum(0).square().sum().clamp(min=torch.finfo(C.dtype).tiny)
+        scale = (C.sum(1) + len(self.D) * self.penalty.l1) / total
+        torch.mul(scale[:, None], (self.D.amax(1) > 0).to(C.dtype), out=Z)
 
     def solve_(self, Z: Tensor, X: Tensor, C: Tensor | None = None, *, warm: bool) -> NnlsInfo:
         """Z ← the codes (m, K) of X (m, d), from Z if warm. C: as `cross` has it, in normal
@@ -86,6 +93,12 @@ class ExactRows:
         scale = product.add_(C).amax(1) + 2 * l1
         worst = torch.where(Z > 0, slope.abs(), slope).amax(1).clamp(min=0)
         return torch.where(worst == 0, 0, worst / scale.clamp(min=torch.finfo(C.dtype).tiny))
+
+
+@functools.lru_cache(maxsize=64)
+def _faster_form(n: int, d: int, K: int, itemsize: int, on: Machine | None) -> str:
+    # kept, as it takes as long as the codes of ten rows
+    return choose(Problem(n, d, K, itemsize, anls.SOLVER, learns=False), on).codes
 
 
 def solve_again_(Z: Tensor, X: Tensor, rows: ExactRows, ops: Operations) -> Tensor:

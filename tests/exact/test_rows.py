@@ -10,6 +10,7 @@ from oracle import problem
 
 from fastnmf.backends.registry import select
 from fastnmf.exact.rows import EXACT, ExactRows, solve_again_
+from fastnmf.init.start import cold_start
 from fastnmf.results.encoding import kkt_residual
 from fastnmf.solvers.penalties import NO_PENALTY, Penalty
 from fastnmf.solvers.registry import SOLVERS
@@ -53,6 +54,15 @@ def test_kkt_residual_is_that_of_the_codes(form, penalty, dtype):
     np.testing.assert_allclose(found, expected, rtol=1e-4 if dtype == torch.float32 else 1e-10)
     Z[1, 2] = float("nan")
     assert not ExactRows(D, len(A), operations("torch"), penalty, form=form).kkt(Z, A)[1] < 1
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
+def test_start_is_the_usual_one(penalty):
+    A, Z, D = data(kind="zero_rows")
+    D[3] = 0
+    rows = ExactRows(D, len(A), operations("torch"), penalty, form="normal")
+    rows.start_(Z, rows.cross(A))
+    torch.testing.assert_close(Z, cold_start(A, D), rtol=1e-12, atol=1e-15)
 
 
 def test_rows_of_float32_are_solved_again_in_float64():
