@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .registers import round_tf32
+from .registers import FUSED, round_tf32
 
 # each of 128 threads moves four times 16 bytes
 TILE = {"LINES": 16, "WIDTH": 128}
@@ -34,5 +34,5 @@ def round_tf32_(out: torch.Tensor, X: torch.Tensor) -> None:
     lines, width = X.shape
     programs = triton.cdiv(lines, TILE["LINES"]) * triton.cdiv(width, TILE["WIDTH"])
     _round_tf32_kernel[(programs,)](
-        X, out, lines, width, *X.stride(), *out.stride(), **TILE, num_warps=4
+        X, out, lines, width, *X.stride(), *out.stride(), **TILE, num_warps=4, **FUSED
     )

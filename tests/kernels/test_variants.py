@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import sys
 from pathlib import Path
@@ -58,3 +59,15 @@ def test_mu_and_pgd_have_as_many_kernels_as_they_need(variants):
         assert counted[f"_{solver}_residual_kernel"] == 2
         assert counted[f"_{solver}_normal_kernel"] == 2
     assert counted["_pack_kernel"] == counted["_add_partials_kernel"] == 1
+
+
+def test_multiplications_and_additions_are_fused_whatever_the_default_is(monkeypatch):
+    """Which is no from Triton 3.10 on."""
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    found = ahead.variants([*gpu_compile.calls(FULL), *of_fits()], SM_90)
+    given = {
+        each.kernel: json.loads(each.launched_as)["options"]
+        for each in found
+        if "hals" not in each.kernel
+    }
+    assert {name for name, options in given.items() if not options["enable_fp_fusion"]} == set()
