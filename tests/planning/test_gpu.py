@@ -135,7 +135,7 @@ def sweep_seconds(m, on=TF32, block=512):
 
 
 def test_a_sweep_takes_as_many_waves_as_its_programs_need():
-    slow = replace(KERNELS.many, latency=10_000.0)
+    slow = Sweep(128, 6, 10_000, 0, 0, 0, 4, 0)
     on = gpu_machine(H200, tf32=True, kernels=replace(KERNELS, many=slow))
     wave = slow.samples * slow.resident * H200.processors
     for waves in (1, 3):
@@ -158,9 +158,12 @@ def test_a_sweep_takes_at_least_what_keeps_a_multiprocessor_busy():
     assert sweep_seconds(100_000, on) == pytest.approx(cycles / H200.clock)
 
 
-def test_the_sweep_of_the_dictionary_takes_the_same_time_up_to_a_wave():
-    few = KERNELS.few
-    assert sweep_seconds(few.samples) == sweep_seconds(few.samples * few.resident * 132)
+def test_the_sweep_of_few_samples_takes_the_same_time_up_to_a_wave():
+    few = Sweep(8, 2, 100, 0.5, 0, 0, 4, 0)
+    on = gpu_machine(H200, tf32=True, kernels=replace(KERNELS, few=few))
+    seconds = 10_000 * (100 + 0.5 * 512 / 2) / H200.clock
+    for m in (8, 8 * 2 * 132):
+        assert sweep_seconds(m, on) == pytest.approx(seconds)
 
 
 def test_precision_of_gram_matrices_is_that_of_the_kernels():
