@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..exact.gradient import with_gradient
 from ..exact.rows import ExactRows
 from ..isolation import isolated
+from ..numerics import compute_dtype
 from ..planning.memory import refuse_too_large
 from ..precision import products_in
 from ..solvers import anls
@@ -98,9 +100,10 @@ def nnls(
     -------
     Z : Tensor (n, K)
         The codes, float64 if A or D is, else float32. A zero row has zero codes, and a zero
-        concept is not used. They are differentiable with respect to A and D, any number of times,
-        where one of these requires a gradient. Where concepts in use depend on each other, the
-        gradient is that of the solution of least norm.
+        concept is not used; no rows, or no concepts, have codes without entries. They are
+        differentiable with respect to A and D, any number of times, where one of these requires a
+        gradient. Where concepts in use depend on each other, the gradient is that of the solution
+        of least norm.
     info : NnlsInfo
         Status, KKT residual and support of each row; only with return_info=True. With top_k status
         and KKT residual are those of the problem on the support.
@@ -166,6 +169,8 @@ def nnls(
     # what cannot be read has no device to go to
     as_matrix(A, "A")
     device = A.device if isinstance(A, Tensor) else torch.device("cpu")
+    if (empty := _empty_codes(A, D, device)) is not None:
+        return (empty, NnlsInfo.of_none(len(empty), device)) if return_info else empty
     D = read_matrix(D, device, Expected("D", signed=True))
     A = read_matrix(A, device, Expected(features=D.shape[1], signed=True))
     Z0 = None if Z0 is None else read_matrix(Z0, device, Expected("Z0", len(D), "concepts"))
@@ -190,6 +195,20 @@ def nnls(
         A, D = (given if _differentiates(given) else X for given, X in ((of_A, A), (of_D, D)))
         Z = with_gradient(A.to(Z.dtype), D.to(Z), lambda Z=Z: Z)
     return (Z, info) if return_info else Z
+
+
+def _empty_codes(A: Tensor | np.ndarray, D: Tensor | np.ndarray, device: torch.device) -> Any:
+    """The codes (n, K) where n or K is zero, with gradients of nothing; else None."""
+    as_matrix(D, "D")
+    if A.ndim != 2 or D.ndim != 2 or A.shape[1] != D.shape[1] or (len(A) and len(D)):
+        return None
+    if len(A):
+        read_matrix(A, device, Expected(features=D.shape[1], signed=True))
+    if len(D):
+        read_matrix(D, device, Expected("D", signed=True))
+    dtype = torch.promote_types(compute_dtype(A), compute_dtype(D))
+    A, D = (torch.as_tensor(X).to(device, dtype) for X in (A, D))
+    return A @ D.T
 
 
 def _differentiates(X: Tensor | np.ndarray) -> bool:

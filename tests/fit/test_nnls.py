@@ -238,3 +238,24 @@ def test_a_usual_fit_by_exact_half_steps_does_not_warn_of_them():
             model = NMF(K, solver="anls", max_iter=4, tol=0, seed=0)
             model.fit(A)
             model.encode(A)
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "K"), [(0, 3), (4, 0), (0, 0)])
+def test_no_rows_and_no_concepts_have_empty_codes(n, K, dtype, backend):
+    A, D = torch.rand(n, 5, dtype=dtype).requires_grad_(), torch.rand(K, 5)
+    Z, info = nnls(A, D, backend=backend, return_info=True)
+    assert (Z.shape, Z.dtype) == ((n, K), dtype)
+    Z.sum().backward()
+    assert A.grad.shape == (n, 5)
+    for found in (info.status, info.kkt, info.support, info.iterations):
+        assert found.shape == (n,)
+        assert not found.any()
+    assert f"{n} rows" in str(info)
+    assert nnls(A.detach().numpy(), D.numpy()).shape == (n, K)
+    with pytest.raises(InvalidInput):
+        nnls(torch.ones(n, 6), D)
+    if n:
+        with pytest.raises(InvalidInput, match="nan or inf"):
+            nnls(torch.full((n, 5), torch.nan), D)

@@ -75,7 +75,15 @@ class NnlsInfo:
         fields = ([getattr(part, name) for part in parts] for name in cls.__dataclass_fields__)
         return cls(*(torch.cat(field) for field in fields))
 
+    @classmethod
+    def of_none(cls, n: int, device: torch.device) -> NnlsInfo:
+        """The info of n rows without a concept: they are solved."""
+        none = torch.zeros(n, dtype=torch.int32, device=device)
+        return cls(none, none.double(), none.clone(), none.clone())
+
     def __str__(self) -> str:
+        if not len(self.status):
+            return "0 rows"
         counts = [int((self.status == status).sum()) for status in (SOLVED, CAPPED, FLOORED)]
         return (
             f"{len(self.status):,} rows: {counts[0]:,} solved, {counts[1]:,} capped, "
