@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import mmap
 
 import pytest
@@ -16,7 +17,8 @@ from fastnmf.precision import products_in
 from fastnmf.solvers.pgd import GradientStep
 
 OPS = BACKENDS["triton"].load()
-# layouts: "rows", samples adjacent, as in the dictionary; "columns", concepts adjacent, as in the
+HALS = importlib.import_module("fastnmf.kernels.hals")
+# layouts: "rows", samples adjacent, as in the dictionary, or "aligned rows"; "columns", concepts adjacent, as in the
 # codes, aligned to 16 bytes; "unaligned columns"
 # K, m, layout of F, dtype
 SWEPT = [
@@ -29,6 +31,9 @@ SWEPT = [
     (17, 33, "columns", "float32"),
     (17, 33, "unaligned columns", "float32"),
     (17, 33, "columns", "float64"),
+    # all tiles are full, and rows aligned, of fewer samples than a tile has
+    (32, 5, "columns", "float32"),
+    (48, 9, "rows", "float64"),
     # more than a sub-block of 64 concepts
     (70, 3, "rows", "float32"),
     (70, 3, "columns", "float32"),
@@ -44,6 +49,16 @@ TILED = [
     (131, 65, 40, "unaligned columns", "float32"),
     (131, 65, 40, "columns", "float64"),
 ]
+
+
+@pytest.fixture(params=HALS.TILES, ids=["many samples", "few samples"])
+def tile(request, monkeypatch):
+    """The launchers of hals take one tile, however many samples there are, of 32 at most, so that
+    few make several programs; gives BLOCK_M, SLICES, warps."""
+    _, block, *rest = request.param
+    tile = (min(block, 32), *rest)
+    monkeypatch.setattr(HALS, "TILES", ((0, *tile),))
+    return tile
 
 
 def guarded(rows, columns, dtype):
@@ -62,9 +77,10 @@ class Matrix:
 
     def __init__(self, values, dtype, layout="rows"):
         K, m = values.shape
-        if layout == "rows":
-            self.whole = guarded(K + 2, m + 5, dtype)
-            self.view = self.whole[1:-1, 3 : 3 + m]
+        if "rows" in layout:
+            before, width = (4, m + 8 - m % 4) if layout == "aligned rows" else (3, m + 5)
+            self.whole = guarded(K + 2, width, dtype)
+            self.view = self.whole[1:-1, before : before + m]
         else:
             before, width = (4, K + 8 - K % 4) if layout == "columns" else (3, K + 6 - K % 2)
             self.whole = guarded(m + 2, width, dtype)
@@ -124,7 +140,7 @@ def check(solver, dtype, F, expected, sums, before):
 
 
 @pytest.mark.parametrize(("K", "m", "layout", "dtype"), SWEPT)
-def test_hals_block_is_the_reference(K, m, layout, dtype):
+def test_hals_block_is_the_reference(tile, K, m, layout, dtype):
     before, X, B = draw(K, m, dtype)
     number = getattr(torch, dtype)
     gram, rest = (B @ B.T).to(number).double(), (B @ X.T - B @ B.T @ before).to(number).double()
@@ -139,7 +155,7 @@ def test_hals_block_is_the_reference(K, m, layout, dtype):
 
 
 @pytest.mark.parametrize(("K", "m", "layout", "dtype"), [each for each in SWEPT if each[0] < 70])
-def test_hals_sweep_is_the_reference(K, m, layout, dtype):
+def test_hals_sweep_is_the_reference(tile, K, m, layout, dtype):
     before, X, B = draw(K, m, dtype)
     number = getattr(torch, dtype)
     gram, cross = (B @ B.T).to(number).double(), (B @ X.T).to(number).double()
@@ -153,7 +169,7 @@ def test_hals_sweep_is_the_reference(K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
-def test_sweeps_in_one_launch_are_successive_sweeps():
+def test_sweeps_in_one_launch_are_successive_sweeps(tile):
     # two tiles of concepts and two of samples
     before, X, B = draw(17, 33, "float32")
     gram, cross = (B @ B.T).float(), (B @ X.T).float()
@@ -167,35 +183,40 @@ def test_sweeps_in_one_launch_are_successive_sweeps():
 
 
 @pytest.mark.parametrize(
-    ("layout", "K"),
+    ("layout", "K", "m"),
     [
-        ("rows", 70),
-        ("unaligned columns", 70),
-        # a third sub-block, of few concepts
-        ("columns", 134),
+        ("rows", 70, 3),
+        ("unaligned columns", 70, 3),
+        ("columns", 144, 3),
+        # products by tl.dot: tiles of concepts are full, rows of R and Δ aligned; the third
+        # sub-block has few concepts
+        ("columns", 144, 8),
+        ("rows", 80, 36),
         # the widest block that a plan takes
-        pytest.param("columns", 1024, marks=pytest.mark.compiles),
+        pytest.param("columns", 1024, 8, marks=pytest.mark.compiles),
     ],
 )
-def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K):
-    """Δ has 10 bits of mantissa, F is exact, and R is updated by the Δ that was stored: from one
-    sub-block of 64 concepts to the next by products, for which G is rounded.
+def test_hals_block_gives_delta_in_tf32_where_products_are(tile, layout, K, m):
+    """Δ has 10 bits of mantissa, F is exact, and R is updated by the Δ that was stored: by products
+    in tf32 from one sub-block of 64 concepts to the next, for which G is rounded.
     """
-    before, X, B = draw(K, 3, "float32")
+    before, X, B = draw(K, m, "float32")
     gram, R_before = B @ B.T, B @ X.T - B @ B.T @ before
-    F, (R, G) = (
-        Matrix(before, torch.float32, layout),
-        (Matrix(M, torch.float32) for M in (R_before, gram)),
+    F, G = Matrix(before, torch.float32, layout), Matrix(gram, torch.float32, "aligned rows")
+    R, delta = (
+        Matrix(M, torch.float32, "aligned rows")
+        for M in (R_before, torch.full(before.shape, torch.nan))
     )
-    delta = Matrix(torch.full(before.shape, torch.nan), torch.float32)
     with products_in("high"):
+        by_dot = HALS.by_dot(F.view, R.view, delta.view, HALS.options_of(F.view, G.view))
         OPS["hals_block_"](F.view, R.view, G.view, delta.view, new_sums())
+    assert by_dot == (tile[1] == 1 and m % 4 == 0)
     stored, new = delta.view.clone(), F.view.clone()
     assert (stored.view(torch.int32) & 8191 == 0).all()
     assert (stored - (new - before.float())).abs().max() <= stored.abs().max() * 2**-11
     rounded = gram.float().view(torch.int32).add(0x1000).bitwise_and(-8192).view(torch.float32)
     sub = torch.arange(K) // 64
-    applied = torch.where(sub[:, None] > sub, rounded.double(), gram)
+    applied = torch.where(by_dot & (sub[:, None] > sub), rounded.double(), gram)
     follow, rest = before.clone(), R_before.clone()
     step = torch.empty_like(follow)
     for k in range(K):
@@ -204,6 +225,7 @@ def test_hals_block_gives_delta_in_tf32_where_products_are(layout, K):
             follow[k] += step[k]
             rest -= torch.outer(applied[:, k], stored[k].double())
     assert relative_difference(new, follow) < 1e-4
+    F.values(), R.values(), G.values(), delta.values()
 
 
 def test_hals_block_in_tf32_changes_nothing_beside_its_matrices():
