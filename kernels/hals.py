@@ -24,12 +24,16 @@ import triton
 import triton.language as tl
 
 from .products import in_tf32
-from .registers import pick_row, round_tf32
+from .registers import FUSED, pick_row, round_tf32
 from .sums import add_partials_, empty_partials, store_partial
 
 ROWS, SUB, BLOCK_T, UNROLL = 16, 64, 16, 8
-# (samples from which it is taken, BLOCK_M in float32, SLICES, num_warps)
-TILES = ((4_096, 128, 1, 2), (0, 8, 16, 4))
+# by the bytes of a number: (samples from which it is taken, BLOCK_M, SLICES, num_warps, registers).
+# With 168 all 100,000 samples are on 132 multiprocessors at once, six programs each. Left to itself
+# the assembler takes fewer, and waits for each row of G
+TILES = {4: ((4_096, 128, 1, 2, 168), (0, 8, 16, 4, 255)), 8: ((0, 32, 1, 1, 255),)}
+
+
 # they do not change what is compiled: WHOLE, WIDTH and DOT say what is known of them
 NUMBERS = ("s", "m", "sweeps", "stride_fk", "stride_fm", "stride_ck", "stride_cm", "stride_r",
            "stride_g", "stride_d")  # fmt: skip
@@ -116,11 +120,9 @@ def _inverses(G_ptr, stride_g, left, ROWS: tl.constexpr, WHOLE: tl.constexpr):
     least = 1.1754943508222875e-38 if BYTES == 4 else 2.2250738585072014e-308
     found = ()
     for k in tl.static_range(ROWS):
-        if WHOLE:
-            g = tl.load(G_ptr)
-        else:
-            g = tl.load(G_ptr, mask=k < left, other=0.0)
-        G_ptr += stride_g + 1
+        g = tl.load(G_ptr)
+        # beyond the last concept any number will do: r, f and so Δ are zero there
+        G_ptr += stride_g + 1 if WHOLE else tl.where(k + 1 < left, stride_g + 1, 0)
         found = found + (tl.where(g < least, 0.0, 1.0 / tl.maximum(g, least)),)
     return found
 
@@ -155,8 +157,8 @@ def _subtract(
                     X_ptr + j * stride_k, stride_k, across, kept, last - j, WIDTH, WIDTH, WHOLE
                 )
                 for i in tl.static_range(WIDTH):
-                    most = left if WHOLE else tl.where(j + i < last, left, 0)
-                    g = _row_of_g(G_ptr + (j + i) * stride_g, most, ROWS, WHOLE)
+                    row = j + i if WHOLE else tl.minimum(j + i, last - 1)
+                    g = _row_of_g(G_ptr + row * stride_g, left, ROWS, WHOLE)
                     rest = rest - g[:, None] * x[i][None, :]
     return rest
 
@@ -187,7 +189,9 @@ def _subtract_in_slices(
                 sum0 += x * tl.load(place, mask=_below(swept, four, left, WHOLE), other=0.0)
                 sum1 += x * tl.load(place + 4, mask=_below(swept, four + 4, left, WHOLE), other=0.0)
                 sum2 += x * tl.load(place + 8, mask=_below(swept, four + 8, left, WHOLE), other=0.0)
-                sum3 += x * tl.load(place + 12, mask=_below(swept, four + 12, left, WHOLE), other=0.0)
+                sum3 += x * tl.load(
+                    place + 12, mask=_below(swept, four + 12, left, WHOLE), other=0.0
+                )
     total = tl.join(tl.join(sum0, sum1), tl.join(sum2, sum3))
     total = tl.reshape(tl.permute(total, (3, 2, 0, 1)), (ROWS, SLICES, COLUMNS // SLICES))
     total = tl.broadcast_to(tl.sum(total, 1)[:, None, :], (ROWS, SLICES, COLUMNS // SLICES))
@@ -218,8 +222,8 @@ def _swept(
         if ROUND:
             delta = round_tf32(delta)
         if k + 1 < ROWS:
-            g = _row_of_g(G_ptr, left if WHOLE else tl.where(k < left, left, 0), ROWS, WHOLE)
-            G_ptr += stride_g
+            g = _row_of_g(G_ptr, left, ROWS, WHOLE)
+            G_ptr += stride_g if WHOLE else tl.where(k + 1 < left, stride_g, 0)
             r = r - g[:, None] * delta[None, :]
         after, deltas = after + (new,), deltas + (delta,)
     return after, deltas, changed, squared
@@ -377,14 +381,18 @@ def width(X: torch.Tensor) -> int:
 def options_of(F: torch.Tensor, G: torch.Tensor) -> dict[str, int | bool]:
     """What both kernels are compiled for: tile, order of F, and WHOLE: every tile has ROWS concepts
     and rows of G are aligned."""
-    block, slices, warps = next(tile for least, *tile in TILES if F.shape[1] >= least)
-    whole = len(G) % ROWS == 0 and aligned(G)
-    # in float64 a thread has one sample, or it would need more registers than there are
-    block = block if slices > 1 else block * 4 // F.element_size()
-    # multiply and add in one instruction, which is no longer Triton's default from 3.10 on
-    return {"ROWS": ROWS, "BLOCK_M": block, "SLICES": slices, "UNROLL": UNROLL,
+    tiles, whole = TILES[F.element_size()], len(G) % ROWS == 0 and aligned(G)
+    block, slices, warps, registers = next(tile for least, *tile in tiles if F.shape[1] >= least)
+    unroll = UNROLL
+    if not whole:
+        # masks take registers: one sample a thread, and fewer rows of G at once
+        unroll = 16 // F.element_size()
+        warps, registers = (4, 255) if block == 128 else (warps, registers)
+    # Triton has no such option for AMD
+    limit = {} if torch.version.hip else {"maxnreg": registers}
+    return {"ROWS": ROWS, "BLOCK_M": block, "SLICES": slices, "UNROLL": unroll,
             "WHOLE": whole, "WIDTH": width(F) if whole else 1, "num_warps": warps,
-            "num_stages": 3, "enable_fp_fusion": True}  # fmt: skip
+            "num_stages": 3, **FUSED, **limit}  # fmt: skip
 
 
 def by_dot(F: torch.Tensor, R: torch.Tensor, delta: torch.Tensor, options: dict) -> bool:

@@ -51,6 +51,10 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, Callable]:
     found = {
         "hals_block codes": hals_block(Zt),
         "hals_block dictionary": hals_block(D),
+        # neither are tiles of concepts full, nor rows aligned
+        "few hals_block codes": lambda: hals.hals_block_(
+            new(n, 131).T, new(131, n), new(131, 131), new(131, n), sums
+        ),
         "mu_residual codes": lambda: mu.mu_residual_(Zt, A, A, D, sums, *penalty),
         "mu_residual dictionary": lambda: mu.mu_residual_(D, A.T, A.T, Zt, sums),
         "pgd_residual codes": lambda: pgd.pgd_residual_(Zt, Zt, A, D, to(Zt), *penalty),

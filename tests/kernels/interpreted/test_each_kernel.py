@@ -18,8 +18,8 @@ from fastnmf.solvers.pgd import GradientStep
 
 OPS = BACKENDS["triton"].load()
 HALS = importlib.import_module("fastnmf.kernels.hals")
-# layouts: "rows", samples adjacent, as in the dictionary, or "aligned rows"; "columns", concepts adjacent, as in the
-# codes, aligned to 16 bytes; "unaligned columns"
+# layouts: "rows", samples adjacent, as in the dictionary, or "aligned rows"; "columns", concepts
+# adjacent, as in the codes, aligned to 16 bytes; "unaligned columns"
 # K, m, layout of F, dtype
 SWEPT = [
     (1, 1, "rows", "float32"),
@@ -51,13 +51,13 @@ TILED = [
 ]
 
 
-@pytest.fixture(params=HALS.TILES, ids=["many samples", "few samples"])
+@pytest.fixture(params=HALS.TILES[4], ids=["many samples", "few samples"])
 def tile(request, monkeypatch):
-    """The launchers of hals take one tile, however many samples there are, of 32 at most, so that
-    few make several programs; gives BLOCK_M, SLICES, warps."""
+    """The launchers of hals take one tile in float32, however many samples there are, of 32 at
+    most, so that few make several programs; gives BLOCK_M, SLICES, warps, registers."""
     _, block, *rest = request.param
     tile = (min(block, 32), *rest)
-    monkeypatch.setattr(HALS, "TILES", ((0, *tile),))
+    monkeypatch.setitem(HALS.TILES, 4, ((0, *tile),))
     return tile
 
 
@@ -191,7 +191,7 @@ def test_sweeps_in_one_launch_are_successive_sweeps(tile):
         # products by tl.dot: tiles of concepts are full, rows of R and Δ aligned; the third
         # sub-block has few concepts
         ("columns", 144, 8),
-        ("rows", 80, 36),
+        ("rows", 80, 12),
         # the widest block that a plan takes
         pytest.param("columns", 1024, 8, marks=pytest.mark.compiles),
     ],
@@ -228,16 +228,29 @@ def test_hals_block_gives_delta_in_tf32_where_products_are(tile, layout, K, m):
     F.values(), R.values(), G.values(), delta.values()
 
 
-def test_hals_block_in_tf32_changes_nothing_beside_its_matrices():
+def test_hals_block_in_tf32_changes_nothing_beside_its_matrices(tile):
     """Ones are beside R and Δ: NaN would stay NaN where a kernel subtracts from it."""
-    K, m = 70, 3
+    K, m = 80, 4
     F, X, B = (M.float() for M in draw(K, m, "float32"))
-    R, delta = torch.ones(K, m + 1), torch.ones(K, m + 1)
+    R, delta = torch.ones(K, m + 4), torch.ones(K, m + 4)
     R[:, :m] = B @ X.T - B @ B.T @ F
     with products_in("high"):
         OPS["hals_block_"](F, R[:, :m], B @ B.T, delta[:, :m], new_sums())
-    assert (R[:, m] == 1).all()
-    assert (delta[:, m] == 1).all()
+    assert (R[:, m:] == 1).all()
+    assert (delta[:, m:] == 1).all()
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_hals_block_gives_the_same_bits_twice(tile, precision):
+    before, X, B = (M.float() for M in draw(32, 9, "float32"))
+    given = []
+    for _ in range(2):
+        F, R, sums = before.clone(), B @ X.T - B @ B.T @ before, new_sums()
+        delta = torch.full_like(R, torch.nan)
+        with products_in(precision):
+            OPS["hals_block_"](F, R, B @ B.T, delta, sums)
+        given.append((F, delta, sums))
+    assert all(map(torch.equal, *given))
 
 
 @pytest.mark.parametrize(("K", "m", "p", "layout", "dtype"), TILED)
