@@ -55,14 +55,14 @@ def _load_rows(
             place = tl.multiple_of(X_ptr + across, BYTES)
             mask = kept if WHOLE else kept & (tl.zeros_like(across) + k < left)
             X_ptr += stride_k
-            found = found + (tl.load(place, mask=mask, other=0.0),)
+            found += (tl.load(place, mask=mask, other=0.0),)
         else:
             place = X_ptr + (k + few)[:, None] + across[None, :]
             place = tl.multiple_of(place, (WIDTH * BYTES, BYTES))
             rows = (k + few < left)[:, None]
             tile = tl.load(place, mask=kept[None, :] if WHOLE else rows & kept[None, :], other=0.0)
             for i in tl.static_range(WIDTH):
-                found = found + (pick_row(tile, few == i),)
+                found += (pick_row(tile, few == i),)
     return found
 
 
@@ -94,10 +94,12 @@ def _store_rows(
 def _stacked(x):
     """A tuple of 16 rows as a tile (16, columns), without moving anything between threads."""
     # the last to be joined are adjacent in registers, as 16 bytes of a row of G are
-    x = (tl.join(x[0], x[8]), tl.join(x[4], x[12]), tl.join(x[2], x[10]), tl.join(x[6], x[14]),
-         tl.join(x[1], x[9]), tl.join(x[5], x[13]), tl.join(x[3], x[11]), tl.join(x[7], x[15]))  # fmt: skip
-    x = (tl.join(x[0], x[1]), tl.join(x[2], x[3]), tl.join(x[4], x[5]), tl.join(x[6], x[7]))
-    x = tl.join(tl.join(x[0], x[1]), tl.join(x[2], x[3]))
+    a, b = tl.join(x[0], x[8]), tl.join(x[4], x[12])
+    c, d = tl.join(x[2], x[10]), tl.join(x[6], x[14])
+    even = tl.join(tl.join(a, b), tl.join(c, d))
+    a, b = tl.join(x[1], x[9]), tl.join(x[5], x[13])
+    c, d = tl.join(x[3], x[11]), tl.join(x[7], x[15])
+    x = tl.join(even, tl.join(tl.join(a, b), tl.join(c, d)))
     return tl.reshape(tl.permute(x, (1, 2, 3, 4, 0)), (16, x.shape[0]))
 
 
@@ -123,7 +125,7 @@ def _inverses(G_ptr, stride_g, left, ROWS: tl.constexpr, WHOLE: tl.constexpr):
         g = tl.load(G_ptr)
         # beyond the last concept any number will do: r, f and so Δ are zero there
         G_ptr += stride_g + 1 if WHOLE else tl.where(k + 1 < left, stride_g + 1, 0)
-        found = found + (tl.where(g < least, 0.0, 1.0 / tl.maximum(g, least)),)
+        found += (tl.where(g < least, 0.0, 1.0 / tl.maximum(g, least)),)
     return found
 
 
@@ -198,7 +200,7 @@ def _subtract_in_slices(
     total = tl.reshape(total, (ROWS, COLUMNS))
     rows, rest = tl.arange(0, ROWS), ()
     for k in tl.static_range(ROWS):
-        rest = rest + (r[k] - pick_row(total, rows == k),)
+        rest += (r[k] - pick_row(total, rows == k),)
     return _stacked(rest)
 
 
@@ -225,7 +227,8 @@ def _swept(
             g = _row_of_g(G_ptr, left, ROWS, WHOLE)
             G_ptr += stride_g if WHOLE else tl.where(k + 1 < left, stride_g, 0)
             r = r - g[:, None] * delta[None, :]
-        after, deltas = after + (new,), deltas + (delta,)
+        after += (new,)
+        deltas += (delta,)
     return after, deltas, changed, squared
 
 
@@ -385,9 +388,9 @@ def options_of(F: torch.Tensor, G: torch.Tensor) -> dict[str, int | bool]:
     block, slices, warps, registers = next(tile for least, *tile in tiles if F.shape[1] >= least)
     unroll = UNROLL
     if not whole:
-        # masks take registers: one sample a thread, and fewer rows of G at once
-        unroll = 16 // F.element_size()
-        warps, registers = (4, 255) if block == 128 else (warps, registers)
+        # masks take registers: one sample a thread, one thread a sample, fewer rows of G at once
+        block = block if slices == 1 else 32
+        slices, warps, registers, unroll = 1, block // 32, 255, 16 // F.element_size()
     # Triton has no such option for AMD
     limit = {} if torch.version.hip else {"maxnreg": registers}
     return {"ROWS": ROWS, "BLOCK_M": block, "SLICES": slices, "UNROLL": unroll,

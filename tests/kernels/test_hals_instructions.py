@@ -1,5 +1,5 @@
-"""The machine code of the HALS sweep: nothing is loaded after a store, loops are unrolled, registers
-let all samples be swept at once, and few variants are compiled. No GPU is needed."""
+"""The machine code of the HALS sweep: nothing is loaded after a store, loops are unrolled, all
+samples are swept at once, and few variants are compiled. No GPU is needed."""
 
 from __future__ import annotations
 
