@@ -63,17 +63,19 @@ def build(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def installed(path: Path) -> Iterator[Emulated]:
-    """The extension at path as the backend `cuda`, on the CPU, on an emulated device."""
+def installed(path: Path, device: str = "cpu") -> Iterator[Emulated]:
+    """The extension at path as the backend `cuda`, on an emulated device: for tensors of the CPU,
+    or those of a device that is pretended (pretend_cuda)."""
     found = Emulated(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "fastnmf._cuda", found.module)
         patch.setattr(fastnmf, "_cuda", found.module, raising=False)
         patch.delitem(sys.modules, "fastnmf.backends.cuda", raising=False)
         cuda = importlib.import_module("fastnmf.backends.cuda")
-        place = contextlib.contextmanager(lambda device: iter([(0, 4096, found.most)]))
-        patch.setattr(cuda, "_place", place)
-        here = dataclasses.replace(BACKENDS["cuda"], devices=("cpu",), probe=lambda: None)
+        if device == "cpu":
+            place = contextlib.contextmanager(lambda device: iter([(0, 4096, found.most)]))
+            patch.setattr(cuda, "_place", place)
+        here = dataclasses.replace(BACKENDS["cuda"], devices=(device,), probe=lambda: None)
         patch.setitem(BACKENDS, "cuda", here)
         _load.cache_clear()
         yield found

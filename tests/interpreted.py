@@ -14,11 +14,12 @@ import pytest
 TESTS = Path(__file__).parent
 
 
-def assert_passes(folder: Path, marked: str, arguments: list[str]) -> None:
-    """Run pytest on these arguments in a folder; skips where the interpreter does not work."""
+def assert_passes(folder: Path, marked: str, arguments: list[str], **variables: str) -> None:
+    """Run pytest on these arguments in a folder, with these variables in its environment; skips
+    where the interpreter does not work."""
     pytest.importorskip("triton", reason="triton is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS)}
-    environment["OMP_NUM_THREADS"] = "1"
+    environment |= {"OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-rs"]
     ran = subprocess.run(
         [*command, "-m", marked, *arguments],

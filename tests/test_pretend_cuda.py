@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from emulated import build
 from interpreted import assert_passes
 
 HERE = Path(__file__).parent
@@ -15,5 +16,6 @@ def test_fits_are_right_on_a_pretended_device():
 
 
 @pytest.mark.compiles
-def test_all_kinds_of_fits_are_right_on_a_pretended_device():
-    assert_passes(HERE, "compiles", ["pretend_cuda"])
+def test_all_kinds_of_fits_are_right_on_a_pretended_device(once):
+    built = once("emulated", build)
+    assert_passes(HERE, "compiles", ["pretend_cuda"], EMULATED_CUDA=str(built))

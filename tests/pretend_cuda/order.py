@@ -7,6 +7,7 @@ waited for. Use of memory is ordered if the stream knows of it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -49,6 +50,7 @@ class Block:
     """
 
     order: Order
+    address: int
     bytes: int
     home: int
     on_device: bool
@@ -87,6 +89,7 @@ class Order:
         self.default = self.new_stream()
         self.host: Seen = {}
         self.faults: list[str] = []
+        self._blocks: weakref.WeakSet[Block] = weakref.WeakSet()
         self._copies: list[_Copy] = []
 
     def new_stream(self) -> Stream:
@@ -97,14 +100,25 @@ class Order:
         """The record of a storage; a new one is allocated on the stream."""
         found = getattr(storage, "block", None)
         if found is None or found.order is not self:
-            found = storage.block = Block(self, storage.nbytes(), stream.number, on_device)
+            found = storage.block = Block(
+                self, storage.data_ptr(), storage.nbytes(), stream.number, on_device
+            )
             if on_device:
                 try:
                     self._memory.add(found.bytes)
+                    self._blocks.add(found)
                 except RuntimeError:
                     found.on_device = False
                     raise
         return found
+
+    def at(self, address: int, bytes_: int) -> Block:
+        """The memory of the device that bytes at an address are in. Raises LookupError for others,
+        and for memory that was freed."""
+        for block in list(self._blocks):
+            if block.address <= address and address + bytes_ <= block.address + block.bytes:
+                return block
+        raise LookupError(f"{bytes_} bytes at {address:#x} are not on the device, or were freed")
 
     def freed(self, block: Block) -> None:
         if not block.on_device:
