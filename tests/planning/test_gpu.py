@@ -243,12 +243,12 @@ def test_block_is_the_one_that_is_predicted_to_be_fastest(n, d, K, tf32, block):
     assert on.blocks[0] < block < on.blocks[-1]
 
 
-def test_an_iteration_of_ten_thousand_concepts_takes_less_time_than_with_the_former_kernels():
+def test_an_iteration_of_ten_thousand_concepts_takes_half_as_long_as_with_the_former_kernels():
     former = gpu_machine(H200, tf32=True, kernels=FORMER_KERNELS)
     before = sum(parts_of(MANY, former, block=512).values())
     # as counted by hand, part by part: 60 to 75 ms
     assert 60e-3 < before < 75e-3
-    assert choose(problem(MANY), TF32).seconds < 0.75 * before
+    assert choose(problem(MANY), TF32).seconds < 35e-3
 
 
 def test_plan_leaves_memory_for_the_copies_of_the_kernels():
