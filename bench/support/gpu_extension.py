@@ -22,8 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NAME = "_cuda"
-# 90 s of one processor, most of it nvcc; more than 240 s on two busy ones. It begins with the study,
-# and is waited for by what needs it
+# 90 s of one processor, most of it nvcc; more than 240 s on two busy ones. It begins with the
+# study, and is waited for by what needs it
 BUILD_SECONDS, WAIT_SECONDS = 360.0, 60.0
 
 
