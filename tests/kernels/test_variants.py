@@ -44,9 +44,9 @@ def variants():
     return ahead.variants([*gpu_compile.calls(FULL), *of_fits()], SM_90)
 
 
-def test_checks_compile_at_most_18_kernels_beside_those_of_hals(variants):
-    found = [variant.kernel for variant in variants if "hals" not in variant.kernel]
-    assert len(found) <= 18, collections.Counter(found)
+def test_all_checks_compile_at_most_30_kernels(variants):
+    counted = collections.Counter(variant.kernel for variant in variants)
+    assert len(variants) <= 30, counted
 
 
 def test_mu_and_pgd_have_as_many_kernels_as_they_need(variants):
