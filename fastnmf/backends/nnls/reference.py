@@ -6,6 +6,8 @@ is safe."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from .result import (
 )
 
 # entries of the largest scratch array
-_SCRATCH = 1 << 22
+_SCRATCH = 1 << 23
 # refinements of a minimiser, at most
 _REFINEMENTS = 3
 
@@ -48,26 +50,40 @@ def nnls_(
     G, alive = G.double(), scale > 0
     scale = torch.where(alive, 1 / scale, 1)
     K, m = F.shape
-    tolerances = TOLERANCE[C.dtype], RANK_TOLERANCE[C.dtype]
     max_steps = most_steps(K) if max_steps is None else max_steps
-    width = max(1, _SCRATCH // max(K, min(K, 512) ** 2))
+    width = max(1, _SCRATCH // max(K, min(K, 256) ** 2))
     infos = []
     for first in range(0, m, width):
         part = slice(first, first + width)
         c = torch.where(alive, C[:, part].T.double() / scale, 0)
-        # a power of two, so that the largest slope is from 1 to 2
-        unit = torch.ldexp(torch.ones_like(c[:, :1]), 1 - c.amax(1, keepdim=True).frexp().exponent)
-        search = _Search(c * unit, G, alive, *tolerances)
-        if warm:
-            search.start_(torch.where(alive, F[:, part].T.double() * scale, 0) * unit)
-        infos.append(search.solve_(max_steps))
-        # passed on: zeros would hide that numbers overflowed
-        x = (search.x / unit).masked_fill_(~c.isfinite().all(1, keepdim=True), torch.nan)
+        start = torch.where(alive, F[:, part].T.double() * scale, 0) if warm else None
+        x, info = _solve(c, G, alive, (start, max_steps, C.dtype))
+        infos.append(info)
         updated = torch.where(alive[:, None], (x / scale).T.to(F.dtype), F[:, part])
         sums[0] += (updated - F[:, part]).square().sum(dtype=torch.float64)
         sums[1] += updated.square().sum(dtype=torch.float64)
         F[:, part] = updated
     return NnlsInfo.join(infos)
+
+
+def _solve(
+    c: Tensor, G: Tensor, alive: Tensor, search: tuple[Tensor | None, int, torch.dtype]
+) -> tuple[Tensor, NnlsInfo]:
+    """x (r, K) and the info, for c (r, K) and G (K, K), or each row's own G (r, K, K), of unit
+    concepts that are alive, (K,) or (r, K); float64.
+
+    search: x to start from or None, max_steps, and the dtype whose tolerances hold.
+    """
+    start, max_steps, dtype = search
+    # a power of two, so that the largest slope is from 1 to 2
+    unit = torch.ldexp(torch.ones_like(c[:, :1]), 1 - c.amax(1, keepdim=True).frexp().exponent)
+    state = _Search(c * unit, G, alive, TOLERANCE[dtype], RANK_TOLERANCE[dtype])
+    if start is not None:
+        state.start_(start * unit)
+    info = state.solve_(max_steps)
+    # passed on: zeros would hide that numbers overflowed
+    x = (state.x / unit).masked_fill_(~c.isfinite().all(1, keepdim=True), torch.nan)
+    return x, info
 
 
 def nnls_on_(
@@ -85,38 +101,53 @@ def nnls_on_(
     F, C (K, m) have all concepts, but only those of index are read and written. unit (K, K) and
     scale (K,) as unit_gram returns them, or unit (m, q, q) on the concepts of index (m, q) int32.
     Returns the info, and the gain of each column, (m,) float64: ‖x‖² minus its squared residual.
-    One column at a time here.
     """
-    infos = []
-    gain = torch.zeros(F.shape[1], dtype=torch.float64, device=F.device)
-    sums = torch.zeros(2, dtype=torch.float64, device=F.device)
-    for i, row in enumerate(index.long()):
-        concepts = row[row >= 0]
-        q, length = len(concepts), scale[concepts, None].clamp(min=torch.finfo(C.dtype).tiny)
-        G = unit[i, :q, :q] if unit.dim() == 3 else unit[concepts[:, None], concepts]
-        G = torch.where(scale[concepts] > 0, G, 0)
-        c, x = C[concepts, i, None] * length, F[concepts, i, None] / length
-        x, c = x.to(C.dtype), c.to(C.dtype)
-        infos.append(nnls_(x, c, G, sums, warm=warm, max_steps=max_steps))
-        used = scale[concepts] > 0
-        F[concepts[used], i] = (x * length).to(F.dtype)[used, 0]
-        x, c = x.double(), c.double()
-        gain[i] = (x * (2 * c - G.double() @ x)).sum()
+    m, q = index.shape
+    dtype, tiny = C.dtype, torch.finfo(C.dtype).tiny
+    max_steps_of = max_steps if max_steps is not None else most_steps(q)
+    rows, infos = max(1, _SCRATCH // max(q, 1) ** 2), []
+    gain = torch.zeros(m, dtype=torch.float64, device=F.device)
+    for first in range(0, m, rows):
+        part = slice(first, first + rows)
+        used, concepts = index[part] >= 0, index[part].long().clamp(min=0)
+        length = scale[concepts].clamp(min=tiny)
+        used &= scale[concepts] > 0
+        own = unit[part] if unit.dim() == 3 else unit[concepts[:, :, None], concepts[:, None]]
+        G = torch.where(used[:, :, None] & used[:, None], own, 0).double()
+        G, norm = _unit_grams(G)
+        used &= norm > 0
+        c = torch.where(used, (C.T[part].gather(1, concepts) * length).to(dtype).double() * norm, 0)
+        x = torch.where(used, F.T[part].gather(1, concepts).double() / length / norm, 0)
+        found, info = _solve(c, G, used, (x if warm else None, max_steps_of, dtype))
+        infos.append(info)
+        codes = (found * norm * length).to(F.dtype)
+        row, place = used.nonzero(as_tuple=True)
+        F[concepts[row, place], row + first] = codes[row, place]
+        found = torch.where(used, found, 0)
+        gain[part] = (found * (2 * c - (found[:, None] @ G)[:, 0])).sum(1)
     return NnlsInfo.join(infos), gain
 
 
+def _unit_grams(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram matrices (r, q, q) of unit concepts, and 1 over the norms (r, q), 0 for zero ones."""
+    diagonal = G.diagonal(dim1=1, dim2=2)
+    norm = torch.where(diagonal > 0, torch.where(diagonal > 0, diagonal, 1).rsqrt(), 0)
+    return G * norm[:, :, None] * norm[:, None], norm
+
+
 class _Search:
-    """Rows that are solved at the same time, each by itself: x and c (r, K), G (K, K) of unit
-    concepts, all float64.
+    """Rows that are solved at the same time, each by itself: x and c (r, K), G (K, K), or
+    (r, K, K) for each row its own, of unit concepts, all float64.
 
     passive (r, K): the supports. added (r, K): what counts as added to the diagonal of G, for
-    concepts that entered although they depend on the others. alive (K,): concepts that may be used.
+    concepts that entered although they depend on the others. alive (K,) or (r, K): concepts that
+    may be used.
     """
 
     def __init__(
         self, c: Tensor, G: Tensor, alive: Tensor, tolerance: float, rank_tolerance: float
     ) -> None:
-        self.c, self.G, self.alive = c, G, alive
+        self.c, self.G, self.alive = c, G, alive.expand_as(c)
         self.tolerance, self.rank_tolerance = tolerance, rank_tolerance
         self.x = torch.zeros_like(c)
         self.passive, self.refused = (torch.zeros_like(c, dtype=torch.bool) for _ in range(2))
@@ -138,7 +169,8 @@ class _Search:
             looks = rows[last | (size >= look)]
             look *= 1 if not len(looks) else 2
             if len(looks):
-                wrong = (self.passive[looks] & ~(self._minimiser(looks) > 0)).sum(1)
+                support = self._support(looks)
+                wrong = (support.used & ~(self._minimiser(support) > 0)).sum(1)
                 dropped = looks[wrong > self.passive[looks].sum(1) // 4 + 4]
                 self.passive[dropped] = False
                 self.x[dropped] = 0
@@ -155,7 +187,7 @@ class _Search:
         while len(rows):
             slope = self._slope(rows)
             slack = torch.where(self.passive[rows], slope.abs(), 0).amax(1)
-            closed = self.passive[rows] | self.refused[rows] | ~self.alive
+            closed = self.passive[rows] | self.refused[rows] | ~self.alive[rows]
             slope.masked_fill_(closed, -1)
             enters = slope.amax(1) > self.tolerance
             refines = ~enters & (slack > self.tolerance / 2) & (refinements[rows] < _REFINEMENTS)
@@ -210,16 +242,18 @@ class _Search:
         One that depends on the support is left out, unless it enters alone: then its squared
         distance counts as rank_tolerance.
         """
-        index, used = _padded_support(self.passive[rows])
-        factor = self._factor(rows, index, used)
+        support = self._support(rows)
+        index, used = support.index, support.used
+        factor = self._factor(support)
         real, candidates = candidates >= 0, candidates.clamp(min=0)
-        mixed = self.G[index[:, :, None], candidates[:, None, :]] * used[:, :, None]
+        mixed = self._products(rows, index, candidates) * used[:, :, None]
         mixed = torch.linalg.solve_triangular(factor, mixed, upper=False)
-        apart = self.G[candidates[:, :, None], candidates[:, None, :]] - mixed.mT @ mixed
+        apart = self._products(rows, candidates, candidates) - mixed.mT @ mixed
+        diagonal = self._diagonal(rows)
         count = torch.zeros_like(rows)
         for t in range(candidates.shape[1]):
             k, distance = candidates[:, t], apart[:, t, t]
-            near = self.rank_tolerance * self.G[k, k]
+            near = self.rank_tolerance * diagonal.gather(1, k[:, None])[:, 0]
             depends = ~(distance > near)
             enters = real[:, t] & (~depends | alone)
             self.added[rows, k] = torch.where(enters & depends, near - distance, 0)
@@ -234,34 +268,55 @@ class _Search:
         """Move x towards the minimiser on the support as far as x ≥ 0 allows; the concept that
         stops it leaves; until x is the minimiser. The number that left (r,)."""
         left = torch.zeros_like(self.steps)
-        everyone = rows
-        while len(rows):
-            x, s = self.x[rows], self._minimiser(rows)
-            falls = self.passive[rows] & ~(s > 0)
+        support = self._support(rows)
+        going = torch.arange(len(rows), device=rows.device)
+        while len(going):
+            some = support if len(going) == len(rows) else support[going]
+            x, s = some.x, self._minimiser(some)
+            falls = some.used & ~(s > 0)
             ratio = torch.where(x > 0, x / (x - s), 0).masked_fill_(~falls, torch.inf)
             step, stops = ratio.min(1, keepdim=True)
             inside = ~falls.any(1, keepdim=True)
             moved = torch.where(inside, s, (x + step * (s - x)).clamp(min=0))
-            self.x[rows] = torch.where(self.passive[rows], moved, 0)
+            support.x[going] = torch.where(some.used, moved, 0)
             ends = inside[:, 0]
-            rows, stops = rows[~ends], stops[~ends, 0]
-            self.x[rows, stops] = self.added[rows, stops] = 0
-            self.passive[rows, stops] = False
-            left[rows] += 1
-        return left[everyone]
+            going, stops = going[~ends], stops[~ends, 0]
+            support.leave_(going, stops)
+            left[rows[going]] += 1
+        self._take_(rows, support)
+        return left[rows]
 
-    def _minimiser(self, rows: Tensor) -> Tensor:
-        """The minimiser on the support of each row (r, K), by a step from x, which refines it."""
+    def _take_(self, rows: Tensor, support: _Support) -> None:
+        """The support of these rows, and x on it, are those of `support`."""
+        index, real = support.index, support.real
+        self.x[rows] = torch.zeros_like(self.x[rows]).scatter_add_(
+            1, index, torch.where(support.used, support.x, 0)
+        )
+        gone = real & ~support.used
+        row, place = gone.nonzero(as_tuple=True)
+        self.passive[rows[row], index[row, place]] = False
+        self.added[rows[row], index[row, place]] = 0
+
+    def _support(self, rows: Tensor) -> _Support:
         index, used = _padded_support(self.passive[rows])
-        slope = (self._slope(rows).gather(1, index) * used)[:, :, None]
-        change = torch.cholesky_solve(slope, self._factor(rows, index, used))[:, :, 0]
-        return self.x[rows].scatter_add(1, index, torch.where(used, change, 0))
+        gram = _gather_gram(self.G, rows, index, used)
+        parts = (M[rows].gather(1, index) * used for M in (self.x, self.c, self.added))
+        return _Support(index, used, used.clone(), gram, *parts)
 
-    def _factor(self, rows: Tensor, index: Tensor, used: Tensor) -> Tensor:
+    def _minimiser(self, support: _Support) -> Tensor:
+        """The minimiser on the support of each row (r, q), by a step from x, which refines it."""
+        x, used = support.x, support.used
+        slope = support.c - (support.gram @ x[:, :, None])[:, :, 0]
+        slope = torch.where(used, slope, 0)[:, :, None]
+        change = torch.cholesky_solve(slope, self._factor(support))[:, :, 0]
+        return x + torch.where(used, change, 0)
+
+    def _factor(self, support: _Support) -> Tensor:
         """The Cholesky factor of the Gram matrix on each support (r, q, q), the identity where it
         is padded."""
-        gram = _gather_gram(self.G, index, used)
-        gram = gram + torch.diag_embed(self.added[rows].gather(1, index) * used)
+        gram = support.gram
+        if bool(support.added.any()):
+            gram = gram + torch.diag_embed(support.added)
         factor, info = torch.linalg.cholesky_ex(gram)
         # concepts are independent when they enter, but for rounding
         damping, left = self.rank_tolerance, info > 0
@@ -271,15 +326,31 @@ class _Search:
             damping, left = 10 * damping, info > 0
         return factor
 
+    def _products(self, rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Products (r, a, b) of the concepts i (r, a) and j (r, b) of each row."""
+        if self.G.dim() == 2:
+            return self.G[i[:, :, None], j[:, None]]
+        return self.G[rows[:, None, None], i[:, :, None], j[:, None]]
+
+    def _diagonal(self, rows: Tensor) -> Tensor:
+        if self.G.dim() == 2:
+            return self.G.diagonal().expand(len(rows), -1)
+        return self.G.diagonal(dim1=1, dim2=2)[rows]
+
     def _slope(self, rows: Tensor) -> Tensor:
-        return self.c[rows] - self.x[rows] @ self.G
+        return self.c[rows] - self._times(rows)
+
+    def _times(self, rows: Tensor) -> Tensor:
+        """G x (r, K)."""
+        x = self.x[rows]
+        return x @ self.G if self.G.dim() == 2 else (x[:, None] @ self.G[rows])[:, 0]
 
     def _gain(self, rows: Tensor) -> Tensor:
         """Twice the gain of x over zero."""
         return (self.c[rows] * self.x[rows]).sum(1)
 
     def _info(self, capped: Tensor) -> NnlsInfo:
-        slope = self.c - self.x @ self.G
+        slope = self._slope(torch.arange(len(self.c), device=self.c.device))
         worst = torch.where(self.passive, slope.abs(), slope.clamp(min=0) * self.alive).amax(1)
         kkt = torch.where(worst == 0, 0, worst / self.c.amax(1).clamp(min=1e-300))
         strange = ~(worst.isfinite() & self.c.isfinite().all(1))
@@ -287,6 +358,34 @@ class _Search:
         status = torch.where(capped, CAPPED, status).int()
         kkt = kkt.masked_fill(strange, torch.inf)
         return NnlsInfo(status, kkt, self.passive.sum(1).int(), self.steps.int())
+
+
+@dataclass(frozen=True)
+class _Support:
+    """The supports of some rows, padded to q concepts: index, real (r, q): the concepts at the
+    start, and which are no padding; used: which are left. gram (r, q, q): the identity where not
+    used; x, c, added (r, q): as those of _Search, 0 where not used."""
+
+    index: Tensor
+    real: Tensor
+    used: Tensor
+    gram: Tensor
+    x: Tensor
+    c: Tensor
+    added: Tensor
+
+    def __getitem__(self, rows: Tensor) -> _Support:
+        """The supports of some of the rows, copied."""
+        return _Support(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def leave_(self, rows: Tensor, places: Tensor) -> None:
+        """The concept at one place (s,) of each of these rows (s,) leaves."""
+        self.used[rows, places] = False
+        for vector in (self.x, self.c, self.added):
+            vector[rows, places] = 0
+        self.gram[rows, places] = 0
+        self.gram[rows, :, places] = 0
+        self.gram[rows, places, places] = 1
 
 
 def _first(chosen: Tensor, most: int) -> Tensor:
@@ -301,11 +400,19 @@ def _padded_support(passive: Tensor) -> tuple[Tensor, Tensor]:
     which entries are no padding (r, q)."""
     counts = passive.sum(1)
     q = max(1, int(counts.max())) if len(counts) else 1
-    index = passive.to(torch.int8).topk(q, dim=1).indices
-    return index, passive.gather(1, index)
+    used = torch.arange(q, device=passive.device) < counts[:, None]
+    index = torch.zeros(used.shape, dtype=torch.long, device=passive.device)
+    index[used] = passive.nonzero()[:, 1]
+    return index, used
 
 
-def _gather_gram(G: Tensor, index: Tensor, used: Tensor) -> Tensor:
-    """G on the support of each row (r, q, q), the identity where it is padded."""
-    gathered = G[index[:, :, None], index[:, None, :]] * (used[:, :, None] & used[:, None, :])
-    return gathered + torch.diag_embed((~used).to(G.dtype))
+def _gather_gram(G: Tensor, rows: Tensor, index: Tensor, used: Tensor) -> Tensor:
+    """G, of all rows or for each its own, on the support of each row (r, q, q), the identity where
+    it is padded."""
+    i, j = index[:, :, None], index[:, None]
+    gathered = G[i, j] if G.dim() == 2 else G[rows[:, None, None], i, j]
+    if not bool(used.all()):
+        gathered *= used[:, :, None]
+        gathered *= used[:, None]
+        gathered.diagonal(dim1=1, dim2=2).add_(~used)
+    return gathered
