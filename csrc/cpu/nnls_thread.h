@@ -133,6 +133,23 @@ struct Thread {
         }
     }
 
+    // out ← M v, back ← Mᵀ out, the sums of both products above, and M is read once
+    void project(M_t M, int p, double *v, double *out, double *back) const {
+        for (int i = p; i % pack; ++i) v[i] = 0;
+        for (int j = 0; j < p || j % pack; ++j) back[j] = 0;
+        int i = 0;
+        for (; i + 4 <= p; i += 4) {
+            const double *const rows[] = {M.row(i), M.row(i + 1), M.row(i + 2), M.row(i + 3)};
+            dots<4>(rows, v, M_t::length(i), out + i);
+            add_rows<4>(rows, out + i, M_t::length(i), back);
+        }
+        for (; i < p; ++i) {
+            const double *const row = M.row(i);
+            dots<1>(&row, v, M_t::length(i), out + i);
+            add_rows<1>(&row, out + i, M_t::length(i), back);
+        }
+    }
+
     template <class S>
     void combine(const double *c, const S *G, ptrdiff_t stride, int K, const int *passive,
                  const double *x, int p, double *w) const {

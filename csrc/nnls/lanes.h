@@ -80,6 +80,10 @@ template <class Team, class T> struct Lanes {
         });
         team().sync();
     }
+    FASTNMF_TEAM void project(M_t M, int p, const T *v, T *out, T *back) const {
+        multiply(M, p, v, out);
+        multiply_transposed(M, p, out, back);
+    }
     template <class S>
     FASTNMF_TEAM void combine(const T *c, const S *G, ptrdiff_t stride, int K, const int *passive,
                               const T *x, int p, T *w) const {

@@ -18,8 +18,8 @@
 //   sum, most(n, f)              sum and maximum of f(i) and 0; a barrier before and after
 //   least(n, f, bound, &i)       the smallest f(i) < bound, or bound with i = −1; likewise
 //   collect(n, f, out)           out ← the i < n with f(i), in order; returns their number;
-//   likewise multiply, multiply_transposed(M, p, in, out), combine, rotate   see lanes.h; a barrier
-//   after
+//   likewise multiply, multiply_transposed(M, p, in, out), project(M, p, in, out, back), which does
+//   both, combine, rotate   see lanes.h; a barrier after
 // Every value that a branch depends on comes from these, so all lanes take the same branches.
 #pragma once
 
@@ -53,7 +53,8 @@ template <class Team, class T, class S> struct NnlsRow {
 #if !defined(FASTNMF_DROP_SYNC) // left out by a test, which must then find a data race
         team.sync();
 #endif
-        team.multiply(M, p, at.h, at.l);
+        // r ← Mᵀ M h, with the row of M that gives an entry of l
+        team.project(M, p, at.h, at.l, at.r);
         const T near = T(rules.rank_tolerance) * T(row_g[k]);
         T apart = T(row_g[k]) - team.sum(p, [&](int i) { return at.l[i] * at.l[i]; });
         if (!(apart > near)) {
@@ -62,10 +63,9 @@ template <class Team, class T, class S> struct NnlsRow {
         }
         const T pivot = 1 / T(sqrt(apart));
         const T y = pivot * (at.c[k] - team.sum(p, [&](int i) { return at.l[i] * at.y[i]; }));
-        team.multiply_transposed(M, p, at.l, at.h);
         T *row = M.row(p);
         team.each(p, [&](int i) {
-            row[i] = -pivot * at.h[i];
+            row[i] = -pivot * at.r[i];
             at.s[i] += y * row[i];
         });
         if (team.leader()) {
