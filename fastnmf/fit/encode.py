@@ -26,6 +26,7 @@ from ..errors import InvalidInput, hold_warnings
 from ..exact.encoder import ExactEncoder
 from ..exact.gradient import with_gradient
 from ..exact.powers import Powers
+from ..exact.pursuit import PursuitEncoder
 from ..init.start import cold_start
 from ..numerics import compute_dtype, widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
@@ -40,16 +41,27 @@ METHODS = ("auto", "exact", "sweeps")
 
 @dataclass(frozen=True)
 class Run:
-    """The arguments of an encoding that say how: the method, one of METHODS, the most sweeps, and
-    the change at which sweeps alone end."""
+    """The arguments of an encoding that say how: the method, one of METHODS, the most sweeps, the
+    change at which sweeps alone end, and the most concepts of a row, or None."""
 
     method: str
     max_iter: int
     tol: float
+    top_k: int | None = None
 
     @property
     def sweeps_only(self) -> bool:
         return self.method == "sweeps"
+
+    def refuse_start(self, Z0: Any) -> None:
+        """Raise where top_k goes with a start or a method, which it has no use for."""
+        if self.top_k is None or (Z0 is None and self.method == "auto"):
+            return
+        other = "Z0" if Z0 is not None else f"method={self.method!r}"
+        raise InvalidInput(
+            f"top_k={self.top_k} and {other} cannot be combined: a pursuit starts from no concept, "
+            "and is a method of its own; leave one of them out"
+        )
 
 
 def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
@@ -76,6 +88,7 @@ def encode(
     (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
     method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
     refuse_overwriting((A, Z0, D), place)
+    run.refuse_start(Z0)
     refuse_derivatives("encode", D=D, Z0=Z0)
     refuse_tangent("encode", "A", A)
     differentiates = isinstance(A, Tensor) and A.requires_grad and torch.is_grad_enabled()
@@ -174,6 +187,8 @@ class _Scaled:
         D, method = self._powers.of_dictionary(D.to(data.dtype)), self._powers.penalised(method)
         if run.sweeps_only:
             self.encoder = Encoder(D, method, run.max_iter, run.tol, each, monotone=True)
+        elif run.top_k is not None and run.top_k < min(D.shape):
+            self.encoder = PursuitEncoder(D, method, run.top_k)
         else:
             sweeps = run.method == "auto"
             self.encoder = ExactEncoder(D, data.n, method, run.max_iter, sweeps, each)
@@ -191,7 +206,7 @@ class _Scaled:
 
         if not (X.requires_grad and torch.is_grad_enabled()):
             Z = solve()
-        elif self._run.max_iter > 0:
+        elif self._run.max_iter > 0 or self._run.top_k is not None:
             Z = with_gradient(X, self.encoder.D, solve, self._l2)
         else:
             Z = _start(widened(X), self.encoder.D, Z0)

@@ -384,6 +384,7 @@ class NMF(DictionaryModel):
         *,
         Z0: Any = None,
         method: str = "auto",
+        top_k: int | None = None,
         codes: str | os.PathLike[str] = "memory",
         return_info: bool = False,
     ) -> Tensor | tuple[Tensor, EncodeInfo]:
@@ -411,6 +412,10 @@ class NMF(DictionaryModel):
             where that is faster, as with fewer concepts than features. 'sweeps' are iterations of
             the model's solver, as in Overcomplete: their error never rises with `max_iter`, and
             they may end before the optimum.
+        top_k : int, optional
+            At most that many concepts for each row, by orthogonal matching pursuit as in `nnls`:
+            the steepest concept enters, and codes become the optimum on the support, with the
+            penalty. `max_iter` and `tol` have no effect. Not with Z0 or another method.
         codes : 'memory' or path, default 'memory'
             Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
         return_info : bool, default False
@@ -454,13 +459,16 @@ class NMF(DictionaryModel):
         iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
         stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
         wants_info = checks.flag("return_info", return_info)
-        run = encode.Run(checks.one_of("method", method, encode.METHODS), iterations, stop_at)
+        most = checks.whole("top_k", top_k, at_least=1, optional=True)
+        run = encode.Run(checks.one_of("method", method, encode.METHODS), iterations, stop_at, most)
         A, leading = encode.as_rows(A, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
             if codes != "memory":
                 own_parts.refuse_for_own_function(self, f"codes={codes!r}")
             if method != "auto":
                 own_parts.refuse_for_own_function(self, f"method={method!r}")
+            if top_k is not None:
+                own_parts.refuse_for_own_function(self, f"top_k={top_k}")
             if wants_info:
                 own_parts.refuse_for_own_function(self, "return_info=True")
             Z = own_parts.encode_by(function, self, A, Z0, iterations, tol)

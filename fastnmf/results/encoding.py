@@ -13,6 +13,7 @@ from ..engine.codes import Ended
 from ..errors import ConvergenceWarning, warn
 from ..numerics import squared_norm, widened
 from ..solvers.penalties import Penalties, Penalty
+from ..solvers.pursuit import support_kkt
 
 # entries of scratch arrays
 _SCRATCH = 1 << 22
@@ -26,18 +27,19 @@ class EncodeInfo:
     ----------
     method : str
         What ran: 'exact', 'hals' or 'hals, then exact' (sweeps, which were exact for all rows or
-        for most); with method='sweeps' the solver, 'hals', 'mu', 'pgd' or 'anls'; 'start' with
-        max_iter=0.
+        for most); with method='sweeps' the solver, 'hals', 'mu', 'pgd' or 'anls'; with top_k
+        'pursuit'; 'start' with max_iter=0.
     iterations : int
         The most sweeps of a row, with one for the exact method; with method='sweeps' the most
-        iterations of a chunk of rows.
+        iterations of a chunk of rows, and with top_k the most concepts that entered a support.
     converged : bool
         Whether all rows are solved, their KKT residual being at most 1e-6, or 1e-9 in float64. With
         method='sweeps', whether ‖ΔZ‖ ≤ tol ‖Z‖ in all chunks before max_iter was reached.
     kkt : Tensor (n,), float64
         The KKT residual of the codes of each row, computed in float64 from A and D: the largest
         slope of a concept, or of the absolute slopes of those in use, relative to max_k (|D_k aᵀ| +
-        Σ_j |D_k D_jᵀ| z_j + l1). 0 is best; 1e-6 is usual for exact codes in float32.
+        Σ_j |D_k D_jᵀ| z_j + l1). 0 is best; 1e-6 is usual for exact codes in float32. With top_k
+        only concepts in use count.
     relative_error : float
         ‖A − Z D‖ / ‖A‖, 0 for A of zeros; at least 0.
 
@@ -90,7 +92,8 @@ class EncodeRecord:
         if self._measures and len(A):
             for part in row_blocks(len(A), max(1, _SCRATCH // max(self._D.shape))):
                 X = widened(A[part]).detach()
-                self._kkt.append(kkt_residual(X, self._D, Z[part], self._penalty).cpu())
+                residual_of = support_kkt if "pursuit" in self._methods else kkt_residual
+                self._kkt.append(residual_of(X, self._D, Z[part], self._penalty).cpu())
                 residual = X.to(Z.dtype) - Z[part] @ self._D.to(Z.dtype)
                 self._squares += torch.stack((squared_norm(residual), squared_norm(X))).cpu()
 

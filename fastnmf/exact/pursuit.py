@@ -1,0 +1,50 @@
+"""Codes with at most k concepts a row for a fixed dictionary, chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backends.nnls.result import UNSOLVED
+from ..data.storage import row_blocks
+from ..engine.codes import Encoder, Ended
+from ..engine.state import Method
+from ..numerics import widened
+from ..precision import products_in
+from ..solvers.pursuit import pursue_, support_kkt
+from ..solvers.working_set import prepare_concepts
+
+NAME = "pursuit"
+
+
+@dataclass(frozen=True)
+class PursuitEncoder:
+    """Codes with at most top_k concepts for each row, exact on their support with the penalty of Z:
+    solvers/pursuit.py. D (K, d) ≥ 0; method: with operations of the solver anls."""
+
+    D: Tensor
+    method: Method
+    top_k: int
+
+    @torch.no_grad()
+    def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
+        """Z (m, K) for A (m, d), on D's device, in its dtype or in 16 bits; and how each chunk
+        ended. Z0 is None: a pursuit has no start."""
+        D, penalty = self.D, self.method.penalties.of_codes(self.D.shape[1])
+        Z, ended = D.new_zeros(len(A), len(D)), []
+        with torch.cuda.device_of(D), products_in("highest"):
+            concepts = prepare_concepts(D, 0, penalty)
+            for part in row_blocks(len(A), self.chunk_rows()):
+                X = widened(A[part]).contiguous()
+                info = pursue_(Z[part].T, X, concepts, self.top_k, self.method.ops)
+                wrong = ~(support_kkt(X, D, Z[part], penalty) <= UNSOLVED[D.dtype])
+                unsolved = int(wrong.sum())
+                most = int(info.iterations.max()) if len(X) else 0
+                ended.append(Ended(most, unsolved == 0, (NAME,), unsolved))
+        return Z, ended
+
+    def chunk_rows(self) -> int:
+        """Rows that are encoded, and widened from 16 bits, at a time."""
+        return Encoder(self.D, self.method).chunk_rows()
