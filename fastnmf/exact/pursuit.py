@@ -13,7 +13,7 @@ from ..engine.codes import Encoder, Ended
 from ..engine.state import Method
 from ..numerics import widened
 from ..precision import products_in
-from ..solvers.pursuit import pursue_, support_kkt
+from ..solvers.pursuit import pursue_
 from ..solvers.working_set import prepare_concepts
 
 NAME = "pursuit"
@@ -39,8 +39,7 @@ class PursuitEncoder:
             for part in row_blocks(len(A), self.chunk_rows()):
                 X = widened(A[part]).contiguous()
                 info = pursue_(Z[part].T, X, concepts, self.top_k, self.method.ops)
-                wrong = ~(support_kkt(X, D, Z[part], penalty) <= UNSOLVED[D.dtype])
-                unsolved = int(wrong.sum())
+                unsolved = int((~(info.kkt <= UNSOLVED[D.dtype])).sum())
                 most = int(info.iterations.max()) if len(X) else 0
                 ended.append(Ended(most, unsolved == 0, (NAME,), unsolved))
         return Z, ended

@@ -188,7 +188,7 @@ def nnls(
         if top_k is None or top_k >= min(D.shape):
             Z, info = _solve(rows, ops, limit, start, measures=return_info)
         else:
-            Z, info = _pursue(rows, ops, limit, top_k)
+            Z, info = _pursue(rows, ops, limit, top_k, measures=return_info)
         Z = rows.unscaled(Z)
     _warn(info, Z.dtype)
     if torch.is_grad_enabled() and (_differentiates(of_A) or _differentiates(of_D)):
@@ -216,7 +216,7 @@ def _differentiates(X: Tensor | np.ndarray) -> bool:
 
 
 def _pursue(
-    rows: ScaledRows, ops: Operations, max_iter: int | None, top_k: int
+    rows: ScaledRows, ops: Operations, max_iter: int | None, top_k: int, *, measures: bool
 ) -> tuple[Tensor, NnlsInfo]:
     """The codes (n, K) of the scaled problem with at most top_k concepts for each row, and their
     info: the KKT residual is that of the problem on the support. Computed as by _solve: in float64
@@ -230,7 +230,8 @@ def _pursue(
     Z = A.new_zeros(len(A), len(D))
     info = pursue_(Z.T, A, concepts, top_k, ops, max_iter)
     Z = (Z / norms).to(dtype)
-    kkt = support_kkt(rows.A, rows.D, Z)
+    # what the search reports is from the residual in float64 too, before codes are rounded
+    kkt = support_kkt(rows.A, rows.D, Z) if measures else info.kkt
     status = torch.where(kkt <= UNSOLVED[dtype], SOLVED, FLOORED)
     status = torch.where(info.status == CAPPED, CAPPED, status).int()
     return Z, replace(info, status=status, kkt=kkt, support=(Z > 0).sum(1).int())

@@ -62,14 +62,18 @@ def support_kkt(A: Tensor, D: Tensor, Z: Tensor, penalty: Penalty = NO_PENALTY) 
     D, residuals = D.double(), []
     squares = D.square().sum(1)
     curvature = penalty.curvature(squares) if penalty else torch.zeros_like(squares)
+    signed = bool(D.amin() < 0)
     rows = max(1, _SCRATCH // max(D.shape))
     for a, z in zip(A.split(rows), Z.split(rows), strict=True):
         a, z = a.double(), z.double()
         slope = (a - z @ D) @ D.T - penalty.l1 - curvature * z
         scale = (a @ D.T).abs() + penalty.l1
-        # most entries of z are zero
-        used = z.any(0)
-        scale += z[:, used] @ (D[used] @ D.T).abs()
+        if signed:
+            # most entries of z are zero
+            used = z.any(0)
+            scale += z[:, used] @ (D[used] @ D.T).abs()
+        else:
+            scale += (z @ D) @ D.T
         worst = torch.where(z > 0, slope.abs(), 0).amax(1)
         residuals.append(worst / scale.amax(1).clamp(min=torch.finfo(torch.float64).tiny))
     return torch.cat(residuals) if residuals else A.new_zeros(0, dtype=torch.float64)
