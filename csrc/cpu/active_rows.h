@@ -118,23 +118,24 @@ template <class T> class ActiveRows : public AnyActiveRows {
         const bool strange = !std::isfinite(row.worst);
         const T other = strange ? std::numeric_limits<T>::quiet_NaN() : T(0);
         double change = 0, norm = 0;
-        // the change from what F_i was: of all concepts, then of the passive ones
+        // the change from what F_i was: of the passive concepts, then of those that become zero
+        for (int q = 0; q < row.p && !strange; ++q) {
+            T &before = F[row.passive[q] * F_.stride_k];
+            const T z = T(row.x[q] * set_.scale[row.passive[q]]);
+            change += (double(z) - double(before)) * (double(z) - double(before));
+            norm += double(z) * double(z);
+            before = 0;
+        }
         for (Size k = 0; k < set_.K; ++k) {
             T &z = F[k * F_.stride_k];
-            if (!(set_.scale[k] > 0)) {
-                norm += double(z) * double(z);
-                continue;
+            const double square = double(z) * double(z);
+            if (set_.scale[k] > 0) {
+                change += square;
+                z = other;
+            } else {
+                norm += square;
             }
-            change += double(z) * double(z);
         }
-        for (int q = 0; q < row.p && !strange; ++q) {
-            const T z = T(row.x[q] * set_.scale[row.passive[q]]);
-            const double before = F[row.passive[q] * F_.stride_k], delta = double(z) - before;
-            change += delta * delta - before * before;
-            norm += double(z) * double(z);
-        }
-        for (Size k = 0; k < set_.K; ++k)
-            if (set_.scale[k] > 0) F[k * F_.stride_k] = other;
         for (int q = 0; q < row.p && !strange; ++q)
             F[row.passive[q] * F_.stride_k] = T(row.x[q] * set_.scale[row.passive[q]]);
         squares[0] = change;

@@ -207,7 +207,7 @@ def _empty_codes(A: Tensor | np.ndarray, D: Tensor | np.ndarray, device: torch.d
     if len(D):
         read_matrix(D, device, Expected("D", signed=True))
     dtype = torch.promote_types(compute_dtype(A), compute_dtype(D))
-    A, D = (torch.as_tensor(X).to(device, dtype) for X in (A, D))
+    A, D = (torch.as_tensor(X, dtype=dtype, device=device) for X in (A, D))
     return A @ D.T
 
 

@@ -213,3 +213,14 @@ def test_steps_refuse_workspaces_of_other_sizes():
         rows.step(view(W), view(E), 0)
     assert rows.step(view(W), view(E), 1) == 3
     assert torch.equal(E, X[:3])
+
+
+def test_the_change_of_codes_that_hardly_change_is_not_negative(extension):
+    """As a difference of large squares it could be."""
+    generator = torch.Generator().manual_seed(0)
+    A = 1e6 + torch.rand(50, 20, generator=generator, dtype=torch.float64)
+    B = torch.rand(6, 20, generator=generator, dtype=torch.float64)
+    F, _, _ = solved(A, B)
+    before = F.clone()
+    again, _, sums = solved(A, B, F=F, warm=True)
+    assert float(sums[0]) == pytest.approx(float((again - before).square().sum()), rel=1e-9)
