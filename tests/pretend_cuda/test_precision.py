@@ -20,6 +20,13 @@ if NEWER:
     REFUSED += [Setting("high", cuda="ieee"), Setting(cuda="none", all="bf16")]
 
 
+def first_of(settings):
+    """The settings, of which all but the first are slow to interpret."""
+    first, *others = settings
+    slow = (pytest.param(one, marks=pytest.mark.compiles, id=str(one)) for one in others)
+    return [pytest.param(first, id=str(first)), *slow]
+
+
 def fit(device, precision="auto", backend="triton"):
     tuning = Tuning(form="residual", block=BLOCK, precision=precision)
     given = {"device": "cuda", "backend": backend, "seed": 0, "init": "random", "tuning": tuning}
@@ -30,7 +37,7 @@ def fit(device, precision="auto", backend="triton"):
     return factors, rounded, model.fit_info_.precision
 
 
-@pytest.mark.parametrize("setting", ALLOWED, ids=str)
+@pytest.mark.parametrize("setting", first_of(ALLOWED))
 def test_a_block_is_rounded_by_one_launch_where_tf32_is_allowed(setting, device):
     with setting():
         before = told()
@@ -44,7 +51,7 @@ def test_a_block_is_rounded_by_one_launch_where_tf32_is_allowed(setting, device)
         assert (mine - theirs).norm() < 1e-2 * theirs.norm()
 
 
-@pytest.mark.parametrize("setting", REFUSED, ids=str)
+@pytest.mark.parametrize("setting", first_of(REFUSED))
 def test_nothing_is_rounded_where_tf32_is_not_allowed(setting, device):
     exact, *_ = fit(device)
     with setting():
