@@ -118,8 +118,8 @@ def test_chunks_need_no_more_than_max_memory(codes, tmp_path, small_budgets, dev
     ],
 )
 def test_codes_are_swept_in_a_share_of_the_memory(solver, form, dtype, monkeypatch):
-    """Of the card, beside A and the codes. The exact solver of plain torch takes a fixed share, more
-    than this card has."""
+    """Of the card, beside A and the codes. Workspaces of the exact solver of plain torch have a
+    fixed size, more than this card has."""
     # else chunks are as large as a cache
     monkeypatch.setattr(engine_codes, "_CHUNK_BYTES", 1)
     total = 4 << 20
