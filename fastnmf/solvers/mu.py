@@ -118,7 +118,7 @@ def work(form: str, size: Size, times: int) -> Work:
         stored=times * 2 * m * K,
         passed=times * 8 * m * p,
         calls=(1, 0),
-        fixed_calls=(2 + 5 * times, 5 * times),
+        fixed_calls=(2 + 7 * times, 5 * times),
         rounds=2,
     )
 
