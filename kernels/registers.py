@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 # an option of every launch: a multiplication and an addition in one instruction, which Triton 3.9
-# does with a warning unless it is told to, and 3.10 does not
+# does with a warning unless this option is given, and 3.10 does not
 FUSED = {"enable_fp_fusion": True}
 
 

@@ -181,7 +181,5 @@ OPERATIONS = {
     "pgd_": pgd_,
     "rescale_": rescale_,
     **nnls_operations(_solve_rows),
+    "nnls_rows_": nnls_rows_,
 }
-# an extension that was built before it has none
-if hasattr(_C, "active_rows"):
-    OPERATIONS["nnls_rows_"] = nnls_rows_

@@ -77,10 +77,17 @@ def _not_installed(extension: str) -> str | None:
     return None
 
 
+# what the extension has had for the shortest time
+_NEWEST = "active_rows"
+
+
 @functools.cache
 def _probe_cpp() -> str | None:
-    why = _not_installed("_C")
-    return why and f"the compiled extension is not installed ({why})"
+    if why := _not_installed("_C"):
+        return f"the compiled extension is not installed ({why})"
+    if not hasattr(importlib.import_module("fastnmf._C"), _NEWEST):
+        return "the compiled extension is older than fastnmf's code; install fastnmf again"
+    return None
 
 
 def _load_cpp() -> dict[str, Callable]:

@@ -192,7 +192,7 @@ def nnls(
         Z = rows.unscaled(Z)
     _warn(info, Z.dtype)
     if torch.is_grad_enabled() and (_differentiates(of_A) or _differentiates(of_D)):
-        A, D = (given if _differentiates(given) else X for given, X in ((of_A, A), (of_D, D)))
+        A, D = _with_graph(of_A, A), _with_graph(of_D, D)
         Z = with_gradient(A.to(Z.dtype), D.to(Z), lambda Z=Z: Z)
     return (Z, info) if return_info else Z
 
@@ -213,6 +213,11 @@ def _empty_codes(A: Tensor | np.ndarray, D: Tensor | np.ndarray, device: torch.d
 
 def _differentiates(X: Tensor | np.ndarray) -> bool:
     return isinstance(X, Tensor) and X.requires_grad
+
+
+def _with_graph(given: Tensor | np.ndarray, read: Tensor) -> Tensor:
+    """The matrix that was given where it requires a gradient, else what was read of it."""
+    return given if isinstance(given, Tensor) and given.requires_grad else read
 
 
 def _pursue(

@@ -144,3 +144,11 @@ def test_each_group_of_operations_has_the_backend_that_is_best_for_it(monkeypatc
     assert name == "other"
     assert [ops[name] for name in ANLS] == ["other"] * len(ANLS)
     assert ops["hals_sweep_"] is REFERENCE["hals_sweep_"]
+
+
+def test_an_extension_that_was_built_before_is_not_used(monkeypatch):
+    extension = pytest.importorskip("fastnmf._C", reason="the extension is not built")
+    monkeypatch.delattr(extension, registry._NEWEST)
+    assert "older than fastnmf's code" in registry._probe_cpp.__wrapped__()
+    monkeypatch.undo()
+    assert registry._probe_cpp.__wrapped__() is None
