@@ -82,20 +82,6 @@ template <class X, class Y> inline double dot(const X *x, const Y *y, ptrdiff_t 
     return total;
 }
 
-// y −= Σ_r f_r b_r for `rows` rows
-template <int rows, class T>
-inline void subtract_rows(ptrdiff_t n, double *y, const double *f, const T *const *b) {
-    ptrdiff_t j = 0;
-    for (; j + wide <= n; j += wide) {
-        Vec<double> total = load(y + j);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r) total -= f[r] * widened(b[r] + j);
-        store(y + j, total);
-    }
-    for (; j < n; ++j)
-        for (int r = 0; r < rows; ++r) y[j] -= f[r] * double(b[r][j]);
-}
-
 // out[r * most_candidates + v] = scale_r Σ_j b_r[j] C[j * most_candidates + v] for `rows` concepts
 // and the columns v of one tile
 template <int rows, class T>
@@ -206,11 +192,11 @@ template <class T> struct ActiveStep {
         int i = 0;
         for (; i + 8 <= solver.p; i += 8) {
             for (int r = 0; r < 8; ++r) take(i + r, r);
-            subtract_rows<8>(a.p, row.e, f, b);
+            subtract<8>(int(a.p), row.e, f, b);
         }
         for (; i < solver.p; ++i) {
             take(i, 0);
-            subtract_rows<1>(a.p, row.e, f, b);
+            subtract<1>(int(a.p), row.e, f, b);
         }
     }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _C
 from ..precision import products_in
-from .nnls.result import BLOCK, NnlsInfo
+from .nnls.result import BLOCK, RANK_TOLERANCE, NnlsInfo
 from .pointers import NnlsLimits, nnls_arguments, nnls_operations, read_report, view
 from .torch import moments_ as products
 
@@ -23,9 +23,6 @@ _FEW_SQUARED, _FEW = 512, 128
 _MOST_SUMS = 1 << 20
 # rows in flight, and bytes of their factors at most
 _SLOTS, _FACTORS = 128, 1 << 29
-# squared distance from the span of a support below which a concept depends on it, where products
-# of concepts are computed in float64 as soon as they are in doubt
-_DEPENDS = 1e-11
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -156,7 +153,8 @@ def nnls_rows_(
     if most is not None:
         capacity = min(capacity, 2 * most + BLOCK)
     limits = NnlsLimits.of(F.dtype, K, max_steps, warm=warm)
-    limits = limits._replace(rank_tolerance=_DEPENDS, capacity=capacity)
+    # products of concepts are computed in float64 as soon as they are in doubt
+    limits = limits._replace(rank_tolerance=RANK_TOLERANCE[torch.float64], capacity=capacity)
     slots = min(m, max(BLOCK, min(_SLOTS, _FACTORS // (4 * capacity**2))))
     W, E = F.new_empty(slots, K), F.new_empty(slots, p)
     unit, curvature = (None if M is None else view(M) for M in (unit, curvature))

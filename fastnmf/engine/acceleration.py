@@ -162,7 +162,7 @@ _RESTART = 40
 # half-steps, and a search takes as long as three of them at K = 50. The geometric mean of 25 losses
 # after 300 half-steps, relative to none: searches before every half-step 0.12, every second 0.17,
 # every fourth 0.28
-_EVERY, FIRST = 2, 8
+_EVERY, _FIRST = 2, 8
 # the longest step of a line search, in changes since the last one
 _LONGEST = 30.0
 
@@ -186,7 +186,7 @@ class Momentum:
         self._taken = 0
         self._t = 1.0
 
-    def extrapolate(self, F: Tensor, line: Line | None = None) -> Tensor:
+    def extrapolate(self, F: Tensor, line: Line) -> Tensor:
         """Y (K, m) for F (K, m); at least the solver's least_share of F."""
         if self._taken % _RESTART == 0:
             self._t, Y = 1.0, F.clone()
@@ -219,7 +219,7 @@ class LineSearch:
     def extrapolate(self, F: Tensor, line: Line) -> Tensor:
         """Y (K, m) for F (K, m), or F itself."""
         taken, self._taken = self._taken, self._taken + 1
-        if taken < FIRST - _EVERY or taken % _EVERY:
+        if taken < _FIRST - _EVERY or taken % _EVERY:
             return F
         before, self._before = self._before, F.clone()
         if before is None:

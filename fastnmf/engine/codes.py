@@ -44,6 +44,16 @@ class Ended(NamedTuple):
     unsolved: int = 0
 
 
+def chunk_rows(D: Tensor, method: Method) -> int:
+    """Rows that are encoded with D (K, d), and widened from 16 bits, at a time, as many as memory
+    allows."""
+    K, d = D.shape
+    # a GPU needs large chunks
+    bytes_ = max(_CHUNK_BYTES, (free_bytes(D.device) or 0) // 4)
+    bounded = max(1, bytes_ // ((5 * K + 2 * d) * D.element_size()))
+    return min(bounded, method.tuning.chunk_rows or bounded)
+
+
 @dataclass(frozen=True)
 class Encoder:
     """argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0 by a solver, chunk by chunk, each until
@@ -68,7 +78,7 @@ class Encoder:
         Z, taken = self.D.new_empty(A.shape[0], len(self.D)), []
         exact = self.method.solver.exact
         stopping = Stopping(min(self.max_iter, 1) if exact else self.max_iter, self.tol, self.each)
-        for part in row_blocks(len(A), self.chunk_rows()):
+        for part in row_blocks(len(A), chunk_rows(self.D, self.method)):
             X, start = widened(A[part]), None if Z0 is None else Z0[part]
             powers = self._powers(X)
             if powers is not None:
@@ -91,14 +101,6 @@ class Encoder:
         if not bool(largest.amax() > _ALIKE * least):
             return None
         return torch.where(largest > 0, torch.frexp(largest).exponent, 0).long()
-
-    def chunk_rows(self) -> int:
-        """Rows that are encoded, and widened from 16 bits, at a time, as many as memory allows."""
-        K, d = self.D.shape
-        # a GPU needs large chunks
-        bytes_ = max(_CHUNK_BYTES, (free_bytes(self.D.device) or 0) // 4)
-        bounded = max(1, bytes_ // ((5 * K + 2 * d) * self.D.element_size()))
-        return min(bounded, self.method.tuning.chunk_rows or bounded)
 
     def _solve_(self, Z: Tensor, X: Tensor, stopping: Stopping) -> Ended:
         """Iterate on Z (n, K) in place until `stopping` ends it."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.storage import row_blocks
-from ..engine.codes import Encoder, Ended
+from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Callback, Iteration, Method
 from ..init.start import cold_start
 from ..numerics import widened
@@ -53,14 +53,10 @@ class ExactEncoder:
         from `cold_start`; and how each chunk ended."""
         Z, ended = self.D.new_empty(len(A), len(self.D)), []
         with torch.cuda.device_of(self.D), products_in("highest"):
-            for part in row_blocks(len(A), self.chunk_rows()):
+            for part in row_blocks(len(A), chunk_rows(self.D, self.method)):
                 start = None if Z0 is None else Z0[part]
                 ended.append(self._encode_(Z[part], widened(A[part]), start))
         return Z, ended
-
-    def chunk_rows(self) -> int:
-        """Rows that are encoded, and widened from 16 bits, at a time."""
-        return Encoder(self.D, self.method).chunk_rows()
 
     @cached_property
     def _rows(self) -> ExactRows:

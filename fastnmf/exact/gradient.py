@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..backends.nnls.active_sets import padded_support
 from ..backends.nnls.result import RANK_TOLERANCE
 from ..isolation import without_autocast
 from ..precision import products_in
@@ -89,7 +90,7 @@ def solve_on_supports(R: Tensor, D: Tensor, used: Tensor, l2: float) -> Tensor:
         rows, q = order[part], sizes[part.stop - 1]
         if q == 0:
             continue
-        index, real = _padded(used[rows], q)
+        index, real = padded_support(used[rows], q)
         if G is None:
             some = wide[index] * real[:, :, None]
             gram = some @ some.mT
@@ -115,17 +116,6 @@ def _groups(sizes: list[int], d: int) -> Iterator[slice]:
             stop += 1
         yield slice(first, stop)
         first = stop
-
-
-def _padded(used: Tensor, q: int) -> tuple[Tensor, Tensor]:
-    """The concepts that each row uses, used (r, K), q at most: their indices (r, q), 0 where they
-    are padded, and which are not padded."""
-    counts = used.sum(1)
-    real = torch.arange(q, device=used.device) < counts[:, None]
-    index = torch.zeros(real.shape, dtype=torch.long, device=used.device)
-    # both list their true entries row by row
-    index[real] = used.nonzero()[:, 1]
-    return index, real
 
 
 def _least(gram: Tensor, R: Tensor) -> Tensor:

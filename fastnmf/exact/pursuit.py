@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends.nnls.result import UNSOLVED
 from ..data.storage import row_blocks
-from ..engine.codes import Encoder, Ended
+from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Method
 from ..numerics import widened
 from ..precision import products_in
@@ -36,14 +36,10 @@ class PursuitEncoder:
         Z, ended = D.new_zeros(len(A), len(D)), []
         with torch.cuda.device_of(D), products_in("highest"):
             concepts = prepare_concepts(D, 0, penalty)
-            for part in row_blocks(len(A), self.chunk_rows()):
+            for part in row_blocks(len(A), chunk_rows(self.D, self.method)):
                 X = widened(A[part]).contiguous()
                 info = pursue_(Z[part].T, X, concepts, self.top_k, self.method.ops)
                 unsolved = int((~(info.kkt <= UNSOLVED[D.dtype])).sum())
                 most = int(info.iterations.max()) if len(X) else 0
                 ended.append(Ended(most, unsolved == 0, (NAME,), unsolved))
         return Z, ended
-
-    def chunk_rows(self) -> int:
-        """Rows that are encoded, and widened from 16 bits, at a time."""
-        return Encoder(self.D, self.method).chunk_rows()

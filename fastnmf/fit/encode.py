@@ -20,7 +20,7 @@ from ..data.dataset import Data, opened
 from ..data.locks import WorkingFolder, working_folder
 from ..data.shards import Shards, open_paths, paths_of
 from ..data.storage import InMemory, mapped, written
-from ..engine.codes import Encoder, Ended
+from ..engine.codes import Encoder, Ended, chunk_rows
 from ..engine.state import Callback, Method
 from ..errors import InvalidInput, hold_warnings
 from ..exact.encoder import ExactEncoder
@@ -117,7 +117,7 @@ def encode(
             A = A.to(data.A) if differentiates else data.A
             return codes_of(A, Z0), codes_of.ended()
         checks.no_gradient("A", differentiates)
-        data.limit_chunks(codes_of.encoder.chunk_rows())
+        data.limit_chunks(chunk_rows(codes_of.encoder.D, codes_of.encoder.method))
         given = (lambda part: None) if Z0 is None else Z0.__getitem__
         Z = _through(data, lambda part, X: codes_of(X, given(part)), K, folder)
         return Z, codes_of.ended()

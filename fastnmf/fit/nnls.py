@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -192,7 +192,7 @@ def nnls(
         Z = rows.unscaled(Z)
     _warn(info, Z.dtype)
     if torch.is_grad_enabled() and (_differentiates(of_A) or _differentiates(of_D)):
-        A, D = _with_graph(of_A, A), _with_graph(of_D, D)
+        A, D = of_A if _differentiates(of_A) else A, of_D if _differentiates(of_D) else D
         Z = with_gradient(A.to(Z.dtype), D.to(Z), lambda Z=Z: Z)
     return (Z, info) if return_info else Z
 
@@ -211,13 +211,8 @@ def _empty_codes(A: Tensor | np.ndarray, D: Tensor | np.ndarray, device: torch.d
     return A @ D.T
 
 
-def _differentiates(X: Tensor | np.ndarray) -> bool:
+def _differentiates(X: Tensor | np.ndarray) -> TypeGuard[Tensor]:
     return isinstance(X, Tensor) and X.requires_grad
-
-
-def _with_graph(given: Tensor | np.ndarray, read: Tensor) -> Tensor:
-    """The matrix that was given where it requires a gradient, else what was read of it."""
-    return given if isinstance(given, Tensor) and given.requires_grad else read
 
 
 def _pursue(

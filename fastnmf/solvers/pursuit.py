@@ -11,14 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..backends.nnls.result import BLOCK, CAPPED, SOLVED, TOLERANCE, NnlsInfo
+from ..backends.nnls.result import BLOCK, CAPPED, RANK_TOLERANCE, SOLVED, TOLERANCE, NnlsInfo
 from .penalties import NO_PENALTY, Penalty
 from .working_set import Concepts
 
 # entries of the largest scratch array
 _SCRATCH = 1 << 23
-# squared distance from the span of a support below which a unit concept depends on it
-_DEPENDS = 1e-11
 # relative fall of the objective that counts
 _FALLS = 1e-13
 
@@ -170,7 +168,7 @@ class _Pursuit:
         factor, failed = self._factor(rows)
         one = torch.zeros_like(products).scatter_(1, place[:, None], 1.0)[:, :, None]
         inverse = torch.cholesky_solve(one, factor)[:, :, 0].gather(1, place[:, None])[:, 0]
-        depends = (failed > 0) | ~(inverse * _DEPENDS < 1)
+        depends = (failed > 0) | ~(inverse * RANK_TOLERANCE[torch.float64] < 1)
         self.used[rows[depends], place[depends]] = False
         self._descend_(rows[~depends])
         return k

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hard_data import similar_concepts
 from oracle import problem
 
 from fastnmf import NMF, Tuning, nnls
@@ -16,17 +17,6 @@ from fastnmf.engine.acceleration import LineSearch, normal_line
 
 def loss(A, Z, D):
     return float((A.double() - Z.double() @ D.double()).square().sum())
-
-
-def similar_concepts(seed, dtype):
-    """Rows of concepts whose condition number is up to 1e4."""
-    generator = torch.Generator().manual_seed(seed)
-    K, d = [(50, 256), (20, 64), (30, 35), (40, 23)][seed % 4]
-    D = torch.rand(K, d, generator=generator, dtype=torch.float64)
-    D = [1.0, 0.02, 1e-3][seed % 3] * D + [0, 3, 1][seed % 3] * D.mean(0)
-    Z = torch.rand(40, K, generator=generator, dtype=torch.float64)
-    noise = torch.rand(40, d, generator=generator, dtype=torch.float64)
-    return (Z @ D + 0.01 * noise).to(dtype), D.to(dtype)
 
 
 @pytest.mark.parametrize("form", ["normal", "residual"])
@@ -63,7 +53,7 @@ def test_codes_approach_the_optimum_where_momentum_swung():
 
 
 def test_line_search_stops_at_the_minimum_or_the_boundary(monkeypatch):
-    monkeypatch.setattr(acceleration, "FIRST", 2)
+    monkeypatch.setattr(acceleration, "_FIRST", 2)
     A, Z, D = problem(6, 9, 3)
     A, F, D = torch.tensor(A), torch.tensor(Z).T.clone(), torch.tensor(D)
     F[1, 2] = 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fits import nmf
+from hard_data import similar_concepts
 from oracle import problem
 
 from fastnmf import NMF, ConvergenceWarning, InvalidInput, nnls
@@ -32,17 +33,6 @@ def sweeps(monkeypatch):
 
 def loss(A, Z, D):
     return (A.double() - Z.double() @ D.double()).square().sum(1)
-
-
-def similar_concepts(seed, dtype):
-    """Rows of concepts whose condition number is up to 1e4."""
-    generator = torch.Generator().manual_seed(seed)
-    K, d = [(50, 256), (20, 64), (30, 35), (40, 23)][seed % 4]
-    D = torch.rand(K, d, generator=generator, dtype=torch.float64)
-    D = [1.0, 0.02, 1e-3][seed % 3] * D + [0, 3, 1][seed % 3] * D.mean(0)
-    Z = torch.rand(40, K, generator=generator, dtype=torch.float64)
-    noise = torch.rand(40, d, generator=generator, dtype=torch.float64)
-    return (Z @ D + 0.01 * noise).to(dtype), D.to(dtype)
 
 
 @pytest.mark.parametrize("first", [False, True, None])

@@ -176,7 +176,7 @@ class ActiveSets:
         self.added[rows[row], index[row, place]] = 0
 
     def _support(self, rows: Tensor) -> _Support:
-        index, used = _padded_support(self.passive[rows])
+        index, used = padded_support(self.passive[rows])
         gram = _gather_gram(self.G, rows, index, used)
         parts = (M[rows].gather(1, index) * used for M in (self.x, self.c, self.added))
         return _Support(index, used, used.clone(), gram, *parts)
@@ -273,13 +273,16 @@ def _first(chosen: Tensor, most: int) -> Tensor:
     return torch.where(index < K, index, -1)
 
 
-def _padded_support(passive: Tensor) -> tuple[Tensor, Tensor]:
-    """The concepts that each row uses, padded to the largest number q: their indices (r, q), and
-    which entries are no padding (r, q)."""
+def padded_support(passive: Tensor, q: int | None = None) -> tuple[Tensor, Tensor]:
+    """The concepts that each row uses, padded to q: their indices (r, q), and which entries are no
+    padding (r, q). q: at least the largest number, which it is by default; then it is waited for.
+    """
     counts = passive.sum(1)
-    q = max(1, int(counts.max())) if len(counts) else 1
+    if q is None:
+        q = max(1, int(counts.max())) if len(counts) else 1
     used = torch.arange(q, device=passive.device) < counts[:, None]
     index = torch.zeros(used.shape, dtype=torch.long, device=passive.device)
+    # both list their true entries row by row
     index[used] = passive.nonzero()[:, 1]
     return index, used
 
