@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -9,8 +13,12 @@ from ..numerics import add_squares_
 from ..precision import in_tf32
 from .nnls.reference import nnls_, nnls_on_
 
+# of a sparse matrix X (m, d) in compressed rows: crow (m + 1,), col (nnz,), values (nnz,)
+Compressed = tuple[Tensor, Tensor, Tensor]
 # concepts swept one by one before a GEMM updates the rest of the block
 _INNER = 16
+# entries of a sparse matrix that torch copies in the order of columns at a time
+_TRANSPOSED = 1 << 20
 
 
 def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
@@ -127,6 +135,50 @@ def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tens
     add_squares_(sums, F - before, F)
 
 
+def sparse_dot_(out: Tensor, X: Compressed, Bt: Tensor) -> None:
+    """out ← X Bt; X (m, d), Bt (d, K), out (m, K) with contiguous rows. 2 nnz K flops."""
+    crow, col, values = X
+    if not len(col) or not out.numel():
+        out.zero_()
+        return
+    _warn_of_beta()
+    shape = len(out), len(Bt)
+    X = torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+    torch.addmm(out, X, Bt.contiguous(), beta=0, out=out)
+
+
+def sparse_tdot_(out: Tensor, X: Compressed, Z: Tensor, *, adds: bool = False) -> None:
+    """out ← Xᵀ Z, or out + Xᵀ Z if adds; X (m, d), Z (m, K), out (d, K) with contiguous rows.
+
+    torch copies X in the order of columns for it: some rows at a time. 2 nnz K flops.
+    """
+    crow, col, values = X
+    if not adds:
+        out.zero_()
+    if not len(col) or not out.numel():
+        return
+    _warn_of_beta()
+    rows = max(1, _TRANSPOSED * len(Z) // len(col))
+    bounds = crow[::rows].tolist()
+    for i, (first, last) in enumerate(itertools.pairwise([*bounds, len(col)])):
+        codes = Z[i * rows : (i + 1) * rows]
+        if last > first:
+            some = crow[i * rows : i * rows + len(codes) + 1] - first
+            part = some, col[first:last], values[first:last], (len(out), len(codes))
+            Xt = torch.sparse_csc_tensor(*part, check_invariants=False)
+            out.addmm_(Xt, codes.contiguous())
+
+
+@functools.cache
+def _warn_of_beta() -> None:
+    """torch warns once that these layouts may change, which concerns nobody who uses fastnmf."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        index = torch.zeros(2, dtype=torch.int64, device="cpu")
+        for build in (torch.sparse_csr_tensor, torch.sparse_csc_tensor):
+            build(index, index[:0], torch.empty(0, device="cpu"), (1, 1), check_invariants=False)
+
+
 def inverse_or_zero(diagonal: Tensor) -> Tensor:
     """1 / diagonal, 0 where that is below the smallest normal number."""
     alive = diagonal >= torch.finfo(diagonal.dtype).tiny
@@ -145,4 +197,6 @@ REFERENCE = {
     "round_tf32_": round_tf32_,
     "nnls_": nnls_,
     "nnls_on_": nnls_on_,
+    "sparse_dot_": sparse_dot_,
+    "sparse_tdot_": sparse_tdot_,
 }

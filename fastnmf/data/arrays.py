@@ -4,7 +4,7 @@ matrix. Files are opened in shards.py, inputs of any kind in sources.py."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,10 @@ def read_matrix(A: Any, device: str | torch.device, expected: Expected = NON_NEG
         dtype = torch.promote_types(dtype or torch.float32, compute_dtype(part))
     if expected.narrow:
         dtype = kept_dtype(parts, dtype, device)
-    in_torch = isinstance(parts[0], Tensor)
+    kind = "torch" if isinstance(parts[0], Tensor) else "numpy"
     shared = in_place(parts[0], dtype, device) if len(parts) == 1 else None
     matrix = gather(parts, dtype, device) if shared is None else shared
-    check_values(matrix, ValueCheck(expected, in_torch))
+    check_values(matrix, ValueCheck(expected, kind))
     return matrix
 
 
@@ -264,12 +264,22 @@ def _viewable(array: np.ndarray) -> bool:
     return whole and array.flags.writeable
 
 
+# what makes entries finite, and what makes them non-negative
+_REPAIRS = {
+    "torch": ("torch.nan_to_num({A})", "{A}.clamp(min=0)"),
+    "numpy": ("np.nan_to_num({A})", "{A}.clip(min=0)"),
+    "torch.sparse": ("torch.nan_to_num({A}.values())", "{A}.values().clamp_(min=0)"),
+    "scipy.sparse": ("np.nan_to_num({A}.data)", "{A}.maximum(0)"),
+}
+
+
 class ValueCheck:
     """The entries of a matrix that cannot be used: the first of them, and how many are of its kind.
     Arrays and files are checked by it a part at a time."""
 
-    def __init__(self, expected: Expected, in_torch: bool = True) -> None:
-        self.name, self._signed, self._in_torch = expected.name, expected.signed, in_torch
+    def __init__(self, expected: Expected, kind: str = "torch") -> None:
+        """kind: of the matrix, a key of _REPAIRS."""
+        self.name, self._signed, self._repairs = expected.name, expected.signed, _REPAIRS[kind]
         self._kind, self._first, self._count = "", "", 0
 
     def usable(self, low: float, high: float) -> bool:
@@ -285,24 +295,33 @@ class ValueCheck:
         return high
 
     def _add(self, X: Tensor, place: str, first: int) -> None:
+        inside = "" if place == self.name else f"in {place} "
+
+        def where(entry: int) -> str:
+            i, j = divmod(entry, X.shape[1])
+            return f"{inside}at row {first + i}, column {j}"
+
+        self.count(X.flatten(), where)
+
+    def count(self, values: Tensor, where: Callable[[int], str]) -> None:
+        """Count those of `values` (n,) that cannot be used. where(i): the place of values[i]."""
         if not self._kind:
-            self._kind = "negative" if X.isfinite().all() else "nan or inf"
-        bad = X < 0 if self._kind == "negative" else ~X.isfinite()
+            self._kind = "negative" if values.isfinite().all() else "nan or inf"
+        bad = values < 0 if self._kind == "negative" else ~values.isfinite()
         if not self._first and bad.any():
-            i, j = divmod(int(bad.flatten().byte().argmax()), X.shape[1])
-            number = f"{float(X[i, j]):g}".replace("-", "−")
-            inside = "" if place == self.name else f"in {place} "
-            self._first = f"{inside}at row {first + i}, column {j}: {number}"
+            entry = int(bad.byte().argmax())
+            number = f"{float(values[entry]):g}".replace("-", "−")
+            self._first = f"{where(entry)}: {number}"
         self._count += int(bad.sum())
 
     def report(self) -> None:
         """Raise InvalidInput if any entry cannot be used."""
         if not self._count:
             return
-        library, clip = ("torch", "clamp") if self._in_torch else ("np", "clip")
-        needed = f"finite numbers ({library}.nan_to_num({self.name})?)"
+        finite, clipped = (repair.format(A=self.name) for repair in self._repairs)
+        needed = f"finite numbers ({finite}?)"
         if self._kind == "negative":
-            needed = f"{self.name} ≥ 0 (clip with {self.name}.{clip}(min=0)?)"
+            needed = f"{self.name} ≥ 0 (clip with {clipped}?)"
         entries = f"{self._kind} entry" if self._count == 1 else f"{self._kind} entries"
         found = f"{self._count} {entries}, the first {self._first}"
         raise InvalidInput(f"{self.name} has {found}; NMF needs {needed}")

@@ -1,0 +1,112 @@
+"""SparseMatrix: A matrix in compressed rows, with its two products. Inputs are checked and brought
+into this form in data/sparse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..numerics import squared_norm
+from .torch import sparse_dot_, sparse_tdot_
+
+# entries that are widened at a time
+_SUMMED = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMatrix:
+    """X (m, d) in compressed rows (CSR): columns ascend within a row, none twice, no zero is stored.
+
+    crow (m + 1,), col (nnz,): int32 or int64, both the same. values (nnz,): float32 or float64.
+    The entries of row i are those from crow[i] to crow[i + 1].
+    """
+
+    crow: Tensor
+    col: Tensor
+    values: Tensor
+    shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the entries."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entries are."""
+        return self.values.device
+
+    @property
+    def nnz(self) -> int:
+        """The number of entries that are stored."""
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of entries and indices."""
+        return sum(part.numel() * part.itemsize for part in (self.crow, self.col, self.values))
+
+    def rows(self, part: slice) -> SparseMatrix:
+        """These rows, adjacent ones, without a copy of their entries. Waits for a device."""
+        start, stop, step = part.indices(self.shape[0])
+        if step != 1:
+            raise IndexError(f"rows {part} of a sparse matrix must be adjacent")
+        stop = max(start, stop)
+        if (start, stop) == (0, self.shape[0]):
+            return self
+        first, last = self.crow[[start, stop]].tolist()
+        shape = stop - start, self.shape[1]
+        crow = self.crow[start : stop + 1] - first
+        return SparseMatrix(crow, self.col[first:last], self.values[first:last], shape)
+
+    def to(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> SparseMatrix:
+        """The matrix in this dtype on this device; shares what need not be copied."""
+        crow, col = self.crow.to(device), self.col.to(device)
+        return SparseMatrix(crow, col, self.values.to(device, dtype), self.shape)
+
+    def to_dense(self) -> Tensor:
+        """The matrix with its zeros."""
+        dense = self.values.new_zeros(self.shape)
+        dense[self.row_of_entries(), self.col] = self.values
+        return dense
+
+    def row_of_entries(self) -> Tensor:
+        """The row of each entry (nnz,)."""
+        rows = torch.arange(len(self), device=self.device, dtype=self.col.dtype)
+        return torch.repeat_interleave(rows, self.crow.diff(), output_size=self.nnz)
+
+    def squared_norm(self) -> Tensor:
+        """‖X‖², a float64 scalar."""
+        return squared_norm(self.values[None])
+
+    def column_sums(self) -> Tensor:
+        """The sums of the columns (d,), in float64."""
+        sums = torch.zeros(self.shape[1], dtype=torch.float64, device=self.device)
+        for col, values in zip(self.col.split(_SUMMED), self.values.split(_SUMMED), strict=True):
+            sums.index_add_(0, col, values.double())
+        return sums
+
+    def largest(self) -> float:
+        """The largest entry, which may be one that is not stored."""
+        filled = self.nnz and self.nnz == self.shape[0] * self.shape[1]
+        most = float(self.values.amax()) if self.nnz else 0.0
+        return most if filled else max(0.0, most)
+
+    def dot(self, Bt: Tensor, out: Tensor | None = None) -> Tensor:
+        """X Bt (m, K), Bt (d, K). 2 nnz K flops."""
+        out = Bt.new_empty(self.shape[0], Bt.shape[1]) if out is None else out
+        sparse_dot_(out, (self.crow, self.col, self.values), Bt)
+        return out
+
+    def tdot(self, Z: Tensor, out: Tensor | None = None, *, adds: bool = False) -> Tensor:
+        """Xᵀ Z (d, K), Z (m, K); added to `out` if adds. 2 nnz K flops, without a copy of Xᵀ."""
+        out = Z.new_empty(self.shape[1], Z.shape[1]) if out is None else out
+        sparse_tdot_(out, (self.crow, self.col, self.values), Z, adds=adds)
+        return out
