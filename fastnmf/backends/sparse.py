@@ -17,7 +17,7 @@ _SUMMED = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class SparseMatrix:
-    """X (m, d) in compressed rows (CSR): columns ascend within a row, none twice, no zero is stored.
+    """X (m, d) in compressed rows (CSR): columns ascend within a row, none twice, and no zeros.
 
     crow (m + 1,), col (nnz,): int32 or int64, both the same. values (nnz,): float32 or float64.
     The entries of row i are those from crow[i] to crow[i + 1].

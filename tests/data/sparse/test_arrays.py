@@ -222,7 +222,7 @@ def test_what_holds_no_real_numbers_is_refused():
         scipy_sparse.csr_array(DENSE.astype(complex)),
         torch.tensor(DENSE.astype(complex)).to_sparse(),
     ):
-        with pytest.raises(TypeError, match="dtype .*complex128; it must hold real numbers"):
+        with pytest.raises(TypeError, match=r"dtype .*complex128; it must hold real numbers"):
             read(A)
 
 
