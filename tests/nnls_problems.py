@@ -15,8 +15,8 @@ from fastnmf import nnls
 from fastnmf.backends.nnls.residual import measure
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.errors import ConvergenceWarning
-from fastnmf.solvers import working_set
-from fastnmf.solvers.working_set import Search, prepare_concepts, working_set_
+from fastnmf.solvers.supports import working_set
+from fastnmf.solvers.supports.working_set import Search, prepare_concepts, working_set_
 
 
 def rectified(rng, *shape):

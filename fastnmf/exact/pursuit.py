@@ -13,8 +13,8 @@ from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Method
 from ..numerics import widened
 from ..precision import products_in
-from ..solvers.pursuit import pursue_
-from ..solvers.working_set import prepare_concepts
+from ..solvers.supports.pursuit import pursue_
+from ..solvers.supports.working_set import prepare_concepts
 
 NAME = "pursuit"
 
@@ -22,7 +22,7 @@ NAME = "pursuit"
 @dataclass(frozen=True)
 class PursuitEncoder:
     """Codes with at most top_k concepts for each row, exact on their support with the penalty of Z:
-    solvers/pursuit.py. D (K, d) ≥ 0; method: with operations of the solver anls."""
+    solvers/supports/pursuit.py. D (K, d) ≥ 0; method: with operations of the solver anls."""
 
     D: Tensor
     method: Method

@@ -15,7 +15,7 @@ from ..precision import products_in
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.penalties import NO_PENALTY, Penalty
-from ..solvers.working_set import GRAM_BYTES, Search, prepare_concepts, working_set_
+from ..solvers.supports.working_set import GRAM_BYTES, Search, prepare_concepts, working_set_
 
 # KKT residual, as far as products in the dtype show it, up to which codes count as exact: that from
 # A and D in float64 is then at most 1e-6 and 1e-11

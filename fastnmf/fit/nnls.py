@@ -37,8 +37,8 @@ from ..precision import products_in
 from ..solvers import anls
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
-from ..solvers.pursuit import pursue_, support_kkt
-from ..solvers.working_set import prepare_concepts, rows_together
+from ..solvers.supports.pursuit import pursue_, support_kkt
+from ..solvers.supports.working_set import prepare_concepts, rows_together
 from .refusals import refuse_derivatives, refuse_tangent
 
 # entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again

@@ -13,7 +13,7 @@ from ..engine.codes import Ended
 from ..errors import ConvergenceWarning, warn
 from ..numerics import squared_norm, widened
 from ..solvers.penalties import Penalties, Penalty
-from ..solvers.pursuit import support_kkt
+from ..solvers.supports.pursuit import support_kkt
 
 # entries of scratch arrays
 _SCRATCH = 1 << 22

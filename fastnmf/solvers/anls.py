@@ -1,6 +1,6 @@
 """Alternating non-negative least squares (ANLS): active sets solve each half-step exactly.
 
-In residual form each column is solved on a working set of concepts (working_set.py), without work
+In residual form each column is solved on a working set of concepts (supports/), without work
 on all of C or G.
 Sources: Lawson & Hanson (1974); on the Gram matrix: Bro & de Jong (1997).
 """
@@ -14,7 +14,7 @@ from ..errors import ConvergenceWarning, warn_once
 from .base import Size, Solver, Work
 from .half_step import FORMS, Compute, FixedFactor, HalfStepData, NormalData, fix_gram
 from .penalties import Penalty
-from .working_set import (
+from .supports.working_set import (
     GROWTH,
     ROUNDS,
     Search,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..precision import in_tf32, products_in
 from .penalties import NO_PENALTY, Penalty
-from .working_set import Concepts
+from .supports.working_set import Concepts
 
 FORMS = ("normal", "residual")
 Operations = dict[str, Callable[..., Any]]

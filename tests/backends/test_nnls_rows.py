@@ -14,7 +14,7 @@ from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.backends.pointers import NnlsLimits, view
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.solvers.penalties import Penalty
-from fastnmf.solvers.working_set import prepare_concepts
+from fastnmf.solvers.supports.working_set import prepare_concepts
 
 REASON = BACKENDS["cpp"].probe()
 if REASON is None:

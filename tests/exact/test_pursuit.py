@@ -9,7 +9,7 @@ import torch
 
 from fastnmf import NMF, InvalidInput, nnls
 from fastnmf.solvers.penalties import Penalty
-from fastnmf.solvers.pursuit import support_kkt
+from fastnmf.solvers.supports.pursuit import support_kkt
 
 
 def model_and_data(dtype=torch.float64, n=20, d=30, K=50, **options):

@@ -27,7 +27,7 @@ from fastnmf import NMF, InvalidInput, Tuning, nnls
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.errors import ConvergenceWarning
 from fastnmf.exact import rows
-from fastnmf.solvers import working_set
+from fastnmf.solvers.supports import working_set
 
 BACKENDS = backends_of("anls")
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 
 from fastnmf.backends.nnls.result import NnlsInfo
 from fastnmf.fit import nnls as nnls_module
-from fastnmf.solvers import working_set
-from fastnmf.solvers.working_set import Search, prepare_concepts, working_set_
+from fastnmf.solvers.supports import working_set
+from fastnmf.solvers.supports.working_set import Search, prepare_concepts, working_set_
 from pretend_cuda import Card, on_cuda, on_host, pretend
 
 OPERATIONS = method_of("anls", backend="auto").ops

@@ -15,8 +15,8 @@ from fastnmf import InvalidInput, nnls
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.errors import ConvergenceWarning
 from fastnmf.solvers.penalties import Penalty
-from fastnmf.solvers.pursuit import pursue_, support_kkt
-from fastnmf.solvers.working_set import prepare_concepts
+from fastnmf.solvers.supports.pursuit import pursue_, support_kkt
+from fastnmf.solvers.supports.working_set import prepare_concepts
 
 EVERY_BACKEND = pytest.mark.parametrize("backend", backends_of("anls"))
 EVERY_SIGN = pytest.mark.parametrize("signed", [False, True], ids=["non-negative", "signed"])

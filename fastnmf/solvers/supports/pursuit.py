@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..backends.nnls.result import BLOCK, CAPPED, RANK_TOLERANCE, SOLVED, TOLERANCE, NnlsInfo
-from .penalties import NO_PENALTY, Penalty
+from ...backends.nnls.result import BLOCK, CAPPED, RANK_TOLERANCE, SOLVED, TOLERANCE, NnlsInfo
+from ..penalties import NO_PENALTY, Penalty
 from .working_set import Concepts
 
 # entries of the largest scratch array

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.nnls.result import CAPPED, FLOORED, SOLVED, TOLERANCE, NnlsInfo
-from ..numerics import widened
-from .penalties import NO_PENALTY, Penalty
+from ...backends.nnls.result import CAPPED, FLOORED, SOLVED, TOLERANCE, NnlsInfo
+from ...numerics import widened
+from ..penalties import NO_PENALTY, Penalty
 
 # concepts that may join the working set of a row in a round
 GROWTH = 128
