@@ -75,7 +75,7 @@ FITS |= {
     ),
     "fewer rows than features": (
         torch.rand(90, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
-        {**PLAIN, "how": "uneven", "init": "nndsvda"},
+        {**PLAIN, "how": "uneven", "init": "nndsvdar"},
     ),
     "penalised": (data(torch.float64), {**PENALISED, "alpha_D": 0.003, "how": "uneven"}),
     "penalised residual": (

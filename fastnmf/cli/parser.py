@@ -10,7 +10,7 @@ from .usage import Parser, file, number, number_or_same, one_of, whole
 
 # in words, so that help needs no torch; a test compares them with what there is
 SOLVERS = "hals mu pgd anls".split()
-STARTS = "auto random nndsvda rows spread".split()
+STARTS = "auto random nndsvda nndsvd nndsvdar rows spread".split()
 RULES = "change error".split()
 FORMS = "auto normal residual".split()
 METHODS = "auto exact sweeps".split()

@@ -24,7 +24,7 @@ ELSEWHERE = {
     **{"--output": "--out", "--time-limit": "--max-seconds", "--alpha-W": "--alpha-Z"},
     **{"--alpha-H": "--alpha-D", "--memory": "--max-memory", "--verbose": "no --quiet"},
 }
-SAME_CHOICE = {"nndsvd": "nndsvda", "true": "yes", "false": "no"}
+SAME_CHOICE = {"true": "yes", "false": "no"}
 
 
 class Refused(Exception):

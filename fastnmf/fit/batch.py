@@ -29,7 +29,7 @@ from ..planning import hardware
 from ..planning.memory import fits, plan_beside, refuse_too_large, sizes_of_fit
 from ..planning.plan import Plan, Problem, accelerated, choose
 from ..precision import products_in
-from ..results.cautions import warn_of_penalties, warn_of_result
+from ..results.cautions import warn_of_penalties, warn_of_result, warn_of_start
 from ..results.info import FitInfo
 from ..results.metrics import measure
 from ..results.progress import Progress
@@ -118,6 +118,7 @@ def _opened(
     refuse_extremes(data, options)
     if processes.rank == 0:
         warn_of_penalties(options.penalties)
+        warn_of_start(options.start_name, method.solver)
     return data, method, file, checkpoint
 
 

@@ -1,4 +1,4 @@
-"""NNDSVDa: non-negative parts of the leading singular pairs of the data.
+"""NNDSVD: non-negative parts of the leading singular pairs of the data; with its zeros filled.
 
 Source: Boutsidis & Gallopoulos, 2008.
 """
@@ -21,15 +21,17 @@ PartNorms = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def nndsvda(
+def nndsvd(
     data: Data,
     codes: Kept | None,
     K: int,
     generator: Generator | None = None,
     unit: Tensor | float = 1,
+    *,
+    fills: bool = True,
 ) -> Tensor:
     """Return D (K, d) from the K ≤ min(n, d) leading right singular vectors of A, and write Z from
-    the left ones into `codes`, unless that is None; zeros filled with mean(A).
+    the left ones into `codes`, unless that is None; zeros filled with mean(A) if `fills` (NNDSVDa).
 
     The factors are those of A / unit: what counts as zero, and the fill, depend on A's scale. The
     scale is the paper's, not the best one: see start.scale_to_data_. Zero data give exactly zero
@@ -40,7 +42,8 @@ def nndsvda(
     # X V of the longer side: the dictionary, which is in memory, or codes, a chunk at a time
     U = X.product(V * inverse) if isinstance(X, ByColumns) else None
     squares = _write_left_(data, codes, V * inverse) if U is None else part_squares(U)
-    mean, norms = data.mean, squares.sum(0).sqrt()
+    mean = data.mean if fills else torch.zeros_like(data.mean)
+    norms = squares.sum(0).sqrt()
     S = (norms / inverse / unit).to(V.dtype)
     norms = norms.clamp(min=tiny(V))
     of_u = tuple((squares.sqrt() / norms).to(V.dtype))

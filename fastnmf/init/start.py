@@ -17,16 +17,20 @@ from ..data.dataset import Data
 from ..data.storage import InMemory, Kept, row_blocks
 from ..errors import InvalidInput
 from ..numerics import product, tiny, wide, widened
+from ..planning.memory import SINGULAR
 from . import nndsvd
 from .rows import any_rows, spread_rows, take_rows
 from .svd import tile_rows
 
-STARTS = ("auto", "random", "nndsvda", "rows", "spread")
+# those in SINGULAR fill zeros with the mean, leave them, or fill them with small random numbers
+STARTS = ("auto", "random", *SINGULAR, "rows", "spread")
 _ALLOWED = f"one of {STARTS} or a pair (Z0, D0)"
 # torch draws numbers in groups of 16, so draws of whole groups continue each other; all draws but
 # the last must be of whole groups, and none of less than one
 _GROUP = 16
 _DRAWN_BYTES = 16 << 20
+# size of the numbers that fill zeros, relative to the mean; scikit-learn's number
+_FILLED = 0.01
 
 
 @torch.no_grad()
@@ -42,15 +46,15 @@ def start(
 
     init: a name in STARTS, or (Z0, D0), which is copied as it is; Z0 is None for codes that are not
     kept. Other starts are scaled to the data. 'rows' and 'spread' take rows of A, any or such as
-    differ from each other, and random concepts where there are too few; 'nndsvda' takes rows for
-    concepts beyond min(n, d). Their codes are then those of cold_start. In a fit that processes
+    differ from each other, and random concepts where there are too few; those in SINGULAR take rows
+    for concepts beyond min(n, d). Their codes are then those of cold_start. In a fit that processes
     share, all get the same D up to rounding, and codes of the rows here.
     """
     kind = resolve(init, data.n, data.d, K)
     if kind == "given":
         return _given(data, codes, K, init)
-    if kind == "nndsvda" and min(data.n, data.d) >= K:
-        D = nndsvd.nndsvda(data, codes, K, generator, unit=nndsvd.unit_of(data))
+    if kind in SINGULAR and min(data.n, data.d) >= K:
+        D = _of_singular_vectors(data, codes, K, kind, generator)
     elif kind == "random":
         # codes first: Overcomplete's order, so that one seed means one start
         if codes is not None:
@@ -154,8 +158,23 @@ def nndsvda(A: Tensor, K: int, generator: Generator | None = None) -> tuple[Tens
         )
     data = Data(A)
     codes = _codes_of(data, K)
-    D = nndsvd.nndsvda(data, codes, K, generator)
+    D = nndsvd.nndsvd(data, codes, K, generator)
     return codes.Z, D
+
+
+def _of_singular_vectors(
+    data: Data, codes: Kept | None, K: int, kind: str, generator: Generator | None
+) -> Tensor:
+    """D (K, d) by one of SINGULAR, of A in units of its mean; its codes go into `codes`."""
+    unit = nndsvd.unit_of(data)
+    D = nndsvd.nndsvd(data, codes, K, generator, unit, fills=kind == "nndsvda")
+    if kind == "nndsvdar":
+        share = data.mean / unit * _FILLED
+        for part, drawn in () if codes is None else _drawn_codes(data, K, generator):
+            Z = codes.load(part)
+            codes.save(part, torch.where(Z.to(drawn) > 0, Z.to(drawn), drawn.mul_(share)))
+        D = torch.where(D > 0, D, _drawn((K, data.d), data, generator).abs_().mul_(share))
+    return D
 
 
 def _codes_of(data: Data, K: int) -> InMemory:
@@ -165,18 +184,32 @@ def _codes_of(data: Data, K: int) -> InMemory:
 @torch.no_grad()
 def _draw_codes(data: Data, codes: Kept, K: int, generator: Generator | None) -> None:
     """Z ← |normal| · sqrt(mean(A) / K), the numbers of one draw for all rows of all processes."""
-    root, first, n_here = (data.mean / K).sqrt(), data.first, data.n_here
+    root = (data.mean / K).sqrt()
     place = data.device if generator is None else generator.device
     if data.in_memory_here and isinstance(codes, InMemory) and place == data.device:
         codes.Z.normal_(generator=generator).abs_().mul_(root)
         return
+    for part, drawn in _drawn_codes(data, K, generator):
+        codes.save(part, drawn.mul_(root))
+
+
+def _drawn_codes(data: Data, K: int, generator: Generator | None) -> Iterator[tuple[slice, Tensor]]:
+    """(part, |normal| (m, K)) for all rows here, some at a time, the numbers of one draw for all
+    rows of all processes."""
+    first, n_here = data.first, data.n_here
     for part in _groups(data.n, _DRAWN_BYTES // (K * data.dtype.itemsize)):
-        drawn = torch.empty(part.stop - part.start, K, dtype=data.dtype, device=place)
-        drawn = drawn.normal_(generator=generator).to(data.device).abs_().mul_(root)
+        drawn = _drawn((part.stop - part.start, K), data, generator).abs_()
         start, stop = (min(max(at - first, 0), n_here) for at in (part.start, part.stop))
         if start < stop:
             skipped = start + first - part.start
-            codes.save(slice(start, stop), drawn[skipped : skipped + stop - start])
+            yield slice(start, stop), drawn[skipped : skipped + stop - start]
+
+
+def _drawn(shape: tuple[int, int], data: Data, generator: Generator | None) -> Tensor:
+    """Normal numbers, drawn where the generator lives."""
+    place = data.device if generator is None else generator.device
+    drawn = torch.empty(shape, dtype=data.dtype, device=place).normal_(generator=generator)
+    return drawn.to(data.device)
 
 
 def _groups(n: int, rows: int) -> Iterator[slice]:
@@ -189,16 +222,14 @@ def _groups(n: int, rows: int) -> Iterator[slice]:
 @torch.no_grad()
 def _draw_dictionary(data: Data, K: int, generator: Generator | None) -> Tensor:
     """D (K, d) = |normal| · sqrt(mean(A) / K)."""
-    place = data.device if generator is None else generator.device
-    drawn = torch.empty(K, data.d, dtype=data.dtype, device=place).normal_(generator=generator)
-    return drawn.to(data.device).abs_().mul_((data.mean / K).sqrt())
+    return _drawn((K, data.d), data, generator).abs_().mul_((data.mean / K).sqrt())
 
 
 def _dictionary_of_rows(data: Data, K: int, kind: str, generator: Generator | None) -> Tensor:
-    """D (K, d) of rows: after concepts of NNDSVDa, as long as they; before random ones."""
+    """D (K, d) of rows: after concepts of SINGULAR, as long as they; before random ones."""
     D = data.like.new_empty(0, data.d)
-    if kind == "nndsvda":
-        D = nndsvd.nndsvda(data, None, min(data.n, data.d), generator, unit=nndsvd.unit_of(data))
+    if kind in SINGULAR:
+        D = _of_singular_vectors(data, None, min(data.n, data.d), kind, generator)
         norm = torch.linalg.vector_norm(D).clamp(min=tiny(D))
         # the mean square of a row is that of a concept
         D *= float(data.squared_norm) ** 0.5 / norm * (len(D) / data.n) ** 0.5

@@ -67,10 +67,11 @@ class NMF(DictionaryModel):
         Show a progress bar with iteration, relative change and relative error.
     max_iter : int, optional
         Largest number of iterations of `fit`, at least 0; by default 500.
-    init : {'auto', 'random', 'nndsvda', 'rows', 'spread'} or (Z0, D0), default 'auto'
-        The start. 'auto' is 'nndsvda' if K ≤ min(n, d), else 'random'. 'rows' and 'spread' take
-        rows of A as concepts: any rows, or rows that differ from each other. These starts are
-        scaled to A; a pair is used as it is.
+    init : str or (Z0, D0), default 'auto'
+        The start. 'auto' is 'nndsvda' if K ≤ min(n, d), else 'random'. 'nndsvda', 'nndsvd' and
+        'nndsvdar' take singular vectors of A, with the mean of A, nothing or small random numbers
+        in place of zeros. 'rows' and 'spread' take rows of A as concepts: any rows, or rows that
+        differ from each other. These starts are scaled to A; a pair is used as it is.
     seed : int, optional
         Seed of random numbers (scikit-learn: ``random_state``), at least 0. The same seed gives the
         same bits every time. By default torch's global generator draws one, which the summary

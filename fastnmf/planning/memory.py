@@ -42,6 +42,7 @@ WORKSPACE_BYTES = 8 * 2**20
 OVERSAMPLES = 10
 # rows examined for each concept that becomes a row of the data, since some may be similar
 CANDIDATES = 4
+SINGULAR = ("nndsvda", "nndsvd", "nndsvdar")  # starts of singular vectors
 
 
 def bytes_of(max_memory: object) -> int | None:
@@ -143,7 +144,7 @@ class Needs:
         if p <= 4 * (K + OVERSAMPLES):
             # with fewer rows than features all rows are in memory as well
             svd = 4 * 8 * p * p + (p * (d + p) * self.itemsize if p < d else 0)
-        starts = {"nndsvda": svd, "rows": 24 * n, "spread": 64 * n}
+        starts = {**dict.fromkeys(SINGULAR, svd), "rows": 24 * n, "spread": 64 * n}
         halves = (6 * K * d + 6 * K * K) * self.itemsize
         # rows that may become concepts are sorted and compared with each other
         worst = 4 * min(CANDIDATES * K, self.of_all or n) * d * self.itemsize if self.revives else 0
@@ -273,9 +274,9 @@ def sizes_of_fit(problem: Problem, plan: Plan, rows: int, start: str) -> dict[st
     if plan.form == "normal" and plan.accelerates:
         loop["copies of the codes for acceleration"] = 2 * rows * K * itemsize
     p = min(problem.n, d)
-    if start == "nndsvda" and K <= p <= 4 * (K + OVERSAMPLES):
+    if start in SINGULAR and K <= p <= 4 * (K + OVERSAMPLES):
         # a float64 matrix and its eigenvectors
-        begins["the start nndsvda"] = 16 * p * p
+        begins[f"the start {start}"] = 16 * p * p
     return factors | max(loop, begins, key=lambda sizes: sum(sizes.values()))
 
 

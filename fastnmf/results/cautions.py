@@ -4,6 +4,7 @@ wanted."""
 from __future__ import annotations
 
 from ..errors import ConvergenceWarning, warn
+from ..solvers.base import Solver
 from ..solvers.penalties import Penalties
 from .info import FitInfo
 
@@ -23,6 +24,15 @@ def warn_of_penalties(penalties: Penalties) -> None:
         f"as small as one likes while {other} grows, at the same error, so that the objective has "
         f"no minimum; give {remedy} as well"
     )
+
+
+def warn_of_start(init: str, solver: Solver) -> None:
+    """Warn of a start with zeros that the solver keeps."""
+    if init == "nndsvd" and solver.keeps_zeros:
+        warn(
+            f"the solver {solver.name!r} cannot change a zero, and init={init!r} has many: the fit "
+            "ends at a higher error; give init='nndsvda' or 'nndsvdar'"
+        )
 
 
 def warn_of_result(info: FitInfo, penalties: Penalties, tol: float, stop: str) -> None:

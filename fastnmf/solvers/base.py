@@ -126,6 +126,8 @@ class Solver:
     searches_line : bool
         Whether codes for a fixed dictionary are extrapolated by a line search, not by momentum: for
         half-steps that are no gradient steps, which momentum may lead away from the optimum.
+    keeps_zeros : bool
+        Whether an entry that is zero stays zero.
     least_share : float
         The share of an entry that an extrapolation must leave.
     inner_share_of_many : float
@@ -158,6 +160,7 @@ class Solver:
     penalised_by_slope: bool = True
     needs_all_concepts: bool = False
     searches_line: bool = False
+    keeps_zeros: bool = False
     least_share: float = 0.0
     inner_share_of_many: float = 2.0
     batch_half_steps: int = 4

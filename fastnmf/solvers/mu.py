@@ -136,7 +136,7 @@ SOLVER = Solver(
     reports_error_before=True,
     penalised_by_slope=False,
     device_workspace=packed_bytes,
-    # a code that is zero stays zero
+    keeps_zeros=True,
     # 0.5 ends up to 16 times higher (K = d = 7) and 1.03 times on digits; 0.95 is slower on data
     # with an offset
     least_share=0.9,

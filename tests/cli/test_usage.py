@@ -134,8 +134,8 @@ MISTYPED = {
         "'cd' is none of .*did you mean 'hals'?",
     ),
     "start": (
-        ["fit", "A.npy", "--init", "nndsvd"],
-        "'nndsvd' is none of .*did you mean 'nndsvda'?",
+        ["fit", "A.npy", "--init", "svda"],
+        "'svda' is none of .*did you mean 'nndsvda'?",
     ),
     "its former name": (["fit", "A.npy", "--stop", "codes"], "'codes' is none of .*mean 'change'?"),
     "yes": (

@@ -70,7 +70,7 @@ def test_codes_and_dictionary_have_generators_of_their_own():
     assert generator(None) is None
 
 
-STARTS = ["auto", "random", "nndsvda", "rows", "spread"]
+STARTS = ["auto", "random", "nndsvda", "nndsvdar", "rows", "spread"]
 
 
 @pytest.mark.parametrize("init", STARTS)
@@ -81,7 +81,7 @@ def test_seed_that_was_drawn_repeats_the_fit(init, kind):
     run = {"codes": None} if kind == "no codes" else {}
     if kind == "more concepts":
         A, K = A[:, :4], 6
-        if init == "nndsvda":
+        if init in ("nndsvda", "nndsvdar"):
             pytest.skip("needs no more concepts than features")
     data = A.split(9) if kind == "batches" else A
     first, again = NMF(K, init=init, tol=0), None

@@ -37,7 +37,8 @@ SOLVERS_AND_STARTS = [
     ("anls", "spread", torch.float32),
     ("hals", "spread", torch.float64),
     ("mu", "rows", torch.float64),
-    ("pgd", "nndsvda", torch.float64),
+    ("pgd", "nndsvdar", torch.float64),
+    ("hals", "nndsvd", torch.float64),
     ("anls", "random", torch.float64),
 ]
 

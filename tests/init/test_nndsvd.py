@@ -1,4 +1,4 @@
-"""NNDSVDa: scikit-learn's, of zeros, of any scale and rank."""
+"""NNDSVD, and with zeros filled: scikit-learn's, of zeros, of any scale and rank."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 from starts import activations, leading_svd, loss, low_rank, seeded, started
 
-from fastnmf.errors import InvalidInput
+from fastnmf import NMF
+from fastnmf.errors import FastnmfWarning, InvalidInput
 from fastnmf.init import svd
 from fastnmf.init.nndsvd import EPS
 from fastnmf.init.start import nndsvda
@@ -36,6 +37,36 @@ def test_nndsvda_equals_sklearn_given_the_same_svd(monkeypatch, n, d, K, dtype):
         torch.testing.assert_close(
             F, torch.from_numpy(F_expected), rtol=0, atol=ROUNDING[dtype] * F_expected.max()
         )
+
+
+@pytest.mark.parametrize("init", ["nndsvd", "nndsvdar"])
+@pytest.mark.parametrize(("n", "d", "K"), [(60, 20, 7), (20, 60, 7)], ids=["tall", "wide"])
+def test_start_equals_sklearn_given_the_same_svd(monkeypatch, init, n, d, K):
+    module = pytest.importorskip("sklearn.decomposition._nmf", reason="scikit-learn is an extra")
+    A = activations(n, d, torch.float64)
+    A /= A.mean()
+    arrays = [F.contiguous().numpy() for F in leading_svd(A, K, seeded())]
+    monkeypatch.setattr(module, "_randomized_svd", lambda *_, **__: arrays)
+    expected = module._initialize_nmf(A.numpy(), K, init="nndsvd")
+
+    for F, F_expected in zip(started(A, K, init, seeded()), expected, strict=True):
+        # ours is scaled to the data
+        F, zero = F.numpy() * (F_expected.max() / F.max().item()), F_expected == 0
+        np.testing.assert_allclose(F[~zero], F_expected[~zero], atol=1e-12)
+        assert zero.sum() > 20
+        size = 0 if init == "nndsvd" else 0.01
+        assert np.sqrt(np.mean(F[zero] ** 2)) == pytest.approx(size, rel=0.3)
+        assert bool((F >= 0).all())
+
+
+def test_zeros_of_nndsvd_stay_zero_in_mu_which_warns():
+    A = activations(60, 20)
+    Z0, D0 = started(A, 5, "nndsvd", seeded())
+    assert int((D0 == 0).sum()) > 5
+    with pytest.warns(FastnmfWarning, match=r"'mu' cannot change .* init='nndsvda'"):
+        Z, D = NMF(5, solver="mu", init="nndsvd", seed=0, max_iter=5, tol=0).fit(A)
+    assert not D[D0 == 0].any()
+    assert not Z[Z0 == 0].any()
 
 
 def test_nndsvda_fills_small_entries_with_the_mean():
