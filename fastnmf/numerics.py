@@ -18,7 +18,8 @@ Part = Tensor | np.ndarray
 
 def compute_dtype(part: Part) -> torch.dtype:
     """The dtype that data are computed in: float64 for floats of 8 bytes or more, else float32."""
-    real = part.is_floating_point() if isinstance(part, Tensor) else part.dtype.kind == "f"
+    torchs = isinstance(part.dtype, torch.dtype)
+    real = part.dtype.is_floating_point if torchs else part.dtype.kind == "f"
     return torch.float64 if real and part.dtype.itemsize >= 8 else torch.float32
 
 
@@ -53,7 +54,10 @@ def add_squares_(sums: Tensor, delta: Tensor, F: Tensor) -> None:
 
 
 def squared_norm(X: Tensor) -> Tensor:
-    """‖X‖² of a matrix, a float64 scalar; summed tile by tile, so that X is never copied whole."""
+    """‖X‖² of a matrix, dense or sparse, a float64 scalar; summed tile by tile, so that X is never
+    copied whole."""
+    if not isinstance(X, Tensor):
+        return X.squared_norm()
     X = X if X.stride(1) == 1 else X.T
     if X.device.type != "cpu" or X.dtype == torch.float64:
         wide = X.split(max(1, (1 << 24) // max(1, X.shape[1])))

@@ -87,6 +87,7 @@ TESTED_IN = {
     "fit.refusals": "fit/test_batch.py",
     "planning.cards": "planning/test_gpu.py",
     "planning.hardware": "planning/test_plan.py",
+    "planning.inner": "planning/test_plan.py",
     "models.hints": "models/test_nmf.py",
     "solvers.base": "solvers/test_toy_solver.py",
     "solvers.half_step": "solvers/test_iterates.py",

@@ -17,6 +17,7 @@ from fastnmf.planning import plan
 from fastnmf.planning.cards import FORMER_KERNELS, H100, H200, KERNELS, Card, Kernels
 from fastnmf.planning.gpu import WAITING, half_step_parts
 from fastnmf.planning.hardware import gpu_machine
+from fastnmf.planning.inner import accelerated
 from fastnmf.planning.memory import needed_bytes
 from fastnmf.solvers.base import Size
 from fastnmf.solvers.registry import SOLVERS
@@ -164,7 +165,7 @@ def graphs(sizes: tuple[int, int, int], card: str) -> str:
         problem = plan.Problem(*sizes, 4, SOLVERS[solver])
         chosen = plan.choose(problem, on)
         if accelerates:
-            chosen = plan.accelerated(chosen, problem, on)
+            chosen = accelerated(chosen, problem, on)
         one = plan.Candidate(chosen.codes, chosen.dictionary, chosen.block, chosen.tile_rows)
         parts = plan.gpu_parts(problem, one, on, chosen.inner if accelerates else None)
         recorded = sum(took for name, took in parts.items() if name != WAITING) + GRAPH

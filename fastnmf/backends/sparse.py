@@ -3,6 +3,7 @@ into this form in data/sparse."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,21 @@ class SparseMatrix:
         crow = self.crow[start : stop + 1] - first
         return SparseMatrix(crow, self.col[first:last], self.values[first:last], shape)
 
+    def __getitem__(self, part: slice) -> SparseMatrix:
+        """The same as `rows`."""
+        return self.rows(part)
+
+    def take(self, numbers: Tensor) -> SparseMatrix:
+        """The rows of these numbers (r,), in this order: a copy."""
+        counts = self.crow.diff()[numbers].long()
+        ends = counts.cumsum(0)
+        # from the place of an entry in the copy to its place here
+        shift = self.crow[:-1][numbers].long() - (ends - counts)
+        at = torch.repeat_interleave(shift, counts)
+        at += torch.arange(len(at), device=self.device)
+        crow = torch.cat((ends.new_zeros(1), ends)).to(self.crow.dtype)
+        return SparseMatrix(crow, self.col[at], self.values[at], (len(numbers), self.shape[1]))
+
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> SparseMatrix:
@@ -110,3 +126,19 @@ class SparseMatrix:
         out = Z.new_empty(self.shape[1], Z.shape[1]) if out is None else out
         sparse_tdot_(out, (self.crow, self.col, self.values), Z, adds=adds)
         return out
+
+
+def concat(parts: Sequence[SparseMatrix]) -> SparseMatrix:
+    """The rows of all parts, one below the other: a copy, or the only part itself."""
+    if len(parts) == 1:
+        return parts[0]
+    nnz = sum(part.nnz for part in parts)
+    wide = nnz > torch.iinfo(torch.int32).max or parts[0].crow.dtype == torch.int64
+    dtype, before, bounds = torch.int64 if wide else torch.int32, 0, [parts[0].crow[:1]]
+    for part in parts:
+        bounds.append(part.crow[1:].to(dtype) + before)
+        before += part.nnz
+    col = torch.cat([part.col.to(dtype) for part in parts])
+    values = torch.cat([part.values for part in parts])
+    shape = sum(map(len, parts)), parts[0].shape[1]
+    return SparseMatrix(torch.cat(bounds).to(dtype), col, values, shape)

@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix, dense_tiles, stored_share
+from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
-from ..numerics import compute_dtype, squared_norm, wide_tiles, widened
+from ..errors import InvalidInput
+from ..numerics import compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget
 from .arrays import NON_NEGATIVE, Expected, read_matrix
 from .prefetch import Prefetcher
 from .sources import Source, chunks_of, open_source, summarise, whole_matrix
+from .sparse.arrays import is_sparse, sparse_matrix
 from .storage import InMemory, NotKept, OnDisk, Storage, row_blocks
 from .summary import Summary, joined
 
@@ -30,26 +34,33 @@ _SUMMED = 1 << 20
 # of ‖A‖²: a spread below that is not computed as a difference
 _LEAST_SPREAD = 1e-3
 
-Tile = tuple[Tensor, Tensor | None, Tensor | None]
+Tile = tuple[Matrix, Tensor | None, Tensor | None]
 
 
 class Data:
     """A (n, d), checked; a process may have a part of its rows.
 
     n, d: of all rows. dtype, device: in which and on which they are computed with. A: the rows here
-    if they are in memory, else None; 16-bit numbers may stay as they are stored. resident: whether
+    if they are in memory, else None; 16-bit numbers may stay as they are stored. stored: the share
+    of the entries that is stored where A is sparse, and all rows are SparseMatrices; else None.
+    resident: whether
     all rows of all processes are in memory, so that a residual (n, d) may be as well. first,
     n_here: which rows of A this process has. chunk_rows: rows of a chunk, at most. passes: how
     often all rows were read, including the checks.
     """
 
-    def __init__(self, A: Tensor) -> None:
+    def __init__(self, A: Matrix) -> None:
         """Data in the memory of one process."""
         (self.n, self.d), self.dtype, self.device = A.shape, compute_dtype(A), A.device
-        self.A: Tensor | None = A
+        self.A: Matrix | None = A
         self.processes, self.first, self.n_here = ALONE, 0, self.n
         self.resident, self.passes, self.chunk_rows = True, 1, self.n
+        self._source: Source | None = None
         self._summary: Summary | None = None
+        self.stored = stored_share(A)
+        if isinstance(A, SparseMatrix):
+            self._summary = Summary.of_sparse(A)
+            self._squares_here = self._summary.squares
 
     @classmethod
     def of_source(
@@ -69,7 +80,7 @@ class Data:
         self.n, self.d, self.dtype, self.device = whole.n, whole.d, whole.dtype, budget.device
         self.processes, self.n_here = processes, summary.n
         self.first = sum(part.n for part in summaries[: processes.rank])
-        self.resident, self.passes = resident, 1
+        self.resident, self.passes, self.stored = resident, 1, None
         self._summary, self._squares_here = whole, summary.squares
         self._source, self._prefetch, self._budget = source, prefetch, budget
         none = torch.empty(0, self.d, dtype=self.dtype, device=self.device)
@@ -128,9 +139,14 @@ class Data:
         if self.in_memory_here and share < _LEAST_SPREAD:
             # not as a difference of nearly equal numbers
             mean = mean.to(self.dtype)
-            parts = self.A.split(max(1, _SUMMED // self.d))
-            share = float(sum(squared_norm(widened(part) - mean) for part in parts)) / total
+            parts = dense_tiles(self.A, max(1, _SUMMED // self.d))
+            share = float(sum(squared_norm(part - mean) for _, part in parts)) / total
         return (share if self.in_memory_here else max(share, 1e-7)) ** 0.5
+
+    def width(self, K: int = 0) -> int:
+        """Numbers that products of a row with K concepts work on: those that are stored of it, and
+        of a sparse one their columns and the K results."""
+        return self.d if self.stored is None else 1 + int(2 * self.stored * self.d) + K
 
     @property
     def like(self) -> Tensor:
@@ -139,7 +155,7 @@ class Data:
 
     def limit_chunks(self, most: int | None) -> None:
         """Set chunk_rows to what fits in memory, `most` at most."""
-        if self._summary is None:
+        if self._source is None:
             self.chunk_rows = min(self.n, most or self.n)
         else:
             sizes = self.n_here, self.d, self.dtype, self.n
@@ -151,14 +167,14 @@ class Data:
 
     def chunks(
         self, codes: Storage | None = None, save: bool = True
-    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    ) -> Iterator[tuple[slice, Matrix, Tensor | None]]:
         """Yield (part, X, Z) of each chunk in one pass over the rows here: X, widened, and their
         codes Z, or None if codes are not kept, on the device.
 
         Z may be changed in place, and is saved unless save is False. A chunk is valid until the
         next one is requested.
         """
-        if self._summary is None:
+        if self._source is None:
             yield from self._chunks_in_memory(codes)
             return
         chunks = self._read(codes, save)
@@ -177,11 +193,11 @@ class Data:
 
     def _chunks_in_memory(
         self, codes: Storage | None
-    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    ) -> Iterator[tuple[slice, Matrix, Tensor | None]]:
         """Views, or of 16-bit numbers as many rows as may be widened at a time."""
         first = 0
-        for rows in self.A.split(self.chunk_rows):
-            for X in wide_tiles(rows):
+        for rows in row_blocks(self.n, self.chunk_rows):
+            for X in wide_tiles(self.A[rows]):
                 part = slice(first, first + len(X))
                 first = part.stop
                 yield part, X, None if codes is None else codes.load(part)
@@ -257,10 +273,16 @@ def opened(
     with Prefetcher() as prefetch:
         with processes.agreed():
             found = open_source(A, expected, budget, prefetch)
-        matrix = found.detach() if isinstance(found, Tensor) else None
+        matrix = None if isinstance(found, tuple) else found
+        matrix = matrix.detach() if isinstance(matrix, Tensor) else matrix
         if matrix is not None and processes.alone and budget.codes != "none":
             yield Data(matrix)
             return
+        if isinstance(matrix, SparseMatrix):
+            raise InvalidInput(
+                "a sparse A cannot be shared by processes, nor fitted with codes=None; give a "
+                "dense A, or its rows some at a time"
+            )
         source, summary = found if matrix is None else summarise(matrix)
         here = summary.n == 0 or (matrix is not None and budget.fits_beside(matrix))
         summaries, everywhere = zip(*processes.gather((summary, here)), strict=True)
@@ -276,7 +298,8 @@ def opened(
 
 def in_memory(A: Any, device: torch.device, expected: Expected = NON_NEGATIVE) -> Data:
     """A, which is in memory or is read into it whole, as Data."""
-    return Data(read_matrix(A, device, expected))
+    read = sparse_matrix if is_sparse(A) else read_matrix
+    return Data(read(A, expected=expected, device=device))
 
 
 def _loading(codes: Storage | None, save: bool) -> Callable[[slice], Tensor | None]:

@@ -29,6 +29,7 @@ from .arrays import (
 )
 from .prefetch import Prefetcher
 from .shards import READ_ENTRIES, Shards, StoredRows, in_memory, open_paths, paths_of
+from .sparse.arrays import is_sparse, sparse_matrix
 from .summary import Summary
 
 # entries that are copied at a time, which torch does by one thread. If the thread that reads had
@@ -87,6 +88,8 @@ def open_source(
     and row, and InvalidInput for batches that can be read only once and do not fit.
     """
     name, device = expected.name, budget.device
+    if is_sparse(A):
+        return sparse_matrix(A, expected, device)
     paths = paths_of(A)
     known = paths is not None or isinstance(A, Shards)
     matrix = None if known else as_matrix(A, name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..backends.sparse import SparseMatrix
 from ..errors import InvalidInput
 from ..numerics import squared_norm
 
@@ -33,6 +34,12 @@ class Summary:
     def of_nothing(cls) -> Summary:
         """That of no rows."""
         return cls(0, 0, torch.float32, 0.0, 0.0, torch.zeros(0, dtype=torch.float64, device="cpu"))
+
+    @classmethod
+    def of_sparse(cls, X: SparseMatrix) -> Summary:
+        """That of the rows of a sparse matrix."""
+        (n, d), squares = X.shape, float(X.squared_norm())
+        return cls(n, d, X.dtype, squares, float(X.largest()), X.column_sums().cpu())
 
     def with_rows(self, X: Tensor, largest: float, dtype: torch.dtype) -> Summary:
         """That of these rows and X (m, d), whose largest entry is given. Writes into columns."""

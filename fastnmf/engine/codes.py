@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix, dot, operand, row_maxima, stored_share, times_powers
 from ..data.dataset import Data, Tile
 from ..data.storage import InMemory, NotKept, Storage, row_blocks
 from ..init.start import cold_start
@@ -72,7 +73,7 @@ class Encoder:
     monotone: bool = False
 
     @torch.no_grad()
-    def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
+    def __call__(self, A: Matrix, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
         """Z (n, K) for A (n, d) on D's device, in its dtype or in 16 bits, from Z0 (n, K) or from
         `cold_start`; and how each chunk ended."""
         Z, taken = self.D.new_empty(A.shape[0], len(self.D)), []
@@ -82,7 +83,7 @@ class Encoder:
             X, start = widened(A[part]), None if Z0 is None else Z0[part]
             powers = self._powers(X)
             if powers is not None:
-                X = times_power(X, -powers).to(X.dtype)
+                X = times_powers(X, -powers)
                 start = None if start is None else times_power(start, -powers)
             Z[part] = cold_start(X, self.D) if start is None else start
             taken.append(self._solve_(Z[part], X, stopping))
@@ -90,24 +91,27 @@ class Encoder:
                 Z[part] = times_power(Z[part], powers)
         return Z, taken
 
-    def _powers(self, X: Tensor) -> Tensor | None:
+    def _powers(self, X: Matrix) -> Tensor | None:
         """Powers of two (m, 1) by which rows are divided while they are encoded, where their sizes
         differ so much that large rows would end the iterations of small ones; else None. Without
         penalties the iterates are the same."""
         if self.tol <= 0 or self.method.solver.exact or self.method.penalties or not len(X):
             return None
-        largest = X.amax(1, keepdim=True)
+        largest = row_maxima(X)[:, None]
         least = torch.where(largest > 0, largest, torch.inf).amin()
         if not bool(largest.amax() > _ALIKE * least):
             return None
         return torch.where(largest > 0, torch.frexp(largest).exponent, 0).long()
 
-    def _solve_(self, Z: Tensor, X: Tensor, stopping: Stopping) -> Ended:
+    def _solve_(self, Z: Tensor, X: Matrix, stopping: Stopping) -> Ended:
         """Iterate on Z (n, K) in place until `stopping` ends it."""
         (n, d), K, D, method = X.shape, len(self.D), self.D, self.method
         tuning = replace(method.tuning, chunk_rows=None)
         problem = Problem(
-            n, d, K, D.element_size(), method.solver, learns=False, half_steps=_USUAL_HALF_STEPS
+            *(n, d, K, D.element_size(), method.solver),
+            learns=False,
+            half_steps=_USUAL_HALF_STEPS,
+            stored=stored_share(X),
         )
         # the memory for a chunk is bounded already
         plan = plan_beside(X, problem, method.backend, tuning, None)
@@ -158,7 +162,7 @@ class CodesStep:
     def __init__(
         self,
         state: State,
-        A: Tensor,
+        A: Matrix,
         method: Method,
         plan: Plan,
         allowed: str,
@@ -192,7 +196,7 @@ class _Tile:
     """Rows X (m, d) with codes F (K, m), and what their half-steps share."""
 
     def __init__(
-        self, F: Tensor, X: Tensor, solver: Solver, fixed: FixedFactor, compute: Compute
+        self, F: Tensor, X: Matrix, solver: Solver, fixed: FixedFactor, compute: Compute
     ) -> None:
         self.F, self.X, self.solver, self.fixed, self.compute = F, X, solver, fixed, compute
         self.extrapolation = start_of(solver)
@@ -222,7 +226,7 @@ class _NormalTile(_Tile):
     def __init__(self, *given) -> None:
         super().__init__(*given)
         # row-major as the codes are
-        C = torch.mm(self.X, self.fixed.B.T).T
+        C = dot(self.X, operand(self.X, self.fixed.B)).T
         self._data = NormalData(self.solver.penalise(C, self.fixed, out=C))
         self._line = normal_line(self._data.C, self.fixed.G)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..backends.products import dense_tiles
 from ..data.dataset import Data
 from ..data.storage import Storage, blocks_of
 from ..distributed import Processes
-from ..numerics import squared_norm, widened
+from ..numerics import squared_norm
 from ..planning.memory import CANDIDATES
 from ..solvers import hals
 from ..solvers.half_step import Compute, FixedFactor, NormalData
@@ -77,9 +78,10 @@ class Revival:
     fills: bool = False
 
     def tiles(self, Z: Storage, *, save: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """X (m, d), widened, and its codes (m, K) of each tile; save: keep changes of the codes."""
-        tiles = self.data.tiles(Z, self.tile_rows, save=save)
-        return ((widened(X), codes) for X, codes, _ in tiles)
+        """X (m, d), widened and dense, and its codes (m, K) of each tile; save: keep changes of the
+        codes."""
+        for X, codes, _ in self.data.tiles(Z, self.tile_rows, save=save):
+            yield from ((rows, codes[part]) for part, rows in dense_tiles(X))
 
 
 def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: float = 0.0) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix, Rebuilt, dot, operand
 from ..data.dataset import Data
 from ..data.storage import NotKept
 from ..numerics import squared_norm
@@ -66,6 +67,7 @@ class Step:
             moments=method.ops["moments_"] if plan.dictionary == "normal" else None,
             penalties=self.penalties,
             splits=plan.splits,
+            by_features=data.stored is not None,
         )
         if plan.dictionary == "residual" and state.E is None:
             state.E = torch.empty(data.A.shape, dtype=D.dtype, device=D.device)
@@ -141,12 +143,12 @@ class Step:
 
     def _squared_error(self) -> float:
         """‖A − Z D‖² from the residual. A collective call."""
-        state, total = self.state, self.statistics.sums.new_zeros(())
-        D = state.D
+        state, D, total = self.state, self.state.D, self.statistics.sums.new_zeros(())
         if state.unit is not None and not isinstance(state.Z, NotKept):
             D = state.unit.scaled(D)
+        rebuilt = Rebuilt(D)
         for X, Z, _ in FreshTiles(self.data, state.Z, state.D, self.method, self.plan.tile_rows):
-            total += squared_error(X, Z, D, len(X))
+            total += rebuilt.squared_error(X, Z)
         self.processes.sum_(total)
         return float(total)
 
@@ -207,9 +209,8 @@ class Step:
     def update_codes_(self) -> None:
         """One or more half-steps on the codes of each tile; the statistics receive their sums."""
         extrapolation, statistics = self.state.extrapolation, self.statistics
-        given = self.state.D, self.state.G, self.data.n, self.penalties[0]
-        fixed = self.solver.fix(self.plan.codes, *given, self.compute)
-        times, first = self.plan.inner[0], 0
+        given = self.state.D, self.state.G, self.data.n, self.penalties[0], self.compute
+        fixed, first = self.solver.fix(self.plan.codes, *given), 0
         for X, Z, data in self._code_tiles(fixed):
             part = slice(first, first + len(Z))
             first += len(Z)
@@ -219,18 +220,17 @@ class Step:
                 data = replace(data, moves=moves, moments=statistics.moments)
             elif extrapolation is not None:
                 extrapolation.keep_codes_(Z, part)
-            self.solver.half_steps_(Z.T, data, fixed, self.compute, statistics.codes, times)
+            by = self.compute, statistics.codes, self.plan.inner[0]
+            self.solver.half_steps_(Z.T, data, fixed, *by)
             if extrapolation is not None and not by_rows:
                 extrapolation.move_codes_(Z, part)
             statistics.add_(X, Z, made=by_rows)
 
-    def _code_tiles(self, fixed: FixedFactor) -> Iterator[tuple[Tensor, Tensor, HalfStepData]]:
+    def _code_tiles(self, fixed: FixedFactor) -> Iterator[tuple[Matrix, Tensor, HalfStepData]]:
         """X of each tile of rows, widened where products need it, its codes, and the data of their
         half-steps. Scratch is shared: a tile is valid until the next one."""
         state, plan, scratch = self.state, self.plan, self.compute.scratch
-        D, Bt = state.D, None
-        multiplied = "normal" in (plan.codes, plan.dictionary)
-        # without C, which serves one call only
+        D, Bt, right, multiplied = state.D, None, None, "normal" in (plan.codes, plan.dictionary)
         by_rows = plan.codes == "normal" and self.solver.takes_rows(D, self.compute)
         for X, Z, E in self.tiles:
             if multiplied and X.dtype != D.dtype:
@@ -238,12 +238,13 @@ class Step:
             if state.unit is not None and not isinstance(state.Z, NotKept):
                 state.unit.move_(Z)
             if by_rows and in_tiles(X):
-                # once for all tiles: the copy costs as much as a product with few rows
+                # without C; the copy, which costs as much as a product with few rows, once for all
                 Bt = D.T.contiguous() if Bt is None else Bt
                 yield X, Z, RowData(X, Bt)
             elif plan.codes == "normal":
-                # row-major as the codes are: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
-                C = torch.mm(X, D.T, out=scratch("C", *Z.shape)).T
+                right = right if right is not None else operand(X, D)
+                # row-major as the codes: 1.05x faster than D Xᵀ at 20,000 × 384, K = 50
+                C = dot(X, right, out=scratch("C", *Z.shape)).T
                 yield X, Z, NormalData(self.solver.penalise(C, fixed, out=C), state.swept)
             else:
                 fresh = state.iterations_since_fresh > 0

@@ -22,6 +22,8 @@ def varies(method: Method, plan: Plan, data: Data) -> str | None:
     or None."""
     if not data.in_memory_here:
         return "the data are read in passes, or shared by processes"
+    if data.stored is not None:
+        return "products with sparse data are not recorded"
     if plan.form != "normal":
         return "in residual form the residual is computed anew at intervals"
     if method.solver.exact:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix, Rebuilt, cross_
 from ..data.storage import row_blocks
 from ..distributed import Processes
-from ..numerics import squared_norm, widened
 from ..solvers.penalties import NO_PENALTY, Penalty
 
 # of codes and dictionary
@@ -39,7 +39,9 @@ class Statistics:
         moments: Callable | None,
         penalties=_NONE,
         splits: bool = False,
+        by_features: bool = False,
     ) -> None:
+        """by_features: whether cross is stored as (d, K), as products with sparse data have it."""
         K, d = D.shape
         self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
@@ -53,7 +55,8 @@ class Statistics:
         self.cross = self.gram = None
         if moments:
             cross, gram, self._codes_summed = self._moments.split(sizes)
-            self.cross, self.gram = cross.view(K, d), gram.view(K, K)
+            self.cross = cross.view(d, K).T if by_features else cross.view(K, d)
+            self.gram = gram.view(K, K)
         self._on_codes, self._on_dictionary = penalties
         # sum and sum of squares of the codes of each concept
         self._loads = self.sums.new_zeros(2, K)
@@ -72,7 +75,7 @@ class Statistics:
         are not read."""
         return None if self.cross is None else (self.cross, self.gram, not self._empty)
 
-    def add_(self, X: Tensor, Z: Tensor, *, made: bool = False) -> None:
+    def add_(self, X: Matrix, Z: Tensor, *, made: bool = False) -> None:
         """cross += ZᵀX, gram += ZᵀZ for a tile X (m, d) with codes Z (m, K), unless its half-step
         has `made` them, and the sums of the penalty of Z. 2 m K (d + K) flops."""
         if self._on_codes.l1:
@@ -83,7 +86,7 @@ class Statistics:
             return
         if not made:
             # the first tile overwrites
-            self._moments_(Z.T, X, self.cross, adds=not self._empty)
+            cross_(self.cross, X, Z, self._moments_, adds=not self._empty)
             self._moments_(Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
 
@@ -139,9 +142,9 @@ class Statistics:
         torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
 
 
-def squared_error(A: Tensor, Z: Tensor, D: Tensor, rows: int) -> Tensor:
+def squared_error(A: Matrix, Z: Tensor, D: Tensor, rows: int) -> Tensor:
     """‖A − Z D‖² from the residual, `rows` rows at a time: a float64 scalar. 2 n d K flops."""
-    total = torch.zeros((), dtype=torch.float64, device=D.device)
+    total, rebuilt = torch.zeros((), dtype=torch.float64, device=D.device), Rebuilt(D)
     for part in row_blocks(len(A), rows):
-        total += squared_norm(torch.addmm(widened(A[part]), Z[part], D, alpha=-1))
+        total += rebuilt.squared_error(A[part], Z[part])
     return total

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix, dense, take
 from ..data.storage import row_blocks
 from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Callback, Iteration, Method
@@ -48,14 +49,16 @@ class ExactEncoder:
     each: Callback | None = None
 
     @torch.no_grad()
-    def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
+    def __call__(self, A: Matrix, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
         """Z (m, K) for A (m, d) ≥ 0 on D's device, in its dtype or in 16 bits, from Z0 (m, K) or
         from `cold_start`; and how each chunk ended."""
         Z, ended = self.D.new_empty(len(A), len(self.D)), []
         with torch.cuda.device_of(self.D), products_in("highest"):
             for part in row_blocks(len(A), chunk_rows(self.D, self.method)):
                 start = None if Z0 is None else Z0[part]
-                ended.append(self._encode_(Z[part], widened(A[part]), start))
+                # working sets read the rows themselves
+                X = widened(A[part]) if self._rows.G is not None else dense(A[part])
+                ended.append(self._encode_(Z[part], X, start))
         return Z, ended
 
     @cached_property
@@ -75,7 +78,7 @@ class ExactEncoder:
         block = choose(problem, on, Tuning("normal", self.method.tuning.block)).block
         return Compute(self.method.ops, block, Workspace(D.dtype, D.device))
 
-    def _encode_(self, Z: Tensor, X: Tensor, start: Tensor | None) -> Ended:
+    def _encode_(self, Z: Tensor, X: Matrix, start: Tensor | None) -> Ended:
         """Z ← the codes (m, K) of X (m, d)."""
         begun, swept, by = time.perf_counter(), 0, []
         sweeps = self.sweeps and self._rows.G is not None and self._cost.sweeps_first(len(X))
@@ -110,19 +113,21 @@ class ExactEncoder:
         return torch.cat(left), max((done for _, done in found), default=0)
 
     def _solve_(
-        self, Z: Tensor, X: Tensor, C: Tensor | None, which: Tensor | None, *, warm: bool
+        self, Z: Tensor, X: Matrix, C: Tensor | None, which: Tensor | None, *, warm: bool
     ) -> int:
         """Z_i ← the exact codes of X_i for the rows `which` (r,), or all; how many have none."""
-        z, x, c = Z, X, C
+        # given C, the rows themselves are read only where it is too coarse
+        z, x, c = Z, X if C is None else None, C
         if which is not None:
-            z, x, c = Z[which], X[which], None if C is None else C[which]
+            z, x, c = Z[which], None if x is None else x[which], None if C is None else C[which]
         self._rows.solve_(z, x, c, warm=warm)
         kkt = self._rows.kkt(z, x, c)
         wrong = (~(kkt <= EXACT[Z.dtype])).nonzero()[:, 0]
         if len(wrong) and Z.dtype != torch.float64:
             # the products of float32 are too coarse there, or their Gram matrix is
             some = z[wrong]
-            kkt[wrong] = solve_again_(some, x[wrong], self._rows, self.method.ops).to(kkt)
+            again = take(X, wrong if which is None else which[wrong])
+            kkt[wrong] = solve_again_(some, again, self._rows, self.method.ops).to(kkt)
             z[wrong] = some
         if which is not None:
             Z[which] = z

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix, times_powers
 from ..data.dataset import Data
 from ..engine.state import Method
 from ..errors import InvalidInput
@@ -42,8 +43,8 @@ class Powers:
         safe = max(abs(A), abs(D), abs(A - D)) <= _SAFE[data.dtype]
         return cls() if safe or dominated else powers
 
-    def of_data(self, A: Tensor) -> Tensor:
-        return _scaled(widened(A), -self.A) if self.A else A
+    def of_data(self, A: Matrix) -> Matrix:
+        return times_powers(widened(A), torch.tensor(-self.A, device=A.device)) if self.A else A
 
     def of_dictionary(self, D: Tensor) -> Tensor:
         return _scaled(D, -self.D)

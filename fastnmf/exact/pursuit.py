@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..backends.nnls.result import UNSOLVED
+from ..backends.products import Matrix, dense
 from ..data.storage import row_blocks
 from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Method
-from ..numerics import widened
 from ..precision import products_in
 from ..solvers.supports.pursuit import pursue_
 from ..solvers.supports.working_set import prepare_concepts
@@ -29,7 +29,7 @@ class PursuitEncoder:
     top_k: int
 
     @torch.no_grad()
-    def __call__(self, A: Tensor, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
+    def __call__(self, A: Matrix, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
         """Z (m, K) for A (m, d), on D's device, in its dtype or in 16 bits; and how each chunk
         ended. Z0 is None: a pursuit has no start."""
         D, penalty = self.D, self.method.penalties.of_codes(self.D.shape[1])
@@ -37,7 +37,7 @@ class PursuitEncoder:
         with torch.cuda.device_of(D), products_in("highest"):
             concepts = prepare_concepts(D, 0, penalty)
             for part in row_blocks(len(A), chunk_rows(self.D, self.method)):
-                X = widened(A[part]).contiguous()
+                X = dense(A[part]).contiguous()
                 info = pursue_(Z[part].T, X, concepts, self.top_k, self.method.ops)
                 unsolved = int((~(info.kkt <= UNSOLVED[D.dtype])).sum())
                 most = int(info.iterations.max()) if len(X) else 0

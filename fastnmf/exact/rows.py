@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends.nnls.result import NnlsInfo
+from ..backends.products import Matrix, dot, operand
 from ..planning.hardware import Machine, machine_of
 from ..planning.plan import Problem, choose
 from ..precision import products_in
@@ -60,9 +61,9 @@ class ExactRows:
                 self._concepts = prepare_concepts(D, n, penalty)
         self._sums = torch.zeros(4, dtype=torch.float64, device=D.device)
 
-    def cross(self, X: Tensor) -> Tensor:
+    def cross(self, X: Matrix) -> Tensor:
         """C (m, K) = X Dᵀ − l1 for X (m, d)."""
-        C = X @ self.D.T
+        C = dot(X, operand(X, self.D))
         return C.sub_(self.penalty.l1) if self.penalty.l1 else C
 
     def start_(self, Z: Tensor, C: Tensor) -> None:

@@ -26,8 +26,9 @@ from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
 from ..init.start import resolve, start
 from ..planning import hardware
+from ..planning.inner import accelerated
 from ..planning.memory import fits, plan_beside, refuse_too_large, sizes_of_fit
-from ..planning.plan import Plan, Problem, accelerated, choose
+from ..planning.plan import Plan, Problem, choose
 from ..precision import products_in
 from ..results.cautions import warn_of_penalties, warn_of_result, warn_of_start
 from ..results.info import FitInfo
@@ -158,7 +159,8 @@ def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:
 
 def _plan(options: Options, data: Data, method: Method) -> Plan:
     like, processes = data.like, data.processes
-    problem = Problem(data.n, data.d, options.nb_concepts, like.itemsize, method.solver)
+    sizes = data.n, data.d, options.nb_concepts, like.itemsize
+    problem = Problem(*sizes, method.solver, stored=data.stored)
     if data.in_memory_here:
         free = hardware.free_bytes(data.device)
         plan = plan_beside(data.A, problem, method.backend, method.tuning, free)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..backends.products import Matrix
 from ..data.arrays import Expected, ValueCheck, as_matrix, check_values, is_transformed, read_matrix
 from ..data.dataset import Data, opened
 from ..data.locks import WorkingFolder, working_folder
 from ..data.shards import Shards, open_paths, paths_of
+from ..data.sparse.arrays import is_sparse
 from ..data.storage import InMemory, mapped, written
 from ..engine.codes import Encoder, Ended, chunk_rows
 from ..engine.state import Callback, Method
@@ -63,6 +65,19 @@ class Run:
             "and is a method of its own; leave one of them out"
         )
 
+    def refuse_gradient(self, A: Tensor) -> None:
+        """Raise where A requires a gradient that there is not."""
+        if is_sparse(A):
+            raise InvalidInput(
+                "A is sparse and requires a gradient, which encode has for dense A only; give "
+                "A.to_dense(), or A.detach()"
+            )
+        if self.sweeps_only:
+            raise InvalidInput(
+                "A requires a gradient, and method='sweeps' has none, as its codes are not at the "
+                "optimum; give method='auto' or 'exact', or A.detach()"
+            )
+
 
 def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
     """A tensor or an array (…, width) as a matrix, and its leading dimensions; anything else, a
@@ -92,11 +107,8 @@ def encode(
     refuse_derivatives("encode", D=D, Z0=Z0)
     refuse_tangent("encode", "A", A)
     differentiates = isinstance(A, Tensor) and A.requires_grad and torch.is_grad_enabled()
-    if differentiates and run.sweeps_only:
-        raise InvalidInput(
-            "A requires a gradient, and method='sweeps' has none, as its codes are not at the "
-            "optimum; give method='auto' or 'exact', or A.detach()"
-        )
+    if differentiates:
+        run.refuse_gradient(A)
     expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
@@ -126,6 +138,9 @@ def encode(
 def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
     """Z D (n, d) for codes Z (n, K) of any sign; out: the .npy file to write to, or None. A tensor
     may have any shape (…, K)."""
+    if is_sparse(Z):
+        dense = "to_dense" if isinstance(Z, Tensor) else "toarray"
+        raise TypeError(f"Z is sparse where decode takes dense codes; give Z.{dense}()")
     (K, d), device, matrix = D.shape, D.device, Z
     if out is not None or not isinstance(Z, Tensor):
         checks.no_gradient("Z", isinstance(Z, Tensor) and Z.requires_grad)
@@ -195,7 +210,7 @@ class _Scaled:
         self._l2 = method.penalties.of_codes(D.shape[1]).l2
         self._record = EncodeRecord(method.penalties, D, measures=measures)
 
-    def __call__(self, X: Tensor, Z0: Tensor | None) -> Tensor:
+    def __call__(self, X: Matrix, Z0: Tensor | None) -> Tensor:
         X, Z0 = self._powers.of_data(X), self._powers.of_start(Z0)
         ended: list[Ended] = []
 
@@ -204,7 +219,7 @@ class _Scaled:
             ended.extend(found)
             return Z
 
-        if not (X.requires_grad and torch.is_grad_enabled()):
+        if not (isinstance(X, Tensor) and X.requires_grad and torch.is_grad_enabled()):
             Z = solve()
         elif self._run.max_iter > 0 or self._run.top_k is not None:
             Z = with_gradient(X, self.encoder.D, solve, self._l2)
@@ -245,6 +260,8 @@ def _locked(place: Path | str, stack: ExitStack) -> WorkingFolder | None:
 def _has_no_rows(A: Any, expected: Expected) -> bool:
     """Whether A is a matrix of no rows, as a tensor, an array or one file."""
     paths = paths_of(A)
+    if is_sparse(A):
+        return tuple(A.shape) == (0, expected.features)
     if paths is not None:
         one = len(paths) == 1 and not Path(paths[0]).is_dir()
         return one and Shards(open_paths(paths), expected.name).shape == (0, expected.features)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.products import largest
 from ..data.arrays import Expected
 from ..data.dataset import Data, in_memory, opened
 from ..data.storage import InMemory, NotKept, Storage
@@ -192,13 +193,13 @@ class _Batch:
                 Z = encoder(X, first)[0]
             except ArithmeticError:
                 # by its true cause, if it is one of these
-                refuse_extreme("A", float(X.max()), X, float(squared_norm(X)))
+                refuse_extreme("A", float(largest(X)), X, float(squared_norm(X)))
                 refuse_extreme("the dictionary D", float(D.max()), D)
                 raise
             with products_in("highest"):
                 error = squared_error(X, Z, D, self.method.tuning.chunk_rows or len(X))
                 squares[:2] += torch.stack((error, squared_norm(X)))
-                squares[2] = torch.maximum(squares[2], X.max())
+                squares[2] = torch.maximum(squares[2], largest(X))
                 statistics.add_(X, Z)
         return squares
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from ..backends.products import dot
 from ..data.dataset import Data
 from ..data.storage import Kept, row_blocks
 from ..numerics import tiny, wide
@@ -111,7 +112,7 @@ def _write_left_(data: Data, codes: Kept | None, V: Tensor) -> Tensor:
     """Write A V, V (d, K), into codes if there are any; its part_squares over all rows."""
     squares = torch.zeros(2, V.shape[1], dtype=wide(data.device), device=data.device)
     for _, X, U in data.chunks(codes):
-        U = torch.mm(X, V) if U is None else torch.mm(X, V, out=U)
+        U = dot(X, V, out=U)
         squares += part_squares(U)
     data.processes.sum_(squares)
     return squares

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from ..backends.products import Matrix, dot, row_maxima, row_norms, take
 from ..data.dataset import Data
+from ..data.storage import row_blocks
 from ..numerics import wide
 from .svd import tile_rows
 
@@ -23,7 +25,7 @@ def any_rows(data: Data, K: int, generator: Generator | None = None) -> Tensor:
 
     Fewer than K only where A has fewer rows that are not zero.
     """
-    candidates = _of_rows(data, lambda X: X.amax(1)).nonzero()[:, 0]
+    candidates = _of_rows(data, row_maxima).nonzero()[:, 0]
     place = candidates.device if generator is None else generator.device
     order = torch.randperm(len(candidates), generator=generator, device=place)
     return candidates[order[:K].to(candidates.device)]
@@ -37,14 +39,14 @@ def spread_rows(data: Data, K: int, generator: Generator | None = None) -> Tenso
     2 n d K flops. Sources: Arthur & Vassilvitskii, 2007 (k-means++); in rounds: Bahmani et al.,
     2012 (k-means‖); without replacement: Efraimidis & Spirakis, 2006.
     """
-    norms = _of_rows(data, lambda X: torch.linalg.vector_norm(X, dim=1, dtype=wide(X.device)))
+    norms = _of_rows(data, lambda X: row_norms(X, wide(X.device)))
     candidates = norms.nonzero()[:, 0]
     norms = norms[candidates]
 
     def cosine(drawn: Tensor) -> Tensor:
         rays = take_rows(data, candidates[drawn])
         rays /= norms[drawn, None].to(rays)
-        nearest = _of_rows(data, lambda X: (X @ rays.T).amax(1))
+        nearest = _of_rows(data, lambda X: dot(X, rays.T).amax(1))
         return (nearest[candidates] / norms).clamp(max=1)
 
     return candidates[_draw_spread(norms, cosine, K, generator)]
@@ -56,7 +58,7 @@ def take_rows(data: Data, numbers: Tensor) -> Tensor:
     for part, X, _ in data.chunks():
         first = data.first + part.start
         here = ((numbers >= first) & (numbers < first + len(X))).nonzero()[:, 0]
-        taken[here] = X[numbers[here] - first]
+        taken[here] = take(X, numbers[here] - first)
     data.processes.sum_(taken)
     return taken
 
@@ -85,14 +87,13 @@ def _draw_spread(
     return torch.cat(taken) if taken else torch.arange(len(norms), device=norms.device)
 
 
-def _of_rows(data: Data, measure: Callable[[Tensor], Tensor]) -> Tensor:
+def _of_rows(data: Data, measure: Callable[[Matrix], Tensor]) -> Tensor:
     """measure(X) (m,) of all rows, in float64. Small results of chunks, kept one by one, would lie
     between what each chunk takes and gives back, and keep it from being used again."""
     measured = torch.zeros(data.n, dtype=wide(data.device), device=data.device)
     for part, X, _ in data.chunks():
-        rows = tile_rows(data.d, 8)
-        for i, tile in enumerate(X.split(rows)):
-            first = data.first + part.start + i * rows
+        for some in row_blocks(len(X), tile_rows(data.width(), 8)):
+            tile, first = X[some], data.first + part.start + some.start
             measured[first : first + len(tile)] = measure(tile)
     data.processes.sum_(measured)
     return measured

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ..backends.products import Matrix, Rebuilt, dot, row_maxima
 from ..data.dataset import Data
 from ..data.storage import InMemory, Kept, row_blocks
 from ..errors import InvalidInput
-from ..numerics import product, tiny, wide, widened
+from ..numerics import tiny, wide
 from ..planning.memory import SINGULAR
 from . import nndsvd
 from .rows import any_rows, spread_rows, take_rows
@@ -88,14 +89,14 @@ def resolve(init: object, n: int, d: int, K: int) -> str:
     return init
 
 
-def cold_start(A: Tensor, D: Tensor, out: Tensor | None = None) -> Tensor:
+def cold_start(A: Matrix, D: Tensor, out: Tensor | None = None) -> Tensor:
     """Codes (n, K), in `out` if given, that use every concept alike, scaled to each row:
     deterministic, differentiable, row by row.
 
     z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
     """
     total = D.sum(0)
-    scale = product(A, total) / total.square().sum().clamp(min=tiny(D))
+    scale = dot(A, total) / total.square().sum().clamp(min=tiny(D))
     alive = (D.square().sum(1) > 0).to(D.dtype)
     return torch.mul(scale[:, None], alive, out=out)
 
@@ -108,15 +109,16 @@ def scale_to_data_(codes: Kept, D: Tensor, data: Data) -> None:
     They are not scaled when A or ZD is zero. Summed in float64 over tiles of rows; 2 n d K flops.
     """
     sums = torch.zeros(2, dtype=wide(D.device), device=D.device)
-    inner, square = sums
-    for X, Z, _ in data.tiles(codes, tile_rows(data.d, 2 * D.itemsize), save=True):
-        used = X.amax(1, keepdim=True) > 0
+    (inner, square), rebuilt = sums, Rebuilt(D)
+    rows = tile_rows(data.width(len(D)), 2 * D.itemsize)
+    for X, Z, _ in data.tiles(codes, rows, save=True):
+        used = row_maxima(X)[:, None] > 0
         # a GPU would be waited for in every tile
         if X.device.type != "cpu" or not used.all():
             Z.mul_(used)
-        P = (Z @ D).flatten()
-        inner += P @ widened(X).flatten()
-        square += P @ P
+        product, its_square = rebuilt.inner_and_square(X, Z)
+        inner += product
+        square += its_square
     data.processes.sum_(sums)
     inner, square = sums.tolist()
     if 0 < inner < math.inf and 0 < square < math.inf:

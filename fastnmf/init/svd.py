@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ..backends.products import Matrix, add_tdot_, dense, dot, rows_gram, strided_tiles
+from ..backends.sparse import SparseMatrix, concat
 from ..data.dataset import Data
 from ..numerics import tiny, wide
 from ..planning.memory import OVERSAMPLES, WORKSPACE_BYTES
@@ -73,21 +75,21 @@ class ByRows:
         """XᵀX Q, of every `every`-th row of X."""
         Y = torch.zeros_like(Q)
         for Xi in self._tiles(tile_rows(Q.shape[1], Q.itemsize), every):
-            Y.addmm_(Xi.T, Xi @ Q)
+            add_tdot_(Y, Xi, dot(Xi, Q))
         self.data.processes.sum_(Y)
         return Y
 
     def add_gram_(self, G: Tensor, Q: Tensor | None) -> None:
         """G += (X Q)ᵀ X Q, or XᵀX for None; G is zero before."""
         for Xi in self._tiles(tile_rows(len(G), 8), 1):
-            Yi = (Xi if Q is None else Xi @ Q).to(G.dtype)
+            Yi = (dense(Xi) if Q is None else dot(Xi, Q)).to(G.dtype)
             G.addmm_(Yi.T, Yi)
         self.data.processes.sum_(G)
 
-    def _tiles(self, rows: int, every: int) -> Iterator[Tensor]:
+    def _tiles(self, rows: int, every: int) -> Iterator[Matrix]:
         """Every `every`-th row of A that is here, in order, up to `rows` at a time."""
         for part, X, _ in self.data.chunks():
-            yield from X[-(self.data.first + part.start) % every :: every].split(rows)
+            yield from strided_tiles(X, -(self.data.first + part.start) % every, every, rows)
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,15 @@ class ByColumns:
         """XᵀX Q, of every `every`-th row of X."""
         Y, Q = self.product(Q, every), torch.zeros_like(Q)
         for columns, Xi in self._chunks():
-            Q[columns] = Xi[:, ::every] @ Y
+            Q[columns] = dot(Xi, Y, every=every)
         self.data.processes.sum_(Q)
         return Q
 
     def add_gram_(self, G: Tensor, Q: Tensor | None) -> None:
         """G += (X Q)ᵀ X Q, or XᵀX for None; G is zero before."""
+        if Q is None and self.data.stored is not None:
+            G += rows_gram(self._all_rows())
+            return
         Y = self._gathered(len(G)) if Q is None else self.product(Q)
         for Yi in Y.split(tile_rows(len(G), 8)):
             Yi = Yi.to(G.dtype)
@@ -120,7 +125,7 @@ class ByColumns:
         """X Q (m, ·), of every `every`-th row of X."""
         Y = Q.new_zeros(len(range(0, self.data.d, every)), Q.shape[1])
         for columns, Xi in self._chunks():
-            Y.addmm_(Xi[:, ::every].T, Q[columns])
+            add_tdot_(Y, Xi, Q[columns], every)
         self.data.processes.sum_(Y)
         return Y
 
@@ -131,6 +136,11 @@ class ByColumns:
             Y[:, columns] = Xi.T
         self.data.processes.sum_(Y)
         return Y
+
+    def _all_rows(self) -> SparseMatrix:
+        """A itself, sparse, of all processes: few rows."""
+        here = [X for _, X, _ in self.data.chunks()]
+        return concat([X for some in self.data.processes.gather(here) for X in some])
 
     def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """(Which columns, Xᵀ of these) of what is here, in order."""

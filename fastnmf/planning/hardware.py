@@ -27,10 +27,11 @@ class Machine:
     """Rates of a machine in flops and bytes a second, in float32 and for one thread.
 
     gemm: flops of products of large matrices. sweep: flops of the block sweep. elementwise: bytes
-    of the updates of mu and pgd. near, far: bytes of data that fit in the cache, and that do not.
-    link: bytes to other processes. reduce_seconds: the time of the smallest sum over processes,
-    with the wait for the slowest. block_seconds, concept_seconds: the time of the calls for a
-    block, and for each concept in it. blocks (solvers that sweep), wide_blocks (others),
+    of the updates of mu and pgd. sparse: flops of products with a sparse matrix, besides
+    stored_seconds for each of its entries. near, far: bytes of data that fit in the cache, and that
+    do not. link: bytes to other processes. reduce_seconds: the time of the smallest sum over
+    processes, with the wait for the slowest. block_seconds, concept_seconds: the time of the calls
+    for a block, and for each concept in it. blocks (solvers that sweep), wide_blocks (others),
     tile_bytes: the candidates of a plan. gpu: what the model of a GPU (gpu.py) takes instead of
     gemm, elementwise and block_seconds. The defaults are those of two cores with AVX2; the choice
     depends on their ratios.
@@ -41,6 +42,8 @@ class Machine:
     gemm: float = 80e9
     sweep: float = 45e9
     elementwise: float = 8e9
+    sparse: float = 10e9
+    stored_seconds: float = 1e-9
     near: float = 60e9
     far: float = 8e9
     link: float = 1e9

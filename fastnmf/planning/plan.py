@@ -17,15 +17,14 @@ from ..solvers.base import Size, Solver
 from ..solvers.half_step import FORMS
 from ..solvers.registry import learner
 from . import gpu
-from .hardware import BLOCKS, Machine
+from .hardware import Machine
 
 # iterations from one computation of the residual to the next, where both halves update it
 REFRESH = 8
 # rows below which products of matrices become slow, whatever the cache
 _LEAST_ROWS = 512
-# time of inner half-steps relative to what they share: two products with A, for the codes and for
-# the statistics. Solvers may choose less from _MANY concepts on
-_SHARE, _MANY = 2.0, 600
+# bytes of the codes of a tile and their workspaces where A is sparse
+_SPARSE_TILE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Problem:
 
     learns: whether the dictionary is updated too. half_steps: of the codes, with the same
     dictionary. streams: whether the data are read in every pass, without a residual, so that the
-    dictionary half is in normal form. processes: how many, with n rows each, share D.
+    dictionary half is in normal form. processes: how many, with n rows each, share D. stored: the
+    share of the entries of A that is stored where A is sparse, else None; it has no residual then.
     """
 
     n: int
@@ -46,6 +46,7 @@ class Problem:
     half_steps: int = 1
     streams: bool = False
     processes: int = 1
+    stored: float | None = None
 
     @property
     def learner(self) -> Solver:
@@ -212,6 +213,13 @@ def choose(problem: Problem, on: Machine | None = None, tuning: Tuning | None = 
             "form='residual' keeps a residual as large as the data, which are read in passes here; "
             "give form=None or 'normal', or more max_memory"
         )
+    if problem.stored is not None:
+        if tuning.form == "residual":
+            raise InvalidInput(
+                "form='residual' keeps a residual of all entries, which a sparse A does not have; "
+                "give form=None or 'normal', or a dense A (A.toarray(), A.to_dense())"
+            )
+        tuning = replace(tuning, form="normal")
     candidates = _candidates(replace(problem, streams=streams), on, tuning)
     return min((predict(problem, one, on) for one in candidates), key=lambda plan: plan.seconds)
 
@@ -231,6 +239,14 @@ def _candidates(problem: Problem, on: Machine, tuning: Tuning) -> Iterator[Candi
     )
 
 
+def dense_is_faster(problem: Problem, on: Machine, tuning: Tuning) -> bool:
+    """Whether an iteration takes less time on a dense copy of a sparse A."""
+    if tuning.form == "residual":
+        return False
+    dense = choose(replace(problem, stored=None), on, tuning)
+    return dense.seconds < choose(problem, on, tuning).seconds
+
+
 def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -> Plan:
     """The Plan of a candidate, with the flops and the predicted seconds of an iteration."""
     on = on or Machine()
@@ -244,7 +260,9 @@ def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -
         seconds = sum(gpu_parts(problem, candidate, on).values()) + shared
         return Plan(*candidate, flops, splits=splits, seconds=seconds)
     seconds = half_step_seconds(problem.solver, codes, size, tile, itemsize, on, problem.half_steps)
-    if codes == "normal" and problem.learns:
+    if problem.stored is not None:
+        seconds += _sparse_instead(problem, block, on)
+    elif codes == "normal" and problem.learns:
         # the statistics read A a second time: from the cache, if the tile is small
         second = on.near if tile * (d + 2 * K) * itemsize <= on.cache_bytes / 32 else on.far
         seconds += n * d * itemsize * (1 / on.far + 1 / second) / on.threads
@@ -256,6 +274,14 @@ def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -
     return Plan(*candidate, flops, splits=splits, seconds=seconds)
 
 
+def _sparse_instead(problem: Problem, block: int, on: Machine) -> float:
+    """The seconds of the products of an iteration with a sparse A minus those with a dense one."""
+    K, narrow, scale = problem.K, min(block, problem.K), 4 / problem.itemsize * on.threads
+    each = 2 * K / (on.sparse * scale) + on.stored_seconds / on.threads
+    dense = 2 * K / (on.gemm * scale * narrow / (narrow + 24))
+    return (1 + problem.learns) * problem.n * problem.d * (problem.stored * each - dense)
+
+
 def _flops(problem: Problem, candidate: Candidate) -> float:
     """The flops of an iteration, on average."""
     codes, dictionary, block, _ = candidate
@@ -264,6 +290,8 @@ def _flops(problem: Problem, candidate: Candidate) -> float:
     if problem.learns:
         learner = problem.learner.work(dictionary, Size(d, n, K, block), 1)
         flops += learner.flops - _carried(problem, candidate)
+    if problem.stored is not None:
+        flops -= (1 + problem.learns) * 2 * n * d * K * (1 - problem.stored)
     return flops
 
 
@@ -334,57 +362,15 @@ def exchange(
     return (summed + gathered) * problem.itemsize, seconds
 
 
-def accelerated(plan: Plan, problem: Problem, on: Machine | None = None) -> Plan:
-    """The plan with extrapolation and inner half-steps: as many as is worth what they share.
-
-    At least two, since extrapolation alone gains little; one in residual form, where they share
-    nothing, and for exact solvers. Solvers may choose fewer with many concepts, where more of them
-    gain less than they cost (docs/notes/acceleration.md). The numbers depend on the sizes alone, so
-    that a fit is the same on every machine and in any tiles. on: where `seconds` are predicted for,
-    if it is a GPU. Source: Gillis & Glineur (2012), with other bounds.
-    """
-    n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
-    halves = ((problem.solver, plan.codes, n, d, 3), (problem.learner, plan.dictionary, d, n, 6))
-    of_codes, of_dictionary = (
-        _inner(solver, form, Size(m, p, K, BLOCKS[-1]), itemsize, most)
-        for solver, form, m, p, most in halves
-    )
-    inner = of_codes, of_dictionary
-    flops, seconds = plan.flops, plan.seconds
-    for (solver, form, m, p, _), times in zip(halves, inner, strict=True):
-        size = Size(m, p, K, plan.block)
-        flops += solver.work(form, size, times).flops - solver.work(form, size, 1).flops
-        timed = solver, form, size, m, itemsize, Machine()
-        seconds += half_step_seconds(*timed, times) - half_step_seconds(*timed)
-    if on is not None and on.gpu is not None:
-        candidate = Candidate(plan.codes, plan.dictionary, plan.block, plan.tile_rows)
-        seconds = sum(gpu_parts(problem, candidate, on, inner).values())
-    numbers = {"inner": inner, "flops": flops, "seconds": seconds}
-    # decisions such as whether to scale concepts need a dictionary that is the same in all
-    # processes
-    return replace(plan, accelerates=True, splits=plan.dictionary == "normal", **numbers)
-
-
-def _inner(solver: Solver, form: str, size: Size, itemsize: int, most: int) -> int:
-    """Half-steps that share the products: more of them as long as they take at most _SHARE of the
-    time of what they share.
-
-    The block of size is fixed: that of a plan is chosen for its machine.
-    """
-    if form != "normal" or solver.exact:
-        return 1
-    timed = solver, form, size, size.m, itemsize, Machine()
-    one = half_step_seconds(*timed)
-    more = half_step_seconds(*timed, 2) - one
-    share = solver.inner_share_of_many if size.K >= _MANY else _SHARE
-    return min(most, 1 + max(1, round(share * (one - more) / more)))
-
-
 def _tiles(
     problem: Problem, codes: str, block: int, on: Machine, chunk_rows: int | None
 ) -> list[int]:
     """The candidates for the rows of a tile, the fewest first."""
     n, K = problem.n, problem.K
+    if problem.stored is not None:
+        # the products read A from memory anyway, and add up to (d, K) after each tile
+        rows = max(_LEAST_ROWS, _SPARSE_TILE // (3 * K * problem.itemsize))
+        return [min(n, chunk_rows or n, rows)]
     all_concepts = codes == "normal" or problem.solver.needs_all_concepts
     width = problem.d + (3 * K if all_concepts else 2 * block)
     limit = min(n, chunk_rows or n)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..backends.nnls.residual import measure
+from ..backends.products import Matrix, dense
 from ..data.storage import row_blocks
 from ..engine.codes import Ended
 from ..errors import ConvergenceWarning, warn
-from ..numerics import squared_norm, widened
+from ..numerics import squared_norm
 from ..solvers.penalties import Penalties, Penalty
 from ..solvers.supports.pursuit import support_kkt
 
@@ -82,7 +83,7 @@ class EncodeRecord:
         self._squares = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
-    def add(self, A: Tensor, Z: Tensor, ended: list[Ended]) -> None:
+    def add(self, A: Matrix, Z: Tensor, ended: list[Ended]) -> None:
         """Add the codes Z (m, K) of the rows A (m, d)."""
         self._iterations = max([self._iterations, *(end.iterations for end in ended)])
         self._converged &= all(end.converged for end in ended)
@@ -91,7 +92,7 @@ class EncodeRecord:
             self._methods |= dict.fromkeys(end.methods)
         if self._measures and len(A):
             for part in row_blocks(len(A), max(1, _SCRATCH // max(self._D.shape))):
-                X = widened(A[part]).detach()
+                X = dense(A[part]).detach()
                 residual_of = support_kkt if "pursuit" in self._methods else kkt_residual
                 self._kkt.append(residual_of(X, self._D, Z[part], self._penalty).cpu())
                 residual = X.to(Z.dtype) - Z[part] @ self._D.to(Z.dtype)

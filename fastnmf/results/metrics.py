@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.products import Rebuilt, dense_tiles
 from ..data.dataset import Data
 from ..distributed import ALONE, Processes
 from ..engine.codes import FreshTiles
@@ -70,15 +71,15 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
     # not as a difference of nearly equal numbers, or of sums of chunks in float32
     sums_spread = not data.in_memory_here or spread < _LEAST_SPREAD * total
     mean = mean.to(D)
-    sums = torch.zeros(3, dtype=torch.float64, device=D.device)
+    sums, rebuilt = torch.zeros(3, dtype=torch.float64, device=D.device), Rebuilt(D)
 
     def codes() -> Iterator[Tensor]:
         for X, Z, _ in FreshTiles(data, state.Z, D, method, rows):
             X = widened(X)
-            sums[0] += squared_norm(torch.addmm(X, Z, D, alpha=-1))
+            sums[0] += rebuilt.squared_error(X, Z)
             sums[1] += on_codes.value(Z)
             if sums_spread:
-                sums[2] += squared_norm(X - mean)
+                sums[2] += sum(squared_norm(some - mean) for _, some in dense_tiles(X))
             yield Z
 
     with products_in("highest"):

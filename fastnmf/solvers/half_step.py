@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix
 from ..precision import in_tf32, products_in
 from .penalties import NO_PENALTY, Penalty
 from .supports.working_set import Concepts
@@ -78,8 +79,10 @@ def packed_bytes(total_bytes: int) -> int:
     return min(384 << 20, total_bytes // 8)
 
 
-def in_tiles(X: Tensor) -> bool:
+def in_tiles(X: Matrix) -> bool:
     """Whether X (m, p) can be read a tile of rows at a time, with tiles for all threads."""
+    if not isinstance(X, Tensor):
+        return False
     return X.stride(1) == 1 and len(X) >= LEAST_ROWS * torch.get_num_threads()
 
 

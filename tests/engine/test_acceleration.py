@@ -17,7 +17,8 @@ from fastnmf.backends.registry import BACKENDS, select
 from fastnmf.backends.torch import REFERENCE
 from fastnmf.engine.acceleration import Extrapolation
 from fastnmf.engine.state import Stopping
-from fastnmf.planning.plan import Plan, Problem, accelerated, choose
+from fastnmf.planning.inner import accelerated
+from fastnmf.planning.plan import Plan, Problem, choose
 from fastnmf.solvers import half_step
 from fastnmf.solvers.registry import SOLVERS
 

@@ -6,7 +6,8 @@ import pytest
 
 from fastnmf import InvalidInput, Tuning
 from fastnmf.planning.hardware import Machine, machine
-from fastnmf.planning.plan import FORMS, REFRESH, Problem, accelerated, exchange
+from fastnmf.planning.inner import accelerated
+from fastnmf.planning.plan import FORMS, REFRESH, Problem, exchange
 from fastnmf.planning.plan import choose as choose_plan
 from fastnmf.solvers.base import Size
 from fastnmf.solvers.registry import SOLVERS

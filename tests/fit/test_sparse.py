@@ -1,0 +1,178 @@
+"""Fits, codes and online learning of sparse data are those of the same data as a dense matrix."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fits import nmf
+
+import fastnmf
+from fastnmf import NMF
+from fastnmf.errors import InvalidInput
+from fastnmf.solvers.registry import SOLVERS
+
+scipy_sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
+
+
+def both(n, d, dtype=np.float32, share=0.2):
+    """A matrix with structure as scipy's CSR and as a tensor; one row and one column are zero."""
+    generator = np.random.default_rng(7)
+    Z, D = (generator.random(shape) ** 4 for shape in ((n, 6), (6, d)))
+    A = (Z @ D + 0.05 * generator.random((n, d))) * (generator.random((n, d)) < share)
+    A[3], A[:, 5] = 0, 0
+    A = A.astype(dtype)
+    return scipy_sparse.csr_matrix(A), torch.from_numpy(A)
+
+
+def distance(found, expected):
+    """Of the products Z D, relative."""
+    (Z, D), (Z1, D1) = found, expected
+    return float((Z @ D - Z1 @ D1).norm() / (Z1 @ D1).norm())
+
+
+# tall and wide: the SVD of the start goes by rows and by columns, whole and iterated; 'auto'
+# accelerates all but anls
+@pytest.mark.parametrize("shape", [(150, 60), (60, 400)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_fit_is_that_of_the_dense_data(solver, dtype, shape):
+    sparse, dense = both(*shape, dtype)
+    given = {"solver": solver, "seed": 0, "tol": 0.0}
+    model, other = NMF(4, **given), NMF(4, **given)
+    distant = distance(model.fit(sparse, max_iter=20), other.fit(dense, max_iter=20))
+    assert distant < 1e-5
+    info, expected = model.fit_info_, other.fit_info_
+    assert info.form == "normal"
+    assert info.relative_error == pytest.approx(expected.relative_error, rel=1e-5)
+    assert info.r_squared == pytest.approx(expected.r_squared, abs=1e-5)
+    assert info.accelerated == expected.accelerated
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "rows", "accelerate": False},
+        {"init": "spread"},
+        {"init": "random"},
+        {"alpha_Z": 1e-3, "alpha_D": 1e-3, "l1_ratio": 0.5},
+        {"alpha_Z": 1e-3, "unit_norm": True},
+        {"nb_concepts": 80, "init": "nndsvda"},
+        {"chunk_rows": 37},
+        {"backend": "torch"},
+    ],
+)
+def test_fit_with_options_is_that_of_the_dense_data(options):
+    sparse, dense = both(150, 60, np.float64)
+    options = {"nb_concepts": 4, "seed": 0, "tol": 0.0, **options}
+    model, other = nmf(**options), nmf(**options)
+    # in the same form: the plan may prefer the other one for dense data
+    other.tuning = fastnmf.Tuning(form="normal", chunk_rows=options.get("chunk_rows"))
+    other.accelerate = model.accelerate = (
+        options.get("accelerate", True) and "alpha_Z" not in options
+    )
+    assert distance(model.fit(sparse, max_iter=20), other.fit(dense, max_iter=20)) < 1e-9
+    info, expected = model.fit_info_, other.fit_info_
+    assert info.objective == pytest.approx(expected.objective)
+
+
+# mu keeps what is zero, so that new concepts are filled
+@pytest.mark.parametrize("solver", ["hals", "mu"])
+def test_concepts_are_revived_as_with_the_dense_data(solver):
+    sparse, dense = both(150, 60, np.float64)
+    Z, D = torch.rand(150, 4, dtype=torch.float64), torch.rand(4, 60, dtype=torch.float64)
+    Z[:, 1], D[1] = 0, 0
+    models = [NMF(4, solver=solver, init=(Z, D), tol=0.0, revive=True) for _ in range(2)]
+    pairs = [model.fit(A, max_iter=25) for model, A in zip(models, (sparse, dense), strict=True)]
+    assert distance(*pairs) < 1e-9
+    assert [model.fit_info_.revived for model in models] == [1, 1]
+
+
+def test_error_is_accurate_where_it_is_small():
+    # float32 and normal form: the error comes from rows that are made dense
+    generator = torch.Generator().manual_seed(1)
+    Z, D = (torch.rand(*s, generator=generator).pow(4) for s in ((80, 3), (3, 50)))
+    Z[Z < 0.1], D[D < 0.1] = 0, 0
+    A = (Z @ D).to_sparse_csr()
+    model = NMF(3, seed=0, tol=0.0, init=(Z, D * (1 + 1e-5)))
+    model.fit(A, max_iter=1)
+    Z1, D1 = model.fit(A, max_iter=1)
+    exact = float((A.to_dense().double() - Z1.double() @ D1.double()).norm() / A.to_dense().norm())
+    assert model.fit_info_.relative_error == pytest.approx(exact, rel=0.02, abs=2e-7)
+    assert model.fit_info_.history[-1].relative_error == pytest.approx(exact, rel=0.02, abs=2e-7)
+
+
+def test_residual_form_is_refused():
+    sparse, _ = both(30, 20)
+    with pytest.raises(InvalidInput, match="which a sparse A does not have"):
+        nmf(2, form="residual").fit(sparse)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"method": "sweeps"}, {"top_k": 2}])
+def test_codes_are_those_of_the_dense_data(options):
+    sparse, dense = both(150, 60, np.float64)
+    model = NMF(4, seed=0)
+    model.fit(sparse, max_iter=5)
+    Z, info = model.encode(sparse, return_info=True, **options)
+    expected, its_info = model.encode(dense, return_info=True, **options)
+    torch.testing.assert_close(Z, expected, rtol=1e-6, atol=1e-9)
+    assert info.relative_error == pytest.approx(its_info.relative_error)
+    assert info.method == its_info.method
+    torch.testing.assert_close(info.kkt, its_info.kkt, rtol=1e-3, atol=1e-12)
+
+
+def test_more_concepts_than_features_are_encoded():
+    sparse, dense = both(40, 12, np.float64)
+    model = NMF(60).load_dictionary(torch.rand(60, 12, dtype=torch.float64))
+    torch.testing.assert_close(model.encode(sparse), model.encode(dense), rtol=1e-6, atol=1e-9)
+
+
+def test_batches_are_learned_as_dense_ones():
+    sparse, dense = both(150, 60, np.float64)
+    model, other = NMF(4, seed=0), NMF(4, seed=0)
+    for i in range(0, 150, 50):
+        model.partial_fit(sparse[i : i + 50])
+        other.partial_fit(dense[i : i + 50])
+    torch.testing.assert_close(model.D, other.D)
+    assert model.online_info_.relative_error == pytest.approx(other.online_info_.relative_error)
+
+
+def test_what_sparse_data_do_not_have_is_refused():
+    sparse, _ = both(30, 20)
+    model = NMF(2, seed=0).load_dictionary(np.ones((2, 20), np.float32))
+    A = torch.eye(20).to_sparse_csr().requires_grad_()
+    with pytest.raises(InvalidInput, match=r"sparse and requires a gradient.*to_dense"):
+        model.encode(A)
+    with pytest.raises(TypeError, match=r"decode takes dense codes; give Z.toarray"):
+        model.decode(sparse[:, :2])
+    assert model.encode(sparse[:0]).shape == (0, 2)
+
+
+_GROWTH = """
+import resource, sys
+import numpy as np, scipy.sparse, torch
+from fastnmf import NMF
+torch.set_num_threads(1)
+K = 20
+def of(n, d, stored):
+    generator = np.random.default_rng(0)
+    col, values = generator.integers(0, d, n * stored), generator.random(n * stored, np.float32)
+    return scipy.sparse.csr_array((values, col, np.arange(0, n * stored + 1, stored)), (n, d))
+NMF(K, seed=0).fit(of(200, 300, 30), max_iter=3)
+A = of(3000, 12000, 240)
+A.sum_duplicates()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Z, D = NMF(K, seed=0, tol=0.0).fit(A, max_iter=6)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024 - 4 * K * (3000 + 12000))
+"""
+
+
+def test_process_grows_by_less_than_64_mib_beside_the_factors():
+    # the data take 6 MB, as a dense matrix 144 MB
+    run = subprocess.run([sys.executable, "-c", _GROWTH], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 64 << 20
