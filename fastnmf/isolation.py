@@ -36,8 +36,11 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*given: P.args, **named: P.kwargs) -> R:
         _use_one_thread_after_a_fork()
-        with _plain():
-            return function(*given, **named)
+        with products_in(None):
+            if not (torch.is_inference_mode_enabled() or _autocasts()):
+                return function(*given, **named)
+            with _plain():
+                return function(*given, **named)
 
     @functools.wraps(function)
     def call(*given: P.args, **named: P.kwargs) -> R:
@@ -81,10 +84,14 @@ def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
 def without_autocast() -> Iterator[None]:
     """A context without autocast, on any device."""
     with ExitStack() as stack:
-        for device in _devices_of_autocast():
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        for device in _autocasts():
+            stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def _autocasts() -> list[str]:
+    """The types of devices for which autocast is in effect."""
+    return [device for device in _devices_of_autocast() if torch.is_autocast_enabled(device)]
 
 
 @functools.cache
@@ -95,9 +102,9 @@ def _devices_of_autocast() -> tuple[str, ...]:
 
 @contextmanager
 def _plain() -> Iterator[None]:
+    """A context without autocast and inference mode."""
     with ExitStack() as stack:
         stack.enter_context(without_autocast())
-        stack.enter_context(products_in(None))
         if torch.is_inference_mode_enabled():
             # which turns gradients on
             stack.enter_context(torch.inference_mode(False))

@@ -6,9 +6,7 @@ On a CPU products are always in float32.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -94,44 +92,48 @@ def _present(precision: str) -> bool:
 
 
 # contexts of all threads in the order in which they were entered → thread, precision; and the
-# settings before the first
+# settings before the first change, none while torch has what is needed
 _entered: dict[object, tuple[int, str]] = {}
 _before: list[_Settings] = []
 _lock = threading.RLock()
 
 
-@contextlib.contextmanager
-def products_in(precision: str | None) -> Iterator[None]:
+class products_in:
     """Compute products of this thread in this precision, 'highest' or 'high', in the context; None
     keeps the present one.
 
     Contexts of several threads may overlap. While one of them needs float32, products of all
     threads are in float32. The last context restores what torch had before the first.
     """
-    context = object()
-    with _lock:
-        precision = allowed() if precision is None else precision
-        if not _entered:
-            _before[:] = [_Settings.of_torch()]
-        _entered[context] = threading.get_ident(), precision
-        _take_up()
-    try:
-        yield
-    finally:
+
+    # a class: a generator takes three times as long, and a call enters several
+    def __init__(self, precision: str | None) -> None:
+        self._precision = precision
+
+    def __enter__(self) -> None:
         with _lock:
-            del _entered[context]
+            precision = allowed() if self._precision is None else self._precision
+            _entered[self] = threading.get_ident(), precision
+            _take_up()
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            del _entered[self]
             _take_up()
 
 
 def _take_up() -> None:
     """Set what the innermost contexts of all threads need, or else what there was before."""
     if not _entered:
-        _before.pop().restore()
+        if _before:
+            _before.pop().restore()
         return
     needed = dict(_entered.values()).values()
     precision = "highest" if "highest" in needed else "high"
     if _present(precision):
         return
+    if not _before:
+        _before.append(_Settings.of_torch())
     torch.set_float32_matmul_precision(precision)
     if _get is not None:
         _set("mkldnn", "matmul", "ieee")

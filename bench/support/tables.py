@@ -140,6 +140,15 @@ def exact_table(entries: list[Entry]) -> str:
     return markdown(header, rows)
 
 
+def rows_table(entries: list[Entry]) -> str:
+    rows = [
+        [f"d = {entry['d']}, K = {entry['K']}", entry["contender"]]
+        + [f"{entry[key] * 1e6:,.0f} µs" for key in ("seconds", "median")]
+        for entry in of_kind(entries, "row")
+    ]
+    return markdown(["one row", "", "best", "median"], rows)
+
+
 def rates_table(entries: list[Entry]) -> str:
     rows = []
     for entry in of_kind(entries, "half-step"):
@@ -235,6 +244,7 @@ def tables(entries: list[Entry]) -> str:
         ("fit", "A whole fit with default options", fits_table),
         ("pass", "Online learning: one pass over the data", passes_table),
         ("nnls", "Exact codes for a given dictionary", exact_table),
+        ("row", "Exact codes of one row, from call to return", rows_table),
         ("plan", "The cost model's choice", plans_table),
     ):
         if of_kind(entries, kind):

@@ -54,10 +54,18 @@ def nnls_operations(solve: Callable) -> dict[str, Callable]:
     which returns the report of the rows and what every column gains."""
 
     def nnls_(
-        F: Tensor, C: Tensor, G: Tensor, sums: Tensor, *, warm: bool, max_steps: int | None = None
+        F: Tensor,
+        C: Tensor,
+        G: Tensor,
+        sums: Tensor,
+        *,
+        warm: bool,
+        max_steps: int | None = None,
+        unit: tuple[Tensor, Tensor] | None = None,
     ) -> NnlsInfo:
         """As nnls_ of nnls/reference.py; C in any layout. About m q³ flops."""
-        return solve(F, C, (*unit_gram(G), None), sums, warm, max_steps)[0]
+        scaled = unit_gram(G) if unit is None else unit
+        return solve(F, C, (*scaled, None), sums, warm, max_steps)[0]
 
     def nnls_on_(
         F: Tensor,
@@ -98,5 +106,6 @@ def nnls_arguments(
 
 def read_report(report: Tensor) -> tuple[NnlsInfo, Tensor]:
     """What nnls wrote into report (m, 4): how every row was solved, and what it gains."""
-    status, support, steps = report.view(torch.int32)[:, :3].unbind(1)
-    return NnlsInfo(status, report[:, 2], support, steps), report[:, 3]
+    status, support, steps, *_ = report.view(torch.int32).unbind(1)
+    _, _, slope, gain = report.unbind(1)
+    return NnlsInfo(status, slope, support, steps), gain

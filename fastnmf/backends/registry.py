@@ -268,6 +268,12 @@ def select_each(
     return found[0][0], chosen
 
 
+def choice_of(requested: str) -> tuple[object, ...]:
+    """All that the choice of a backend by `select` depends on, besides operations and device, to
+    compare."""
+    return *_requested(requested), *BACKENDS.values()
+
+
 def _requested(requested: str) -> tuple[str, str]:
     """Where the name of a backend comes from, the argument or the environment, and the name. Raises
     InvalidInput for an unknown one."""

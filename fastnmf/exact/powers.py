@@ -40,8 +40,11 @@ class Powers:
         powers, most = cls(A, D), torch.finfo(data.dtype).max ** 0.75
         # beside a penalty that is so much larger than D the squares of D do not count
         dominated = max(powers._weights(method)) > most
-        safe = max(abs(A), abs(D), abs(A - D)) <= _SAFE[data.dtype]
-        return cls() if safe or dominated else powers
+        return cls() if powers.are_safe(data.dtype) or dominated else powers
+
+    def are_safe(self, dtype: torch.dtype) -> bool:
+        """Whether nothing needs to be scaled: all squares are far from the ends of the range."""
+        return max(abs(self.A), abs(self.D), abs(self.A - self.D)) <= _SAFE[dtype]
 
     def of_data(self, A: Matrix) -> Matrix:
         return times_powers(widened(A), torch.tensor(-self.A, device=A.device)) if self.A else A

@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..backends.nnls.result import NnlsInfo
+from ..backends.nnls.result import NnlsInfo, unit_gram
 from ..backends.products import Matrix, dot, operand
 from ..planning.hardware import Machine, machine_of
 from ..planning.plan import Problem, choose
@@ -59,7 +59,18 @@ class ExactRows:
                 self.G = penalty.gram(D @ D.T)
             else:
                 self._concepts = prepare_concepts(D, n, penalty)
-        self._sums = torch.zeros(4, dtype=torch.float64, device=D.device)
+
+    @functools.cached_property
+    def _unit(self) -> tuple[Tensor, Tensor]:
+        assert self.G is not None
+        return unit_gram(self.G)
+
+    @functools.cached_property
+    def _spread(self) -> float:
+        """The largest norm of a concept over the smallest, of those that are not zero."""
+        scale = self._unit[1]
+        alive = scale[scale > 0]
+        return float(alive.max() / alive.min()) if len(alive) else 1.0
 
     def cross(self, X: Matrix) -> Tensor:
         """C (m, K) = X Dᵀ − l1 for X (m, d)."""
@@ -75,11 +86,13 @@ class ExactRows:
     def solve_(self, Z: Tensor, X: Tensor, C: Tensor | None = None, *, warm: bool) -> NnlsInfo:
         """Z ← the codes (m, K) of X (m, d), from Z if warm. C: as `cross` has it, in normal
         form."""
+        sums = torch.zeros(4, dtype=torch.float64, device=Z.device)
         if self._concepts is not None:
             search = Search.of(self._ops, self._max_steps)
-            return working_set_(Z.T, X.T, self._concepts, self._sums, search, warm=warm)
-        C, limits = self.cross(X) if C is None else C, {"warm": warm, "max_steps": self._max_steps}
-        return self._ops["nnls_"](Z.T, C.T, self.G, self._sums, **limits)
+            return working_set_(Z.T, X.T, self._concepts, sums, search, warm=warm)
+        C = self.cross(X) if C is None else C
+        limits = {"warm": warm, "max_steps": self._max_steps, "unit": self._unit}
+        return self._ops["nnls_"](Z.T, C.T, self.G, sums, **limits)
 
     def kkt(self, Z: Tensor, X: Tensor, C: Tensor | None = None) -> Tensor:
         """The KKT residual (m,) of the codes Z (m, K) of X (m, d) ≥ 0 for D ≥ 0, computed in their
@@ -99,6 +112,13 @@ class ExactRows:
         scale = product.add_(C).amax(1) + 2 * l1
         worst = torch.where(Z > 0, slope.abs(), slope).amax(1).clamp(min=0)
         return torch.where(worst == 0, 0, worst / scale.clamp(min=torch.finfo(C.dtype).tiny))
+
+    def surely_exact(self, info: NnlsInfo) -> bool:
+        """Whether it follows from the info of a search, in normal form, that the KKT residual of
+        all its rows is at most EXACT. Synchronises."""
+        # its slopes are those of concepts of norm 1, before the codes are rounded, which changes
+        # the KKT residual by less than two roundings
+        return float(info.kkt.max()) * self._spread <= EXACT[self.D.dtype] / 2
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ..engine.state import Callback, Method
 from ..errors import InvalidInput, hold_warnings
 from ..exact.encoder import ExactEncoder
 from ..exact.gradient import with_gradient
+from ..exact.kept import codes_of_few
 from ..exact.powers import Powers
 from ..exact.pursuit import PursuitEncoder
 from ..init.start import cold_start
@@ -97,11 +99,10 @@ def encode(
     Z0: Any,
     codes: Any,
     return_info: bool,
-) -> tuple[Tensor, EncodeInfo]:
+) -> tuple[Tensor, EncodeInfo | None]:
     """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0; and the summary,
-    measured where it is wanted. codes: 'memory', or the path of the file to write."""
+    if return_info. codes: 'memory', or the path of the file to write."""
     (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
-    method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
     refuse_overwriting((A, Z0, D), place)
     run.refuse_start(Z0)
     refuse_derivatives("encode", D=D, Z0=Z0)
@@ -109,6 +110,10 @@ def encode(
     differentiates = isinstance(A, Tensor) and A.requires_grad and torch.is_grad_enabled()
     if differentiates:
         run.refuse_gradient(A)
+    if place == "memory" and Z0 is None and not (differentiates or return_info):
+        if (few := _codes_of_few(A, D, options, run)) is not None:
+            return few, None
+    method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
     expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
@@ -133,6 +138,16 @@ def encode(
         given = (lambda part: None) if Z0 is None else Z0.__getitem__
         Z = _through(data, lambda part, X: codes_of(X, given(part)), K, folder)
         return Z, codes_of.ended()
+
+
+def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> Tensor | None:
+    """Exact codes of a few rows in memory, without what many rows need; None where that may make a
+    difference."""
+    only = options.verbose or options.tuning is not None or options.max_memory is not None
+    if only or run.sweeps_only or run.top_k is not None or run.max_iter == 0:
+        return None
+    method, made_for = partial(options.method_of_codes, D.device), options.of_codes()
+    return codes_of_few(A, D, method, made_for, sweeps=run.method == "auto")
 
 
 def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:

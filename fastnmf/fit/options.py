@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..backends.registry import BACKENDS, select, select_each
+from ..backends.registry import BACKENDS, choice_of, select, select_each
 from ..data.storage import output
 from ..distributed import ALONE, Processes
 from ..engine.state import STOPPING_RULES, Callback, Method
@@ -164,6 +164,11 @@ class Options:
         groups = hals.SOLVER.operations + hals.SOLVER.fused, anls.SOLVER.operations
         backend, ops = select_each(groups, device, self.backend)
         return Method(anls.SOLVER, backend, ops, self.tuned, self.penalties)
+
+    def of_codes(self) -> tuple[Any, ...]:
+        """All that method_of_codes depends on besides the device, to compare."""
+        threads = torch.get_num_threads()
+        return self.penalties, self.tuned, threads, *choice_of(self.backend)
 
     def seed_of_start(self, processes: Processes) -> int | None:
         """The seed of the start: the one that is given, else one that is drawn; None for a pair,

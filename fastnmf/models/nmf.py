@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable
@@ -708,7 +709,11 @@ class NMF(DictionaryModel):
         """The options as the attributes are now."""
         given: dict[str, Any] = {name: getattr(self, name) for name in _OPTIONS}
         given["solver"] = own_parts.native_solver(self)
-        return Options(**given)
+        try:
+            return (_checked if isinstance(self.init, str) else Options)(**given)
+        except TypeError:
+            # not hashable, or what Options raises
+            return Options(**given)
 
     def _fit_by(self, function: Solve, A: Any, options: Options) -> tuple[Tensor, Tensor]:
         """Fit by a solver function of the user's; there is no summary."""
@@ -739,6 +744,8 @@ def _names(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
 
 
+# a call of a few rows takes as long as five checks; factors to start from are not kept
+_checked = functools.lru_cache(maxsize=64, typed=True)(Options)
 _OF_A_RUN = ("codes", "callback", "max_seconds", "checkpoint", "resume")
 # the constructor's arguments
 _OPTIONS = tuple(field.name for field in fields(Options) if field.name not in _OF_A_RUN)

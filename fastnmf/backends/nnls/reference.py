@@ -24,16 +24,18 @@ def nnls_(
     *,
     warm: bool,
     max_steps: int | None = None,
+    unit: tuple[Tensor, Tensor] | None = None,
 ) -> NnlsInfo:
     """F ← argmin ½ tr(Fᵀ G F) − tr(Fᵀ C) over F ≥ 0, in place, each column separately.
 
     F, C (K, m); G (K, K). Computed in float64, to the precision that C and G have. warm: start from
     F, which pays where F is an exact solution of a similar problem; else from zero. A concept with
     G_kk = 0 is left as it is. max_steps: how many times concepts may enter the support of a column,
-    up to BLOCK at once; None: most_steps(K). sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². About
-    m q⁴ / 50 flops for supports of q concepts. Synchronises.
+    up to BLOCK at once; None: most_steps(K). unit: unit_gram(G), where it is known. sums (2,)
+    float64 is increased by ‖Δ‖² and ‖F‖². About m q⁴ / 50 flops for supports of q concepts.
+    Synchronises.
     """
-    G, scale = unit_gram(G)
+    G, scale = unit_gram(G) if unit is None else unit
     G, alive = G.double(), scale > 0
     scale = torch.where(alive, 1 / scale, 1)
     K, m = F.shape
