@@ -31,6 +31,7 @@ template <class T> constexpr const char *dtype_name = nullptr;
 template <> inline constexpr const char *dtype_name<float> = "float32";
 template <> inline constexpr const char *dtype_name<double> = "float64";
 template <> inline constexpr const char *dtype_name<int32_t> = "int32";
+template <> inline constexpr const char *dtype_name<int64_t> = "int64";
 template <> inline constexpr const char *dtype_name<uint8_t> = "uint8";
 
 inline std::string listed(const Size *values, int count) {

@@ -1,7 +1,7 @@
 // fastnmf._C: checks arguments, releases the GIL, and distributes tiles of columns over threads.
 //
 // Matrices come as views (view.h); nothing here needs torch. The caller keeps their memory alive.
-// Kernels: hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp.
+// Kernels: hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp, sparse.cpp.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,6 +17,7 @@
 #include "fused_pass.h"
 #include "isa.h"
 #include "kernels.h"
+#include "sparse_pass.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -268,6 +269,52 @@ void rescale(const View &F, const View &swept, const View &scale, const View &be
     });
 }
 
+// products of a sparse matrix
+
+// crow, col, values
+using Compressed = std::tuple<View, View, View>;
+
+template <class T, class I>
+void sparse(const View &out, const Compressed &X, const View &dense, Size m, Size d, bool transposed,
+            bool adds, int threads) {
+    const auto &[crow, col, values] = X;
+    const Size K = out.shape[1];
+    const auto to = row_matrix<T>("out", out, transposed ? d : m, K);
+    const auto from = data_matrix<T>("dense", dense, transposed ? m : d, K);
+    SparseProduct<T, I> a{array<const I>("crow", crow, {m + 1}), nullptr, nullptr, from, to, m, d, K,
+                          adds};
+    check_shape("col", col, {-1});
+    const Size entries = col.shape[0];
+    if (a.crow[0] != 0 || a.crow[m] != entries)
+        refuse("crow goes from ", a.crow[0], " to ", a.crow[m], ": 0 to ", entries,
+               " entries of col are needed");
+    check_shape("values", values, {entries});
+    if (entries) {
+        a.col = array<const I>("col", col, {entries});
+        a.values = array<const T>("values", values, {entries});
+    }
+    py::gil_scoped_release released;
+    compute_sparse_product(a, transposed, threads);
+}
+
+void sparse_product(const View &out, const Compressed &X, const View &dense, bool transposed,
+                    bool adds, int threads) {
+    check_threads(threads);
+    check_shape("out", out, {-1, -1});
+    check_shape("dense", dense, {-1, out.shape[1]});
+    const View &crow = std::get<0>(X);
+    const Size m = transposed ? dense.shape[0] : out.shape[0];
+    const Size d = transposed ? out.shape[0] : dense.shape[0];
+    if (!out.shape[0] || !out.shape[1] || (!m && adds)) return;
+    with_dtype("out", out, [&](auto zero) {
+        using T = decltype(zero);
+        if (std::strcmp(crow.dtype, "int64") == 0)
+            sparse<T, int64_t>(out, X, dense, m, d, transposed, adds, threads);
+        else
+            sparse<T, int32_t>(out, X, dense, m, d, transposed, adds, threads);
+    });
+}
+
 // nnls
 
 void nnls(const View &F, const View &C, const NnlsGram &gram, const NnlsLimits &limits,
@@ -391,6 +438,15 @@ PYBIND11_MODULE(_C, module) {
         "limit: 0, or how many concepts a row may have. report: as for nnls. sums (3): squares of "
         "the change, of F, and of the residual are added. The memory must live until the last "
         "step.");
+    module.def(
+        "sparse_product", &sparse_product, py::arg("out"), py::arg("X"), py::arg("dense"),
+        py::arg("transposed"), py::arg("adds"), py::arg("threads"),
+        "out (m, K) = X dense, dense (d, K), for a sparse X (m, d); or transposed out (d, K) = X' "
+        "dense, += with `adds`, dense (m, K).\n\n"
+        "X: (crow, col, values): crow (m + 1), col (entries) int32 or int64, both the same; values "
+        "(entries). The entries of row i are those from crow[i] to crow[i + 1]; their columns must "
+        "ascend and be below d, which is not checked. Rows of out and dense must be contiguous. "
+        "The result does not depend on the number of threads.");
     module.def("isa", [] { return isa().name; }, "The instruction set in use.");
     module.def(
         "isas",

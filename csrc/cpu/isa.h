@@ -25,13 +25,19 @@ struct Isa {
     const NnlsKernels<double> &nnls_float64;
     const ActiveSetKernels<float> &active_set_float32;
     const ActiveSetKernels<double> &active_set_float64;
+    const SparseKernels<float, int32_t> &sparse_float32_int32;
+    const SparseKernels<float, int64_t> &sparse_float32_int64;
+    const SparseKernels<double, int32_t> &sparse_float64_int32;
+    const SparseKernels<double, int64_t> &sparse_float64_int64;
 };
 
 #define FASTNMF_ISA_ROW(isa, usable)                                                               \
     Isa {                                                                                          \
         #isa, usable, isa::hals_float32, isa::hals_float64, isa::moments_float32,                  \
             isa::moments_float64, isa::update_float32, isa::update_float64, isa::nnls_float32,     \
-            isa::nnls_float64, isa::active_set_float32, isa::active_set_float64                    \
+            isa::nnls_float64, isa::active_set_float32, isa::active_set_float64,                   \
+            isa::sparse_float32_int32, isa::sparse_float32_int64, isa::sparse_float64_int32,       \
+            isa::sparse_float64_int64                                                              \
     }
 
 // worst first
@@ -100,6 +106,18 @@ template <class T> const NnlsKernels<T> &nnls_kernels() {
 
 template <class T> const ActiveSetKernels<T> &active_set_kernels() {
     return of_type<T>(isa().active_set_float32, isa().active_set_float64);
+}
+
+template <class T, class I> const SparseKernels<T, I> &sparse_kernels() {
+    const Isa &best = isa();
+    if constexpr (std::is_same_v<T, float> && std::is_same_v<I, int32_t>)
+        return best.sparse_float32_int32;
+    else if constexpr (std::is_same_v<T, float>)
+        return best.sparse_float32_int64;
+    else if constexpr (std::is_same_v<I, int32_t>)
+        return best.sparse_float64_int32;
+    else
+        return best.sparse_float64_int64;
 }
 
 } // namespace fastnmf

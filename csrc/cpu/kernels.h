@@ -1,14 +1,15 @@
 // The interface between bindings.cpp and the CPU kernels: arguments, and a table of kernels for
 // each instruction set.
 //
-// hals.cpp, moments.cpp, updates.cpp, nnls.cpp and active_set.cpp are compiled once per instruction
-// set, each time into a namespace of that name. Except for the tables at their ends, all names in them must have
+// hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp and sparse.cpp are compiled once per
+// instruction set, each time into a namespace of that name. Except for the tables at their ends, all names in them must have
 // internal linkage. Of an inline function or template with external linkage, including those of
 // std, the linker keeps one copy for all callers, and that may be the one compiled for AVX-512.
 // `nm` must show no W, V or u in their object files.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "../matrix.h"
 #include "../nnls/problem.h"
@@ -159,6 +160,36 @@ template <class T> struct ActiveSetKernels {
     bool (*advance)(const ActiveSet<T> &, ActiveRow<T> &, T *W, T *E, double *scratch);
 };
 
+// A sparse matrix X (m, d) in compressed rows: the entries of row i are those from crow[i] to
+// crow[i + 1], their columns ascend. dot: out (m, K) = X B, B (d, K). tdot: out (d, K) = XᵀZ, or +=
+// with `adds`, Z (m, K). Rows of B, Z and out are contiguous.
+template <class T, class I> struct SparseProduct {
+    const I *crow, *col;
+    const T *values;
+    Matrix<const T> dense;
+    Matrix<T> out;
+    ptrdiff_t m, d, K;
+    bool adds;
+};
+
+// How a product is divided: into groups of concepts, tiles of rows, and blocks of columns, for which
+// B or the sums are copied, aligned and padded, if `packed`.
+struct SparseTiles {
+    ptrdiff_t concepts, rows, columns;
+    bool packed;
+};
+
+// dot: rows [first, last) of the result; tdot: rows [first, last) of the result, which are columns of
+// X. scratch: columns × concepts, not packed: K; cursor: one for each row of a tile. Groups have whole
+// vectors, at most most_concepts.
+template <class T, class I> struct SparseKernels {
+    ptrdiff_t most_concepts, lanes;
+    void (*dot)(const SparseProduct<T, I> &, const SparseTiles &, ptrdiff_t first, ptrdiff_t last,
+                T *scratch, I *cursor);
+    void (*tdot)(const SparseProduct<T, I> &, const SparseTiles &, ptrdiff_t first, ptrdiff_t last,
+                 T *scratch, I *cursor);
+};
+
 #define FASTNMF_DECLARE(isa)                                                                       \
     namespace isa {                                                                                \
     extern const HalsKernels<float> hals_float32;                                                  \
@@ -171,6 +202,10 @@ template <class T> struct ActiveSetKernels {
     extern const NnlsKernels<double> nnls_float64;                                                 \
     extern const ActiveSetKernels<float> active_set_float32;                                       \
     extern const ActiveSetKernels<double> active_set_float64;                                      \
+    extern const SparseKernels<float, int32_t> sparse_float32_int32;                               \
+    extern const SparseKernels<float, int64_t> sparse_float32_int64;                               \
+    extern const SparseKernels<double, int32_t> sparse_float64_int32;                              \
+    extern const SparseKernels<double, int64_t> sparse_float64_int64;                              \
     }
 FASTNMF_DECLARE(baseline)
 FASTNMF_DECLARE(avx2)

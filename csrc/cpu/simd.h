@@ -41,6 +41,33 @@ template <class T> inline Vec<T> load(const T *from) {
 
 template <class T> inline void store(T *to, Vec<T> x) { __builtin_memcpy(to, &x, sizeof x); }
 
+// the first `count` elements, and zeros
+template <class T> inline Vec<T> load_some(const T *from, int count) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        return (Vec<T>)_mm512_maskz_loadu_ps((1u << count) - 1, from);
+    else
+        return (Vec<T>)_mm512_maskz_loadu_pd((1u << count) - 1, from);
+#else
+    if (count == Simd<T>::lanes) return load(from);
+    Vec<T> x = {};
+    for (int l = 0; l < count; ++l) x[l] = from[l];
+    return x;
+#endif
+}
+
+template <class T> inline void store_some(T *to, Vec<T> x, int count) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        _mm512_mask_storeu_ps(to, (1u << count) - 1, (__m512)x);
+    else
+        _mm512_mask_storeu_pd(to, (1u << count) - 1, (__m512d)x);
+#else
+    if (count == Simd<T>::lanes) return store(to, x);
+    for (int l = 0; l < count; ++l) to[l] = x[l];
+#endif
+}
+
 // max(0, x); keeps a NaN, as torch.clamp does
 template <class V> inline V positive_part(V x) { return V{} > x ? V{} : x; }
 

@@ -12,6 +12,7 @@ from .. import _C
 from ..precision import products_in
 from .nnls.result import BLOCK, RANK_TOLERANCE, NnlsInfo
 from .pointers import NnlsLimits, nnls_arguments, nnls_operations, read_report, view
+from .torch import Compressed
 from .torch import moments_ as products
 
 # concepts up to which our own products are faster: of codes with codes, of which half is computed,
@@ -114,6 +115,29 @@ def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tens
     _C.rescale(view(F), view(swept), view(scale), view(before), view(sums), threads)
 
 
+def sparse_dot_(out: Tensor, X: Compressed, Bt: Tensor) -> None:
+    """As torch.sparse_dot_."""
+    if not len(X[1]) or not out.numel():
+        out.zero_()
+        return
+    _sparse_product(out, X, Bt, transposed=False, adds=False)
+
+
+def sparse_tdot_(out: Tensor, X: Compressed, Z: Tensor, *, adds: bool = False) -> None:
+    """As torch.sparse_tdot_, without any copy of X."""
+    if len(X[1]) and out.numel():
+        _sparse_product(out, X, Z, transposed=True, adds=adds)
+    elif not adds:
+        out.zero_()
+
+
+def _sparse_product(out: Tensor, X: Compressed, dense: Tensor, **how: bool) -> None:
+    dense = dense if dense.stride(1) == 1 else dense.contiguous()
+    crow, col, values = X
+    parts = view(crow), view(col), view(values)
+    _C.sparse_product(view(out), parts, view(dense), threads=torch.get_num_threads(), **how)
+
+
 def _solve_rows(F, C, gram, sums, warm, max_steps) -> tuple[NnlsInfo, Tensor]:
     report = torch.empty(F.shape[1], 4, dtype=torch.float64, device="cpu")
     rows = nnls_arguments(F, C, gram, report, warm, max_steps)
@@ -178,6 +202,8 @@ OPERATIONS = {
     "mu_": mu_,
     "pgd_": pgd_,
     "rescale_": rescale_,
+    "sparse_dot_": sparse_dot_,
+    "sparse_tdot_": sparse_tdot_,
     **nnls_operations(_solve_rows),
     "nnls_rows_": nnls_rows_,
 }

@@ -18,6 +18,7 @@ _NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
     torch.int32: "int32",
+    torch.int64: "int64",
     torch.uint8: "uint8",
 }
 

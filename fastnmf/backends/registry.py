@@ -122,8 +122,7 @@ def _load_cuda() -> dict[str, Callable]:
 
 
 # products on a CPU are never tf32
-_NOT_COMPILED = ("round_tf32_", "sparse_dot_", "sparse_tdot_")
-_ON_CPU = tuple(name for name in REFERENCE if name not in _NOT_COMPILED)
+_ON_CPU = tuple(name for name in REFERENCE if name != "round_tf32_")
 # in order of preference: the last is the fallback
 BACKENDS: dict[str, Backend] = {
     backend.name: backend

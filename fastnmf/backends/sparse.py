@@ -3,14 +3,18 @@ into this form in data/sparse."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from ..errors import BackendUnavailable
 from ..numerics import squared_norm
-from .torch import sparse_dot_, sparse_tdot_
+from .registry import ENVIRONMENT, select
+from .torch import REFERENCE, Compressed
 
 # entries that are widened at a time
 _SUMMED = 1 << 22
@@ -21,13 +25,15 @@ class SparseMatrix:
     """X (m, d) in compressed rows (CSR): columns ascend within a row, none twice, and no zeros.
 
     crow (m + 1,), col (nnz,): int32 or int64, both the same. values (nnz,): float32 or float64.
-    The entries of row i are those from crow[i] to crow[i + 1].
+    The entries of row i are those from crow[i] to crow[i + 1]. operations: by name, those of a
+    backend; None: of the one that `auto` chooses.
     """
 
     crow: Tensor
     col: Tensor
     values: Tensor
     shape: tuple[int, int]
+    operations: Mapping[str, Callable] | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -63,7 +69,12 @@ class SparseMatrix:
         first, last = self.crow[[start, stop]].tolist()
         shape = stop - start, self.shape[1]
         crow = self.crow[start : stop + 1] - first
-        return SparseMatrix(crow, self.col[first:last], self.values[first:last], shape)
+        col, values = self.col[first:last], self.values[first:last]
+        return SparseMatrix(crow, col, values, shape, self.operations)
+
+    def using(self, operations: Mapping[str, Callable] | None) -> SparseMatrix:
+        """The same matrix, with the operations of another backend."""
+        return replace(self, operations=operations)
 
     def __getitem__(self, part: slice) -> SparseMatrix:
         """The same as `rows`."""
@@ -78,14 +89,16 @@ class SparseMatrix:
         at = torch.repeat_interleave(shift, counts)
         at += torch.arange(len(at), device=self.device)
         crow = torch.cat((ends.new_zeros(1), ends)).to(self.crow.dtype)
-        return SparseMatrix(crow, self.col[at], self.values[at], (len(numbers), self.shape[1]))
+        shape = len(numbers), self.shape[1]
+        return SparseMatrix(crow, self.col[at], self.values[at], shape, self.operations)
 
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> SparseMatrix:
         """The matrix in this dtype on this device; shares what need not be copied."""
         crow, col = self.crow.to(device), self.col.to(device)
-        return SparseMatrix(crow, col, self.values.to(device, dtype), self.shape)
+        values = self.values.to(device, dtype)
+        return SparseMatrix(crow, col, values, self.shape, self.operations)
 
     def to_dense(self) -> Tensor:
         """The matrix with its zeros."""
@@ -118,14 +131,33 @@ class SparseMatrix:
     def dot(self, Bt: Tensor, out: Tensor | None = None) -> Tensor:
         """X Bt (m, K), Bt (d, K). 2 nnz K flops."""
         out = Bt.new_empty(self.shape[0], Bt.shape[1]) if out is None else out
-        sparse_dot_(out, (self.crow, self.col, self.values), Bt)
+        self._operation("sparse_dot_")(out, self._parts, Bt)
         return out
 
     def tdot(self, Z: Tensor, out: Tensor | None = None, *, adds: bool = False) -> Tensor:
         """Xᵀ Z (d, K), Z (m, K); added to `out` if adds. 2 nnz K flops, without a copy of Xᵀ."""
         out = Z.new_empty(self.shape[1], Z.shape[1]) if out is None else out
-        sparse_tdot_(out, (self.crow, self.col, self.values), Z, adds=adds)
+        self._operation("sparse_tdot_")(out, self._parts, Z, adds=adds)
         return out
+
+    @property
+    def _parts(self) -> Compressed:
+        return self.crow, self.col, self.values
+
+    def _operation(self, name: str) -> Callable:
+        if self.operations is not None:
+            return self.operations[name]
+        return _automatic(self.device.type, os.environ.get(ENVIRONMENT))[name]
+
+
+@cache
+def _automatic(device_type: str, requested: str | None) -> Mapping[str, Callable]:
+    """The operations of the backend that `auto` chooses. requested: by the environment."""
+    try:
+        return select(("sparse_dot_", "sparse_tdot_"), torch.device(device_type), "auto")[1]
+    except BackendUnavailable:
+        # the environment names a backend for other operations
+        return REFERENCE
 
 
 def concat(parts: Sequence[SparseMatrix]) -> SparseMatrix:
@@ -141,4 +173,4 @@ def concat(parts: Sequence[SparseMatrix]) -> SparseMatrix:
     col = torch.cat([part.col.to(dtype) for part in parts])
     values = torch.cat([part.values for part in parts])
     shape = sum(map(len, parts)), parts[0].shape[1]
-    return SparseMatrix(torch.cat(bounds).to(dtype), col, values, shape)
+    return SparseMatrix(torch.cat(bounds).to(dtype), col, values, shape, parts[0].operations)
