@@ -141,7 +141,7 @@ def _check_index(
             f"{name} has {sizes}; {n} {lines} need {n + 1} bounds, and every value one index"
         )
     if int(crow[0]) != 0 or int(crow[-1]) > len(col):
-        ends, needed = f"{int(crow[0])} to {int(crow[-1])}", f"0 to {len(col)}"
+        ends = f"{int(crow[0])} to {int(crow[-1])}"
         raise InvalidInput(
             f"the bounds of {name}'s {lines} are {ends}; they must be 0 to {len(col)}"
         )
