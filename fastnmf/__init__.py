@@ -23,7 +23,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import files
     from .backends.registry import available_backends
-    from .fit.nnls import nnls
+    from .fit.nnls import nnls, nnls_gram
     from .models.nmf import NMF
     from .overcomplete import is_patched, patch_overcomplete, unpatch_overcomplete
     from .planning.plan import Tuning
@@ -41,6 +41,7 @@ __all__ = [
     "files",
     "is_patched",
     "nnls",
+    "nnls_gram",
     "patch_overcomplete",
     "unpatch_overcomplete",
 ]
@@ -52,6 +53,7 @@ _AT_FIRST_USE = {
     "available_backends": "backends.registry",
     "is_patched": "overcomplete",
     "nnls": "fit.nnls",
+    "nnls_gram": "fit.nnls",
     "patch_overcomplete": "overcomplete",
     "unpatch_overcomplete": "overcomplete",
 }

@@ -6,6 +6,8 @@ NumPy only and nothing of fastnmf, so that a mistake there cannot hide here.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 # largest relative difference of a factor after an update, by (solver, dtype), and its source
@@ -146,6 +148,42 @@ def kkt_residual(F, X, B, l1=0.0, l2=0.0):
     reference = np.abs(B @ X.T).max(0)
     violation = np.where(F > 0, np.abs(slope), np.maximum(slope, 0)).max(0)
     return float(np.max(violation / np.where(reference > 0, reference, 1)))
+
+
+def exactness(A, D, Z, l1=0.0, l2=0.0):
+    """The KKT residual (n,) of codes Z of min ½‖a − z D‖² + l1 Σ z + ½ l2 ‖z‖² over z ≥ 0: the
+    largest slope, or |slope| of a concept in use, over max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ| z_j +
+    l1)."""
+    A, D, Z = (np.asarray(M, np.float64) for M in (A, D, Z))
+    slope = (A - Z @ D) @ D.T - l1 - l2 * Z
+    scale = np.abs(A @ D.T) + Z @ np.abs(D @ D.T) + l1
+    worst = np.where(Z > 0, np.abs(slope), np.maximum(slope, 0)).max(1)
+    return worst / np.maximum(scale.max(1), 1e-300)
+
+
+def penalised_squares(A, D, Z, l1=0.0, l2=0.0):
+    """½‖a − z D‖² + l1 Σ z + ½ l2 ‖z‖² of each row."""
+    A, D, Z = (np.asarray(M, np.float64) for M in (A, D, Z))
+    squares = ((A - Z @ D) ** 2).sum(1) + l2 * (Z**2).sum(1)
+    return 0.5 * squares + l1 * Z.sum(1)
+
+
+def least_penalised_squares(A, D, l1=0.0, l2=0.0):
+    """The least of penalised_squares for each row, over all supports of up to d concepts: the
+    minimiser is the solution of a linear system on one of them, and needs no more without l2."""
+    A, D = (np.asarray(M, np.float64) for M in (A, D))
+    K, best = len(D), penalised_squares(A, D, np.zeros((len(A), len(D))))
+    for size in range(1, K + 1 if l2 else min(K, D.shape[1]) + 1):
+        for support in map(list, itertools.combinations(range(K), size)):
+            B = D[support]
+            gram = B @ B.T + l2 * np.eye(size)
+            if np.linalg.cond(gram) > 1e12:
+                continue
+            Z = np.zeros((len(A), K))
+            Z[:, support] = np.linalg.solve(gram, B @ A.T - l1).T
+            value = penalised_squares(A, D, Z, l1, l2)
+            best = np.where((Z >= 0).all(1) & (value < best), value, best)
+    return best
 
 
 def relative_difference(given, expected):

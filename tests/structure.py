@@ -22,7 +22,11 @@ MODULES = {
 }
 MOST_PARAMETERS, MOST_MODULE_LINES, MOST_FUNCTION_LINES = 8, 300, 50
 # signatures that users see take one argument for each option
-PUBLIC_SIGNATURES = {"fastnmf.models.nmf.NMF.__init__", "fastnmf.models.nmf.NMF.fit"}
+PUBLIC_SIGNATURES = {
+    "fastnmf.models.nmf.NMF.__init__",
+    "fastnmf.models.nmf.NMF.fit",
+    "fastnmf.fit.nnls.nnls",
+}
 # functions that may be longer, with the reason
 LONG_FUNCTIONS: dict[str, str] = {}
 SOLVER_NAMES = {"hals", "mu", "pgd", "anls"}

@@ -158,8 +158,8 @@ def test_import_takes_little_beyond_torch(tmp_path):
 PUBLIC = [
     *("BackendUnavailable", "ConvergenceWarning", "FastnmfWarning", "InvalidInput", "NMF"),
     *("NotFitted", "Tuning", "__version__"),
-    *("available_backends", "files", "is_patched", "nnls", "patch_overcomplete"),
-    "unpatch_overcomplete",
+    *("available_backends", "files", "is_patched", "nnls", "nnls_gram"),
+    *("patch_overcomplete", "unpatch_overcomplete"),
 ]
 
 

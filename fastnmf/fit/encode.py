@@ -37,6 +37,7 @@ from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
 from ..precision import products_in
 from ..results.encoding import EncodeInfo, EncodeRecord
 from ..results.progress import Progress
+from ..solvers.supports.pursuit import largest_support
 from .options import Options, destination
 from .refusals import refuse_derivatives, refuse_overwriting, refuse_tangent
 
@@ -215,14 +216,15 @@ class _Scaled:
     ) -> None:
         self._powers, self._run = Powers.of(data, D, method), run
         D, method = self._powers.of_dictionary(D.to(data.dtype)), self._powers.penalised(method)
+        penalty = method.penalties.of_codes(D.shape[1])
         if run.sweeps_only:
             self.encoder = Encoder(D, method, run.max_iter, run.tol, each, monotone=True)
-        elif run.top_k is not None and run.top_k < min(D.shape):
+        elif run.top_k is not None and run.top_k < largest_support(D, penalty):
             self.encoder = PursuitEncoder(D, method, run.top_k)
         else:
             sweeps = run.method == "auto"
             self.encoder = ExactEncoder(D, data.n, method, run.max_iter, sweeps, each)
-        self._l2 = method.penalties.of_codes(D.shape[1]).l2
+        self._l2 = penalty.l2
         self._record = EncodeRecord(method.penalties, D, measures=measures)
 
     def __call__(self, X: Matrix, Z0: Tensor | None) -> Tensor:

@@ -1,4 +1,5 @@
-"""Exact non-negative least squares with a given dictionary: the function fastnmf.nnls."""
+"""Exact non-negative least squares: the functions fastnmf.nnls, with a given dictionary, and
+fastnmf.nnls_gram, from cross products and a Gram matrix."""
 
 # torch's own types are incomplete; matrices are upper case
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -7,7 +8,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -15,43 +15,21 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends.nnls.residual import Measure, solve_by_residual
-from ..backends.nnls.result import (
-    CAPPED,
-    FLOORED,
-    SOLVED,
-    TOLERANCE,
-    UNSOLVED,
-    NnlsInfo,
-)
-from ..backends.nnls.scaled import ScaledRows, name_of
+from ..backends.nnls.result import CAPPED, FLOORED, NnlsInfo
+from ..backends.nnls.scaled import name_of
 from ..backends.registry import select
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..exact.gradient import with_gradient
-from ..exact.rows import ExactRows
+from ..exact.gram import GramLeastSquares, checked_gram
+from ..exact.least_squares import LeastSquares, Limits
 from ..isolation import isolated
 from ..numerics import compute_dtype
 from ..planning.memory import refuse_too_large
-from ..precision import products_in
 from ..solvers import anls
-from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
-from ..solvers.supports.pursuit import pursue_, support_kkt
-from ..solvers.supports.working_set import prepare_concepts, rows_together
 from .refusals import refuse_derivatives, refuse_tangent
 
-# entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again
-_SCRATCH = 1 << 24
-# of the squared norm of a concept: ridges that bound codes which float32 cannot hold
-_RIDGES = (1e-14, 1e-12, 1e-10, 1e-8)
-# the ridge with which rows that were not solved are searched again
-_BOUND = 1e-10
-# KKT residual, and share of ‖a‖² by which the squared error may be too large, of float64 codes
-# above which a row is solved again, by its residual
-_EXACT, _GAP = 1e-11, 1e-10
-# the same share, by which rounding the codes to their dtype may raise the squared error
-_RISE = {torch.float32: 1e-5, torch.float64: 1e-9}
 # largest max_iter that has a meaning
 _MOST = 1 << 30
 
@@ -62,12 +40,14 @@ def nnls(
     D: Tensor | np.ndarray,
     Z0: Tensor | np.ndarray | None = None,
     *,
+    l1: float = 0.0,
+    l2: float = 0.0,
     top_k: int | None = None,
     max_iter: int | None = None,
     backend: str = "auto",
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, NnlsInfo]:
-    """Solve min ‖a − z D‖² over z ≥ 0 exactly, for each row a of A; or with few concepts for each.
+    """Solve min ½‖a − z D‖² + l1 Σ z + ½ l2 ‖z‖² over z ≥ 0 exactly, for each row a of A.
 
     It is computed on the device of A.
 
@@ -80,6 +60,13 @@ def nnls(
     Z0 : Tensor or ndarray (n, K), optional
         Codes to start from. They change the time, not the loss, and save time only where they
         solve nearly the same problem.
+    l1 : float, default 0
+        Weight of the sum of the codes, in the units of D aᵀ: codes are zero from its largest entry
+        on. Larger weights leave fewer concepts in use.
+    l2 : float, default 0
+        Weight of half their sum of squares, in the units of D Dᵀ: it is added to the diagonal of
+        that matrix, and makes the solution unique. ``NMF(alpha_Z=alpha, l1_ratio=r)`` encodes with
+        l1 = d alpha r and l2 = d alpha (1 − r).
     top_k : int, optional
         At most that many concepts for each row, found by orthogonal matching pursuit: the concept
         with the steepest slope, relative to its norm, enters, and the codes become the exact
@@ -156,8 +143,11 @@ def nnls(
     tensor([[0.0000, 4.0000],
             [0.5000, 0.0000]])
     """
-    max_iter = checks.whole("max_iter", max_iter, at_least=0, optional=True)
-    top_k = checks.whole("top_k", top_k, at_least=1, optional=True)
+    limits = Limits(
+        checks.whole("max_iter", max_iter, at_least=0, optional=True),
+        checks.whole("top_k", top_k, at_least=1, optional=True),
+    )
+    penalty = Penalty(checks.penalty("l1", l1), checks.penalty("l2", l2))
     if top_k is not None and Z0 is not None:
         raise InvalidInput(
             "top_k and Z0 cannot be combined: a pursuit starts from no concept; leave Z0 out"
@@ -179,22 +169,138 @@ def nnls(
     sizes = {"the codes": len(A) * len(D) * torch.promote_types(A.dtype, D.dtype).itemsize}
     refuse_too_large(sizes, device, "give fewer rows at a time")
     _, ops = select(anls.SOLVER.operations, device, backend)
-    # exact whatever torch allows
-    with torch.no_grad(), products_in("highest"):
-        rows = ScaledRows.of(A, D)
-        start = None if Z0 is None else rows.scaled(Z0)
-        limit = None if max_iter is None else min(max_iter, _MOST)
-        # no solution needs more concepts than there are, or than features
-        if top_k is None or top_k >= min(D.shape):
-            Z, info = _solve(rows, ops, limit, start, measures=return_info)
-        else:
-            Z, info = _pursue(rows, ops, limit, top_k, measures=return_info)
-        Z = rows.unscaled(Z)
+    if max_iter is not None:
+        limits = Limits(min(limits.max_iter, _MOST), limits.top_k)
+    Z, info = LeastSquares(D, len(A), ops, penalty, limits, measures=return_info)(A, Z0)
     _warn(info, Z.dtype)
     if torch.is_grad_enabled() and (_differentiates(of_A) or _differentiates(of_D)):
         A, D = of_A if _differentiates(of_A) else A, of_D if _differentiates(of_D) else D
-        Z = with_gradient(A.to(Z.dtype), D.to(Z), lambda Z=Z: Z)
+        Z = with_gradient(A.to(Z.dtype), D.to(Z), lambda Z=Z: Z, penalty.l2)
     return (Z, info) if return_info else Z
+
+
+@isolated
+def nnls_gram(
+    C: Tensor | np.ndarray,
+    G: Tensor | np.ndarray,
+    *,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    max_iter: int | None = None,
+    backend: str = "auto",
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, NnlsInfo]:
+    """Solve min ½ z G zᵀ − c zᵀ + l1 Σ z + ½ l2 ‖z‖² over z ≥ 0 exactly, for each row c of C.
+
+    These are the codes that `nnls` finds for C = A Dᵀ and G = D Dᵀ, without A and D. It is computed
+    on the device of C.
+
+    Parameters
+    ----------
+    C : Tensor or ndarray (n, K)
+        Cross products, of any sign: ``A @ D.T``. A row is a problem, as in Z and in `nnls`.
+    G : Tensor or ndarray (K, K)
+        Gram matrix, of any signs: ``D @ D.T``. Symmetric and positive semidefinite but for the
+        rounding of its products.
+    l1 : float, default 0
+        Weight of the sum of the codes, in the units of C.
+    l2 : float, default 0
+        Weight of half their sum of squares, in the units of G.
+    max_iter : int, optional
+        As for `nnls`.
+    backend : {'auto', 'cpp', 'cuda', 'torch'}, default 'auto'
+        What computes, see `available_backends`.
+    return_info : bool, default False
+        Whether NnlsInfo is returned too.
+
+    Returns
+    -------
+    Z : Tensor (n, K)
+        The codes, non-negative; float64 if C or G is, else float32. A concept with G_kk = 0 is not
+        used unless l2 > 0. No gradient.
+    info : NnlsInfo
+        Status, KKT residual and support of each row; only with return_info=True. The residual is
+        that of C and G: slopes are C − Z G − l1 − l2 Z, relative to max_k (|C_k| + Σ_j |G_kj| z_j
+        + l1). The status follows from it alone.
+
+    Raises
+    ------
+    InvalidInput
+        For wrong shapes, entries that are not finite, a matrix G that is not symmetric or has a
+        negative eigenvalue, or a column of C without a concept of norm above 0.
+    ArithmeticError
+        Where codes are out of the range of their dtype.
+    BackendUnavailable
+        If the backend cannot be used on the device of C.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If rows are not solved, with their number and the reason.
+
+    Notes
+    -----
+    For data that are read once, or whose products are needed anyway: the time of a row does not
+    depend on the number of features. Rounding of C and G is part of the problem: where A and D are
+    known, and concepts of both signs nearly depend on each other, `nnls` is more exact. The check
+    of G takes K³ / 3 operations.
+
+    C has a problem in each row, as Z does, and as `nnls` returns it; scikit-learn's
+    ``orthogonal_mp_gram`` takes its transpose.
+
+    References
+    ----------
+    Bro & de Jong (1997), A fast non-negativity-constrained least squares algorithm.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastnmf import nnls_gram
+    >>> D = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    >>> A = torch.tensor([[2.0, 3.0, 5.0], [1.0, -1.0, 0.0]])
+    >>> nnls_gram(A @ D.T, D @ D.T)
+    tensor([[2.0000, 3.0000],
+            [0.5000, 0.0000]])
+    """
+    max_iter = checks.whole("max_iter", max_iter, at_least=0, optional=True)
+    penalty = Penalty(checks.penalty("l1", l1), checks.penalty("l2", l2))
+    refuse_derivatives("nnls_gram", C=C, G=G)
+    device = C.device if isinstance(C, Tensor) else torch.device("cpu")
+    C, G = _products(C, G, device)
+    G = checked_gram(G)
+    if not C.numel():
+        return (C, NnlsInfo.of_none(len(C), device)) if return_info else C
+    refuse_too_large({"the codes": C.nbytes}, device, "give fewer rows at a time")
+    _, ops = select(anls.SOLVER.operations, device, backend)
+    max_iter = None if max_iter is None else min(max_iter, _MOST)
+    Z, info = GramLeastSquares(G, ops, penalty, max_iter, measures=return_info)(C)
+    _warn(info, Z.dtype, "nnls_gram")
+    return (Z, info) if return_info else Z
+
+
+def _products(
+    C: Tensor | np.ndarray, G: Tensor | np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """C (n, K) and G (K, K), checked, in one dtype; n or K may be 0."""
+    for name, X in (("C", C), ("G", G)):
+        if as_matrix(X, name) is None:
+            raise TypeError(f"{name} is a {type(X).__name__}; it must be a tensor or an array")
+    shapes = tuple(C.shape), tuple(G.shape)
+    square = len(shapes[1]) == 2 and shapes[1][0] == shapes[1][1]
+    if len(shapes[0]) != 2 or not square or shapes[0][1] != shapes[1][0]:
+        turned = square and len(shapes[0]) == 2 and shapes[0][0] == shapes[1][0]
+        raise InvalidInput(
+            f"C has shape {shapes[0]} and G {shapes[1]}; C must be (n, K) and G (K, K), such as "
+            f"A @ D.T and D @ D.T{': C.T fits' if turned else ''}"
+        )
+    dtype = torch.promote_types(compute_dtype(C), compute_dtype(G))
+    if not len(G):
+        C, G = (torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
+        return C, G
+    G = read_matrix(G, device, Expected("G", dtype=dtype, signed=True))
+    if not len(C):
+        return G.new_zeros(shapes[0]), G
+    return read_matrix(C, device, Expected("C", dtype=dtype, signed=True)), G
 
 
 def _empty_codes(A: Tensor | np.ndarray, D: Tensor | np.ndarray, device: torch.device) -> Any:
@@ -215,160 +321,7 @@ def _differentiates(X: Tensor | np.ndarray) -> TypeGuard[Tensor]:
     return isinstance(X, Tensor) and X.requires_grad
 
 
-def _pursue(
-    rows: ScaledRows, ops: Operations, max_iter: int | None, top_k: int, *, measures: bool
-) -> tuple[Tensor, NnlsInfo]:
-    """The codes (n, K) of the scaled problem with at most top_k concepts for each row, and their
-    info: the KKT residual is that of the problem on the support. Computed as by _solve: in float64
-    where D has negative entries."""
-    dtype, A, D = rows.A.dtype, rows.A, rows.D
-    if bool(D.amin() < 0):
-        A, D = A.double(), D.double()
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    norms = torch.where(norms > 0, norms, 1)
-    concepts = prepare_concepts((D / norms[:, None]).to(D.dtype), 0)
-    Z = A.new_zeros(len(A), len(D))
-    info = pursue_(Z.T, A, concepts, top_k, ops, max_iter)
-    Z = (Z / norms).to(dtype)
-    # what the search reports is from the residual in float64 too, before codes are rounded
-    kkt = support_kkt(rows.A, rows.D, Z) if measures else info.kkt
-    status = torch.where(kkt <= UNSOLVED[dtype], SOLVED, FLOORED)
-    status = torch.where(info.status == CAPPED, CAPPED, status).int()
-    return Z, replace(info, status=status, kkt=kkt, support=(Z > 0).sum(1).int())
-
-
-def _solve(
-    rows: ScaledRows, ops: Operations, max_iter: int | None, start: Tensor | None, *, measures: bool
-) -> tuple[Tensor, NnlsInfo]:
-    """The codes (n, K) of the scaled problem, and their info. measures: whether its KKT residual
-    must be that of A and D."""
-    dtype = rows.A.dtype
-    if bool(rows.D.amin() < 0):
-        return _exactly(rows, ops, max_iter, start)
-    Z, info = _search(rows, ops, max_iter, start)
-    left = (info.kkt > UNSOLVED[dtype]) | rows.cancels()
-    if max_iter is not None:
-        left &= info.status != CAPPED
-    if left.any():
-        again, info_again = _exactly(rows[left], ops, None, None)
-        Z[left] = again
-        for name in ("status", "kkt", "support"):
-            getattr(info, name)[left] = getattr(info_again, name)
-    if measures:
-        info = replace(info, kkt=rows.measure(Z).kkt)
-    # what is left above the tolerance of the search is rounding
-    status = torch.where(info.kkt <= UNSOLVED[dtype], SOLVED, FLOORED)
-    status = torch.where(info.status == SOLVED, status, info.status)
-    solved = (info.status == FLOORED) & (info.kkt <= UNSOLVED[dtype]) & ~left
-    return Z, replace(info, status=torch.where(solved, SOLVED, status).int())
-
-
-def _search(
-    rows: ScaledRows,
-    ops: Operations,
-    max_iter: int | None,
-    start: Tensor | None,
-    ridge: float = 0.0,
-) -> tuple[Tensor, NnlsInfo]:
-    """The codes (n, K) in the dtype of A and D, and the info of the search. ridge: what is added to
-    the diagonal of the Gram matrix of unit concepts."""
-    A, D = rows.A, rows.D
-    (n, _), K = A.shape, len(D)
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    # a zero concept would keep the value it starts from
-    Z = A.new_zeros(n, K) if start is None else (start * norms).to(D.dtype)
-    # a concept is zero or it counts, however small it is relative to the others
-    norms = torch.where(norms > 0, norms, 1)
-    unit = (D / norms[:, None]).to(D.dtype)
-    infos, height = [], max(1, _SCRATCH // max(D.shape))
-    if D.device.type != "cpu":
-        height = rows_together(len(D), D.shape[1], D)
-    solver = ExactRows(unit, n, ops, Penalty(l2=ridge), max_steps=max_iter)
-    for first in range(0, n, height):
-        chunk = slice(first, first + height)
-        infos.append(solver.solve_(Z[chunk], A[chunk], warm=start is not None))
-    Z /= norms
-    return Z, NnlsInfo.join(infos)
-
-
-def _exactly(
-    rows: ScaledRows, ops: Operations, max_iter: int | None, start: Tensor | None
-) -> tuple[Tensor, NnlsInfo]:
-    """The codes (n, K), by a search in float64, and their info, measured from A and D. Rows that
-    the search left unsolved are solved by their residual, unless they reached max_iter: these
-    become zero where zero codes are better."""
-    dtype, wide = rows.A.dtype, replace(rows, A=rows.A.double(), D=rows.D.double())
-    Z, info = _search(wide, ops, max_iter, start)
-    found = wide.measure(Z)
-    capped = (info.status == CAPPED) & (max_iter is not None)
-    again = (found.kkt > _EXACT) | (found.excess > _GAP) | (found.change > 0)
-    if again.any():
-        Z[capped & (found.change > 0)] = 0
-        worse = again & ~capped
-        if worse.any():
-            # a ridge bounds the codes, so that their support is a good start
-            near = _search(wide[worse], ops, None, None, _BOUND)[0]
-            better = wide[worse].measure(near).change < found.change[worse]
-            Z[worse] = torch.where(better[:, None], near, Z[worse])
-            _solve_rows_(Z, worse, wide)
-        found.replace_(again, wide[again].measure(Z[again]))
-        _solve_from_zero_(Z, (found.excess > _GAP) & worse, wide, found)
-    least, unsure = found.change.clone(), found.excess > _RISE[dtype]
-    if dtype != torch.float64:
-        Z, found = _rounded(Z, wide, dtype, least)
-    floored = unsure | (found.kkt > UNSOLVED[dtype]) | (found.change - least > _RISE[dtype])
-    status = torch.where(capped, CAPPED, torch.where(floored, FLOORED, SOLVED)).int()
-    return Z, NnlsInfo(status, found.kkt, (Z > 0).sum(1).int(), info.iterations)
-
-
-def _solve_from_zero_(Z: Tensor, which: Tensor, rows: ScaledRows, found: Measure) -> None:
-    """Z_i and its Measure ← those of the codes by its residual from zero, where these are better,
-    for the rows that are true (n,)."""
-    if not which.any():
-        return
-    some, codes = rows[which], torch.zeros_like(Z[which])
-    _solve_rows_(codes, torch.ones_like(which[which]), some)
-    other = some.measure(codes)
-    better = other.change < found.change[which]
-    place = which.nonzero()[:, 0][better]
-    Z[place] = codes[better]
-    found.replace_(place, Measure(*(one[better] for one in other)))
-
-
-def _rounded(
-    Z: Tensor, rows: ScaledRows, dtype: torch.dtype, least: Tensor
-) -> tuple[Tensor, Measure]:
-    """Z (n, K) in dtype and its Measure. Rows whose codes are too large to be rounded get smaller
-    ones, by ridges, where these are better; zero codes at worst. least (n,): the change of Z."""
-    Z = Z.to(dtype)
-    found = rows.measure(Z)
-    worse = (found.change - least > _RISE[dtype] / 10) | (found.change > 0)
-    if worse.any():
-        some, best, codes = rows[worse], found.change[worse], Z[worse]
-        everyone = torch.ones_like(best, dtype=torch.bool)
-        for ridge in _RIDGES:
-            other = codes.clone()
-            _solve_rows_(other, everyone, some, ridge)
-            change = some.measure(other).change
-            codes[change < best] = other[change < best]
-            best = torch.minimum(best, change)
-        codes[best > 0] = 0
-        Z[worse] = codes
-        found.replace_(worse, some.measure(codes))
-    return Z, found
-
-
-def _solve_rows_(Z: Tensor, which: Tensor, rows: ScaledRows, ridge: float = 0.0) -> None:
-    """Z_i ← the codes of A_i by its residual, from Z_i, for the rows that are true (n,)."""
-    if not which.any():
-        return
-    A, D = rows.A.cpu(), rows.D.cpu()
-    for i in which.nonzero()[:, 0].tolist():
-        start = Z[i].double().cpu()
-        Z[i] = solve_by_residual(A[i], D, TOLERANCE[torch.float64], ridge, start).to(Z)
-
-
-def _warn(info: NnlsInfo, dtype: torch.dtype) -> None:
+def _warn(info: NnlsInfo, dtype: torch.dtype, name: str = "nnls") -> None:
     """Warn of rows that are not solved."""
     capped, floored = (int((info.status == status).sum()) for status in (CAPPED, FLOORED))
     why = []
@@ -380,9 +333,9 @@ def _warn(info: NnlsInfo, dtype: torch.dtype) -> None:
     if floored:
         advice = "concepts of D nearly depend on each other; leave such concepts out"
         if dtype == torch.float32:
-            advice += ", or give A and D as float64"
+            advice += ", or give float64"
         why.append(f"{floored} stopped at the limit of {name_of(dtype)}: {advice}")
     if why:
-        message = f"nnls: {capped + floored} of {len(info.status)} rows are not solved. "
+        message = f"{name}: {capped + floored} of {len(info.status)} rows are not solved. "
         message += f"{'; '.join(why)}. The largest KKT residual is {float(info.kkt.max()):.1e}; "
         warn(f"{message}return_info=True tells which rows", ConvergenceWarning)

@@ -51,6 +51,14 @@ def test_penalties_are_those_of_the_model():
     assert not (support_kkt(A, D, Z) <= 1e-6).any()
 
 
+def test_curved_solutions_with_more_concepts_than_features_are_cut():
+    nmf, A, _ = model_and_data(d=3, K=12, alpha_Z=1.0)
+    full = nmf.encode(A)
+    assert ((full > 0).sum(1) > 4).any()
+    assert ((nmf.encode(A, top_k=4) > 0).sum(1) <= 4).all()
+    torch.testing.assert_close(nmf.encode(A, top_k=12), full)
+
+
 def test_leading_dimensions_and_files_are_kept(tmp_path):
     nmf, A, _ = model_and_data()
     Z = nmf.encode(A, top_k=3)

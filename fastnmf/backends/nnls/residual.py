@@ -21,17 +21,21 @@ _CONCEPTS, _SCRATCH = 1024, 1 << 23
 _LARGE = 300
 # relative fall of the objective that counts as progress
 _PROGRESS = 1e-14
+# share of l1, in directions that do not change the residual, from which it counts
+_FLAT = 1e-10
+# largest weight of a term, for unit rows and concepts
+_MOST = 1e150
 
 
 class Measure(NamedTuple):
     """How exact the codes z of each row a are, (n,) float64, infinite where they are not finite.
 
-    For slopes w = D (a − z D)ᵀ:
+    For the objective q(z) = ‖a − z D‖² + 2 l1 Σ z + l2 ‖z‖² and its slopes w = D (a − z D)ᵀ − l1 −
+    l2 z:
     kkt: the larger of max w⁺ and of |w| over z > 0, relative to max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ|
-    z_j). change: ‖a − z D‖² − ‖a‖², above 0 where zero codes are better. gap: by how much at most
-    the squared residual is above that of any codes y with Σ ‖D_k‖ y_k ≤ ‖a‖ + Σ ‖D_k‖ z_k, by
-    convexity: 2 (‖a‖ + Σ ‖D_k‖ z_k) max (w_k / ‖D_k‖)⁺ − 2 Σ w_k z_k. change and gap are relative
-    to ‖a‖².
+    z_j) + l1. change: q(z) − q(0), above 0 where zero codes are better. gap: by how much at most
+    q(z) is above q(y) for any codes y with Σ ‖D_k‖ y_k ≤ ‖a‖ + Σ ‖D_k‖ z_k, by convexity:
+    2 (‖a‖ + Σ ‖D_k‖ z_k) max (w_k / ‖D_k‖)⁺ − 2 Σ w_k z_k. change and gap are relative to ‖a‖².
     """
 
     kkt: Tensor
@@ -40,8 +44,8 @@ class Measure(NamedTuple):
 
     @property
     def excess(self) -> Tensor:
-        """By how much at most the squared error is above the least (n,), relative to ‖a‖²: gap, or
-        the error itself."""
+        """By how much at most the objective is above the least (n,), relative to ‖a‖²: gap, or the
+        objective itself."""
         return torch.minimum(self.gap, 1 + self.change)
 
     def replace_(self, rows: Tensor, found: Measure) -> None:
@@ -50,15 +54,34 @@ class Measure(NamedTuple):
             own[rows] = new
 
 
-def measure(A: Tensor, D: Tensor, Z: Tensor, sizes: Tensor | None = None) -> Measure:
+class Terms(NamedTuple):
+    """The weights of l1 Σ z and ½ l2 ‖z‖² in ½ ‖a − z D‖² + …: numbers, or tensors that expand to
+    (n, K)."""
+
+    l1: float | Tensor = 0.0
+    l2: float | Tensor = 0.0
+
+    @property
+    def none(self) -> bool:
+        """Whether neither has any weight, as numbers."""
+        return not (isinstance(self.l1, Tensor) or self.l1 or self.l2)
+
+
+NO_TERMS = Terms()
+
+
+def measure(
+    A: Tensor, D: Tensor, Z: Tensor, sizes: Tensor | None = None, terms: Terms = NO_TERMS
+) -> Measure:
     """The Measure of codes Z (n, K) of A (n, d), in float64 at any scale. 2 n K (4 d) flops, or
     2 n K (3 d + K) for D of both signs. sizes (K,) int64: concepts count in kkt as if D_k were
-    2^sizes_k times as large, and z_k as much smaller."""
+    2^sizes_k times as large, and z_k as much smaller. terms: numbers."""
     power, powers = exponents(A, _LARGE), exponents(D, _LARGE)
     # exact, and nothing overflows when it is squared; zero concepts take no part
     D = times_power(D, -powers[:, None]) if powers.any() else D.double()
     norms = torch.linalg.vector_norm(D, dim=1)
-    D = D / torch.where(norms > 0, norms, 1)[:, None]
+    lengths = torch.where(norms > 0, norms, 1)
+    D = D / lengths[:, None]
     size = powers if sizes is None else powers + sizes
     largest = torch.where(norms > 0, size, size.min()).max()
     weights = times_power(norms, (size - largest).clamp(-1022, 0))
@@ -69,12 +92,19 @@ def measure(A: Tensor, D: Tensor, Z: Tensor, sizes: Tensor | None = None) -> Mea
         a, x = a.double(), x.double() * norms
         if scales:
             a, x = times_power(a, -own[:, None]), times_power(x, powers - own[:, None])
-        parts.append(_measure(a, D, x, weights))
+        of_unit = terms
+        if not terms.none:
+            # those of unit concepts, and of rows as they are here
+            l1 = times_power(terms.l1 / lengths, -powers - own[:, None])
+            l2 = times_power(terms.l2 / lengths.square(), -2 * powers)
+            of_unit = Terms(l1.clamp(max=_MOST), l2.clamp(max=_MOST))
+        parts.append(_measure(a, D, x, weights, of_unit))
     return Measure(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _measure(a: Tensor, unit: Tensor, x: Tensor, weights: Tensor) -> Measure:
-    """The Measure for unit concepts, whose slopes count as much as their weights (K,) in kkt."""
+def _measure(a: Tensor, unit: Tensor, x: Tensor, weights: Tensor, terms: Terms) -> Measure:
+    """The Measure for unit concepts, whose slopes count as much as their weights (K,) in kkt.
+    terms: l1 (n, K) and l2 (K,), or none."""
     finite = x.sum(1).isfinite()
     if not finite.all():
         x = torch.where(finite[:, None], x, 0)
@@ -84,25 +114,36 @@ def _measure(a: Tensor, unit: Tensor, x: Tensor, weights: Tensor) -> Measure:
     for part in torch.arange(len(unit), device=unit.device).split(_CONCEPTS):
         some, own = unit[part], x[:, part]
         slope = residual @ some.T
-        violation = torch.where(own > 0, slope.abs(), slope.clamp(min=0)) * weights[part]
-        worst = torch.maximum(worst, violation.amax(1))
         size = (a @ some.T).abs()
         size += x @ (unit @ some.T).abs() if negative else rebuilt @ some.T
+        if not terms.none:
+            slope -= terms.l1[:, part] + terms.l2[part] * own
+            size += terms.l1[:, part]
+        violation = torch.where(own > 0, slope.abs(), slope.clamp(min=0)) * weights[part]
+        worst = torch.maximum(worst, violation.amax(1))
         scale = torch.maximum(scale, (size * weights[part]).amax(1))
         steepest = torch.maximum(steepest, slope.amax(1))
         used += (slope * own).sum(1)
     square = a.square().sum(1)
     gap = 2 * ((square.sqrt() + x.sum(1)) * steepest - used).clamp(min=0)
     kkt = torch.where(worst > 0, worst / scale.clamp(min=torch.finfo(torch.float64).tiny), 0)
+    objective = residual.square().sum(1)
+    if not terms.none:
+        objective += ((2 * terms.l1 + terms.l2 * x) * x).sum(1)
     square = torch.where(square > 0, square, 1)
-    change = (residual.square().sum(1) - a.square().sum(1)) / square
+    change = (objective - a.square().sum(1)) / square
     return Measure(*(torch.where(finite, one, torch.inf) for one in (kkt, change, gap / square)))
 
 
 def solve_by_residual(
-    a: Tensor, D: Tensor, tolerance: float, ridge: float = 0.0, start: Tensor | None = None
+    a: Tensor,
+    D: Tensor,
+    tolerance: float,
+    ridge: float = 0.0,
+    start: Tensor | None = None,
+    terms: Terms = NO_TERMS,
 ) -> Tensor:
-    """Codes z (K,) ≥ 0 that minimise ½ ‖a − z D‖² + ½ ridge Σ (‖D_k‖ z_k)².
+    """Codes z (K,) ≥ 0 that minimise ½ ‖a − z D‖² + l1 Σ z + ½ l2 ‖z‖² + ½ ridge Σ (‖D_k‖ z_k)².
 
     Parameters
     ----------
@@ -116,6 +157,8 @@ def solve_by_residual(
         squared error by at most ridge times the least sum of squares of a solution.
     start : Tensor (K,), optional
         Codes whose support the search starts from, if that is better than none.
+    terms : Terms
+        The weights l1 and l2, numbers.
 
     Notes
     -----
@@ -123,59 +166,92 @@ def solve_by_residual(
     until another lowers it; so no support returns, and the search ends. Never worse than z = 0.
     """
     norms = torch.linalg.vector_norm(D, dim=1)
-    unit = D / torch.where(norms > 0, norms, 1)[:, None]
-    x, residual, value = D.new_zeros(len(D)), a, float(a @ a)
+    lengths = torch.where(norms > 0, norms, 1)
+    unit = D / lengths[:, None]
+    weights = Terms(terms.l1 / lengths, ridge + terms.l2 / lengths.square())
+    problem = _Problem(a, unit, weights, bool(terms.l1))
+    x = D.new_zeros(len(D))
+    value = problem.value(x)
     if start is not None and bool((start * norms).isfinite().all()):
         begun = start * norms
-        begun = _descend(begun, begun.nonzero()[:, 0].tolist(), unit, a, ridge)
-        after = a - begun @ unit
-        lower = float(after @ after + ridge * (begun @ begun))
+        begun = _descend(begun, begun.nonzero()[:, 0].tolist(), problem)
+        lower = problem.value(begun)
         if lower < value:
-            x, residual, value = begun, after, lower
+            x, value = begun, lower
     support, blocked = x.nonzero()[:, 0].tolist(), norms == 0
     least = tolerance * (unit @ a).clamp(min=0).amax()
     while True:
-        slope = unit @ residual - ridge * x
+        slope = problem.slope(x)
         slope[support] = 0
         slope[blocked] = 0
         k = int(slope.argmax())
         if not slope[k] > least:
             break
-        found = _descend(x, [*support, k], unit, a, ridge)
-        after = a - found @ unit
-        lower = float(after @ after + ridge * (found @ found))
+        found = _descend(x, [*support, k], problem)
+        lower = problem.value(found)
         if not lower < value * (1 - _PROGRESS):
             blocked[k] = True
             continue
-        x, residual, value = found, after, lower
+        x, value = found, lower
         support = x.nonzero()[:, 0].tolist()
         blocked = norms == 0
-    return x / torch.where(norms > 0, norms, 1)
+    return x / lengths
 
 
-def _descend(x: Tensor, support: list[int], unit: Tensor, a: Tensor, ridge: float) -> Tensor:
+class _Problem(NamedTuple):
+    """‖a − x unit‖² + 2 Σ l1 x + Σ l2 x² for unit concepts (K, d) and terms (K,). linear: whether
+    any l1 is not 0."""
+
+    a: Tensor
+    unit: Tensor
+    terms: Terms
+    linear: bool
+
+    def value(self, x: Tensor) -> float:
+        """The objective at x (K,)."""
+        residual = self.a - x @ self.unit
+        return float(residual @ residual + (self.terms.l2 * x + 2 * self.terms.l1) @ x)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """Half of how fast the objective falls with each entry of x (K,)."""
+        return self.unit @ (self.a - x @ self.unit) - self.terms.l1 - self.terms.l2 * x
+
+    def minimiser(self, support: list[int]) -> tuple[Tensor, Tensor | None]:
+        """The minimiser (p,) on a support, of least norm where there are several; and a direction
+        along which the objective falls without bound, or None."""
+        a, B, weights = self.a, self.unit[support], self.terms.l2[support]
+        if weights.any():
+            a = torch.cat((a, a.new_zeros(len(B))))
+            B = torch.cat((B, torch.diag(weights.sqrt())), 1)
+        if not self.linear:
+            return torch.linalg.lstsq(B.T, a[:, None], driver="gelsd").solution[:, 0], None
+        l1 = self.terms.l1[support]
+        U, sizes, Vt = torch.linalg.svd(B, full_matrices=False)
+        rank = int((sizes > sizes[0] * torch.finfo(B.dtype).eps * max(B.shape)).sum())
+        U, sizes = U[:, :rank], sizes[:rank]
+        along = l1 @ U
+        # what is left of l1 where the residual does not depend on x
+        rest = along @ U.T - l1 if rank < len(B) else torch.zeros_like(l1)
+        unbounded = bool(rest.norm() > _FLAT * l1.norm())
+        return U @ ((Vt[:rank] @ a - along / sizes) / sizes), rest if unbounded else None
+
+
+def _descend(x: Tensor, support: list[int], problem: _Problem) -> Tensor:
     """From x ≥ 0 towards the minimiser on a support as far as x ≥ 0 allows, without the concepts
     that would turn negative, until the minimiser on the rest is positive."""
     x = x.clone()
     while support:
-        solved = _least_squares(unit[support], a, ridge)
+        solved, direction = problem.minimiser(support)
         here = x[support]
-        if bool((solved > 0).all()):
+        if direction is None and bool((solved > 0).all()):
             x[support] = solved
             return x
-        falls = solved <= 0
-        ratio = torch.where(falls, here / (here - solved).clamp(min=1e-300), torch.inf)
+        change = solved - here if direction is None else direction
+        falls = solved <= 0 if direction is None else direction < 0
+        ratio = torch.where(falls, here / (-change).clamp(min=1e-300), torch.inf)
         step = float(ratio.amin())
-        moved = (here + step * (solved - here)).clamp(min=0)
+        moved = (here + step * change).clamp(min=0)
         moved[ratio <= step] = 0
         x[support] = moved
         support = [k for k, kept in zip(support, (ratio > step).tolist(), strict=True) if kept]
     return x
-
-
-def _least_squares(B: Tensor, a: Tensor, ridge: float) -> Tensor:
-    """argmin ‖a − x B‖² + ridge ‖x‖² for B (p, d)."""
-    if ridge:
-        B = torch.cat((B, torch.diag(B.new_full((len(B),), ridge**0.5))), 1)
-        a = torch.cat((a, a.new_zeros(len(B))))
-    return torch.linalg.lstsq(B.T, a[:, None], driver="gelsd").solution[:, 0]

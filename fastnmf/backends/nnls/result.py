@@ -25,19 +25,19 @@ SOLVED, CAPPED, FLOORED = 0, 1, 2
 
 @dataclass(frozen=True)
 class NnlsInfo:
-    """Report how `nnls` solved each row.
+    """Report how `nnls` or `nnls_gram` solved each row.
 
     Attributes
     ----------
     status : Tensor (n,), int32
         0 (solved): kkt is at most 1e-5 in float32 or 1e-9 in float64, and so is the share of ‖a‖²
-        by which the squared error is above the least one. 1 (capped): max_iter was reached; the
+        by which the objective is above the least one. 1 (capped): max_iter was reached; the
         codes are feasible but not the solution. 2 (floored): rounding prevented more, as where
         codes are needed that the dtype cannot hold precisely enough.
     kkt : Tensor (n,), float64
         The KKT residual of the codes, computed in float64 from A and D: the largest slope of a
         concept, or of the absolute slopes of those in use, relative to
-        max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ| z_j). 0 is best; 1e-7 is usual in float32, 1e-15 in
+        max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ| z_j) + l1. 0 is best; 1e-7 is usual in float32, 1e-15 in
         float64.
     support : Tensor (n,), int32
         How many concepts the row uses, from 0 to min(d, K).

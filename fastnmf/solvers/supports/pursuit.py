@@ -53,6 +53,12 @@ def pursue_(
     return NnlsInfo.join(infos)
 
 
+def largest_support(D: Tensor, penalty: Penalty) -> int:
+    """How many of the concepts D (K, d) a solution needs at most; curved ones are independent,
+    however many they are."""
+    return len(D) if isinstance(penalty.l2, Tensor) or penalty.l2 else min(D.shape)
+
+
 def support_kkt(A: Tensor, D: Tensor, Z: Tensor, penalty: Penalty = NO_PENALTY) -> Tensor:
     """The KKT residual (n,) float64 of codes Z (n, K) of A (n, d) for the problem on their support:
     the largest |slope| of a concept in use, relative to max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ| z_j +
@@ -142,6 +148,8 @@ class _Pursuit:
     def _restore_(self, rows: Tensor) -> None:
         for kept, now in zip(self.kept, (self.index, self.x, self.used), strict=True):
             now[rows] = kept[rows]
+        # places may have had other concepts since
+        self.basis[rows] = self.unit[self.index[rows]]
 
     def _slope(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes (r, K) of concepts that are not in use, 0 of the others, and twice the
@@ -152,8 +160,10 @@ class _Pursuit:
         if self.curvature is not None:
             objective += (self.curvature[self.index[rows]] * x.square()).sum(1)
         slope = E @ self.unit.T - self.l1
-        own = slope.gather(1, self.index[rows])
-        return slope.scatter(1, self.index[rows], torch.where(self.used[rows], 0, own)), objective
+        # several places may have had the same concept: it is in use if one of them is
+        used = self.used[rows].to(slope.dtype)
+        used = torch.zeros_like(slope).scatter_add_(1, self.index[rows], used)
+        return slope.masked_fill_(used > 0, 0), objective
 
     def _enter_(self, rows: Tensor, k: Tensor) -> Tensor:
         """Concept k (r,) of each row takes a free place, and x becomes the solution. Returns k."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from oracle import exactness, least_penalised_squares, penalised_squares
 
-from fastnmf.backends.nnls.residual import measure, solve_by_residual
+from fastnmf.backends.nnls.residual import Terms, measure, solve_by_residual
 
 
 def test_residual_solver_is_exact_where_concepts_repeat_or_are_zero():
@@ -50,3 +52,47 @@ def test_gap_bounds_the_distance_to_the_optimum():
     rise = ((A - worse @ D).square().sum(1) - best) / A.square().sum(1)
     assert (found.gap >= rise).all()
     assert (found.gap > 0).all()
+
+
+# l1, l2, ridge
+TERMS = [(0.5, 0.0, 0.0), (0.0, 0.4, 0.0), (0.5, 0.4, 0.0), (0.5, 0.0, 1e-8), (0.3, 0.2, 1e-8)]
+
+
+@pytest.mark.parametrize(("l1", "l2", "ridge"), TERMS)
+def test_penalties_are_in_the_codes_of_the_residual_solver(l1, l2, ridge):
+    """Also along directions in which the residual does not change, where l1 alone counts."""
+    generator = torch.Generator().manual_seed(1)
+    D = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    D[4], D[5], D[8] = D[0], 3 * D[1], 0
+    A = torch.randn(25, 4, generator=generator, dtype=torch.float64)
+    terms = Terms(l1, l2)
+    start = torch.rand(9, generator=generator, dtype=torch.float64)
+    for begun in (None, start):
+        Z = torch.stack([solve_by_residual(a, D, 1e-13, ridge, begun, terms) for a in A])
+        least = least_penalised_squares(A, D, l1, l2)
+        size = A.square().sum(1).numpy()
+        assert (penalised_squares(A, D, Z, l1, l2) <= least + (1e-12 + ridge) * size).all()
+        assert not Z[:, 8].any()
+        if not ridge:
+            assert float(measure(A, D, Z, terms=terms).kkt.max()) < 1e-12
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.5, 0.0), (0.0, 0.4), (0.5, 0.4)])
+def test_measure_has_the_penalties(l1, l2):
+    generator = torch.Generator().manual_seed(2)
+    A, D, Z = (torch.rand(6, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    D, Z = D[:4] - 0.2, (Z - 0.5).clamp(min=0)
+    D = D[:, :4]
+    found, terms = measure(A, D, Z, terms=Terms(l1, l2)), Terms(l1, l2)
+    np.testing.assert_allclose(found.kkt, exactness(A, D, Z, l1, l2), rtol=1e-12)
+    value, size = penalised_squares(A, D, Z, l1, l2), A.square().sum(1).numpy()
+    np.testing.assert_allclose(found.change * size, 2 * value - size, rtol=1e-10, atol=1e-12)
+    rise = 2 * (value - least_penalised_squares(A, D, l1, l2)) / size
+    assert (found.gap.numpy() >= rise).all()
+    solved = torch.stack([solve_by_residual(a, D, 1e-14, terms=terms) for a in A])
+    assert float(measure(A, D, solved, terms=terms).gap.max()) < 1e-12
+    for rows, concepts in ((2.0**-400, 1.0), (2.0**300, 2.0**-350)):
+        scaled = Terms(l1 * rows * concepts, l2 * concepts**2)
+        again = measure(A * rows, D * concepts, Z * rows / concepts, terms=scaled)
+        for one, other in zip(again, found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=0)
