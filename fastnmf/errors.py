@@ -37,15 +37,32 @@ class ConvergenceWarning(FastnmfWarning):
     """An iteration ended at its limit, before its stopping rule was met."""
 
 
-def warn(message: str, category: type[FastnmfWarning] = FastnmfWarning) -> None:
+_SILENT: ContextVar[tuple[type[Warning], ...]] = ContextVar("silent", default=())
+
+
+def warn(message: str, category: type[Warning] = FastnmfWarning) -> None:
     """Give a warning that names the line of the caller's code, not one of fastnmf."""
-    # wrappers of torch's no_grad and of contexts stand between two functions of fastnmf
-    torch = os.path.dirname(sys.modules["torch"].__file__ or "") + os.sep
-    inside = _PACKAGE, torch, contextlib.__file__
+    if issubclass(category, _SILENT.get()):
+        return
+    # wrappers of torch's no_grad, of contexts and of scikit-learn's estimators stand between two
+    # functions of fastnmf
+    loaded = (sys.modules.get(name) for name in ("torch", "sklearn"))
+    between = (os.path.dirname(each.__file__ or "") + os.sep for each in loaded if each)
+    inside = _PACKAGE, *between, contextlib.__file__
     level, frame = 1, sys._getframe()  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def silenced(category: type[Warning]) -> Generator[None, None, None]:
+    """Give no warnings of this category, in this context and thread."""
+    token = _SILENT.set((*_SILENT.get(), category))
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 _HELD: ContextVar[dict[type, tuple[int, str]] | None] = ContextVar("held", default=None)

@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from .models import nmf
+from .rebinding import rebind
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,7 @@ def patch_overcomplete() -> list[str]:
             sys.meta_path.insert(0, _PatchOnImport)
         stand_ins = [_stand_in(sys.modules[place].NMF) for place in _imported_places()]
         # to itself as well, so that the names of an earlier call are returned too
-        names = _rebind(
-            {cls.stands_in_for: cls for cls in stand_ins} | {cls: cls for cls in stand_ins}
-        )
+        names = rebind((old, cls) for cls in stand_ins for old in (cls.stands_in_for, cls))
         log.info("fastnmf's NMF stands in for Overcomplete's at %s", ", ".join(names) or "import")
         return names
 
@@ -94,7 +93,7 @@ def unpatch_overcomplete() -> list[str]:
     with _lock:
         if is_patched():
             sys.meta_path.remove(_PatchOnImport)
-        names = _rebind({stand_in: original for original, stand_in in _stand_ins.items()})
+        names = rebind((stand_in, original) for original, stand_in in _stand_ins.items())
         log.info("Overcomplete's own NMF is back at %s", ", ".join(names) or "no name")
         return names
 
@@ -196,22 +195,6 @@ def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
 
 def _imported_places() -> list[str]:
     return [place for place in _STAND_IN_NAMES if place in sys.modules]
-
-
-def _rebind(new: dict[type, type]) -> list[str]:
-    """Bind new[cls] to every module-level name that holds such a cls; return the names."""
-    # by identity: a namespace may hold what cannot be hashed or compared
-    by_id = {id(old): cls for old, cls in new.items()}
-    bound = []
-    for module_name, module in list(sys.modules.items()):
-        if issubclass(type(module), ModuleType):
-            # vars() would make a module load that is imported lazily
-            namespace = object.__getattribute__(module, "__dict__")
-            for name, value in list(namespace.items()):
-                if id(value) in by_id:
-                    namespace[name] = by_id[id(value)]
-                    bound.append(f"{module_name}.{name}")
-    return bound
 
 
 def _import_overcomplete() -> str | None:

@@ -26,6 +26,9 @@ PUBLIC_SIGNATURES = {
     "fastnmf.models.nmf.NMF.__init__",
     "fastnmf.models.nmf.NMF.fit",
     "fastnmf.fit.nnls.nnls",
+    "fastnmf.sklearn.estimator.NMF.__init__",
+    "fastnmf.sklearn.estimator.non_negative_factorization",
+    "fastnmf.sklearn.minibatch.MiniBatchNMF.__init__",
 }
 # functions that may be longer, with the reason
 LONG_FUNCTIONS: dict[str, str] = {}

@@ -13,7 +13,7 @@ from structure import COMPILED, MODULES, ROOT, entry, imports
 # a module imports only from entries before its own, or from its own package; entries on one line
 # import nothing of each other
 ORDER = """
-    _version errors precision _C _cuda kernels
+    _version errors precision rebinding _C _cuda kernels
     numerics checks isolation
     distributed
     backends
@@ -25,7 +25,7 @@ ORDER = """
     exact results
     fit
     models
-    files overcomplete
+    files overcomplete sklearn
     cli
     __init__ __main__
 """

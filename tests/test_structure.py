@@ -89,6 +89,8 @@ TESTED_IN = {
     "planning.hardware": "planning/test_plan.py",
     "planning.inner": "planning/test_plan.py",
     "models.hints": "models/test_nmf.py",
+    "sklearn.base": "sklearn/test_estimator.py",
+    "sklearn.batches": "sklearn/test_minibatch.py",
     "solvers.base": "solvers/test_toy_solver.py",
     "solvers.half_step": "solvers/test_iterates.py",
     "solvers.registry": "solvers/test_toy_solver.py",

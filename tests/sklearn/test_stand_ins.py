@@ -1,0 +1,93 @@
+"""What stands in for scikit-learn's NMF: its subclasses, pickles, and what falls back to it."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+
+import numpy as np
+import pytest
+
+decomposition = pytest.importorskip("sklearn.decomposition", reason="scikit-learn is an extra")
+from sklearn.base import clone  # noqa: E402
+
+from fastnmf.sklearn import patch_sklearn, stand_ins, unpatch_sklearn  # noqa: E402
+
+OWN = decomposition.NMF, decomposition.MiniBatchNMF, decomposition.non_negative_factorization
+X = np.random.default_rng(0).random((30, 8))
+KL = {"beta_loss": "kullback-leibler", "random_state": 0, "max_iter": 20, "tol": 0}
+
+
+@pytest.fixture(autouse=True)
+def patched():
+    stand_ins._said.clear()
+    patch_sklearn()
+    yield
+    unpatch_sklearn()
+
+
+def test_other_losses_are_scikit_learns_and_the_reason_is_logged_once(caplog):
+    caplog.set_level(logging.INFO, "fastnmf.sklearn.stand_ins")
+    model, theirs = (kind(3, solver="mu", **KL) for kind in (decomposition.NMF, OWN[0]))
+    assert np.array_equal(model.fit_transform(X), theirs.fit_transform(X))
+    assert np.array_equal(model.transform(X), theirs.transform(X))
+    assert not hasattr(model, "fit_info_")
+    W, *_ = decomposition.non_negative_factorization(X, n_components=3, solver="mu", **KL)
+    assert np.array_equal(W, theirs.fit_transform(X))
+    assert [record.message for record in caplog.records] == [
+        "NMF of scikit-learn is used for beta_loss='kullback-leibler': the loss of fastnmf is "
+        "½ ‖X − W H‖², 'frobenius'"
+    ]
+
+
+def test_shuffle_is_scikit_learns():
+    options = {"n_components": 3, "shuffle": True, "random_state": 0}
+    ours, theirs = decomposition.NMF(**options).fit(X), OWN[0](**options).fit(X)
+    assert np.array_equal(ours.components_, theirs.components_)
+    W, *_ = decomposition.non_negative_factorization(X, **options)
+    assert np.array_equal(W, OWN[2](X, **options)[0])
+
+
+def test_mini_batches_of_other_losses_are_scikit_learns():
+    ours, theirs = (kind(3, batch_size=10, **KL) for kind in (decomposition.MiniBatchNMF, OWN[1]))
+    assert np.array_equal(ours.fit_transform(X), theirs.fit_transform(X))
+    assert np.array_equal(ours.transform(X), theirs.transform(X))
+    for model in (ours, theirs):
+        model.partial_fit(X)
+    assert np.array_equal(ours.components_, theirs.components_)
+
+
+def test_option_of_fastnmf_is_not_dropped_where_scikit_learn_computes():
+    with pytest.raises(ValueError, match="stop='change' is an option of fastnmf"):
+        decomposition.NMF(3, solver="mu", stop="change", **KL).fit(X)
+    with pytest.raises(ValueError, match="solver='hals' is an option of fastnmf"):
+        decomposition.MiniBatchNMF(3, solver="hals", **KL).fit(X)
+
+
+def test_stand_ins_are_subclasses_and_models_of_before_count():
+    old = OWN[0](2)
+    new = decomposition.NMF(2)
+    assert isinstance(new, OWN[0])
+    assert isinstance(old, decomposition.NMF)
+    assert isinstance(decomposition.MiniBatchNMF(2), OWN[1])
+    assert not isinstance(OWN[1](2), decomposition.NMF)
+    assert decomposition.NMF.stands_in_for is OWN[0]
+    assert type(clone(old)) is OWN[0]
+    assert repr(new) == "NMF(n_components=2)"
+    assert list(new.fit(X).get_feature_names_out()) == ["nmf0", "nmf1"]
+
+
+def test_pickles_load_patched_or_not():
+    model = decomposition.NMF(3, random_state=0).fit(X)
+    stored = pickle.dumps(model)
+    unpatch_sklearn()
+    again = pickle.loads(stored)
+    assert np.array_equal(again.transform(X), model.transform(X))
+    # scikit-learn's names its class, which is fastnmf's while patched, by 'sklearn.…'
+    theirs = OWN[0](3, random_state=0).fit(X)
+    stored = pickle.dumps(theirs)
+    patch_sklearn()
+    again = pickle.loads(stored)
+    assert type(again) is decomposition.NMF
+    assert again.get_params()["stop"] == "error"
+    np.testing.assert_allclose(again.transform(X), theirs.transform(X), atol=0.05)
