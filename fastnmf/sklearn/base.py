@@ -3,6 +3,7 @@ and transform."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -233,10 +234,15 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _learn(self, X: Any, init: Any, K: int) -> tuple[np.ndarray, np.ndarray, Any]:
         """W, H and the summary of a fit."""
         model = nmf.NMF(**self._settings(K, init))
+        # an error of zero would fall by as large a share of itself for ever
+        fits = None if self.tol == 0 else lambda iteration: iteration.relative_error <= self.tol
         with silenced(errors.ConvergenceWarning):
-            W, H = model.fit(X)
-        warn_of_max_iter(model.fit_info_.iterations, self.max_iter, self.tol)
-        return W.cpu().numpy(), H.cpu().numpy(), model.fit_info_
+            W, H = model.fit(X, callback=fits)
+        info = model.fit_info_
+        if info.stopped_by == "callback":
+            info = replace(info, stopped_by="error")
+        warn_of_max_iter(info.iterations, self.max_iter, self.tol)
+        return W.cpu().numpy(), H.cpu().numpy(), info
 
 
 def warn_of_max_iter(iterations: int, max_iter: int, tol: float) -> None:

@@ -130,7 +130,7 @@ class Steps:
 
 def half_square(X: Matrix) -> float:
     """½ ‖X‖²."""
-    return 0.5 * float(squared_norm(X.values if isinstance(X, SparseMatrix) else X))
+    return 0.5 * float(X.squared_norm() if isinstance(X, SparseMatrix) else squared_norm(X))
 
 
 def error_of(X: Matrix, W: Tensor, H: Tensor) -> float:

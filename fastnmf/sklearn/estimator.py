@@ -37,7 +37,7 @@ class NMF(BaseNMF):
         The loss. Others are an error that names scikit-learn's.
     tol : float, default 1e-4
         The fit has converged when ‖X − W H‖, with the penalties, fell by at most this share of
-        itself over 10 iterations; see `stop`. 0 never stops early.
+        itself over 10 iterations, see `stop`; or when ‖X − W H‖ ≤ tol ‖X‖. 0 never stops early.
     max_iter : int, default 200
         Largest number of iterations.
     random_state : int, RandomState or None, default None

@@ -34,7 +34,6 @@ def start(n=60, d=20, dtype=np.float64):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-@pytest.mark.xfail(reason="sparse input is not supported yet", strict=True)
 def test_every_check_of_scikit_learn_passes():
     check_estimator(NMF())
 

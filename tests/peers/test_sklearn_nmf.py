@@ -1,0 +1,49 @@
+"""scikit-learn's own tests of its NMF, as they are installed, with fastnmf's in its place by
+`patch_sklearn`. What of them does not hold for fastnmf, and why, is in DIFFERS."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+pytest.importorskip("sklearn", "1.6", reason="scikit-learn 1.6 is not installed")
+from fastnmf.sklearn import patch_sklearn, unpatch_sklearn
+
+# test → what is different in fastnmf
+DIFFERS = {
+    "test_minibatch_nmf_partial_fit": (
+        "its batches X[j : j + 10] overlap, unlike those of fit; scikit-learn writes the components "
+        "of both models into the H that is given, so that they are one array"
+    ),
+}
+
+
+def _imported():
+    """A copy of the module of tests, of which parameters are classes, imported while patched."""
+    name = "sklearn.decomposition.tests.test_nmf"
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None:
+        pytest.skip("scikit-learn is installed without its tests", allow_module_level=True)
+    module = importlib.util.module_from_spec(spec)
+    patch_sklearn()
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        unpatch_sklearn()
+    return module
+
+
+_module = _imported()
+# pytest collects them with their parameters
+globals().update({name: test for name, test in vars(_module).items() if name.startswith("test_")})
+
+
+@pytest.fixture(autouse=True)
+def patched():
+    patch_sklearn()
+    yield
+    unpatch_sklearn()
