@@ -10,10 +10,11 @@ import pytest
 pytest.importorskip("sklearn", "1.6", reason="scikit-learn 1.6 is not installed")
 from fastnmf.sklearn import patch_sklearn, unpatch_sklearn
 
+pytestmark = pytest.mark.filterwarnings("ignore::fastnmf.FastnmfWarning")
 # test → what is different in fastnmf
 DIFFERS = {
     "test_minibatch_nmf_partial_fit": (
-        "its batches X[j : j + 10] overlap, unlike those of fit; scikit-learn writes the components "
+        "its batches X[j : j + 10] overlap, unlike those of fit; scikit-learn writes components "
         "of both models into the H that is given, so that they are one array"
     ),
 }
@@ -42,7 +43,7 @@ _module = _imported()
 globals().update({name: test for name, test in vars(_module).items() if name.startswith("test_")})
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def patched():
     patch_sklearn()
     yield
