@@ -85,6 +85,7 @@ TESTED_IN = {
     "engine.statistics": "engine/test_loop.py",
     "fit.options": "models/test_nmf.py",
     "fit.refusals": "fit/test_batch.py",
+    "fit.rows": "fit/test_encode.py",
     "planning.cards": "planning/test_gpu.py",
     "planning.hardware": "planning/test_plan.py",
     "planning.inner": "planning/test_plan.py",

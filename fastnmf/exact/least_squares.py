@@ -28,6 +28,8 @@ from .rows import ExactRows
 
 # entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
+# bytes of a chunk of data with its codes, at most: those of planning.memory
+_CHUNK_BYTES = 128 << 20
 # of the squared norm of a concept: ridges that bound codes which float32 cannot hold
 _RIDGES = (1e-14, 1e-12, 1e-10, 1e-8)
 # the ridge with which rows that were not solved are searched again
@@ -68,10 +70,12 @@ class LeastSquares:
 
     @property
     def tile_rows(self) -> int:
-        """Rows that are solved together."""
+        """Rows that are solved together; on a CPU no more than a chunk of data that are read in
+        passes has, so that these have the same codes."""
+        K, d = self.D.shape
         if self.D.device.type == "cpu":
-            return max(1, _SCRATCH // max(self.D.shape))
-        return rows_together(len(self.D), self.D.shape[1], self.D)
+            return max(1, min(_SCRATCH // max(K, d, 1), _CHUNK_BYTES // (8 * (4 * d + 7 * K))))
+        return rows_together(max(1, K), d, self.D)
 
     @torch.no_grad()
     def __call__(
@@ -79,6 +83,8 @@ class LeastSquares:
     ) -> tuple[Tensor, NnlsInfo]:
         """Z (m, K) and its info for A (m, d) on D's device, from Z0 (m, K) or from zero. first: the
         number of the first row, for messages. Raises ArithmeticError for codes out of range."""
+        if not len(self.D):
+            return A.new_empty(len(A), 0), NnlsInfo.of_none(len(A), A.device)
         dtype = torch.promote_types(A.dtype, self.D.dtype)
         Z, infos = self.D.new_empty(len(A), len(self.D), dtype=dtype), []
         # exact whatever torch allows

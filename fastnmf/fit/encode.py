@@ -4,25 +4,19 @@ codes and their gradient in exact/."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import checks
 from ..backends.products import Matrix
-from ..data.arrays import Expected, ValueCheck, as_matrix, check_values, is_transformed, read_matrix
+from ..data.arrays import Expected, ValueCheck, as_matrix, check_values, is_transformed
 from ..data.dataset import Data, opened
-from ..data.locks import WorkingFolder, working_folder
-from ..data.shards import Shards, open_paths, paths_of
 from ..data.sparse.arrays import is_sparse
-from ..data.storage import InMemory, mapped, written
 from ..engine.codes import Encoder, Ended, chunk_rows
 from ..engine.state import Callback, Method
 from ..errors import InvalidInput, hold_warnings
@@ -32,7 +26,7 @@ from ..exact.kept import codes_of_few
 from ..exact.powers import Powers
 from ..exact.pursuit import PursuitEncoder
 from ..init.start import cold_start
-from ..numerics import compute_dtype, widened
+from ..numerics import widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
 from ..precision import products_in
 from ..results.encoding import EncodeInfo, EncodeRecord
@@ -40,6 +34,7 @@ from ..results.progress import Progress
 from ..solvers.supports.pursuit import largest_support
 from .options import Options, destination
 from .refusals import refuse_derivatives, refuse_overwriting, refuse_tangent
+from .rows import given_codes, has_no_rows, kind_of, locked, no_rows, through
 
 METHODS = ("auto", "exact", "sweeps")
 
@@ -82,15 +77,6 @@ class Run:
             )
 
 
-def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
-    """A tensor or an array (…, width) as a matrix, and its leading dimensions; anything else, a
-    matrix too, as it is, and None. A memoryview becomes an array."""
-    A = np.asarray(A) if isinstance(A, memoryview) else A
-    if isinstance(A, Tensor | np.ndarray) and A.ndim not in (0, 2) and A.shape[-1] == width:
-        return A.reshape(-1, width), tuple(A.shape[:-1])
-    return A, None
-
-
 def encode(
     A: Any,
     D: Tensor,
@@ -119,13 +105,13 @@ def encode(
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
-        folder = _locked(place, stack)
-        if _has_no_rows(A, expected):
+        folder = locked(place, stack)
+        if has_no_rows(A, expected):
             nothing = EncodeRecord(method.penalties, D, measures=return_info).info()
-            return _no_rows(A, expected, K, folder), nothing
+            return no_rows(A, expected, K, folder), nothing
         budget = options.budget(device, place, width=K)
         data = stack.enter_context(opened(A, expected, budget))
-        Z0 = None if Z0 is None else _given_codes(Z0, data, K)
+        Z0 = None if Z0 is None else given_codes(Z0, data, K)
         bar = Progress(options.verbose, run.max_iter, None, label="encode")
         codes_of = _Scaled(data, D, method, run, stack.enter_context(bar), measures=return_info)
         if place == "memory":
@@ -137,7 +123,7 @@ def encode(
         checks.no_gradient("A", differentiates)
         data.limit_chunks(chunk_rows(codes_of.encoder.D, codes_of.encoder.method))
         given = (lambda part: None) if Z0 is None else Z0.__getitem__
-        Z = _through(data, lambda part, X: codes_of(X, given(part)), K, folder)
+        Z = through(data, lambda part, X: codes_of(X, given(part)), K, folder)
         return Z, codes_of.ended()
 
 
@@ -164,15 +150,15 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
         refuse_overwriting((Z, D), place)
         expected = Expected("Z", K, "concepts", D.dtype, signed=True)
         with ExitStack() as stack:
-            folder = _locked(place, stack)
-            if _has_no_rows(Z, expected):
-                return _no_rows(Z, expected, d, folder).to(device)
-            budget = replace(budget, codes=_kind(place))
+            folder = locked(place, stack)
+            if has_no_rows(Z, expected):
+                return no_rows(Z, expected, d, folder).to(device)
+            budget = replace(budget, codes=kind_of(place))
             data = stack.enter_context(opened(Z, expected, budget))
             if not data.in_memory_here or out is not None:
                 wide = D.to(data.dtype)
                 data.limit_chunks(LEAST_ROWS if data.in_memory_here else None)
-                return _through(data, lambda _, Zi: Zi @ wide, d, folder)
+                return through(data, lambda _, Zi: Zi @ wide, d, folder)
             matrix = data.A
     if matrix.ndim == 0 or matrix.shape[-1] != K:
         raise InvalidInput(
@@ -255,66 +241,3 @@ class _Scaled:
 def _start(X: Tensor, D: Tensor, Z0: Tensor | None) -> Tensor:
     """The codes to start from, with their derivative with respect to X: none of given ones."""
     return cold_start(X, D) if Z0 is None else Z0 + X @ X.new_zeros(X.shape[1], len(D))
-
-
-def _given_codes(Z0: Any, data: Data, K: int) -> Tensor:
-    expected = Expected("Z0", K, "concepts")
-    Z0 = read_matrix(Z0, data.device, expected)
-    if len(Z0) != data.n:
-        raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {data.n}; they must agree")
-    return Z0.to(data.dtype)
-
-
-def _kind(place: Path | str) -> str:
-    return "memory" if place == "memory" else "file"
-
-
-def _locked(place: Path | str, stack: ExitStack) -> WorkingFolder | None:
-    """The working folder of the file to write, until the stack ends; None for memory."""
-    return stack.enter_context(working_folder(place)) if isinstance(place, Path) else None
-
-
-def _has_no_rows(A: Any, expected: Expected) -> bool:
-    """Whether A is a matrix of no rows, as a tensor, an array or one file."""
-    paths = paths_of(A)
-    if is_sparse(A):
-        return tuple(A.shape) == (0, expected.features)
-    if paths is not None:
-        one = len(paths) == 1 and not Path(paths[0]).is_dir()
-        return one and Shards(open_paths(paths), expected.name).shape == (0, expected.features)
-    whole = isinstance(A, Tensor | np.ndarray) and as_matrix(A, expected.name) is not None
-    return whole and tuple(A.shape) == (0, expected.features)
-
-
-def _no_rows(A: Any, expected: Expected, width: int, folder: WorkingFolder | None) -> Tensor:
-    """The result (0, width) for a matrix of no rows, with a gradient of nothing where A has one."""
-    found, least = A if isinstance(A, Tensor) else None, expected.dtype or torch.float32
-    known = isinstance(A, Tensor | np.ndarray)
-    dtype = torch.promote_types(compute_dtype(A), least) if known else least
-    if folder is not None:
-        with written(folder.path, folder, (0, width), dtype):
-            pass
-        return mapped(folder.path)
-    if found is None:
-        return torch.empty(0, width, dtype=dtype, device="cpu")
-    return found.to(dtype) @ found.new_zeros(found.shape[1], width, dtype=dtype)
-
-
-def _through(
-    data: Data,
-    made: Callable[[slice, Tensor], Tensor],
-    width: int,
-    folder: WorkingFolder | None,
-) -> Tensor:
-    """made(part, X) (m, width) of all rows, a chunk at a time: in memory, or as a map of the file
-    of this working folder."""
-    shape = (data.n, width)
-    with ExitStack() as stack:
-        if folder is not None:
-            place = folder.path, folder, shape, data.dtype
-            store = stack.enter_context(written(*place))
-        else:
-            store = InMemory(torch.empty(shape, dtype=data.dtype, device=data.device))
-        for part, X, _ in data.chunks():
-            store.save(part, made(part, X))
-    return store.Z if isinstance(store, InMemory) else mapped(Path(store.place))

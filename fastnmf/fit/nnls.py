@@ -8,6 +8,10 @@ fastnmf.nnls_gram, from cross products and a Gram matrix."""
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -17,18 +21,24 @@ from torch import Tensor
 from .. import checks
 from ..backends.nnls.result import CAPPED, FLOORED, NnlsInfo
 from ..backends.nnls.scaled import name_of
+from ..backends.products import Matrix, dense
 from ..backends.registry import select
 from ..data.arrays import Expected, as_matrix, read_matrix
+from ..data.dataset import opened
+from ..data.sparse.arrays import is_sparse
 from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..exact.gradient import with_gradient
 from ..exact.gram import GramLeastSquares, checked_gram
 from ..exact.least_squares import LeastSquares, Limits
 from ..isolation import isolated
 from ..numerics import compute_dtype
-from ..planning.memory import refuse_too_large
+from ..planning.memory import Budget, bytes_of, refuse_too_large
 from ..solvers import anls
+from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
-from .refusals import refuse_derivatives, refuse_tangent
+from .options import destination
+from .refusals import refuse_derivatives, refuse_overwriting, refuse_tangent
+from .rows import as_rows, given_codes, has_no_rows, kind_of, locked, no_rows, through
 
 # largest max_iter that has a meaning
 _MOST = 1 << 30
@@ -36,7 +46,7 @@ _MOST = 1 << 30
 
 @isolated
 def nnls(
-    A: Tensor | np.ndarray,
+    A: Any,
     D: Tensor | np.ndarray,
     Z0: Tensor | np.ndarray | None = None,
     *,
@@ -44,17 +54,21 @@ def nnls(
     l2: float = 0.0,
     top_k: int | None = None,
     max_iter: int | None = None,
+    codes: str | os.PathLike[str] = "memory",
+    max_memory: int | str | None = None,
     backend: str = "auto",
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, NnlsInfo]:
     """Solve min ½‖a − z D‖² + l1 Σ z + ½ l2 ‖z‖² over z ≥ 0 exactly, for each row a of A.
 
-    It is computed on the device of A.
+    It is computed on the device of A, or where A is no tensor on that of D.
 
     Parameters
     ----------
-    A : Tensor or ndarray (n, d)
-        Rows a, with entries of any sign.
+    A : (…, d), of any sign
+        Rows a: what `NMF.encode` takes. A tensor or an array may have any number of leading
+        dimensions, and no rows. Files, and batches that can be iterated over repeatedly, are read
+        in chunks where they do not fit in memory.
     D : Tensor or ndarray (K, d)
         The dictionary, with entries of any sign.
     Z0 : Tensor or ndarray (n, K), optional
@@ -78,6 +92,11 @@ def nnls(
         backend. The default, 3 K + 30, is more than was ever observed. Rows that reach it are
         feasible but not solved. 0: the codes are zero, or solve for the concepts that Z0 uses. With
         top_k concepts enter one by one until there are as many as that.
+    codes : 'memory' or path, default 'memory'
+        Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
+    max_memory : int or str, optional
+        Bytes that the call may use besides A and codes in memory, such as '2GB'; by default what is
+        available.
     backend : {'auto', 'cpp', 'cuda', 'torch'}, default 'auto'
         What computes, see `available_backends`.
     return_info : bool, default False
@@ -89,8 +108,8 @@ def nnls(
         The codes, float64 if A or D is, else float32. A zero row has zero codes, and a zero
         concept is not used; no rows, or no concepts, have codes without entries. They are
         differentiable with respect to A and D, any number of times, where one of these requires a
-        gradient. Where concepts in use depend on each other, the gradient is that of the solution
-        of least norm.
+        gradient; then A and the codes must be in memory. Where concepts in use depend on each
+        other, the gradient is that of the solution of least norm.
     info : NnlsInfo
         Status, KKT residual and support of each row; only with return_info=True. With top_k status
         and KKT residual are those of the problem on the support.
@@ -143,40 +162,102 @@ def nnls(
     tensor([[0.0000, 4.0000],
             [0.5000, 0.0000]])
     """
-    limits = Limits(
-        checks.whole("max_iter", max_iter, at_least=0, optional=True),
-        checks.whole("top_k", top_k, at_least=1, optional=True),
-    )
+    limits = _limits(max_iter, top_k)
     penalty = Penalty(checks.penalty("l1", l1), checks.penalty("l2", l2))
     if top_k is not None and Z0 is not None:
         raise InvalidInput(
             "top_k and Z0 cannot be combined: a pursuit starts from no concept; leave Z0 out"
         )
+    place = destination(codes, optional=False)
+    refuse_overwriting((A, Z0, D), place)
     refuse_derivatives("nnls", Z0=Z0)
     for name, given in (("A", A), ("D", D)):
         refuse_tangent("nnls", name, given)
-    of_A, of_D = A, D
     # what cannot be read has no device to go to
-    as_matrix(A, "A")
-    device = A.device if isinstance(A, Tensor) else torch.device("cpu")
-    if (empty := _empty_codes(A, D, device)) is not None:
-        return (empty, NnlsInfo.of_none(len(empty), device)) if return_info else empty
-    D = read_matrix(D, device, Expected("D", signed=True))
-    A = read_matrix(A, device, Expected(features=D.shape[1], signed=True))
-    Z0 = None if Z0 is None else read_matrix(Z0, device, Expected("Z0", len(D), "concepts"))
-    if Z0 is not None and len(Z0) != len(A):
-        raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {len(A)}; they must agree")
-    sizes = {"the codes": len(A) * len(D) * torch.promote_types(A.dtype, D.dtype).itemsize}
-    refuse_too_large(sizes, device, "give fewer rows at a time")
+    if isinstance(A, Tensor) and not is_sparse(A):
+        as_matrix(A, "A")
+    if as_matrix(D, "D") is None:
+        raise TypeError(f"D is a {type(D).__name__}; it must be a tensor or an array")
+    tensors = (X.device for X in (A, D) if isinstance(X, Tensor))
+    device = next(tensors, torch.device("cpu"))
+    A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
     _, ops = select(anls.SOLVER.operations, device, backend)
-    if max_iter is not None:
-        limits = Limits(min(limits.max_iter, _MOST), limits.top_k)
-    Z, info = LeastSquares(D, len(A), ops, penalty, limits, measures=return_info)(A, Z0)
+    measures = checks.flag("return_info", return_info)
+    call = _Call(device, place, bytes_of(max_memory), ops, penalty, limits, measures)
+    Z, info = call.codes(A, D, Z0)
     _warn(info, Z.dtype)
-    if torch.is_grad_enabled() and (_differentiates(of_A) or _differentiates(of_D)):
-        A, D = of_A if _differentiates(of_A) else A, of_D if _differentiates(of_D) else D
-        Z = with_gradient(A.to(Z.dtype), D.to(Z), lambda Z=Z: Z, penalty.l2)
+    Z = Z if leading is None else Z.reshape(*leading, Z.shape[1])
     return (Z, info) if return_info else Z
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of nnls that say how, checked."""
+
+    device: torch.device
+    place: Path | str
+    max_memory: int | None
+    ops: Operations
+    penalty: Penalty
+    limits: Limits
+    measures: bool
+
+    def codes(self, A: Any, D: Any, Z0: Any) -> tuple[Tensor, NnlsInfo]:
+        """The codes (n, K) of A (n, d), differentiable where they should be, and their info."""
+        device, place = self.device, self.place
+        K, expected = len(D), Expected(features=D.shape[1], dtype=compute_dtype(D), signed=True)
+        if place == "memory" and (empty := _empty_codes(A, D, device)) is not None:
+            return empty, NnlsInfo.of_none(len(empty), device)
+        gradients = {"A": _differentiates(A), "D": _differentiates(D)}
+        with ExitStack() as stack:
+            folder = locked(place, stack)
+            given, D = D, _dictionary(D, device)
+            if has_no_rows(A, expected):
+                empty = no_rows(A, expected, K, folder)
+                return empty, NnlsInfo.of_none(0, device)
+            budget = Budget(device, max(1, K), kind_of(place), self.max_memory)
+            data = stack.enter_context(opened(A, expected, budget))
+            if place == "memory":
+                sizes = {"the codes": data.n * K * data.dtype.itemsize}
+                advice = "give fewer rows, or codes='Z.npy'"
+                refuse_too_large(sizes, device, advice, self.max_memory)
+            Z0 = None if Z0 is None else given_codes(Z0, data, K)
+            how = self.ops, self.penalty, self.limits, self.measures
+            solver = LeastSquares(D, data.n, *how)
+            if K and isinstance(data.A, Tensor) and data.in_memory_here and place == "memory":
+                Z, info = solver(data.A, Z0)
+                if torch.is_grad_enabled() and any(gradients.values()):
+                    A = A if gradients["A"] else data.A
+                    A, D = A.to(Z), (given if gradients["D"] else D).to(Z)
+                    Z = with_gradient(A, D, lambda Z=Z: Z, self.penalty.l2)
+                return Z, info
+            for name, wanted in gradients.items():
+                checks.no_gradient(name, wanted)
+            data.limit_chunks(solver.tile_rows)
+            infos = []
+
+            def made(part: slice, X: Matrix) -> Tensor:
+                start = None if Z0 is None else Z0[part]
+                Z, info = solver(dense(X), start, part.start)
+                infos.append(info)
+                return Z
+
+            Z = through(data, made, K, folder)
+            return Z, NnlsInfo.join(infos)
+
+
+def _dictionary(D: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """D (K, d), checked; K may be 0."""
+    if D.ndim == 2 and not len(D):
+        return torch.zeros(0, D.shape[1], dtype=compute_dtype(D), device=device)
+    return read_matrix(D, device, Expected("D", signed=True))
+
+
+def _limits(max_iter: int | None, top_k: int | None) -> Limits:
+    """Both, checked."""
+    most = checks.whole("max_iter", max_iter, at_least=0, optional=True)
+    top_k = checks.whole("top_k", top_k, at_least=1, optional=True)
+    return Limits(None if most is None else min(most, _MOST), top_k)
 
 
 @isolated
@@ -262,7 +343,7 @@ def nnls_gram(
     tensor([[2.0000, 3.0000],
             [0.5000, 0.0000]])
     """
-    max_iter = checks.whole("max_iter", max_iter, at_least=0, optional=True)
+    limits = _limits(max_iter, None)
     penalty = Penalty(checks.penalty("l1", l1), checks.penalty("l2", l2))
     refuse_derivatives("nnls_gram", C=C, G=G)
     device = C.device if isinstance(C, Tensor) else torch.device("cpu")
@@ -272,8 +353,7 @@ def nnls_gram(
         return (C, NnlsInfo.of_none(len(C), device)) if return_info else C
     refuse_too_large({"the codes": C.nbytes}, device, "give fewer rows at a time")
     _, ops = select(anls.SOLVER.operations, device, backend)
-    max_iter = None if max_iter is None else min(max_iter, _MOST)
-    Z, info = GramLeastSquares(G, ops, penalty, max_iter, measures=return_info)(C)
+    Z, info = GramLeastSquares(G, ops, penalty, limits.max_iter, measures=return_info)(C)
     _warn(info, Z.dtype, "nnls_gram")
     return (Z, info) if return_info else Z
 
@@ -303,10 +383,12 @@ def _products(
     return read_matrix(C, device, Expected("C", dtype=dtype, signed=True)), G
 
 
-def _empty_codes(A: Tensor | np.ndarray, D: Tensor | np.ndarray, device: torch.device) -> Any:
-    """The codes (n, K) where n or K is zero, with gradients of nothing; else None."""
-    as_matrix(D, "D")
-    if A.ndim != 2 or D.ndim != 2 or A.shape[1] != D.shape[1] or (len(A) and len(D)):
+def _empty_codes(A: Any, D: Tensor | np.ndarray, device: torch.device) -> Tensor | None:
+    """The codes (n, K) where A (n, d) is a tensor or an array and n or K is zero, with gradients of
+    nothing; else None."""
+    if not isinstance(A, Tensor | np.ndarray) or is_sparse(A) or A.ndim != 2 or D.ndim != 2:
+        return None
+    if A.shape[1] != D.shape[1] or (len(A) and len(D)):
         return None
     if len(A):
         read_matrix(A, device, Expected(features=D.shape[1], signed=True))

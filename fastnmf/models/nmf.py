@@ -455,7 +455,7 @@ class NMF(DictionaryModel):
         >>> nmf.encode(torch.rand(3, 4, 5)).shape
         torch.Size([3, 4, 2])
         """
-        from ..fit import encode
+        from ..fit import encode, rows
 
         D = self.get_dictionary()
         iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
@@ -463,7 +463,7 @@ class NMF(DictionaryModel):
         wants_info = checks.flag("return_info", return_info)
         most = checks.whole("top_k", top_k, at_least=1, optional=True)
         run = encode.Run(checks.one_of("method", method, encode.METHODS), iterations, stop_at, most)
-        A, leading = encode.as_rows(A, D.shape[1])
+        A, leading = rows.as_rows(A, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
             if codes != "memory":
                 own_parts.refuse_for_own_function(self, f"codes={codes!r}")
@@ -514,11 +514,11 @@ class NMF(DictionaryModel):
         >>> NMF(2).load_dictionary(torch.eye(2, 3)).decode(torch.tensor([[1.0, 2.0]]))
         tensor([[1., 2., 0.]])
         """
-        from ..fit import encode
+        from ..fit import encode, rows
 
         D = self.get_dictionary()
         budget = self._options().budget(D.device, width=D.shape[1])
-        Z, leading = encode.as_rows(Z, len(D))
+        Z, leading = rows.as_rows(Z, len(D))
         A = encode.decode(Z, D, budget, out)
         return A if leading is None else A.reshape(*leading, D.shape[1])
 
