@@ -14,7 +14,7 @@ from structure import COMPILED, MODULES, ROOT, entry, imports
 # import nothing of each other
 ORDER = """
     _version errors precision rebinding _C _cuda kernels
-    numerics checks isolation
+    numerics checks isolation frames
     distributed
     backends
     solvers

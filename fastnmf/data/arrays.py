@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import InvalidInput
+from ..frames import REAL, array_of
 from ..numerics import NARROW, NARROW_ON, Part, compute_dtype, widened
 
 # entries that are copied or checked at a time: few beside A, many beside the cost of a call
@@ -60,7 +61,7 @@ NON_NEGATIVE = Expected()
 def read_matrix(A: Any, device: str | torch.device, expected: Expected = NON_NEGATIVE) -> Tensor:
     """Return A (n, d), checked, on the device: float32, or float64 if any part of it is.
 
-    A: a tensor, an array, an object with `__array__`, a DataLoader, a dataset or an iterable of
+    A: a tensor, an array, an input of frames.array_of, a DataLoader, a dataset or an iterable of
     batches. A batch is a matrix, or a tuple whose first item is one; outside a DataLoader a vector
     is one row. A tensor or writable array of the right dtype, on the device, with contiguous rows
     is not copied; all else is copied some rows at a time. Raises InvalidInput for a shape or a
@@ -142,7 +143,7 @@ def _as_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     part = as_matrix(first, name)
     if part is None:
-        allowed = "a tensor, an array, or a tuple that begins with one (nested list: torch.tensor)"
+        allowed = "a tensor, an array, or a tuple that begins with one"
         raise TypeError(f"{name} is a {type(batch).__name__}; a batch must be {allowed}")
     return two_dimensional(part[None] if vector_is_row and part.ndim == 1 else part, name)
 
@@ -162,10 +163,10 @@ def as_matrix(A: Any, name: str) -> Part | None:
         raise TypeError(f"{name} is sparse ({type(A).__name__}); give {name}.toarray()")
     if isinstance(A, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; give {name}.filled(0), or leave these rows out")
-    if not hasattr(A, "__array__") and not isinstance(A, memoryview):
-        return None
-    array = A if isinstance(A, np.ndarray) else np.asarray(A)
-    if array.dtype.kind not in "fiub":
+    array = array_of(A, name)
+    if array is None or isinstance(array, Tensor):
+        return None if array is None else as_matrix(array, name)
+    if array.dtype.kind not in REAL:
         raise TypeError(f"{name} has dtype {array.dtype}; it must hold real numbers")
     return array
 

@@ -99,7 +99,7 @@ def open_source(
         kept = kept_dtype([matrix], found, device) if expected.narrow else found
         copied = kept.itemsize if in_place(matrix, kept, device) is None else 0
         if budget.holds(*matrix.shape, found, copied, given=True):
-            return read_matrix(A, device, expected)
+            return read_matrix(matrix, device, expected)
     if isinstance(A, Shards):
         source = A
     elif paths is not None:

@@ -176,8 +176,7 @@ def nnls(
     # what cannot be read has no device to go to
     if isinstance(A, Tensor) and not is_sparse(A):
         as_matrix(A, "A")
-    if as_matrix(D, "D") is None:
-        raise TypeError(f"D is a {type(D).__name__}; it must be a tensor or an array")
+    D = _matrix(D, "D")
     tensors = (X.device for X in (A, D) if isinstance(X, Tensor))
     device = next(tensors, torch.device("cpu"))
     A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
@@ -362,9 +361,7 @@ def _products(
     C: Tensor | np.ndarray, G: Tensor | np.ndarray, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """C (n, K) and G (K, K), checked, in one dtype; n or K may be 0."""
-    for name, X in (("C", C), ("G", G)):
-        if as_matrix(X, name) is None:
-            raise TypeError(f"{name} is a {type(X).__name__}; it must be a tensor or an array")
+    C, G = _matrix(C, "C"), _matrix(G, "G")
     shapes = tuple(C.shape), tuple(G.shape)
     square = len(shapes[1]) == 2 and shapes[1][0] == shapes[1][1]
     if len(shapes[0]) != 2 or not square or shapes[0][1] != shapes[1][0]:
@@ -397,6 +394,14 @@ def _empty_codes(A: Any, D: Tensor | np.ndarray, device: torch.device) -> Tensor
     dtype = torch.promote_types(compute_dtype(A), compute_dtype(D))
     A, D = (torch.as_tensor(X, dtype=dtype, device=device) for X in (A, D))
     return A @ D.T
+
+
+def _matrix(X: Any, name: str) -> Tensor | np.ndarray:
+    """X, a tensor as it is, anything else that is a matrix as an array or a tensor."""
+    matrix = as_matrix(X, name)
+    if matrix is None:
+        raise TypeError(f"{name} is a {type(X).__name__}; it must be a tensor or an array")
+    return X if isinstance(X, Tensor) else matrix
 
 
 def _differentiates(X: Tensor | np.ndarray) -> TypeGuard[Tensor]:
