@@ -116,9 +116,12 @@ def fitted(A, rank, size, how, folder, codes="memory", batches=False, resume=Fal
     if isinstance(options.get("init"), tuple):
         Z0, D0 = options["init"]
         options["init"] = Z0[bounds[rank] : bounds[rank + 1]], D0
+    sparse = options.pop("sparse", False)
     if batches:
         # a list of batches, which may be empty
         rows = list(rows.split(10)) if len(rows) else []
+    if sparse:
+        rows = [some.to_sparse_csr() for some in rows] if batches else rows.to_sparse_csr()
     if "max_memory" in options:
         memory._OVERHEAD = memory.WORKSPACE_BYTES = 0
         memory.LEAST_ROWS = 16

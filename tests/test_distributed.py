@@ -39,6 +39,15 @@ data = shared_data
 PLAIN = SHARED
 # not to be accelerated, whatever auto does elsewhere
 PENALISED = {**PLAIN, "alpha_Z": 0.01, "l1_ratio": 0.5, "accelerate": "auto"}
+
+
+def _scattered(rows, features):
+    """Rows of which most entries are zero."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.rand(rows, features, generator=generator, dtype=torch.float64)
+    return A * (torch.rand(rows, features, generator=generator) < 0.2)
+
+
 # each solver; rows in equal parts, or one process has most and another none; from every start
 FITS = {
     f"{solver}-{how}-{init}": (data(), {**PLAIN, "solver": solver, "how": how, "init": init})
@@ -100,6 +109,15 @@ FITS |= {
     ),
     "batches": (data(), {**PLAIN, "how": "uneven", "batches": True}),
     "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
+    # all rows of all processes are gathered for the Gram matrix of the start
+    "sparse": (
+        _scattered(90, 200),
+        {**PLAIN, "how": "uneven", "init": "nndsvda", "sparse": True, "accelerate": "auto"},
+    ),
+    "sparse batches": (
+        _scattered(200, 30),
+        {**PLAIN, "how": "uneven", "init": "nndsvda", "sparse": True, "batches": True},
+    ),
 }
 # features are split between processes only where that takes no time: K is small here
 FITS |= {
@@ -216,7 +234,7 @@ def cases(names):
 
 def alone(name: str):
     A, case = ALL[name]
-    separate = ("how", "file", "codes", "batches", "max_memory", "instant")
+    separate = ("sparse", "how", "file", "codes", "batches", "max_memory", "instant")
     options = {key: value for key, value in case.items() if key not in separate}
     model = nmf(**options)
     Z, D = model.fit(A)

@@ -88,6 +88,7 @@ TESTED_IN = {
     "fit.rows": "fit/test_encode.py",
     "planning.cards": "planning/test_gpu.py",
     "planning.hardware": "planning/test_plan.py",
+    "planning.beside": "planning/test_memory.py",
     "planning.inner": "planning/test_plan.py",
     "models.hints": "models/test_nmf.py",
     "sklearn.base": "sklearn/test_estimator.py",

@@ -14,11 +14,11 @@ from dataclasses import astuple
 from pathlib import Path
 
 from fastnmf.planning import plan
+from fastnmf.planning.beside import needed_bytes
 from fastnmf.planning.cards import FORMER_KERNELS, H100, H200, KERNELS, Card, Kernels
 from fastnmf.planning.gpu import WAITING, half_step_parts
 from fastnmf.planning.hardware import gpu_machine
 from fastnmf.planning.inner import accelerated
-from fastnmf.planning.memory import needed_bytes
 from fastnmf.solvers.base import Size
 from fastnmf.solvers.registry import SOLVERS
 

@@ -16,7 +16,7 @@ from fastnmf.data.storage import InMemory
 from fastnmf.engine.loop import factorize_
 from fastnmf.engine.state import Method, State, Stopping
 from fastnmf.planning import hardware
-from fastnmf.planning.memory import plan_beside
+from fastnmf.planning.beside import plan_beside
 from fastnmf.planning.plan import Plan, Problem
 from fastnmf.solvers.penalties import NO_PENALTIES, Penalties
 from fastnmf.solvers.registry import SOLVERS

@@ -112,12 +112,14 @@ def _parts(A: Any, name: str) -> deque[Part]:
     return parts
 
 
-def batches_in(A: Any, name: str, *, empty: bool = False) -> Iterator[Part]:
-    """The batches of A as matrices. Raises InvalidInput for none unless `empty`, and for a batch of
-    another width than the first."""
-    width = None
+def batches_in(
+    A: Any, name: str, *, empty: bool = False, as_batch: Callable[..., Any] | None = None
+) -> Iterator[Part]:
+    """The batches of A as matrices, by as_batch, or dense ones. Raises InvalidInput for none unless
+    `empty`, and for a batch of another width than the first."""
+    width, as_batch = None, as_batch or dense_batch
     for number, batch in enumerate(batches_of(A, name)):
-        part = _as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
+        part = as_batch(batch, f"batch {number} of {name}", not isinstance(A, DataLoader))
         if width is not None and part.shape[1] != width:
             widths = f"{part.shape[1]} columns, the batches before it {width}"
             raise InvalidInput(f"batch {number} of {name} has {widths}; give all the same features")
@@ -139,7 +141,8 @@ def batches_of(A: Any, name: str) -> Iterable[Any]:
     raise TypeError(f"{name} is {given}; give {allowed}")
 
 
-def _as_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
+def dense_batch(batch: Any, name: str, vector_is_row: bool) -> Part:
+    """A batch, or the first item of a tuple, as a matrix. Raises TypeError for what is none."""
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     part = as_matrix(first, name)
     if part is None:

@@ -7,7 +7,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,13 @@ from torch import Tensor
 from ..backends.products import Matrix, dense_tiles, stored_share
 from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
-from ..errors import InvalidInput
 from ..numerics import compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget
 from .arrays import NON_NEGATIVE, Expected, read_matrix
 from .prefetch import Prefetcher
 from .sources import Source, chunks_of, open_source, summarise, whole_matrix
 from .sparse.arrays import is_sparse, sparse_matrix
+from .sparse.rows import chunks_of as sparse_chunks
 from .storage import InMemory, NotKept, OnDisk, Storage, row_blocks
 from .summary import Summary, joined
 
@@ -60,7 +60,6 @@ class Data:
         self.stored = stored_share(A)
         if isinstance(A, SparseMatrix):
             self._summary = Summary.of_sparse(A)
-            self._squares_here = self._summary.squares
 
     @classmethod
     def of_source(
@@ -80,9 +79,10 @@ class Data:
         self.n, self.d, self.dtype, self.device = whole.n, whole.d, whole.dtype, budget.device
         self.processes, self.n_here = processes, summary.n
         self.first = sum(part.n for part in summaries[: processes.rank])
-        self.resident, self.passes, self.stored = resident, 1, None
+        self.resident, self.passes, self.stored = resident, 1, whole.share
         self._summary, self._squares_here = whole, summary.squares
-        self._source, self._prefetch, self._budget = source, prefetch, budget
+        self._source, self._prefetch = source, prefetch
+        self._budget = replace(budget, stored=self.stored)
         none = torch.empty(0, self.d, dtype=self.dtype, device=self.device)
         self.A = whole_matrix(source, self.dtype, self.device) if self.n_here else none
         self._buffers, self.chunk_rows = [], 0
@@ -104,7 +104,7 @@ class Data:
     @property
     def squared_norm_here(self) -> float:
         """‖A‖² of the rows here."""
-        return float(self.squared_norm) if self._summary is None else self._squares_here
+        return float(self.squared_norm) if self._source is None else self._squares_here
 
     @functools.cached_property
     def largest(self) -> float:
@@ -142,11 +142,6 @@ class Data:
             parts = dense_tiles(self.A, max(1, _SUMMED // self.d))
             share = float(sum(squared_norm(part - mean) for _, part in parts)) / total
         return (share if self.in_memory_here else max(share, 1e-7)) ** 0.5
-
-    def width(self, K: int = 0) -> int:
-        """Numbers that products of a row with K concepts work on: those that are stored of it, and
-        of a sparse one their columns and the K results."""
-        return self.d if self.stored is None else 1 + int(2 * self.stored * self.d) + K
 
     @property
     def like(self) -> Tensor:
@@ -229,6 +224,9 @@ class Data:
             for part in row_blocks(self.n_here, self.chunk_rows):
                 yield part, (None, self.A[part]), load(part)
             return
+        if self.stored is not None:
+            yield from self._read_sparse(load)
+            return
         turn = -1
         self._buffers = self._buffers or [self._buffer(), self._buffer()]
 
@@ -245,15 +243,22 @@ class Data:
                 return_memory()
             yield part, (self._buffers[turn], host), load(part)
 
+    def _read_sparse(self, load: Callable[[slice], Tensor | None]) -> Iterator:
+        parts = (values for values, _, _ in self._source.parts())
+        for number, (part, X) in enumerate(sparse_chunks(parts, self.chunk_rows, self.dtype)):
+            if number % _RETURNED_AFTER == 0:
+                return_memory()
+            yield part, (None, X), load(part)
+
     def _buffer(self) -> _Buffer:
         pinned = self.device.type == "cuda"
         shape = self.chunk_rows, self.d
         return _Buffer(torch.empty(shape, dtype=self.dtype, device="cpu", pin_memory=pinned))
 
-    def _on_device(self, buffer: _Buffer | None, host: Tensor) -> Tensor:
+    def _on_device(self, buffer: _Buffer | None, host: Matrix) -> Matrix:
         """The chunk on the device; its buffer may be written to after the event `copied`."""
         if self._copies is None or buffer is None:
-            return host.to(self.device)
+            return host.to(device=self.device)
         here = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
             X = host.to(self.device, non_blocking=True)
@@ -274,15 +279,9 @@ def opened(
         with processes.agreed():
             found = open_source(A, expected, budget, prefetch)
         matrix = None if isinstance(found, tuple) else found
-        matrix = matrix.detach() if isinstance(matrix, Tensor) else matrix
         if matrix is not None and processes.alone and budget.codes != "none":
             yield Data(matrix)
             return
-        if isinstance(matrix, SparseMatrix):
-            raise InvalidInput(
-                "a sparse A cannot be shared by processes, nor fitted with codes=None; give a "
-                "dense A, or its rows some at a time"
-            )
         source, summary = found if matrix is None else summarise(matrix)
         here = summary.n == 0 or (matrix is not None and budget.fits_beside(matrix))
         summaries, everywhere = zip(*processes.gather((summary, here)), strict=True)
@@ -298,8 +297,9 @@ def opened(
 
 def in_memory(A: Any, device: torch.device, expected: Expected = NON_NEGATIVE) -> Data:
     """A, which is in memory or is read into it whole, as Data."""
-    read = sparse_matrix if is_sparse(A) else read_matrix
-    return Data(read(A, expected=expected, device=device))
+    return Data(
+        (sparse_matrix if is_sparse(A) else read_matrix)(A, device=device, expected=expected)
+    )
 
 
 def _loading(codes: Storage | None, save: bool) -> Callable[[slice], Tensor | None]:

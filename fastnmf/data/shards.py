@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backends.products import stored_share
+from ..backends.sparse import SparseMatrix
 from ..errors import InvalidInput
 from ..numerics import Part, compute_dtype
 from .arrays import as_matrix, two_dimensional
 from .paths import existing, only_one, refusing_damage
+from .sparse.rows import mean_share
 
 # entries that are read from a shard at a time
 READ_ENTRIES = 1 << 19
@@ -35,7 +38,7 @@ _LEAVE = "leave the data as they are until the call has ended"
 class StoredRows(NamedTuple):
     """Rows as they are stored; the first is row `first` of `place`."""
 
-    values: Part
+    values: Part | SparseMatrix
     place: str
     first: int
 
@@ -45,18 +48,20 @@ class Shard:
     """Rows (n, d) of one file or array.
 
     name: what messages call them. dtype: float32 or float64, to compute in. read(start, stop):
-    these rows as they are stored, a copy or a view.
+    these rows as they are stored, a copy or a view. stored: the share of the entries that is stored
+    of sparse rows, which are read as a SparseMatrix; else None.
     """
 
     name: str
     shape: tuple[int, int]
     dtype: torch.dtype
-    read: Callable[[int, int], Part]
+    read: Callable[[int, int], Part | SparseMatrix]
+    stored: float | None = None
 
     def part(self, start: int, stop: int) -> Shard:
         """Its rows from start to stop as a shard."""
         shape = stop - start, self.shape[1]
-        return Shard(self.name, shape, self.dtype, lambda i, j: self.read(start + i, start + j))
+        return replace(self, shape=shape, read=lambda i, j: self.read(start + i, start + j))
 
 
 class Shards:
@@ -68,7 +73,7 @@ class Shards:
         self,
         shards: tuple[Shard, ...],
         name: str,
-        matrix: Part | None = None,
+        matrix: Part | SparseMatrix | None = None,
         paths: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         """matrix: the rows, if they are in memory. paths: the files and folders they come from."""
@@ -82,6 +87,7 @@ class Shards:
                     f"{before.shape[1]}; give all the same features"
                 )
         self.shape = sum(shard.shape[0] for shard in shards), shards[0].shape[1]
+        self.stored = mean_share([(shard.stored, shard.shape[0]) for shard in shards], name)
         self.dtype = torch.float32
         for shard in shards:
             self.dtype = torch.promote_types(self.dtype, shard.dtype)
@@ -105,7 +111,8 @@ class Shards:
     def parts(self) -> Iterator[StoredRows]:
         """One pass over the rows, some at a time. Raises InvalidInput if they differ from those of
         the first pass, or a file has changed."""
-        step, number = max(1, READ_ENTRIES // max(1, self.shape[1])), 0
+        entries = self.shape[1] * (1 if self.stored is None else self.stored)
+        step, number = max(1, int(READ_ENTRIES / max(1, entries))), 0
         for shard in self._shards:
             for first in range(0, shard.shape[0], step):
                 stop = min(first + step, shard.shape[0])
@@ -114,7 +121,7 @@ class Shards:
                 yield StoredRows(values, shard.name, first)
                 number += 1
 
-    def _compare(self, number: int, values: Part, rows: str) -> None:
+    def _compare(self, number: int, values: Part | SparseMatrix, rows: str) -> None:
         checksum = _checksum(values)
         if number == len(self._checksums):
             self._checksums.append(checksum)
@@ -146,9 +153,12 @@ def open_paths(
     return tuple(map(_open, files))
 
 
-def in_memory(matrix: Part, name: str) -> Shard:
-    """The Shard of a result of arrays.as_matrix; pages of a memory map are released once they are
-    read."""
+def in_memory(matrix: Part | SparseMatrix, name: str) -> Shard:
+    """The Shard of a result of arrays.as_matrix, or of a sparse matrix; pages of a memory map are
+    released once they are read."""
+    if isinstance(matrix, SparseMatrix):
+        read = lambda i, j: matrix[i:j]  # noqa: E731
+        return Shard(name, matrix.shape, matrix.dtype, read, stored_share(matrix))
     matrix = two_dimensional(matrix, name)
     read = _mapped(matrix) if isinstance(matrix, np.memmap) else lambda i, j: matrix[i:j]
     file = getattr(matrix, "filename", None) if isinstance(matrix, np.memmap) else None
@@ -303,9 +313,12 @@ def _guarded(
     return guarded
 
 
-def _checksum(part: Part) -> int:
+def _checksum(part: Part | SparseMatrix) -> int:
     """By which passes are compared: the sum of the words of 64 bits, which takes a third of the
     time of reading them from the page cache."""
+    if isinstance(part, SparseMatrix):
+        # entries of other rows or columns differ in their index
+        return sum(map(_checksum, (part.crow, part.col, part.values)))
     if isinstance(part, Tensor):
         part = part.cpu().contiguous().view(torch.uint8).numpy()
     elif part.itemsize > 8:

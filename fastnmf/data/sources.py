@@ -6,12 +6,15 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix, stored_share
+from ..backends.sparse import SparseMatrix, concat
 from ..errors import InvalidInput
 from ..numerics import Part, compute_dtype, squared_norm, widened
 from ..planning.memory import Budget
@@ -30,6 +33,7 @@ from .arrays import (
 from .prefetch import Prefetcher
 from .shards import READ_ENTRIES, Shards, StoredRows, in_memory, open_paths, paths_of
 from .sparse.arrays import is_sparse, sparse_matrix
+from .sparse.rows import any_batch, copied, largest_of, one_kind
 from .summary import Summary
 
 # entries that are copied at a time, which torch does by one thread. If the thread that reads had
@@ -57,10 +61,15 @@ class Batches:
         """One pass over the rows, some at a time. Raises InvalidInput if they differ from those of
         the first pass."""
         checksums, first = [], 0
-        for part in batches_in(self._A, self.name, empty=self._empty):
+        kinds = set()
+        for part in batches_in(self._A, self.name, empty=self._empty, as_batch=any_batch):
             checksums.append(_checksum(part))
             self._compare(checksums, len(checksums))
-            step = max(1, READ_ENTRIES // max(1, part.shape[1]))
+            sparse = isinstance(part, SparseMatrix)
+            kinds.add(sparse)
+            one_kind(kinds, self.name)
+            entries = part.nnz // max(1, len(part)) if sparse else part.shape[1]
+            step = max(1, READ_ENTRIES // max(1, entries))
             for i in range(0, part.shape[0], step):
                 yield StoredRows(part[i : i + step], self.name, first + i)
             first += part.shape[0]
@@ -76,11 +85,12 @@ class Batches:
 
 
 Source = Shards | Batches
+Opened = tuple[Source, Summary]
 
 
 def open_source(
     A: Any, expected: Expected, budget: Budget, prefetch: Prefetcher
-) -> Tensor | tuple[Source, Summary]:
+) -> Matrix | Opened:
     """A, checked: a matrix on the device if all of it fits the budget, else its source and Summary.
 
     A: an input of read_matrix, or the path of a .npy or .safetensors file or of a folder of them,
@@ -89,7 +99,7 @@ def open_source(
     """
     name, device = expected.name, budget.device
     if is_sparse(A):
-        return sparse_matrix(A, expected, device)
+        return _open_sparse(sparse_matrix(A, expected, device), expected.name, budget)
     paths = paths_of(A)
     known = paths is not None or isinstance(A, Shards)
     matrix = None if known else as_matrix(A, name)
@@ -111,6 +121,14 @@ def open_source(
     return _inspect(source, expected, budget, prefetch)
 
 
+def _open_sparse(A: SparseMatrix, name: str, budget: Budget) -> SparseMatrix | Opened:
+    """A itself, or where codes and their copies do not fit its source and Summary."""
+    beside = replace(budget, stored=stored_share(A))
+    if len(A) and beside.holds(*A.shape, A.dtype, 0, given=True):
+        return A
+    return Shards((in_memory(A, name),), name, A), Summary.of_sparse(A)
+
+
 def part_of(A: Any, number: int, of: int) -> Shards:
     """Part `number` of `of` equal parts of the rows of A, which is paths or a matrix."""
     paths, name = paths_of(A) or (), "A"
@@ -118,8 +136,10 @@ def part_of(A: Any, number: int, of: int) -> Shards:
     return Shards(shards, name, paths=paths).part(number, of)
 
 
-def summarise(A: Tensor) -> tuple[Source, Summary]:
+def summarise(A: Matrix) -> Opened:
     """The source and Summary of a checked matrix in memory."""
+    if isinstance(A, SparseMatrix):
+        return Shards((in_memory(A, "A"),), "A", A), Summary.of_sparse(A)
     largest, columns = 0.0, torch.zeros(A.shape[1], dtype=torch.float64, device="cpu")
     for X in A.split(max(1, READ_ENTRIES // A.shape[1])):
         X = widened(X)
@@ -150,32 +170,34 @@ def chunks_of(
         yield slice(first, first + filled), X[:filled]
 
 
-def whole_matrix(source: Source, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """All rows, if they are on the device already and in this dtype; else None."""
+def whole_matrix(source: Source, dtype: torch.dtype, device: torch.device) -> Matrix | None:
+    """All rows, if they are on the device already and in this dtype, or sparse; else None."""
     matrix = source.matrix if isinstance(source, Shards) else None
+    if isinstance(matrix, SparseMatrix):
+        return matrix.to(dtype, device)
     return None if matrix is None else in_place(matrix, dtype, device)
 
 
 def _inspect(
     source: Source, expected: Expected, budget: Budget, prefetch: Prefetcher
-) -> Tensor | tuple[Source, Summary]:
+) -> Matrix | Opened:
     """One pass over the rows: check them, compute the Summary, and gather them if they fit."""
+    dtype, gathered = expected.dtype or torch.float32, _Batches(source, budget)
     if source.shape is not None:
         if expected.empty and source.shape[0] == 0:
             return source, Summary.of_nothing()
         expected.check_shape(source.shape)
-        dtype = torch.promote_types(expected.dtype or torch.float32, source.dtype)
-        gathered = _Matrix(source, dtype, expected.narrow, budget)
-    else:
-        gathered = _Batches(source, budget)
-        dtype = expected.dtype or torch.float32
+        dtype = torch.promote_types(dtype, source.dtype)
+        if source.stored is None:
+            gathered = _Matrix(source, dtype, expected.narrow, budget)
     summary, check = Summary.of_nothing(), ValueCheck(expected)
     for X, place, first in prefetch(_widened(source)):
         if summary.n == 0:
             expected.check_shape(X.shape)
         if source.shape is None:
             dtype = torch.promote_types(dtype, X.dtype)
-        summary = summary.with_rows(X, check.largest(X, place, first), dtype)
+        largest = largest_of if isinstance(X, SparseMatrix) else ValueCheck.largest
+        summary = summary.with_rows(X, largest(check, X, place, first), dtype)
         gathered.add(X, summary)
     if summary.n == 0:
         if expected.empty:
@@ -204,15 +226,18 @@ class _Matrix:
 
 
 class _Batches:
-    """The batches of a source, gathered as long as they fit the budget."""
+    """The batches of a source, or its sparse rows, gathered as long as they fit the budget."""
 
-    def __init__(self, source: Batches, budget: Budget) -> None:
+    def __init__(self, source: Source, budget: Budget) -> None:
         self._source, self._budget = source, budget
-        self._parts: deque[Tensor] | None = deque()
+        self._parts: deque[Matrix] | None = deque()
 
-    def add(self, X: Tensor, summary: Summary) -> None:
-        size = summary.n, summary.d, summary.dtype, summary.dtype.itemsize
-        if self._parts is not None and self._budget.holds(*size, given=False):
+    def add(self, X: Matrix, summary: Summary) -> None:
+        budget, dtype = replace(self._budget, stored=summary.share), summary.dtype
+        # a sparse entry has its column beside it
+        copied = dtype.itemsize + (0 if isinstance(X, Tensor) else X.col.itemsize)
+        size = summary.n, summary.d, dtype, copied
+        if self._parts is not None and budget.holds(*size, given=False):
             self._parts.append(X)
             return
         self._parts = None
@@ -223,7 +248,9 @@ class _Batches:
                 "read again: an object with __iter__, a DataLoader, or a file"
             )
 
-    def matrix(self, dtype: torch.dtype) -> Tensor | None:
+    def matrix(self, dtype: torch.dtype) -> Matrix | None:
+        if self._parts and isinstance(self._parts[0], SparseMatrix):
+            return concat(self._parts).to(dtype, self._budget.device)
         return gather(self._parts, dtype, self._budget.device) if self._parts else None
 
 
@@ -232,13 +259,12 @@ def _widened(source: Source) -> Iterator[StoredRows]:
     may reuse one buffer for all batches."""
     parts, entries = [], 0
     for values, place, first in source.parts():
-        X = torch.empty(tuple(values.shape), dtype=compute_dtype(values), device="cpu")
-        _copy(values, X)
+        X = _own(values)
         if parts and (parts[0].place != place or parts[0].values.dtype != X.dtype):
             yield _in_one(parts)
             parts, entries = [], 0
         parts.append(StoredRows(X, place, first))
-        entries += X.numel()
+        entries += X.nnz if isinstance(X, SparseMatrix) else X.numel()
         if entries > READ_ENTRIES // 2:
             yield _in_one(parts)
             parts, entries = [], 0
@@ -246,11 +272,22 @@ def _widened(source: Source) -> Iterator[StoredRows]:
         yield _in_one(parts)
 
 
+def _own(values: Part | SparseMatrix) -> Matrix:
+    """The values widened, in memory of their own."""
+    if isinstance(values, SparseMatrix):
+        return copied(values)
+    X = torch.empty(tuple(values.shape), dtype=compute_dtype(values), device="cpu")
+    _copy(values, X)
+    return X
+
+
 def _in_one(parts: list[StoredRows]) -> StoredRows:
     """Parts that follow each other as one."""
     if len(parts) == 1:
         return parts[0]
     (X, place, first), rows = parts[0], [len(values) for values, _, _ in parts]
+    if isinstance(X, SparseMatrix):
+        return StoredRows(concat([values for values, _, _ in parts]), place, first)
     joined = torch.empty(sum(rows), X.shape[1], dtype=X.dtype, device="cpu")
     for (values, _, _), part in zip(parts, joined.split(rows), strict=True):
         _copy(values, part)
@@ -269,8 +306,10 @@ def _copy(values: Part, X: Tensor) -> None:
             X[i : i + step, j : j + _COPIED].copy_(values[i : i + step, j : j + _COPIED])
 
 
-def _checksum(part: Part) -> int:
+def _checksum(part: Part | SparseMatrix) -> int:
     """By which passes are compared."""
+    if isinstance(part, SparseMatrix):
+        return hash(tuple(map(_checksum, (part.crow, part.col, part.values))))
     if isinstance(part, Tensor):
         part = part.cpu().contiguous().flatten().view(torch.uint8).numpy()
     return zlib.crc32(np.ascontiguousarray(part))

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix
 from ..backends.sparse import SparseMatrix
 from ..errors import InvalidInput
 from ..numerics import squared_norm
+from .sparse.rows import one_kind
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of A (n, d): the dtype to compute in, ‖A‖², the largest entry, and the column sums
-    (d,) in float64."""
+    """Statistics of A (n, d): the dtype to compute in, ‖A‖², the largest entry, the column sums
+    (d,) in float64, and of a sparse A how many entries it stores, else None."""
 
     n: int
     d: int
@@ -25,6 +27,7 @@ class Summary:
     squares: float
     largest: float
     columns: Tensor
+    stored: int | None = None
 
     @property
     def mean(self) -> float:
@@ -39,22 +42,28 @@ class Summary:
     def of_sparse(cls, X: SparseMatrix) -> Summary:
         """That of the rows of a sparse matrix."""
         (n, d), squares = X.shape, float(X.squared_norm())
-        return cls(n, d, X.dtype, squares, float(X.largest()), X.column_sums().cpu())
+        return cls(n, d, X.dtype, squares, X.largest(), X.column_sums().cpu(), X.nnz)
 
-    def with_rows(self, X: Tensor, largest: float, dtype: torch.dtype) -> Summary:
+    @property
+    def share(self) -> float | None:
+        """The share of the entries that a sparse A stores, else None."""
+        return None if self.stored is None else self.stored / max(1, self.n * self.d)
+
+    def with_rows(self, X: Matrix, largest: float, dtype: torch.dtype) -> Summary:
         """That of these rows and X (m, d), whose largest entry is given. Writes into columns."""
+        stored = None if isinstance(X, Tensor) else X.nnz + (self.stored or 0)
         columns = (
             self.columns if self.n else torch.zeros(X.shape[1], dtype=torch.float64, device="cpu")
         )
-        columns += X.sum(0)
+        columns += X.sum(0) if isinstance(X, Tensor) else X.column_sums()
         squares = self.squares + float(squared_norm(X))
         n, largest = self.n + len(X), max(self.largest, largest)
-        return Summary(n, X.shape[1], dtype, squares, largest, columns)
+        return Summary(n, X.shape[1], dtype, squares, largest, columns, stored)
 
 
 def joined(summaries: Sequence[Summary]) -> Summary:
     """The Summary of all rows from those of the processes, of which some may have none. Raises
-    InvalidInput if their widths differ, or none has rows."""
+    InvalidInput if their widths differ, some are sparse and some dense, or none has rows."""
     some = [summary for summary in summaries if summary.n]
     if not some:
         raise InvalidInput("A has no rows in any process; give rows to one of them at least")
@@ -62,6 +71,7 @@ def joined(summaries: Sequence[Summary]) -> Summary:
     if len(widths) > 1:
         given = ", ".join(f"{summary.d}" for summary in summaries)
         raise InvalidInput(f"the processes have rows of {given} features; give all the same")
+    one_kind((summary.stored is not None for summary in some), "A")
     dtype = functools.reduce(torch.promote_types, (summary.dtype for summary in some))
     return Summary(
         sum(summary.n for summary in some),
@@ -70,4 +80,5 @@ def joined(summaries: Sequence[Summary]) -> Summary:
         sum(summary.squares for summary in some),
         max(summary.largest for summary in some),
         sum(summary.columns for summary in some),
+        None if some[0].stored is None else sum(summary.stored for summary in some),
     )

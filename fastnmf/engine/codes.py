@@ -15,8 +15,8 @@ from ..data.dataset import Data, Tile
 from ..data.storage import InMemory, NotKept, Storage, row_blocks
 from ..init.start import cold_start
 from ..numerics import times_power, widened
+from ..planning.beside import plan_beside
 from ..planning.hardware import free_bytes
-from ..planning.memory import plan_beside
 from ..planning.plan import REFRESH, Plan, Problem
 from ..precision import allowed_for, products_in
 from ..solvers.base import Solver

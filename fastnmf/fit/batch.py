@@ -26,8 +26,9 @@ from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
 from ..init.start import resolve, start
 from ..planning import hardware
+from ..planning.beside import plan_beside
 from ..planning.inner import accelerated
-from ..planning.memory import fits, plan_beside, refuse_too_large, sizes_of_fit
+from ..planning.memory import fits, refuse_too_large, sizes_of_fit
 from ..planning.plan import Plan, Problem, choose
 from ..precision import products_in
 from ..results.cautions import warn_of_penalties, warn_of_result, warn_of_start

@@ -11,7 +11,7 @@ from ..backends.products import Matrix, dot, row_maxima, row_norms, take
 from ..data.dataset import Data
 from ..data.storage import row_blocks
 from ..numerics import wide
-from .svd import tile_rows
+from .svd import tile_rows, width
 
 # draws between which the distances are brought up to date; k-means‖ finds that few suffice
 ROUNDS = 8
@@ -92,7 +92,7 @@ def _of_rows(data: Data, measure: Callable[[Matrix], Tensor]) -> Tensor:
     between what each chunk takes and gives back, and keep it from being used again."""
     measured = torch.zeros(data.n, dtype=wide(data.device), device=data.device)
     for part, X, _ in data.chunks():
-        for some in row_blocks(len(X), tile_rows(data.width(), 8)):
+        for some in row_blocks(len(X), tile_rows(width(data), 8)):
             tile, first = X[some], data.first + part.start + some.start
             measured[first : first + len(tile)] = measure(tile)
     data.processes.sum_(measured)

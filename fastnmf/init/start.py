@@ -21,7 +21,7 @@ from ..numerics import tiny, wide
 from ..planning.memory import SINGULAR
 from . import nndsvd
 from .rows import any_rows, spread_rows, take_rows
-from .svd import tile_rows
+from .svd import tile_rows, width
 
 # those in SINGULAR fill zeros with the mean, leave them, or fill them with small random numbers
 STARTS = ("auto", "random", *SINGULAR, "rows", "spread")
@@ -110,7 +110,7 @@ def scale_to_data_(codes: Kept, D: Tensor, data: Data) -> None:
     """
     sums = torch.zeros(2, dtype=wide(D.device), device=D.device)
     (inner, square), rebuilt = sums, Rebuilt(D)
-    rows = tile_rows(data.width(len(D)), 2 * D.itemsize)
+    rows = tile_rows(width(data, len(D)), 2 * D.itemsize)
     for X, Z, _ in data.tiles(codes, rows, save=True):
         used = row_maxima(X)[:, None] > 0
         # a GPU would be waited for in every tile

@@ -156,6 +156,12 @@ def normal(shape: tuple[int, int], like: Tensor, generator: Generator | None) ->
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=place).to(like.device)
 
 
+def width(data: Data, K: int = 0) -> int:
+    """Numbers that products of a row with K concepts work on: those that are stored of it, and of a
+    sparse one their columns and the K results."""
+    return data.d if data.stored is None else 1 + int(2 * data.stored * data.d) + K
+
+
 def tile_rows(width: int, itemsize: int) -> int:
     """Rows that are worked on at a time."""
     return max(1, WORKSPACE_BYTES // (width * itemsize))

@@ -1,23 +1,21 @@
-"""What fits in memory: the bytes that a call may use, those that a fit needs besides its data, the
-rows of a chunk, and the plan whose factors and workspaces fit beside A on a device."""
+"""What fits in memory: the bytes that a call may use, those that a fit needs besides its data, and
+the rows of a chunk."""
 
 from __future__ import annotations
 
-import logging
+import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .. import checks
+from ..backends.products import Matrix, stored_share
 from ..errors import InvalidInput
-from ..numerics import NARROW, NORM_BYTES, WIDENED_BYTES, compute_dtype
-from .hardware import free_bytes, machine_of
-from .plan import Candidate, Plan, Problem, Tuning, choose, predict
-
-log = logging.getLogger(__name__)
+from ..numerics import compute_dtype
+from .hardware import free_bytes
+from .plan import Plan, Problem
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
@@ -34,8 +32,6 @@ _SHARE = 0.7
 LEAST_ROWS = 512
 _MOST_BYTES = 128 << 20
 _MOST_ON_GPU = 4 << 30
-# the share that is left after rounding of allocations, and the workspaces of cuBLAS
-_USABLE = 0.92
 # bytes of rows that an SVD works on at a time; 1 to 32 MB cost the same on two cores with AVX-512
 WORKSPACE_BYTES = 8 * 2**20
 # columns of the random basis of an SVD beyond K; scikit-learn's number
@@ -84,7 +80,8 @@ class Needs:
 
     n, d, K: sizes. itemsize: bytes of an entry in computing. codes: where they are stored:
     'memory', 'none', or else a file. start: its name, for its workspaces. of_all: the rows of all
-    processes, where n are those of one. revives: whether dead concepts are re-initialised.
+    processes, where n are those of one. revives: whether dead concepts are re-initialised. stored:
+    the share of the entries of the data that is stored where these are sparse, else None.
     """
 
     n: int
@@ -95,18 +92,23 @@ class Needs:
     start: str = "random"
     of_all: int | None = None
     revives: bool = False
+    stored: float | None = None
 
     def resident(self, copied: int) -> int:
         """Bytes if all rows are in memory: two copies of the codes for a start, three where the fit
-        is accelerated, a residual as large as the data, and `copied` bytes for each entry of the
-        data."""
-        codes = max(3 * self.K, 2 * self.K + self.d)
-        return self._fixed() + self.n * (codes * self.itemsize + self.d * copied)
+        is accelerated, a residual as large as the data unless these are sparse, and `copied` bytes
+        for each entry of the data that is stored."""
+        dense = self.stored is None
+        codes = max(3 * self.K, 2 * self.K + self.d) if dense else 3 * self.K
+        entries = self.d if dense else math.ceil(self.stored * self.d)
+        return self._fixed() + self.n * (codes * self.itemsize + entries * copied)
 
     def streamed(self, rows: int) -> int:
         """Bytes with chunks of this many rows: two chunks of data, the codes of three, workspaces,
         and the codes of all rows if they are in memory."""
-        a_row = 4 * self.d + {"memory": 4, "none": 12}.get(self.codes, 7) * self.K
+        # an entry of sparse data has its column beside it
+        width = self.d if self.stored is None else math.ceil(2 * self.stored * self.d)
+        a_row = 4 * width + {"memory": 4, "none": 12}.get(self.codes, 7) * self.K
         kept = self.n * self.K if self.codes == "memory" else 0
         return self._fixed() + (kept + rows * a_row) * self.itemsize
 
@@ -156,8 +158,9 @@ class Budget:
     """The memory that a call may use on a device.
 
     K: entries computed for each row. codes: where they are stored: 'memory', 'none', or else a
-    file. requested: bytes by which the process may grow, or None for available(). chunk_rows:
-    rows of a chunk at most. start, revives: as in Needs. sharing: processes that share the memory.
+    file. requested: bytes by which the process may grow, or None for available(). chunk_rows: rows
+    of a chunk at most. start, revives, stored: as in Needs. sharing: processes that share the
+    memory.
     """
 
     device: torch.device
@@ -168,6 +171,7 @@ class Budget:
     start: str = "random"
     revives: bool = False
     sharing: int = 1
+    stored: float | None = None
 
     def holds(self, n: int, d: int, dtype: torch.dtype, copied: int, *, given: bool) -> bool:
         """Whether all of A (n, d) may be in memory, if each entry needs `copied` more bytes. given:
@@ -189,15 +193,18 @@ class Budget:
         given = self.requested is not None
         return needs.chunk_rows(self._limit(), wanted, requested=given, gpu=gpu)
 
-    def fits_beside(self, A: Tensor) -> bool:
-        """Whether codes, their copies and a residual fit on the device beside A."""
+    def fits_beside(self, A: Matrix) -> bool:
+        """Whether codes, their copies and, unless A is sparse, a residual fit on the device beside
+        A."""
         free, (n, d) = free_bytes(self.device), A.shape
+        d = 0 if stored_share(A) is not None else d
         return free is None or n * (d + 3 * self.K) * compute_dtype(A).itemsize < 0.8 * free
 
     def _needs(
         self, n: int, d: int, dtype: torch.dtype, start: str, of_all: int | None = None
     ) -> Needs:
-        return Needs(n, d, self.K, dtype.itemsize, self.codes, start, of_all, self.revives)
+        of_fit = self.codes, start, of_all, self.revives, self.stored
+        return Needs(n, d, self.K, dtype.itemsize, *of_fit)
 
     def _limit(self) -> int:
         requested = available() // self.sharing if self.requested is None else self.requested
@@ -278,77 +285,3 @@ def sizes_of_fit(problem: Problem, plan: Plan, rows: int, start: str) -> dict[st
         # a float64 matrix and its eigenvectors
         begins[f"the start {start}"] = 16 * p * p
     return factors | max(loop, begins, key=lambda sizes: sum(sizes.values()))
-
-
-def plan_beside(
-    A: Tensor, problem: Problem, backend: str, tuning: Tuning, free: int | None
-) -> Plan:
-    """The fastest Plan whose factors and workspaces fit beside A. 16-bit numbers are widened in
-    tiles of WIDENED_BYTES at most.
-
-    free: the bytes that may be used, or None. Raises torch.cuda.OutOfMemoryError, with the rows
-    that would fit, if the requested chunk_rows do not fit, or nothing does.
-    """
-    n, d, on = problem.n, problem.d, machine_of(A, backend)
-    wanted, most, widened = tuning.chunk_rows, n, 0
-    if A.dtype in NARROW:
-        most, widened = max(1, WIDENED_BYTES // (d * problem.itemsize)), WIDENED_BYTES
-        tuning = replace(tuning, chunk_rows=min(most, wanted or most))
-
-    def rows_that_fit(chosen: Plan) -> int:
-        fixed, a_row = needed_bytes(problem, chosen)
-        return int((_USABLE * free - fixed - widened) // a_row)
-
-    if free is not None and problem.solver.device_workspace and A.device.type == "cuda":
-        total = torch.cuda.get_device_properties(A.device).total_memory
-        free -= problem.solver.device_workspace(total)
-    chosen = choose(problem, on, tuning)
-    if free is None or chosen.tile_rows <= rows_that_fit(chosen):
-        return chosen
-    # fewer rows at a time, by the plan that is best for all rows
-    chosen = choose(problem, on, replace(tuning, chunk_rows=most))
-    rows = min(most, rows_that_fit(chosen))
-    if rows < min(most, wanted or 1):
-        fixed, a_row = needed_bytes(problem, chosen)
-        whole = fixed + widened + a_row * (wanted or chosen.tile_rows)
-        raise torch.cuda.OutOfMemoryError(_message(problem, wanted, rows, whole, free))
-    rows = min(rows, wanted or rows)
-    log.info("%d rows at a time, for memory", rows)
-    return predict(problem, Candidate(chosen.codes, chosen.dictionary, chosen.block, rows), on)
-
-
-def _message(problem: Problem, wanted: int | None, rows: int, whole: int, free: int) -> str:
-    n, K = problem.n, problem.K
-    advice = (
-        f"chunk_rows={rows} would fit"
-        if rows >= 1
-        else "no chunk_rows would: give fewer rows or concepts, or more memory"
-    )
-    codes = n * K * problem.itemsize
-    return (
-        f"{n:,} rows and {K:,} concepts with chunk_rows={wanted} need {whole / 1e9:.3g} GB beside "
-        f"A, of which the codes take {codes / 1e9:.3g} GB; {free / 1e9:.3g} GB are free: {advice}"
-    )
-
-
-def needed_bytes(problem: Problem, chosen: Plan) -> tuple[int, int]:
-    """(fixed bytes, bytes for each row of a tile) that a fit needs beside A.
-
-    An upper bound for all backends and precisions: both factors, the residual, statistics, and
-    all workspaces of the half-steps.
-    """
-    n, d, K, learns = problem.n, problem.d, problem.K, problem.learns
-    s = min(chosen.block, K)
-    kept = n * d if learns and chosen.dictionary == "residual" else 0
-    fixed = n * K + 5 * K * d + K * s + kept
-    if "normal" in chosen.form:
-        fixed += 3 * K * K
-    if chosen.form == "normal" and learns:
-        # an extrapolation keeps two copies of the codes
-        fixed += 2 * n * K
-    if chosen.dictionary == "residual" and learns:
-        # one block of the codes is rounded; other solvers need a second residual for a moment
-        fixed += n * s + (0 if problem.solver.keeps_residual else n * d)
-    a_row = problem.solver.workspace(K, d, s)
-    a_row += 3 * K if chosen.codes == "normal" else d
-    return fixed * problem.itemsize + NORM_BYTES, a_row * problem.itemsize

@@ -22,7 +22,8 @@ from fastnmf.data.dataset import Data
 from fastnmf.data.prefetch import Prefetcher
 from fastnmf.data.sources import open_source
 from fastnmf.planning import memory
-from fastnmf.planning.memory import Budget, Needs, needed_bytes, plan_beside
+from fastnmf.planning.beside import needed_bytes, plan_beside
+from fastnmf.planning.memory import Budget, Needs
 from fastnmf.planning.plan import Problem
 from fastnmf.solvers import mu
 from fastnmf.solvers.half_step import Compute, ResidualData, Workspace

@@ -13,6 +13,8 @@ from fits import nmf
 import fastnmf
 from fastnmf import NMF
 from fastnmf.errors import InvalidInput
+from fastnmf.planning import memory
+from fastnmf.planning.memory import Needs
 from fastnmf.solvers.registry import SOLVERS
 
 scipy_sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
@@ -138,6 +140,100 @@ def test_batches_are_learned_as_dense_ones():
         other.partial_fit(dense[i : i + 50])
     torch.testing.assert_close(model.D, other.D)
     assert model.online_info_.relative_error == pytest.approx(other.online_info_.relative_error)
+
+
+def in_batches(A, rows=40):
+    return [A[i : i + rows] for i in range(0, A.shape[0], rows)]
+
+
+class Again:
+    """Batches that can be iterated over repeatedly; `change(number of the pass, batches)` first."""
+
+    def __init__(self, batches, change=lambda number, batches: batches):
+        self.batches, self.change, self.passes = batches, change, 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(self.change(self.passes, self.batches))
+
+
+def of_one_buffer(batches):
+    """A generator that gives the same object again, with the rows of the next batch."""
+    given = batches[0].copy()
+    for batch in batches:
+        given.data, given.indices, given.indptr = batch.data.copy(), batch.indices, batch.indptr
+        given._shape = batch.shape
+        yield given
+        given.data[:] = np.nan
+
+
+# gathered in memory: a list, a generator that is read once, or one that reuses what it gave
+@pytest.mark.parametrize("given", [list, iter, of_one_buffer])
+def test_batches_that_fit_are_fitted_as_one_matrix(given):
+    sparse, _ = both(150, 60)
+    model, other = NMF(4, seed=0, tol=0.0), NMF(4, seed=0, tol=0.0)
+    pair, expected = model.fit(given(in_batches(sparse)), 5), other.fit(sparse, 5)
+    assert all(map(torch.equal, pair, expected))
+    assert model.fit_info_.passes == 1
+
+
+@pytest.fixture
+def no_overhead(monkeypatch):
+    for name in ("_OVERHEAD", "WORKSPACE_BYTES"):
+        monkeypatch.setattr(memory, name, 0)
+    monkeypatch.setattr(memory, "LEAST_ROWS", 16)
+
+
+# in memory but processed in chunks, from batches, and from batches in chunks that cross them; codes
+# in memory, in a file, and computed anew whenever they are read
+@pytest.mark.parametrize(
+    ("given", "codes"),
+    [("batches", "memory"), ("batches", "file"), ("matrix", None)],
+)
+def test_fit_in_passes_is_that_of_the_dense_data(given, codes, tmp_path, no_overhead):
+    sparse, dense = both(150, 60, np.float64)
+    # another width of rows than the mean
+    sparse = scipy_sparse.vstack([sparse, sparse[:20] * 0, sparse[:30]]).tocsr()
+    dense = torch.cat([dense, dense[:20] * 0, dense[:30]])
+    share = sparse.nnz / dense.numel()
+    place = tmp_path / "Z.npy" if codes == "file" else codes
+    kind = codes or "none"
+    most = Needs(200, 60, 4, 8, kind, "nndsvda", stored=share).streamed(37)
+    options = {"seed": 0, "tol": 0.0, "accelerate": False, "init": "nndsvda"}
+    model = NMF(4, max_memory=most, **options)
+    Z, D = model.fit(sparse if given == "matrix" else Again(in_batches(sparse)), 12, codes=place)
+    info = model.fit_info_
+    assert info.passes > 12
+    assert 16 <= info.chunk_rows < 60
+    other = NMF(4, **options)
+    Z1, D1 = other.fit(dense, 12, codes=codes if codes is None else "memory")
+    torch.testing.assert_close(D, D1, rtol=1e-7, atol=1e-10)
+    if Z1 is not None:
+        torch.testing.assert_close(torch.as_tensor(Z), Z1, rtol=1e-7, atol=1e-10)
+    for fact in ("relative_error", "r_squared", "objective"):
+        assert getattr(info, fact) == pytest.approx(getattr(other.fit_info_, fact))
+
+
+def test_batches_at_fault_are_named(no_overhead):
+    sparse, dense = both(150, 60)
+    bad = in_batches(sparse)
+    bad[2] = bad[2].copy()
+    bad[2].data[5] = -1
+    column = bad[2].indices[5]
+    with pytest.raises(InvalidInput, match=rf"1 negative entry, .*at row 80, column {column}: −1"):
+        NMF(4).fit(bad)
+    with pytest.raises(InvalidInput, match=r"batch 1 of A has 59 columns"):
+        NMF(4).fit([sparse, sparse[:, 1:]])
+    with pytest.raises(InvalidInput, match="some rows of A are sparse and others dense"):
+        NMF(4).fit([sparse, dense])
+    other = in_batches(sparse)[::-1]
+    shuffled = Again(in_batches(sparse), lambda number, batches: other if number > 2 else batches)
+    most = Needs(150, 60, 4, 4, start="nndsvda", stored=0.2).streamed(37)
+    with pytest.raises(InvalidInput, match="batch 0 of A is not what it was in the pass before"):
+        NMF(4, max_memory=most, seed=0).fit(shuffled)
+    too_large = in_batches(scipy_sparse.vstack([sparse] * 20).tocsr())
+    with pytest.raises(InvalidInput, match="can be read only once"):
+        NMF(4, max_memory="150kB").fit(iter(too_large))
 
 
 def test_what_sparse_data_do_not_have_is_refused():

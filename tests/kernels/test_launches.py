@@ -16,8 +16,8 @@ from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
 from fastnmf.engine.iteration import Step
 from fastnmf.engine.state import Method, State
+from fastnmf.planning.beside import plan_beside
 from fastnmf.planning.inner import accelerated
-from fastnmf.planning.memory import plan_beside
 from fastnmf.planning.plan import Problem, Tuning
 from fastnmf.solvers.penalties import NO_PENALTIES, Penalties
 from fastnmf.solvers.registry import SOLVERS

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from fastnmf import Tuning
+from fastnmf.planning.beside import needed_bytes
 from fastnmf.planning.cards import A100, FORMER_KERNELS, H100, H200, KERNELS, Sweep, card_of
 from fastnmf.planning.gpu import WAITING, half_step_parts, settled
 from fastnmf.planning.hardware import floor_seconds, gpu_machine
-from fastnmf.planning.memory import needed_bytes
+from fastnmf.planning.inner import accelerated
 from fastnmf.planning.plan import (
     REFRESH,
     Candidate,
     Problem,
-    accelerated,
     choose,
     gpu_parts,
     half_step_seconds,

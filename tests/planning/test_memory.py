@@ -13,7 +13,7 @@ import torch
 
 from fastnmf import NMF, Tuning
 from fastnmf.engine import iteration as engine
-from fastnmf.planning import hardware, memory
+from fastnmf.planning import beside, hardware, memory
 from fastnmf.planning.plan import Plan, Problem
 from fastnmf.solvers.registry import SOLVERS
 
@@ -57,7 +57,7 @@ PROBLEM = Problem(4000, 64, 500, 4, SOLVERS["hals"])
 
 def planned(free, **tuning):
     tuning = Tuning(form="residual", **tuning)
-    return memory.plan_beside(torch.zeros(4000, 64), PROBLEM, "cpp", tuning, free)
+    return beside.plan_beside(torch.zeros(4000, 64), PROBLEM, "cpp", tuning, free)
 
 
 def test_codes_their_copies_and_a_residual_must_fit_beside_the_data(monkeypatch):
@@ -79,14 +79,14 @@ def test_chunk_has_no_more_rows_than_the_process(n, rows):
 def test_tiles_shrink_to_what_is_free():
     ample = planned(10 << 30)
     assert ample == planned(None)
-    fixed, a_row = memory.needed_bytes(PROBLEM, ample)
+    fixed, a_row = beside.needed_bytes(PROBLEM, ample)
     tight = planned(int((fixed + 100 * a_row) / 0.92) + 1)
     assert tight.tile_rows == 100
     assert tight.form == ample.form
 
 
 def test_rows_that_do_not_fit_are_refused_with_what_would():
-    fixed, a_row = memory.needed_bytes(PROBLEM, planned(None))
+    fixed, a_row = beside.needed_bytes(PROBLEM, planned(None))
     free = int((fixed + 100 * a_row) / 0.92) + 1
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"chunk_rows=100 would fit"):
         planned(free, chunk_rows=2000)
@@ -123,5 +123,5 @@ def test_needed_bytes_bound_the_workspaces(solver, form, monkeypatch):
     taken += 4 * n * d if form == "residual" else 0
     info = model.fit_info_
     chosen = Plan(form, form, info.block, info.tile_rows, 0.0)
-    fixed, a_row = memory.needed_bytes(Problem(n, d, K, 4, SOLVERS[solver]), chosen)
+    fixed, a_row = beside.needed_bytes(Problem(n, d, K, 4, SOLVERS[solver]), chosen)
     assert taken <= fixed - (1 << 28) + a_row * info.tile_rows

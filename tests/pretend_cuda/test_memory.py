@@ -11,7 +11,8 @@ from fastnmf.engine import codes as engine_codes
 from fastnmf.fit import batch
 from fastnmf.numerics import NARROW
 from fastnmf.planning import memory
-from fastnmf.planning.memory import Needs, needed_bytes
+from fastnmf.planning.beside import needed_bytes
+from fastnmf.planning.memory import Needs
 from fastnmf.planning.plan import Problem
 from fastnmf.solvers.registry import SOLVERS
 from pretend_cuda import Card, OutOfMemory, on_cuda, pretend
