@@ -42,7 +42,7 @@ def dot(X: Matrix, Bt: Tensor, out: Tensor | None = None, every: int = 1) -> Ten
     if every > 1:
         some, Bt = Bt, Bt.new_zeros(X.shape[1], Bt.shape[1])
         Bt[::every] = some
-    return X.dot(Bt.contiguous(), out)
+    return X.dot(Bt, out)
 
 
 def largest(X: Matrix) -> Tensor:
@@ -54,10 +54,10 @@ def add_tdot_(out: Tensor, X: Matrix, Z: Tensor, every: int = 1) -> None:
     """out (p, K) += Xᵀ Z for X (m, p), of every `every`-th column of X, and Z (m, K)."""
     if isinstance(X, Tensor):
         out.addmm_(X[:, ::every].T, Z)
-    elif every == 1:
-        X.tdot(Z.contiguous(), out, adds=True)
+    elif every == 1 and out.is_contiguous():
+        X.tdot(Z, out, adds=True)
     else:
-        out += X.tdot(Z.contiguous())[::every]
+        out += X.tdot(Z)[::every]
 
 
 def cross_(cross: Tensor, X: Matrix, Z: Tensor, moments_: Callable, *, adds: bool) -> None:

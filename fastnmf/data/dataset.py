@@ -3,7 +3,6 @@ pass (many), whole or the rows of one of several processes."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from ..backends.products import Matrix, dense_tiles, stored_share
 from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
 from ..numerics import compute_dtype, squared_norm, wide_tiles
-from ..planning.memory import Budget
+from ..planning.memory import Budget, return_memory
+from ..solvers.half_step import Operations
 from .arrays import NON_NEGATIVE, Expected, read_matrix
 from .prefetch import Prefetcher
 from .sources import Source, chunks_of, open_source, summarise, whole_matrix
@@ -48,6 +48,8 @@ class Data:
     n_here: which rows of A this process has. chunk_rows: rows of a chunk, at most. passes: how
     often all rows were read, including the checks.
     """
+
+    _operations: Operations | None = None
 
     def __init__(self, A: Matrix) -> None:
         """Data in the memory of one process."""
@@ -90,6 +92,12 @@ class Data:
         gpu = self.device.type == "cuda"
         self._copies = torch.cuda.Stream(self.device) if gpu else None
         return self
+
+    def compute_with(self, operations: Operations) -> None:
+        """Compute products with sparse rows by these operations of a backend."""
+        self._operations = operations
+        if isinstance(self.A, SparseMatrix):
+            self.A = self.A.using(operations)
 
     @property
     def in_memory_here(self) -> bool:
@@ -248,7 +256,7 @@ class Data:
         for number, (part, X) in enumerate(sparse_chunks(parts, self.chunk_rows, self.dtype)):
             if number % _RETURNED_AFTER == 0:
                 return_memory()
-            yield part, (None, X), load(part)
+            yield part, (None, X.using(self._operations)), load(part)
 
     def _buffer(self) -> _Buffer:
         pinned = self.device.type == "cuda"
@@ -334,19 +342,3 @@ class _Tiles:
             for i in range(0, len(X), self.rows):
                 tile = slice(i, i + self.rows)
                 yield tuple(None if M is None else M[tile] for M in (X, Z, E))
-
-
-def return_memory() -> None:
-    """Return freed memory to the system. glibc keeps blocks of up to 32 MB: without this a process
-    grew by up to three times what it used at once."""
-    if trim := _trim():
-        trim(0)
-
-
-@functools.cache
-def _trim() -> Callable[[int], int] | None:
-    """malloc_trim, which only glibc has."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None

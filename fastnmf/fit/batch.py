@@ -111,6 +111,7 @@ def _opened(
     expected = Expected(empty=not processes.alone, narrow=narrow)
     budget, file = options.budget(device, destination, processes), None
     data = stack.enter_context(opened(A, expected, budget, processes))
+    data.compute_with(method.ops)
     with processes.agreed():
         refuse_too_many(options, data)
         if folder is not None:

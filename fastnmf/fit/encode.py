@@ -111,6 +111,7 @@ def encode(
             return no_rows(A, expected, K, folder), nothing
         budget = options.budget(device, place, width=K)
         data = stack.enter_context(opened(A, expected, budget))
+        data.compute_with(method.ops)
         Z0 = None if Z0 is None else given_codes(Z0, data, K)
         bar = Progress(options.verbose, run.max_iter, None, label="encode")
         codes_of = _Scaled(data, D, method, run, stack.enter_context(bar), measures=return_info)

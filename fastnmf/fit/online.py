@@ -106,6 +106,7 @@ def partial_fit(
             processes.agree(shared)
             budget = options.budget(device, processes=processes)
             data = stack.enter_context(opened(A, expected, budget, processes))
+        data.compute_with(method.ops)
         learned = _Batch(data, options, method, half_life, begun)(before)
         if before.info is None and processes.rank == 0:
             warn_of_large_batch(data.n, options.nb_concepts, _ROWS_PER_CONCEPT)

@@ -33,9 +33,10 @@ def test_products_are_those_of_the_dense_rows(every):
     torch.testing.assert_close(products.dot(X, Bt, every=every), columns @ Bt)
     torch.testing.assert_close(products.dot(X, drawn(17)), dense @ drawn(17))
     for M in (X, dense):
-        out = torch.ones(columns.shape[1], 3, dtype=torch.float64)
-        products.add_tdot_(out, M, Z, every)
-        torch.testing.assert_close(out, 1 + columns.T @ Z)
+        for out in (torch.ones(columns.shape[1], 3), torch.ones(3, columns.shape[1]).T):
+            out = out.double()
+            products.add_tdot_(out, M, Z, every)
+            torch.testing.assert_close(out, 1 + columns.T @ Z)
 
 
 @pytest.mark.parametrize("adds", [False, True])

@@ -21,10 +21,15 @@ scipy_sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installe
 
 
 def both(n, d, dtype=np.float32, share=0.2):
-    """A matrix with structure as scipy's CSR and as a tensor; one row and one column are zero."""
+    """A matrix with structure as scipy's CSR and as a tensor; one row and one column are zero.
+
+    Its small entries are left out, not drawn ones: then singular values differ, and rounding hardly
+    changes a start from them.
+    """
     generator = np.random.default_rng(7)
     Z, D = (generator.random(shape) ** 4 for shape in ((n, 6), (6, d)))
-    A = (Z @ D + 0.05 * generator.random((n, d))) * (generator.random((n, d)) < share)
+    A = Z @ D
+    A = np.where(np.quantile(A, 1 - share) < A, A + 0.05 * generator.random((n, d)), 0)
     A[3], A[:, 5] = 0, 0
     A = A.astype(dtype)
     return scipy_sparse.csr_matrix(A), torch.from_numpy(A)
@@ -36,22 +41,29 @@ def distance(found, expected):
     return float((Z @ D - Z1 @ D1).norm() / (Z1 @ D1).norm())
 
 
-# tall and wide: the SVD of the start goes by rows and by columns, whole and iterated; 'auto'
-# accelerates all but anls
+# tall and wide: the SVD of the start goes by rows and by columns, whole and iterated
 @pytest.mark.parametrize("shape", [(150, 60), (60, 400)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_fit_is_that_of_the_dense_data(solver, dtype, shape):
     sparse, dense = both(*shape, dtype)
     given = {"solver": solver, "seed": 0, "tol": 0.0}
-    model, other = NMF(4, **given), NMF(4, **given)
+    model, other = NMF(4, accelerate=False, **given), NMF(4, accelerate=False, **given)
     distant = distance(model.fit(sparse, max_iter=20), other.fit(dense, max_iter=20))
     assert distant < 1e-5
-    info, expected = model.fit_info_, other.fit_info_
-    assert info.form == "normal"
+    assert model.fit_info_.form == "normal"
+    check_errors(model.fit_info_, other.fit_info_)
+    # whether an accelerated iteration is taken back may depend on rounding, and then the factors
+    model, other = NMF(4, **given), NMF(4, **given)
+    model.fit(sparse, max_iter=20)
+    other.fit(dense, max_iter=20)
+    assert model.fit_info_.accelerated == other.fit_info_.accelerated == (solver != "anls")
+    check_errors(model.fit_info_, other.fit_info_)
+
+
+def check_errors(info, expected):
     assert info.relative_error == pytest.approx(expected.relative_error, rel=1e-5)
     assert info.r_squared == pytest.approx(expected.r_squared, abs=1e-5)
-    assert info.accelerated == expected.accelerated
 
 
 @pytest.mark.parametrize(
