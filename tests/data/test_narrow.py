@@ -21,7 +21,7 @@ from fastnmf.data.arrays import Expected, read_matrix
 from fastnmf.data.dataset import Data
 from fastnmf.data.prefetch import Prefetcher
 from fastnmf.data.sources import open_source
-from fastnmf.planning import memory
+from fastnmf.planning import beside
 from fastnmf.planning.beside import needed_bytes, plan_beside
 from fastnmf.planning.memory import Budget, Needs
 from fastnmf.planning.plan import Problem
@@ -168,7 +168,7 @@ def test_a_fit_in_normal_form_widens_tiles_only(solver, init, kept_on_cpu, monke
     monkeypatch.setattr("fastnmf.results.metrics._ENTRIES", 1 << 14)
     monkeypatch.setattr(numerics, "_NORM_ENTRIES", 1 << 14)
     monkeypatch.setattr(arrays, "PART_ENTRIES", 1 << 14)
-    for module in (numerics, memory):
+    for module in (numerics, beside):
         monkeypatch.setattr(module, "WIDENED_BYTES", bytes_)
     A = narrow(n, d)
     for data, least, most in ((A, 0, n * d // 4), (A.float(), n * d, np.inf)):
@@ -200,7 +200,7 @@ def test_a_half_step_in_residual_form_widens_tiles_only(solver, monkeypatch):
 
 
 def test_rows_of_a_tile_are_as_many_as_may_be_widened(monkeypatch):
-    monkeypatch.setattr(memory, "WIDENED_BYTES", 100 * 4 * 64)
+    monkeypatch.setattr(beside, "WIDENED_BYTES", 100 * 4 * 64)
     A = torch.zeros(4000, 64, dtype=torch.bfloat16)
     problem = Problem(4000, 64, 500, 4, SOLVERS["hals"])
     tuning = Tuning(form="residual", block=128)

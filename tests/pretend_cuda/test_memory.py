@@ -10,7 +10,7 @@ import torch
 from fastnmf.engine import codes as engine_codes
 from fastnmf.fit import batch
 from fastnmf.numerics import NARROW
-from fastnmf.planning import memory
+from fastnmf.planning import beside
 from fastnmf.planning.beside import needed_bytes
 from fastnmf.planning.memory import Needs
 from fastnmf.planning.plan import Problem
@@ -58,7 +58,7 @@ def test_iterations_need_no_more_than_is_planned(solver, form, accelerates, dtyp
     (plan, peak), itemsize = loops[0], max(4, dtype.itemsize)
     fixed, a_row = needed_bytes(Problem(N, D, K, itemsize, SOLVERS[solver]), plan)
     # that of norms is for a device whose library needs it
-    planned = fixed - memory.NORM_BYTES + a_row * plan.tile_rows
+    planned = fixed - beside.NORM_BYTES + a_row * plan.tile_rows
     planned += N * D * itemsize if dtype in NARROW else 0
     assert planned / 5 < peak - before <= planned
 
@@ -73,7 +73,7 @@ def test_iterations_need_no_more_than_is_planned(solver, form, accelerates, dtyp
 )
 def test_a_card_of_any_size_is_enough_or_refused_by_the_plan(solver, tuning, monkeypatch):
     """The device itself never runs out of memory."""
-    monkeypatch.setattr(memory, "NORM_BYTES", 1 << 10)
+    monkeypatch.setattr(beside, "NORM_BYTES", 1 << 10)
     outcomes = []
     for share in (0.6, 0.8, 1.2, 2):
         total = int(N * D * 4 + share * N * (4 * K + D) * 4)
