@@ -9,12 +9,12 @@
 
 namespace {
 
-// the gathered G, eight vectors of the capacity, four of K, and the triangle
+// the gathered G, eight vectors of the capacity, four of K, the triangle, and a block
 ptrdiff_t scratch_size(const NnlsRules &rules, int K, bool gathers) {
-    const ptrdiff_t across = Triangle<double, 8>::length(rules.capacity);
+    const ptrdiff_t across = Block::padded(rules.capacity);
     const ptrdiff_t gathered = gathers ? ptrdiff_t(K) * K : 0;
     return gathered + 8 * across + 4 * ptrdiff_t(K) +
-           Triangle<double, 8>::offset(rules.capacity + 1);
+           Triangle<double, 8>::offset(rules.capacity + 1) + Block::size(across);
 }
 
 // to (K, K) ← G on the concepts of a row, row by row, so that the hardware can prefetch
@@ -26,7 +26,7 @@ template <class S> void gather(S *to, const S *G, ptrdiff_t stride, const int32_
 }
 
 template <class S> void solve(const NnlsRows<S> &rows, ptrdiff_t i, double *scratch, double *sums) {
-    const ptrdiff_t across = Triangle<double, 8>::length(rows.rules.capacity);
+    const ptrdiff_t across = Block::padded(rows.rules.capacity);
     RowGram<S> gram{rows.G + i * rows.stride_row, rows.stride_g, concepts(rows, i)};
     double *next = scratch;
     const auto take = [&](ptrdiff_t size) { return (next += size) - size; };
@@ -41,8 +41,10 @@ template <class S> void solve(const NnlsRows<S> &rows, ptrdiff_t i, double *scra
     for (double **vector : {&at.w, &at.c}) *vector = take(rows.K);
     for (int **vector : {&at.passive, &at.moved}) *vector = whole(across);
     for (int **vector : {&at.entering, &at.blocked}) *vector = whole(rows.K);
+    double *triangle = take(Triangle<double, 8>::offset(rows.rules.capacity + 1));
     Thread team;
-    nnls_row<Thread, double, S>(team, rows, i, gram, at, {nullptr, next, 0}, sums);
+    team.block = Block(next, across);
+    nnls_row<Thread, double, S>(team, rows, i, gram, at, {nullptr, triangle, 0}, sums);
 }
 
 } // namespace

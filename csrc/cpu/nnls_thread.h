@@ -9,12 +9,10 @@
 #include <cstdint>
 
 #include "../nnls/solver.h"
+#include "factor.h"
 #include "simd.h"
 
 namespace {
-
-// doubles in a vector
-constexpr int wide = Simd<double>::lanes;
 
 inline Vec<double> widened(const double *from) { return load(from); }
 
@@ -64,7 +62,7 @@ inline void add_rows(const double *const *row, const double *v, int length, doub
 }
 
 struct Thread {
-    static constexpr int pack = 8;
+    static constexpr int pack = Block::pack, most_together = together;
     using M_t = Triangle<double, pack>;
 
     void sync() const {}
@@ -105,6 +103,72 @@ struct Thread {
         for (int i = 0; i < n; ++i)
             if (f(i)) out[found++] = i;
         return found;
+    }
+
+    // scratch of `enter`
+    Block block;
+
+    // `count` concepts k enter a row in this order, as by its function `enter` for one that is not
+    // alone
+    template <class Row, class S = typename Row::Entry>
+    void enter(Row &row, const int *k, int count, const double *start) const {
+        const int p = row.p, across = Block::across(count);
+        const S *g[together];
+        for (int c = 0; c < count; ++c) g[c] = row.G + k[c] * row.stride_g;
+        const auto gather = [&](double *to, const int *index, int n) {
+            for (int i = 0; i < n; ++i, to += together) {
+                const int other = index[i];
+                for (int c = 0; c < count; ++c) to[c] = double(g[c][other]);
+                for (int c = count; c < across; ++c) to[c] = 0;
+            }
+            // rows of M are padded to whole packs
+            for (; n % pack; ++n, to += together)
+                for (int c = 0; c < across; ++c) to[c] = 0;
+        };
+        gather(block.H, row.at.passive, p);
+        gather(block.S, k, count);
+        block.project(row.M, p, count);
+        double w[together] = {}, steps[together];
+        for (int i = 0; i < p; ++i)
+            for (int c = 0; c < across; ++c) w[c] -= row.at.y[i] * block.L[i * together + c];
+        for (int c = 0; c < count; ++c) w[c] += row.at.c[k[c]];
+        bool open[together];
+        for (int c = 0; c < count; ++c) open[c] = true;
+        int order[together], come = 0;
+        for (int c = 0; c < count; ++c) {
+            open[c] = false;
+            if (!(block.S[c * together + c] > row.rules.rank_tolerance * double(g[c][k[c]]))) continue;
+            steps[come] = block.eliminate(c, count, open, w);
+            order[come++] = c;
+        }
+        block.append(row.M, p, order, come, steps, row.at.s, row.at.y);
+        for (int t = 0; t < come; ++t) {
+            row.at.passive[p + t] = k[order[t]];
+            row.at.x[p + t] = start ? start[k[order[t]]] : 0;
+        }
+        row.p += come;
+        row.entered += come;
+    }
+
+    // k ← in the order of falling x[k]
+    void order(int *k, int count, const double *x) const {
+        // in place: heap sort
+        const auto sink = [&](int from, int n) {
+            const int moved = k[from];
+            for (int child; (child = 2 * from + 1) < n; from = child) {
+                if (child + 1 < n && x[k[child + 1]] < x[k[child]]) ++child;
+                if (!(x[k[child]] < x[moved])) break;
+                k[from] = k[child];
+                k[child] = moved;
+            }
+        };
+        for (int i = count / 2; i-- > 0;) sink(i, count);
+        for (int n = count - 1; n > 0; --n) {
+            const int least = k[0];
+            k[0] = k[n];
+            k[n] = least;
+            sink(0, n);
+        }
     }
 
     void multiply(M_t M, int p, double *v, double *out) const {
@@ -170,31 +234,53 @@ struct Thread {
                 double *carried) const {
         const double *first = M.row(q);
         for (int j = 0; j < p || j % pack; ++j) carried[j] = j <= q ? first[j] : 0;
-        for (int i = q; i + 1 < p; ++i) {
-            const double *below = M.row(i + 1);
-            double *row = M.row(i);
-            const int length = M_t::length(i + 1), own = M_t::length(i);
-            for (int j = 0; j < own; j += wide)
-                turn(cosine[i], sine[i], carried + j, below + j, row + j);
-            // column i + 1 is beyond this row: it moves into it with the shift
-            double last[pack];
-            if (length > own) turn_pack(cosine[i], sine[i], carried + own, below + own, last);
-            for (int j = q; j < i; ++j) row[j] = row[j + 1];
-            row[i] = length > own ? last[0] : row[i + 1];
-            if (length == own) row[i + 1] = 0;
+        for (int i = q; i + 1 < p;) {
+            constexpr int tall = 4;
+            if (i % tall == 0 && i + tall < p) {
+                turn<tall>(M, i, q, cosine, sine, carried);
+                i += tall;
+            } else {
+                turn<1>(M, i, q, cosine, sine, carried);
+                ++i;
+            }
         }
         for (int j = q; j + 1 < p; ++j) carried[j] = carried[j + 1];
     }
 
   private:
-    static void turn(double cosine, double sine, double *carried, const double *below, double *to) {
-        const Vec<double> x = load(carried), y = load(below);
-        store(to, cosine * x - sine * y);
-        store(carried, sine * x + cosine * y);
-    }
-    static void turn_pack(double cosine, double sine, double *carried, const double *below,
-                          double *to) {
-        for (int j = 0; j < pack; j += wide) turn(cosine, sine, carried + j, below + j, to + j);
+    // rows i … i + n of M, in one pack, ← the first parts of the rotations of `carried` and the next
+    // n rows, without column q
+    template <int n>
+    static void turn(M_t M, int i, int q, const double *cosine, const double *sine,
+                     double *carried) {
+        const int own = M_t::length(i), left = q / wide * wide;
+        double *rows[n + 1];
+        for (int r = 0; r <= n; ++r) rows[r] = M.row(i + r);
+        // row i + r is read before it is written, and up to as far to the right
+        const auto each = [&](int j, auto put) {
+            Vec<double> carry = load(carried + j);
+#pragma GCC unroll 4
+            for (int r = 0; r < n; ++r) {
+                const Vec<double> below = load(rows[r + 1] + j);
+                put(rows[r], cosine[i + r] * carry - sine[i + r] * below);
+                carry = sine[i + r] * carry + cosine[i + r] * below;
+            }
+            store(carried + j, carry);
+        };
+        for (int j = 0; j < left; j += wide)
+            each(j, [&](double *row, Vec<double> x) { store(row + j, x); });
+        each(left, [&](double *row, Vec<double> x) {
+            for (int l = 0; l < q - left; ++l) row[left + l] = x[l];
+            for (int l = q - left + 1; l < wide; ++l) row[left + l - 1] = x[l];
+        });
+        for (int j = left + wide; j < own; j += wide)
+            each(j, [&](double *row, Vec<double> x) { store(row + j - 1, x); });
+        if (M_t::length(i + n) > own) {
+            // only the last of the rows reaches this far, and `carried` does not
+            const double below = rows[n][own];
+            rows[n - 1][own - 1] = -sine[i + n - 1] * below;
+            carried[own] = cosine[i + n - 1] * below;
+        }
     }
 };
 

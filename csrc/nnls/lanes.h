@@ -11,7 +11,7 @@
 namespace {
 
 template <class Team, class T> struct Lanes {
-    static constexpr int pack = 1;
+    static constexpr int pack = 1, most_together = 1;
     using M_t = Triangle<T, pack>;
 
     FASTNMF_TEAM const Team &team() const { return static_cast<const Team &>(*this); }

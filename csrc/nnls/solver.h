@@ -20,6 +20,8 @@
 //   collect(n, f, out)           out ← the i < n with f(i), in order; returns their number;
 //   likewise multiply, multiply_transposed(M, p, in, out), project(M, p, in, out, back), which does
 //   both, combine, rotate   see lanes.h; a barrier after
+//   most_together                concepts that it can let enter at once, or 1; then also
+//   enter(row, k, count, start)  and order(k, count, x), which sorts them: see cpu/nnls_thread.h
 // Every value that a branch depends on comes from these, so all lanes take the same branches.
 #pragma once
 
@@ -35,6 +37,7 @@ using fastnmf::NnlsRows;
 using fastnmf::NnlsRules;
 
 template <class Team, class T, class S> struct NnlsRow {
+    using Entry = S;
     Team &team;
     const int K;
     const S *const G;
@@ -79,6 +82,13 @@ template <class Team, class T, class S> struct NnlsRow {
         team.sync();
         ++p;
         ++entered;
+    }
+
+    // enter(k[t], …) in this order, from `start` or 0
+    FASTNMF_TEAM void enter_all(const int *k, int count, const T *start, bool alone) {
+        if constexpr (Team::most_together > 1)
+            if (count > 1) return team.enter(*this, k, count, start);
+        for (int t = 0; t < count; ++t) enter(k[t], start ? start[k[t]] : T(0), alone);
     }
 
     // P ← P without its member q: rotations of M's rows from q on empty column q
@@ -184,10 +194,15 @@ template <class Team, class T, class S> struct NnlsRow {
     // have to leave: they cost about p² each, and finding P from nothing about p³ / 4
     FASTNMF_TEAM void take_start() {
         const int given = team.collect(K, [&](int k) { return at.w[k] > 0; }, at.entering);
+        // the smallest, which are the likeliest to leave, last: that is quicker
+        if constexpr (Team::most_together > 1) team.order(at.entering, given, at.w);
         int look = 32;
-        for (int t = 0; t < given && p < rules.capacity; ++t) {
-            enter(at.entering[t], at.w[at.entering[t]], false);
-            if (t + 1 < given && p < look) continue;
+        for (int t = 0; t < given && p < rules.capacity;) {
+            int count = given - t < Team::most_together ? given - t : Team::most_together;
+            if (count > rules.capacity - p) count = rules.capacity - p;
+            enter_all(at.entering + t, count, at.w, false);
+            t += count;
+            if (t < given && p < look) continue;
             look *= 2;
             const T wrong = team.sum(p, [&](int i) { return at.s[i] > 0 ? T(0) : T(1); });
             if (wrong <= T(p / 4 + 4)) continue;
@@ -233,7 +248,7 @@ template <class Team, class T, class S> struct NnlsRow {
             const int in = entered, out = left,
                       found = choose(steepest, block < vacant ? block : vacant);
             const bool alone = found == 1;
-            for (int t = 0; t < found; ++t) enter(at.entering[t], 0, alone);
+            enter_all(at.entering, found, nullptr, alone);
             const int only = at.entering[0];
             descend();
             if (gain() > before * (1 + epsilon)) {
