@@ -19,20 +19,18 @@ constexpr int wide = Simd<double>::lanes;
 constexpr int together = 16;
 
 // scratch: H, L (capacity, together), with zeros in unused columns, and in rows up to a whole pack;
-// S (together, together); rows (together, capacity)
+// S (together, together)
 struct Block {
     static constexpr int pack = 8;
     using M_t = Triangle<double, pack>;
-    double *H, *L, *S, *rows;
-    ptrdiff_t capacity;
+    double *H, *L, *S;
 
     // a capacity for this many passive concepts, and the size of all
     static ptrdiff_t padded(ptrdiff_t most) { return (most + 2 * pack - 1) / pack * pack; }
-    static ptrdiff_t size(ptrdiff_t capacity) { return together * (3 * capacity + together); }
-    Block() : H(nullptr), L(nullptr), S(nullptr), rows(nullptr), capacity(0) {}
+    static ptrdiff_t size(ptrdiff_t capacity) { return together * (2 * capacity + together); }
+    Block() : H(nullptr), L(nullptr), S(nullptr) {}
     Block(double *from, ptrdiff_t capacity)
-        : H(from), L(H + together * capacity), S(L + together * capacity),
-          rows(S + together * together), capacity(capacity) {}
+        : H(from), L(H + together * capacity), S(L + together * capacity) {}
 
     // columns of q candidates, with those that are padding
     static int across(int q) { return q <= pack ? pack : together; }
@@ -69,31 +67,27 @@ struct Block {
     }
 
     // rows p + t of M, t < count, ← those of the eliminated candidates order[t]; s and y of them, of
-    // which `steps` has y
+    // which `steps` has y. With R the Cholesky factor of S they are −R⁻ᵀ Lᵀ M and R⁻ᵀ
     void append(M_t M, int p, const int *order, int count, const double *steps, double *s,
                 double *y) const {
-        // L of those that enter, side by side; H is not needed any more
-        for (int i = 0; i < p; ++i)
-            for (int t = 0; t < count; ++t) H[i * together + t] = L[i * together + order[t]];
-        for (int first = 0; first < count; first += tall)
-            for (int J = 0; J < p; J += pack) columns_of_rows(M, p, J, first, count);
+        double inverse[together * together] = {};
+        invert(order, count, inverse);
+        // L of those that enter, times R⁻¹; H is not needed any more
+        for (int i = 0; i < p; ++i) multiply_row(L + i * together, order, count, inverse, H + i * together);
+        for (int first = 0; first < count; first += tall) {
+            const int n = count - first < tall ? count - first : tall;
+            double *next[tall];
+            for (int t = 0; t < n; ++t) next[t] = M.row(p + first + t);
+            for (int J = 0; J < p; J += pack) columns_of_rows(M, p, J, first, n, next, steps, s);
+        }
         for (int t = 0; t < count; ++t) {
-            double *next = M.row(p + t), *sum = rows + t * capacity;
-            const double *own = S + order[t] * together;
-            for (int i = p; i < p + t; ++i) sum[i] = 0;
-            for (int u = 0; u < t; ++u) {
-                const double r = S[order[u] * together + order[t]];
-                const double *before = M.row(p + u);
-                for (int i = 0; i <= p + u; ++i) sum[i] += r * before[i];
+            double *next = M.row(p + t);
+            s[p + t] = 0;
+            for (int u = 0; u <= t; ++u) {
+                next[p + u] = inverse[u * together + t];
+                s[p + u] += steps[t] * next[p + u];
             }
-            const double pivot = 1 / own[order[t]];
-            for (int i = 0; i < p + t; ++i) {
-                next[i] = -pivot * sum[i];
-                s[i] += steps[t] * next[i];
-            }
-            for (int i = p + t; i < M_t::length(p + t); ++i) next[i] = 0;
-            next[p + t] = pivot;
-            s[p + t] = steps[t] * pivot;
+            for (int i = p + t + 1; i < M_t::length(p + t); ++i) next[i] = 0;
             y[p + t] = steps[t];
         }
     }
@@ -156,8 +150,36 @@ struct Block {
             }
     }
 
-    // columns J … J + pack of Mᵀ L for the columns from `first` on, beyond `count` arbitrary
-    void columns_of_rows(M_t M, int p, int J, int first, int count) const {
+    // to (count, together) ← R⁻¹, upper triangular, by rows
+    void invert(const int *order, int count, double *to) const {
+        for (int t = 0; t < count; ++t) {
+            const double pivot = 1 / S[order[t] * together + order[t]];
+            to[t * together + t] = pivot;
+            for (int u = t - 1; u >= 0; --u) {
+                double sum = 0;
+                for (int v = u; v < t; ++v)
+                    sum += to[u * together + v] * S[order[v] * together + order[t]];
+                to[u * together + t] = -pivot * sum;
+            }
+        }
+    }
+
+    // to ← the entries order[t] of a row of L, times R⁻¹
+    static void multiply_row(const double *row, const int *order, int count, const double *inverse,
+                             double *to) {
+        constexpr int vectors = together / wide;
+        Vec<double> sums[vectors] = {};
+        for (int t = 0; t < count; ++t) {
+            const double l = row[order[t]];
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; ++v) sums[v] += l * load(inverse + t * together + v * wide);
+        }
+        for (int v = 0; v < vectors; ++v) store(to + v * wide, sums[v]);
+    }
+
+    // columns J … J + pack of `next`, −Mᵀ H for n columns of H from `first` on, and what they add to s
+    void columns_of_rows(M_t M, int p, int J, int first, int n, double *const *next,
+                         const double *steps, double *s) const {
         constexpr int across_pack = pack / wide;
         Vec<double> sums[tall][across_pack] = {};
         for (int I = J; I < p; I += pack) {
@@ -168,13 +190,19 @@ struct Block {
                 for (int v = 0; v < across_pack; ++v) {
                     const Vec<double> x = load(m + v * wide);
 #pragma GCC unroll 8
-                    for (int t = 0; t < tall; ++t) sums[t][v] += l[t] * x;
+                    for (int t = 0; t < tall; ++t) sums[t][v] -= l[t] * x;
                 }
             }
         }
-        for (int t = 0; t < tall && first + t < count; ++t)
-            for (int v = 0; v < across_pack; ++v)
-                store(rows + (first + t) * capacity + J + v * wide, sums[t][v]);
+        for (int v = 0; v < across_pack; ++v) {
+            double *to = s + J + v * wide;
+            Vec<double> moved = load(to);
+            for (int t = 0; t < n; ++t) {
+                store(next[t] + J + v * wide, sums[t][v]);
+                moved += steps[first + t] * sums[t][v];
+            }
+            store(to, moved);
+        }
     }
 };
 

@@ -114,11 +114,11 @@ struct Thread {
     void enter(Row &row, const int *k, int count, const double *start) const {
         const int p = row.p, across = Block::across(count);
         const S *g[together];
-        for (int c = 0; c < count; ++c) g[c] = row.G + k[c] * row.stride_g;
+        for (int c = 0; c < across; ++c) g[c] = row.G + k[c < count ? c : 0] * row.stride_g;
         const auto gather = [&](double *to, const int *index, int n) {
             for (int i = 0; i < n; ++i, to += together) {
                 const int other = index[i];
-                for (int c = 0; c < count; ++c) to[c] = double(g[c][other]);
+                for (int c = 0; c < across; ++c) to[c] = double(g[c][other]);
                 for (int c = count; c < across; ++c) to[c] = 0;
             }
             // rows of M are padded to whole packs
