@@ -59,8 +59,8 @@ template <class T> struct ActiveFactor {
           solver{team, int(a.K), nullptr, 0, a.rules, vectors(), {nullptr, row.M, 0}, row.p} {}
 
     NnlsScratch<double> vectors() const {
-        return {row.y,   row.x,    row.s,   at.l,       at.h,    at.r,
-                nullptr, nullptr,  row.passive, at.moved, nullptr, nullptr};
+        return {row.y,   row.x,   row.s,       at.l,     at.h,    at.r,
+                nullptr, nullptr, row.passive, at.moved, nullptr, nullptr};
     }
     const T *concept_of(int k) const { return a.B + k * a.stride_b; }
 
@@ -80,8 +80,9 @@ template <class T> struct ActiveFactor {
     void precise_products(int k, int n) const {
         const T *from = concept_of(k);
         for (ptrdiff_t j = 0; j < a.p; ++j) at.wide[j] = double(from[j]) * a.scale[k];
-        each_dot(n, a.p, at.wide, [&](int i) { return concept_of(row.passive[i]); },
-                 [&](int i, double product) { at.h[i] = product * a.scale[row.passive[i]]; });
+        each_dot(
+            n, a.p, at.wide, [&](int i) { return concept_of(row.passive[i]); },
+            [&](int i, double product) { at.h[i] = product * a.scale[row.passive[i]]; });
     }
 
     // f(Count, z, b): the codes and features of the passive concepts, in groups of eight and of one
@@ -136,11 +137,12 @@ template <class T> struct ActiveFactor {
     // h ← the slopes of P, precise; returns the largest of |h|
     double passive_slopes() {
         double most = 0;
-        each_dot(solver.p, a.p, row.e, [&](int i) { return concept_of(row.passive[i]); },
-                 [&](int i, double product) {
-                     at.h[i] = slope(row.passive[i], row.x[i], product);
-                     most = fmax(most, fabs(at.h[i]));
-                 });
+        each_dot(
+            solver.p, a.p, row.e, [&](int i) { return concept_of(row.passive[i]); },
+            [&](int i, double product) {
+                at.h[i] = slope(row.passive[i], row.x[i], product);
+                most = fmax(most, fabs(at.h[i]));
+            });
         return most;
     }
 
@@ -189,8 +191,9 @@ template <class T> struct ActiveFactor {
                 products_of(x, y + first, a.p, found);
                 for (int r = 0; r < rows; ++r)
                     for (int c = 0; c < tile_c; ++c)
-                        to[(i + r) * together + first + c] =
-                            double(found[r * tile_c + c]) * a.scale[index[i + r]] * scale[first + c];
+                        to[(i + r) * together + first + c] = double(found[r * tile_c + c]) *
+                                                             a.scale[index[i + r]] *
+                                                             scale[first + c];
             }
         }
     }
@@ -324,7 +327,6 @@ template <class T> struct ActiveFactor {
         row.exact = true;
         ++row.rebuilds;
     }
-
 };
 
 } // namespace

@@ -32,8 +32,7 @@ template <class T> struct ActiveStep : ActiveFactor<T> {
     using Base::concept_of, Base::slope, Base::residual, Base::rough_residual, Base::objective;
     using Base::refine, Base::rebuild, Base::refuse, Base::grow;
 
-    ActiveStep(const ActiveSet<T> &a, ActiveRow<T> &row, double *scratch)
-        : Base(a, row, scratch) {}
+    ActiveStep(const ActiveSet<T> &a, ActiveRow<T> &row, double *scratch) : Base(a, row, scratch) {}
 
     // P ← the support of the start. P ← ∅ instead, as soon as too many of its concepts would have
     // to leave, as in nnls/solver.h
@@ -99,7 +98,8 @@ template <class T> struct ActiveStep : ActiveFactor<T> {
     bool advance(T *W, T *E) {
         const bool going = !step(W);
         row.p = solver.p;
-        if (going) for (ptrdiff_t j = 0; j < a.p; ++j) E[j] = T(row.e[j]);
+        if (going)
+            for (ptrdiff_t j = 0; j < a.p; ++j) E[j] = T(row.e[j]);
         return !going;
     }
 
@@ -171,8 +171,8 @@ template <class T> struct ActiveStep : ActiveFactor<T> {
         const double aim = a.rules.tolerance * row.reference / 2;
         const bool greedy = a.limit && !row.beyond;
         const int room = greedy ? 1 : a.K > many_concepts ? many_candidates : few_candidates;
-        const int pool = steepest_concepts(W, at.tops, a.K, fmax(aim, share_of_pool * steepest), room,
-                                           at.chosen, at.values);
+        const int pool = steepest_concepts(W, at.tops, a.K, fmax(aim, share_of_pool * steepest),
+                                           room, at.chosen, at.values);
         const double precise = reprice(pool);
         if (precise <= aim) {
             row.worst = fmax(precise, others) / row.reference;
@@ -279,8 +279,8 @@ bool advance(const ActiveSet<T> &a, ActiveRow<T> &row, T *W, T *E, double *scrat
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const ActiveSetKernels<float> active_set_float32{most_blocks + 1, ActiveScratch<float>::size, begin<float>,
-                                                 advance<float>};
-const ActiveSetKernels<double> active_set_float64{most_blocks + 1, ActiveScratch<double>::size, begin<double>,
-                                                  advance<double>};
+const ActiveSetKernels<float> active_set_float32{most_blocks + 1, ActiveScratch<float>::size,
+                                                 begin<float>, advance<float>};
+const ActiveSetKernels<double> active_set_float64{most_blocks + 1, ActiveScratch<double>::size,
+                                                  begin<double>, advance<double>};
 } // namespace fastnmf::FASTNMF_ISA

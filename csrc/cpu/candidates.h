@@ -25,8 +25,7 @@ template <class X, class Y> inline double dot(const X *x, const Y *y, ptrdiff_t 
 }
 
 // f(i, Σ_j x_i[j] y_j) in float64 for i < n, with x_i = x(i), of `p` entries
-template <class X, class F>
-inline void each_dot(int n, ptrdiff_t p, const double *y, X x, F f) {
+template <class X, class F> inline void each_dot(int n, ptrdiff_t p, const double *y, X x, F f) {
     constexpr int group = 4;
     int i = 0;
     for (; i + group <= n; i += group) {
@@ -38,8 +37,7 @@ inline void each_dot(int n, ptrdiff_t p, const double *y, X x, F f) {
             for (int u = 0; u < 2; ++u) {
                 const Vec<double> of_y = load(y + j + u * wide);
 #pragma GCC unroll 4
-                for (int r = 0; r < group; ++r)
-                    sums[r][u] += widened(of[r] + j + u * wide) * of_y;
+                for (int r = 0; r < group; ++r) sums[r][u] += widened(of[r] + j + u * wide) * of_y;
             }
         for (int r = 0; r < group; ++r) {
             double total = sum<double>(sums[r][0] + sums[r][1]);

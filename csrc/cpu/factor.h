@@ -1,9 +1,10 @@
 // Concepts that enter an inverse Cholesky factor M together, up to `together` of them: M is read
 // once for each product with all, which costs less than half of the time of as many products.
 //
-// M G_PP Mᵀ = I as in nnls/solver.h. For candidates with products H (p, q) with the passive concepts
-// and S (q, q) with each other, L = M H has their coordinates in the basis of the passive concepts,
-// and S − Lᵀ L is what of their products is outside. Those that enter get their rows of M from both.
+// M G_PP Mᵀ = I as in nnls/solver.h. For candidates with products H (p, q) with the passive
+// concepts and S (q, q) with each other, L = M H has their coordinates in the basis of the passive
+// concepts, and S − Lᵀ L is what of their products is outside. Those that enter get their rows of M
+// from both.
 #pragma once
 
 #include <math.h>
@@ -38,8 +39,7 @@ struct Block {
     // L ← M H and S ← S − Lᵀ L for p passive concepts and q candidates
     void project(M_t M, int p, int q) const {
         if (q <= pack) {
-            for (int first = 0; first < pack; first += narrow * wide)
-                multiply<narrow>(M, p, first);
+            for (int first = 0; first < pack; first += narrow * wide) multiply<narrow>(M, p, first);
         } else {
             for (int first = 0; first < together; first += broad * wide)
                 multiply<broad>(M, p, first);
@@ -66,14 +66,15 @@ struct Block {
         return y;
     }
 
-    // rows p + t of M, t < count, ← those of the eliminated candidates order[t]; s and y of them, of
-    // which `steps` has y. With R the Cholesky factor of S they are −R⁻ᵀ Lᵀ M and R⁻ᵀ
+    // rows p + t of M, t < count, ← those of the eliminated candidates order[t]; s and y of them,
+    // of which `steps` has y. With R the Cholesky factor of S they are −R⁻ᵀ Lᵀ M and R⁻ᵀ
     void append(M_t M, int p, const int *order, int count, const double *steps, double *s,
                 double *y) const {
         double inverse[together * together] = {};
         invert(order, count, inverse);
         // L of those that enter, times R⁻¹; H is not needed any more
-        for (int i = 0; i < p; ++i) multiply_row(L + i * together, order, count, inverse, H + i * together);
+        for (int i = 0; i < p; ++i)
+            multiply_row(L + i * together, order, count, inverse, H + i * together);
         for (int first = 0; first < count; first += tall) {
             const int n = count - first < tall ? count - first : tall;
             double *next[tall];
@@ -172,12 +173,14 @@ struct Block {
         for (int t = 0; t < count; ++t) {
             const double l = row[order[t]];
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v) sums[v] += l * load(inverse + t * together + v * wide);
+            for (int v = 0; v < vectors; ++v)
+                sums[v] += l * load(inverse + t * together + v * wide);
         }
         for (int v = 0; v < vectors; ++v) store(to + v * wide, sums[v]);
     }
 
-    // columns J … J + pack of `next`, −Mᵀ H for n columns of H from `first` on, and what they add to s
+    // columns J … J + pack of `next`, −Mᵀ H for n columns of H from `first` on, and what they add
+    // to s
     void columns_of_rows(M_t M, int p, int J, int first, int n, double *const *next,
                          const double *steps, double *s) const {
         constexpr int across_pack = pack / wide;

@@ -137,7 +137,8 @@ struct Thread {
         int order[together], come = 0;
         for (int c = 0; c < count; ++c) {
             open[c] = false;
-            if (!(block.S[c * together + c] > row.rules.rank_tolerance * double(g[c][k[c]]))) continue;
+            if (!(block.S[c * together + c] > row.rules.rank_tolerance * double(g[c][k[c]])))
+                continue;
             steps[come] = block.eliminate(c, count, open, w);
             order[come++] = c;
         }
@@ -248,8 +249,8 @@ struct Thread {
     }
 
   private:
-    // rows i … i + n of M, in one pack, ← the first parts of the rotations of `carried` and the next
-    // n rows, without column q
+    // rows i … i + n of M, in one pack, ← the first parts of the rotations of `carried` and the
+    // next n rows, without column q
     template <int n>
     static void turn(M_t M, int i, int q, const double *cosine, const double *sine,
                      double *carried) {

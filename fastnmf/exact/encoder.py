@@ -16,7 +16,7 @@ from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Callback, Iteration, Method
 from ..init.start import cold_start
 from ..numerics import widened
-from ..planning.codes import CodesCost
+from ..planning.codes import SWEEPS, CodesCost
 from ..planning.hardware import machine_of
 from ..planning.plan import Problem, Tuning, choose
 from ..precision import products_in
@@ -81,7 +81,10 @@ class ExactEncoder:
     def _encode_(self, Z: Tensor, X: Matrix, start: Tensor | None) -> Ended:
         """Z ← the codes (m, K) of X (m, d)."""
         begun, swept, by = time.perf_counter(), 0, []
-        sweeps = self.sweeps and self._rows.G is not None and self._cost.sweeps_first(len(X))
+        may_sweep = self.sweeps and self._rows.G is not None
+        first = may_sweep and self._cost.sweeps_first(len(X))
+        # a start of the caller's is likely to be as near
+        sweeps = first or (may_sweep and start is None and self._cost.sweeps_start(len(X)))
         if self.max_iter == 0:
             Z.copy_(start) if start is not None else cold_start(X, self.D, out=Z)
             return Ended(0, True)
@@ -93,7 +96,7 @@ class ExactEncoder:
         else:
             Z.zero_()
         if sweeps:
-            left, swept = self._sweep_(Z, C)
+            left, swept = self._sweep_(Z, C, self.max_iter if first else min(SWEEPS, self.max_iter))
             by.append(hals.SOLVER.name)
             self._report(swept, begun)
         unsolved = 0
@@ -104,11 +107,12 @@ class ExactEncoder:
             self._report(swept, begun)
         return Ended(swept, unsolved == 0, tuple(by), unsolved)
 
-    def _sweep_(self, Z: Tensor, C: Tensor) -> tuple[Tensor, int]:
-        """Sweep over the codes Z (m, K); the rows that have not converged, and the most sweeps."""
+    def _sweep_(self, Z: Tensor, C: Tensor, most: int) -> tuple[Tensor, int]:
+        """Sweep over the codes Z (m, K), at most `most` times; the rows that have not converged,
+        and the most sweeps."""
         tiles = list(row_blocks(len(Z), max(1, _TILE // len(self.D))))
         sweeps = Sweeps(self._rows, self._compute, self._cost)
-        found = [sweeps.settle_(Z[part], C[part], self.max_iter) for part in tiles]
+        found = [sweeps.settle_(Z[part], C[part], most) for part in tiles]
         left = [rows + part.start for part, (rows, _) in zip(tiles, found, strict=True)]
         return torch.cat(left), max((done for _, done in found), default=0)
 

@@ -14,7 +14,7 @@ from oracle import problem
 
 from fastnmf import NMF, ConvergenceWarning, InvalidInput, nnls
 from fastnmf.exact import encoder
-from fastnmf.planning.codes import CodesCost
+from fastnmf.planning.codes import SWEEPS, CodesCost
 from fastnmf.solvers.registry import SOLVERS
 
 KKT = {torch.float32: 1e-6, torch.float64: 1e-9}
@@ -23,10 +23,11 @@ PENALTIES = [{}, {"alpha_Z": 0.01, "l1_ratio": 0.5}]
 
 @pytest.fixture
 def sweeps(monkeypatch):
-    """sweeps(first): whether rows are swept first, whatever it costs."""
+    """sweeps(first): whether rows are swept first, whatever it costs; "start": for one round."""
 
     def choose(first):
-        monkeypatch.setattr(CodesCost, "sweeps_first", lambda self, n: first)
+        monkeypatch.setattr(CodesCost, "sweeps_first", lambda self, n: first is True)
+        monkeypatch.setattr(CodesCost, "sweeps_start", lambda self, n: first == "start")
 
     return choose
 
@@ -35,7 +36,7 @@ def loss(A, Z, D):
     return (A.double() - Z.double() @ D.double()).square().sum(1)
 
 
-@pytest.mark.parametrize("first", [False, True, None])
+@pytest.mark.parametrize("first", [False, True, "start", None])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
 @pytest.mark.parametrize(
@@ -117,6 +118,7 @@ def test_momentum_is_taken_back_where_it_raises_the_objective(form, solver, pena
         (False, 300, "exact"),
         (True, 300, "hals"),
         (True, 13, "hals, then exact"),
+        ("start", 300, "hals, then exact"),
         (True, 0, "start"),
     ],
 )
@@ -131,7 +133,7 @@ def test_info_says_what_ran(first, max_iter, method, sweeps):
     Z, info = model.encode(A, max_iter, return_info=True)
     assert info.method == method
     assert method in str(info)
-    assert info.iterations <= max_iter + 1
+    assert info.iterations <= (SWEEPS if first == "start" else max_iter) + 1
     if max_iter == 0:
         assert torch.equal(Z, model.encode(A, 0, method="sweeps"))
         assert float(info.kkt.min()) > 1e-3

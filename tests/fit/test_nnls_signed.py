@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import fuzz_nnls
 import numpy as np
 import pytest
 import torch
-from fuzz_nnls import KINDS, draw, faults, gaps, lower_bound, lower_bound_of_slopes
+from fuzz_nnls import (
+    KINDS,
+    OBJECTIVE,
+    SIZES,
+    draw,
+    faults,
+    gap,
+    gaps,
+    lower_bound,
+    lower_bound_of_slopes,
+)
 
 import fastnmf
 from fastnmf.backends.nnls.residual import measure
 from fastnmf.backends.nnls.result import CAPPED, FLOORED, SOLVED
 from fastnmf.errors import ConvergenceWarning
+from fastnmf.exact.rows import ExactRows
 
 # (kind, d, K, dtype): fewer, more and many more concepts than features; each kind in float32, where
 # the Gram matrix is coarse, and some that leave float64 rows to the residual
@@ -112,6 +124,42 @@ def test_lower_bounds_are_below_every_error_and_near_the_least():
                 for codes in (z, z + rng.random(15), 0 * z):
                     assert bound(a, D, codes) <= error**2 + 1e-12 * (a @ a)
                 assert bound(a, D, z) == pytest.approx(error**2, abs=1e-6 * (a @ a))
+
+
+def test_a_loose_bound_is_a_fault_only_if_another_solver_finds_better_codes():
+    pytest.importorskip("scipy.optimize", reason="scipy is not installed")
+    generator = np.random.default_rng(2000)
+    # the first problem that the fuzz command found whose bound is loose, by 2.7e-9
+    for d, K in SIZES:
+        for kind, _ in itertools.product(KINDS, OBJECTIVE):
+            A, D = draw(kind, d, K, 50, generator)
+            if (d, K, kind) == (64, 128, "nearly dependent"):
+                loose = A[18:19], D
+    A, D = (torch.from_numpy(M) for M in loose)
+    Z = fastnmf.nnls(A, D)
+    assert gap(A[0].numpy(), D.numpy(), Z[0].numpy(), Z[0].numpy()) > OBJECTIVE[torch.float64]
+    assert gaps(A, D, Z) <= 1e-14
+    # off by 1e-8 of ‖a‖²
+    other = Z * (1 + 1e-4 * A.norm() / (Z @ D).norm())
+    assert gaps(A, D, other) > 5e-9
+
+
+@pytest.mark.parametrize("form", ["normal", "residual"])
+def test_the_fuzz_command_forces_a_form(form, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["fuzz_nnls.py", "--problems", "112", "--rows", "1", "--form", form]
+    )
+    forms, begin = [], ExactRows.__init__
+
+    def noted(rows, *given, **options):
+        begin(rows, *given, **options)
+        forms.append("residual" if rows.G is None else "normal")
+
+    monkeypatch.setattr(ExactRows, "__init__", noted)
+    with pytest.raises(SystemExit) as ended:
+        fuzz_nnls.main()
+    assert not ended.value.code
+    assert set(forms) == {form}
 
 
 def test_the_fuzz_command_runs_and_finds_nothing(monkeypatch, capsys):
