@@ -5,7 +5,7 @@ try:
     # later than 1.5
     from sklearn.utils.validation import validate_data as _validate_data  # noqa: F401
 except ImportError as error:
-    raise ImportError(
+    raise type(error)(
         "fastnmf.sklearn needs scikit-learn 1.6 or later: pip install 'fastnmf[sklearn]'"
     ) from error
 
