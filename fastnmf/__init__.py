@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .backends.registry import available_backends
     from .fit.nnls import nnls, nnls_gram
     from .models.nmf import NMF
+    from .models.semi_nmf import SemiNMF
     from .overcomplete import is_patched, patch_overcomplete, unpatch_overcomplete
     from .planning.plan import Tuning
 
@@ -35,6 +36,7 @@ __all__ = [
     "FastnmfWarning",
     "InvalidInput",
     "NotFitted",
+    "SemiNMF",
     "Tuning",
     "__version__",
     "available_backends",
@@ -49,6 +51,7 @@ __all__ = [
 # name → its module
 _AT_FIRST_USE = {
     "NMF": "models.nmf",
+    "SemiNMF": "models.semi_nmf",
     "Tuning": "planning.plan",
     "available_backends": "backends.registry",
     "is_patched": "overcomplete",

@@ -82,6 +82,12 @@ def _lines(X: Tensor) -> tuple[Tensor, ...]:
     return flat[:whole].view(lines, _NORM_ENTRIES), flat[None, whole:]
 
 
+def largest_entry(X: Tensor) -> Tensor:
+    """The largest absolute value of X, a scalar tensor."""
+    # aminmax would copy what is not contiguous
+    return torch.maximum(X.amax(), -X.amin())
+
+
 def exponents(X: Tensor, least: int = 0) -> Tensor:
     """The power e (n,) int64 for each row of X (n, d) with which its largest entry is from 1/2 to 1
     times 2^e; 0 where it is at most `least` from 0, and for rows of zeros."""

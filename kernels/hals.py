@@ -207,17 +207,19 @@ def _subtract_in_slices(
 @triton.jit
 def _swept(
     r, f, inverses, G_ptr, stride_g, left, ROWS: tl.constexpr, ROUND: tl.constexpr,
-    WHOLE: tl.constexpr,
+    WHOLE: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """The new f and Δ of ROWS concepts, as tuples, given their rows r (ROWS, columns) of R; and
-    ‖Δ‖² and ‖F‖² of every column. ROUND: Δ is rounded to tf32."""
+    ‖Δ‖² and ‖F‖² of every column. ROUND: Δ is rounded to tf32. BOUNDED: f is ≥ 0."""
     rows = tl.arange(0, ROWS)
     changed = tl.zeros((r.shape[1],), dtype=r.dtype)
     squared = tl.zeros((r.shape[1],), dtype=r.dtype)
     after, deltas = (), ()
     for k in tl.static_range(ROWS):
-        # max(0, f + step) − f, one operation shorter, and exactly zero where it is clipped
-        delta = tl.maximum(pick_row(r, rows == k) * inverses[k], -f[k])
+        delta = pick_row(r, rows == k) * inverses[k]
+        if BOUNDED:
+            # max(0, f + step) − f, one operation shorter, and exactly zero where it is clipped
+            delta = tl.maximum(delta, -f[k])
         new = f[k] + delta
         changed += delta * delta
         squared += new * new
@@ -263,7 +265,7 @@ def _hals_block_kernel(
     F_ptr, R_ptr, G_ptr, delta_ptr, partial_ptr, s, m, stride_fk, stride_fm, stride_r, stride_g,
     stride_d, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, SLICES: tl.constexpr, SUB: tl.constexpr,
     BLOCK_T: tl.constexpr, UNROLL: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
-    ROUND: tl.constexpr, DOT: tl.constexpr,
+    ROUND: tl.constexpr, DOT: tl.constexpr, BOUNDED: tl.constexpr = True,
 ):  # fmt: skip
     number: tl.constexpr = F_ptr.dtype.element_ty
     stride_fk, stride_fm = tl.cast(stride_fk, tl.int64), tl.cast(stride_fm, tl.int64)
@@ -310,7 +312,7 @@ def _hals_block_kernel(
                 ROWS, 1, SLICES, UNROLL, WHOLE,
             )  # fmt: skip
             f, delta, more_changed, more_squared = _swept(
-                rest, f, inverses, diagonal, stride_g, left, ROWS, ROUND, WHOLE
+                rest, f, inverses, diagonal, stride_g, left, ROWS, ROUND, WHOLE, BOUNDED
             )
             changed += more_changed
             squared += more_squared
@@ -330,7 +332,7 @@ def _hals_block_kernel(
 def _hals_sweep_kernel(
     F_ptr, C_ptr, G_ptr, partial_ptr, s, m, sweeps, stride_fk, stride_fm, stride_ck, stride_cm,
     stride_g, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, SLICES: tl.constexpr,
-    UNROLL: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
+    UNROLL: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, BOUNDED: tl.constexpr = True,
 ):  # fmt: skip
     """Whole sweeps in normal form: the rows of R of a tile are C − G F, with the newest F."""
     number: tl.constexpr = F_ptr.dtype.element_ty
@@ -360,7 +362,7 @@ def _hals_sweep_kernel(
                 WIDTH, SLICES, UNROLL // WIDTH, WHOLE,
             )  # fmt: skip
             f, _, more_changed, more_squared = _swept(
-                rest, f, inverses, diagonal, stride_g, left, ROWS, False, WHOLE
+                rest, f, inverses, diagonal, stride_g, left, ROWS, False, WHOLE, BOUNDED
             )
             changed += more_changed
             squared += more_squared
@@ -406,8 +408,9 @@ def by_dot(F: torch.Tensor, R: torch.Tensor, delta: torch.Tensor, options: dict)
     return in_tf32(F) and not few and m % 4 == 0 and aligned(R) and aligned(delta)
 
 
-def hals_block_(F, R, G, delta, sums) -> None:
+def hals_block_(F, R, G, delta, sums, bounded=True) -> None:
     """F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; k = 0 … s−1, in place.
+    Without `bounded` entries may be negative: F_k ← F_k + R_k / G_kk.
 
     F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s), symmetric, with
     contiguous rows. R is destroyed, delta receives the change of F, rounded to tf32 where products
@@ -418,13 +421,15 @@ def hals_block_(F, R, G, delta, sums) -> None:
     partials = empty_partials(F, triton.cdiv(m, options["BLOCK_M"]))
     _hals_block_kernel[(len(partials),)](
         F, R, G, delta, partials, s, m, *F.stride(), R.stride(0), G.stride(0), delta.stride(0),
-        SUB=SUB, BLOCK_T=BLOCK_T, ROUND=in_tf32(F), DOT=by_dot(F, R, delta, options), **options,
+        SUB=SUB, BLOCK_T=BLOCK_T, ROUND=in_tf32(F), DOT=by_dot(F, R, delta, options),
+        BOUNDED=bounded, **options,
     )  # fmt: skip
     add_partials_(sums, partials)
 
 
-def hals_sweep_(F, C, G, sums, sweeps=1) -> None:
+def hals_sweep_(F, C, G, sums, sweeps=1, bounded=True) -> None:
     """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: sweeps of few concepts.
+    Without `bounded` entries may be negative.
 
     F, C (K, m) with any strides; G (K, K), symmetric, with contiguous rows. sums as for
     hals_block_. 2 m K² flops a sweep, always in the dtype of F. Two launches; does not synchronise.
@@ -433,6 +438,7 @@ def hals_sweep_(F, C, G, sums, sweeps=1) -> None:
     options["WIDTH"] = min(options["WIDTH"], width(C))
     partials = empty_partials(F, triton.cdiv(m, options["BLOCK_M"]))
     _hals_sweep_kernel[(len(partials),)](
-        F, C, G, partials, K, m, sweeps, *F.stride(), *C.stride(), G.stride(0), **options,
+        F, C, G, partials, K, m, sweeps, *F.stride(), *C.stride(), G.stride(0), BOUNDED=bounded,
+        **options,
     )  # fmt: skip
     add_partials_(sums, partials)

@@ -1,5 +1,5 @@
 """F' = max(0, Y − step · gradient), Y' = F' + momentum · (F' − F): a projected gradient step with
-momentum and its product in one kernel.
+momentum and its product in one kernel; without the maximum where F is not BOUNDED.
 
 A program makes a tile of F' and Y', (BLOCK_M, BLOCK_K) in samples and concepts, and its part of the
 norms. In residual form the gradient is −B Eᵀ with E = X − Yᵀ B, in normal form G Y − C; the second
@@ -32,7 +32,7 @@ from .sums import add_partials_, empty_partials, store_partial
 def _store_part(
     F_ptr, Y_ptr, next_F_ptr, next_Y_ptr, start_ptr, length, momentum_ptr, penalised, l1_ptr,
     curvature_ptr, last, descent, rows, begin, height, width, stride_f, stride_y, stride_n,
-    stride_m, stride_s, CURVED: tl.constexpr,
+    stride_m, stride_s, CURVED: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """F' and Y' of the columns from `begin` on; returns ‖F' − start‖² and ‖F'‖² of every row."""
     columns = begin + tl.arange(0, descent.shape[1])
@@ -43,7 +43,10 @@ def _store_part(
         some = columns < width * penalised
         scale = 1.0 - length * tl.load(curvature_ptr + columns, mask=some, other=0.0)
         y = y * scale[None, :] - length * tl.load(l1_ptr, mask=penalised != 0, other=0.0)
-    new = tl.where(kept, tl.maximum(y + descent * length, 0.0), 0.0)
+    new = y + descent * length
+    if BOUNDED:
+        new = tl.maximum(new, 0.0)
+    new = tl.where(kept, new, 0.0)
     change = tl.zeros_like(new)
     if last != 0:
         place = start_ptr + rows[:, None] * stride_s + columns[None, :]
@@ -60,7 +63,7 @@ def _store_part(
 def _store_step(
     F_ptr, Y_ptr, next_F_ptr, next_Y_ptr, start_ptr, step_ptr, momentum_ptr, penalised, l1_ptr,
     curvature_ptr, partial_ptr, last, descent, rows, begin, height, width, stride_f, stride_y,
-    stride_n, stride_m, stride_s, CURVED: tl.constexpr, PARTS: tl.constexpr,
+    stride_n, stride_m, stride_s, CURVED: tl.constexpr, PARTS: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """F' and Y' of one tile from `descent`, less the gradient. penalised: it is without l1 and
     curvature ∘ Y, where CURVED, and columns are concepts then. last: the norms are left, those of
@@ -75,7 +78,7 @@ def _store_step(
             F_ptr, Y_ptr, next_F_ptr, next_Y_ptr, start_ptr, length, momentum_ptr, penalised,
             l1_ptr, curvature_ptr, last, parts[part], rows,
             begin + part * (descent.shape[1] // PARTS), height, width, stride_f, stride_y,
-            stride_n, stride_m, stride_s, CURVED,
+            stride_n, stride_m, stride_s, CURVED, BOUNDED,
         )  # fmt: skip
         changed += more[0]
         squared += more[1]
@@ -94,7 +97,7 @@ def _pgd_packed_kernel(
     penalised, l1_ptr, curvature_ptr, partial_ptr, last, first, m, K, width, stride_f, stride_y,
     stride_n, stride_m, stride_s, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr, TF32: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNIT: tl.constexpr, BOUNDED: tl.constexpr = True,
 ):  # fmt: skip
     """E and B as `packed` makes them, (…, width) in whole tiles; the others (m, K). first: the
     number of programs that were launched for other samples."""
@@ -115,7 +118,7 @@ def _pgd_packed_kernel(
         F_ptr, Y_ptr, next_F_ptr, next_Y_ptr, start_ptr, step_ptr, momentum_ptr, penalised, l1_ptr,
         curvature_ptr, partial_ptr + 2 * first, last, product, samples,
         column.to(tl.int64) * BLOCK_K, m, K, stride_f, stride_y, stride_n, stride_m, stride_s, True,
-        PARTS,
+        PARTS, BOUNDED,
     )  # fmt: skip
 
 
@@ -125,7 +128,7 @@ def _pgd_residual_kernel(
     penalised, l1_ptr, curvature_ptr, partial_ptr, last, m, K, p, stride_f, stride_y, stride_n,
     stride_m, stride_s, stride_em, stride_ep, stride_bk, stride_bp, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
-    TF32: tl.constexpr,
+    TF32: tl.constexpr, BOUNDED: tl.constexpr = True,
 ):  # fmt: skip
     """The same with E and B where they are."""
     row, column = tile_of_program(m, K, BLOCK_M, BLOCK_K, GROUP)
@@ -138,7 +141,7 @@ def _pgd_residual_kernel(
     _store_step(
         F_ptr, Y_ptr, next_F_ptr, next_Y_ptr, start_ptr, step_ptr, momentum_ptr, penalised, l1_ptr,
         curvature_ptr, partial_ptr, last, product, samples, column.to(tl.int64) * BLOCK_K, m, K,
-        stride_f, stride_y, stride_n, stride_m, stride_s, True, PARTS,
+        stride_f, stride_y, stride_n, stride_m, stride_s, True, PARTS, BOUNDED,
     )  # fmt: skip
 
 
@@ -153,6 +156,7 @@ def _pgd_normal_kernel(
     momentum_ptr, partial_ptr, last, height, width, K, stride_f, stride_y, stride_n, stride_m,
     stride_s, stride_l, stride_r, stride_c, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr,
+    BOUNDED: tl.constexpr = True,
 ):  # fmt: skip
     """F and all that has its shape, (height, width), of which either are concepts: left (height, K)
     times right is G Y, or its transpose. Lengths of rows, and strides, in units of UNIT."""
@@ -172,7 +176,7 @@ def _pgd_normal_kernel(
     _store_step(
         F_ptr, Y_ptr, next_F_ptr, next_Y_ptr, start_ptr, step_ptr, momentum_ptr, 0, F_ptr, F_ptr,
         partial_ptr, last, C - product, rows, column.to(tl.int64) * BLOCK_K, height, width,
-        stride_f, stride_y, stride_n, stride_m, stride_s, False, PARTS,
+        stride_f, stride_y, stride_n, stride_m, stride_s, False, PARTS, BOUNDED,
     )  # fmt: skip
 
 
@@ -218,7 +222,7 @@ def pgd_residual_(F, Y, E, B, step, l1=0.0, curvature=None) -> None:
     where torch allows it. Does not synchronise. Source: Nesterov (1983).
     """
     tf32, last = in_tf32(F), int(step.sums is not None)
-    options = {**options_of(F, tf32), "TF32": tf32}
+    options = {**options_of(F, tf32), "TF32": tf32, "BOUNDED": step.bounded}
     if tf32 and len(F) % 16 == 0 and on_hopper(F):
         # two programs on a multiprocessor: one reads and writes F and Y while the other multiplies
         options["maxnreg"] = 128
@@ -245,7 +249,8 @@ def pgd_normal_(F, Y, C, G, step) -> None:
     numbers.
     """
     # rows are read along: concepts are rows where samples are adjacent
-    across, last, options = F.stride(1) == 1, int(step.sums is not None), options_of(F, False)
+    across, last = F.stride(1) == 1, int(step.sums is not None)
+    options = {**options_of(F, False), "BOUNDED": step.bounded}
     momentum = F.new_full((1,), step.momentum)
 
     def turned(M):

@@ -19,8 +19,9 @@ from fastnmf.engine.state import Method, State, Stopping
 from fastnmf.planning.plan import Plan
 from fastnmf.precision import products_in
 from fastnmf.solvers import half_step
+from fastnmf.solvers.constraints import NON_NEGATIVE
 from fastnmf.solvers.penalties import NO_PENALTIES
-from fastnmf.solvers.registry import SOLVERS
+from fastnmf.solvers.registry import SOLVERS, solvers_of
 
 BACKEND_NAMES = [name for name, backend in BACKENDS.items() if backend.probe() is None]
 DTYPES = [torch.float32, torch.float64]
@@ -81,9 +82,12 @@ def backends_of(solver):
     return [name for name in BACKEND_NAMES if supplies(name, solver)]
 
 
-def method_of(solver, device="cpu", backend="torch", penalties=NO_PENALTIES):
+def method_of(
+    solver, device="cpu", backend="torch", penalties=NO_PENALTIES, constraint=NON_NEGATIVE
+):
     name, ops = select(operations_of(solver), torch.device(device), backend)
-    return Method(SOLVERS[solver], name, ops, penalties=penalties)
+    record = solvers_of(constraint)[solver]
+    return Method(record, name, ops, penalties=penalties, constraint=constraint)
 
 
 def saved_and_loaded(model):
@@ -113,6 +117,7 @@ def iterate(
     backend="torch",
     wide=False,
     penalties=NO_PENALTIES,
+    constraint=NON_NEGATIVE,
 ):
     """(Z, D, State) after iterations on copies of arrays, all half-steps in this form.
 
@@ -121,7 +126,10 @@ def iterate(
     A, Z, D = (torch.tensor(np.asarray(M), dtype=dtype).contiguous() for M in (A, Z, D))
     A = strided(A) if wide else A
     plan = Plan(form, form, min(BLOCK, D.shape[0]), TILE_ROWS, 0.0)
-    state, method = State(InMemory(Z), D), method_of(solver, A.device, backend, penalties)
+    state, method = (
+        State(InMemory(Z), D),
+        method_of(solver, A.device, backend, penalties, constraint),
+    )
     # tiles are read as they are however few their rows
     with mock.patch.object(half_step, "LEAST_ROWS", 0):
         if fixed_dictionary:

@@ -67,6 +67,56 @@ def pgd_half_step(F, X, B, L, steps):
     return F
 
 
+def free_hals_half_step(F, X, B):
+    """hals_half_step without the maximum."""
+    F, X, B = (M.astype(np.float64) for M in (F.copy(), X, B))
+    for k in range(F.shape[0]):
+        square = B[k] @ B[k]
+        if square > 0:
+            F[k] += B[k] @ (X - F.T @ B).T / square
+    return F
+
+
+def signed_mu_half_step(F, X, B):
+    """F ← F ∘ √((C⁺ + G⁻ F) / (C⁻ + G⁺ F)) for C = B Xᵀ and G = B Bᵀ of any signs (Ding, Li &
+    Jordan, 2010); where the denominator is zero F stays."""
+    F, X, B = (M.astype(np.float64) for M in (F, X, B))
+    C, G = B @ X.T, B @ B.T
+    above = np.maximum(C, 0) + np.maximum(-G, 0) @ F
+    below = np.maximum(-C, 0) + np.maximum(G, 0) @ F
+    return np.where(below > 0, F * np.sqrt(above / np.where(below > 0, below, 1)), F)
+
+
+def free_pgd_half_step(F, X, B, L, steps):
+    """pgd_half_step without the maximum."""
+    F, X, B = (M.astype(np.float64) for M in (F.copy(), X, B))
+    Y, t = F.copy(), 1.0
+    for _ in range(steps):
+        updated = Y + B @ (X - Y.T @ B).T / L
+        following = (1 + np.sqrt(1 + 4 * t * t)) / 2
+        Y = updated + (t - 1) / following * (updated - F)
+        F, t = updated, following
+    return F
+
+
+def least_squares_half_step(F, X, B):
+    """The F of least ‖X − Fᵀ B‖² that is nearest to F, a change of F_k counting ‖B_k‖ times."""
+    F, X, B = (M.astype(np.float64) for M in (F, X, B))
+    norms = np.linalg.norm(B, axis=1, keepdims=True)
+    norms = np.where(norms > 0, norms, 1)
+    return F + np.linalg.pinv((B / norms).T, rcond=1e-7) @ (X - F.T @ B).T / norms
+
+
+def signed_problem(n, d, K, seed=0, kind="plain"):
+    """problem, with A and D of any signs."""
+    A, Z, D = problem(n, d, K, seed, kind)
+    rng = np.random.default_rng(seed + 1)
+    D *= rng.choice((-1, 1), D.shape)
+    if kind == "duplicates":
+        D[-1] = D[0]
+    return A - 0.5 * np.sign(A), Z, D
+
+
 HALF_STEPS = {"hals": hals_half_step, "mu": mu_half_step}
 
 

@@ -23,9 +23,10 @@ MODULES = {
 MOST_PARAMETERS, MOST_MODULE_LINES, MOST_FUNCTION_LINES = 8, 300, 50
 # signatures that users see take one argument for each option
 PUBLIC_SIGNATURES = {
-    "fastnmf.models.nmf.NMF.__init__",
-    "fastnmf.models.nmf.NMF.fit",
     "fastnmf.fit.nnls.nnls",
+    "fastnmf.models.factorization.Factorization.fit",
+    "fastnmf.models.nmf.NMF.__init__",
+    "fastnmf.models.semi_nmf.SemiNMF.__init__",
     "fastnmf.sklearn.estimator.NMF.__init__",
     "fastnmf.sklearn.estimator.non_negative_factorization",
     "fastnmf.sklearn.minibatch.MiniBatchNMF.__init__",

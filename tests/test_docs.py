@@ -65,9 +65,11 @@ def test_everything_public_has_a_docstring_in_sections():
     # those that Overcomplete has, and its users call, need one sentence
     short = ("init_", "sanitize_", "extra_repr")
     functions |= {
-        f"NMF.{name}": value
-        for name, value in inspect.getmembers(fastnmf.NMF, inspect.isroutine)
-        if not name.startswith(("_", *short)) and value.__module__ == "fastnmf.models.nmf"
+        f"{model.__name__}.{name}": value
+        for model in (fastnmf.NMF, fastnmf.SemiNMF)
+        for name, value in inspect.getmembers(model, inspect.isroutine)
+        if not name.startswith(("_", *short, "expected", "public_"))
+        and value.__module__ in (model.__module__, "fastnmf.models.factorization")
     }
     of_files = ("read_matrix", "write_matrix")
     functions |= {f"files.{name}": getattr(fastnmf.files, name) for name in of_files}
@@ -85,7 +87,7 @@ def test_everything_public_has_a_docstring_in_sections():
             assert "\nReturns\n-------\n" in text, name
 
 
-@pytest.mark.parametrize("kind", ["NMF", "Tuning"])
+@pytest.mark.parametrize("kind", ["NMF", "SemiNMF", "Tuning"])
 def test_every_option_is_described(kind):
     described = inspect.getdoc(getattr(fastnmf, kind))
     described = described[described.index("Parameters\n") :].partition("\n\nAttributes\n")[0]

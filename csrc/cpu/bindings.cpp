@@ -57,6 +57,7 @@ void run_hals(void (*kernel)(const Arguments &, Size, T *, double *), Size colum
     });
 }
 
+template <bool bounded>
 void hals_block(const View &F, const View &R, const View &G, const View &delta, const View &sums,
                 int threads) {
     on_factor(F, &sums, threads, [&](auto zero, Size s, Size m, double *total) {
@@ -68,13 +69,15 @@ void hals_block(const View &F, const View &R, const View &G, const View &delta, 
                              gram.data,
                              gram.stride_k,
                              s,
-                             m};
+                             m,
+                             bounded};
         py::gil_scoped_release released;
         const HalsKernels<T> &kernels = hals_kernels<T>();
         run_hals(kernels.block, kernels.tile_columns, a, 2 * s, double(m) * s * s, threads, total);
     });
 }
 
+template <bool bounded>
 void hals_normal(const View &F, const View &C, const View &G, const View &sums, int threads,
                  Size sweeps) {
     if (sweeps < 0) refuse("sweeps = ", sweeps, " must not be negative");
@@ -88,7 +91,8 @@ void hals_normal(const View &F, const View &C, const View &G, const View &sums, 
                               gram.stride_k,
                               K,
                               m,
-                              sweeps};
+                              sweeps,
+                              bounded};
         py::gil_scoped_release released;
         const HalsKernels<T> &kernels = hals_kernels<T>();
         run_hals(kernels.normal, kernels.tile_columns, a, 3 * K, 2.0 * m * K * K * sweeps, threads,
@@ -365,17 +369,23 @@ PYBIND11_MODULE(_C, module) {
         "dtype 'float32' or 'float64' as that of F. To sums (two float64 or more) are added the "
         "squared norms of the change of F and of the new F. Arguments that do not fit are "
         "ValueErrors.";
-    module.def("hals_block", &hals_block, py::arg("F"), py::arg("R"), py::arg("G"),
+    module.def("hals_block", &hals_block<true>, py::arg("F"), py::arg("R"), py::arg("G"),
                py::arg("delta"), py::arg("sums"), py::arg("threads"),
                "F_k = max(0, F_k + R_k / G_kk), then R_i -= G_ik delta_k for i > k; k = 0 ... s-1."
                "\n\nF (s, m) in any layout, R and delta (s, m) and G (s, s) with contiguous rows; "
                "delta may be R. A concept with G_kk below the smallest normal number keeps its "
                "row.");
-    module.def("hals_normal", &hals_normal, py::arg("F"), py::arg("C"), py::arg("G"),
+    module.def("hals_block_free", &hals_block<false>, py::arg("F"), py::arg("R"), py::arg("G"),
+               py::arg("delta"), py::arg("sums"), py::arg("threads"),
+               "hals_block without the maximum: F of any signs.");
+    module.def("hals_normal", &hals_normal<true>, py::arg("F"), py::arg("C"), py::arg("G"),
                py::arg("sums"), py::arg("threads"), py::arg("sweeps") = 1,
                "F_k = max(0, F_k + (C_k - G_k F) / G_kk); k = 0 ... K-1; `sweeps` times.\n\n"
                "F, C (K, m) in any layout, G (K, K) with contiguous rows. A concept with G_kk "
                "below the smallest normal number keeps its row.");
+    module.def("hals_normal_free", &hals_normal<false>, py::arg("F"), py::arg("C"), py::arg("G"),
+               py::arg("sums"), py::arg("threads"), py::arg("sweeps") = 1,
+               "hals_normal without the maximum: F of any signs.");
     module.def(
         "hals_rows", &hals_rows, py::arg("F"), py::arg("X"), py::arg("fixed"), py::arg("sweeps"),
         py::arg("sums"), py::arg("threads"), py::arg("extrapolation") = py::none(),

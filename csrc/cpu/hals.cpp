@@ -1,4 +1,5 @@
-// HALS on a tile of columns: F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k.
+// HALS on a tile of columns: F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; without
+// the maximum where F is not bounded.
 //
 // F and R of the columns are first copied (codes: transposed) to a compact tile, which stays in L1
 // for s up to 128. A group of concepts accumulates the terms of all others in registers; only
@@ -100,7 +101,7 @@ void copy(Matrix<T> to, Matrix<T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff
 // The update of concepts k … k + size − 1; F and R are tiles (concepts × W).
 // Block form: R holds R and receives Δ row by row, a concept subtracts products with these rows.
 // Normal form: R holds C and receives Δ, a concept subtracts products with all rows of F.
-template <bool block, int size, class T>
+template <bool block, bool bounded, int size, class T>
 inline __attribute__((always_inline)) void update(T *F, T *R, const T *G, ptrdiff_t stride_g,
                                                   ptrdiff_t concepts, ptrdiff_t k) {
     const T *row = G + k * stride_g;
@@ -126,7 +127,8 @@ inline __attribute__((always_inline)) void update(T *F, T *R, const T *G, ptrdif
         for (int v = 0; v < width; ++v) {
             T *place = F + (k + g) * W<T> + v * V<T>;
             const Vec<T> before = load(place);
-            const Vec<T> after = dead ? before : positive_part(before + inverse * r[g][v]);
+            const Vec<T> best = before + inverse * r[g][v];
+            const Vec<T> after = dead ? before : bounded ? positive_part(best) : best;
             const Vec<T> delta = after - before;
             store(place, after);
             store(R + (k + g) * W<T> + v * V<T>, delta);
@@ -136,14 +138,15 @@ inline __attribute__((always_inline)) void update(T *F, T *R, const T *G, ptrdif
     }
 }
 
-template <bool block, class T>
+template <bool block, bool bounded, class T>
 inline void sweep(T *F, T *R, const T *G, ptrdiff_t stride_g, ptrdiff_t concepts) {
     ptrdiff_t k = 0;
-    for (; k + group <= concepts; k += group) update<block, group>(F, R, G, stride_g, concepts, k);
+    for (; k + group <= concepts; k += group)
+        update<block, bounded, group>(F, R, G, stride_g, concepts, k);
     const ptrdiff_t rest = concepts - k;
-    if (group > 3 && rest == 3) update<block, 3>(F, R, G, stride_g, concepts, k);
-    if (group > 2 && rest == 2) update<block, 2>(F, R, G, stride_g, concepts, k);
-    if (rest == 1) update<block, 1>(F, R, G, stride_g, concepts, k);
+    if (group > 3 && rest == 3) update<block, bounded, 3>(F, R, G, stride_g, concepts, k);
+    if (group > 2 && rest == 2) update<block, bounded, 2>(F, R, G, stride_g, concepts, k);
+    if (rest == 1) update<block, bounded, 1>(F, R, G, stride_g, concepts, k);
 }
 
 // sums ← ‖Δ‖², ‖F‖² of a tile, added up in T; over tiles that is done in float64
@@ -166,12 +169,12 @@ inline void sum_squares(const T *delta, const T *F, ptrdiff_t rows, double *sums
 }
 
 // all sweeps of a tile, with the same C; for a single one C may be R. sums may be null
-template <class T, class Arguments>
+template <bool bounded, class T, class Arguments>
 inline void sweeps(T *F, T *R, const T *C, const Arguments &a, double *sums) {
     if (sums) sums[0] = sums[1] = 0;
     for (ptrdiff_t left = a.sweeps; left > 0; --left) {
         if (C != R) __builtin_memcpy(R, C, a.K * W<T> * sizeof(T));
-        sweep<false>(F, R, a.G, a.stride_g, a.K);
+        sweep<false, bounded>(F, R, a.G, a.stride_g, a.K);
         if (!sums) continue;
         double partial[2];
         sum_squares(R, F, a.K, partial);
@@ -190,7 +193,10 @@ void hals_block(const HalsBlock<T> &a, ptrdiff_t start, T *scratch, double *sums
     T *F = scratch, *R = scratch + a.s * W<T>;
     gather(R, a.R, a.s, start, columns);
     gather(F, constant(a.F), a.s, start, columns);
-    sweep<true>(F, R, a.G, a.stride_g, a.s);
+    if (a.bounded)
+        sweep<true, true>(F, R, a.G, a.stride_g, a.s);
+    else
+        sweep<true, false>(F, R, a.G, a.stride_g, a.s);
     sum_squares(R, F, a.s, sums);
     scatter(a.F, F, a.s, start, columns);
     scatter(a.delta, R, a.s, start, columns);
@@ -202,7 +208,10 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
     T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R;
     gather(C, a.C, a.K, start, columns);
     gather(F, constant(a.F), a.K, start, columns);
-    sweeps(F, R, C, a, sums);
+    if (a.bounded)
+        sweeps<true>(F, R, C, a, sums);
+    else
+        sweeps<false>(F, R, C, a, sums);
     scatter(a.F, F, a.K, start, columns);
 }
 
@@ -230,7 +239,7 @@ template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scra
         copy(a.before, a.F, a.K, start, columns);
         __builtin_memcpy(before, F, size * sizeof(T));
     }
-    sweeps(F, R, C, a, extrapolates ? nullptr : sums);
+    sweeps<true>(F, R, C, a, extrapolates ? nullptr : sums);
     if (extrapolates) {
         gather(R, constant(a.swept), a.K, start, columns);
         for (ptrdiff_t i = 0; i < size; i += V<T>) {

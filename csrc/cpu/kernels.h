@@ -16,21 +16,23 @@
 
 namespace fastnmf {
 
-// F, R, delta (s, m); G (s, s). delta may be R.
+// F, R, delta (s, m); G (s, s). delta may be R. bounded: whether F ≥ 0
 template <class T> struct HalsBlock {
     Matrix<T> F;
     Matrix<const T> R;
     Matrix<T> delta;
     const T *G;
     ptrdiff_t stride_g, s, m;
+    bool bounded;
 };
 
-// F, C (K, m); G (K, K)
+// F, C (K, m); G (K, K). bounded: whether F ≥ 0
 template <class T> struct HalsNormal {
     Matrix<T> F;
     Matrix<const T> C;
     const T *G;
     ptrdiff_t stride_g, K, m, sweeps;
+    bool bounded;
 };
 
 // `sweeps` sweeps of F (K, m) with C = BᵀXᵀ − l1. B (p, K), contiguous: the fixed factor,

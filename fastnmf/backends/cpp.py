@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _C
 from ..precision import products_in
+from . import torch as reference
 from .nnls.result import BLOCK, RANK_TOLERANCE, NnlsInfo
 from .pointers import NnlsLimits, nnls_arguments, nnls_operations, read_report, view
 from .torch import Compressed
@@ -26,14 +27,20 @@ _MOST_SUMS = 1 << 20
 _SLOTS, _FACTORS = 128, 1 << 29
 
 
-def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
+def hals_block_(
+    F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor, bounded: bool = True
+) -> None:
     """As torch.hals_block_; R is left as it is."""
-    _C.hals_block(view(F), view(R), view(G), view(delta), view(sums), torch.get_num_threads())
+    sweep = _C.hals_block if bounded else _C.hals_block_free
+    sweep(view(F), view(R), view(G), view(delta), view(sums), torch.get_num_threads())
 
 
-def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
+def hals_sweep_(
+    F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1, bounded: bool = True
+) -> None:
     """As torch.hals_sweep_; C in any layout."""
-    _C.hals_normal(view(F), view(C), view(G), view(sums), torch.get_num_threads(), sweeps)
+    sweep = _C.hals_normal if bounded else _C.hals_normal_free
+    sweep(view(F), view(C), view(G), view(sums), torch.get_num_threads(), sweeps)
 
 
 def hals_rows_(
@@ -90,8 +97,13 @@ def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
     _C.mu_update(view(F), view(C), view(denominator), view(sums), torch.get_num_threads())
 
 
-def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) -> None:
-    """As torch.pgd_; the gradient is left as it is."""
+def pgd_(
+    F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float, bounded: bool = True
+) -> None:
+    """As torch.pgd_; the gradient is left as it is where F is bounded."""
+    if not bounded:
+        # a dictionary, small beside the products before it
+        return reference.pgd_(F, Y, gradient, step, momentum, bounded)
     unread, threads = torch.zeros(2, dtype=torch.float64, device="cpu"), torch.get_num_threads()
     _C.pgd_update(view(F), view(Y), view(gradient), float(step), momentum, view(unread), threads)
 
@@ -100,11 +112,14 @@ def extrapolate_(
     F: Tensor,
     swept: Tensor,
     step: Tensor,
-    least: float,
+    least: float | None,
     before: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> None:
     """As torch.extrapolate_."""
+    if least is None:
+        # a dictionary, small beside the products before it
+        return reference.extrapolate_(F, swept, step, least, before, sums)
     change = None if sums is None else (view(before), view(sums))
     _C.extrapolate(view(F), view(swept), float(step), least, torch.get_num_threads(), change)
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..numerics import product, squared_norm, times_power, widened
+from ..numerics import largest_entry, product, squared_norm, times_power, wide, widened
 from .sparse import SparseMatrix
 
 Matrix = Tensor | SparseMatrix
@@ -46,8 +46,10 @@ def dot(X: Matrix, Bt: Tensor, out: Tensor | None = None, every: int = 1) -> Ten
 
 
 def largest(X: Matrix) -> Tensor:
-    """The largest entry of X ≥ 0, a scalar on its device."""
-    return X.amax() if isinstance(X, Tensor) else X.values.new_tensor(X.largest())
+    """The largest absolute value of X, a scalar on its device."""
+    if isinstance(X, Tensor):
+        return largest_entry(X)
+    return X.values.abs().amax() if X.nnz else X.values.new_zeros(())
 
 
 def add_tdot_(out: Tensor, X: Matrix, Z: Tensor, every: int = 1) -> None:
@@ -112,12 +114,19 @@ def take(X: Matrix, numbers: Tensor) -> Tensor:
 
 
 def row_maxima(X: Matrix) -> Tensor:
-    """The largest entry of each row (m,) of X ≥ 0."""
+    """The largest absolute value of each row (m,) of X."""
     if isinstance(X, Tensor):
-        return X.amax(1)
+        # abs would be a copy
+        return torch.maximum(X.amax(1), -X.amin(1))
     return X.values.new_zeros(len(X)).scatter_reduce_(
-        0, X.row_of_entries().long(), X.values, "amax"
+        0, X.row_of_entries().long(), X.values.abs(), "amax"
     )
+
+
+def sum_of_sizes(X: Matrix) -> Tensor:
+    """Σ |x| of the entries of X, in float64."""
+    values = X if isinstance(X, Tensor) else X.values
+    return values.abs().sum(dtype=wide(X.device))
 
 
 def row_norms(X: Matrix, dtype: torch.dtype) -> Tensor:

@@ -21,8 +21,11 @@ _INNER = 16
 _TRANSPOSED = 1 << 20
 
 
-def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) -> None:
+def hals_block_(
+    F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor, bounded: bool = True
+) -> None:
     """F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; k = 0 … s−1, in place.
+    Without `bounded` entries may be negative: F_k ← F_k + R_k / G_kk.
 
     F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta
     receives the change of F, rounded where products of it are tf32; sums (2,) float64 is increased
@@ -35,7 +38,7 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
     R.mul_(inverse)
     # max(0, F + R) − F = max(R, −F): one call a concept, and F + Δ is exactly zero where it is
     # clipped
-    torch.neg(F, out=delta)
+    torch.neg(F, out=delta) if bounded else delta.fill_(-torch.inf)
     for first in range(0, s, _INNER):
         last = min(first + _INNER, s)
         for k in range(first, last):
@@ -50,15 +53,17 @@ def hals_block_(F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor) ->
         round_tf32_(delta, delta)
 
 
-def hals_sweep_(F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1) -> None:
+def hals_sweep_(
+    F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1, bounded: bool = True
+) -> None:
     """F_k ← max(0, F_k + (C_k − G_k F) / G_kk); k = 0 … K−1, in place: whole sweeps of few
-    concepts.
+    concepts. Without `bounded` entries may be negative.
 
     F, C (K, m) with any strides; G (K, K). The rest as for hals_block_. 3 m K² flops a sweep.
     """
     for _ in range(sweeps):
         R = torch.addmm(C, G, F, alpha=-1)
-        hals_block_(F, R, G, torch.empty_like(R), sums)
+        hals_block_(F, R, G, torch.empty_like(R), sums, bounded)
 
 
 def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
@@ -93,13 +98,17 @@ def mu_(F: Tensor, C: Tensor, denominator: Tensor, sums: Tensor) -> None:
     F.copy_(updated)
 
 
-def pgd_(F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float) -> None:
-    """F' = max(0, Y − step · gradient), Y ← F' + momentum · (F' − F), F ← F', in place.
+def pgd_(
+    F: Tensor, Y: Tensor, gradient: Tensor, step: Tensor, momentum: float, bounded: bool = True
+) -> None:
+    """F' = max(0, Y − step · gradient), Y ← F' + momentum · (F' − F), F ← F', in place. Without
+    `bounded` F' = Y − step · gradient.
 
     F, Y, gradient (s, m), of which gradient is destroyed; step a 0-dimensional tensor.
     Source: Nesterov, 1983; for NMF: Guan, Tao, Luo & Yuan, 2012 (NeNMF).
     """
-    updated = torch.sub(Y, gradient.mul_(step), out=gradient).clamp_(min=0)
+    updated = torch.sub(Y, gradient.mul_(step), out=gradient)
+    updated = updated.clamp_(min=0) if bounded else updated
     torch.lerp(F, updated, 1 + momentum, out=Y)
     F.copy_(updated)
 
@@ -108,13 +117,13 @@ def extrapolate_(
     F: Tensor,
     swept: Tensor,
     step: Tensor,
-    least: float,
+    least: float | None,
     before: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> None:
-    """swept, F ← F, max(least F, F + step (F − swept)), in place.
+    """swept, F ← F, max(least F, F + step (F − swept)), in place; least = None: of any sign.
 
-    F ≥ 0, swept, before (s, m) with any strides; step a 0-dimensional tensor. sums (2,) float64,
+    F, swept, before (s, m) with any strides; step a 0-dimensional tensor. sums (2,) float64,
     where given, is increased by ‖F − before‖² and ‖F‖² of the new F.
     """
     delta = F - swept
@@ -122,7 +131,7 @@ def extrapolate_(
     F.addcmul_(delta, step)
     if least:
         torch.maximum(F, torch.mul(swept, least, out=delta), out=F)
-    else:
+    elif least is not None:
         F.clamp_(min=0)
     if sums is not None:
         add_squares_(sums, torch.sub(F, before, out=delta), F)

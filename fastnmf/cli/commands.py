@@ -148,6 +148,8 @@ def _check(arguments: Namespace, inputs: list[Path]) -> None:
 
 def _model(arguments: Namespace) -> Any:
     from ..models.nmf import NMF
+    from ..models.saved import read
+    from ..models.semi_nmf import SemiNMF
     from ..planning.memory import bytes_of
 
     with option_errors():
@@ -155,7 +157,8 @@ def _model(arguments: Namespace) -> Any:
     device = usable_device(arguments.device)
     refuse_no_model(arguments.model)
     with reading(arguments.model):
-        nmf = NMF.load(arguments.model, device)
+        kinds = {kind.__name__: kind for kind in (NMF, SemiNMF)}
+        nmf = kinds[read(arguments.model).model].load(arguments.model, device)
     nmf.max_memory = arguments.max_memory
     return nmf
 

@@ -28,7 +28,7 @@ from .usage import FAILED, Refused, Terminated
 
 if TYPE_CHECKING:
     from ..distributed import Processes
-    from ..models.nmf import NMF
+    from ..models.factorization import Factorization
 
 # options of the constructor and of fit
 MODEL_OPTIONS = (
@@ -109,9 +109,10 @@ def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> No
         check_outputs(outputs, arguments.A, arguments.force)
 
 
-def _model(arguments: Namespace, processes: Processes) -> NMF:
+def _model(arguments: Namespace, processes: Processes) -> Factorization:
     from .. import checks
     from ..models.nmf import NMF
+    from ..models.semi_nmf import SemiNMF
     from ..planning.plan import Tuning
 
     options = {name: getattr(arguments, name) for name in MODEL_OPTIONS}
@@ -122,9 +123,10 @@ def _model(arguments: Namespace, processes: Processes) -> NMF:
     with option_errors():
         checks.time_limit("max_seconds", arguments.max_seconds)
         tuning = Tuning(form=form, chunk_rows=arguments.chunk_rows, checkpoint_seconds=every)
-        return NMF(
+        kind = {"nmf": NMF, "semi": SemiNMF}[arguments.model]
+        return kind(
             arguments.concepts,
-            usable_device(arguments.device),
+            device=usable_device(arguments.device),
             accelerate=YES_OR_NO[arguments.accelerate],
             verbose=shows_progress(arguments),
             distributed=not processes.alone,
@@ -204,7 +206,7 @@ def command_to_go_on(argv: list[str], checkpoint: Path) -> str:
     return shlex.join([*program, *given[:place], *more, *given[place:]])
 
 
-def _report(arguments: Namespace, nmf: NMF, codes: Path | None) -> None:
+def _report(arguments: Namespace, nmf: Factorization, codes: Path | None) -> None:
     info: Any = nmf.fit_info_
     if arguments.json:
         files = {"model": str(arguments.out), "codes_file": None if codes is None else str(codes)}

@@ -11,6 +11,9 @@ from .usage import Parser, file, number, number_or_same, one_of, whole
 # in words, so that help needs no torch; a test compares them with what there is
 SOLVERS = "hals mu pgd anls".split()
 STARTS = "auto random nndsvda nndsvd nndsvdar rows spread".split()
+# those of dictionaries of any signs only
+SIGNED_STARTS = ["svd"]
+MODELS = ["nmf", "semi"]
 RULES = "change error".split()
 FORMS = "auto normal residual".split()
 METHODS = "auto exact sweeps".split()
@@ -18,7 +21,7 @@ YES_OR_NO = {"auto": "auto", "yes": True, "no": False}
 
 ABOUT = """\
 Non-negative matrix factorization A ≈ Z D of a non-negative matrix A (n × d): codes Z (n × K) and
-a dictionary D (K × d) of K concepts."""
+a dictionary D (K × d) of K concepts. Semi-NMF of a matrix of any signs."""
 
 MATRICES = """\
 matrices:
@@ -154,8 +157,10 @@ def _add_model(parser: Parser) -> None:
     model = parser.group("model")
     many = "how many concepts to learn"
     model("-k", "--concepts", type=whole, required=True, metavar="K", help=many)
+    what = "nmf, or semi for data of any signs: codes ≥ 0, concepts of any signs"
+    _option(model, "--model", MODELS[0], one_of(*MODELS), what)
     _solver(model)
-    _option(model, "--init", "auto", one_of(*STARTS), "the start")
+    _option(model, "--init", "auto", one_of(*STARTS, *SIGNED_STARTS), "the start")
     model("--seed", type=whole, metavar="N", help="seed of a random start; default: drawn")
     _option(model, "--alpha-Z", 0.0, number, "penalty on the codes", "WEIGHT")
     what = "penalty on the dictionary; same: as on the codes"

@@ -291,12 +291,12 @@ class ValueCheck:
         return high < float("inf") and (low >= 0 or (self._signed and low > -float("inf")))
 
     def largest(self, X: Tensor, place: str, first: int) -> float:
-        """The largest entry of X, the rows of `place` from `first` on. Counts what cannot be
-        used."""
+        """The largest absolute value of X, the rows of `place` from `first` on. Counts what cannot
+        be used."""
         low, high = torch.stack(torch.aminmax(X)).tolist()
         if not self.usable(low, high):
             self._add(X, place, first)
-        return high
+        return max(high, -low)
 
     def _add(self, X: Tensor, place: str, first: int) -> None:
         inside = "" if place == self.name else f"in {place} "
@@ -325,7 +325,8 @@ class ValueCheck:
         finite, clipped = (repair.format(A=self.name) for repair in self._repairs)
         needed = f"finite numbers ({finite}?)"
         if self._kind == "negative":
-            needed = f"{self.name} ≥ 0 (clip with {clipped}?)"
+            other = ", or fastnmf.SemiNMF, which takes any signs" if self.name == "A" else ""
+            needed = f"{self.name} ≥ 0 (clip with {clipped}?){other}"
         entries = f"{self._kind} entry" if self._count == 1 else f"{self._kind} entries"
         found = f"{self._count} {entries}, the first {self._first}"
         raise InvalidInput(f"{self.name} has {found}; NMF needs {needed}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dense_tiles, stored_share
+from ..backends.products import Matrix, dense_tiles, largest, stored_share
 from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
 from ..numerics import compute_dtype, squared_norm, wide_tiles
@@ -116,8 +116,8 @@ class Data:
 
     @functools.cached_property
     def largest(self) -> float:
-        """The largest entry."""
-        return float(self.A.amax()) if self._summary is None else self._summary.largest
+        """The largest absolute value of an entry."""
+        return float(largest(self.A)) if self._summary is None else self._summary.largest
 
     @property
     def mean(self) -> Tensor:

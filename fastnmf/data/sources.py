@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backends.products import Matrix, stored_share
 from ..backends.sparse import SparseMatrix, concat
 from ..errors import InvalidInput
-from ..numerics import Part, compute_dtype, squared_norm, widened
+from ..numerics import Part, compute_dtype, largest_entry, squared_norm, widened
 from ..planning.memory import Budget
 from .arrays import (
     Expected,
@@ -143,7 +143,7 @@ def summarise(A: Matrix) -> Opened:
     largest, columns = 0.0, torch.zeros(A.shape[1], dtype=torch.float64, device="cpu")
     for X in A.split(max(1, READ_ENTRIES // A.shape[1])):
         X = widened(X)
-        largest = max(largest, float(X.max()))
+        largest = max(largest, float(largest_entry(X)))
         columns += X.sum(0).cpu()
     source = Shards((in_memory(A, "A"),), "A", A)
     n, d = A.shape

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix
+from ..backends.products import Matrix, largest
 from ..backends.sparse import SparseMatrix
 from ..errors import InvalidInput
 from ..numerics import squared_norm
@@ -18,8 +18,8 @@ from .sparse.rows import one_kind
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of A (n, d): the dtype to compute in, ‖A‖², the largest entry, the column sums
-    (d,) in float64, and of a sparse A how many entries it stores, else None."""
+    """Statistics of A (n, d): the dtype to compute in, ‖A‖², the largest absolute value, the column
+    sums (d,) in float64, and of a sparse A how many entries it stores, else None."""
 
     n: int
     d: int
@@ -42,7 +42,7 @@ class Summary:
     def of_sparse(cls, X: SparseMatrix) -> Summary:
         """That of the rows of a sparse matrix."""
         (n, d), squares = X.shape, float(X.squared_norm())
-        return cls(n, d, X.dtype, squares, X.largest(), X.column_sums().cpu(), X.nnz)
+        return cls(n, d, X.dtype, squares, float(largest(X)), X.column_sums().cpu(), X.nnz)
 
     @property
     def share(self) -> float | None:

@@ -19,7 +19,8 @@ _MOST_GROWTH = 0.01
 
 
 class Extrapolation:
-    """F ← max(0, F + β (F − F_before)) for both factors; β grows while the error falls.
+    """F ← max(0, F + β (F − F_before)) for both factors, without the maximum for a dictionary that
+    is `signed`; β grows while the error falls.
 
     The dictionary is moved before an iteration, the codes between its halves, so that it ends with
     a feasible pair (Z, D) whose error is measured. If the error rose, the pair of the iteration
@@ -41,6 +42,7 @@ class Extrapolation:
         ops: dict[str, Callable],
         *,
         waits: bool = True,
+        signed: bool = False,
     ) -> None:
         self._waits, self._ops = waits, ops
         # β of this iteration, or 0
@@ -50,6 +52,7 @@ class Extrapolation:
         # ‖ΔZ‖² and ‖Z‖² of the codes that were moved, for iterations that rescale no concept
         self._sums = torch.zeros(2, dtype=torch.float64, device=D.device) if waits else None
         self._least_share, self._tile_rows = least_share, tile_rows
+        self._least_share_of_D = None if signed else least_share
         self._beta, self._bound, self._beta_before = _BETA, 1.0, _BETA
         self._squared_error, self._noise, self._still = float("inf"), 0.0, False
 
@@ -62,7 +65,7 @@ class Extrapolation:
         """Store the dictionary that an iteration begins with, and move it."""
         if self._sums is not None:
             self._sums.zero_()
-        self._ops["extrapolate_"](D, self._D, self._step, self._least_share)
+        self._ops["extrapolate_"](D, self._D, self._step, self._least_share_of_D)
 
     def keep_codes_(self, Z: Tensor, rows: slice) -> None:
         """Store the codes of a tile, before its half-steps."""

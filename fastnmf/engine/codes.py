@@ -20,7 +20,7 @@ from ..planning.hardware import free_bytes
 from ..planning.plan import REFRESH, Plan, Problem
 from ..precision import allowed_for, products_in
 from ..solvers.base import Solver
-from ..solvers.half_step import Compute, FixedFactor, NormalData, ResidualData, Workspace
+from ..solvers.half_step import Compute, FixedFactor, NormalData, ResidualData
 from .acceleration import Line, normal_line, start_of
 from .history import History
 from .state import Callback, Method, State, Stopping
@@ -85,7 +85,8 @@ class Encoder:
             if powers is not None:
                 X = times_powers(X, -powers)
                 start = None if start is None else times_power(start, -powers)
-            Z[part] = cold_start(X, self.D) if start is None else start
+            free = self.method.constraint.signed
+            Z[part] = cold_start(X, self.D, free=free) if start is None else start
             taken.append(self._solve_(Z[part], X, stopping))
             if powers is not None:
                 Z[part] = times_power(Z[part], powers)
@@ -171,7 +172,7 @@ class CodesStep:
     ) -> None:
         """monotone: as for Encoder."""
         D, solver = state.D, method.solver
-        compute = Compute(method.ops, plan.block, Workspace(D.dtype, D.device), allowed)
+        compute = method.compute(plan.block, D, allowed)
         penalty = method.penalties.of_codes(D.shape[1])
         fixed = solver.fix(plan.codes, D, None, len(A), penalty, compute)
         kind = _NormalTile if plan.codes == "normal" else _ResidualTile

@@ -69,7 +69,7 @@ def due_checks(iteration: int, n: int, K: int) -> tuple[bool, bool]:
 class Revival:
     """What a revival works with: the data, operations and workspaces of half-steps, rows of a tile,
     the penalties of codes and dictionary, and whether entries of zero in a new concept or its codes
-    are filled, for solvers that would keep them at zero."""
+    are filled, for solvers that would keep them at zero. compute: that of the codes."""
 
     data: Data
     compute: Compute
@@ -88,9 +88,10 @@ def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: floa
     """Re-initialise dead concepts, and near-duplicates if `duplicates` is set, in place; return how
     many.
 
-    A concept becomes the positive part of the residual of a row, each of another row, with the
-    codes of one sweep of hals. Of two that are alike the weaker passes its codes to the other,
-    where that raises ‖A − Z D‖² by less than the new row lowers it. Nothing changes unless
+    A concept becomes the residual of a row, where it is not signed the positive part of it, each of
+    another row, with the codes of one sweep of hals. Of two that are alike the weaker passes its
+    codes to the other, where that raises ‖A − Z D‖² by less than the new row lowers it. Nothing
+    changes unless
     ‖A − Z D‖² plus twice the penalties falls by more than its share `least`: codes are computed
     once to measure that, and again to be kept. All processes choose the same concepts and rows, of
     the data of all.
@@ -102,12 +103,13 @@ def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: floa
     idle = _look(Z, D, duplicates, processes)
     if not len(idle):
         return 0
-    worst = _Worst(CANDIDATES * len(idle), D)
+    signed = by.compute.fixed.signed
+    worst = _Worst(CANDIDATES * len(idle), D, signed=signed)
     before, costs = _weigh(idle, D, by.tiles(Z), of_codes, worst, processes)
     idle, concepts = _match(idle, *worst.of_all(processes), costs, processes)
     if not len(idle):
         return 0
-    concepts = _filled(concepts) if by.fills else concepts
+    concepts = _filled(concepts) if by.fills and not signed else concepts
     renewal = _renewal(idle, concepts, D, by.compute, processes)
     if by.fills:
         total = _total_codes(renewal, by.tiles(Z), processes)
@@ -149,7 +151,7 @@ def _look(Z: Tensor | Storage, D: Tensor, duplicates: bool, processes: Processes
     for codes in blocks_of(Z):
         used += (codes.amax(0) > 0).to(D.device)
     processes.sum_(used)
-    living = (used > 0) & (D.amax(1) > 0)
+    living = (used > 0) & (D != 0).any(1)
     near = alike(torch.where(living[:, None], D, 0)) if duplicates else living.new_zeros(0)
     # both by one transfer
     found = torch.stack(((~living).any(), (near >= 0).any())).tolist()
@@ -184,21 +186,22 @@ def _energy(Z: Tensor | Storage, D: Tensor, processes: Processes) -> Tensor:
 
 
 class _Worst:
-    """The `most` rows with the largest gains, in their order, and the positive part of the residual
-    of each; rows are added a tile at a time."""
+    """The `most` rows with the largest gains, in their order, and what may become a concept of
+    each: its residual, or the positive part of it unless `signed`; rows are added a tile at a
+    time."""
 
-    def __init__(self, most: int, D: Tensor) -> None:
-        self._most = most
+    def __init__(self, most: int, D: Tensor, *, signed: bool) -> None:
+        self._most, self.signed = most, signed
         self._gains, self._rows = D.new_empty(0, dtype=torch.float64), D.new_empty(0, D.shape[1])
 
-    def add_(self, gains: Tensor, positive: Tensor) -> None:
+    def add_(self, gains: Tensor, found: Tensor) -> None:
         held = len(self._gains)
         gains = torch.cat((self._gains, gains))
         best = gains.argsort(descending=True, stable=True)[: self._most]
         best = best[gains[best] > 0].sort().values
         before, new = best[best < held], best[best >= held] - held
         self._gains = gains[best]
-        self._rows = torch.cat((self._rows[before], positive[new]))
+        self._rows = torch.cat((self._rows[before], found[new]))
 
     def of_all(self, processes: Processes) -> tuple[Tensor, Tensor]:
         """The gains and the rows of all processes, the largest gain first. A collective call."""
@@ -230,7 +233,7 @@ def _weigh(
         E, z = torch.addmm(X, codes, D, alpha=-1), codes[:, idle.weaker]
         sums[0] += _loss(E, codes, penalty)
         sums[1:] += (z.square() * change.square().sum(1) - 2 * z * (E @ change.T)).sum(0)
-        norms = torch.linalg.vector_norm(E.clamp_(min=0), dim=1)
+        norms = torch.linalg.vector_norm(E if worst.signed else E.clamp_(min=0), dim=1)
         least = _LEAST_RESIDUAL * torch.finfo(D.dtype).eps * torch.linalg.vector_norm(X, dim=1)
         worst.add_(torch.where(norms > least, norms, 0).double().square(), E)
     processes.sum_(sums)

@@ -31,6 +31,8 @@ class History:
         """squared_norm: ‖A‖². learns: whether the dictionary is updated, so that errors exist."""
         self._state, self._squared_norm, self._learns = state, squared_norm, learns
         self._unread: list[tuple[int, Tensor, float]] = []
+        # that of the numbers of which the last error read is a difference, relative to ‖A‖²
+        self._size = 1.0
         earlier = state.history[-1].seconds if state.history else 0.0
         self._begun = time.perf_counter() - earlier
 
@@ -90,7 +92,7 @@ class History:
 
     def is_coarse(self, iteration: Iteration) -> bool:
         """Whether rounding may change an error in normal form by more than 1 %."""
-        rounding = _NOISE * torch.finfo(self._state.D.dtype).eps
+        rounding = _NOISE * torch.finfo(self._state.D.dtype).eps * self._size
         return 2 * _ACCURATE * iteration.relative_error**2 < rounding
 
     def may_be_rounded(self, read: list[Iteration]) -> bool:
@@ -107,6 +109,7 @@ class History:
         """What rounding may add to the squared relative error between two iterations.
         of_difference: whether that is computed in normal form."""
         eps = torch.finfo(self._state.D.dtype).eps
+        # where concepts cancel more than that is rounding: to allow it would allow true rises
         size = 1.0 if of_difference else iteration.relative_error**2 + eps / 4
         return _NOISE_BETWEEN * eps * size
 
@@ -122,7 +125,7 @@ class History:
     def _iteration(
         self, number: int, codes: list[float], dictionary: list[float], seconds: float
     ) -> Iteration:
-        state, drift, (error, twice) = self._state, codes[3], dictionary[2:]
+        state, drift, (error, twice, *sizes) = self._state, codes[3], dictionary[2:]
         moved = [dictionary[:2]] if isinstance(state.Z, NotKept) else [codes[:2], dictionary[:2]]
         if not all(norm < float("inf") for _, norm in moved) or not error < float("inf"):
             raise ArithmeticError(
@@ -139,6 +142,7 @@ class History:
             for change, norm in moved
         )
         total = self._squared_norm
+        self._size = max(1.0, *(size / total for size in sizes)) if sizes and total > 0 else 1.0
         error, objective = (
             (squared / total) ** 0.5 if total > 0 else 0.0
             for squared in (max(0.0, error), max(0.0, error) + twice)

@@ -15,13 +15,11 @@ from ..data.storage import NotKept
 from ..numerics import squared_norm
 from ..planning.plan import Plan
 from ..solvers.half_step import (
-    Compute,
     FixedFactor,
     HalfStepData,
     NormalData,
     ResidualData,
     RowData,
-    Workspace,
     in_tiles,
 )
 from ..solvers.penalties import Penalty
@@ -55,9 +53,9 @@ class Step:
         iteration may synchronise."""
         D, solver = state.D, method.solver
         self.state, self.data, self.method, self.plan = state, data, method, plan
-        self.solver, self.learner = solver, learner(solver, len(D))
+        self.solver, self.learner = solver, learner(solver, len(D), method.constraint)
         self.processes = data.processes
-        self.compute = Compute(method.ops, plan.block, Workspace(D.dtype, D.device), allowed)
+        self.compute = method.compute(plan.block, D, allowed)
         penalties = method.penalties
         self.penalties = penalties.of_codes(data.d), penalties.of_dictionary(data.n)
         self.statistics = Statistics(
@@ -68,6 +66,7 @@ class Step:
             penalties=self.penalties,
             splits=plan.splits,
             by_features=data.stored is not None,
+            signed=method.constraint.signed,
         )
         if plan.dictionary == "residual" and state.E is None:
             state.E = torch.empty(data.A.shape, dtype=D.dtype, device=D.device)
@@ -76,9 +75,8 @@ class Step:
         state.unit = UnitNorm() if penalties.unit_norm else None
         if plan.accelerates:
             pair, share = (state.codes, D), solver.least_share
-            state.extrapolation = Extrapolation(
-                *pair, share, plan.tile_rows, method.ops, waits=waits
-            )
+            kind = {"waits": waits, "signed": method.constraint.signed}
+            state.extrapolation = Extrapolation(*pair, share, plan.tile_rows, method.ops, **kind)
             if state.carried is not None:
                 state.extrapolation.restore(state.carried)
         if state.unit is not None and not state.swept:
@@ -264,15 +262,16 @@ class Step:
         """One or more half-steps on D from the statistics, which receive ‖A − Z D‖²."""
         state, statistics, plan, D = self.state, self.statistics, self.plan, self.state.D
         before = None if state.unit is None else D.clone()
-        gram = None, statistics.gram, 1, self._dictionary_penalty()
-        fixed = self.learner.fix("normal", *gram, self.compute)
+        compute = self.compute.turned()
+        gram = None, statistics.gram, 1, self._dictionary_penalty(), compute
+        fixed = self.learner.fix("normal", *gram)
         some, cross = D, statistics.cross
         if plan.splits:
             # given the statistics, features are independent
             some, cross = self.processes.columns(D), self.processes.columns(cross)
         data = NormalData(self.learner.penalise(cross, fixed), state.swept)
         times = plan.inner[1] if some.numel() else 0
-        by = self.compute, statistics.dictionary, times
+        by = compute, statistics.dictionary, times
         self.learner.half_steps_(some, data, fixed, *by)
         G = torch.mm(some, some.T, out=state.G)
         statistics.measure_error_(some, cross, G)
@@ -306,7 +305,7 @@ class Step:
         state, data, sums = self.state, self.data, self.statistics.dictionary
         codes, D = state.codes, state.D
         summed = None if self.processes.alone else self.processes.sum_
-        compute = replace(self.compute, sum_=summed)
+        compute = self.compute.turned(summed)
         given = codes.T, None, D.shape[1], self._dictionary_penalty()
         fixed = self.learner.fix("residual", *given, compute)
         target = ResidualData(data.A, state.E, self.carries, swept=state.swept)

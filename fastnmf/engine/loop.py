@@ -11,6 +11,7 @@ import torch
 from ..data.dataset import Data
 from ..planning.plan import REFRESH, Plan
 from ..precision import allowed_for, products_in
+from ..solvers.registry import learner
 from .cuda_graph import Recorder, Replay
 from .dead_concepts import due_checks
 from .iteration import Step
@@ -26,8 +27,9 @@ def varies(method: Method, plan: Plan, data: Data) -> str | None:
         return "products with sparse data are not recorded"
     if plan.form != "normal":
         return "in residual form the residual is computed anew at intervals"
-    if method.solver.exact:
-        return f"the work of {method.solver.name} depends on the values"
+    for solver in (method.solver, learner(method.solver, 1, method.constraint)):
+        if solver.exact:
+            return f"the work of {solver.name} depends on the values"
     return None
 
 

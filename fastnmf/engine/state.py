@@ -12,7 +12,8 @@ from torch import Tensor
 from ..data.storage import InMemory, Storage
 from ..planning.plan import REFRESH, Tuning
 from ..solvers.base import Solver
-from ..solvers.half_step import Operations
+from ..solvers.constraints import NON_NEGATIVE, Constraint
+from ..solvers.half_step import Compute, Operations, Workspace
 from ..solvers.penalties import NO_PENALTIES, Penalties
 from .acceleration import Extrapolation
 from .unit_norm import UnitNorm
@@ -116,13 +117,19 @@ class Stopping:
 class Method:
     """How half-steps are computed in fits, encoding and online learning: the solver; its operations
     and the name of the backend that supplies them; the choices of the plan that the caller forces;
-    and the penalties."""
+    the penalties; and the constraint of the dictionary."""
 
     solver: Solver
     backend: str
     ops: Operations
     tuning: Tuning = field(default_factory=Tuning)
     penalties: Penalties = NO_PENALTIES
+    constraint: Constraint = NON_NEGATIVE
+
+    def compute(self, block: int, D: Tensor, allowed: str = "highest") -> Compute:
+        """What half-steps of the codes compute with, given D, with blocks of so many concepts."""
+        scratch = Workspace(D.dtype, D.device)
+        return Compute(self.ops, block, scratch, allowed, fixed=self.constraint)
 
 
 @dataclass

@@ -21,10 +21,11 @@ class Statistics:
     """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ, computed by the operation `moments` where the
     dictionary half-step reads them, and float64 sums.
 
-    sums (2, 4) has a row for the codes and one for the dictionary, also named `codes` and
+    sums (2, 4 or 5) has a row for the codes and one for the dictionary, also named `codes` and
     `dictionary`: ‖ΔF‖²; ‖F‖²; ‖A − Z D‖², for the codes only where the half-step computes it
     anyway; and, for the codes, the squared drift of a residual that was carried and is computed
-    anew, for the dictionary, twice the penalties of both factors.
+    anew, for the dictionary, twice the penalties of both factors; and for the dictionary, where it
+    is `signed` and the error a difference, the size of the numbers that it is the difference of.
 
     splits: as in Plan. replicated: whether each of several processes computes all of the
     dictionary: rounding may differ between processors, and so may everything derived from it.
@@ -40,10 +41,11 @@ class Statistics:
         penalties=_NONE,
         splits: bool = False,
         by_features: bool = False,
+        signed: bool = False,
     ) -> None:
         """by_features: whether cross is stored as (d, K), as products with sparse data have it."""
         K, d = D.shape
-        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=D.device)
+        self.sums = torch.zeros(2, 5 if signed else 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         self.squared_norm, self._dtype = squared_norm, D.dtype
         self.replicated = moments is not None and not splits and not processes.alone
@@ -60,7 +62,7 @@ class Statistics:
         self._on_codes, self._on_dictionary = penalties
         # sum and sum of squares of the codes of each concept
         self._loads = self.sums.new_zeros(2, K)
-        self._processes = processes
+        self._processes, self._signed = processes, signed
         self._empty = True
 
     def clear_(self) -> None:
@@ -134,8 +136,11 @@ class Statistics:
         features of this process where processes split them; the sums are then its part.
 
         A difference of large numbers: from float32 statistics accurate to about 1e-7 ‖A‖², and
-        sometimes below zero.
+        sometimes below zero. Where concepts of any signs cancel, to 1e-7 ⟨ZᵀZ, |G|⟩, which may be
+        hundreds of times ‖A‖².
         """
+        if self._signed:
+            self.dictionary[4] = (self.gram * G.abs()).sum(dtype=torch.float64)
         cross = (cross * D).sum(dtype=torch.float64)
         gram = (self.gram * G).sum(dtype=torch.float64)
         once = self.squared_norm if self.replicated or self._processes.rank == 0 else 0

@@ -35,10 +35,10 @@ _SOLVED = {torch.float32: 1e-6, torch.float64: 1e-9}
 class ExactEncoder:
     """argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0, exactly; of n rows in all calls.
 
-    D (K, d) ≥ 0. method: with the operations of the solvers anls and hals, and the penalties.
-    sweeps: whether rows may be swept first, max_iter times at most; those that do not converge are
-    then solved exactly. each is called after the sweeps, and after the exact solver, of every
-    chunk. max_iter = 0 returns the start.
+    D (K, d) is as the method's constraint has it. method: with the operations of the solvers anls
+    and hals, and the penalties. sweeps: whether rows may be swept first, max_iter times at most;
+    those that do not converge are then solved exactly. each is called after the sweeps, and after
+    the exact solver, of every chunk. max_iter = 0 returns the start.
     """
 
     D: Tensor
@@ -50,8 +50,8 @@ class ExactEncoder:
 
     @torch.no_grad()
     def __call__(self, A: Matrix, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
-        """Z (m, K) for A (m, d) ≥ 0 on D's device, in its dtype or in 16 bits, from Z0 (m, K) or
-        from `cold_start`; and how each chunk ended."""
+        """Z (m, K) for A (m, d), of signs like D's, on D's device, in its dtype or in 16 bits, from
+        Z0 (m, K) or from `cold_start`; and how each chunk ended."""
         Z, ended = self.D.new_empty(len(A), len(self.D)), []
         with torch.cuda.device_of(self.D), products_in("highest"):
             for part in row_blocks(len(A), chunk_rows(self.D, self.method)):
@@ -64,7 +64,8 @@ class ExactEncoder:
     @cached_property
     def _rows(self) -> ExactRows:
         penalty = self.method.penalties.of_codes(self.D.shape[1])
-        return ExactRows(self.D, self.n, self.method.ops, penalty, form=self.method.tuning.form)
+        signed, form = self.method.constraint.signed, self.method.tuning.form
+        return ExactRows(self.D, self.n, self.method.ops, penalty, form=form, signed=signed)
 
     @cached_property
     def _cost(self) -> CodesCost:
@@ -86,7 +87,8 @@ class ExactEncoder:
         # a start of the caller's is likely to be as near
         sweeps = first or (may_sweep and start is None and self._cost.sweeps_start(len(X)))
         if self.max_iter == 0:
-            Z.copy_(start) if start is not None else cold_start(X, self.D, out=Z)
+            free = self.method.constraint.signed
+            Z.copy_(start) if start is not None else cold_start(X, self.D, out=Z, free=free)
             return Ended(0, True)
         C, left = None if self._rows.G is None else self._rows.cross(X), None
         if start is not None:

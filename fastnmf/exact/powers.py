@@ -31,12 +31,14 @@ class Powers:
     @classmethod
     def of(cls, data: Data, D: Tensor, method: Method) -> Powers:
         # D is checked where it is given; what was written into it, or .half() made of it, is not
-        if not (bounds := torch.stack(torch.aminmax(D)).tolist())[0] >= 0 or math.isinf(bounds[1]):
+        low, high = torch.stack(torch.aminmax(D)).tolist()
+        signed = method.constraint.signed
+        if not (low > -math.inf if signed else low >= 0) or math.isinf(high):
             raise InvalidInput(
-                f"the dictionary D has entries from {bounds[0]:g} to {bounds[1]:g}; they must be "
-                "finite and ≥ 0: load it again by load_dictionary"
+                f"the dictionary D has entries from {low:g} to {high:g}; they must be "
+                f"finite{'' if signed else ' and ≥ 0'}: load it again by load_dictionary"
             )
-        A, D = (math.frexp(largest)[1] for largest in (data.largest, bounds[1]))
+        A, D = (math.frexp(largest)[1] for largest in (data.largest, max(high, -low)))
         powers, most = cls(A, D), torch.finfo(data.dtype).max ** 0.75
         # beside a penalty that is so much larger than D the squares of D do not count
         dominated = max(powers._weights(method)) > most

@@ -30,7 +30,8 @@ class ExactRows:
 
     D (K, d), of any signs. ops: operations of solver anls. form: 'normal', on the Gram matrix G of
     all concepts, or 'residual', on working sets; by default the one that is faster for n rows, and
-    fits. max_steps: as for nnls_. In residual form G is None.
+    fits. max_steps: as for nnls_. signed: whether D, or rows, may have negative entries, for
+    `start_` and `kkt`. In residual form G is None.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ExactRows:
         *,
         form: str | None = None,
         max_steps: int | None = None,
+        signed: bool = False,
     ) -> None:
         K, d = D.shape
         if form is None:
@@ -53,7 +55,7 @@ class ExactRows:
             if "nnls_rows_" in ops and len(D) > max(_MANY, 2 * d):
                 form = "residual"
         self.D, self.penalty, self._ops, self._max_steps = D, penalty, ops, max_steps
-        self.G, self._concepts = None, None
+        self.G, self._concepts, self.signed = None, None, signed
         with products_in("highest"):
             if form == "normal":
                 self.G = penalty.gram(D @ D.T)
@@ -79,9 +81,18 @@ class ExactRows:
 
     def start_(self, Z: Tensor, C: Tensor) -> None:
         """Z ← cold_start of the rows of C (m, K), which `cross` returned, without the rows."""
+        if self.signed:
+            return self._start_of_signed_(Z, C)
         total = self.D.sum(0).square().sum().clamp(min=torch.finfo(C.dtype).tiny)
         scale = (C.sum(1) + len(self.D) * self.penalty.l1) / total
         torch.mul(scale[:, None], (self.D.amax(1) > 0).to(C.dtype), out=Z)
+
+    def _start_of_signed_(self, Z: Tensor, C: Tensor) -> None:
+        """Z ← codes of the concepts that alone would lower the error, with the best factor."""
+        tiny = torch.finfo(C.dtype).tiny
+        torch.div(C.clamp(min=0), self.G.diagonal().clamp(min=tiny), out=Z)
+        norms = (Z @ self.G).mul_(Z).sum(1, keepdim=True)
+        Z.mul_((Z * C).sum(1, keepdim=True) / norms.clamp(min=tiny))
 
     def solve_(self, Z: Tensor, X: Tensor, C: Tensor | None = None, *, warm: bool) -> NnlsInfo:
         """Z ← the codes (m, K) of X (m, d), from Z if warm. C: as `cross` has it, in normal
@@ -95,8 +106,10 @@ class ExactRows:
         return self._ops["nnls_"](Z.T, C.T, self.G, sums, **limits)
 
     def kkt(self, Z: Tensor, X: Tensor, C: Tensor | None = None) -> Tensor:
-        """The KKT residual (m,) of the codes Z (m, K) of X (m, d) ≥ 0 for D ≥ 0, computed in their
-        dtype; NaN where they are not finite. 2 m K² flops in normal form, given C, else 6 m K d.
+        """The KKT residual (m,) of the codes Z (m, K) of X (m, d), computed in their dtype; NaN
+        where they are not finite. Where signs differ at least that, in residual form: relative to
+        the sums, not to the sums of absolute values. 2 m K² flops in normal form, given C, else
+        6 m K d; where signs differ 4 m K².
         """
         l1, l2 = self.penalty.l1, self.penalty.l2
         C = self.cross(X) if C is None else C
@@ -109,7 +122,12 @@ class ExactRows:
             product = (Z @ self.D) @ self.D.T
             slope = torch.addmm(X, Z, self.D, alpha=-1) @ self.D.T
             slope = slope.sub_(l1).sub_(Z, alpha=l2) if self.penalty else slope
-        scale = product.add_(C).amax(1) + 2 * l1
+        if self.signed:
+            # C is minus the slope l1
+            product = product.abs() if self.G is None else self._products_of_sizes(Z)
+            scale = product.add_((C + l1).abs()).amax(1) + l1
+        else:
+            scale = product.add_(C).amax(1) + 2 * l1
         worst = torch.where(Z > 0, slope.abs(), slope).amax(1).clamp(min=0)
         return torch.where(worst == 0, 0, worst / scale.clamp(min=torch.finfo(C.dtype).tiny))
 
@@ -119,6 +137,15 @@ class ExactRows:
         # its slopes are those of concepts of norm 1, before the codes are rounded, which changes
         # the KKT residual by less than two roundings
         return float(info.kkt.max()) * self._spread <= EXACT[self.D.dtype] / 2
+
+    def _products_of_sizes(self, Z: Tensor) -> Tensor:
+        """Z |D Dᵀ| (m, K)."""
+        product = Z @ self._sizes
+        return product.sub_(Z, alpha=self.penalty.l2) if self.penalty.l2 else product
+
+    @functools.cached_property
+    def _sizes(self) -> Tensor:
+        return self.G.abs()
 
 
 @functools.lru_cache(maxsize=64)
@@ -130,7 +157,7 @@ def _faster_form(n: int, d: int, K: int, itemsize: int, on: Machine | None) -> s
 def solve_again_(Z: Tensor, X: Tensor, rows: ExactRows, ops: Operations) -> Tensor:
     """Z ← the codes (r, K) of the few rows X (r, d) by a search in float64, from Z; and their KKT
     residual (r,)."""
-    wide = ExactRows(rows.D.double(), len(X), ops, rows.penalty)
+    wide = ExactRows(rows.D.double(), len(X), ops, rows.penalty, signed=rows.signed)
     # what is not finite is no start
     start = Z.double().nan_to_num_(0, 0, 0)
     wide.solve_(start, X.double(), warm=True)

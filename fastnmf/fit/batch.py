@@ -108,7 +108,8 @@ def _opened(
     stack.enter_context(products_in(options.precision))
     # data that are read in passes are widened as they come
     narrow = processes.alone and destination is not None
-    expected = Expected(empty=not processes.alone, narrow=narrow)
+    signed = options.constraint.signed
+    expected = Expected(empty=not processes.alone, narrow=narrow, signed=signed)
     budget, file = options.budget(device, destination, processes), None
     data = stack.enter_context(opened(A, expected, budget, processes))
     data.compute_with(method.ops)
@@ -143,7 +144,7 @@ def _begin(
         Z = InMemory(data.like.new_empty(data.n, K))
     codes = None if isinstance(Z, NotKept) else Z
     seed = options.seed_of_start(data.processes)
-    D = start(data, codes, K, options.init, generator(seed))
+    D = start(data, codes, K, options.begin, generator(seed), options.constraint)
     data.processes.broadcast_(D)
     return plan, State(Z, _row_major(D), seed=seed)
 
@@ -162,7 +163,8 @@ def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:
 def _plan(options: Options, data: Data, method: Method) -> Plan:
     like, processes = data.like, data.processes
     sizes = data.n, data.d, options.nb_concepts, like.itemsize
-    problem = Problem(*sizes, method.solver, stored=data.stored)
+    kind = {"stored": data.stored, "constraint": method.constraint}
+    problem = Problem(*sizes, method.solver, **kind)
     if data.in_memory_here:
         free = hardware.free_bytes(data.device)
         plan = plan_beside(data.A, problem, method.backend, method.tuning, free)
@@ -182,7 +184,7 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
         sizes_of_fit,
         problem,
         rows=data.n_here,
-        start=resolve(options.init, data.n, data.d, options.nb_concepts),
+        start=_start_name(options, data),
     )
     if _accelerates(options, data, method, plan):
         faster = accelerated(plan, problem, hardware.machine_of(like, method.backend))
@@ -195,6 +197,10 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
         with processes.agreed():
             refuse_too_large(sizes(plan), data.device, FEWER)
     return plan
+
+
+def _start_name(options: Options, data: Data) -> str:
+    return resolve(options.begin, data.n, data.d, options.nb_concepts, options.constraint)
 
 
 def _accelerates(options: Options, data: Data, method: Method, plan: Plan) -> bool:
@@ -267,7 +273,7 @@ def _summary(
         method,
         measured,
         n=data.n,
-        init=resolve(options.init, data.n, data.d, options.nb_concepts),
+        init=_start_name(options, data),
         seconds=time.perf_counter() - begun,
         chunk_rows=None if data.resident else data.chunk_rows,
         passes=1 if data.resident else data.passes,

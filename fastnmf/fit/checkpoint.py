@@ -26,6 +26,7 @@ from ..distributed import ALONE, Processes
 from ..engine.state import State
 from ..errors import InvalidInput
 from ..planning.plan import Plan
+from ..solvers.constraints import NON_NEGATIVE
 from .saves import Save, number_of, write
 from .signals import Interrupts
 
@@ -300,7 +301,8 @@ class Checkpoint:
 
     def _refuse_others(self, save: Save) -> None:
         """Refuse a save of another fit."""
-        settings = save.settings
+        # earlier versions had NMF only
+        settings = {"dictionary": NON_NEGATIVE.name, **save.settings}
         differing = [
             f"{name}={settings.get(name)!r} there, {value!r} here"
             for name, value in self._settings.items()

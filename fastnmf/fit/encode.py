@@ -26,7 +26,7 @@ from ..exact.kept import codes_of_few
 from ..exact.powers import Powers
 from ..exact.pursuit import PursuitEncoder
 from ..init.start import cold_start
-from ..numerics import widened
+from ..numerics import wide, widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
 from ..precision import products_in
 from ..results.encoding import EncodeInfo, EncodeRecord
@@ -101,7 +101,8 @@ def encode(
         if (few := _codes_of_few(A, D, options, run)) is not None:
             return few, None
     method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
-    expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates)
+    signed = options.constraint.signed
+    expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates, signed=signed)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
@@ -204,6 +205,9 @@ class _Scaled:
         self._powers, self._run = Powers.of(data, D, method), run
         D, method = self._powers.of_dictionary(D.to(data.dtype)), self._powers.penalised(method)
         penalty = method.penalties.of_codes(D.shape[1])
+        self._dtype, self._free = data.dtype, method.constraint.signed
+        # concepts of any signs cancel: of products in float32 the search would follow the rounding
+        D = D.to(wide(D.device)) if self._free and not run.sweeps_only else D
         if run.sweeps_only:
             self.encoder = Encoder(D, method, run.max_iter, run.tol, each, monotone=True)
         elif run.top_k is not None and run.top_k < largest_support(D, penalty):
@@ -216,6 +220,8 @@ class _Scaled:
 
     def __call__(self, X: Matrix, Z0: Tensor | None) -> Tensor:
         X, Z0 = self._powers.of_data(X), self._powers.of_start(Z0)
+        if self.encoder.D.dtype != self._dtype:
+            X, Z0 = (None if M is None else M.to(self.encoder.D.dtype) for M in (X, Z0))
         ended: list[Ended] = []
 
         def solve() -> Tensor:
@@ -228,8 +234,9 @@ class _Scaled:
         elif self._run.max_iter > 0 or self._run.top_k is not None:
             Z = with_gradient(X, self.encoder.D, solve, self._l2)
         else:
-            Z = _start(widened(X), self.encoder.D, Z0)
+            Z = _start(widened(X), self.encoder.D, Z0, free=self._free)
             ended.append(Ended(0, True))
+        Z = Z.to(self._dtype)
         self._record.add(X, Z, ended)
         return self._powers.of_codes(Z)
 
@@ -239,6 +246,6 @@ class _Scaled:
         return self._record.info()
 
 
-def _start(X: Tensor, D: Tensor, Z0: Tensor | None) -> Tensor:
+def _start(X: Tensor, D: Tensor, Z0: Tensor | None, *, free: bool) -> Tensor:
     """The codes to start from, with their derivative with respect to X: none of given ones."""
-    return cold_start(X, D) if Z0 is None else Z0 + X @ X.new_zeros(X.shape[1], len(D))
+    return cold_start(X, D, free=free) if Z0 is None else Z0 + X @ X.new_zeros(X.shape[1], len(D))

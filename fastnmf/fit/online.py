@@ -27,7 +27,7 @@ from ..planning.memory import bytes_of, refuse_too_large
 from ..precision import products_in
 from ..results.cautions import warn_of_large_batch
 from ..results.info import OnlineInfo
-from ..solvers.half_step import Compute, NormalData, Workspace
+from ..solvers.half_step import NormalData
 from ..solvers.penalties import NO_PENALTY
 from ..solvers.registry import learner
 from .options import Options, generator
@@ -86,7 +86,8 @@ def partial_fit(
     not changed."""
     begun, D = time.perf_counter(), before.D
     known = {} if D is None else {"features": D.shape[1], "dtype": D.dtype}
-    expected = Expected(empty=not processes.alone, **known)
+    signed = options.constraint.signed
+    expected = Expected(empty=not processes.alone, signed=signed, **known)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         with processes.agreed():
@@ -161,7 +162,7 @@ class _Batch:
         statistics = Statistics(D, 0.0, data.processes, moments=self.method.ops["moments_"])
         with data.processes.agreed():
             squares = self._encode(D, Z0, statistics)
-        largest_of_D = D.max()
+        largest_of_D = largest(D)
         with products_in("highest"):
             statistics.reduce_()
             gram, cross = statistics.gram, statistics.cross
@@ -178,7 +179,8 @@ class _Batch:
         data = self.data
         refuse_extreme("A", data.largest, data.like)
         Z = InMemory(data.like.new_empty(data.n_here, self.K))
-        D = start(data, Z, self.K, self.options.init, generator(seed))
+        how = self.options.begin, generator(seed), self.options.constraint
+        D = start(data, Z, self.K, *how)
         data.processes.broadcast_(D)
         return Z, D
 
@@ -195,7 +197,7 @@ class _Batch:
             except ArithmeticError:
                 # by its true cause, if it is one of these
                 refuse_extreme("A", float(largest(X)), X, float(squared_norm(X)))
-                refuse_extreme("the dictionary D", float(D.max()), D)
+                refuse_extreme("the dictionary D", float(largest(D)), D)
                 raise
             with products_in("highest"):
                 error = squared_error(X, Z, D, self.method.tuning.chunk_rows or len(X))
@@ -227,9 +229,9 @@ class _Batch:
         """D after its half-steps, of which each process does those of some features; a concept that
         no row has used does not change. The squares become their sums over the processes."""
         D, method, processes = D.clone(), self.method, self.data.processes
-        solver = learner(method.solver, self.K)
+        solver = learner(method.solver, self.K, method.constraint)
         block = method.tuning.block or hardware.machine_of(D, method.backend).blocks[-1]
-        compute = Compute(method.ops, min(block, self.K), Workspace(D.dtype, D.device))
+        compute = method.compute(min(block, self.K), D).turned()
         fixed = solver.fix("normal", None, gram, 1, NO_PENALTY, compute)
         unread = torch.zeros(4, dtype=torch.float64, device=D.device)
         some, cross = processes.columns(D), processes.columns(cross)
@@ -250,7 +252,8 @@ class _Batch:
         """The OnlineInfo, and the trace of gram. read: what _encode returns, and the largest entry
         of the dictionary that it had. Synchronises."""
         unused = (gram.diagonal() == 0).sum()
-        sums = (M.sum(dtype=torch.float64) for M in (gram.diagonal(), cross, D))
+        # sums, not norms, whose squares could overflow where entries do not
+        sums = (M.abs().sum(dtype=torch.float64) for M in (gram.diagonal(), cross, D))
         found = torch.stack((*read, unused.double(), *sums)).tolist()
         error, squared_data, largest, largest_of_D, unused, weight = found[:6]
         refuse_extreme("A", largest, self.data.like, squared_data)
@@ -271,7 +274,7 @@ class _Batch:
             dtype=str(D.dtype).removeprefix("torch."),
             device=str(D.device),
             solver=self.method.solver.name,
-            dictionary_solver=learner(self.method.solver, self.K).name,
+            dictionary_solver=learner(self.method.solver, self.K, self.method.constraint).name,
             backend=self.method.backend,
             half_life=self.half_life,
             relative_error=(error / squared_data) ** 0.5 if squared_data > 0 else 0.0,

@@ -17,12 +17,14 @@ from ..data.storage import output
 from ..distributed import ALONE, Processes
 from ..engine.state import STOPPING_RULES, Callback, Method
 from ..errors import InvalidInput
-from ..init.start import STARTS
+from ..init.start import starts_of
 from ..planning.memory import Budget, bytes_of
 from ..planning.plan import Tuning, forms_of
 from ..solvers import anls, hals
+from ..solvers.base import Solver
+from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.penalties import Penalties
-from ..solvers.registry import OTHER_NAMES, SOLVERS
+from ..solvers.registry import OTHER_NAMES, solvers_of
 
 # iterations of fit where neither it nor the constructor has a number
 MAX_ITER = 500
@@ -55,7 +57,8 @@ _NOT_HERE = {
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of NMF and of fit, by their names, checked."""
+    """The arguments of a model and of fit, by their names, checked; and the constraint of its
+    dictionaries, which is that of its class."""
 
     nb_concepts: int
     device: str | torch.device = "cpu"
@@ -81,17 +84,18 @@ class Options:
     max_seconds: float | None = None
     checkpoint: str | os.PathLike[str] | None = None
     resume: bool = False
+    constraint: Constraint = NON_NEGATIVE
 
     def __post_init__(self) -> None:
         whole, automatic, flag = checks.whole, checks.automatic, checks.flag
         self._set(
             nb_concepts=whole("nb_concepts", self.nb_concepts, at_least=1, at_most=checks.MOST),
             device=checks.device(self.device),
-            solver=checks.one_of("solver", self.solver, SOLVERS, OTHER_NAMES),
+            solver=checks.one_of("solver", self.solver, self.solvers, OTHER_NAMES),
             tol=checks.tolerance(self.tol),
             verbose=bool(self.verbose),
             max_iter=whole("max_iter", self.max_iter, at_least=0, optional=True),
-            init=_start(self.init),
+            init=_start(self.init, self.constraint),
             seed=whole("seed", self.seed, at_least=0, optional=True),
             backend=checks.one_of("backend", self.backend, ("auto", *BACKENDS)),
             accelerate=automatic("accelerate", self.accelerate),
@@ -113,7 +117,21 @@ class Options:
                 f"alpha_D={self.alpha_D} does not go with unit_norm=True, which bounds the "
                 "dictionary already; give alpha_D=0, or leave it out"
             )
-        forms_of(SOLVERS[self.solver], self.tuned.form)
+        self._check_penalty_of_signed()
+        forms_of(self.solvers[self.solver], self.tuned.form)
+
+    def _check_penalty_of_signed(self) -> None:
+        if self.constraint.signed and self.penalties.alpha_D > 0 and self.l1_ratio > 0:
+            raise InvalidInput(
+                f"alpha_D={self.alpha_D!r} with l1_ratio={self.l1_ratio:g} would be an l1 penalty "
+                "on a dictionary of any signs, which has l2 only; give unit_norm=True or "
+                "alpha_D=0, so that the penalty is on the codes alone, or l1_ratio=0"
+            )
+
+    @property
+    def solvers(self) -> dict[str, Solver]:
+        """The solvers of the model, by name."""
+        return solvers_of(self.constraint)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -135,6 +153,13 @@ class Options:
         return self.init if isinstance(self.init, str) else "given"
 
     @property
+    def begin(self) -> str | tuple[Any, Any]:
+        """init; but 'random' for 'auto' where updates of the codes multiply, and the dictionary may
+        have any signs: small codes of other starts then grow slowly."""
+        multiplies = self.constraint.signed and self.solvers[self.solver].least_share > 0
+        return "random" if multiplies and self.init == "auto" else self.init
+
+    @property
     def penalties(self) -> Penalties:
         same = 0.0 if self.unit_norm else self.alpha_Z
         alpha_D = same if self.alpha_D == "same" else self.alpha_D
@@ -154,16 +179,16 @@ class Options:
 
     def method(self, device: torch.device) -> Method:
         """How half-steps are computed on a device. Raises BackendUnavailable."""
-        solver = SOLVERS[self.solver]
+        solver = self.solvers[self.solver]
         backend, ops = select(solver.operations + solver.fused, device, self.backend)
-        return Method(solver, backend, ops, self.tuned, self.penalties)
+        return Method(solver, backend, ops, self.tuned, self.penalties, self.constraint)
 
     def method_of_codes(self, device: torch.device) -> Method:
         """How exact codes are computed on a device, whatever the solver. Raises
         BackendUnavailable."""
         groups = hals.SOLVER.operations + hals.SOLVER.fused, anls.SOLVER.operations
         backend, ops = select_each(groups, device, self.backend)
-        return Method(anls.SOLVER, backend, ops, self.tuned, self.penalties)
+        return Method(anls.SOLVER, backend, ops, self.tuned, self.penalties, self.constraint)
 
     def of_codes(self) -> tuple[Any, ...]:
         """All that method_of_codes depends on besides the device, to compare."""
@@ -213,6 +238,7 @@ class Options:
         return {
             **{name: getattr(self, name) for name in names},
             "init": self.start_name,
+            "dictionary": self.constraint.name,
             "form": tuning.form or "auto",
             "block": tuning.block,
             "precision": tuning.precision or "auto",
@@ -240,7 +266,7 @@ def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> 
 
 def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = ()) -> None:
     """Raise TypeError for an option that does not exist, with the place where it belongs or the
-    nearest name. where: what it was given to, 'NMF' or 'fit'."""
+    nearest name. where: what it was given to, 'fit', 'partial_fit' or the name of a model."""
     if not unknown:
         return
     given = next(iter(unknown))
@@ -249,6 +275,8 @@ def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = (
     if belongs is None and given in names and given not in valid:
         belongs = f"NMF({given}=…)"
     if belongs is not None:
+        if where not in ("fit", "partial_fit"):
+            belongs = belongs.replace("NMF(", f"{where}(")
         raise TypeError(f"{where} has no option {given!r}; write {belongs}")
     if given in _NOT_HERE:
         raise TypeError(f"{where} has no option {given!r}: {_NOT_HERE[given]}; leave it out")
@@ -262,13 +290,14 @@ def with_run(options: Options, max_iter: int | None, **run: Any) -> Options:
     return replace(options, max_iter=options.max_iter if max_iter is None else max_iter, **run)
 
 
-def _start(init: Any) -> str | tuple[Any, Any]:
+def _start(init: Any, constraint: Constraint) -> str | tuple[Any, Any]:
     """init, which must be the name of a start or a pair (Z0, D0). Whether a pair suits A is checked
     by fit."""
+    starts = starts_of(constraint)
     if isinstance(init, tuple | list) and len(init) == 2:
         return tuple(init)
     if isinstance(init, str):
-        return checks.one_of("init", init, STARTS)
+        return checks.one_of("init", init, starts)
     raise TypeError(
-        f"init must be one of {', '.join(STARTS)} or a pair (Z0, D0), not {type(init).__name__}"
+        f"init must be one of {', '.join(starts)} or a pair (Z0, D0), not {type(init).__name__}"
     )

@@ -42,7 +42,7 @@ def nndsvd(
     V, inverse = right_vectors(X, K, generator)
     # X V of the longer side: the dictionary, which is in memory, or codes, a chunk at a time
     U = X.product(V * inverse) if isinstance(X, ByColumns) else None
-    squares = _write_left_(data, codes, V * inverse) if U is None else part_squares(U)
+    squares = write_left_(data, codes, V * inverse) if U is None else part_squares(U)
     mean = data.mean if fills else torch.zeros_like(data.mean)
     norms = squares.sum(0).sqrt()
     S = (norms / inverse / unit).to(V.dtype)
@@ -108,7 +108,7 @@ def part_squares(F: Tensor) -> Tensor:
     return squares
 
 
-def _write_left_(data: Data, codes: Kept | None, V: Tensor) -> Tensor:
+def write_left_(data: Data, codes: Kept | None, V: Tensor) -> Tensor:
     """Write A V, V (d, K), into codes if there are any; its part_squares over all rows."""
     squares = torch.zeros(2, V.shape[1], dtype=wide(data.device), device=data.device)
     for _, X, U in data.chunks(codes):

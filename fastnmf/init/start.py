@@ -4,9 +4,7 @@ rows, of which data in memory are one."""
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,19 +15,16 @@ from ..backends.products import Matrix, Rebuilt, dot, row_maxima
 from ..data.dataset import Data
 from ..data.storage import InMemory, Kept, row_blocks
 from ..errors import InvalidInput
-from ..numerics import tiny, wide
+from ..numerics import largest_entry, tiny, wide
 from ..planning.memory import SINGULAR
-from . import nndsvd
+from ..solvers.constraints import NON_NEGATIVE, Constraint
+from . import nndsvd, signed
+from .drawn import draw_codes_, drawn, drawn_codes
 from .rows import any_rows, spread_rows, take_rows
 from .svd import tile_rows, width
 
 # those in SINGULAR fill zeros with the mean, leave them, or fill them with small random numbers
 STARTS = ("auto", "random", *SINGULAR, "rows", "spread")
-_ALLOWED = f"one of {STARTS} or a pair (Z0, D0)"
-# torch draws numbers in groups of 16, so draws of whole groups continue each other; all draws but
-# the last must be of whole groups, and none of less than one
-_GROUP = 16
-_DRAWN_BYTES = 16 << 20
 # size of the numbers that fill zeros, relative to the mean; scikit-learn's number
 _FILLED = 0.01
 
@@ -41,6 +36,7 @@ def start(
     K: int,
     init: Any = "auto",
     generator: Generator | None = None,
+    constraint: Constraint = NON_NEGATIVE,
 ) -> Tensor:
     """Return D (K, d) to start from, and write its codes into `codes`; None: codes are not kept and
     have no part in the start.
@@ -49,17 +45,20 @@ def start(
     kept. Other starts are scaled to the data. 'rows' and 'spread' take rows of A, any or such as
     differ from each other, and random concepts where there are too few; those in SINGULAR take rows
     for concepts beyond min(n, d). Their codes are then those of cold_start. In a fit that processes
-    share, all get the same D up to rounding, and codes of the rows here.
+    share, all get the same D up to rounding, and codes of the rows here. constraint: of the
+    dictionary; those of a free one are in signed.py.
     """
-    kind = resolve(init, data.n, data.d, K)
+    kind = resolve(init, data.n, data.d, K, constraint)
     if kind == "given":
-        return _given(data, codes, K, init)
+        return _given(data, codes, K, init, constraint)
+    if constraint.signed:
+        return signed.start(data, codes, K, kind, generator)
     if kind in SINGULAR and min(data.n, data.d) >= K:
         D = _of_singular_vectors(data, codes, K, kind, generator)
     elif kind == "random":
         # codes first: Overcomplete's order, so that one seed means one start
         if codes is not None:
-            _draw_codes(data, codes, K, generator)
+            draw_codes_(codes, data, (data.mean / K).sqrt(), generator)
         D = _draw_dictionary(data, K, generator)
     else:
         D = _dictionary_of_rows(data, K, kind, generator)
@@ -71,30 +70,40 @@ def start(
     return D
 
 
-def resolve(init: object, n: int, d: int, K: int) -> str:
-    """Name the start that `init` means: one of STARTS, but not 'auto', or 'given'.
+def starts_of(constraint: Constraint) -> tuple[str, ...]:
+    """The names of starts for dictionaries with this constraint."""
+    return signed.STARTS if constraint.signed else STARTS
+
+
+def resolve(init: object, n: int, d: int, K: int, constraint: Constraint = NON_NEGATIVE) -> str:
+    """Name the start that `init` means: one of starts_of(constraint), but not 'auto', or 'given'.
 
     'auto' is Overcomplete's rule: nndsvda if K ≤ min(n, d), else random, which of all starts then
-    leaves the least error (docs/starts.md). Raises InvalidInput for an unknown name.
+    leaves the least error (docs/starts.md); of a free dictionary, see signed.py. Raises
+    InvalidInput for an unknown name.
     """
     if not isinstance(init, str):
         return "given"
-    if init not in STARTS:
-        nearest = difflib.get_close_matches(init, STARTS, n=1, cutoff=0)[0]
+    if init not in (starts := starts_of(constraint)):
+        nearest = difflib.get_close_matches(init, starts, n=1, cutoff=0)[0]
         raise InvalidInput(
-            f"init={init!r} is no start (did you mean {nearest!r}?); give {_ALLOWED}"
+            f"init={init!r} is no start (did you mean {nearest!r}?); give {_allowed(constraint)}"
         )
+    if constraint.signed:
+        return signed.resolve(init, n, d, K)
     if init == "auto":
         return "nndsvda" if min(n, d) >= K else "random"
     return init
 
 
-def cold_start(A: Matrix, D: Tensor, out: Tensor | None = None) -> Tensor:
+def cold_start(A: Matrix, D: Tensor, out: Tensor | None = None, *, free: bool = False) -> Tensor:
     """Codes (n, K), in `out` if given, that use every concept alike, scaled to each row:
-    deterministic, differentiable, row by row.
+    deterministic, differentiable, row by row. free: of D of any signs, as in signed.py.
 
     z_i = ⟨a_i, s⟩ / ‖s‖² for s = Σ_k D_k; zero for zero concepts and for zero rows.
     """
+    if free:
+        return signed.cold_start(A, D, out)
     total = D.sum(0)
     scale = dot(A, total) / total.square().sum().clamp(min=tiny(D))
     alive = (D.square().sum(1) > 0).to(D.dtype)
@@ -139,7 +148,7 @@ def random_codes(A: Tensor, K: int, generator: Generator | None = None) -> Tenso
     """
     data = Data(A)
     codes = _codes_of(data, K)
-    _draw_codes(data, codes, K, generator)
+    draw_codes_(codes, data, (data.mean / K).sqrt(), generator)
     return codes.Z
 
 
@@ -172,10 +181,10 @@ def _of_singular_vectors(
     D = nndsvd.nndsvd(data, codes, K, generator, unit, fills=kind == "nndsvda")
     if kind == "nndsvdar":
         share = data.mean / unit * _FILLED
-        for part, drawn in () if codes is None else _drawn_codes(data, K, generator):
+        for part, fill in () if codes is None else drawn_codes(data, K, generator):
             Z = codes.load(part)
-            codes.save(part, torch.where(Z.to(drawn) > 0, Z.to(drawn), drawn.mul_(share)))
-        D = torch.where(D > 0, D, _drawn((K, data.d), data, generator).abs_().mul_(share))
+            codes.save(part, torch.where(Z.to(fill) > 0, Z.to(fill), fill.mul_(share)))
+        D = torch.where(D > 0, D, drawn((K, data.d), data, generator).abs_().mul_(share))
     return D
 
 
@@ -184,47 +193,9 @@ def _codes_of(data: Data, K: int) -> InMemory:
 
 
 @torch.no_grad()
-def _draw_codes(data: Data, codes: Kept, K: int, generator: Generator | None) -> None:
-    """Z ← |normal| · sqrt(mean(A) / K), the numbers of one draw for all rows of all processes."""
-    root = (data.mean / K).sqrt()
-    place = data.device if generator is None else generator.device
-    if data.in_memory_here and isinstance(codes, InMemory) and place == data.device:
-        codes.Z.normal_(generator=generator).abs_().mul_(root)
-        return
-    for part, drawn in _drawn_codes(data, K, generator):
-        codes.save(part, drawn.mul_(root))
-
-
-def _drawn_codes(data: Data, K: int, generator: Generator | None) -> Iterator[tuple[slice, Tensor]]:
-    """(part, |normal| (m, K)) for all rows here, some at a time, the numbers of one draw for all
-    rows of all processes."""
-    first, n_here = data.first, data.n_here
-    for part in _groups(data.n, _DRAWN_BYTES // (K * data.dtype.itemsize)):
-        drawn = _drawn((part.stop - part.start, K), data, generator).abs_()
-        start, stop = (min(max(at - first, 0), n_here) for at in (part.start, part.stop))
-        if start < stop:
-            skipped = start + first - part.start
-            yield slice(start, stop), drawn[skipped : skipped + stop - start]
-
-
-def _drawn(shape: tuple[int, int], data: Data, generator: Generator | None) -> Tensor:
-    """Normal numbers, drawn where the generator lives."""
-    place = data.device if generator is None else generator.device
-    drawn = torch.empty(shape, dtype=data.dtype, device=place).normal_(generator=generator)
-    return drawn.to(data.device)
-
-
-def _groups(n: int, rows: int) -> Iterator[slice]:
-    """Slices of whole groups of rows, the last with up to a group more, never with less."""
-    step = max(_GROUP, rows // _GROUP * _GROUP)
-    bounds = [*range(0, max(1, n - _GROUP + 1), step), n]
-    return (slice(first, last) for first, last in itertools.pairwise(bounds))
-
-
-@torch.no_grad()
 def _draw_dictionary(data: Data, K: int, generator: Generator | None) -> Tensor:
     """D (K, d) = |normal| · sqrt(mean(A) / K)."""
-    return _drawn((K, data.d), data, generator).abs_().mul_((data.mean / K).sqrt())
+    return drawn((K, data.d), data, generator).abs_().mul_((data.mean / K).sqrt())
 
 
 def _dictionary_of_rows(data: Data, K: int, kind: str, generator: Generator | None) -> Tensor:
@@ -242,24 +213,33 @@ def _dictionary_of_rows(data: Data, K: int, kind: str, generator: Generator | No
     return D
 
 
-def _given(data: Data, codes: Kept | None, K: int, init: object) -> Tensor:
+def _allowed(constraint: Constraint) -> str:
+    return f"one of {starts_of(constraint)} or a pair (Z0, D0)"
+
+
+def _given(data: Data, codes: Kept | None, K: int, init: object, constraint: Constraint) -> Tensor:
     """A copy of the given D0; Z0 goes into codes. Raises InvalidInput unless the shapes fit and
-    every entry is finite and non-negative in the dtype that is computed in."""
+    every entry is finite and, in Z0 and by the constraint in D0, non-negative in the dtype that is
+    computed in."""
     if not isinstance(init, (tuple, list)) or len(init) != 2:
         size = f" of {len(init)}" if isinstance(init, (tuple, list)) else ""
-        raise InvalidInput(f"init is a {type(init).__name__}{size}; give {_ALLOWED}")
+        given = f"init is a {type(init).__name__}{size}"
+        raise InvalidInput(f"{given}; give {_allowed(constraint)}")
     if codes is None and init[0] is not None:
         raise InvalidInput(
             "init=(Z0, D0) gives codes, and codes=None keeps none; give init=(None, D0)"
         )
     Z = None if codes is None else _given_factor("Z0", init[0], (data.n_here, K), data.like)
-    D = _given_factor("D0", init[1], (K, data.d), data.like)
+    shape = K, data.d
+    D = _given_factor("D0", init[1], shape, data.like, signed=constraint.signed)
     for part in () if Z is None else row_blocks(data.n_here, data.chunk_rows):
         codes.save(part, Z[part])
     return D.clone(memory_format=torch.contiguous_format)
 
 
-def _given_factor(name: str, value: object, shape: tuple[int, int], like: Tensor) -> Tensor:
+def _given_factor(
+    name: str, value: object, shape: tuple[int, int], like: Tensor, *, signed: bool = False
+) -> Tensor:
     """The factor on the device and in the dtype of `like`; itself where it is a tensor of these."""
     try:
         F = (
@@ -274,14 +254,15 @@ def _given_factor(name: str, value: object, shape: tuple[int, int], like: Tensor
             f"{name} is {F.dtype} of shape {tuple(F.shape)}; expected real numbers of shape {shape}"
         )
     F = F.to(like)
-    bad = ~(F.isfinite() & (F >= 0))
+    bad = ~(F.isfinite() & ((F >= 0) | signed))
     if bad.any():
         i, j = bad.nonzero()[0].tolist()
         raise InvalidInput(
-            f"{name} has {int(bad.sum())} entries that are negative or not finite, the first at "
-            f"row {i}, column {j}: {F[i, j].item()}; a start must be ≥ 0 and finite"
+            f"{name} has {int(bad.sum())} entries that are {'' if signed else 'negative or '}not "
+            f"finite, the first at row {i}, column {j}: {F[i, j].item()}; a start must be "
+            f"{'' if signed else '≥ 0 and '}finite"
         )
-    largest, limits = float(F.max()) if F.numel() else 0.0, torch.finfo(F.dtype)
+    largest, limits = float(largest_entry(F)) if F.numel() else 0.0, torch.finfo(F.dtype)
     if largest and not limits.tiny <= largest * largest <= limits.max:
         raise InvalidInput(
             f"the largest entry of the start {name} is {largest:.3g}, too "

@@ -8,7 +8,7 @@ saved with the module."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ..errors import InvalidInput, NotFitted
 from ..fit.options import ELSEWHERE
 from ..isolation import isolated, one_at_a_time
 from ..results.info import FitInfo, OnlineInfo
+from ..solvers.constraints import NON_NEGATIVE, Constraint
 from .hints import ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class DictionaryModel(nn.Module):
     Its class has the attributes nb_concepts and device.
     """
 
+    constraint: ClassVar[Constraint] = NON_NEGATIVE
     nb_concepts: int
     device: str | torch.device
     D: Tensor | None
@@ -72,12 +74,25 @@ class DictionaryModel(nn.Module):
         except AttributeError as error:
             if name not in ATTRIBUTES:
                 raise
-            raise AttributeError(f"NMF has no {name!r}; it is {ATTRIBUTES[name]} here") from error
+            model = self.public_class().__name__
+            raise AttributeError(
+                f"{model} has no {name!r}; it is {ATTRIBUTES[name]} here"
+            ) from error
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ELSEWHERE and name not in self.__dict__:
             raise AttributeError(f"a model has no {name!r} to set; write {ELSEWHERE[name]}")
         super().__setattr__(name, value)
+
+    @classmethod
+    def public_class(cls) -> type[Self]:
+        """The class of fastnmf that this class is, or extends."""
+        package = __name__.rpartition(".")[0]
+        return next(each for each in cls.__mro__ if each.__module__.startswith(package))
+
+    def expected(self, name: str = "A", **more: Any) -> Expected:
+        """What data and dictionaries must satisfy."""
+        return Expected(name, signed=self.constraint.signed, **more)
 
     def _assert_fitted(self) -> None:
         if not self.fitted:
@@ -184,11 +199,11 @@ class DictionaryModel(nn.Module):
         self._set_fitted()
 
     def _checked_dictionary(self, D: Any, device: str | torch.device) -> Tensor:
-        D = read_matrix(D, device, Expected("D"))
+        D = read_matrix(D, device, self.expected("D"))
         if len(D) != self.nb_concepts:
             raise InvalidInput(
                 f"D has {len(D)} rows, and the model has {self.nb_concepts} concepts; make it by "
-                f"NMF({len(D)})"
+                f"{self.public_class().__name__}({len(D)})"
             )
         return D
 

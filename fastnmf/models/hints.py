@@ -45,10 +45,10 @@ def refuse_unknown_option(
     for name in unknown:
         if name in mine:
             raise TypeError(
-                f"NMF has no option {name!r}, which is one of {cls.__name__}: keep it there, and "
-                f"call super().__init__(…) without {name}"
+                f"{base.__name__} has no option {name!r}, which is one of {cls.__name__}: keep it "
+                f"there, and call super().__init__(…) without {name}"
             )
-    refuse_unknown(unknown, "NMF", [*valid, *mine])
+    refuse_unknown(unknown, base.__name__, [*valid, *mine])
 
 
 def with_hints(init: Callable[P, None]) -> Callable[P, None]:
@@ -58,7 +58,8 @@ def with_hints(init: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(init)
     def hinting(*given: P.args, **options: P.kwargs) -> None:
         if len(given) == 1 and "nb_concepts" not in options:
-            refuse_unknown({name: options[name] for name in options if name in ELSEWHERE}, "NMF")
+            model = init.__qualname__.partition(".")[0]
+            refuse_unknown({name: options[name] for name in options if name in ELSEWHERE}, model)
         init(*given, **options)  # pyright: ignore[reportCallIssue]
 
     return hinting

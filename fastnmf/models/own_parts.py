@@ -7,7 +7,7 @@ give the start. Those of fastnmf have the same form, and those of a user are run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -20,9 +20,12 @@ from ..errors import InvalidInput
 from ..fit.options import Options
 from ..init.start import resolve
 from ..isolation import isolated
+from ..solvers.least_squares import solution
 from ..solvers.registry import OTHER_NAMES
+from .hints import refuse_unknown_option
 
 Solve = Callable[..., tuple[Tensor, Tensor]]
+Start = Callable[[Tensor], tuple[Tensor, Tensor]]
 # options that a function of the user's gets, or that do not concern it
 _KNOWN_TO_A_FUNCTION = (
     *("nb_concepts", "device", "solver", "tol", "verbose", "max_iter", "init", "seed"),
@@ -55,8 +58,11 @@ class SolverFunction:
         """(Z, D) from a start Z (n, K), D (K, d), which are not changed: both of them fitted to A
         (n, d), or one for the other as it is."""
         device = A.device if isinstance(A, Tensor) else torch.device("cpu")
-        A = read_matrix(A, device)
-        Z, D = read_matrix(Z, device, Expected("Z")), read_matrix(D, device, Expected("D"))
+        signed = self._model.constraint.signed
+        A, Z, D = (
+            read_matrix(F, device, Expected(name, signed=signed and name != "Z"))
+            for name, F in (("A", A), ("Z", Z), ("D", D))
+        )
         options = {"solver": self.name, "device": device, "tol": tol, "verbose": verbose}
         if checks.flag("update_Z", update_Z) and checks.flag("update_D", update_D):
             return self._model(len(D), init=(Z, D), **options).fit(A, max_iter)
@@ -64,6 +70,8 @@ class SolverFunction:
         given = {"max_iter": max_iter, "tol": tol, "method": "sweeps"}
         if update_Z:
             return model.load_dictionary(D).encode(A, Z0=Z, **given), D
+        if update_D and signed:
+            return Z, D + solution(Z.T @ (A - Z @ D), Z.T @ Z)
         if update_D:
             # Aᵀ ≈ Dᵀ Zᵀ
             return Z, model.load_dictionary(Z.T).encode(A.T, Z0=D.T, **given).T.contiguous()
@@ -71,6 +79,11 @@ class SolverFunction:
 
     def __repr__(self) -> str:
         return f"<solver {self.name!r} of fastnmf: (A, Z, D, …) → (Z, D)>"
+
+
+def refuse_unknown_options(model: Any, unknown: dict[str, Any], valid: Sequence[str]) -> None:
+    """Raise TypeError for an option of the constructor that does not exist."""
+    refuse_unknown_option(type(model), model.public_class(), unknown, list(valid))
 
 
 def function_of(model: Any) -> Solve:
@@ -114,13 +127,14 @@ def refuse_for_own_function(model: Any, what: str) -> NoReturn:
 
 def fit_by(function: Solve, model: Any, A: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
     """Fit by a function of the user's, as Overcomplete calls it, from the start that it takes."""
-    pair = model.init
+    pair, starts = model.init, model._own_starts()
     if isinstance(pair, str):
-        nndsvda = resolve(pair, len(A), A.shape[1], model.nb_concepts) == "nndsvda"
-        if pair not in ("auto", "random", "nndsvda"):
+        if pair not in ("auto", *starts):
             refuse_for_own_function(model, f"init={pair!r}")
-        pair = model.init_nndsvda(A) if nndsvda else _random(model, A)
-    Z, D = (read_matrix(F, A.device, Expected(n)).clone() for n, F in zip("ZD", pair, strict=True))
+        # a start that Overcomplete does not have is random there
+        pair = starts.get(_start_of(model, A), starts["random"])(A)
+    Z = read_matrix(pair[0], A.device, Expected("Z")).clone()
+    D = read_matrix(pair[1], A.device, model.expected("D")).clone()
     return _checked(function(A, Z, D, max_iter=max_iter, tol=model.tol), model, A)
 
 
@@ -129,7 +143,7 @@ def encode_by(
 ) -> Tensor:
     """The codes of A by a function of the user's, as Overcomplete calls it."""
     D = model.D
-    checked = read_matrix(A, model.device, Expected(features=D.shape[1]))
+    checked = read_matrix(A, model.device, model.expected(features=D.shape[1]))
     A = A.to(checked) if isinstance(A, Tensor) and A.requires_grad else checked
     Z0 = model.init_random_z(checked) if Z0 is None else Z0
     Z = read_matrix(Z0, checked.device, Expected("Z0")).clone()
@@ -139,26 +153,24 @@ def encode_by(
     return _checked(function(A, Z, D, **given), model, checked)[0]
 
 
-def own_start(model: Any, base: type, A: Any) -> tuple[Any, tuple[Tensor, Tensor] | None]:
+def own_start(model: Any, A: Any) -> tuple[Any, tuple[Tensor, Tensor] | None]:
     """A, and a start of it by those methods that the user has replaced; as it is and None where the
     start is not one of theirs, or none is replaced. Otherwise A is read into memory."""
-    ways = {start for name, start in _STARTS.items() if _replaced(model, base, name)}
+    ways = {start for name, start in _STARTS.items() if _replaced(model, name)}
     if not ways or not isinstance(model.init, str) or model.init not in ("auto", *ways):
         return A, None
     _refuse_sharing(model)
-    A = read_matrix(A, model.device)
-    way = resolve(model.init, len(A), A.shape[1], model.nb_concepts)
-    if way not in ways:
-        return A, None
-    return A, (model.init_nndsvda(A) if way == "nndsvda" else _random(model, A))
+    A = read_matrix(A, model.device, model.expected())
+    way = _start_of(model, A)
+    return (A, model._own_starts()[way](A)) if way in ways else (A, None)
 
 
-def own_codes(model: Any, base: type, A: Any) -> tuple[Any, Tensor | None]:
+def own_codes(model: Any, A: Any) -> tuple[Any, Tensor | None]:
     """A, and codes to encode from where the user has replaced init_random_z, which Overcomplete
     calls for them; else None."""
-    if not _replaced(model, base, "init_random_z"):
+    if not _replaced(model, "init_random_z"):
         return A, None
-    checked = read_matrix(A, model.device)
+    checked = read_matrix(A, model.device, model.expected())
     differentiates = isinstance(A, Tensor) and A.requires_grad
     return A if differentiates else checked, model.init_random_z(checked)
 
@@ -171,14 +183,14 @@ def _refuse_sharing(model: Any) -> None:
         )
 
 
-def _replaced(model: Any, base: type, name: str) -> bool:
-    """Whether a method of the model is another than that of the base class."""
-    return getattr(getattr(model, name), "__func__", None) is not getattr(base, name)
+def _replaced(model: Any, name: str) -> bool:
+    """Whether a method of the model is another than that of fastnmf's class."""
+    native = getattr(model.public_class(), name, None)
+    return native is not None and getattr(getattr(model, name), "__func__", None) is not native
 
 
-def _random(model: Any, A: Tensor) -> tuple[Tensor, Tensor]:
-    # Overcomplete's order
-    return model.init_random_z(A), model.init_random_d(A)
+def _start_of(model: Any, A: Tensor) -> str:
+    return resolve(model.init, len(A), A.shape[1], model.nb_concepts, model.constraint)
 
 
 def _checked(found: Any, model: Any, A: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,9 @@ from ..errors import InvalidInput
 from ..results.info import FitInfo
 
 FORMAT = "fastnmf"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# of NMF, whose files all versions read
+_FIRST_VERSION, _FIRST_MODEL = 1, "NMF"
 SUFFIXES = (".safetensors",)
 # options that are stored, beside the sizes
 PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
@@ -31,23 +33,35 @@ _FORMER_NAMES = {"piece_rows": "tile_rows"}
 @dataclass(frozen=True)
 class Saved:
     """The content of a model file: the constructor's options, D (K, d), the summary of the fit or
-    None, and the version of fastnmf that wrote it."""
+    None, the version of fastnmf that wrote it, and the name of the model's class."""
 
     options: dict[str, Any]
     D: Tensor
     info: FitInfo | None
     version: str
+    model: str
+
+    def check_model(self, path: str | os.PathLike[str], model: str) -> None:
+        """Raise InvalidInput where the file is of another model."""
+        if self.model != model:
+            raise InvalidInput(
+                f"{os.fspath(path)} holds a model of {self.model}; read it by {self.model}.load"
+            )
 
 
 def write(
-    path: str | os.PathLike[str], options: dict[str, Any], D: Tensor, info: FitInfo | None
+    path: str | os.PathLike[str],
+    options: dict[str, Any],
+    D: Tensor,
+    info: FitInfo | None,
+    model: str = _FIRST_MODEL,
 ) -> None:
     """Write a fitted model; options: nb_concepts, solver, tol and PENALTIES. Raises what
     `check_output` raises before it writes."""
     path = check_output(path, SUFFIXES)
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(_FIRST_VERSION if model == _FIRST_MODEL else FORMAT_VERSION),
         "fastnmf_version": __version__,
         "solver": options["solver"],
         "nb_concepts": str(options["nb_concepts"]),
@@ -55,6 +69,8 @@ def write(
         "penalties": json.dumps({name: options[name] for name in PENALTIES}),
         "fit_info": json.dumps(None if info is None else asdict(info)),
     }
+    if model != _FIRST_MODEL:
+        metadata["model"] = model
     import safetensors.torch
 
     D = D.detach().cpu().contiguous()
@@ -94,7 +110,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
             **json.loads(metadata.get("penalties", "{}")),
         }
         info = _info(json.loads(metadata["fit_info"]))
-        return Saved(options, D, info, metadata["fastnmf_version"])
+        model = metadata.get("model", _FIRST_MODEL)
+        return Saved(options, D, info, metadata["fastnmf_version"], model)
 
 
 def _info(stored: dict[str, Any] | None) -> FitInfo | None:

@@ -149,7 +149,7 @@ class Needs:
         if p <= 4 * (K + OVERSAMPLES):
             # with fewer rows than features all rows are in memory as well
             svd = 4 * 8 * p * p + (p * (d + p) * self.itemsize if p < d else 0)
-        starts = {**dict.fromkeys(SINGULAR, svd), "rows": 24 * n, "spread": 64 * n}
+        starts = {**dict.fromkeys((*SINGULAR, "svd"), svd), "rows": 24 * n, "spread": 64 * n}
         halves = (6 * K * d + 6 * K * K) * self.itemsize
         # rows that may become concepts are sorted and compared with each other
         worst = 4 * min(CANDIDATES * K, self.of_all or n) * d * self.itemsize if self.revives else 0
@@ -284,7 +284,7 @@ def sizes_of_fit(problem: Problem, plan: Plan, rows: int, start: str) -> dict[st
     if plan.form == "normal" and plan.accelerates:
         loop["copies of the codes for acceleration"] = 2 * rows * K * itemsize
     p = min(problem.n, d)
-    if start in SINGULAR and K <= p <= 4 * (K + OVERSAMPLES):
+    if start in (*SINGULAR, "svd") and K <= p <= 4 * (K + OVERSAMPLES):
         # a float64 matrix and its eigenvectors
         begins[f"the start {start}"] = 16 * p * p
     return factors | max(loop, begins, key=lambda sizes: sum(sizes.values()))

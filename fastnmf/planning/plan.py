@@ -14,6 +14,7 @@ from typing import NamedTuple
 from .. import checks
 from ..errors import InvalidInput
 from ..solvers.base import Size, Solver
+from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.half_step import FORMS
 from ..solvers.registry import learner
 from . import gpu
@@ -35,6 +36,7 @@ class Problem:
     dictionary. streams: whether the data are read in every pass, without a residual, so that the
     dictionary half is in normal form. processes: how many, with n rows each, share D. stored: the
     share of the entries of A that is stored where A is sparse, else None; it has no residual then.
+    constraint: of the dictionary.
     """
 
     n: int
@@ -47,11 +49,12 @@ class Problem:
     streams: bool = False
     processes: int = 1
     stored: float | None = None
+    constraint: Constraint = NON_NEGATIVE
 
     @property
     def learner(self) -> Solver:
         """The solver that updates the dictionary."""
-        return learner(self.solver, self.K)
+        return learner(self.solver, self.K, self.constraint)
 
 
 @dataclass(frozen=True)

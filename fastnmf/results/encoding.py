@@ -133,6 +133,8 @@ def kkt_residual(A: Tensor, D: Tensor, Z: Tensor, penalty: Penalty) -> Tensor:
     rebuilt = Z @ D
     slope = (A - rebuilt) @ D.T - penalty.l1 - penalty.l2 * Z
     worst = torch.where(Z > 0, slope.abs(), slope.clamp(min=0)).amax(1)
-    # D ≥ 0
-    scale = ((A @ D.T).abs() + rebuilt @ D.T).amax(1) + penalty.l1
+    used = Z.any(0)
+    # most codes are zero where signs differ, and sums of absolute values need K × K products
+    sizes = Z[:, used] @ (D[used] @ D.T).abs() if bool(D.amin() < 0) else rebuilt @ D.T
+    scale = ((A @ D.T).abs() + sizes).amax(1) + penalty.l1
     return torch.where(worst > 0, worst / scale.clamp(min=torch.finfo(torch.float64).tiny), 0)

@@ -178,7 +178,7 @@ class FitInfo:
             found = ((of / total) ** 0.5 if total > 0 else 0.0 for of in (error, 2 * objective))
             names = "relative_error", "relative_objective"
             history = [*history[:-1], replace(history[-1], **dict(zip(names, found, strict=True)))]
-        learns = learner(method.solver, len(D))
+        learns = learner(method.solver, len(D), method.constraint)
         # where half-steps let tf32 in
         coarse = "residual" in plan.form and not learns.exact and in_tf32(D)
         dtype = str(D.dtype).removeprefix("torch.")

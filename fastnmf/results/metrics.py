@@ -115,7 +115,7 @@ def describe(tiles: Iterable[Tensor], D: Tensor, processes: Processes = ALONE) -
     lengths = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     energy = squares * lengths.square()
     energy = energy / energy.sum().clamp(min=1e-300)
-    dead, near = ((used == 0) | (D.amax(1) == 0)).sum(), (alike(D) >= 0).sum()
+    dead, near = ((used == 0) | (D == 0).all(1)).sum(), (alike(D) >= 0).sum()
     counts = torch.stack((used.sum(), dead, near)).double()
     # one transfer; counts are exact in float64
     read = torch.cat((counts, hoyer, energy, rows.double())).tolist()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .constraints import NON_NEGATIVE, Constraint
 from .half_step import Compute, FixedFactor, HalfStepData, fix_gram
 from .penalties import Penalty
 
@@ -134,6 +135,10 @@ class Solver:
         Time of inner half-steps, relative to what they share, from hundreds of concepts on.
     batch_half_steps : int
         Half-steps of the codes of a batch of online learning.
+    constraints : tuple of Constraint
+        What the dictionary may be that it updates, or holds fixed while it updates codes.
+    solves_free : bool
+        Whether a free dictionary is the exact least squares solution, not its half-step.
     learns_up_to : float
         Concepts up to which it updates the dictionary; beyond, one sweep of hals does.
     device_workspace : callable or None
@@ -164,6 +169,8 @@ class Solver:
     least_share: float = 0.0
     inner_share_of_many: float = 2.0
     batch_half_steps: int = 4
+    constraints: tuple[Constraint, ...] = (NON_NEGATIVE,)
+    solves_free: bool = False
     learns_up_to: float = float("inf")
     device_workspace: Callable[[int], int] | None = None
     rows_at_once: Callable[[int, int], float] | None = None

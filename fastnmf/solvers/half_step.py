@@ -8,7 +8,7 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backends.products import Matrix
 from ..precision import in_tf32, products_in
+from .constraints import NON_NEGATIVE, Constraint
 from .penalties import NO_PENALTY, Penalty
 from .supports.working_set import Concepts
 
@@ -59,7 +60,7 @@ class Compute:
     block: concepts in a block. allowed: the precision that torch allows products; used in residual
     form only, where it does no harm (docs/notes/precision.md). residual: that of the residual
     itself, for mu and pgd. sum_(X): turns sums over the part of B of this process into sums over
-    all processes, in place, for hals; None where B is whole.
+    all processes, in place, for hals; None where B is whole. factor, fixed: what F and B may be.
     """
 
     ops: Operations
@@ -68,6 +69,17 @@ class Compute:
     allowed: str = "highest"
     residual: str = "highest"
     sum_: Callable[..., None] | None = None
+    factor: Constraint = NON_NEGATIVE
+    fixed: Constraint = NON_NEGATIVE
+
+    @property
+    def bounded(self) -> bool:
+        """Whether entries of F are ≥ 0."""
+        return not self.factor.signed
+
+    def turned(self, sum_: Callable[..., None] | None = None) -> Compute:
+        """The same for the other half, where F and B have changed places."""
+        return replace(self, sum_=sum_, factor=self.fixed, fixed=self.factor)
 
     def blocks(self, K: int) -> Iterator[slice]:
         """Slices of all K concepts, `block` at a time."""

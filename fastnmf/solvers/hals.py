@@ -1,5 +1,6 @@
 """Hierarchical alternating least squares (HALS): concepts are updated one after the other, each
-from the new values of those before it.
+from the new values of those before it. Without a bound a concept becomes the least squares
+solution given the others.
 
 Source: Cichocki & Phan (2009).
 """
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..numerics import squared_norm
 from ..precision import products_in
 from .base import Size, Solver, Work
+from .constraints import FREE, NON_NEGATIVE
 from .half_step import (
     FORMS,
     Compute,
@@ -35,7 +37,7 @@ def half_steps_(
         factor, then = (data.Bt, fixed.G, fixed.l1), (data.moves, data.moments)
         return compute.ops["hals_rows_"](F, data.X, factor, times, sums, *then)
     if isinstance(data, NormalData) and F.shape[0] <= compute.block:
-        return compute.ops["hals_sweep_"](F, data.C, fixed.G, sums, times)
+        return compute.ops["hals_sweep_"](F, data.C, fixed.G, sums, times, compute.bounded)
     once_ = _residual_ if isinstance(data, ResidualData) else _normal_
     for _ in range(times):
         once_(F, data, fixed, compute, sums)
@@ -48,7 +50,7 @@ def _normal_(
         R = compute.scratch("R", S.stop - S.start, F.shape[1])
         torch.addmm(data.C[S], fixed.G[S], F, alpha=-1, out=R)
         delta = compute.scratch("delta", *R.shape)
-        compute.ops["hals_block_"](F[S], R, fixed.G[S, S], delta, sums)
+        compute.ops["hals_block_"](F[S], R, fixed.G[S, S], delta, sums, compute.bounded)
 
 
 def _residual_(
@@ -63,7 +65,7 @@ def _residual_(
             R, gram = _sums(B, S, data.Et, fixed, compute)
             fixed.penalise_(R, F[S], S, sign=-1)
             delta = compute.scratch("delta", *R.shape)
-            compute.ops["hals_block_"](F[S], R, gram, delta, sums)
+            compute.ops["hals_block_"](F[S], R, gram, delta, sums, compute.bounded)
             data.Et.addmm_(B.T, delta, alpha=-1)
 
 
@@ -166,6 +168,7 @@ SOLVER = Solver(
     work=work,
     workspace=lambda K, d, block: 2 * block + d,
     forms=FORMS,
+    constraints=(NON_NEGATIVE, FREE),
     fused=("hals_rows_",),
     rows_operation="hals_rows_",
     sweeps_blocks=True,

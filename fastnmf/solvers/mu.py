@@ -1,6 +1,6 @@
 """Multiplicative updates (MU): each entry is multiplied by a ratio that is 1 at a minimum.
 
-Source: Lee & Seung (1999).
+Sources: Lee & Seung (1999); where the dictionary is free: Ding, Li & Jordan (2010).
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import WIDENED_BYTES, squared_norm
+from ..numerics import WIDENED_BYTES, add_squares_, squared_norm
 from ..precision import products_in
 from .base import Size, Solver, Work
+from .constraints import FREE
 from .half_step import (
     FORMS,
     Compute,
@@ -80,6 +81,26 @@ def _normal_(F: Tensor, C: Tensor, fixed: FixedFactor, compute: Compute, sums: T
     compute.ops["mu_"](F, C, denominator, sums)
 
 
+def signed_half_steps_(
+    F: Tensor, data: NormalData, fixed: FixedFactor, compute: Compute, sums: Tensor, times: int
+) -> None:
+    """F ← F ∘ √((C⁺ + G⁻ F) / (C⁻ + l1 + G⁺ F)), all concepts at once, `times` times: F ≥ 0, C and
+    G of any signs, x = x⁺ − x⁻. Where a denominator is zero F is left as it is. 4 m K² flops."""
+    positive, negative = fixed.G.clamp(min=0), (-fixed.G).clamp_(min=0)
+    for _ in range(times):
+        numerator = torch.addmm(data.C.clamp(min=0), negative, F)
+        denominator = torch.addmm((-data.C).clamp_(min=0), positive, F)
+        if fixed.l1:
+            denominator.add_(fixed.l1)
+        tiny = torch.finfo(F.dtype).tiny
+        ratio = numerator.div_(denominator.clamp(min=tiny)).sqrt_()
+        updated = torch.where(denominator > 0, ratio.mul_(F), F)
+        # processors compute slowly with subnormal numbers
+        updated.masked_fill_(updated < tiny, 0)
+        add_squares_(sums, updated - F, updated)
+        F.copy_(updated)
+
+
 def fix(
     form: str, B: Tensor | None, G: Tensor | None, m: int, penalty: Penalty, compute: Compute
 ) -> FixedFactor:
@@ -142,4 +163,17 @@ SOLVER = Solver(
     least_share=0.9,
     # online learning after a fit: the loss rises by a tenth with 4, by a fiftieth with 8
     batch_half_steps=8,
+)
+
+# the same for codes of a free dictionary, which is the least squares solution for them
+SIGNED = Solver(
+    SOLVER.name,
+    SOLVER.title,
+    signed_half_steps_,
+    workspace=lambda K, d, block: 5 * K,
+    penalised_by_slope=False,
+    least_share=SOLVER.least_share,
+    batch_half_steps=SOLVER.batch_half_steps,
+    constraints=(FREE,),
+    solves_free=True,
 )

@@ -5,15 +5,17 @@ Sources: Nesterov (1983); for NMF: Guan, Tao, Luo & Yuan (2012), NeNMF.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..numerics import add_squares_, squared_norm
+from ..numerics import add_squares_, squared_norm, wide
 from ..precision import products_in
 from .base import Size, Solver, Work
+from .constraints import FREE, NON_NEGATIVE
 from .half_step import (
     FORMS,
     Compute,
@@ -28,6 +30,8 @@ from .penalties import Penalty
 
 # steps of the power iteration that bounds the largest eigenvalue
 _BOUND_STEPS = 15
+# vectors, and the least square of the largest of their parts, for the bound where signs differ
+_DRAWN, _LEAST_PART = 8, 0.01
 
 
 class GradientStep(NamedTuple):
@@ -35,7 +39,7 @@ class GradientStep(NamedTuple):
     gradient), next_Y = next_F + momentum · (next_F − F).
 
     sums: of the last step of a half-step, increased by ‖next_F − start‖² and ‖next_F‖²; next_Y is
-    not written then. Else None.
+    not written then. Else None. bounded: whether there is the maximum.
     """
 
     next_F: Tensor
@@ -44,6 +48,7 @@ class GradientStep(NamedTuple):
     length: Tensor
     momentum: float
     sums: Tensor | None
+    bounded: bool = True
 
 
 def half_steps_(
@@ -71,7 +76,7 @@ def _half_step_(
         if isinstance(data, NormalData):
             gradient = compute.scratch.like(F, "gradient")
             torch.addmm(data.C, fixed.G, Y, beta=-1, out=gradient)
-            compute.ops["pgd_"](F, Y, gradient, fixed.step, momentum)
+            compute.ops["pgd_"](F, Y, gradient, fixed.step, momentum, compute.bounded)
             continue
         add_product_(data.Et.copy_(data.Xt), fixed.B, Y, compute, beta=-1)
         if index == 0:
@@ -80,7 +85,7 @@ def _half_step_(
             gradient = compute.scratch.like(F[S], "gradient")
             torch.mm(fixed.B[S], data.Et, out=gradient)
             fixed.penalise_(gradient, Y[S], S)
-            compute.ops["pgd_"](F[S], Y[S], gradient, fixed.step, momentum)
+            compute.ops["pgd_"](F[S], Y[S], gradient, fixed.step, momentum, compute.bounded)
     add_squares_(sums, start.sub_(F), F)
 
 
@@ -96,7 +101,9 @@ def _fused_(
         last = index + 1 == len(steps)
         after = F if last else newest
         step = GradientStep(
-            after, points[index % 2], F, fixed.step, momentum, sums if last else None
+            *(after, points[index % 2], F, fixed.step, momentum),
+            sums=sums if last else None,
+            bounded=compute.bounded,
         )
         if isinstance(data, NormalData):
             compute.ops["pgd_normal_"](before, Y, data.C, fixed.G, step)
@@ -116,14 +123,19 @@ def fix(
     """The fixed factor, with the step length 1 / L of a bound L of the largest eigenvalue."""
     if form == "normal":
         G = penalty.gram(B @ B.T if G is None else G)
-        step = 1 / largest_eigenvalue(lambda v: G @ v, G.diagonal())
-        return FixedFactor(B, G, step=step, l1=penalty.l1)
+        bound = _bound_of(compute)(lambda v: G @ v, G.diagonal())
+        return FixedFactor(B, G, step=1 / bound, l1=penalty.l1)
     # no B.square(): B may be all codes
     squares = torch.linalg.vector_norm(B, dim=1).square()
     curvature = penalty.curvature(squares) if penalty else torch.zeros_like(squares)
-    bound = largest_eigenvalue(lambda v: B @ (B.T @ v) + curvature * v, squares + curvature)
-    kept = curvature[:, None] if penalty else None
+    kept, signed = curvature[:, None] if penalty else None, compute.fixed.signed
+    apart = curvature[:, None] if signed else curvature
+    bound = _bound_of(compute)(lambda v: B @ (B.T @ v) + apart * v, squares + curvature)
     return FixedFactor(B, step=1 / bound, l1=penalty.l1, curvature=kept)
+
+
+def _bound_of(compute: Compute) -> Callable[..., Tensor]:
+    return largest_eigenvalue_of_signed if compute.fixed.signed else largest_eigenvalue
 
 
 def momenta(steps: int = 5) -> list[float]:
@@ -158,6 +170,42 @@ def largest_eigenvalue(
     quotient = torch.where(diagonal > 0, apply(v) / v.clamp(min=tiny), 0)
     bound = torch.minimum(quotient.max(), diagonal.sum())
     return torch.where(bound > tiny, bound, 1)
+
+
+def largest_eigenvalue_of_signed(
+    apply: Callable[[Tensor], Tensor], diagonal: Tensor, steps: int = _BOUND_STEPS
+) -> Tensor:
+    """An upper bound of the largest eigenvalue λ of a positive semidefinite G of any signs; the
+    rest as for largest_eigenvalue. apply(V) is G V for V (K, s).
+
+    For normal v, ‖G^q v‖² ≥ λ^2q x² with x its part along the leading eigenvector, also normal. Of
+    _DRAWN such v one at least has x² ≥ _LEAST_PART, but for a probability of 2e-9; the root makes
+    the bound at most 1.25 λ where λ stands alone. The v are the same in every call. Does not
+    synchronise.
+    """
+    tiny = torch.finfo(diagonal.dtype).tiny
+    # G times it has eigenvalues up to 1: nothing overflows
+    inverse = 1 / diagonal.sum().clamp(min=tiny)
+    V = _normal(len(diagonal), _DRAWN, diagonal)
+    growth = diagonal.new_zeros(())
+    for _ in range(steps):
+        V = apply(V) * inverse
+        largest = torch.linalg.vector_norm(V, dim=0).amax().clamp(min=tiny)
+        V, growth = V / largest, growth + largest.log()
+    # the norms after the last step are at most 1
+    root = torch.exp((growth - 0.5 * math.log(_LEAST_PART)) / steps)
+    bound = diagonal.sum() * root.clamp(max=1)
+    return torch.where(bound > tiny, bound, 1)
+
+
+def _normal(K: int, s: int, like: Tensor) -> Tensor:
+    """Numbers (K, s) as if normal, computed on the device: what is recorded can copy none there."""
+    rows, columns = (
+        torch.arange(size, dtype=wide(like.device), device=like.device) for size in (K, s)
+    )
+    hashed = torch.sin(rows[:, None] * 12.9898 + columns * 78.233 + 1) * 43758.5453
+    uniform = hashed.frac().abs().clamp(1e-6, 1 - 1e-6)
+    return torch.erfinv(2 * uniform - 1).mul_(2**0.5).to(like.dtype)
 
 
 def work(form: str, size: Size, times: int) -> Work:
@@ -199,6 +247,7 @@ SOLVER = Solver(
     work=work,
     workspace=lambda K, d, block: 4 * K + d,
     forms=FORMS,
+    constraints=(NON_NEGATIVE, FREE),
     fused=("pgd_normal_", "pgd_residual_"),
     reports_error_before=True,
     needs_all_concepts=True,

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from . import anls, hals, mu, pgd
+from . import anls, hals, least_squares, mu, pgd
 from .base import Solver
+from .constraints import FREE, NON_NEGATIVE, Constraint
 
-SOLVERS: dict[str, Solver] = {module.SOLVER.name: module.SOLVER for module in (hals, mu, pgd, anls)}
+_ALL = (hals.SOLVER, mu.SOLVER, mu.SIGNED, pgd.SOLVER, anls.SOLVER)
 
 
-def learner(solver: Solver, K: int) -> Solver:
-    """The solver whose half-step updates a dictionary of K concepts: itself up to learns_up_to."""
-    return solver if solver.learns_up_to >= K else hals.SOLVER
+def _of(constraint: Constraint) -> dict[str, Solver]:
+    return {solver.name: solver for solver in _ALL if constraint in solver.constraints}
+
+
+# those of non-negative dictionaries
+SOLVERS: dict[str, Solver] = _of(NON_NEGATIVE)
+_BY_CONSTRAINT = {NON_NEGATIVE: SOLVERS, FREE: _of(FREE)}
+
+
+def solvers_of(constraint: Constraint) -> dict[str, Solver]:
+    """The solvers for dictionaries with this constraint, by name."""
+    return _BY_CONSTRAINT[constraint]
+
+
+def learner(solver: Solver, K: int, constraint: Constraint = NON_NEGATIVE) -> Solver:
+    """The solver whose half-step updates a dictionary of K concepts: itself, or least squares where
+    it leaves a free dictionary to them, up to learns_up_to."""
+    by = least_squares.SOLVER if constraint.signed and solver.solves_free else solver
+    return by if by.learns_up_to >= K else hals.SOLVER
 
 
 # scikit-learn's names of solvers

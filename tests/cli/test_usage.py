@@ -12,6 +12,7 @@ from fastnmf.cli import parser
 from fastnmf.cli.usage import Refused
 from fastnmf.engine.state import STOPPING_RULES
 from fastnmf.fit.encode import METHODS
+from fastnmf.init.signed import STARTS as SIGNED_STARTS
 from fastnmf.init.start import STARTS
 from fastnmf.planning.plan import forms_of
 from fastnmf.solvers.registry import SOLVERS
@@ -29,6 +30,7 @@ def test_choices_are_what_there_is():
     assert list(SOLVERS) == parser.SOLVERS
     assert list(METHODS) == parser.METHODS
     assert [*STARTS] == parser.STARTS
+    assert [name for name in SIGNED_STARTS if name not in STARTS] == parser.SIGNED_STARTS
     assert list(STOPPING_RULES) == parser.RULES
     assert BACKENDS
     for form in parser.FORMS[1:]:
@@ -134,8 +136,8 @@ MISTYPED = {
         "'cd' is none of .*did you mean 'hals'?",
     ),
     "start": (
-        ["fit", "A.npy", "--init", "svda"],
-        "'svda' is none of .*did you mean 'nndsvda'?",
+        ["fit", "A.npy", "--init", "nnsvda"],
+        "'nnsvda' is none of .*did you mean 'nndsvda'?",
     ),
     "its former name": (["fit", "A.npy", "--stop", "codes"], "'codes' is none of .*mean 'change'?"),
     "yes": (

@@ -12,7 +12,7 @@ from starts import DTYPES, activations, loss, seeded, started
 from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
 from fastnmf.errors import InvalidInput
-from fastnmf.init import start, svd
+from fastnmf.init import drawn, start, svd
 from fastnmf.init.start import cold_start, random_codes, random_dictionary
 
 
@@ -53,15 +53,15 @@ def test_one_seed_gives_the_same_bits_twice(draw):
 
 @pytest.mark.parametrize("n", [1, 16, 17, 47])
 def test_draws_in_groups_are_one_draw(n):
-    groups = list(start._groups(n, 16))
+    groups = list(drawn.groups(n, 16))
     assert [part.start for part in groups[1:]] == [part.stop for part in groups[:-1]]
     assert groups[-1].stop == n
     for dtype in DTYPES:
         generator = seeded(5)
         sizes = [part.stop - part.start for part in groups]
-        drawn = [torch.randn(rows, 3, generator=generator, dtype=dtype) for rows in sizes]
+        numbers = [torch.randn(rows, 3, generator=generator, dtype=dtype) for rows in sizes]
         whole = torch.randn(n, 3, generator=seeded(5), dtype=dtype)
-        assert torch.equal(torch.cat(drawn), whole)
+        assert torch.equal(torch.cat(numbers), whole)
 
 
 def test_cpu_generator_serves_another_device(accelerator):

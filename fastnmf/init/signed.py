@@ -1,0 +1,134 @@
+"""Starts of a factorization with a free dictionary: random, from singular vectors, or rows of the
+data; and codes to encode from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from ..backends.products import Matrix, add_tdot_, dot, operand, row_maxima, sum_of_sizes
+from ..data.dataset import Data
+from ..data.storage import InMemory, Kept, row_blocks
+from ..numerics import tiny, wide
+from ..solvers.least_squares import solution
+from .drawn import draw_codes_, drawn
+from .nndsvd import part_squares, write_left_
+from .rows import any_rows, spread_rows, take_rows
+from .svd import ByColumns, products, right_vectors
+
+STARTS = ("auto", "random", "svd", "rows", "spread")
+# the share of the mean, or of the root mean square, of codes that one has at least: zeros would
+# stay zero in multiplicative updates
+_LEAST_CODE = 0.1
+
+
+def resolve(init: str, n: int, d: int, K: int) -> str:
+    """Name the start that `init` means, one of STARTS but not 'auto'."""
+    if init == "auto":
+        return "svd" if min(n, d) >= K else "random"
+    return init
+
+
+@torch.no_grad()
+def start(data: Data, codes: Kept | None, K: int, kind: str, generator: Generator | None) -> Tensor:
+    """Return D (K, d) to start from, and write its codes into `codes`, unless that is None.
+
+    'random' is Overcomplete's: codes |normal| · sqrt(mean |A| / K), and the least squares solution
+    for them; a random dictionary where codes are not kept. 'svd': see from_singular_vectors, and
+    rows for concepts beyond min(n, d). 'rows' and 'spread' take rows of A, and random concepts
+    where there are too few.
+    """
+    few = min(data.n, data.d) >= K
+    if kind == "svd" and few:
+        return from_singular_vectors(data, codes, K, generator)
+    if kind == "random":
+        return _random(data, codes, K, generator)
+    D = data.like.new_empty(0, data.d)
+    if kind == "svd":
+        D = from_singular_vectors(data, None, min(data.n, data.d), generator)
+        norms = torch.linalg.vector_norm(D, dim=1, keepdim=True).clamp(min=tiny(D))
+        # as long as rows are
+        D *= float(data.squared_norm / data.n) ** 0.5 / norms
+    draw = spread_rows if kind == "spread" else any_rows
+    D = torch.cat((D, take_rows(data, draw(data, K - len(D), generator))))
+    if len(D) < K:
+        more = drawn((K - len(D), data.d), data, generator)
+        D = torch.cat((D, more.mul_(mean_size(data))))
+    for _, X, Z in () if codes is None else data.chunks(codes):
+        cold_start(X, D, out=Z)
+    return D
+
+
+@torch.no_grad()
+def random_codes(A: Tensor, K: int, generator: Generator | None = None) -> Tensor:
+    """Z (n, K) = |normal| · sqrt(mean |A| / K), Overcomplete's random start."""
+    data = Data(A)
+    codes = InMemory(data.like.new_empty(data.n, K))
+    draw_codes_(codes, data, (mean_size(data) / K).sqrt(), generator)
+    return codes.Z
+
+
+def mean_size(data: Data) -> Tensor:
+    """The mean of |A|."""
+    total = torch.zeros((), dtype=wide(data.device), device=data.device)
+    for _, X, _ in data.chunks():
+        total += sum_of_sizes(X)
+    data.processes.sum_(total)
+    return (total / (data.n * data.d)).to(data.dtype)
+
+
+def _random(data: Data, codes: Kept | None, K: int, generator: Generator | None) -> Tensor:
+    scale = (mean_size(data) / K).sqrt()
+    if codes is None:
+        return drawn((K, data.d), data, generator).mul_(scale)
+    draw_codes_(codes, data, scale, generator)
+    cross, gram = data.like.new_zeros(data.d, K), data.like.new_zeros(K, K)
+    for _, X, Z in data.chunks(codes):
+        # half-steps only approach the codes of zero rows
+        Z *= row_maxima(X)[:, None] > 0
+        add_tdot_(cross, X, Z)
+        gram.addmm_(Z.T, Z)
+    data.processes.sum_(cross)
+    data.processes.sum_(gram)
+    return solution(cross.T, gram)
+
+
+def from_singular_vectors(
+    data: Data, codes: Kept | None, K: int, generator: Generator | None = None
+) -> Tensor:
+    """Return D (K, d), K ≤ min(n, d), the leading right singular vectors of A, each with the sign
+    for which the positive part of its codes is the larger one, and write these parts into `codes`,
+    zeros filled: multiplicative updates would leave them.
+
+    Zero data give zero factors. Source: Gillis & Kumar (2015).
+    """
+    X = products(data)
+    V, _ = right_vectors(X, K, generator)
+    V = V * (data.largest > 0)
+    by_columns = isinstance(X, ByColumns)
+    positive, negative = part_squares(V) if by_columns else write_left_(data, codes, V)
+    sign = torch.where(positive >= negative, 1.0, -1.0).to(V.dtype)
+    fill = _LEAST_CODE * (torch.maximum(positive, negative) / data.n).sqrt().to(V.dtype)
+    V = V * sign
+    if not by_columns:
+        for Z in () if codes is None else codes.blocks_():
+            torch.maximum(Z.mul_(sign.to(Z)), fill.to(Z), out=Z)
+        return V.T.contiguous()
+    for part in () if codes is None else row_blocks(data.n_here, data.chunk_rows):
+        codes.save(part, V[data.first + part.start : data.first + part.stop].maximum(fill))
+    return X.product(V).T.contiguous()
+
+
+def cold_start(A: Matrix, D: Tensor, out: Tensor | None = None) -> Tensor:
+    """Codes (n, K), in `out` if given, of the concepts that alone would lower the error of a row,
+    scaled to it, and some of all others: deterministic, differentiable, row by row.
+
+    z_i = c (w + _LEAST_CODE mean(w)), w_k = max(0, ⟨a_i, D_k⟩) / ‖D_k‖², with the best c for w.
+    """
+    squares = D.square().sum(1)
+    alive = (squares > 0).to(D.dtype)
+    C = dot(A, operand(A, D)).clamp(min=0)
+    w = C * (alive / squares.clamp(min=tiny(D)))
+    norms = (w @ D).square().sum(1, keepdim=True)
+    scale = (w * C).sum(1, keepdim=True) / norms.clamp(min=tiny(D))
+    return torch.mul(scale * (w + _LEAST_CODE * w.mean(1, keepdim=True)), alive, out=out)

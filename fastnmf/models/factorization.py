@@ -1,0 +1,583 @@
+"""What the models share: fit, online learning, codes, files, and what Overcomplete's users replace.
+The classes that users see have a constructor, a constraint of their dictionaries, and starts."""
+
+# torch's own types are incomplete; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..data.arrays import read_matrix
+from ..distributed import ALONE, Processes
+from ..engine.state import Callback
+from ..errors import NotFitted
+from ..fit.options import Options, refuse_unknown, with_run
+from ..isolation import isolated, one_at_a_time
+from ..planning.memory import refuse_too_large
+from . import own_parts
+from .base import DictionaryModel
+from .own_parts import Solve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from typing_extensions import Self
+
+    from ..results.encoding import EncodeInfo
+
+
+class Factorization(DictionaryModel):
+    """A model A ≈ Z D with codes Z ≥ 0. Its class has the attribute of each of OPTIONS, and a
+    constructor that calls `_take_options`."""
+
+    _SOLVERS: ClassVar[dict[str, Solve]] = {}
+
+    @one_at_a_time
+    def fit(
+        self,
+        A: Any,
+        max_iter: int | None = None,
+        *,
+        codes: str | os.PathLike[str] | None = "memory",
+        callback: Callback | None = None,
+        max_seconds: float | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        **unknown: Any,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Learn the dictionary of A.
+
+        Parameters
+        ----------
+        A : (n, d), non-negative in NMF
+            A tensor, an array or a memory map; a data frame, lists of numbers, or an array of
+            another library; a sparse matrix of SciPy or torch; the path of a .npy or .safetensors
+            file, of a folder of them, or a list of paths; a DataLoader, or an iterable of batches.
+            Data that do not fit in memory are read in every iteration. float64 is computed in
+            float64, all else in float32.
+        max_iter : int, optional
+            Largest number of iterations; by default the constructor's.
+        codes : 'memory', path or None, default 'memory'
+            Where the codes go: to memory; to this .npy file, then Z is a map of it on the CPU; or
+            nowhere, then each pass computes them anew and Z is None.
+        callback : callable, optional
+            A function that is called with an `Iteration` after each iteration. The fit ends when it
+            returns a true value.
+        max_seconds : float, optional
+            Time limit in seconds, above 0, checked between iterations.
+        checkpoint : path, optional
+            A .safetensors file for progress, written whole or not at all. It is saved at the end of
+            an iteration once ``Tuning.checkpoint_seconds`` have passed, and before the process
+            leaves on Ctrl-C or SIGTERM.
+        resume : bool, default False
+            Continue from the file `checkpoint`, to the same bits as a fit that was not interrupted,
+            on the same machine and with as many threads. Without such a file the fit starts.
+            max_iter and tol may differ from those before.
+
+        Returns
+        -------
+        Z : Tensor (n, K) or None
+            The codes.
+        D : Tensor (K, d)
+            The dictionary. Both are contiguous and on the model's device.
+
+        Raises
+        ------
+        InvalidInput
+            For data, options or a checkpoint that cannot be used.
+        BackendUnavailable
+            If a backend that was named cannot be used.
+        ArithmeticError
+            If A is too large or too small to be squared, or the factors overflow.
+        OSError
+            If a file cannot be written.
+
+        Notes
+        -----
+        A fit that fails or is interrupted leaves the model and the file of codes as they were.
+
+        With `distributed`, A holds the rows of this process, which may be none, and Z their codes.
+        A file of codes is named Z-00000-of-00004.npy for 'Z.npy', and a checkpoint likewise. All
+        processes call fit with the same options and get the same D. Options, data and files that
+        one of them cannot use are an InvalidInput in all. If one fails otherwise or ends, the
+        others raise ConnectionError, at the latest after the timeout of the default group.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> A = torch.rand(100, 8, generator=torch.Generator().manual_seed(0))
+        >>> errors = []
+        >>> nmf = NMF(3, seed=0)
+        >>> Z, D = nmf.fit(A, callback=lambda iteration: errors.append(iteration.relative_error))
+        >>> errors[-1] < errors[0]
+        True
+        """
+        from ..fit import batch
+
+        refuse_unknown(unknown, "fit", _names(Factorization.fit))
+        run = {"codes": codes, "callback": callback, "max_seconds": max_seconds}
+        run |= {"checkpoint": checkpoint, "resume": resume}
+        options = with_run(self._options(), max_iter, **run)
+        if (function := own_parts.own_function(self)) is not None:
+            return self._fit_by(function, A, options)
+        A, pair = own_parts.own_start(self, A)
+        options = options.starting_from(pair)
+        Z, D, info = batch.fit(A, options)
+        self.D = D
+        self.fit_info_ = info
+        self._set_fitted(**info.as_dict())
+        return Z, D
+
+    @one_at_a_time
+    def partial_fit(self, A: Any, *, half_life: float | None = None, **unknown: Any) -> Self:
+        """Learn from a batch of rows that are seen once (online learning).
+
+        Parameters
+        ----------
+        A : (m, d), non-negative in NMF
+            What `fit` takes, except paths; m is at least 1.
+        half_life : float, optional
+            Rows after which a row counts half, above 0; by default 16 rows per concept. math.inf
+            never forgets. Give the same in every call.
+
+        Returns
+        -------
+        model
+            The model itself; `online_info_` is the summary so far.
+
+        Raises
+        ------
+        InvalidInput
+            For data or options that cannot be used.
+        ArithmeticError
+            If A is too large or too small to be squared.
+
+        Notes
+        -----
+        The codes of the batch, by the model's solver, are added to the statistics ZᵀZ (K, K) and
+        ZᵀA (K, d). Older rows lose half their weight in them every `half_life` rows. The dictionary
+        follows by half-steps in normal form.
+
+        The first batch gives the start, by `init`. A pair (Z0, D0) must fit it; load_dictionary(D0)
+        takes any batch. A batch of zeros leaves the start to the next one. After `fit` or
+        `load_dictionary`, learning continues from their dictionary. It counts as much as the rows
+        of a half-life, at most 16 per concept. A concept that no row has used stays as it is.
+
+        The statistics are in copies and pickles of the model, but not in its state_dict; `fit`
+        drops them. max_iter and tol are not used. A call that fails or is interrupted leaves the
+        model as it was.
+
+        With `distributed`, the batch is the rows of all processes in their order. A holds those of
+        this process: it may have no rows (a tensor (0, d)), or be a path. All processes call
+        partial_fit, with equal models, and get the same D. If one fails, all raise an error and
+        their models stay as they were. If one ends, the others raise ConnectionError.
+
+        References
+        ----------
+        .. [1] J. Mairal, F. Bach, J. Ponce and G. Sapiro, "Online learning for matrix factorization
+           and sparse coding", 2010.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(3, seed=0)
+        >>> for batch in torch.rand(100, 8).split(20):
+        ...     nmf = nmf.partial_fit(batch)
+        >>> nmf.online_info_.rows
+        100
+        """
+        from ..fit import online
+
+        refuse_unknown(unknown, "partial_fit", _names(Factorization.partial_fit))
+        half_life = checks.half_life(half_life)
+        device = torch.device(self.device) if self.D is None else self.D.device
+        # a group of their own would take longer to make than a small batch
+        processes = Processes.present(device) if self.distributed else ALONE
+        before = online.Learned(self.D, self._gram, self._cross, self.online_info_)
+        options = self._options()
+        if own_parts.own_function(self) is not None:
+            own_parts.refuse_for_own_function(self, "partial_fit")
+        if self.D is None:
+            A, pair = own_parts.own_start(self, A)
+            options = options.starting_from(pair)
+        given = A, options, before, half_life, device, processes
+        learned = online.partial_fit(*given)
+        assert learned.info is not None
+        self.D = learned.D
+        self.fit_info_ = None
+        self._set_fitted(**learned.info.as_dict())
+        self._gram, self._cross, self.online_info_ = learned.gram, learned.cross, learned.info
+        return self
+
+    @isolated
+    def encode(
+        self,
+        A: Any,
+        max_iter: int = 300,
+        tol: float | None = None,
+        *,
+        Z0: Any = None,
+        method: str = "auto",
+        top_k: int | None = None,
+        codes: str | os.PathLike[str] = "memory",
+        return_info: bool = False,
+    ) -> Tensor | tuple[Tensor, EncodeInfo]:
+        """Compute codes for A with a fixed dictionary (scikit-learn: ``transform``).
+
+        They are exact: with any method but 'sweeps' the optimum of a convex problem, whatever the
+        model's solver is.
+
+        Parameters
+        ----------
+        A : (…, d), non-negative in NMF
+            What `fit` takes. A tensor or an array may have any number of leading dimensions, and no
+            rows.
+        max_iter : int, default 300
+            Largest number of sweeps. With method='sweeps' the codes are then those that they are;
+            otherwise rows that have not converged are solved exactly. 0 returns the start.
+        tol : float, optional
+            Only with method='sweeps': stop when ‖ΔZ‖ ≤ tol ‖Z‖; by default a hundredth of the
+            model's tol.
+        Z0 : (n, K), optional
+            Codes to start from. They change the time, and the codes only with method='sweeps'. By
+            default all concepts start alike, so that the same A gives the same codes.
+        method : {'auto', 'exact', 'sweeps'}, default 'auto'
+            'exact' solves each row by an active set. 'auto' does so, or sweeps first over all rows
+            where that is faster, as with fewer concepts than features. 'sweeps' are iterations of
+            the model's solver, as in Overcomplete: their error never rises with `max_iter`, and
+            they may end before the optimum.
+        top_k : int, optional
+            At most that many concepts for each row, by orthogonal matching pursuit as in `nnls`:
+            the steepest concept enters, and codes become the optimum on the support, with the
+            penalty. `max_iter` and `tol` have no effect. Not with Z0 or another method.
+        codes : 'memory' or path, default 'memory'
+            Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
+        return_info : bool, default False
+            Also return how it ended.
+
+        Returns
+        -------
+        Z : Tensor (…, K)
+            argmin ½ ‖A − Z D‖² + alpha_Z d P(Z) over Z ≥ 0. Without 'sweeps' it is differentiable
+            with respect to A, any number of times, if A requires a gradient; then A must be in
+            memory. Where concepts in use depend on each other, the gradient is that of the
+            solution of least norm.
+        info : EncodeInfo
+            What ran, iterations, whether all rows are solved, the KKT residual of each row, and the
+            relative error. Only with `return_info`. Print it.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If rows could not be solved, as their concepts nearly depend on each other; with
+            'sweeps', if max_iter is reached before `tol`.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For data that cannot be used.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(2).load_dictionary(torch.eye(2, 5))
+        >>> nmf.encode(torch.rand(3, 4, 5)).shape
+        torch.Size([3, 4, 2])
+        """
+        from ..fit import encode, rows
+
+        D = self.get_dictionary()
+        iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
+        stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
+        wants_info = checks.flag("return_info", return_info)
+        most = checks.whole("top_k", top_k, at_least=1, optional=True)
+        run = encode.Run(checks.one_of("method", method, encode.METHODS), iterations, stop_at, most)
+        A, leading = rows.as_rows(A, D.shape[1])
+        if (function := own_parts.own_function(self)) is not None:
+            if codes != "memory":
+                own_parts.refuse_for_own_function(self, f"codes={codes!r}")
+            if method != "auto":
+                own_parts.refuse_for_own_function(self, f"method={method!r}")
+            if top_k is not None:
+                own_parts.refuse_for_own_function(self, f"top_k={top_k}")
+            if wants_info:
+                own_parts.refuse_for_own_function(self, "return_info=True")
+            Z = own_parts.encode_by(function, self, A, Z0, iterations, tol)
+            return Z if leading is None else Z.reshape(*leading, len(D))
+        if Z0 is None:
+            A, Z0 = own_parts.own_codes(self, A)
+        given = A, D, self._options(), run
+        Z, info = encode.encode(*given, Z0=Z0, codes=codes, return_info=wants_info)
+        Z = Z if leading is None else Z.reshape(*leading, len(D))
+        return (Z, info) if wants_info else Z
+
+    @isolated
+    def decode(self, Z: Any, out: str | os.PathLike[str] | None = None) -> Tensor:
+        """Compute the reconstruction Z D of codes (scikit-learn: ``inverse_transform``).
+
+        Parameters
+        ----------
+        Z : (…, K), of any sign
+            Codes, as what `fit` takes. A tensor or an array may have any number of leading
+            dimensions, and no rows.
+        out : path, optional
+            A .npy file to write to. Then a map of it is returned, on the CPU, and Z must not
+            require a gradient.
+
+        Returns
+        -------
+        Tensor (…, d)
+            On the model's device; differentiable with respect to Z.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For codes that cannot be used.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> NMF(2).load_dictionary(torch.eye(2, 3)).decode(torch.tensor([[1.0, 2.0]]))
+        tensor([[1., 2., 0.]])
+        """
+        from ..fit import encode, rows
+
+        D = self.get_dictionary()
+        budget = self._options().budget(D.device, width=D.shape[1])
+        Z, leading = rows.as_rows(Z, len(D))
+        A = encode.decode(Z, D, budget, out)
+        return A if leading is None else A.reshape(*leading, D.shape[1])
+
+    def get_dictionary(self) -> Tensor:
+        """Return the dictionary.
+
+        Returns
+        -------
+        Tensor (K, d)
+            D itself, not a copy.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        """
+        self._assert_fitted()
+        assert self.D is not None
+        if self.D.is_meta:
+            raise NotFitted(
+                "the dictionary is on the meta device and holds no values: load one by "
+                "load_state_dict(…, assign=True), or move the model before it is fitted"
+            )
+        return self.D
+
+    @one_at_a_time
+    def load_dictionary(self, D: Any) -> Self:
+        """Use a given dictionary; the model is then fitted.
+
+        Parameters
+        ----------
+        D : (K, d), non-negative in NMF
+            A tensor or an array. It is copied.
+
+        Returns
+        -------
+        model
+            The model itself.
+
+        Raises
+        ------
+        InvalidInput
+            For a matrix that cannot be used, or has another number of rows than `nb_concepts`.
+        """
+        self.D = self._checked_dictionary(D, self.device).detach().clone()
+        self.fit_info_ = None
+        self._set_fitted()
+        return self
+
+    @isolated
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model (D, solver, tol, penalties, fit_info_) to a file.
+
+        Parameters
+        ----------
+        path : path
+            A .safetensors file. It is written whole or not at all.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For another suffix.
+        OSError
+            If the file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile, torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(2).load_dictionary(torch.rand(2, 5))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nmf.save(f"{folder}/model.safetensors")
+        ...     NMF.load(f"{folder}/model.safetensors").fitted
+        True
+        """
+        from . import saved
+
+        D, names = self.get_dictionary(), ("solver", "tol", *saved.PENALTIES)
+        # nb_concepts may have been set for another fit
+        options = {"nb_concepts": len(D), **{name: getattr(self, name) for name in names}}
+        saved.write(path, options, D, self.fit_info_, self.public_name())
+
+    @classmethod
+    @isolated
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
+        """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The .safetensors file.
+        device : str or torch.device, default 'cpu'
+            Where to compute and to keep D.
+
+        Returns
+        -------
+        NMF
+            The fitted model.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        InvalidInput
+            For a file that is damaged, holds something else, or comes from a newer version.
+        """
+        from . import saved
+
+        found = saved.read(path)
+        found.check_model(path, cls.public_name())
+        model = cls(device=device, **found.options).load_dictionary(found.D)
+        model.fit_info_ = found.info
+        return model
+
+    def plot(self) -> Figure:
+        """Draw `fit_info_`: error over time, active concepts per row, energy of the concepts.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Save it by ``savefig``, or let a notebook display it. pyplot is not used.
+
+        Raises
+        ------
+        NotFitted
+            If there is no summary of a fit.
+        ModuleNotFoundError
+            If matplotlib (the extra ``plot``) is not installed.
+        """
+        from ..results import plot
+
+        self._assert_fitted()
+        if self.fit_info_ is None:
+            raise NotFitted(
+                "there is no summary of a fit to draw, the dictionary was loaded or learned by "
+                "partial_fit: call fit(A)"
+            )
+        return plot.draw(self.fit_info_)
+
+    @property
+    def solver_fn(self) -> Solve:
+        """The solver as a function (A, Z, D, …) → (Z, D), as Overcomplete's models have it.
+
+        A function of your own may be assigned: fit and encode then call it as Overcomplete does.
+        """
+        return own_parts.function_of(self)
+
+    @solver_fn.setter
+    def solver_fn(self, function: Solve) -> None:
+        self._solver_fn = checks.function("solver_fn", function)
+
+    def extra_repr(self) -> str:
+        """Return what repr shows: concepts, device, solver, and whether the model is fitted."""
+        state = "fitted" if self.fitted else "not fitted"
+        return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
+
+    def _options(self) -> Options:
+        """The options as the attributes are now."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in OPTIONS}
+        given |= {"solver": own_parts.native_solver(self), "constraint": self.constraint}
+        try:
+            return (_checked if isinstance(self.init, str) else Options)(**given)
+        except TypeError:
+            # not hashable, or what Options raises
+            return Options(**given)
+
+    def _take_options(self, given: dict[str, Any], unknown: dict[str, Any]) -> None:
+        """Check the arguments of the constructor, and keep them."""
+        own_parts.refuse_unknown_options(self, unknown, OPTIONS)
+        solver = given["solver"]
+        self.solver = solver
+        checked = Options(
+            **{**given, "solver": own_parts.native_solver(self)}, constraint=self.constraint
+        )
+        for name in OPTIONS:
+            setattr(self, name, getattr(checked, name))
+        self.solver = solver
+        own_parts.own_function(self)
+
+    @classmethod
+    def public_name(cls) -> str:
+        """The name of the model of fastnmf that this class is, or extends."""
+        return cls.public_class().__name__
+
+    def _fit_by(self, function: Solve, A: Any, options: Options) -> tuple[Tensor, Tensor]:
+        """Fit by a solver function of the user's; there is no summary."""
+        for name in OF_A_RUN:
+            if getattr(options, name) not in (None, False, "memory") or options.codes is None:
+                own_parts.refuse_for_own_function(self, f"{name}={getattr(options, name)!r}")
+        Z, D = own_parts.fit_by(function, self, self._matrix(A), options.iterations)
+        self.D, self.fit_info_ = D.detach(), None
+        self._set_fitted()
+        return Z.detach(), self.D
+
+    def _matrix(self, A: Any) -> Tensor:
+        """A, beside which codes and a dictionary fit in memory."""
+        A = read_matrix(A, self.device, self.expected())
+        names, K = ("the codes", "the dictionary"), self.nb_concepts
+        sizes = {name: m * K * A.itemsize for name, m in zip(names, A.shape, strict=True)}
+        refuse_too_large(sizes, A.device, "give fewer concepts")
+        return A
+
+
+def _names(function: Callable[..., Any]) -> list[str]:
+    """The arguments of a function that are given by name."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+
+
+# a call of a few rows takes as long as five checks; factors to start from are not kept
+_checked = functools.lru_cache(maxsize=64, typed=True)(Options)
+OF_A_RUN = ("codes", "callback", "max_seconds", "checkpoint", "resume")
+# the constructor's arguments
+OPTIONS = tuple(
+    field.name for field in fields(Options) if field.name not in (*OF_A_RUN, "constraint")
+)
