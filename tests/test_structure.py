@@ -69,6 +69,7 @@ TESTED_IN = {
     "backends.nnls.active_sets": "solvers/test_anls.py",
     "backends.nnls.reference": "solvers/test_anls.py",
     "backends.nnls.result": "fit/test_nnls.py",
+    "backends.nnls.supports": "solvers/test_anls.py",
     "backends.pointers": "backends/test_cpp.py",
     "backends.torch": "solvers/test_iterates.py",
     "backends.triton": "kernels/test_interpreted.py",

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..backends.nnls.active_sets import padded_support
 from ..backends.nnls.result import RANK_TOLERANCE
+from ..backends.nnls.supports import padded_support
 from ..isolation import without_autocast
 from ..precision import products_in
 

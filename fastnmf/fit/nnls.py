@@ -252,6 +252,14 @@ def _dictionary(D: Tensor | np.ndarray, device: torch.device) -> Tensor:
     return read_matrix(D, device, Expected("D", signed=True))
 
 
+def _matrix(X: Any, name: str) -> Tensor | np.ndarray:
+    """A tensor itself, or as an array what is one."""
+    matrix = as_matrix(X, name)
+    if matrix is None:
+        raise TypeError(f"{name} is a {type(X).__name__}; it must be a tensor or an array")
+    return X if isinstance(X, Tensor) else matrix
+
+
 def _limits(max_iter: int | None, top_k: int | None) -> Limits:
     """Both, checked."""
     most = checks.whole("max_iter", max_iter, at_least=0, optional=True)

@@ -198,8 +198,9 @@ def test_what_is_no_cross_product_or_gram_matrix_is_refused(C, G, message):
 
 def test_what_else_cannot_be_used_is_refused():
     C, G = torch.rand(3, 2), torch.eye(2)
-    with pytest.raises(TypeError, match="G is a list"):
-        nnls_gram(C, [[1.0, 0.0], [0.0, 1.0]])
+    with pytest.raises(TypeError, match="G is a str"):
+        nnls_gram(C, "G.npy")
+    assert torch.equal(nnls_gram(C.tolist(), G.tolist()).float(), C)
     with pytest.raises(InvalidInput, match="G requires a gradient, and nnls_gram has none"):
         nnls_gram(C, G.clone().requires_grad_())
     with pytest.raises(InvalidInput, match="l2=-1"):

@@ -181,8 +181,9 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path):
         nnls(rows, D, max_memory=1000)
     with pytest.raises(TypeError, match="codes="):
         nnls(rows, D, codes=None)
-    with pytest.raises(TypeError, match="D is a list"):
-        nnls(rows, [[1.0, 2.0]])
+    with pytest.raises(TypeError, match="D is a PosixPath"):
+        nnls(rows, rows)
+    assert torch.equal(nnls(A.tolist(), D.tolist()), nnls(A.double(), D.double()))
     with pytest.raises(InvalidInput, match="Z0 has 3 rows"):
         nnls(rows, D, A[:3, :K].abs())
     broken = A.clone()

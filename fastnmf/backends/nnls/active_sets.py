@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from .result import BLOCK, CAPPED, FLOORED, SOLVED, NnlsInfo
+from .supports import Support, first_true, gather_gram, padded_support
 
 # refinements of a minimiser, at most
 _REFINEMENTS = 3
@@ -26,6 +25,8 @@ class ActiveSets:
         self, c: Tensor, G: Tensor, alive: Tensor, tolerance: float, rank_tolerance: float
     ) -> None:
         self.c, self.G, self.alive = c, G, alive.expand_as(c)
+        # what is gathered for padding is zero
+        self._padded = torch.nn.functional.pad(G, (0, 1, 0, 1)) if G.dim() == 2 else None
         self.tolerance, self.rank_tolerance = tolerance, rank_tolerance
         self.x = torch.zeros_like(c)
         self.passive, self.refused = (torch.zeros_like(c, dtype=torch.bool) for _ in range(2))
@@ -37,7 +38,7 @@ class ActiveSets:
         """Take the support of x (r, K) ≥ 0, unless too many of its concepts would have to leave."""
         given = (x > 0) & self.alive
         rows, look = torch.arange(len(x), device=x.device), 2 * BLOCK
-        candidates = _first(given, given.shape[1])
+        candidates = first_true(given, given.shape[1])
         for first in range(0, int(given.sum(1).max()), BLOCK):
             part = candidates[rows, first : first + BLOCK]
             self._enter_(rows, part, torch.zeros_like(rows, dtype=torch.bool))
@@ -86,8 +87,7 @@ class ActiveSets:
         candidates = self._choose(slope, self.block[rows])
         alone = (candidates >= 0).sum(1) == 1
         self.steps[rows] += 1
-        come = self._enter_(rows, candidates, alone)
-        gone = self._descend_(rows)
+        come, gone = self._exchange_(rows, candidates, alone)
         gains = self._gain(rows) > before * (1 + 1e-15)
         block = self.block[rows]
         halved, doubled = (block + 1) // 2, (2 * block).clamp(max=BLOCK)
@@ -112,7 +112,35 @@ class ActiveSets:
             high = torch.where(halves & (found < most), middle, high)
             halves &= (found < most) | (found > most + most // 4)
         chosen = slope >= low[:, None]
-        return _first(chosen & (chosen.cumsum(1) <= most[:, None]), BLOCK)
+        return first_true(chosen & (chosen.cumsum(1) <= most[:, None]), BLOCK)
+
+    def _exchange_(self, rows: Tensor, candidates: Tensor, alone: Tensor) -> tuple[Tensor, Tensor]:
+        """The candidates (r, s), −1 behind the last, enter, and those that stop x leave; how many
+        entered and left, (r,) each."""
+        real = candidates >= 0
+        come, candidates = real.sum(1), candidates.clamp(min=0)
+        support, place = self._joined(rows, candidates, real)
+        factor, info = torch.linalg.cholesky_ex(support.with_added())
+        # squared distances of the candidates to the span of those before them
+        distance = factor.diagonal(dim1=1, dim2=2).gather(1, place).square()
+        near = self.rank_tolerance * self._diagonal(rows).gather(1, candidates)
+        depends = (info > 0) | (real & ~(distance > near)).any(1)
+        candidates = torch.where(real, candidates, -1)
+        if not depends.any():
+            self._pass_(rows, candidates)
+            return come, self._descend_(rows, support, factor)
+        gone, plain = torch.zeros_like(come), (~depends).nonzero()[:, 0]
+        self._pass_(rows[plain], candidates[plain])
+        gone[plain] = self._descend_(rows[plain], support[plain], factor[plain])
+        some = rows[depends]
+        come[depends] = self._enter_(some, candidates[depends], alone[depends])
+        gone[depends] = self._descend_(some)
+        return come, gone
+
+    def _pass_(self, rows: Tensor, candidates: Tensor) -> None:
+        """The candidates are in the supports."""
+        row, place = (candidates >= 0).nonzero(as_tuple=True)
+        self.passive[rows[row], candidates[row, place]] = True
 
     def _enter_(self, rows: Tensor, candidates: Tensor, alone: Tensor) -> Tensor:
         """Add the candidates (r, s), −1 behind the last, to the supports; the number added (r,).
@@ -142,15 +170,19 @@ class ActiveSets:
             count += enters
         return count
 
-    def _descend_(self, rows: Tensor) -> Tensor:
+    def _descend_(
+        self, rows: Tensor, support: Support | None = None, factor: Tensor | None = None
+    ) -> Tensor:
         """Move x towards the minimiser on the support as far as x ≥ 0 allows; the concept that
-        stops it leaves; until x is the minimiser. The number that left (r,)."""
+        stops it leaves; until x is the minimiser. The number that left (r,). support, factor: the
+        supports with their Cholesky factor, where these are known."""
         left = torch.zeros_like(self.steps)
-        support = self._support(rows)
+        support = self._support(rows) if support is None else support
         going = torch.arange(len(rows), device=rows.device)
         while len(going):
             some = support if len(going) == len(rows) else support[going]
-            x, s = some.x, self._minimiser(some)
+            x, s = some.x, self._minimiser(some, factor)
+            factor = None
             falls = some.used & ~(s > 0)
             ratio = torch.where(x > 0, x / (x - s), 0).masked_fill_(~falls, torch.inf)
             step, stops = ratio.min(1, keepdim=True)
@@ -164,7 +196,7 @@ class ActiveSets:
         self._take_(rows, support)
         return left[rows]
 
-    def _take_(self, rows: Tensor, support: _Support) -> None:
+    def _take_(self, rows: Tensor, support: Support) -> None:
         """The support of these rows, and x on it, are those of `support`."""
         index, real = support.index, support.real
         self.x[rows] = torch.zeros_like(self.x[rows]).scatter_add_(
@@ -175,26 +207,47 @@ class ActiveSets:
         self.passive[rows[row], index[row, place]] = False
         self.added[rows[row], index[row, place]] = 0
 
-    def _support(self, rows: Tensor) -> _Support:
-        index, used = padded_support(self.passive[rows])
-        gram = _gather_gram(self.G, rows, index, used)
-        parts = (M[rows].gather(1, index) * used for M in (self.x, self.c, self.added))
-        return _Support(index, used, used.clone(), gram, *parts)
+    def _joined(self, rows: Tensor, candidates: Tensor, real: Tensor) -> tuple[Support, Tensor]:
+        """The supports of these rows with the candidates (r, s) that are real behind them, and
+        their places (r, s)."""
+        passive = self.passive[rows]
+        first, more = passive.sum(1, keepdim=True), real.sum(1, keepdim=True)
+        q = max(1, int((first + more).max()))
+        index, _ = padded_support(passive, q)
+        place = torch.arange(real.shape[1], device=rows.device) + first
+        # a place behind all others takes what is not real
+        place = torch.where(real, place, q)
+        index = torch.nn.functional.pad(index, (0, 1)).scatter_(1, place, candidates)[:, :q]
+        used = torch.arange(q, device=rows.device) < first + more
+        return self._gathered(rows, index, used), place.clamp(max=q - 1)
 
-    def _minimiser(self, support: _Support) -> Tensor:
+    def _support(self, rows: Tensor) -> Support:
+        """The supports of these rows."""
+        return self._gathered(rows, *padded_support(self.passive[rows]))
+
+    def _gathered(self, rows: Tensor, index: Tensor, used: Tensor) -> Support:
+        if self._padded is None:
+            gram = gather_gram(self.G, rows, index, used)
+        else:
+            place = torch.where(used, index, len(self.G))
+            gram = self._padded[place[:, :, None], place[:, None]]
+            gram.diagonal(dim1=1, dim2=2).add_(~used)
+        parts = (M[rows].gather(1, index) * used for M in (self.x, self.c, self.added))
+        return Support(index, used, used.clone(), gram, *parts)
+
+    def _minimiser(self, support: Support, factor: Tensor | None = None) -> Tensor:
         """The minimiser on the support of each row (r, q), by a step from x, which refines it."""
         x, used = support.x, support.used
         slope = support.c - (support.gram @ x[:, :, None])[:, :, 0]
         slope = torch.where(used, slope, 0)[:, :, None]
-        change = torch.cholesky_solve(slope, self._factor(support))[:, :, 0]
+        factor = self._factor(support) if factor is None else factor
+        change = torch.cholesky_solve(slope, factor)[:, :, 0]
         return x + torch.where(used, change, 0)
 
-    def _factor(self, support: _Support) -> Tensor:
+    def _factor(self, support: Support) -> Tensor:
         """The Cholesky factor of the Gram matrix on each support (r, q, q), the identity where it
         is padded."""
-        gram = support.gram
-        if bool(support.added.any()):
-            gram = gram + torch.diag_embed(support.added)
+        gram = support.with_added()
         factor, info = torch.linalg.cholesky_ex(gram)
         # concepts are independent when they enter, but for rounding
         damping, left = self.rank_tolerance, info > 0
@@ -236,64 +289,3 @@ class ActiveSets:
         status = torch.where(capped, CAPPED, status).int()
         kkt = kkt.masked_fill(strange, torch.inf)
         return NnlsInfo(status, kkt, self.passive.sum(1).int(), self.steps.int())
-
-
-@dataclass(frozen=True)
-class _Support:
-    """The supports of some rows, padded to q concepts: index, real (r, q): the concepts at the
-    start, and which are no padding; used: which are left. gram (r, q, q): the identity where not
-    used; x, c, added (r, q): as those of ActiveSets, 0 where not used."""
-
-    index: Tensor
-    real: Tensor
-    used: Tensor
-    gram: Tensor
-    x: Tensor
-    c: Tensor
-    added: Tensor
-
-    def __getitem__(self, rows: Tensor) -> _Support:
-        """The supports of some of the rows, copied."""
-        return _Support(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-    def leave_(self, rows: Tensor, places: Tensor) -> None:
-        """The concept at one place (s,) of each of these rows (s,) leaves."""
-        self.used[rows, places] = False
-        for vector in (self.x, self.c, self.added):
-            vector[rows, places] = 0
-        self.gram[rows, places] = 0
-        self.gram[rows, :, places] = 0
-        self.gram[rows, places, places] = 1
-
-
-def _first(chosen: Tensor, most: int) -> Tensor:
-    """The indices of the first `most` columns that are true in each row, −1 behind the last."""
-    K = chosen.shape[1]
-    index = torch.where(chosen, torch.arange(K, device=chosen.device), K).sort(1).values[:, :most]
-    return torch.where(index < K, index, -1)
-
-
-def padded_support(passive: Tensor, q: int | None = None) -> tuple[Tensor, Tensor]:
-    """The concepts that each row uses, padded to q: their indices (r, q), and which entries are no
-    padding (r, q). q: at least the largest number, which it is by default; then it is waited for.
-    """
-    counts = passive.sum(1)
-    if q is None:
-        q = max(1, int(counts.max())) if len(counts) else 1
-    used = torch.arange(q, device=passive.device) < counts[:, None]
-    index = torch.zeros(used.shape, dtype=torch.long, device=passive.device)
-    # both list their true entries row by row
-    index[used] = passive.nonzero()[:, 1]
-    return index, used
-
-
-def _gather_gram(G: Tensor, rows: Tensor, index: Tensor, used: Tensor) -> Tensor:
-    """G, of all rows or for each its own, on the support of each row (r, q, q), the identity where
-    it is padded."""
-    i, j = index[:, :, None], index[:, None]
-    gathered = G[i, j] if G.dim() == 2 else G[rows[:, None, None], i, j]
-    if not bool(used.all()):
-        gathered *= used[:, :, None]
-        gathered *= used[:, None]
-        gathered.diagonal(dim1=1, dim2=2).add_(~used)
-    return gathered
