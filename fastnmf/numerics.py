@@ -119,3 +119,9 @@ def wide(device: torch.device) -> torch.dtype:
     """The widest float that the device has."""
     # MPS has no float64
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def row_major(F: Tensor) -> Tensor:
+    """F, a contiguous matrix, with the strides of one: those of a single row or column may
+    be anything, and products choose their order of summation by them."""
+    return F.flatten().view(F.shape)

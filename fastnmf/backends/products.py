@@ -95,6 +95,14 @@ def dense_tiles(X: Matrix, most: int | None = None) -> Iterator[tuple[slice, Ten
         yield part, dense(X[part])
 
 
+def dense_copy(X: SparseMatrix) -> Tensor:
+    """X with its zeros, without more memory than that."""
+    out = X.values.new_empty(X.shape)
+    for part, rows in dense_tiles(X):
+        out[part] = rows
+    return out
+
+
 def strided_tiles(X: Matrix, first: int, every: int, rows: int) -> Iterator[Matrix]:
     """Every `every`-th row of X from `first` on, up to `rows` at a time."""
     if isinstance(X, Tensor):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dense_tiles, largest, stored_share
+from ..backends.products import Matrix, dense_copy, dense_tiles, largest, stored_share
 from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
 from ..numerics import compute_dtype, squared_norm, wide_tiles
@@ -59,7 +59,7 @@ class Data:
         self.resident, self.passes, self.chunk_rows = True, 1, self.n
         self._source: Source | None = None
         self._summary: Summary | None = None
-        self.stored = stored_share(A)
+        self.density = self.stored = stored_share(A)
         if isinstance(A, SparseMatrix):
             self._summary = Summary.of_sparse(A)
 
@@ -81,7 +81,8 @@ class Data:
         self.n, self.d, self.dtype, self.device = whole.n, whole.d, whole.dtype, budget.device
         self.processes, self.n_here = processes, summary.n
         self.first = sum(part.n for part in summaries[: processes.rank])
-        self.resident, self.passes, self.stored = resident, 1, whole.share
+        self.resident, self.passes = resident, 1
+        self.density = self.stored = whole.share
         self._summary, self._squares_here = whole, summary.squares
         self._source, self._prefetch = source, prefetch
         self._budget = replace(budget, stored=self.stored)
@@ -92,6 +93,12 @@ class Data:
         gpu = self.device.type == "cuda"
         self._copies = torch.cuda.Stream(self.device) if gpu else None
         return self
+
+    def as_dense(self) -> Data:
+        """A dense copy of sparse data in the memory of one process."""
+        copy = Data(dense_copy(self.A))
+        copy.density = self.density
+        return copy
 
     def compute_with(self, operations: Operations) -> None:
         """Compute products with sparse rows by these operations of a backend."""

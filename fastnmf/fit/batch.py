@@ -25,8 +25,9 @@ from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
 from ..init.start import resolve, start
+from ..numerics import row_major
 from ..planning import hardware
-from ..planning.beside import plan_beside
+from ..planning.beside import dense_copy_pays, plan_beside
 from ..planning.inner import accelerated
 from ..planning.memory import fits, refuse_too_large, sizes_of_fit
 from ..planning.plan import Plan, Problem, choose
@@ -41,6 +42,7 @@ from .refusals import (
     FEWER,
     refuse_extremes,
     refuse_overwriting,
+    refuse_residual,
     refuse_too_many,
     refuse_unsuited,
 )
@@ -112,18 +114,26 @@ def _opened(
     expected = Expected(empty=not processes.alone, narrow=narrow, signed=signed)
     budget, file = options.budget(device, destination, processes), None
     data = stack.enter_context(opened(A, expected, budget, processes))
-    data.compute_with(method.ops)
     with processes.agreed():
+        data.compute_with(method.ops)
         refuse_too_many(options, data)
         if folder is not None:
             shape = data.n_here, options.nb_concepts
             file = stack.enter_context(written(folder.path, folder, shape, data.dtype))
     refuse_unsuited(options, data)
     refuse_extremes(data, options)
+    if data.stored is not None and data.in_memory_here and method.tuning.form is None:
+        if dense_copy_pays(_problem(options, data, method), data.like, method.backend, budget):
+            data = data.as_dense()
     if processes.rank == 0:
         warn_of_penalties(options.penalties)
         warn_of_start(options.start_name, method.solver)
     return data, method, file, checkpoint
+
+
+def _problem(options: Options, data: Data, method: Method) -> Problem:
+    itemsize, of = data.dtype.itemsize, {"stored": data.stored}
+    return Problem(data.n, data.d, options.nb_concepts, itemsize, method.solver, **of)
 
 
 def _begin(
@@ -138,6 +148,7 @@ def _begin(
     if checkpoint is not None:
         found = checkpoint.begin(data, Z)
         if found is not None:
+            refuse_residual(found[0], data)
             return found
     plan = _plan(options, data, method)
     if data.in_memory_here:
@@ -146,7 +157,7 @@ def _begin(
     seed = options.seed_of_start(data.processes)
     D = start(data, codes, K, options.begin, generator(seed), options.constraint)
     data.processes.broadcast_(D)
-    return plan, State(Z, _row_major(D), seed=seed)
+    return plan, State(Z, row_major(D), seed=seed)
 
 
 def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:
@@ -161,10 +172,7 @@ def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:
 
 
 def _plan(options: Options, data: Data, method: Method) -> Plan:
-    like, processes = data.like, data.processes
-    sizes = data.n, data.d, options.nb_concepts, like.itemsize
-    kind = {"stored": data.stored, "constraint": method.constraint}
-    problem = Problem(*sizes, method.solver, **kind)
+    like, processes, problem = data.like, data.processes, _problem(options, data, method)
     if data.in_memory_here:
         free = hardware.free_bytes(data.device)
         plan = plan_beside(data.A, problem, method.backend, method.tuning, free)
@@ -277,6 +285,8 @@ def _summary(
         seconds=time.perf_counter() - begun,
         chunk_rows=None if data.resident else data.chunk_rows,
         passes=1 if data.resident else data.passes,
+        density=data.density,
+        dense_copy=data.density is not None and data.stored is None,
         processes=data.processes.size,
         reduced_bytes=exchanged // max(1, len(state.history)),
     )
@@ -310,9 +320,3 @@ def _codes(Z: Storage, file: OnDisk | None) -> Tensor | None:
     if file is not None:
         return mapped(Path(file.place))
     return Z.Z if isinstance(Z, InMemory) else None
-
-
-def _row_major(F: Tensor) -> Tensor:
-    """Return F, a contiguous matrix, with the strides of one: those of a single row or column may
-    be anything, and products choose their order of summation by them."""
-    return F.flatten().view(F.shape)

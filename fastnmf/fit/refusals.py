@@ -18,9 +18,12 @@ from torch.utils.data import DataLoader
 from ..data.arrays import refuse_transformed
 from ..data.dataset import Data
 from ..data.shards import Shards, files_in, paths_of
+from ..data.sparse.arrays import is_sparse
+from ..data.sparse.rows import stored_parts
 from ..errors import InvalidInput
 from ..numerics import Part
 from ..planning.memory import refuse_too_large
+from ..planning.plan import Plan
 from .checkpoint import Checkpoint
 from .options import Options
 
@@ -92,6 +95,15 @@ def refuse_unsuited(options: Options, data: Data) -> None:
         )
 
 
+def refuse_residual(plan: Plan, data: Data) -> None:
+    """Refuse to continue with a sparse A what began in residual form."""
+    if data.stored is not None and "residual" in plan.form:
+        raise InvalidInput(
+            "the fit in the checkpoint is in residual form, which a sparse A does not have; resume "
+            "it with the dense A (A.toarray(), A.to_dense())"
+        )
+
+
 def refuse_extremes(data: Data, options: Options) -> None:
     """Refuse data whose squares, or their sum, overflow or vanish: then every error is zero; and
     penalties that overflow."""
@@ -145,8 +157,11 @@ def _origins(A: Any, maps: _Maps) -> Iterator[Path]:
         yield from _origins(getattr(A.dataset, "tensors", A.dataset), maps)
     elif isinstance(A, list | tuple):
         for part in A:
-            if isinstance(part, Tensor | np.ndarray):
+            if isinstance(part, Tensor | np.ndarray) or is_sparse(part):
                 yield from _origins(part, maps)
+    elif is_sparse(A):
+        for part in stored_parts(A):
+            yield from _origins(part, maps)
     elif isinstance(A, Tensor | np.ndarray) and (file := maps.file_of(A)) is not None:
         yield file
 

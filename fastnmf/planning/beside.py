@@ -1,4 +1,5 @@
-"""The plan whose factors and workspaces fit beside A on a device."""
+"""The plan whose factors and workspaces fit beside A on a device; whether a sparse A had better be
+made dense."""
 
 from __future__ import annotations
 
@@ -6,16 +7,22 @@ import logging
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..backends.products import Matrix
 from ..numerics import NARROW, NORM_BYTES, WIDENED_BYTES
-from .hardware import machine_of
+from .hardware import Machine, machine_of
+from .memory import Budget
 from .plan import Candidate, Plan, Problem, Tuning, choose, predict
 
 log = logging.getLogger(__name__)
 
 # the share that is left after rounding of allocations, and the workspaces of cuBLAS
 _USABLE = 0.92
+# of the rates of products and of memory: what products with a dense A reach, so that the time of an
+# iteration with 10 to 100 concepts is met within a tenth (3,000 × 2,000, AVX-512); and how many
+# times as fast as those with a sparse A they must be for a copy. They are as fast at 25 to 30 %
+_OF_GEMM, _OF_FAR, _WORTH_A_COPY = 0.64, 1.75, 1.2
 
 
 def plan_beside(
@@ -90,3 +97,20 @@ def needed_bytes(problem: Problem, chosen: Plan) -> tuple[int, int]:
     a_row = problem.solver.workspace(K, d, s)
     a_row += 3 * K if chosen.codes == "normal" else d
     return fixed * problem.itemsize + NORM_BYTES, a_row * problem.itemsize
+
+
+def dense_copy_pays(problem: Problem, like: Tensor, backend: str, budget: Budget) -> bool:
+    """Whether a dense copy of a sparse A fits, and an iteration takes less time on it. like: a
+    tensor of its dtype on its device."""
+    on, size = machine_of(like, backend), (problem.n, problem.d, like.dtype, like.itemsize)
+    return dense_is_faster(problem, on) and budget.holds(*size, given=False)
+
+
+def dense_is_faster(problem: Problem, on: Machine) -> bool:
+    """Whether products with a dense copy of a sparse A take so much less time that it pays."""
+    if on.gpu is not None:
+        return False
+    K, scale = problem.K, 4 / problem.itemsize
+    sparse = problem.stored * (2 * K / (on.sparse * scale) + on.stored_seconds)
+    dense = 2 * K / (_OF_GEMM * on.gemm * scale) + problem.itemsize / (_OF_FAR * on.far)
+    return _WORTH_A_COPY * dense < sparse

@@ -42,8 +42,8 @@ class Machine:
     gemm: float = 80e9
     sweep: float = 45e9
     elementwise: float = 8e9
-    sparse: float = 10e9
-    stored_seconds: float = 1e-9
+    sparse: float = 30e9
+    stored_seconds: float = 0.9e-9
     near: float = 60e9
     far: float = 8e9
     link: float = 1e9

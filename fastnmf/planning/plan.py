@@ -24,8 +24,9 @@ from .hardware import Machine
 REFRESH = 8
 # rows below which products of matrices become slow, whatever the cache
 _LEAST_ROWS = 512
-# bytes of the codes of a tile and their workspaces where A is sparse
-_SPARSE_TILE = 16 << 20
+# where A is sparse: its entries in a tile (K = 100, d = 30,000: 1 to 3 million take 0.9 of the time
+# of 6 million, and 0.75 of that of 250,000), and bytes of their codes and workspaces at most
+_SPARSE_ENTRIES, _SPARSE_BYTES = 2_000_000, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -242,14 +243,6 @@ def _candidates(problem: Problem, on: Machine, tuning: Tuning) -> Iterator[Candi
     )
 
 
-def dense_is_faster(problem: Problem, on: Machine, tuning: Tuning) -> bool:
-    """Whether an iteration takes less time on a dense copy of a sparse A."""
-    if tuning.form == "residual":
-        return False
-    dense = choose(replace(problem, stored=None), on, tuning)
-    return dense.seconds < choose(problem, on, tuning).seconds
-
-
 def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -> Plan:
     """The Plan of a candidate, with the flops and the predicted seconds of an iteration."""
     on = on or Machine()
@@ -371,9 +364,10 @@ def _tiles(
     """The candidates for the rows of a tile, the fewest first."""
     n, K = problem.n, problem.K
     if problem.stored is not None:
-        # the products read A from memory anyway, and add up to (d, K) after each tile
-        rows = max(_LEAST_ROWS, _SPARSE_TILE // (3 * K * problem.itemsize))
-        return [min(n, chunk_rows or n, rows)]
+        # sums over rows add to (d, K) in each tile, which must have many entries beside that
+        entries = max(_SPARSE_ENTRIES, 64 * problem.d) / max(1, problem.stored * problem.d)
+        bounded = _SPARSE_BYTES // (3 * K * problem.itemsize)
+        return [min(n, chunk_rows or n, max(_LEAST_ROWS, min(int(entries), bounded)))]
     all_concepts = codes == "normal" or problem.solver.needs_all_concepts
     width = problem.d + (3 * K if all_concepts else 2 * block)
     limit = min(n, chunk_rows or n)

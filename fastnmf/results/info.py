@@ -105,6 +105,10 @@ class FitInfo:
         Rows in memory at a time where A is read in passes, else None.
     passes : int
         How often all rows were read, including checks, start and this summary; at least 1.
+    density : float or None
+        The share of the entries that is stored of a sparse A, from 0 to 1; None for a dense one.
+    dense_copy : bool
+        Whether the fit used a dense copy of a sparse A, on which an iteration takes less time.
     processes : int
         Processes that shared the fit; at least 1.
     reduced_bytes : int
@@ -158,6 +162,8 @@ class FitInfo:
     codes: str
     chunk_rows: int | None
     passes: int
+    density: float | None
+    dense_copy: bool
     processes: int
     reduced_bytes: int
     l0_most: int
@@ -257,6 +263,9 @@ class FitInfo:
             lines["CUDA graph"] = f"{self.cuda_graph:,} iterations repeated"
         if self.chunk_rows is not None:
             lines["read in passes"] = f"{self.chunk_rows:,} rows at a time, {self.passes} passes"
+        if self.density is not None:
+            copied = ", used as a dense copy" if self.dense_copy else ""
+            lines["sparse"] = f"{self.density:.3g} of the entries are stored{copied}"
         if self.processes > 1:
             exchanged = f"{self.reduced_bytes:,} bytes exchanged per iteration"
             lines["processes"] = f"{self.processes}, {exchanged}"

@@ -12,9 +12,13 @@ from fits import nmf
 
 import fastnmf
 from fastnmf import NMF
+from fastnmf.data.dataset import Data
+from fastnmf.data.sparse.arrays import sparse_matrix
 from fastnmf.errors import InvalidInput
+from fastnmf.fit.refusals import refuse_residual
 from fastnmf.planning import memory
 from fastnmf.planning.memory import Needs
+from fastnmf.planning.plan import Plan
 from fastnmf.solvers.registry import SOLVERS
 
 scipy_sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
@@ -117,6 +121,68 @@ def test_error_is_accurate_where_it_is_small():
     exact = float((A.to_dense().double() - Z1.double() @ D1.double()).norm() / A.to_dense().norm())
     assert model.fit_info_.relative_error == pytest.approx(exact, rel=0.02, abs=2e-7)
     assert model.fit_info_.history[-1].relative_error == pytest.approx(exact, rel=0.02, abs=2e-7)
+
+
+# of half of the entries a dense copy is faster; unless it does not fit, or a form is given
+@pytest.mark.parametrize(
+    ("share", "options", "copied"),
+    [
+        (0.5, {}, True),
+        (0.1, {}, False),
+        (0.5, {"max_memory": Needs(400, 200, 10, 4, start="nndsvda", stored=0.5)}, False),
+        (0.5, {"form": "normal"}, False),
+    ],
+)
+def test_dense_copy_is_made_where_it_is_faster_and_fits(
+    share, options, copied, caplog, no_overhead
+):
+    if "max_memory" in options:
+        options = {"max_memory": options["max_memory"].resident(0)}
+    sparse, dense = both(400, 200, share=share)
+    model, other = nmf(10, seed=0, tol=0.0, **options), nmf(10, seed=0, tol=0.0, form="normal")
+    with caplog.at_level("INFO", logger="fastnmf"):
+        model.fit(sparse, max_iter=5)
+    info = model.fit_info_
+    assert info.dense_copy == copied
+    assert info.density == pytest.approx(sparse.nnz / 80_000)
+    assert ("used as a dense copy" in str(info)) == copied
+    other.accelerate = model.accelerate = False
+    assert distance(model.fit(sparse, max_iter=5), other.fit(dense, max_iter=5)) < 1e-5
+    assert other.fit_info_.density is None
+
+
+def test_sparse_fit_is_resumed_with_the_same_bits(tmp_path):
+    sparse, _ = both(150, 60)
+    options = {"seed": 0, "tol": 0.0, "max_iter": 20, "checkpoint_seconds": 0.0}
+    whole = nmf(4, **options).fit(sparse)
+    run = {"checkpoint": tmp_path / "fit.safetensors"}
+
+    def ends(iteration):
+        if iteration.iteration == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nmf(4, **options).fit(sparse, callback=ends, **run)
+    resumed = nmf(4, **options)
+    assert all(map(torch.equal, resumed.fit(sparse, resume=True, **run), whole))
+    assert resumed.fit_info_.iterations == 20
+
+
+def test_fit_in_residual_form_is_not_resumed_with_sparse_data():
+    data = Data(sparse_matrix(both(30, 20)[0]))
+    for codes, dictionary in (("residual", "residual"), ("residual", "normal")):
+        with pytest.raises(InvalidInput, match="in residual form, which a sparse A does not have"):
+            refuse_residual(Plan(codes, dictionary, 4, 30, 1.0), data)
+    refuse_residual(Plan("normal", "normal", 4, 30, 1.0), data)
+
+
+def test_sparse_data_are_not_overwritten(tmp_path):
+    sparse, _ = both(150, 60)
+    values = np.lib.format.open_memmap(tmp_path / "A.npy", "w+", np.float32, sparse.data.shape)
+    values[:] = sparse.data
+    mapped = scipy_sparse.csr_matrix((values, sparse.indices, sparse.indptr), sparse.shape)
+    with pytest.raises(InvalidInput, match=r"A\.npy is to be written, but .* is read"):
+        NMF(4, seed=0).fit(mapped, codes=tmp_path / "A.npy")
 
 
 def test_residual_form_is_refused():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...backends.sparse import SparseMatrix, concat
 from ...errors import InvalidInput
@@ -82,3 +83,17 @@ def mean_share(shares: list[tuple[float | None, int]], name: str) -> float | Non
 def copied(X: SparseMatrix) -> SparseMatrix:
     """X with memory of its own."""
     return SparseMatrix(X.crow.clone(), X.col.clone(), X.values.clone(), X.shape)
+
+
+def stored_parts(A: Any) -> Iterator[Part]:
+    """The arrays of entries and indices of a sparse matrix of scipy or torch."""
+    if not isinstance(A, Tensor):
+        names = ("data", "indices", "indptr", "row", "col")
+        yield from (getattr(A, name) for name in names if hasattr(A, name))
+        return
+    names = {
+        torch.sparse_coo: ("_indices", "_values"),
+        torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+        torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    }
+    yield from (getattr(A, name)() for name in names.get(A.layout, ()))
