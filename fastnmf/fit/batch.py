@@ -106,7 +106,7 @@ def _opened(
             folder = locks.enter_context(working_folder(destination))
         if checkpoint is not None:
             locks.enter_context(checkpoint.locked())
-    processes.agree(_shared(options, destination))
+    processes.agree(options.shared(destination))
     stack.enter_context(products_in(options.precision))
     # data that are read in passes are widened as they come
     narrow = processes.alone and destination is not None
@@ -132,8 +132,9 @@ def _opened(
 
 
 def _problem(options: Options, data: Data, method: Method) -> Problem:
-    itemsize, of = data.dtype.itemsize, {"stored": data.stored}
-    return Problem(data.n, data.d, options.nb_concepts, itemsize, method.solver, **of)
+    sizes = data.n, data.d, options.nb_concepts, data.dtype.itemsize
+    kind = {"stored": data.stored, "constraint": method.constraint}
+    return Problem(*sizes, method.solver, **kind)
 
 
 def _begin(
@@ -300,19 +301,6 @@ def _checkpoint(options: Options, method: Method, processes: Processes) -> Check
     seconds = 60.0 if tuning.checkpoint_seconds is None else tuning.checkpoint_seconds
     given = options.checkpoint, seconds, settings
     return Checkpoint(*given, resume=options.resume, processes=processes)
-
-
-def _shared(options: Options, destination: Path | str | None) -> dict[str, Any]:
-    """Return the options that must be the same in all processes of a fit."""
-    return {
-        **options.of_a_fit(),
-        "tol": options.tol,
-        "stop": options.stop,
-        "max_iter": options.iterations,
-        "codes": "in a file" if isinstance(destination, Path) else destination,
-        "checkpoint": None if options.checkpoint is None else "a file",
-        "resume": options.resume,
-    }
 
 
 def _codes(Z: Storage, file: OnDisk | None) -> Tensor | None:

@@ -195,6 +195,19 @@ class Options:
         threads = torch.get_num_threads()
         return self.penalties, self.tuned, threads, *choice_of(self.backend)
 
+    def shared(self, destination: Path | str | None) -> dict[str, Any]:
+        """The options that must be the same in all processes of a fit. destination: of the
+        codes."""
+        return {
+            **self.of_a_fit(),
+            "tol": self.tol,
+            "stop": self.stop,
+            "max_iter": self.iterations,
+            "codes": "in a file" if isinstance(destination, Path) else destination,
+            "checkpoint": None if self.checkpoint is None else "a file",
+            "resume": self.resume,
+        }
+
     def seed_of_start(self, processes: Processes) -> int | None:
         """The seed of the start: the one that is given, else one that is drawn; None for a pair,
         which needs none. All processes call this."""

@@ -28,7 +28,8 @@ def any_batch(batch: Any, name: str, vector_is_row: bool) -> Part | SparseMatrix
 
 
 def largest_of(check: ValueCheck, X: SparseMatrix, place: str, first: int) -> float:
-    """The largest entry of X, the rows of `place` from `first` on. Counts what cannot be used."""
+    """The largest absolute value of X, the rows of `place` from `first` on. Counts what cannot be
+    used."""
     if not X.nnz:
         return 0.0
     low, high = torch.stack(torch.aminmax(X.values)).tolist()
@@ -40,7 +41,7 @@ def largest_of(check: ValueCheck, X: SparseMatrix, place: str, first: int) -> fl
             return f"{inside}at row {first + row}, column {int(X.col[entry])}"
 
         check.count(X.values, where)
-    return max(0.0, high)
+    return max(-low, high)
 
 
 def chunks_of(
