@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../nnls/arguments.h"
@@ -26,9 +27,13 @@ namespace fastnmf {
 // B, scale, unit, l1, curvature: the fields of ActiveSet
 using ActiveConcepts = std::tuple<View, View, std::optional<View>, double, std::optional<View>>;
 
+// limit, slots, roughness: how many concepts a row may have, or 0; rows in flight; see ActiveSet
+using ActiveSearch = std::tuple<int, int, double>;
+
 struct AnyActiveRows {
     virtual ~AnyActiveRows() = default;
-    virtual Size step(const View &W, const View &E, int threads) = 0;
+    // rows in flight, and how many of them, the first, take slopes that are rough
+    virtual std::pair<Size, Size> step(const View &W, const View &E, int threads) = 0;
 };
 
 template <class T> class ActiveRows : public AnyActiveRows {
@@ -110,6 +115,19 @@ template <class T> class ActiveRows : public AnyActiveRows {
         return true;
     }
 
+    // the rows whose next slopes may be rough, first; returns their number
+    Size rough_first(T *E) {
+        Size first = 0, last = active_;
+        for (;;) {
+            while (first < last && slots_[first].row.rough) ++first;
+            while (first < last && !slots_[last - 1].row.rough) --last;
+            if (first == last) return first;
+            --last;
+            std::swap(slots_[first], slots_[last]);
+            std::swap_ranges(E + first * set_.p, E + (first + 1) * set_.p, E + last * set_.p);
+        }
+    }
+
     // F_i and what is reported of it
     void finish(const ActiveRow<T> &row) {
         const Size i = row.index;
@@ -146,7 +164,9 @@ template <class T> class ActiveRows : public AnyActiveRows {
 
   public:
     ActiveRows(const View &F, const View &X, const ActiveConcepts &concepts,
-               const NnlsLimits &limits, int limit, const View &report, const View &sums, int slots) {
+               const NnlsLimits &limits, const ActiveSearch &search, const View &report,
+               const View &sums) {
+        const auto &[limit, slots, roughness] = search;
         const auto &[B, scale, unit, l1, curvature] = concepts;
         const auto &[warm, tolerance, rank_tolerance, max_steps, capacity, block] = limits;
         const Size K = F.shape[0];
@@ -170,25 +190,29 @@ template <class T> class ActiveRows : public AnyActiveRows {
         set_.K = K;
         set_.p = p;
         set_.limit = limit;
+        set_.roughness = roughness;
         set_.rules = {tolerance, rank_tolerance, max_steps, capacity, block};
         warm_ = warm;
         report_ = reinterpret_cast<NnlsReport *>(array<double>("report", report, {m_, 4}));
-        sums_ = array<double>("sums", sums, {sums.dims == 1 && sums.shape[0] > 3 ? sums.shape[0] : 3});
+        sums_ =
+            array<double>("sums", sums, {sums.dims == 1 && sums.shape[0] > 3 ? sums.shape[0] : 3});
         rounded_.assign(set_.scale, set_.scale + K);
         set_.rounded = rounded_.data();
-        if (slots < 1 || limit < 0) refuse("slots = ", slots, ", limit = ", limit, ": at least 1 and 0 are needed");
+        if (slots < 1 || limit < 0 || !(roughness >= 0))
+            refuse("slots = ", slots, ", limit = ", limit, ", roughness = ", roughness,
+                   ": at least 1, 0 and 0 are needed");
         slots_.resize(std::min<Size>(slots, m_));
         squares_.resize(3 * m_);
     }
 
-    Size step(const View &W, const View &E, int threads) override {
+    std::pair<Size, Size> step(const View &W, const View &E, int threads) override {
         const Size slots = slots_.size();
         T *w = array<T>("W", W, {slots, set_.K}), *e = array<T>("E", E, {slots, set_.p});
         const ActiveSetKernels<T> &kernels = active_set_kernels<T>();
         if (!begun_) {
             begun_ = true;
             while (active_ < slots && begin(slots_[active_], e + active_ * set_.p)) ++active_;
-            return active_;
+            return {active_, rough_first(e)};
         }
         // those with the largest supports first, so that no thread waits for one of them at the end
         std::vector<Size> order(active_);
@@ -196,9 +220,8 @@ template <class T> class ActiveRows : public AnyActiveRows {
             order[i] = i;
             reserve(slots_[i], slots_[i].row.p + entering());
         }
-        std::stable_sort(order.begin(), order.end(), [&](Size i, Size j) {
-            return slots_[i].row.p > slots_[j].row.p;
-        });
+        std::stable_sort(order.begin(), order.end(),
+                         [&](Size i, Size j) { return slots_[i].row.p > slots_[j].row.p; });
         const Size scratch_size = (kernels.scratch_size(set_) + 7) / 8 * 8;
         threads = threads_for(active_, 1e5 * active_, threads);
         const Scratch<double> scratch(threads * scratch_size);
@@ -223,7 +246,7 @@ template <class T> class ActiveRows : public AnyActiveRows {
         if (active_ == 0)
             for (Size i = 0; i < m_; ++i)
                 for (int s = 0; s < 3; ++s) sums_[s] += squares_[3 * i + s];
-        return active_;
+        return {active_, rough_first(e)};
     }
 };
 

@@ -24,13 +24,17 @@ constexpr int few_candidates = 32, many_candidates = 96, many_concepts = 1500, m
 // candidates of a block: as many as a tile of `Block` has, or twice as many if this many entered
 // in the last block
 constexpr int many_enter = 7;
+// of the bound of what rough slopes are off: they are of use down to this, as most are off less
+constexpr double share_of_roughness = 0.25;
+// the same bound for products in float32: of ties
+constexpr double rounding_of_slopes = 1e-6;
 constexpr int most_refinements = 8, most_stalls = 3, most_rebuilds = 2;
 
 template <class T> struct ActiveStep : ActiveFactor<T> {
     using Base = ActiveFactor<T>;
     using Base::a, Base::row, Base::at, Base::solver;
     using Base::concept_of, Base::slope, Base::residual, Base::rough_residual, Base::objective;
-    using Base::refine, Base::rebuild, Base::refuse, Base::grow;
+    using Base::refine, Base::rebuild, Base::refuse, Base::grow, Base::passive_slopes;
 
     ActiveStep(const ActiveSet<T> &a, ActiveRow<T> &row, double *scratch) : Base(a, row, scratch) {}
 
@@ -103,6 +107,18 @@ template <class T> struct ActiveStep : ActiveFactor<T> {
         return !going;
     }
 
+    // how far slopes of unit concepts may be off
+    double error() const {
+        const double relative = row.rough ? a.roughness : sizeof(T) == 4 ? rounding_of_slopes : 0;
+        return relative * sqrt(dot(row.e, row.e, a.p));
+    }
+
+    // the row needs the slopes of the same residual once more, in T
+    bool again() {
+        row.rough = false;
+        return false;
+    }
+
     // whether the row has ended; else e is the residual of its new x
     bool step(T *W) {
         if (!row.begun) {
@@ -116,6 +132,8 @@ template <class T> struct ActiveStep : ActiveFactor<T> {
                 return false;
             }
         }
+        // as many concepts enter one by one as there may be
+        const bool greedy = a.limit && !row.beyond;
         double slack, refused;
         const double steepest = scan(W, slack, refused), now = objective();
         const double aim = a.rules.tolerance * row.reference / 2;
@@ -123,6 +141,10 @@ template <class T> struct ActiveStep : ActiveFactor<T> {
         if (!(now + row.reference + steepest + slack < infinite)) {
             row.worst = infinite;
             return end(fastnmf::nnls_floored);
+        }
+        if (row.rough) {
+            if (steepest <= fmax(aim, share_of_roughness * error())) return again();
+            slack = 0;
         }
         if (steepest <= aim && slack > aim && row.refinements < most_refinements) {
             // M may be rough
@@ -157,32 +179,41 @@ template <class T> struct ActiveStep : ActiveFactor<T> {
         if (now < row.least) row.least = now;
         if (!row.beyond && !rises) {
             row.beyond = a.limit && solver.p >= a.limit;
-            if (row.beyond) row.worst = slack / row.reference;
+            if (row.beyond) row.worst = (row.rough ? passive_slopes() : slack) / row.reference;
             keep();
         }
         if (row.steps >= a.rules.max_steps)
             return row.beyond ? give_up() : end(fastnmf::nnls_capped);
-        return enter(W, steepest, fmax(slack, refused));
+        const bool given_rough = row.rough, ends = enter(W, steepest, fmax(slack, refused), greedy);
+        // one that was too close to others may be rough again
+        if (greedy && !given_rough && !ends && a.roughness > 0) row.rough = true;
+        return ends;
     }
 
     // Some of the steepest concepts enter, and others leave: first those that are steepest of all,
     // then, by slopes of their own, what is left of the `pool` that was chosen with them.
-    bool enter(const T *W, double steepest, double others) {
+    bool enter(const T *W, double steepest, double others, bool greedy) {
         const double aim = a.rules.tolerance * row.reference / 2;
-        const bool greedy = a.limit && !row.beyond;
-        const int room = greedy ? 1 : a.K > many_concepts ? many_candidates : few_candidates;
-        const int pool = steepest_concepts(W, at.tops, a.K, fmax(aim, share_of_pool * steepest),
-                                           room, at.chosen, at.values);
+        const int room = greedy || a.K > many_concepts ? many_candidates : few_candidates;
+        const double low = greedy ? steepest - 2 * error() : share_of_pool * steepest;
+        int pool = steepest_concepts(W, at.tops, a.K, fmax(aim, low), room, at.chosen, at.values);
+        // the steepest may be among those that were left out
+        if (greedy && row.rough && pool == room) return again();
         const double precise = reprice(pool);
         if (precise <= aim) {
+            if (row.rough) return again();
             row.worst = fmax(precise, others) / row.reference;
             return ended();
+        }
+        if (greedy) {
+            partition(at.values, at.chosen, pool, 1);
+            pool = 1;
         }
         // P spans all concepts: slopes are rounding
         if (solver.p >= a.rules.capacity) return ended();
         // others may be as steep as the last of a full pool
         double least = fmax(aim, share_of_pool * precise);
-        if (pool == room)
+        if (!greedy && pool == room)
             for (int c = 0; c < pool; ++c)
                 if (at.values[c] < least || c == 0) least = fmax(aim, at.values[c]);
         for (int blocks = 0, come = 0;; ++blocks) {
@@ -266,6 +297,8 @@ template <class T> void begin(const ActiveSet<T> &a, ActiveRow<T> &row, T *E) {
     row.least = row.lowest = infinite;
     row.forced = -1;
     row.begun = row.beyond = false;
+    // a start is likely to be near the solution
+    row.rough = a.roughness > 0 && !row.warm;
     row.exact = sizeof(T) == 8;
     row.worst = row.kept_worst = infinite;
     if (!row.warm) row.p = 0;

@@ -341,21 +341,21 @@ void nnls(const View &F, const View &C, const NnlsGram &gram, const NnlsLimits &
     });
 }
 
-std::unique_ptr<AnyActiveRows> active_rows(const View &F, const View &X,
+std::unique_ptr<AnyActiveRows> rows_in_flight(const View &F, const View &X,
                                            const ActiveConcepts &concepts, const NnlsLimits &limits,
-                                           int limit, const View &report, const View &sums,
-                                           int slots) {
+                                           const ActiveSearch &search, const View &report,
+                                           const View &sums) {
     check_limits(limits);
     check_shape("F", F, {-1, -1});
     std::unique_ptr<AnyActiveRows> rows;
     with_dtype("F", F, [&](auto zero) {
-        rows = std::make_unique<ActiveRows<decltype(zero)>>(F, X, concepts, limits, limit, report,
-                                                            sums, slots);
+        rows = std::make_unique<ActiveRows<decltype(zero)>>(F, X, concepts, limits, search, report,
+                                                            sums);
     });
     return rows;
 }
 
-Size step(AnyActiveRows &rows, const View &W, const View &E, int threads) {
+std::pair<Size, Size> step(AnyActiveRows &rows, const View &W, const View &E, int threads) {
     check_threads(threads);
     py::gil_scoped_release released;
     return rows.step(W, E, threads);
@@ -433,20 +433,23 @@ PYBIND11_MODULE(_C, module) {
     py::class_<AnyActiveRows>(module, "ActiveRows",
                               "Rows of non-negative least squares in flight.")
         .def("step", &step, py::arg("W"), py::arg("E"), py::arg("threads"),
-             "Advance each row, given W = E B'; the number of rows in flight now, 0 at the end.\n\n"
+             "Advance each row, given W = E B'; the number of rows in flight now, 0 at the end, and of "
+             "those among them, the first, whose W may be rough next.\n\n"
              "W (slots, K), E (slots, p), contiguous, the same in every call. The first call reads "
              "neither. Only the rows of W and E that are in flight are read and written.");
     module.def(
-        "active_rows", &active_rows, py::arg("F"), py::arg("X"), py::arg("concepts"),
-        py::arg("limits"), py::arg("limit"), py::arg("report"), py::arg("sums"), py::arg("slots"),
+        "nnls_rows", &rows_in_flight, py::arg("F"), py::arg("X"), py::arg("concepts"),
+        py::arg("limits"), py::arg("search"), py::arg("report"), py::arg("sums"),
         "F_i = argmin |X_i - F_i'B|^2 / 2 + l1 sum F_i + sum curvature F_i^2 / 2 over F_i >= 0, for "
         "every column i of F.\n\n"
         "F (K, m) in any layout, X (m, p) with contiguous rows. concepts: (B, scale, unit, l1, "
         "curvature), B (K, p) with contiguous rows, scale (K) float64: 1 over the norms of the "
         "concepts, of squares with their curvature, 0 for those that keep their values; unit None "
         "or (K, K), the Gram matrix of unit concepts; curvature None or (K). limits: as for nnls. "
-        "limit: 0, or how many concepts a row may have. report: as for nnls. sums (3): squares of "
-        "the change, of F, and of the residual are added. The memory must live until the last "
+        "search: (limit, slots, roughness), of which limit is 0, or how many concepts a row may "
+        "have, slots the most rows in flight, and roughness 0, or how far rough slopes of unit "
+        "concepts may be off, of the norm of a residual. report: as for nnls. sums (3): squares "
+        "of the change, of F, and of the residual are added. The memory must live until the last "
         "step.");
     module.def(
         "sparse_product", &sparse_product, py::arg("out"), py::arg("X"), py::arg("dense"),

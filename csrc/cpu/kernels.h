@@ -120,14 +120,15 @@ template <class T> struct NnlsKernels {
 
 // The fixed factor B (K, p), its features adjacent. unit (K, K), or null: the Gram matrix of unit
 // concepts. scale (K): 1 over √(‖B_k‖² + curvature_k), 0 for zero concepts; rounded: the same as T.
-// l1, curvature (K) or null: of a penalty. limit: 0, or how many concepts a row may have: they enter
+// l1, curvature (K) or null: of a penalty. roughness: of the norm of the residual, how far slopes of
+// unit concepts may be off where they are from bfloat16; 0: none are. limit: 0, or how many concepts a row may have: they enter
 // one by one, the steepest first, and a solution with more is not looked for.
 template <class T> struct ActiveSet {
     const T *B, *unit;
     ptrdiff_t stride_b, stride_unit;
     const double *scale;
     const T *rounded, *curvature;
-    double l1;
+    double l1, roughness;
     ptrdiff_t K, p;
     NnlsRules rules;
     int32_t limit;
@@ -136,7 +137,7 @@ template <class T> struct ActiveSet {
 // A row in flight: X (p), its residual e (p), the passive concepts with their x = z / scale, and the
 // inverse Cholesky factor M of their unit Gram matrix, with y and s as in nnls/solver.h. kept: the
 // best passive concepts so far. blocked: concepts that depend on the passive ones; forced: one that
-// entered alone although it does, or −1. M has the rows up
+// entered alone although it does, or −1. rough: its next slopes may be from bfloat16. M has the rows up
 // to p, and room for those that may enter in a step.
 template <class T> struct ActiveRow {
     static constexpr int most_blocked = 64;
@@ -148,7 +149,7 @@ template <class T> struct ActiveRow {
     int32_t steps, block, refinements, stalls, rebuilds, status;
     // slopes relative to `reference`, the largest at zero; objectives relative to its square
     double reference, least, lowest, worst, kept_worst;
-    bool begun, warm, exact, beyond;
+    bool begun, warm, exact, beyond, rough;
 };
 
 // begin: a row at zero, from a start in x and passive if warm; E (p) ← X. advance: one step, from the

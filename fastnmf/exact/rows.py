@@ -22,7 +22,7 @@ from ..solvers.supports.working_set import GRAM_BYTES, Search, prepare_concepts,
 # A and D in float64 is then at most 1e-6 and 1e-11
 EXACT = {torch.float32: 7e-7, torch.float64: 5e-12}
 # concepts from which rows in flight are faster than the Gram matrix of all, on a CPU
-_MANY = 2000
+_MANY = 1500
 
 
 class ExactRows:

@@ -3,6 +3,8 @@ here."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.backends.pointers import NnlsLimits, view
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.solvers.penalties import Penalty
+from fastnmf.solvers.supports.pursuit import pursue_
 from fastnmf.solvers.supports.working_set import prepare_concepts
 
 REASON = BACKENDS["cpp"].probe()
@@ -165,8 +168,9 @@ def test_empty_problems_have_empty_codes(n, K):
     ("changes", "message"),
     [
         ({"limits": {"capacity": 0}}, "capacity = 0"),
-        ({"slots": 0}, "slots = 0"),
-        ({"limit": -1}, "limit = -1"),
+        ({"search": (0, 0, 0.0)}, "slots = 0"),
+        ({"search": (-1, 8, 0.0)}, "limit = -1"),
+        ({"search": (0, 8, math.nan)}, "roughness = nan"),
         ({"X": {"shape": (49, 6)}}, r"X has shape \(49, 6\): \(50, 6\) is needed"),
         ({"X": {"dtype": "float32"}}, "X has dtype 'float32': 'float64' is needed"),
         ({"B": {"strides": (1, 4)}}, r"B \(4, 6\) has strides \(1, 4\): its rows must be"),
@@ -187,11 +191,11 @@ def test_wrong_arguments_are_refused(changes, message):
         "report": torch.empty(50, 4).double(), "sums": torch.zeros(3).double(),
     }  # fmt: skip
     given = {name: view(M) for name, M in kept.items()}
-    given |= {"limits": NnlsLimits(False, 1e-12, 1e-11, 9, 4, 2), "limit": 0, "slots": 8}
+    given |= {"limits": NnlsLimits(False, 1e-12, 1e-11, 9, 4, 2), "search": (0, 8, 0.0)}
     given = changed(given, changes)
     B, scale, unit, curvature = (given.pop(name) for name in ("B", "scale", "unit", "curvature"))
     with pytest.raises(ValueError, match=message):
-        _C.active_rows(**given, concepts=(B, scale, unit, 0.0, curvature))
+        _C.nnls_rows(**given, concepts=(B, scale, unit, 0.0, curvature))
 
 
 def test_steps_refuse_workspaces_of_other_sizes():
@@ -203,7 +207,7 @@ def test_steps_refuse_workspaces_of_other_sizes():
     )
     limits = NnlsLimits(False, 1e-6, 1e-11, 9, 4, 2)
     fixed = view(B), view(scale), None, 0.0, None
-    rows = _C.active_rows(view(F), view(X), fixed, limits, 0, view(report), view(sums), 3)
+    rows = _C.nnls_rows(view(F), view(X), fixed, limits, (0, 3, 0.0), view(report), view(sums))
     W, E = torch.empty(3, 4), torch.empty(3, 6)
     with pytest.raises(ValueError, match=r"W has shape \(2, 4\): \(3, 4\) is needed"):
         rows.step(view(W[:2]), view(E), 1)
@@ -211,7 +215,7 @@ def test_steps_refuse_workspaces_of_other_sizes():
         rows.step(view(W), view(E.double()), 1)
     with pytest.raises(ValueError, match="threads = 0"):
         rows.step(view(W), view(E), 0)
-    assert rows.step(view(W), view(E), 1) == 3
+    assert rows.step(view(W), view(E), 1) == (3, 0)
     assert torch.equal(E, X[:3])
 
 
@@ -224,3 +228,53 @@ def test_the_change_of_codes_that_hardly_change_is_not_negative(extension):
     before = F.clone()
     again, _, sums = solved(A, B, F=F, warm=True)
     assert float(sums[0]) == pytest.approx(float((again - before).square().sum()), rel=1e-9)
+
+
+@pytest.fixture
+def rough(monkeypatch):
+    """Slopes from bfloat16 wherever they may be; the dtypes of products."""
+    from fastnmf.backends import cpp
+
+    monkeypatch.setattr(cpp, "_MANY_PRODUCTS", 0)
+    monkeypatch.setattr(cpp, "fast_bfloat16", lambda: True)
+    dtypes, product = [], torch.mm
+
+    def noted(E, B, **given):
+        dtypes.append(E.dtype)
+        return product(E, B, **given)
+
+    monkeypatch.setattr(torch, "mm", noted)
+    return dtypes
+
+
+def similar(n, d, K):
+    """Rows and concepts of which many are within the rounding of bfloat16 of others."""
+    rng = np.random.default_rng(n)
+    D = np.abs(rng.standard_normal((K // 8, d))).repeat(8, 0)
+    D *= 1 + 2e-3 * rng.standard_normal((len(D), d))
+    return (np.abs(rng.standard_normal((n, d))) + 3 * D[:n]).astype("float32"), D.astype("float32")
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_codes_are_as_exact_with_rough_slopes(extension, rough, warm):
+    A, D = similar(40, 30, 400)
+    F = None
+    if warm:
+        F = solved(A, D)[0] * 1.1
+        rough.clear()
+    F, info, _ = solved(A, D, F, warm=warm)
+    # from a start that is near, slopes are precise from the beginning
+    assert (torch.bfloat16 in rough) is not warm
+    assert torch.float32 in rough
+    assert (info.status == SOLVED).all()
+    assert kkt_residual(F.numpy(), A, D) <= TOLERANCES["anls", "float32"]
+
+
+def test_rough_slopes_do_not_change_who_enters_first(extension, rough):
+    A, D = similar(40, 30, 400)
+    F, _, _ = solved(A, D, most=6)
+    assert torch.bfloat16 in rough
+    expected = torch.zeros(400, 40, dtype=torch.float64)
+    concepts = prepare_concepts(torch.from_numpy(D).double(), 0)
+    pursue_(expected, torch.from_numpy(A).double(), concepts, 6, {})
+    torch.testing.assert_close(F.double(), expected, rtol=1e-4, atol=1e-5)
