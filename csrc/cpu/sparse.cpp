@@ -132,6 +132,19 @@ void dot_group(const SparseProduct<T, I> &a, const SparseTiles &tiles, ptrdiff_t
     }
 }
 
+// rows of sums (columns, N vectors) += values[e] z, rows col[e] − column, e < count. The pointers are
+// no members of an object: a store could change those
+template <int N, class T, class I>
+inline void add_to_rows(T *sums, const I *col, const T *values, ptrdiff_t count, const Vec<T> *z,
+                        ptrdiff_t column) {
+    for (ptrdiff_t e = 0; e < count; ++e) {
+        const T value = values[e];
+        T *row = sums + (static_cast<ptrdiff_t>(col[e]) - column) * (N * V<T>);
+#pragma GCC unroll 8
+        for (int v = 0; v < N; ++v) store(row + v * V<T>, load(row + v * V<T>) + value * z[v]);
+    }
+}
+
 // out ← sums, or += if `adds`, for columns [column, next)
 template <int N, class T, class I>
 void unpack(const SparseProduct<T, I> &a, const Group<N, T> &group, const T *sums, ptrdiff_t column,
@@ -164,13 +177,7 @@ void tdot_group(const SparseProduct<T, I> &a, const SparseTiles &tiles, ptrdiff_
                 if (p == stop) continue;
                 Vec<T> z[N];
                 group.load_row(z, at(a.dense, i, k));
-                for (ptrdiff_t e = p; e < stop; ++e) {
-                    const T value = a.values[e];
-                    T *row = sums + (static_cast<ptrdiff_t>(a.col[e]) - column) * (N * V<T>);
-#pragma GCC unroll 8
-                    for (int v = 0; v < N; ++v)
-                        store(row + v * V<T>, load(row + v * V<T>) + value * z[v]);
-                }
+                add_to_rows<N>(sums, a.col + p, a.values + p, stop - p, z, column);
                 cursor[i - start] = stop;
             }
             unpack(a, group, sums, column, next, k, a.adds || start > 0);
