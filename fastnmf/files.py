@@ -21,6 +21,8 @@ from torch import Tensor
 from .data import tables
 from .data.arrays import two_dimensional
 from .data.paths import check_output, existing, only_one, refusing_damage, replacing
+from .data.sparse import whole
+from .data.sparse.arrays import is_sparse
 from .errors import InvalidInput
 from .isolation import isolated
 
@@ -31,7 +33,8 @@ def read_matrix(
     *,
     header: bool | str = "auto",
     max_memory: int | str | None = None,
-) -> np.ndarray | Tensor:
+    sparse: bool = False,
+) -> Any:
     """Read a matrix from a file.
 
     Parameters
@@ -47,13 +50,15 @@ def read_matrix(
     max_memory : int or str, optional
         Bytes that a sparse matrix, a .parquet or an .h5ad file may take as a dense matrix, such as
         '2GB'; by default 70 % of the available memory.
+    sparse : bool, default False
+        Whether a sparse matrix stays sparse: it is then a ``scipy.sparse.csr_array``. By default it
+        becomes a dense one. `NMF` takes the path of such a file itself, and never makes it dense.
 
     Returns
     -------
-    ndarray or Tensor (n, d)
+    ndarray, Tensor or csr_array (n, d)
         The matrix on the CPU: a tensor of a .pt, .pth or .safetensors file, else an array. It has
-        the dtype of the file, and float64 of a text. A .npy file is mapped and not read. A sparse
-        matrix becomes a dense one.
+        the dtype of the file, and float64 of a text. A .npy file is mapped and not read.
 
     Raises
     ------
@@ -86,9 +91,13 @@ def read_matrix(
     path = existing(path, READERS)
     if not isinstance(header, bool) and header != "auto":
         raise InvalidInput(f"header={header!r} must be True, False or 'auto'")
-    wanted = tables.Wanted(header, max_memory)
+    wanted = tables.Wanted(header, max_memory, sparse)
     with refusing_damage(path):
         matrix = READERS[path.suffix](path, wanted)
+    if sparse and is_sparse(matrix):
+        if matrix.dtype.kind not in "fiub":
+            raise InvalidInput(f"{path} holds dtype {matrix.dtype}; it must hold real numbers")
+        return matrix
     return real_matrix(matrix, str(path))
 
 
@@ -152,9 +161,9 @@ def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> N
 def _read_npz(path: Path, wanted: tables.Wanted) -> Any:
     # np.load would take any file that NumPy wrote
     with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-        if not tables.is_sparse(arrays.files):
+        if not whole.is_sparse_archive(arrays.files):
             return arrays[only_one(path, arrays.files)]
-    return tables.read_sparse(path, wanted.max_memory)
+    return whole.read_sparse(path, wanted)
 
 
 def _read_pt(path: Path) -> Tensor:
@@ -220,7 +229,7 @@ READERS: dict[str, Callable[[Path, tables.Wanted], Any]] = {
     ".csv": lambda path, wanted: tables.read_text(path, wanted.header),
     ".tsv": lambda path, wanted: tables.read_text(path, wanted.header),
     ".parquet": lambda path, wanted: tables.read_parquet(path, wanted.max_memory),
-    ".h5ad": lambda path, wanted: tables.read_h5ad(path, wanted.max_memory),
+    ".h5ad": lambda path, wanted: whole.read_h5ad(path, wanted),
 }
 WRITERS: dict[str, Callable[[Path, np.ndarray | Tensor], None]] = {
     ".npy": lambda path, matrix: np.save(path, _array(matrix), allow_pickle=False),

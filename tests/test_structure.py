@@ -77,6 +77,7 @@ TESTED_IN = {
     "cli.parser": "cli/test_usage.py",
     "cli.summary": "cli/test_main.py",
     "data.shards": "data/test_sources.py",
+    "data.sparse.whole": "data/test_tables.py",
     "results.cautions": "engine/test_stopping.py",
     "data.summary": "data/test_sources.py",
     "engine.codes": "engine/test_loop.py",

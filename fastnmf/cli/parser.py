@@ -25,8 +25,9 @@ a dictionary D (K × d) of K concepts. Semi-NMF of a matrix of any signs."""
 
 MATRICES = """\
 matrices:
-  read: .npy .npz .pt .pth .safetensors .csv .tsv .parquet .h5ad; several .npy or .safetensors
-  files, or a folder of them, are the rows of one matrix, and may be larger than memory
+  read: .npy .npz .pt .pth .safetensors .csv .tsv .parquet .h5ad; several .npy, .safetensors, .npz
+  or .h5ad files, or a folder of the first two, are the rows of one matrix, and may be larger than
+  memory; sparse .npz and .h5ad files stay sparse
   written: .npy (as they are computed) .npz .pt .pth .safetensors .csv .tsv
   -: the standard input (a .npy file or a text table), or the standard output (.npy)"""
 

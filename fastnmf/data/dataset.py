@@ -22,6 +22,7 @@ from .arrays import NON_NEGATIVE, Expected, read_matrix
 from .prefetch import Prefetcher
 from .sources import Source, chunks_of, open_source, summarise, whole_matrix
 from .sparse.arrays import is_sparse, sparse_matrix
+from .sparse.files import loaded
 from .sparse.rows import chunks_of as sparse_chunks
 from .storage import InMemory, NotKept, OnDisk, Storage, row_blocks
 from .summary import Summary, joined
@@ -190,9 +191,9 @@ class Data:
         chunks = self._read(codes, save)
         # what is in memory is read without the thread
         waits = self.A is None or isinstance(codes, OnDisk)
-        for part, (buffer, host), loaded in self._prefetch(chunks) if waits else chunks:
+        for part, (buffer, host), stored in self._prefetch(chunks) if waits else chunks:
             X = self._on_device(buffer, host)
-            Z = None if loaded is None else loaded.to(self.device)
+            Z = None if stored is None else stored.to(self.device)
             yield part, X, Z
             if isinstance(codes, OnDisk):
                 done = (codes.save, part, Z.cpu()) if save else (codes.release, part)
@@ -312,9 +313,8 @@ def opened(
 
 def in_memory(A: Any, device: torch.device, expected: Expected = NON_NEGATIVE) -> Data:
     """A, which is in memory or is read into it whole, as Data."""
-    return Data(
-        (sparse_matrix if is_sparse(A) else read_matrix)(A, device=device, expected=expected)
-    )
+    read = sparse_matrix if is_sparse(A := loaded(A)) else read_matrix
+    return Data(read(A, device=device, expected=expected))
 
 
 def _loading(codes: Storage | None, save: bool) -> Callable[[slice], Tensor | None]:

@@ -23,6 +23,7 @@ from ..errors import InvalidInput
 from ..numerics import Part, compute_dtype
 from .arrays import as_matrix, two_dimensional
 from .paths import existing, only_one, refusing_damage
+from .sparse.files import open_h5ad, open_npz
 from .sparse.rows import mean_share
 
 # entries that are read from a shard at a time
@@ -30,7 +31,6 @@ READ_ENTRIES = 1 << 19
 # the NumPy dtypes of a .safetensors file; bfloat16, which NumPy lacks, is read as its bits
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
 _NUMBERS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
-
 
 _LEAVE = "leave the data as they are until the call has ended"
 
@@ -157,8 +157,8 @@ def in_memory(matrix: Part | SparseMatrix, name: str) -> Shard:
     """The Shard of a result of arrays.as_matrix, or of a sparse matrix; pages of a memory map are
     released once they are read."""
     if isinstance(matrix, SparseMatrix):
-        read = lambda i, j: matrix[i:j]  # noqa: E731
-        return Shard(name, matrix.shape, matrix.dtype, read, stored_share(matrix))
+        share, rows = stored_share(matrix), lambda i, j: matrix[i:j]
+        return Shard(name, matrix.shape, matrix.dtype, rows, share)
     matrix = two_dimensional(matrix, name)
     read = _mapped(matrix) if isinstance(matrix, np.memmap) else lambda i, j: matrix[i:j]
     file = getattr(matrix, "filename", None) if isinstance(matrix, np.memmap) else None
@@ -170,7 +170,7 @@ def in_memory(matrix: Part | SparseMatrix, name: str) -> Shard:
 def files_in(folder: Path) -> list[Path]:
     """The files that a folder stands for."""
     files = (file for file in folder.iterdir() if not file.name.startswith("."))
-    return sorted((file for file in files if file.suffix in SUFFIXES), key=lambda file: file.name)
+    return sorted((file for file in files if file.suffix in IN_FOLDERS), key=lambda file: file.name)
 
 
 def _files(path: Path, empty: bool) -> Iterator[Path]:
@@ -179,7 +179,9 @@ def _files(path: Path, empty: bool) -> Iterator[Path]:
         return
     shards = files_in(path)
     if not shards and not empty:
-        raise InvalidInput(f"the folder {path} holds no shards; they end in {', '.join(SUFFIXES)}")
+        raise InvalidInput(
+            f"the folder {path} holds no shards; they end in {', '.join(IN_FOLDERS)}"
+        )
     yield from shards
 
 
@@ -220,8 +222,7 @@ def _open_safetensors(path: Path) -> Shard:
     number, shape = entry["dtype"], tuple(entry["shape"])
     two_dimensional(np.broadcast_to(np.float32(0), shape), str(path))
     if number not in _NUMBERS:
-        given = f"dtype {number}"
-        raise InvalidInput(f"{path} holds {given}; it must hold a dense, real matrix (n, d)")
+        raise InvalidInput(f"{path} holds dtype {number}; it must hold a dense, real matrix (n, d)")
     read = _raw(path, 8 + length + entry["data_offsets"][0], shape[1], np.dtype(_NUMBERS[number]))
     dtype = torch.float64 if number == "F64" else torch.float32
     return Shard(str(path), shape, dtype, _bfloat16(read) if number == "BF16" else read)
@@ -231,8 +232,11 @@ def _open_safetensors(path: Path) -> Shard:
 READERS: dict[str, Callable[[Path], Shard]] = {
     ".npy": _open_npy,
     ".safetensors": _open_safetensors,
+    ".npz": lambda path: Shard(str(path), *open_npz(path)),
+    ".h5ad": lambda path: Shard(str(path), *open_h5ad(path)),
 }
-SUFFIXES = tuple(READERS)
+# all, and those of the files that a folder stands for
+SUFFIXES, IN_FOLDERS = tuple(READERS), (".npy", ".safetensors")
 
 
 def _bfloat16(read: Callable[[int, int], np.ndarray]) -> Callable[[int, int], Part]:

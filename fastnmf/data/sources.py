@@ -31,8 +31,9 @@ from .arrays import (
     tensor_of,
 )
 from .prefetch import Prefetcher
-from .shards import READ_ENTRIES, Shards, StoredRows, in_memory, open_paths, paths_of
+from .shards import READ_ENTRIES, Shard, Shards, StoredRows, in_memory, open_paths, paths_of
 from .sparse.arrays import is_sparse, sparse_matrix
+from .sparse.files import backed, matrix_of
 from .sparse.rows import any_batch, copied, largest_of, one_kind
 from .summary import Summary
 
@@ -93,13 +94,16 @@ def open_source(
 ) -> Matrix | Opened:
     """A, checked: a matrix on the device if all of it fits the budget, else its source and Summary.
 
-    A: an input of read_matrix, or the path of a .npy or .safetensors file or of a folder of them,
-    or a list of paths, or Shards. Raises the errors of read_matrix, with places in files by file
-    and row, and InvalidInput for batches that can be read only once and do not fit.
+    A: an input of read_matrix, a sparse matrix, an AnnData, the path of a file of shards.READERS or
+    of a folder of them, a list of paths, or Shards. Raises the errors of read_matrix, with places
+    in files by file and row, and InvalidInput for batches that can be read only once and do not
+    fit.
     """
-    name, device = expected.name, budget.device
+    name, device, A = expected.name, budget.device, matrix_of(A)
     if is_sparse(A):
         return _open_sparse(sparse_matrix(A, expected, device), expected.name, budget)
+    if rows := backed(A, name):
+        A = Shards((Shard(name, *rows),), name)
     paths = paths_of(A)
     known = paths is not None or isinstance(A, Shards)
     matrix = None if known else as_matrix(A, name)

@@ -1,5 +1,5 @@
-"""Matrices that other programs write: text tables (.csv, .tsv), scipy's sparse .npz, .parquet and
-.h5ad. Libraries that are optional are imported when such a file is read."""
+"""Matrices that other programs write: text tables (.csv, .tsv) and .parquet. Libraries that are
+optional are imported when such a file is read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from ..errors import InvalidInput, warn
 from ..planning.memory import available, bytes_of, size_of
 from .paths import UNREADABLE
 
-# a name in an archive of scipy.sparse.save_npz
-_SPARSE = {"format", "shape", "data"}
-
 Header = bool | str
 
 
@@ -29,6 +26,7 @@ class Wanted(NamedTuple):
 
     header: Header
     max_memory: int | str | None
+    sparse: bool = False
 
 
 def read_text(path: Path, header: Header) -> np.ndarray:
@@ -204,25 +202,11 @@ def _labelled(name: str, names: list[str], width: int) -> bool:
     return labelled
 
 
-def is_sparse(names: Iterable[str]) -> bool:
-    """Whether these are the arrays in a file of scipy.sparse.save_npz."""
-    return set(names) >= _SPARSE
-
-
-def read_sparse(path: Path, max_memory: int | str | None) -> np.ndarray:
-    """The sparse matrix in a file of scipy.sparse.save_npz, as a dense one."""
-    sparse = _imported("scipy.sparse", f"{path} is a sparse matrix")
-    with np.load(path, allow_pickle=False) as arrays:
-        shape, dtype = tuple(map(int, arrays["shape"])), arrays["data"].dtype
-    require_memory(path, shape, dtype, max_memory)
-    return _dense(sparse.load_npz(path))
-
-
 def read_parquet(path: Path, max_memory: int | str | None) -> np.ndarray:
     """The columns of numbers in a .parquet file, without the index that pandas writes."""
-    parquet = _imported("pyarrow.parquet", f"{path} is a .parquet file")
-    types = _imported("pyarrow.types", f"{path} is a .parquet file")
-    with _refusing(path, _imported("pyarrow", str(path)).ArrowException):
+    parquet = imported("pyarrow.parquet", f"{path} is a .parquet file")
+    types = imported("pyarrow.types", f"{path} is a .parquet file")
+    with refusing(path, imported("pyarrow", str(path)).ArrowException):
         with parquet.ParquetFile(path) as file:
             schema, n = file.schema_arrow, file.metadata.num_rows
             described = (schema.pandas_metadata or {}).get("index_columns", [])
@@ -250,28 +234,6 @@ def read_parquet(path: Path, max_memory: int | str | None) -> np.ndarray:
     return matrix
 
 
-def read_h5ad(path: Path, max_memory: int | str | None) -> np.ndarray:
-    """The matrix X of an AnnData file, observations as rows; a sparse one as a dense one."""
-    h5py = _imported("h5py", f"{path} is an .h5ad file")
-    with _refusing(path, RuntimeError), h5py.File(path, "r") as file:
-        X = file.get("X")
-        if X is None:
-            raise InvalidInput(f"{path} has no matrix X: {', '.join(file) or 'nothing'} is there")
-        if isinstance(X, h5py.Dataset):
-            require_memory(path, X.shape, X.dtype, max_memory)
-            return X[()]
-        # the second name is that of older files
-        kind = X.attrs.get("encoding-type", X.attrs.get("h5sparse_format", "unknown"))
-        kind = str(kind).removesuffix("_matrix")
-        if kind not in ("csr", "csc"):
-            raise InvalidInput(f"{path}: X is stored as {kind!r}; it must be an array, csr or csc")
-        shape = tuple(map(int, X.attrs.get("shape", X.attrs.get("h5sparse_shape"))))
-        require_memory(path, shape, X["data"].dtype, max_memory)
-        sparse = _imported("scipy.sparse", f"{path} holds a sparse matrix")
-        parts = X["data"][()], X["indices"][()], X["indptr"][()]
-        return _dense(getattr(sparse, f"{kind}_matrix")(parts, shape))
-
-
 def require_memory(
     path: Path, shape: tuple[int, ...], dtype: np.dtype, max_memory: int | str | None
 ) -> None:
@@ -287,15 +249,8 @@ def require_memory(
         )
 
 
-def _dense(matrix: Any) -> np.ndarray:
-    # an index outside the matrix would be written to memory outside it
-    if hasattr(matrix, "check_format"):
-        matrix.check_format(full_check=True)
-    return matrix.toarray()
-
-
 @contextmanager
-def _refusing(path: Path, kind: type[Exception]) -> Iterator[None]:
+def refusing(path: Path, kind: type[Exception]) -> Iterator[None]:
     """Turn what a library raises for a damaged file into InvalidInput."""
     try:
         yield
@@ -307,7 +262,8 @@ def _refusing(path: Path, kind: type[Exception]) -> Iterator[None]:
         raise InvalidInput(f"{path} cannot be read as {path.suffix}: {why}") from error
 
 
-def _imported(module: str, what: str) -> Any:
+def imported(module: str, what: str) -> Any:
+    """This module; `what` needs it, says the error where it is not installed."""
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)

@@ -61,10 +61,10 @@ class Factorization(DictionaryModel):
         ----------
         A : (n, d), non-negative in NMF
             A tensor, an array or a memory map; a data frame, lists of numbers, or an array of
-            another library; a sparse matrix of SciPy or torch; the path of a .npy or .safetensors
-            file, of a folder of them, or a list of paths; a DataLoader, or an iterable of batches.
-            Data that do not fit in memory are read in every iteration. float64 is computed in
-            float64, all else in float32.
+            another library; a sparse matrix of SciPy or torch, or an AnnData, of which X is taken;
+            the path of a .npy, .safetensors, .npz or .h5ad file, of a folder, or a list of paths; a
+            DataLoader, or an iterable of batches. Data that do not fit in memory are read in every
+            iteration. float64 is computed in float64, all else in float32.
         max_iter : int, optional
             Largest number of iterations; by default the constructor's.
         codes : 'memory', path or None, default 'memory'

@@ -129,7 +129,7 @@ def test_shard_of_another_width_is_named(tmp_path):
     [
         ("A.npy", np.ones(3, np.float32), "must be .n, d."),
         ("A.npy", np.ones((3, 2), complex), "must hold real numbers"),
-        ("A.npz", b"", "must end in .npy, .safetensors"),
+        ("A.csv", b"", "must end in .npy, .safetensors, .npz, .h5ad, not in '.csv'"),
         ("A.npy", b"\x93NUMPY\x01\x00", "cannot be read as .npy"),
         ("A.npy", np.ones((0, 4)), "A has no rows"),
         ("A.npy", np.ones((4, 0)), "A has no features"),

@@ -57,6 +57,18 @@ def sparse_matrix(
     return _without_zeros(matrix).to(device=device)
 
 
+def canonical(
+    parts: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int], name: str
+) -> SparseMatrix:
+    """Compressed rows (crow, col, values) as a SparseMatrix in the dtype to compute in: indices
+    checked, duplicates summed, columns sorted and zeros left out. Values are not checked."""
+    crow, col, values = parts
+    _check_index(crow, col, values, shape, name)
+    crow, col = _one_dtype(crow, col)
+    values = values.to(compute_dtype(values))
+    return _without_zeros(_sorted(SparseMatrix(crow, col, values, shape)))
+
+
 def _two_dimensional(A: Any, name: str) -> Any:
     dimensions = len(A.shape)
     if isinstance(A, Tensor) and A.layout == torch.sparse_coo and A.dense_dim():
