@@ -93,7 +93,7 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             argmin of the objective over W ≥ 0.
         """
         check_is_fitted(self)
-        return self._encode(self._read(X, reset=False), self.components_, self._sweeps)[0]
+        return self._encode(self._read(X, reset=False), self.components_, self._sweeps)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Compute the data W H of codes W.
@@ -173,9 +173,9 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             K = W.shape[1]
         if H is None:
             # the same problem, transposed
-            H = self._encode(X.T, np.ascontiguousarray(W.T), self._sweeps, penalised=False)[0].T
+            H = self._encode(X.T, np.ascontiguousarray(W.T), self._sweeps, penalised=False).T
         if W is None:
-            W = self._encode(X, H, self._sweeps, penalised=False)[0]
+            W = self._encode(X, H, self._sweeps, penalised=False)
         return K, (W, H)
 
     def _factor(self, F: Any, shape: tuple[Any, int], name: str, dtype: np.dtype) -> np.ndarray:
@@ -220,16 +220,14 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             **{name: getattr(self, name) for name in OWN if hasattr(self, name)},
         }
 
-    def _encode(
-        self, X: Any, H: np.ndarray, sweeps: int, *, penalised: bool = True
-    ) -> tuple[np.ndarray, int]:
-        """The codes of X for the components H, and how many sweeps they took."""
+    def _encode(self, X: Any, H: np.ndarray, sweeps: int, *, penalised: bool = True) -> np.ndarray:
+        """The codes of X for the components H."""
         settings = self._settings(len(H), (None, H))
         if not penalised:
             settings |= {"alpha_Z": 0.0, "alpha_D": 0.0, "unit_norm": False}
         model = nmf.NMF(**settings).load_dictionary(H)
-        W, info = model.encode(X, sweeps, return_info=True)
-        return W.cpu().numpy(), info.iterations
+        # no info, which measures each row as a dense one
+        return model.encode(X, sweeps).cpu().numpy()
 
     def _learn(self, X: Any, init: Any, K: int) -> tuple[np.ndarray, np.ndarray, Any]:
         """W, H and the summary of a fit."""

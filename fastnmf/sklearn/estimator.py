@@ -200,14 +200,13 @@ class NMF(BaseNMF):
             settings["accelerate"] = False
         return settings
 
-    def _codes_for(self, X: Any, W: Any, H: Any) -> tuple[np.ndarray, np.ndarray, int]:
-        """W and the iterations for components H that are given and stay."""
+    def _codes_for(self, X: Any, W: Any, H: Any) -> np.ndarray:
+        """W for components H that are given and stay."""
         if W is not None:
             warn("When update_H=False, the provided initial W is not used.", RuntimeWarning)
         K = X.shape[1] if self.n_components is None else self.n_components
         fixed = self._factor(H, (K, X.shape[1]), "H", X.dtype)
-        W, iterations = self._encode(X, fixed, self.max_iter)
-        return W, H, iterations
+        return self._encode(X, fixed, self.max_iter)
 
 
 def non_negative_factorization(
@@ -255,7 +254,7 @@ random_state, verbose, shuffle : as for `NMF`
     H : ndarray (n_components, n_features)
         The components; those that are given if they are not updated.
     n_iter : int
-        Iterations done.
+        Iterations done; 1 with update_H=False, where W is solved for exactly.
 
     Examples
     --------
@@ -288,4 +287,4 @@ random_state, verbose, shuffle : as for `NMF`
     if update_H:
         W, H, info = estimator._fit_to(X, W, H)
         return W, H, info.iterations
-    return estimator._codes_for(X, W, H)
+    return estimator._codes_for(X, W, H), H, 1

@@ -239,7 +239,7 @@ as for `NMF`
         self._keep(H, sums, keep)
         codes = as_array(W)
         if self.fresh_restarts:
-            codes = self._encode(X, self.components_, self._sweeps)[0]
+            codes = self._encode(X, self.components_, self._sweeps)
             W = torch.from_numpy(codes).to(H)
         self.reconstruction_err_ = error_of(A, W, H)
         return codes, number
