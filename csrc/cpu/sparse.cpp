@@ -1,9 +1,9 @@
 // Products of a sparse matrix in compressed rows with a dense one: X B and XᵀZ.
 //
-// An entry takes a row of B, or adds to a row of the result, which lies anywhere: so columns are
-// divided into blocks of which B, or the sums, stay in the cache, aligned and padded to whole vectors:
-// without that a product takes twice as long. A row has a cursor, which goes on from block to block.
-// Limited by loads and stores of L2, and of L3 where blocks are larger.
+// An entry takes a row of B, or adds to a row of the result, which lies anywhere. So columns are
+// divided into blocks of which B, or the sums, stay in the cache, aligned and padded to whole
+// vectors: without that a product takes twice as long. A row has a cursor, which goes on from block
+// to block. Limited by loads and stores of L2, and of L3 where blocks are larger.
 
 #include <cstddef>
 #include <cstdint>
@@ -27,14 +27,16 @@ template <class T> constexpr int V = Simd<T>::lanes;
 inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
 
 // the first entry from p on, before `end`, of a column that is not below `column`, which is near
-template <class I> inline ptrdiff_t near(const I *col, ptrdiff_t p, ptrdiff_t end, ptrdiff_t column) {
+template <class I>
+inline ptrdiff_t near(const I *col, ptrdiff_t p, ptrdiff_t end, ptrdiff_t column) {
     while (p + 8 <= end && col[p + 7] < column) p += 8;
     while (p < end && col[p] < column) ++p;
     return p;
 }
 
 // the same, wherever it is
-template <class I> inline ptrdiff_t find(const I *col, ptrdiff_t p, ptrdiff_t end, ptrdiff_t column) {
+template <class I>
+inline ptrdiff_t find(const I *col, ptrdiff_t p, ptrdiff_t end, ptrdiff_t column) {
     if (column == 0) return p;
     while (p < end) {
         const ptrdiff_t middle = p + (end - p) / 2;
@@ -62,8 +64,8 @@ template <int N, class T> struct Group {
     }
 };
 
-// sums (N) ← Σ values[e] B[col[e] − column], e < count; B (columns, N vectors). Several sums for each
-// vector, so that no product waits for the one before
+// sums (N) ← Σ values[e] B[col[e] − column], e < count; B (columns, N vectors). Several sums for
+// each vector, so that no product waits for the one before
 template <int N, class T, class I>
 inline void sum_rows(Vec<T> *sums, const I *col, const T *values, ptrdiff_t count, const T *B,
                      ptrdiff_t column) {
@@ -85,7 +87,8 @@ inline void sum_rows(Vec<T> *sums, const I *col, const T *values, ptrdiff_t coun
 #pragma GCC unroll 3
         for (int half = chains / 2; half > 0; half /= 2)
 #pragma GCC unroll 4
-            for (int chain = 0; chain < half; ++chain) partial[chain][v] += partial[chain + half][v];
+            for (int chain = 0; chain < half; ++chain)
+                partial[chain][v] += partial[chain + half][v];
         sums[v] = partial[0][v];
     }
 }
@@ -132,8 +135,8 @@ void dot_group(const SparseProduct<T, I> &a, const SparseTiles &tiles, ptrdiff_t
     }
 }
 
-// rows of sums (columns, N vectors) += values[e] z, rows col[e] − column, e < count. The pointers are
-// no members of an object: a store could change those
+// rows of sums (columns, N vectors) += values[e] z, rows col[e] − column, e < count. The pointers
+// are no members of an object: a store could change those, so that they would be loaded each time
 template <int N, class T, class I>
 inline void add_to_rows(T *sums, const I *col, const T *values, ptrdiff_t count, const Vec<T> *z,
                         ptrdiff_t column) {
@@ -228,7 +231,8 @@ void dot_few(const SparseProduct<T, I> &a, ptrdiff_t first, ptrdiff_t last, T *s
 template <class T, class I>
 void tdot_few(const SparseProduct<T, I> &a, ptrdiff_t first, ptrdiff_t last) {
     if (!a.adds)
-        for (ptrdiff_t j = first; j < last; ++j) __builtin_memset(at(a.out, j, 0), 0, a.K * sizeof(T));
+        for (ptrdiff_t j = first; j < last; ++j)
+            __builtin_memset(at(a.out, j, 0), 0, a.K * sizeof(T));
     for (ptrdiff_t i = 0; i < a.m; ++i) {
         const ptrdiff_t end = a.crow[i + 1];
         for (ptrdiff_t e = find(a.col, a.crow[i], end, first); e < end && a.col[e] < last; ++e)

@@ -12,8 +12,8 @@
 
 namespace fastnmf {
 
-// bytes of B, or of sums, in a block. Measured with 900 entries a row on an EPYC of Zen 4, 20 to 100
-// concepts: 4 MB before 0.5 MB, which fits L2, by up to 2, since a row is read in fewer parts
+// bytes of B, or of sums, in a block. Measured with 900 entries a row on an EPYC of Zen 4, 20 and
+// 100 concepts: 4 MB before 0.5 MB, which fits L2, by up to 2, since a row is read in fewer parts
 constexpr Size block_bytes = 4 << 20;
 
 template <class T, class I>
