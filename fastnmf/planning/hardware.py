@@ -116,7 +116,7 @@ def machine_of(A: Tensor, backend: str) -> Machine:
         wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
         return machine(torch.get_num_threads(), backend != "torch", wide)
     card = card_of(torch.cuda.get_device_properties(A.device))
-    tf32 = in_tf32(A.new_empty(0, dtype=compute_dtype(A)))
+    tf32 = in_tf32(torch.empty(0, dtype=compute_dtype(A), device=A.device))
     return gpu_machine(card, tf32=tf32, compiled=backend != "torch")
 
 

@@ -12,6 +12,7 @@ from fits import nmf
 
 import fastnmf
 from fastnmf import NMF
+from fastnmf.cli import main as cli
 from fastnmf.data.dataset import Data
 from fastnmf.data.sparse.arrays import sparse_matrix
 from fastnmf.errors import InvalidInput
@@ -314,6 +315,22 @@ def test_batches_at_fault_are_named(no_overhead):
         NMF(4, max_memory="150kB").fit(iter(too_large))
 
 
+def test_command_line_keeps_a_sparse_file_sparse(tmp_path, capsys):
+    sparse, dense = both(150, 60)
+    A, Z, model, codes = (tmp_path / name for name in ("A.npz", "Z.npy", "m.safetensors", "c.npy"))
+    scipy_sparse.save_npz(A, sparse)
+    run = ["--concepts", "4", "--seed", "0", "--max-iter", "12", "--tol", "0"]
+    assert cli.main(["fit", str(A), *run, "--out", str(model), "--codes", str(Z)]) == 0
+    assert "of the entries are stored" in capsys.readouterr().out
+    other = NMF(4, seed=0, max_iter=12, tol=0.0)
+    pair = other.fit(dense)
+    D = NMF.load(model).D
+    assert distance((torch.from_numpy(np.load(Z)), D), pair) < 1e-4
+    assert cli.main(["encode", str(model), str(A), "--out", str(codes)]) == 0
+    expected = other.load_dictionary(D).encode(dense)
+    torch.testing.assert_close(torch.from_numpy(np.load(codes)), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_what_sparse_data_do_not_have_is_refused():
     sparse, _ = both(30, 20)
     model = NMF(2, seed=0).load_dictionary(np.ones((2, 20), np.float32))
@@ -329,6 +346,7 @@ _GROWTH = """
 import resource, sys
 import numpy as np, scipy.sparse, torch
 from fastnmf import NMF
+from fastnmf.cli import main as cli
 torch.set_num_threads(1)
 K = 20
 def of(n, d, stored):
