@@ -143,7 +143,8 @@ class State:
     carried in tf32 and new ones. carried: Extrapolation.state of a checkpoint. revived: concepts
     that were given a row, counted each time. G (K, K) = D Dᵀ, where the next iteration reads it, at
     one address. unit: where concepts have norm 1. swept: whether an iteration was done.
-    stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. repeats: iterations that
+    stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. exact_codes: whether Z is
+    exact for D, at the end of a fit. repeats: iterations that
     repeated a recording. seed: of the start, given or drawn.
     """
 
@@ -161,6 +162,7 @@ class State:
     unit: UnitNorm | None = None
     swept: bool = False
     stopped_by: str = "max_iter"
+    exact_codes: bool = False
     repeats: int = 0
     seed: int | None = None
 

@@ -24,6 +24,7 @@ from ..engine.cuda_graph import CudaGraph, Recorder, refuses
 from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
+from ..exact.final import end_exactly_
 from ..init.start import resolve, start
 from ..numerics import row_major
 from ..planning import hardware
@@ -77,6 +78,7 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> tuple[Tensor | None, Ten
         stopping = Stopping(options.iterations, options.tol, each, options.stop, deadline)
         _iterate_(state, data, method, plan, stopping, options, checkpoint)
         exchanged = data.processes.exchanged - exchanged
+        end_exactly_(state, data, method, stopping, begun, options.method_of_codes)
         info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
         if data.processes.rank == 0:
             warn_of_result(info, options.penalties, options.tol, options.stop)

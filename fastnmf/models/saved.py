@@ -118,8 +118,8 @@ def _info(stored: dict[str, Any] | None) -> FitInfo | None:
     """The stored summary of a fit; None where another version has other fields."""
     if stored is None:
         return None
-    # earlier versions recorded no seed, and had no sparse data
-    earlier = {"seed": None, "density": None, "dense_copy": False}
+    # earlier versions recorded no seed, and had no exact codes and no sparse data
+    earlier = {"seed": None, "exact_codes": False, "density": None, "dense_copy": False}
     stored = earlier | {_FORMER_NAMES.get(name, name): v for name, v in stored.items()}
     if stored.keys() != {field.name for field in fields(FitInfo)}:
         return None

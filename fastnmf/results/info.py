@@ -99,6 +99,9 @@ class FitInfo:
         Largest difference between a residual carried in tf32 and a new one, relative to the new
         one; None where it was not measured. Good: below 0.01; above, the residual is computed anew
         more often.
+    exact_codes : bool
+        Whether the fit ended with exact codes for its dictionary, as it does where it converges
+        with more concepts than features.
     codes : str
         Where the codes are: 'memory', a file, or 'not kept'.
     chunk_rows : int or None
@@ -170,6 +173,7 @@ class FitInfo:
     l0_histogram: tuple[int, ...] = field(repr=False)
     energy: tuple[float, ...] = field(repr=False)
     history: tuple[Iteration, ...] = field(repr=False)
+    exact_codes: bool = False
 
     @classmethod
     def of(
@@ -205,6 +209,7 @@ class FitInfo:
             seed=state.seed,
             iterations=len(history),
             stopped_by=state.stopped_by,
+            exact_codes=state.exact_codes,
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
             relative_change=history[-1].relative_change if history else float("nan"),
             objective=objective,
@@ -269,8 +274,10 @@ class FitInfo:
         if self.processes > 1:
             exchanged = f"{self.reduced_bytes:,} bytes exchanged per iteration"
             lines["processes"] = f"{self.processes}, {exchanged}"
+        if self.exact_codes:
+            lines["codes"] = "exact, at the end"
         if self.codes != "memory":
-            lines["codes"] = self.codes
+            lines["codes"] = self.codes + (", exact" if self.exact_codes else "")
         if self.precision != self.dtype:
             drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
             lines["precision"] = f"{self.precision}, largest drift {drift}"

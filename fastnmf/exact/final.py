@@ -1,0 +1,68 @@
+"""Exact codes at the end of a fit with more concepts than features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..backends.products import dense
+from ..data.dataset import Data
+from ..data.storage import NotKept
+from ..engine.codes import chunk_rows
+from ..engine.state import Method, State, Stopping
+from ..solvers.penalties import Penalty
+from .encoder import ExactEncoder
+
+# exact codes take as long as 10 to 35 iterations (docs/notes/exact_codes.md)
+LEAST_ITERATIONS = 50
+
+
+def end_exactly_(
+    state: State,
+    data: Data,
+    method: Method,
+    stopping: Stopping,
+    begun: float,
+    method_of_codes: Callable[[torch.device], Method],
+) -> None:
+    """Z ← the exact codes for D, at the end of a fit that gains by them and has as much time left
+    as it took. begun: when, on the clock of time.perf_counter."""
+    now = time.perf_counter()
+    if gains(state, data, method, stopping) and now - begun <= stopping.deadline - now:
+        take_exact_codes_(state, data, method_of_codes(data.device))
+        state.exact_codes = True
+
+
+def gains(state: State, data: Data, method: Method, stopping: Stopping) -> bool:
+    """Whether exact codes lower the error of a fit by more than iterations do in their time: where
+    it has converged with more concepts than features. On a GPU, and for a dictionary of any signs,
+    that was not measured. Codes of solvers that keep zeros could not go on from there."""
+    solver, many = method.solver, len(state.D) > data.d
+    unsuited = solver.exact or solver.keeps_zeros or method.constraint.signed
+    unsuited |= isinstance(state.Z, NotKept) or data.device.type != "cpu"
+    converged = state.stopped_by == stopping.converged_by and len(state.history) >= LEAST_ITERATIONS
+    return many and converged and not unsuited
+
+
+@torch.no_grad()
+def take_exact_codes_(state: State, data: Data, method: Method) -> None:
+    """Z ← the exact codes for D, of the rows whose objective they lower. method: as ExactEncoder
+    has it. One pass over the rows of this process."""
+    D, penalty = state.D, method.penalties.of_codes(data.d)
+    encoder = ExactEncoder(D, data.n, method, 1, sweeps=False)
+    for X, Z, _ in data.tiles(state.Z, chunk_rows(D, method), save=True):
+        found, _ = encoder(X)
+        assert Z is not None
+        rows = dense(X).double()
+        lower = _objective(rows, found, D, penalty) < _objective(rows, Z, D, penalty)
+        Z.copy_(torch.where(lower[:, None], found, Z))
+
+
+def _objective(A: Tensor, Z: Tensor, D: Tensor, penalty: Penalty) -> Tensor:
+    """½ ‖a − z D‖² and the penalty of each row (m,), in float64."""
+    Z = Z.double()
+    rows = 0.5 * (A - Z @ D.double()).square().sum(1)
+    return rows + penalty.l1 * Z.sum(1) + 0.5 * penalty.l2 * Z.square().sum(1)
