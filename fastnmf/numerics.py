@@ -110,6 +110,13 @@ def _power_of_two(power: Tensor) -> Tensor:
     return ((power.clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
 
 
+def square_is_normal(largest: float, dtype: torch.dtype) -> bool:
+    """Whether the square of a number, or of the largest of many, neither overflows in the dtype nor
+    loses digits; 0 does not."""
+    limits = torch.finfo(dtype)
+    return largest == 0 or limits.tiny <= largest * largest <= limits.max
+
+
 def tiny(like: Tensor) -> float:
     """The smallest normal number of this dtype, to divide by instead of 0."""
     return torch.finfo(like.dtype).tiny

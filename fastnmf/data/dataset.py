@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dense_copy, dense_tiles, largest, stored_share
+from ..backends.products import Matrix, dense_copy, largest, stored_share
 from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
 from ..numerics import compute_dtype, squared_norm, wide_tiles
@@ -25,7 +25,7 @@ from .sparse.arrays import is_sparse, sparse_matrix
 from .sparse.files import loaded
 from .sparse.rows import chunks_of as sparse_chunks
 from .storage import InMemory, NotKept, OnDisk, Storage, row_blocks
-from .summary import Summary, joined
+from .summary import Summary, joined, squares_about
 
 # chunks after which freed memory is returned to the system: after every chunk made fits up to 5 %
 # slower, as the next one allocates it again
@@ -145,19 +145,21 @@ class Data:
         return sum(part.sum(0, dtype=torch.float64) for part in parts) / self.n
 
     @functools.cached_property
+    def squared_spread(self) -> float:
+        """‖A − its mean row‖², not as a difference of nearly equal numbers; but for data that are
+        read in passes or shared, where less than 1e-7 of ‖A‖² is not told from rounding."""
+        total, mean = float(self.squared_norm), self.mean_row
+        spread = total - self.n * float(mean.square().sum())
+        if not self.in_memory_here or spread >= _LEAST_SPREAD * total:
+            return spread
+        return squares_about(mean.to(self.dtype), self.A, _SUMMED // self.d)
+
+    @property
     def spread(self) -> float:
         """‖A − its mean row‖ / ‖A‖, from 0 to 1; at least 3e-4 for data that are read in passes or
         shared, where less is not told from rounding."""
-        total, mean = float(self.squared_norm), self.mean_row
-        if total == 0:
-            return 1.0
-        share = 1 - self.n * float(mean.square().sum()) / total
-        if self.in_memory_here and share < _LEAST_SPREAD:
-            # not as a difference of nearly equal numbers
-            mean = mean.to(self.dtype)
-            parts = dense_tiles(self.A, max(1, _SUMMED // self.d))
-            share = float(sum(squared_norm(part - mean) for _, part in parts)) / total
-        return (share if self.in_memory_here else max(share, 1e-7)) ** 0.5
+        total, least = float(self.squared_norm), 0.0 if self.in_memory_here else 1e-7
+        return max(self.squared_spread / total, least) ** 0.5 if total else 1.0
 
     @property
     def like(self) -> Tensor:

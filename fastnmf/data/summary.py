@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, largest
+from ..backends.products import Matrix, dense_tiles, largest
 from ..backends.sparse import SparseMatrix
 from ..errors import InvalidInput
 from ..numerics import squared_norm
@@ -82,3 +82,9 @@ def joined(summaries: Sequence[Summary]) -> Summary:
         sum(summary.columns for summary in some),
         None if some[0].stored is None else sum(summary.stored for summary in some),
     )
+
+
+def squares_about(mean: Tensor, A: Matrix, rows: int) -> float:
+    """The squared distance of A (n, d) to a row, some rows at a time."""
+    tiles = dense_tiles(A, max(1, rows))
+    return float(sum(squared_norm(tile - mean) for _, tile in tiles))

@@ -51,7 +51,7 @@ def codes_of_few(
         if not _is_usable(copy):
             return None
         kept = _kept[D] = KeptRows(copy, method(), made_for)
-    return None if sweeps and kept.sweeps_first(len(A)) else kept.codes(A)
+    return None if sweeps and kept.sweeps(len(A)) else kept.codes(A)
 
 
 # what was computed for a dictionary goes with it
@@ -73,8 +73,9 @@ class KeptRows:
             return False
         return bool((_bits(D) == self._copy).all())
 
-    def sweeps_first(self, m: int) -> bool:
-        return self._cost.sweeps_first(m)
+    def sweeps(self, m: int) -> bool:
+        """Whether m rows are swept, until they converge or for a start."""
+        return self._cost.sweeps_first(m) or self._cost.sweeps_start(m)
 
     def codes(self, A: Tensor) -> Tensor | None:
         """The codes Z (m, K) of A (m, d); None where A cannot be used or must be scaled, or they

@@ -51,9 +51,7 @@ class ExactRows:
             # on a GPU the workspaces of a search on very many concepts would leave most of it idle
             on = machine_of(D, "cuda") if D.device.type == "cuda" else None
             form = _faster_form(n, d, K, D.element_size(), on) if fits else "residual"
-            # as fast at K = 2,000, d = 384, and several times as fast at K = 10,000
-            if "nnls_rows_" in ops and len(D) > max(_MANY, 2 * d):
-                form = "residual"
+            form = "residual" if in_flight(K, d, ops) else form
         self.D, self.penalty, self._ops, self._max_steps = D, penalty, ops, max_steps
         self.G, self._concepts, self.signed = None, None, signed
         with products_in("highest"):
@@ -146,6 +144,13 @@ class ExactRows:
     @functools.cached_property
     def _sizes(self) -> Tensor:
         return self.G.abs()
+
+
+def in_flight(K: int, d: int, ops: Operations) -> bool:
+    """Whether any number of rows is solved without G of K concepts with d features, and with one
+    matrix of that size at most."""
+    # as fast at K = 2,000, d = 384, and several times as fast at K = 10,000
+    return "nnls_rows_" in ops and K > max(_MANY, 2 * d)
 
 
 @functools.lru_cache(maxsize=64)

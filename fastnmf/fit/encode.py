@@ -25,6 +25,7 @@ from ..exact.gradient import with_gradient
 from ..exact.kept import codes_of_few
 from ..exact.powers import Powers
 from ..exact.pursuit import PursuitEncoder
+from ..exact.rows import in_flight
 from ..init.start import cold_start
 from ..numerics import wide, widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
@@ -111,6 +112,8 @@ def encode(
             nothing = EncodeRecord(method.penalties, D, measures=return_info).info()
             return no_rows(A, expected, K, folder), nothing
         budget = options.budget(device, place, width=K)
+        if not run.sweeps_only and options.tuned.form is None and in_flight(K, d, method.ops):
+            budget = replace(budget, squares=1)
         data = stack.enter_context(opened(A, expected, budget))
         data.compute_with(method.ops)
         Z0 = None if Z0 is None else given_codes(Z0, data, K)

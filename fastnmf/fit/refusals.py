@@ -21,7 +21,7 @@ from ..data.shards import Shards, files_in, paths_of
 from ..data.sparse.arrays import is_sparse
 from ..data.sparse.rows import stored_parts
 from ..errors import InvalidInput
-from ..numerics import Part
+from ..numerics import Part, square_is_normal
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Plan
 from .checkpoint import Checkpoint
@@ -121,11 +121,11 @@ def refuse_extremes(data: Data, options: Options) -> None:
 
 def refuse_extreme(name: str, largest: float, like: Tensor, squared_norm: float = 0.0) -> None:
     """Refuse a matrix of this largest entry and ‖·‖²; like: it, or a tensor of its dtype."""
-    square, limits = largest * largest, torch.finfo(like.dtype)
-    usable = limits.tiny <= square <= limits.max and squared_norm <= limits.max
+    square, most = largest * largest, torch.finfo(like.dtype).max
+    usable = square_is_normal(largest, like.dtype) and squared_norm <= most
     if largest and not usable:
         F, computed = name[-1], str(like.dtype).removeprefix("torch.")
-        norm = f" and ‖{F}‖² {squared_norm:.3g}" if square <= limits.max < squared_norm else ""
+        norm = f" and ‖{F}‖² {squared_norm:.3g}" if square <= most < squared_norm else ""
         raise ArithmeticError(
             f"the largest entry of {name} is {largest:.3g}{norm}, too "
             f"{'small' if square < 1 else 'large'} to be squared in {computed}; scale {F} "

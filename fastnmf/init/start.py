@@ -15,7 +15,7 @@ from ..backends.products import Matrix, Rebuilt, dot, row_maxima
 from ..data.dataset import Data
 from ..data.storage import InMemory, Kept, row_blocks
 from ..errors import InvalidInput
-from ..numerics import largest_entry, tiny, wide
+from ..numerics import largest_entry, square_is_normal, tiny, wide
 from ..planning.memory import SINGULAR
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from . import nndsvd, signed
@@ -262,8 +262,8 @@ def _given_factor(
             f"finite, the first at row {i}, column {j}: {F[i, j].item()}; a start must be "
             f"{'' if signed else '≥ 0 and '}finite"
         )
-    largest, limits = float(largest_entry(F)) if F.numel() else 0.0, torch.finfo(F.dtype)
-    if largest and not limits.tiny <= largest * largest <= limits.max:
+    largest = float(largest_entry(F)) if F.numel() else 0.0
+    if not square_is_normal(largest, F.dtype):
         raise InvalidInput(
             f"the largest entry of the start {name} is {largest:.3g}, too "
             f"{'small' if largest < 1 else 'large'} to be squared; give Z0 and D0 of about the "

@@ -35,6 +35,8 @@ _SHARE = 0.7
 LEAST_ROWS = 512
 _MOST_BYTES = 128 << 20
 _MOST_ON_GPU = 4 << 30
+# matrices (K, K) of a fit at once: statistics, products of concepts, and copies of both
+SQUARES = 6
 # bytes of rows that an SVD works on at a time; 1 to 32 MB cost the same on two cores with AVX-512
 WORKSPACE_BYTES = 8 * 2**20
 # columns of the random basis of an SVD beyond K; scikit-learn's number
@@ -84,7 +86,8 @@ class Needs:
     n, d, K: sizes. itemsize: bytes of an entry in computing. codes: where they are stored:
     'memory', 'none', or else a file. start: its name, for its workspaces. of_all: the rows of all
     processes, where n are those of one. revives: whether dead concepts are re-initialised. stored:
-    the share of the entries of the data that is stored where these are sparse, else None.
+    the share of the entries of the data that is stored where these are sparse, else None. squares:
+    matrices (K, K) that are in memory at once.
     """
 
     n: int
@@ -96,6 +99,7 @@ class Needs:
     of_all: int | None = None
     revives: bool = False
     stored: float | None = None
+    squares: int = SQUARES
 
     def resident(self, copied: int) -> int:
         """Bytes if all rows are in memory: two copies of the codes for a start, three where the fit
@@ -150,7 +154,7 @@ class Needs:
             # with fewer rows than features all rows are in memory as well
             svd = 4 * 8 * p * p + (p * (d + p) * self.itemsize if p < d else 0)
         starts = {**dict.fromkeys((*SINGULAR, "svd"), svd), "rows": 24 * n, "spread": 64 * n}
-        halves = (6 * K * d + 6 * K * K) * self.itemsize
+        halves = (6 * K * d + self.squares * K * K) * self.itemsize
         # rows that may become concepts are sorted and compared with each other
         worst = 4 * min(CANDIDATES * K, self.of_all or n) * d * self.itemsize if self.revives else 0
         return _OVERHEAD + 2 * WORKSPACE_BYTES + halves + max(worst, starts.get(self.start, 0))
@@ -162,8 +166,8 @@ class Budget:
 
     K: entries computed for each row. codes: where they are stored: 'memory', 'none', or else a
     file. requested: bytes by which the process may grow, or None for available(). chunk_rows: rows
-    of a chunk at most. start, revives, stored: as in Needs. sharing: processes that share the
-    memory.
+    of a chunk at most. start, revives, stored, squares: as in Needs. sharing: processes that share
+    the memory.
     """
 
     device: torch.device
@@ -175,6 +179,7 @@ class Budget:
     revives: bool = False
     sharing: int = 1
     stored: float | None = None
+    squares: int = SQUARES
 
     def holds(self, n: int, d: int, dtype: torch.dtype, copied: int, *, given: bool) -> bool:
         """Whether all of A (n, d) may be in memory, if each entry needs `copied` more bytes. given:
@@ -206,7 +211,7 @@ class Budget:
     def _needs(
         self, n: int, d: int, dtype: torch.dtype, start: str, of_all: int | None = None
     ) -> Needs:
-        of_fit = self.codes, start, of_all, self.revives, self.stored
+        of_fit = self.codes, start, of_all, self.revives, self.stored, self.squares
         return Needs(n, d, self.K, dtype.itemsize, *of_fit)
 
     def _limit(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends.nnls.residual import measure
+from ..backends.nnls.residual import Terms, measure
 from ..backends.products import Matrix, dense
 from ..data.storage import row_blocks
 from ..engine.codes import Ended
@@ -127,14 +127,4 @@ class EncodeRecord:
 
 def kkt_residual(A: Tensor, D: Tensor, Z: Tensor, penalty: Penalty) -> Tensor:
     """The KKT residual (m,) of the codes Z (m, K) ≥ 0 of A (m, d), in float64: see EncodeInfo."""
-    if not penalty:
-        return measure(A, D, Z).kkt
-    A, D, Z = A.double(), D.double(), Z.double()
-    rebuilt = Z @ D
-    slope = (A - rebuilt) @ D.T - penalty.l1 - penalty.l2 * Z
-    worst = torch.where(Z > 0, slope.abs(), slope.clamp(min=0)).amax(1)
-    used = Z.any(0)
-    # most codes are zero where signs differ, and sums of absolute values need K × K products
-    sizes = Z[:, used] @ (D[used] @ D.T).abs() if bool(D.amin() < 0) else rebuilt @ D.T
-    scale = ((A @ D.T).abs() + sizes).amax(1) + penalty.l1
-    return torch.where(worst > 0, worst / scale.clamp(min=torch.finfo(torch.float64).tiny), 0)
+    return measure(A, D, Z, terms=Terms(penalty.l1, penalty.l2)).kkt

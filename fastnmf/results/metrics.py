@@ -19,8 +19,6 @@ from ..engine.state import Method, State
 from ..numerics import squared_norm, widened
 from ..precision import products_in
 
-# of ‖A‖²: a spread below that is not computed as a difference
-_LEAST_SPREAD = 1e-3
 # bars of the histogram of active concepts per row, at most
 _BARS = 32
 # entries at a time
@@ -66,11 +64,8 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
     D, processes, total = state.D, data.processes, float(data.squared_norm)
     on_codes = method.penalties.of_codes(data.d)
     on_dictionary = method.penalties.of_dictionary(data.n)
-    mean = data.mean_row
-    spread = total - data.n * float(mean.square().sum())
-    # not as a difference of nearly equal numbers, or of sums of chunks in float32
-    sums_spread = not data.in_memory_here or spread < _LEAST_SPREAD * total
-    mean = mean.to(D)
+    # not as a difference of sums of chunks in float32
+    sums_spread, mean = not data.in_memory_here, data.mean_row.to(D)
     sums, rebuilt = torch.zeros(3, dtype=torch.float64, device=D.device), Rebuilt(D)
 
     def codes() -> Iterator[Tensor]:
@@ -86,7 +81,7 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
         info = describe(codes(), D, processes)
         processes.sum_(sums)
         error, penalty, summed = sums.tolist()
-        explained = r_squared(summed if sums_spread else spread, error, total)
+        explained = r_squared(summed if sums_spread else data.squared_spread, error, total)
         return Measured(error, total, explained, info, penalty + float(on_dictionary.value(D)))
 
 

@@ -72,32 +72,23 @@ def _residual_(
 def _sums(
     B: Tensor, S: slice, Et: Tensor, fixed: FixedFactor, compute: Compute
 ) -> tuple[Tensor, Tensor]:
-    """R = B_S Eᵀ, and B_S B_Sᵀ with the curvature of the penalty; it is formed at the first use of
-    `fixed`, 2 |S|² p flops."""
-    if compute.sum_ is not None:
-        return _shared_sums(B, S, Et, fixed, compute)
-    R = torch.mm(B, Et, out=compute.scratch("R", len(B), Et.shape[1]))
+    """R = B_S Eᵀ, and B_S B_Sᵀ with the curvature of the penalty. The latter is formed at the first
+    use of `fixed`, 2 |S|² p flops; where both are summed over processes, in one call, always: no
+    later half-step has the same B."""
+    (s, _), (_, m), shared = B.shape, Et.shape, compute.sum_ is not None
+    # R begins at a multiple of 16 bytes
+    begin = -(-s * s // 4) * 4 if shared else 0
+    both = compute.scratch("R", begin + s * m)
+    R = torch.mm(B, Et, out=both[begin:].view(s, m))
     gram = fixed.grams.get(S.start)
     if gram is None:
-        gram = fixed.grams[S.start] = B.new_empty(len(B), len(B))
+        gram = both[: s * s].view(s, s) if shared else B.new_empty(s, s)
         compute.ops["moments_"](B, None, gram)
+        if compute.sum_ is not None:
+            compute.sum_(both)
+        else:
+            fixed.grams[S.start] = gram
         _add_curvature_(gram, S, fixed)
-    return R, gram
-
-
-def _shared_sums(
-    B: Tensor, S: slice, Et: Tensor, fixed: FixedFactor, compute: Compute
-) -> tuple[Tensor, Tensor]:
-    """The same summed over the processes, in one call. No later half-step has the same B."""
-    (s, _), (_, m) = B.shape, Et.shape
-    # R begins at a multiple of 16 bytes
-    begin = -(-s * s // 4) * 4
-    both = compute.scratch("R", begin + s * m)
-    gram, R = both[: s * s].view(s, s), both[begin:].view(s, m)
-    torch.mm(B, Et, out=R)
-    compute.ops["moments_"](B, None, gram)
-    compute.sum_(both)
-    _add_curvature_(gram, S, fixed)
     return R, gram
 
 

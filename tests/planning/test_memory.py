@@ -39,6 +39,44 @@ assert model.fit_info_.form == "residual", model.fit_info_.form
 """
 
 
+ENCODE = """
+import re, sys, numpy as np, torch
+from fastnmf import NMF
+
+def read(key):
+    with open("/proc/self/status") as status:
+        return int(re.search(key + r":\\s+(\\d+) kB", status.read())[1]) / 1024
+
+K, d, (small, large) = 2500, 24, (600, 2600)
+numbers = np.random.default_rng(0)
+for n in (small, large):
+    np.save(f"A{n}.npy", numbers.random((n, d), np.float32))
+model = NMF(K, max_memory="160MB").load_dictionary(torch.rand(K, d).pow(8))
+model.encode("A600.npy", codes="first.npy")
+for n in (small, large):
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")
+    before = read("VmRSS")
+    model.encode(f"A{n}.npy", codes="Z.npy")
+    print(read("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
+)
+def test_encode_from_file_to_file_takes_no_more_memory_for_more_rows(tmp_path):
+    """The codes of 2,000 rows more would take 19 MiB, six matrices (K, K) 143 MiB."""
+    asked = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    command, environment = [sys.executable, "-c", ENCODE], {**os.environ, **asked}
+    ran = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    few, many = map(float, ran.stdout.split())
+    assert many - few < 10
+    assert many < 160e6 / 2**20
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .result import BLOCK, CAPPED, FLOORED, SOLVED, NnlsInfo
-from .supports import Support, first_true, gather_gram, padded_support
+from .supports import Support, first_true, gather_gram, padded_support, towards
 
 # refinements of a minimiser, at most
 _REFINEMENTS = 3
@@ -181,16 +181,10 @@ class ActiveSets:
         going = torch.arange(len(rows), device=rows.device)
         while len(going):
             some = support if len(going) == len(rows) else support[going]
-            x, s = some.x, self._minimiser(some, factor)
-            factor = None
-            falls = some.used & ~(s > 0)
-            ratio = torch.where(x > 0, x / (x - s), 0).masked_fill_(~falls, torch.inf)
-            step, stops = ratio.min(1, keepdim=True)
-            inside = ~falls.any(1, keepdim=True)
-            moved = torch.where(inside, s, (x + step * (s - x)).clamp(min=0))
-            support.x[going] = torch.where(some.used, moved, 0)
-            ends = inside[:, 0]
-            going, stops = going[~ends], stops[~ends, 0]
+            s, factor = self._minimiser(some, factor), None
+            moved, arrived, stops = towards(some.x, s, some.used)
+            support.x[going] = moved
+            going, stops = going[~arrived], stops[~arrived]
             support.leave_(going, stops)
             left[rows[going]] += 1
         self._take_(rows, support)

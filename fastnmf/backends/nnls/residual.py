@@ -64,18 +64,25 @@ class Terms(NamedTuple):
     @property
     def none(self) -> bool:
         """Whether neither has any weight, as numbers."""
-        return not (isinstance(self.l1, Tensor) or self.l1 or self.l2)
+        return not any(isinstance(weight, Tensor) or weight for weight in self)
 
 
 NO_TERMS = Terms()
 
 
 def measure(
-    A: Tensor, D: Tensor, Z: Tensor, sizes: Tensor | None = None, terms: Terms = NO_TERMS
+    A: Tensor,
+    D: Tensor,
+    Z: Tensor,
+    sizes: Tensor | None = None,
+    terms: Terms = NO_TERMS,
+    *,
+    on_support: bool = False,
 ) -> Measure:
     """The Measure of codes Z (n, K) of A (n, d), in float64 at any scale. 2 n K (4 d) flops, or
     2 n K (3 d + K) for D of both signs. sizes (K,) int64: concepts count in kkt as if D_k were
-    2^sizes_k times as large, and z_k as much smaller. terms: numbers."""
+    2^sizes_k times as large, and z_k as much smaller. terms: numbers, or l2 (K,). on_support: kkt
+    is that of the problem on the concepts in use."""
     power, powers = exponents(A, _LARGE), exponents(D, _LARGE)
     # exact, and nothing overflows when it is squared; zero concepts take no part
     D = times_power(D, -powers[:, None]) if powers.any() else D.double()
@@ -98,28 +105,39 @@ def measure(
             l1 = times_power(terms.l1 / lengths, -powers - own[:, None])
             l2 = times_power(terms.l2 / lengths.square(), -2 * powers)
             of_unit = Terms(l1.clamp(max=_MOST), l2.clamp(max=_MOST))
-        parts.append(_measure(a, D, x, weights, of_unit))
+        parts.append(_measure(a, D, x, weights, of_unit, on_support=on_support))
+    if not parts:
+        return Measure(*(norms.new_zeros(0) for _ in Measure._fields))
     return Measure(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _measure(a: Tensor, unit: Tensor, x: Tensor, weights: Tensor, terms: Terms) -> Measure:
+def _measure(
+    a: Tensor, unit: Tensor, x: Tensor, weights: Tensor, terms: Terms, *, on_support: bool
+) -> Measure:
     """The Measure for unit concepts, whose slopes count as much as their weights (K,) in kkt.
     terms: l1 (n, K) and l2 (K,), or none."""
     finite = x.sum(1).isfinite()
     if not finite.all():
         x = torch.where(finite[:, None], x, 0)
-    rebuilt, negative = x @ unit, bool(unit.amin() < 0)
+    rebuilt, active = x @ unit, None
+    if bool(unit.amin() < 0):
+        # most codes are zero there, and sums of absolute values need products of concepts
+        active = x.any(0)
     residual = a - rebuilt
     worst, scale, steepest, used = (a.new_zeros(len(a)) for _ in range(4))
     for part in torch.arange(len(unit), device=unit.device).split(_CONCEPTS):
         some, own = unit[part], x[:, part]
         slope = residual @ some.T
         size = (a @ some.T).abs()
-        size += x @ (unit @ some.T).abs() if negative else rebuilt @ some.T
+        if active is None:
+            size += rebuilt @ some.T
+        else:
+            size += x[:, active] @ (unit[active] @ some.T).abs()
         if not terms.none:
             slope -= terms.l1[:, part] + terms.l2[part] * own
             size += terms.l1[:, part]
-        violation = torch.where(own > 0, slope.abs(), slope.clamp(min=0)) * weights[part]
+        rising = torch.zeros_like(slope) if on_support else slope.clamp(min=0)
+        violation = torch.where(own > 0, slope.abs(), rising) * weights[part]
         worst = torch.maximum(worst, violation.amax(1))
         scale = torch.maximum(scale, (size * weights[part]).amax(1))
         steepest = torch.maximum(steepest, slope.amax(1))

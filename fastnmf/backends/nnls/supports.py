@@ -50,6 +50,17 @@ def first_true(chosen: Tensor, most: int) -> Tensor:
     return torch.where(index < K, index, -1)
 
 
+def towards(x: Tensor, s: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From x (r, q) ≥ 0 towards the minimiser s as far as x ≥ 0 allows, on the places in use: where
+    that is, 0 elsewhere; whether it is s (r,); and the place that stops it (r,)."""
+    falls = used & ~(s > 0)
+    ratio = torch.where(x > 0, x / (x - s), 0).masked_fill_(~falls, torch.inf)
+    step, stops = ratio.min(1, keepdim=True)
+    arrived = ~falls.any(1)
+    moved = torch.where(arrived[:, None], s, (x + step * (s - x)).clamp(min=0))
+    return torch.where(used, moved, 0), arrived, stops[:, 0]
+
+
 def padded_support(passive: Tensor, q: int | None = None) -> tuple[Tensor, Tensor]:
     """The concepts that each row uses, padded to q: their indices (r, q), and which entries are no
     padding (r, q). q: at least the largest number, which it is by default; then it is waited for.

@@ -11,7 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...backends.nnls.residual import Terms, measure
 from ...backends.nnls.result import BLOCK, CAPPED, RANK_TOLERANCE, SOLVED, TOLERANCE, NnlsInfo
+from ...backends.nnls.supports import towards
 from ..penalties import NO_PENALTY, Penalty
 from .working_set import Concepts
 
@@ -63,24 +65,8 @@ def support_kkt(A: Tensor, D: Tensor, Z: Tensor, penalty: Penalty = NO_PENALTY) 
     """The KKT residual (n,) float64 of codes Z (n, K) of A (n, d) for the problem on their support:
     the largest |slope| of a concept in use, relative to max_k (|D_k aᵀ| + Σ_j |D_k D_jᵀ| z_j +
     l1)."""
-    D, residuals = D.double(), []
-    squares = D.square().sum(1)
-    curvature = penalty.curvature(squares) if penalty else torch.zeros_like(squares)
-    signed = bool(D.amin() < 0)
-    rows = max(1, _SCRATCH // max(D.shape))
-    for a, z in zip(A.split(rows), Z.split(rows), strict=True):
-        a, z = a.double(), z.double()
-        slope = (a - z @ D) @ D.T - penalty.l1 - curvature * z
-        scale = (a @ D.T).abs() + penalty.l1
-        if signed:
-            # most entries of z are zero
-            used = z.any(0)
-            scale += z[:, used] @ (D[used] @ D.T).abs()
-        else:
-            scale += (z @ D) @ D.T
-        worst = torch.where(z > 0, slope.abs(), 0).amax(1)
-        residuals.append(worst / scale.amax(1).clamp(min=torch.finfo(torch.float64).tiny))
-    return torch.cat(residuals) if residuals else A.new_zeros(0, dtype=torch.float64)
+    terms = Terms(penalty.l1, penalty.l2)
+    return measure(A, D, Z, terms=terms, on_support=True).kkt
 
 
 class _Pursuit:
@@ -187,16 +173,11 @@ class _Pursuit:
         """Move x towards the minimiser on the support as far as x ≥ 0 allows; the concept that
         stops it leaves; until x is the minimiser."""
         while len(rows):
-            used, x = self.used[rows], self.x[rows]
+            used = self.used[rows]
             right = torch.where(used, self.c[rows], 0)[:, :, None]
             s = torch.cholesky_solve(right, self._factor(rows)[0])[:, :, 0]
-            falls = used & ~(s > 0)
-            ratio = torch.where(x > 0, x / (x - s), 0).masked_fill_(~falls, torch.inf)
-            step, stops = ratio.min(1, keepdim=True)
-            inside = ~falls.any(1)
-            moved = torch.where(inside[:, None], s, (x + step * (s - x)).clamp(min=0))
-            self.x[rows] = torch.where(used, moved, 0)
-            rows, stops = rows[~inside], stops[~inside, 0]
+            self.x[rows], arrived, stops = towards(self.x[rows], s, used)
+            rows, stops = rows[~arrived], stops[~arrived]
             self.used[rows, stops], self.x[rows, stops] = False, 0
 
     def _factor(self, rows: Tensor) -> tuple[Tensor, Tensor]:
