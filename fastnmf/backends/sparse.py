@@ -17,7 +17,7 @@ from .registry import ENVIRONMENT, select
 from .torch import REFERENCE, Compressed
 
 # entries that are widened at a time
-_SUMMED = 1 << 22
+_SUMMED = 1 << 19
 
 
 @dataclass(frozen=True, eq=False)

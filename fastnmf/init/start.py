@@ -16,7 +16,7 @@ from ..data.dataset import Data
 from ..data.storage import InMemory, Kept, row_blocks
 from ..errors import InvalidInput
 from ..numerics import largest_entry, square_is_normal, tiny, wide
-from ..planning.memory import SINGULAR
+from ..planning.memory import SINGULAR, return_memory
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from . import nndsvd, signed
 from .drawn import draw_codes_, drawn, drawn_codes
@@ -67,6 +67,9 @@ def start(
                 cold_start(X, D, out=Z)
     if codes is not None:
         scale_to_data_(codes, D, data)
+    if data.stored is not None:
+        # whose workspaces may take more than the data
+        return_memory()
     return D
 
 
