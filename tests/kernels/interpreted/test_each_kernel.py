@@ -169,6 +169,57 @@ def test_hals_sweep_is_the_reference(tile, K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
+# two tiles of concepts, either layout
+@pytest.mark.parametrize(("layout", "dtype"), [("rows", "float32"), ("columns", "float64")])
+def test_hals_without_a_bound_is_the_reference(tile, layout, dtype):
+    before, X, B = draw(17, 33, dtype)
+    number, before = getattr(torch, dtype), before - 0.5
+    before = before.to(number).double()
+    gram, cross = (B @ B.T).to(number).double(), (B @ X.T).to(number).double()
+    F, C, G = Matrix(before, number, layout), Matrix(cross, number), Matrix(gram, number)
+    OPS["hals_sweep_"](F.view, C.view, G.view, new_sums(), 1, False)
+    swept = before.clone()
+    hals_sweep_(swept, cross, gram, new_sums(), 1, False)
+    assert (swept < 0).any()
+    assert_near(F.values(), swept, "hals", dtype)
+    rest = (cross - gram @ before).to(number).double()
+    F, R, G = Matrix(before, number, layout), Matrix(rest, number), Matrix(gram, number)
+    delta, sums = Matrix(torch.full((17, 33), torch.nan), number), new_sums()
+    OPS["hals_block_"](F.view, R.view, G.view, delta.view, sums, False)
+    after, change = before.clone(), torch.empty(17, 33).double()
+    hals_block_(after, rest, gram, change, new_sums(), False)
+    assert_near(delta.values(), change, "hals", dtype)
+    new = F.values()
+    assert_near(new, after, "hals", dtype)
+    squares = [1 + (new - before).square().sum(), 2 + new.square().sum(), 3.0]
+    assert_near(sums, torch.tensor(squares), "hals", dtype)
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_pgd_without_a_bound_is_the_reference(form):
+    K, m, dtype = 5, 23, "float32"
+    before, X, B = draw(K, m, dtype, 17)
+    point = (before - 0.5).float().double()
+    step, last = torch.tensor(0.01), Matrix(torch.full((K, m), torch.nan), torch.float32)
+    F, Y = Matrix(before, torch.float32), Matrix(point, torch.float32)
+    to = GradientStep(F.view, last.view, Y.view, step, 0.3, None, False)
+    if form == "residual":
+        E = (X - point.T @ B).float().double()
+        gradient = -B @ E.T
+        E, B = (Matrix(M, torch.float32, "columns").view for M in (E, B))
+        OPS["pgd_residual_"](F.view, Y.view, E, B, to)
+    else:
+        C, G = ((B @ M.T).float().double() for M in (X, B))
+        gradient = G @ point - C
+        C, G = Matrix(C, torch.float32).view, Matrix(G, torch.float32).view
+        OPS["pgd_normal_"](F.view, Y.view, C, G, to)
+    after, extrapolated = before.clone(), point.clone()
+    pgd_(after, extrapolated, gradient, step.double(), 0.3, False)
+    assert (after < 0).any()
+    assert_near(F.values(), after, "pgd", dtype)
+    assert_near(last.values(), extrapolated, "pgd", dtype)
+
+
 def test_sweeps_in_one_launch_are_successive_sweeps(tile):
     # two tiles of concepts and two of samples
     before, X, B = draw(17, 33, "float32")
