@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import NMF, Tuning
+from fastnmf import NMF, SemiNMF, Tuning
 from fastnmf.backends.registry import select
 from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
@@ -23,10 +23,12 @@ SOLVERS_AND_FORMS = [(name, form) for name, solver in SOLVERS.items() for form i
 
 
 def nmf(nb_concepts, **options) -> NMF:
-    """An NMF; fields of Tuning are given by name beside the constructor's options."""
+    """An NMF; fields of Tuning are given by name beside the constructor's options, and model='semi'
+    for a SemiNMF."""
     names = [field.name for field in fields(Tuning) if field.name in options]
     tuning = Tuning(**{name: options.pop(name) for name in names}) if names else None
-    return NMF(nb_concepts, tuning=tuning, **options)
+    kind = {"nmf": NMF, "semi": SemiNMF}[options.pop("model", "nmf")]
+    return kind(nb_concepts, tuning=tuning, **options)
 
 
 def method(solver, backend="torch", penalties=NO_PENALTIES, device="cpu") -> Method:

@@ -119,6 +119,16 @@ FITS |= {
         {**PLAIN, "how": "uneven", "init": "nndsvda", "sparse": True, "batches": True},
     ),
 }
+# a dictionary of any signs: swept, exact, and in residual form
+FITS |= {
+    f"semi {name}": (data(torch.float64) - 0.5, {**PLAIN, "model": "semi", **options})
+    for name, options in {
+        "hals": {"how": "uneven", "init": "svd"},
+        "mu": {"how": "even", "init": "random", "solver": "mu", "instant": True},
+        "anls": {"how": "uneven", "init": "spread", "solver": "anls"},
+        "residual": {"how": "even", "init": "rows", "form": "residual", "block": 4},
+    }.items()
+}
 # features are split between processes only where that takes no time: K is small here
 FITS |= {
     f"split, {name}": (FITS[name][0], {**FITS[name][1], "instant": True})
