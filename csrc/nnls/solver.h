@@ -197,12 +197,16 @@ template <class Team, class T, class S> struct NnlsRow {
         // the smallest, which are the likeliest to leave, last: that is quicker
         if constexpr (Team::most_together > 1) team.order(at.entering, given, at.w);
         int look = 32;
-        for (int t = 0; t < given && p < rules.capacity;) {
-            int count = given - t < Team::most_together ? given - t : Team::most_together;
-            if (count > rules.capacity - p) count = rules.capacity - p;
-            enter_all(at.entering + t, count, at.w, false);
-            t += count;
-            if (t < given && p < look) continue;
+        for (int t = 0; t < given && p < rules.capacity; ++t) {
+            if constexpr (Team::most_together > 1) {
+                int count = given - t < Team::most_together ? given - t : Team::most_together;
+                if (count > rules.capacity - p) count = rules.capacity - p;
+                enter_all(at.entering + t, count, at.w, false);
+                t += count - 1;
+            } else {
+                enter(at.entering[t], at.w[at.entering[t]], false);
+            }
+            if (t + 1 < given && p < look) continue;
             look *= 2;
             const T wrong = team.sum(p, [&](int i) { return at.s[i] > 0 ? T(0) : T(1); });
             if (wrong <= T(p / 4 + 4)) continue;
