@@ -9,7 +9,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -101,7 +101,17 @@ def half_life(value: Any) -> float | None:
     return _real("half_life", value)
 
 
-def penalty(name: str, value: Any, *, most: float = math.inf, other: str | None = None):
+@overload
+def penalty(name: str, value: Any, *, most: float = math.inf) -> float: ...
+
+
+@overload
+def penalty(name: str, value: Any, *, most: float = math.inf, other: str) -> float | str: ...
+
+
+def penalty(
+    name: str, value: Any, *, most: float = math.inf, other: str | None = None
+) -> float | str:
     """value as a finite float from 0 to `most`, or the word `other`."""
     words = "" if other is None else f" or {other!r}"
     if value == other and isinstance(value, str):

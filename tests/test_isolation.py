@@ -241,7 +241,7 @@ def test_compiled_module_has_the_gradient_of_encode():
 def test_whole_graph_is_refused_by_a_message_of_torch():
     model = NMF(K).load_dictionary(D)
     with pytest.raises(
-        torch._dynamo.exc.Unsupported, match=r"NMF\.encode.*torch\.compiler\.disable"
+        torch._dynamo.exc.Unsupported, match=r"\w+\.encode.*torch\.compiler\.disable"
     ):
         compiled(model.encode, fullgraph=True)(A)
 

@@ -84,9 +84,9 @@ def watched(seen):
 def in_coarse_products():
     """The CPU behaves as a GPU whose tf32 products round R, Δ and the fixed factor."""
 
-    def hals_block_(F, R, G, delta, sums):
+    def hals_block_(F, R, G, delta, sums, bounded):
         round_tf32_(R, R)
-        REFERENCE["hals_block_"](F, R, G, delta, sums)
+        REFERENCE["hals_block_"](F, R, G, delta, sums, bounded)
 
     return {**REFERENCE, "hals_block_": hals_block_}
 

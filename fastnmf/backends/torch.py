@@ -151,8 +151,8 @@ def sparse_dot_(out: Tensor, X: Compressed, Bt: Tensor) -> None:
         out.zero_()
         return
     _warn_of_beta()
-    shape = len(out), len(Bt)
-    X = torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+    given = crow, col, values, (len(out), len(Bt))
+    X = torch.sparse_csr_tensor(*given, device=out.device, check_invariants=False)
     torch.addmm(out, X, Bt.contiguous(), beta=0, out=out)
 
 
@@ -174,7 +174,7 @@ def sparse_tdot_(out: Tensor, X: Compressed, Z: Tensor, *, adds: bool = False) -
         if last > first:
             some = crow[i * rows : i * rows + len(codes) + 1] - first
             part = some, col[first:last], values[first:last], (len(out), len(codes))
-            Xt = torch.sparse_csc_tensor(*part, check_invariants=False)
+            Xt = torch.sparse_csc_tensor(*part, device=out.device, check_invariants=False)
             out.addmm_(Xt, codes.contiguous())
 
 

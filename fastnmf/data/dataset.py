@@ -148,8 +148,11 @@ class Data:
     def squared_spread(self) -> float:
         """‖A − its mean row‖², not as a difference of nearly equal numbers; but for data that are
         read in passes or shared, where less than 1e-7 of ‖A‖² is not told from rounding."""
-        total, mean = float(self.squared_norm), self.mean_row
-        spread = total - self.n * float(mean.square().sum())
+        mean = self.mean_row
+        sums = torch.as_tensor(self.squared_norm, dtype=mean.dtype, device=mean.device)
+        # read at once: a GPU is waited for each time
+        total, common = torch.stack((sums, mean.square().sum())).tolist()
+        spread = total - self.n * common
         if not self.in_memory_here or spread >= _LEAST_SPREAD * total:
             return spread
         return squares_about(mean.to(self.dtype), self.A, _SUMMED // self.d)
@@ -300,7 +303,7 @@ def opened(
         if matrix is not None and processes.alone and budget.codes != "none":
             yield Data(matrix)
             return
-        source, summary = found if matrix is None else summarise(matrix)
+        source, summary = found if isinstance(found, tuple) else summarise(found)
         here = summary.n == 0 or (matrix is not None and budget.fits_beside(matrix))
         summaries, everywhere = zip(*processes.gather((summary, here)), strict=True)
         # with all rows in memory the fit is that of one process that has all of them

@@ -19,7 +19,9 @@ _SCRATCH = 1 << 22
 _ALIKE, _MORE = 1.2, 4
 
 
-def with_gradient(A: Tensor, D: Tensor, solve: Callable[[], Tensor], l2: float = 0.0) -> Tensor:
+def with_gradient(
+    A: Tensor, D: Tensor, solve: Callable[[], Tensor], l2: float | Tensor = 0.0
+) -> Tensor:
     """The codes Z (n, K) = solve(), differentiable with respect to A (n, d) and D (K, d).
 
     On the support S of a row Z_S = (D_S D_Sᵀ + l2 I)⁻¹ (D_S a − l1), with the derivative of these
@@ -31,7 +33,9 @@ def with_gradient(A: Tensor, D: Tensor, solve: Callable[[], Tensor], l2: float =
 
 class _Codes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, A: Tensor, D: Tensor, solve: Callable[[], Tensor], l2: float) -> Tensor:
+    def forward(
+        ctx, A: Tensor, D: Tensor, solve: Callable[[], Tensor], l2: float | Tensor
+    ) -> Tensor:
         Z = solve()
         # saved so, torch refuses a backward pass after one of them was changed in place
         kept = (A, Z) if ctx.needs_input_grad[1] else (None, None)
@@ -55,7 +59,7 @@ class _Solved(torch.autograd.Function):
     """X (n, K) with X_S = (D_S D_Sᵀ + l2 I)⁻¹ R_S on the support S of each row, zero elsewhere."""
 
     @staticmethod
-    def forward(ctx, R: Tensor, D: Tensor, used: Tensor, l2: float) -> Tensor:
+    def forward(ctx, R: Tensor, D: Tensor, used: Tensor, l2: float | Tensor) -> Tensor:
         X = solve_on_supports(R, D, used, l2)
         ctx.save_for_backward(D, used, X)
         ctx.l2 = l2
@@ -77,7 +81,7 @@ def _savable(X: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def solve_on_supports(R: Tensor, D: Tensor, used: Tensor, l2: float) -> Tensor:
+def solve_on_supports(R: Tensor, D: Tensor, used: Tensor, l2: float | Tensor) -> Tensor:
     """X (n, K) with (D_S D_Sᵀ + l2 I) X_S = R_S for the support S of each row, used (n, K), and
     zero elsewhere; computed in float64. Where concepts of S depend on each other X_S is the
     solution of least norm. About q³ / 3 + q² d flops a row, for q concepts."""
@@ -97,7 +101,9 @@ def solve_on_supports(R: Tensor, D: Tensor, used: Tensor, l2: float) -> Tensor:
         else:
             gram = G[index[:, :, None], index[:, None, :]]
             gram.mul_(real[:, :, None]).mul_(real[:, None, :])
-        gram.diagonal(dim1=1, dim2=2).add_(torch.where(real, gram.new_tensor(l2), 1))
+        gram.diagonal(dim1=1, dim2=2).add_(
+            torch.where(real, torch.as_tensor(l2, dtype=gram.dtype, device=gram.device), 1)
+        )
         solved = _least(gram, R[rows].double().gather(1, index) * real)
         X[rows] = torch.zeros_like(R[rows]).scatter_add_(1, index, (solved * real).to(R.dtype))
     return X

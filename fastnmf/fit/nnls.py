@@ -169,6 +169,7 @@ def nnls(
             "top_k and Z0 cannot be combined: a pursuit starts from no concept; leave Z0 out"
         )
     place = destination(codes, optional=False)
+    assert place is not None
     refuse_overwriting((A, Z0, D), place)
     refuse_derivatives("nnls", Z0=Z0)
     for name, given in (("A", A), ("D", D)):
@@ -402,14 +403,6 @@ def _empty_codes(A: Any, D: Tensor | np.ndarray, device: torch.device) -> Tensor
     dtype = torch.promote_types(compute_dtype(A), compute_dtype(D))
     A, D = (torch.as_tensor(X, dtype=dtype, device=device) for X in (A, D))
     return A @ D.T
-
-
-def _matrix(X: Any, name: str) -> Tensor | np.ndarray:
-    """X, a tensor as it is, anything else that is a matrix as an array or a tensor."""
-    matrix = as_matrix(X, name)
-    if matrix is None:
-        raise TypeError(f"{name} is a {type(X).__name__}; it must be a tensor or an array")
-    return X if isinstance(X, Tensor) else matrix
 
 
 def _differentiates(X: Tensor | np.ndarray) -> TypeGuard[Tensor]:

@@ -324,7 +324,7 @@ class Factorization(DictionaryModel):
         given = A, D, self._options(), run
         Z, info = encode.encode(*given, Z0=Z0, codes=codes, return_info=wants_info)
         Z = Z if leading is None else Z.reshape(*leading, len(D))
-        return (Z, info) if wants_info else Z
+        return Z if info is None else (Z, info)
 
     @isolated
     def decode(self, Z: Any, out: str | os.PathLike[str] | None = None) -> Tensor:
@@ -475,7 +475,8 @@ class Factorization(DictionaryModel):
 
         found = saved.read(path)
         found.check_model(path, cls.public_name())
-        model = cls(device=device, **found.options).load_dictionary(found.D)
+        options: dict[str, Any] = {"device": device, **found.options}
+        model = cls(**options).load_dictionary(found.D)
         model.fit_info_ = found.info
         return model
 
@@ -536,9 +537,8 @@ class Factorization(DictionaryModel):
         own_parts.refuse_unknown_options(self, unknown, OPTIONS)
         solver = given["solver"]
         self.solver = solver
-        checked = Options(
-            **{**given, "solver": own_parts.native_solver(self)}, constraint=self.constraint
-        )
+        given = {**given, "solver": own_parts.native_solver(self), "constraint": self.constraint}
+        checked = Options(**given)
         for name in OPTIONS:
             setattr(self, name, getattr(checked, name))
         self.solver = solver

@@ -257,7 +257,7 @@ def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -
         return Plan(*candidate, flops, splits=splits, seconds=seconds)
     seconds = half_step_seconds(problem.solver, codes, size, tile, itemsize, on, problem.half_steps)
     if problem.stored is not None:
-        seconds += _sparse_instead(problem, block, on)
+        seconds += _sparse_instead(problem, problem.stored, block, on)
     elif codes == "normal" and problem.learns:
         # the statistics read A a second time: from the cache, if the tile is small
         second = on.near if tile * (d + 2 * K) * itemsize <= on.cache_bytes / 32 else on.far
@@ -270,12 +270,12 @@ def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -
     return Plan(*candidate, flops, splits=splits, seconds=seconds)
 
 
-def _sparse_instead(problem: Problem, block: int, on: Machine) -> float:
+def _sparse_instead(problem: Problem, stored: float, block: int, on: Machine) -> float:
     """The seconds of the products of an iteration with a sparse A minus those with a dense one."""
     K, narrow, scale = problem.K, min(block, problem.K), 4 / problem.itemsize * on.threads
     each = 2 * K / (on.sparse * scale) + on.stored_seconds / on.threads
     dense = 2 * K / (on.gemm * scale * narrow / (narrow + 24))
-    return (1 + problem.learns) * problem.n * problem.d * (problem.stored * each - dense)
+    return (1 + problem.learns) * problem.n * problem.d * (stored * each - dense)
 
 
 def _flops(problem: Problem, candidate: Candidate) -> float:

@@ -22,7 +22,8 @@ from tape import Broken, Tape
 from fastnmf import InvalidInput, Tuning
 from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
-from fastnmf.engine import cuda_graph, iteration
+from fastnmf.engine import cuda_graph
+from fastnmf.engine import state as state_module
 from fastnmf.engine.cuda_graph import CudaGraph, Replay, refuses
 from fastnmf.engine.loop import varies
 from fastnmf.engine.state import State, Stopping
@@ -57,7 +58,7 @@ def steady(monkeypatch):
             assert not recorded or before is None or self._kept[name] is before
             return given
 
-    monkeypatch.setattr(iteration, "Workspace", Steady)
+    monkeypatch.setattr(state_module, "Workspace", Steady)
 
 
 def drawn(K=5, n=40, d=17, dtype=torch.float64, seed=0, kind="plain"):

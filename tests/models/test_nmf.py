@@ -133,7 +133,7 @@ def test_attribute_of_scikit_learns_is_refused_with_its_name_here():
         ({"solver": None}, TypeError),
         ({"tol": float("nan")}, InvalidInput),
         ({"max_iter": -1}, InvalidInput),
-        ({"init": "nndsvd"}, InvalidInput),
+        ({"init": "nndsvdb"}, InvalidInput),
         ({"init": 3}, TypeError),
         ({"seed": -1}, InvalidInput),
         ({"seed": "0"}, TypeError),

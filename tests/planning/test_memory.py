@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastnmf import NMF, Tuning, available_backends
-from fastnmf.engine import iteration as engine
+from fastnmf.engine import state
 from fastnmf.planning import beside, hardware, memory
 from fastnmf.planning.plan import Plan, Problem
 from fastnmf.solvers.registry import SOLVERS
@@ -143,12 +143,12 @@ def test_needed_bytes_bound_the_workspaces(solver, form, monkeypatch):
     """All workspaces of a fit are within the estimate."""
     made = []
 
-    class Counted(engine.Workspace):
+    class Counted(state.Workspace):
         def __init__(self, *given):
             super().__init__(*given)
             made.append(self)
 
-    monkeypatch.setattr(engine, "Workspace", Counted)
+    monkeypatch.setattr(state, "Workspace", Counted)
     monkeypatch.setattr(hardware, "free_bytes", lambda device: 1 << 40)
     n, d, K = 3000, 40, 90
     model = NMF(

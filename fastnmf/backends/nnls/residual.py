@@ -134,8 +134,9 @@ def _measure(
         else:
             size += x[:, active] @ (unit[active] @ some.T).abs()
         if not terms.none:
-            slope -= terms.l1[:, part] + terms.l2[part] * own
-            size += terms.l1[:, part]
+            l1, l2 = torch.as_tensor(terms.l1), torch.as_tensor(terms.l2)
+            slope -= l1[:, part] + l2[part] * own
+            size += l1[:, part]
         rising = torch.zeros_like(slope) if on_support else slope.clamp(min=0)
         violation = torch.where(own > 0, slope.abs(), rising) * weights[part]
         worst = torch.maximum(worst, violation.amax(1))
@@ -237,13 +238,14 @@ class _Problem(NamedTuple):
     def minimiser(self, support: list[int]) -> tuple[Tensor, Tensor | None]:
         """The minimiser (p,) on a support, of least norm where there are several; and a direction
         along which the objective falls without bound, or None."""
-        a, B, weights = self.a, self.unit[support], self.terms.l2[support]
+        a, B = self.a, self.unit[support]
+        weights = torch.as_tensor(self.terms.l2)[support]
         if weights.any():
             a = torch.cat((a, a.new_zeros(len(B))))
             B = torch.cat((B, torch.diag(weights.sqrt())), 1)
         if not self.linear:
             return torch.linalg.lstsq(B.T, a[:, None], driver="gelsd").solution[:, 0], None
-        l1 = self.terms.l1[support]
+        l1 = torch.as_tensor(self.terms.l1)[support]
         U, sizes, Vt = torch.linalg.svd(B, full_matrices=False)
         rank = int((sizes > sizes[0] * torch.finfo(B.dtype).eps * max(B.shape)).sum())
         U, sizes = U[:, :rank], sizes[:rank]
