@@ -137,21 +137,19 @@ class Data:
 
     @property
     def mean_row(self) -> Tensor:
-        """The mean of all rows (d,), in float64."""
+        """The mean of all rows (d,), in float64: torch sums in it by a copy of a part at a time."""
         if self._summary is not None:
             return self._summary.columns.to(self.device) / self.n
-        # torch sums in float64 by a copy
         parts = self.A.split(max(1, _SUMMED // self.d))
         return sum(part.sum(0, dtype=torch.float64) for part in parts) / self.n
 
     @functools.cached_property
     def squared_spread(self) -> float:
         """‖A − its mean row‖², not as a difference of nearly equal numbers; but for data that are
-        read in passes or shared, where less than 1e-7 of ‖A‖² is not told from rounding."""
+        read in passes or shared, where less than 1e-7 of ‖A‖² is not told from rounding.
+        Synchronises once."""
         mean = self.mean_row
-        sums = torch.as_tensor(self.squared_norm, dtype=mean.dtype, device=mean.device)
-        # read at once: a GPU is waited for each time
-        total, common = torch.stack((sums, mean.square().sum())).tolist()
+        total, common = torch.stack((0 * mean[0] + self.squared_norm, mean @ mean)).tolist()
         spread = total - self.n * common
         if not self.in_memory_here or spread >= _LEAST_SPREAD * total:
             return spread

@@ -324,7 +324,7 @@ class Factorization(DictionaryModel):
         given = A, D, self._options(), run
         Z, info = encode.encode(*given, Z0=Z0, codes=codes, return_info=wants_info)
         Z = Z if leading is None else Z.reshape(*leading, len(D))
-        return Z if info is None else (Z, info)
+        return (Z, info) if wants_info and info is not None else Z
 
     @isolated
     def decode(self, Z: Any, out: str | os.PathLike[str] | None = None) -> Tensor:
