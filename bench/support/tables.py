@@ -149,6 +149,18 @@ def rows_table(entries: list[Entry]) -> str:
     return markdown(["one row", "", "best", "median"], rows)
 
 
+def scipy_table(entries: list[Entry]) -> str:
+    """nnls and scipy's, in turns."""
+    rows = [
+        [f"d = {entry['d']}, K = {entry['K']} ({entry['data']})", entry["contender"]]
+        + [f"{entry[key] * 1e6:,.1f} µs" for key in ("seconds", "scipy_seconds")]
+        + [f"{entry['times_scipy']:.1f}×", f"{entry['support']:.0f}"]
+        for entry in of_kind(entries, "beside scipy")
+    ]
+    header = ["rows of", "", "a row", "scipy", "ratio, median of pairs", "concepts in use"]
+    return markdown(header, rows)
+
+
 def rates_table(entries: list[Entry]) -> str:
     rows = []
     for entry in of_kind(entries, "half-step"):
@@ -244,6 +256,7 @@ def tables(entries: list[Entry]) -> str:
         ("fit", "A whole fit with default options", fits_table),
         ("pass", "Online learning: one pass over the data", passes_table),
         ("nnls", "Exact codes for a given dictionary", exact_table),
+        ("beside scipy", "Exact codes, and scipy's row by row, one thread", scipy_table),
         ("row", "Exact codes of one row, from call to return", rows_table),
         ("plan", "The cost model's choice", plans_table),
     ):

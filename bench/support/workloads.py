@@ -91,7 +91,7 @@ def load(name: str, files: tuple[str, ...] = ()) -> Problem:
     """
     workload = {**WORKLOADS, **GRID}[name]
     generator = torch.Generator().manual_seed(0)
-    A, source = _from_file(workload, files) or _digits(workload) or _gaussian(workload, generator)
+    A, source = from_file(workload, files) or _digits(workload) or _gaussian(workload, generator)
     n, d = A.shape
     Z = torch.randn(n, workload.K, generator=generator).abs_()
     D = torch.randn(workload.K, d, generator=generator).abs_()
@@ -107,7 +107,7 @@ def relative_error(A: Tensor, Z: Tensor, D: Tensor) -> float:
     return float(residual / torch.linalg.vector_norm(A, dtype=torch.float64))
 
 
-def _from_file(workload: Workload, files: tuple[str, ...]) -> tuple[Tensor, str] | None:
+def from_file(workload: Workload, files: tuple[str, ...]) -> tuple[Tensor, str] | None:
     for file in files:
         rows = np.load(file, mmap_mode="r")
         if rows.ndim == 2 and rows.shape[1] == workload.d and len(rows) >= workload.n:
