@@ -134,7 +134,7 @@ def _measure(
         else:
             size += x[:, active] @ (unit[active] @ some.T).abs()
         if not terms.none:
-            l1, l2 = torch.as_tensor(terms.l1), torch.as_tensor(terms.l2)
+            l1, l2 = (torch.as_tensor(term, device=a.device) for term in terms)
             slope -= l1[:, part] + l2[part] * own
             size += l1[:, part]
         rising = torch.zeros_like(slope) if on_support else slope.clamp(min=0)
@@ -239,13 +239,13 @@ class _Problem(NamedTuple):
         """The minimiser (p,) on a support, of least norm where there are several; and a direction
         along which the objective falls without bound, or None."""
         a, B = self.a, self.unit[support]
-        weights = torch.as_tensor(self.terms.l2)[support]
+        weights = torch.as_tensor(self.terms.l2, device=a.device)[support]
         if weights.any():
             a = torch.cat((a, a.new_zeros(len(B))))
             B = torch.cat((B, torch.diag(weights.sqrt())), 1)
         if not self.linear:
             return torch.linalg.lstsq(B.T, a[:, None], driver="gelsd").solution[:, 0], None
-        l1 = torch.as_tensor(self.terms.l1)[support]
+        l1 = torch.as_tensor(self.terms.l1, device=a.device)[support]
         U, sizes, Vt = torch.linalg.svd(B, full_matrices=False)
         rank = int((sizes > sizes[0] * torch.finfo(B.dtype).eps * max(B.shape)).sum())
         U, sizes = U[:, :rank], sizes[:rank]
