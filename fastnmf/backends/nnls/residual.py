@@ -134,7 +134,8 @@ def _measure(
         else:
             size += x[:, active] @ (unit[active] @ some.T).abs()
         if not terms.none:
-            l1, l2 = (torch.as_tensor(term, device=a.device) for term in terms)
+            l1 = torch.as_tensor(terms.l1, device=a.device)
+            l2 = torch.as_tensor(terms.l2, device=a.device)
             slope -= l1[:, part] + l2[part] * own
             size += l1[:, part]
         rising = torch.zeros_like(slope) if on_support else slope.clamp(min=0)
