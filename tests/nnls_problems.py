@@ -23,6 +23,15 @@ def rectified(rng, *shape):
     return np.maximum(rng.standard_normal(shape), 0)
 
 
+def draw(n, d, K, signed, dtype="float64", seed=0, decades=1.0):
+    """A (n, d) and D (K, d), concepts of norms that differ by up to twice that many decades."""
+    rng = np.random.default_rng(seed)
+    A, D = rng.standard_normal((n, d)), rng.standard_normal((K, d))
+    D *= 10.0 ** rng.uniform(-decades, decades, (K, 1))
+    A, D = (A, D) if signed else (abs(A), abs(D))
+    return torch.from_numpy(A.astype(dtype)), torch.from_numpy(D.astype(dtype))
+
+
 def family(name, n=30, d=48, K=120):
     """(A (n, d), D (K, d)) in float64, of the kind named."""
     rng = np.random.default_rng(3)

@@ -149,7 +149,7 @@ class Data:
         read in passes or shared, where less than 1e-7 of ‖A‖² is not told from rounding.
         Synchronises once."""
         mean = self.mean_row
-        total, common = torch.stack((0 * mean[0] + self.squared_norm, mean @ mean)).tolist()
+        total, common = torch.stack((mean.new_zeros(()) + self.squared_norm, mean @ mean)).tolist()
         spread = total - self.n * common
         if not self.in_memory_here or spread >= _LEAST_SPREAD * total:
             return spread

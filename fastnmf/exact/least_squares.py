@@ -19,6 +19,7 @@ from ..backends.nnls.result import (
 )
 from ..backends.nnls.scaled import ScaledRows
 from ..data.storage import row_blocks
+from ..planning.memory import CHUNK_BYTES
 from ..precision import products_in
 from ..solvers.half_step import Operations
 from ..solvers.penalties import NO_PENALTY, Penalty
@@ -28,8 +29,6 @@ from .rows import ExactRows
 
 # entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
-# bytes of a chunk of data with its codes, at most: those of planning.memory
-_CHUNK_BYTES = 128 << 20
 # of the squared norm of a concept: ridges that bound codes which float32 cannot hold
 _RIDGES = (1e-14, 1e-12, 1e-10, 1e-8)
 # the ridge with which rows that were not solved are searched again
@@ -74,7 +73,7 @@ class LeastSquares:
         passes has, so that these have the same codes."""
         K, d = self.D.shape
         if self.D.device.type == "cpu":
-            return max(1, min(_SCRATCH // max(K, d, 1), _CHUNK_BYTES // (8 * (4 * d + 7 * K))))
+            return max(1, min(_SCRATCH // max(K, d, 1), CHUNK_BYTES // (8 * (4 * d + 7 * K))))
         return rows_together(max(1, K), d, self.D)
 
     @torch.no_grad()

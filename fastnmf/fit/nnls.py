@@ -169,7 +169,6 @@ def nnls(
             "top_k and Z0 cannot be combined: a pursuit starts from no concept; leave Z0 out"
         )
     place = destination(codes, optional=False)
-    assert place is not None
     refuse_overwriting((A, Z0, D), place)
     refuse_derivatives("nnls", Z0=Z0)
     for name, given in (("A", A), ("D", D)):

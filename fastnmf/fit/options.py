@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -264,6 +264,18 @@ def generator(seed: int | None, sequence: int = 0) -> torch.Generator | None:
     if seed is None:
         return None
     return torch.Generator().manual_seed((seed + sequence * _SEQUENCE) % 2**63)
+
+
+@overload
+def destination(
+    codes: Any, processes: Processes = ALONE, *, optional: Literal[False]
+) -> Path | str: ...
+
+
+@overload
+def destination(
+    codes: Any, processes: Processes = ALONE, *, optional: bool
+) -> Path | str | None: ...
 
 
 def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> Path | str | None:

@@ -33,7 +33,7 @@ _SHARE = 0.7
 # rows of a chunk from which on products are fast, and bytes beyond which they gain nothing, on a
 # CPU and on a GPU
 LEAST_ROWS = 512
-_MOST_BYTES = 128 << 20
+CHUNK_BYTES = 128 << 20
 _MOST_ON_GPU = 4 << 30
 # matrices (K, K) of a fit at once: statistics, products of concepts, and copies of both
 SQUARES = 6
@@ -142,7 +142,7 @@ class Needs:
                 f"{where if self.codes == 'memory' else ''}; fewer concepts need less"
             )
         a_row = self.streamed(1) - self.streamed(0)
-        left = min(budget - self.streamed(0), _MOST_ON_GPU if gpu else _MOST_BYTES)
+        left = min(budget - self.streamed(0), _MOST_ON_GPU if gpu else CHUNK_BYTES)
         return max(fewest, min(most, left // a_row))
 
     def _fixed(self) -> int:

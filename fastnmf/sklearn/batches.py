@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backends.products import Matrix, dot, operand
 from ..backends.sparse import SparseMatrix
 from ..data.arrays import Expected, read_matrix
 from ..data.sparse.arrays import is_sparse, sparse_matrix
@@ -20,7 +21,6 @@ from ..planning import hardware
 from ..solvers.half_step import Compute, NormalData, Workspace
 from ..solvers.registry import learner
 
-Matrix = Tensor | SparseMatrix
 # half-steps of the components in each step, where they are not multiplied
 _HALF_STEPS = 2
 
@@ -46,11 +46,6 @@ def matrix_of(X: Any, device: Any) -> Matrix:
     return read_matrix(X, device)
 
 
-def part_of(X: Matrix, rows: slice) -> Matrix:
-    """Rows of X."""
-    return X.rows(rows) if isinstance(X, SparseMatrix) else X[rows]
-
-
 class Steps:
     """Steps of mini-batch learning with the solver and the penalties of the options."""
 
@@ -73,7 +68,7 @@ class Steps:
     def code_(self, W: Tensor, X: Matrix, H: Tensor, times: int = 1, tol: float = 0.0) -> int:
         """Up to `times` half-steps of W (m, K) for H, until ‖ΔW‖ ≤ tol ‖W‖; how many they were."""
         m, d = X.shape
-        C = (X.dot(H.T.contiguous()) if isinstance(X, SparseMatrix) else X @ H.T).T
+        C = dot(X, operand(X, H)).T
         fixed = self.solver.fix("normal", H, None, m, self.penalties.of_codes(d), self.compute)
         data, F = NormalData(self.solver.penalise(C, fixed, out=C)), W.T
         for number in range(1, times + 1):
@@ -130,16 +125,12 @@ class Steps:
 
 def half_square(X: Matrix) -> float:
     """½ ‖X‖²."""
-    return 0.5 * float(X.squared_norm() if isinstance(X, SparseMatrix) else squared_norm(X))
+    return 0.5 * float(squared_norm(X))
 
 
 def error_of(X: Matrix, W: Tensor, H: Tensor) -> float:
-    """‖X − W H‖; of a sparse matrix as a difference of sums, as accurate as their rounding."""
-    if not isinstance(X, SparseMatrix):
-        return float(squared_error(X, W, H, max(1, (1 << 22) // X.shape[1]))) ** 0.5
-    cross, gram = X.tdot(W).T, (W.T @ W).double()
-    square = X.squared_norm() - 2 * _dot(cross, H) + _dot(gram @ H.double(), H)
-    return float(square.clamp(min=0)) ** 0.5
+    """‖X − W H‖."""
+    return float(squared_error(X, W, H, max(1, (1 << 22) // X.shape[1]))) ** 0.5
 
 
 def _dot(X: Tensor, Y: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ..fit.options import Options, generator
 from ..init.start import start
 from ..isolation import isolated
 from .base import OWN, BaseNMF, warn_of_max_iter
-from .batches import Matrix, Steps, as_array, error_of, half_square, matrix_of, part_of
+from .batches import Matrix, Steps, as_array, error_of, half_square, matrix_of
 
 _OWN = ("device", "backend")
 
@@ -223,7 +223,7 @@ as for `NMF`
         sums, size = learning.begin(H), min(self.batch_size, n)
         ending = _Ending(n, size, self.tol, self.max_no_improvement, self.verbose > 0)
         ending.most = self.max_iter * -(-n // size)
-        batches = [(rows, part_of(A, rows)) for rows in gen_batches(n, size)]
+        batches = [(rows, A[rows]) for rows in gen_batches(n, size)]
         halves = [half_square(Xi) for _, Xi in batches]
         for number in range(1, ending.most + 1):
             (batch, Xi), before = batches[(number - 1) % len(batches)], H

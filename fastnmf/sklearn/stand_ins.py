@@ -39,6 +39,16 @@ class _StandIn:
         """Take the state of a pickle; one of scikit-learn's has no options of fastnmf."""
         super().__setstate__({**self._own_options(), **state})
 
+    def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> np.ndarray:
+        if self._falls_back():
+            return self.stands_in_for.fit_transform(self, X, y, W=W, H=H)
+        return super().fit_transform(X, y, W=W, H=H)
+
+    def transform(self, X: Any) -> np.ndarray:
+        if self._falls_back():
+            return self.stands_in_for.transform(self, X)
+        return super().transform(X)
+
     @classmethod
     def _own_options(cls) -> dict[str, Any]:
         """The options that scikit-learn's class does not have, and their defaults."""
@@ -65,35 +75,15 @@ class NMF(_StandIn, estimator.NMF, _nmf.NMF):
     __doc__ = estimator.NMF.__doc__
     stands_in_for = _nmf.NMF
 
-    def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> np.ndarray:
-        if self._falls_back():
-            return self.stands_in_for.fit_transform(self, X, y, W=W, H=H)
-        return super().fit_transform(X, y, W=W, H=H)
-
-    def transform(self, X: Any) -> np.ndarray:
-        if self._falls_back():
-            return self.stands_in_for.transform(self, X)
-        return super().transform(X)
-
 
 class MiniBatchNMF(_StandIn, minibatch.MiniBatchNMF, _nmf.MiniBatchNMF):
     __doc__ = minibatch.MiniBatchNMF.__doc__
     stands_in_for = _nmf.MiniBatchNMF
 
-    def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> np.ndarray:
-        if self._falls_back():
-            return self.stands_in_for.fit_transform(self, X, y, W=W, H=H)
-        return super().fit_transform(X, y, W=W, H=H)
-
     def partial_fit(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> MiniBatchNMF:
         if self._falls_back():
             return self.stands_in_for.partial_fit(self, X, y, W=W, H=H)
         return super().partial_fit(X, y, W=W, H=H)
-
-    def transform(self, X: Any) -> np.ndarray:
-        if self._falls_back():
-            return self.stands_in_for.transform(self, X)
-        return super().transform(X)
 
 
 def _function(original: Any) -> Any:

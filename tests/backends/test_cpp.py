@@ -13,20 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compiled import REASON, instruction_sets
 from oracle import TOLERANCES, kkt_residual, relative_difference
 from views import Matrix, changed
 
 from fastnmf import nnls
 from fastnmf.backends.pointers import NnlsLimits, view
-from fastnmf.backends.registry import BACKENDS
-
-REASON = BACKENDS["cpp"].probe()
-if REASON is None:
-    from fastnmf import _C
-
-    ISAS = [name for name, usable in _C.isas().items() if usable]
-else:
-    ISAS = ["none"]
 
 PEAK = Path("/proc/self/clear_refs")
 # layout of F, K, m, dtype. A vector has 4, 8 or 16 lanes in float32, 2, 4 or 8 in float64
@@ -55,23 +47,6 @@ CASES = [
     ("columns", 17, 1000, "float32"),
     ("rows", 17, 1000, "float64"),
 ]
-
-
-@pytest.fixture(params=ISAS)
-def extension(request):
-    if REASON is not None:
-        pytest.skip(REASON)
-    _C.force_isa(request.param)
-    yield _C
-    _C.force_isa("auto")
-
-
-@pytest.fixture
-def checking():
-    """The extension on the instruction set that it chooses: its checks are the same on all."""
-    if REASON is not None:
-        pytest.skip(REASON)
-    return _C
 
 
 on_all_cases = pytest.mark.parametrize(("layout", "K", "m", "dtype"), CASES)
@@ -716,7 +691,7 @@ def test_nnls_refuses_wrong_arguments(checking, changes, message):
 
 
 def test_force_isa_lists_what_is_usable(extension):
-    assert extension.isa() in ISAS
+    assert extension.isa() in instruction_sets()
     with pytest.raises(ValueError, match=r"'mmx' is not .* auto, baseline"):
         extension.force_isa("mmx")
 

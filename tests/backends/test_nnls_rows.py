@@ -8,33 +8,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from compiled import REASON
 from nnls_problems import family
 from oracle import TOLERANCES, kkt_residual
 from views import Matrix, changed
 
 from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.backends.pointers import NnlsLimits, view
-from fastnmf.backends.registry import BACKENDS
 from fastnmf.solvers.penalties import Penalty
 from fastnmf.solvers.supports.pursuit import pursue_
 from fastnmf.solvers.supports.working_set import prepare_concepts
 
-REASON = BACKENDS["cpp"].probe()
 if REASON is None:
     from fastnmf import _C
     from fastnmf.backends.cpp import nnls_rows_
-
-    ISAS = [name for name, usable in _C.isas().items() if usable]
-else:
-    ISAS = []
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-
-
-@pytest.fixture(params=ISAS)
-def extension(request):
-    _C.force_isa(request.param)
-    yield
-    _C.force_isa("auto")
 
 
 def solved(A, D, F=None, *, penalty=Penalty(), gram=False, **limits):  # noqa: B008

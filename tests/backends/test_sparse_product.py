@@ -11,14 +11,6 @@ from fastnmf.backends.pointers import view
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.backends.sparse import SparseMatrix
 
-REASON = BACKENDS["cpp"].probe()
-if REASON is None:
-    from fastnmf import _C
-
-    ISAS = [name for name, usable in _C.isas().items() if usable]
-else:
-    ISAS = ["none"]
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*beta state:UserWarning")
 F4, F8 = torch.float32, torch.float64
 I4, I8 = torch.int32, torch.int64
@@ -43,22 +35,6 @@ CASES = [
     (40, 9001, 0.1, 128, F4, I4),
     (5000, 16, 0.3, 2, F4, I4),
 ]
-
-
-@pytest.fixture(params=ISAS)
-def extension(request):
-    if REASON is not None:
-        pytest.skip(REASON)
-    _C.force_isa(request.param)
-    yield _C
-    _C.force_isa("auto")
-
-
-@pytest.fixture
-def checking():
-    if REASON is not None:
-        pytest.skip(REASON)
-    return _C
 
 
 def drawn(m, d, density, dtype, index):

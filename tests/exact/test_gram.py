@@ -10,7 +10,7 @@ import torch
 from half_steps import backends_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nnls_problems import family
+from nnls_problems import draw, family
 
 from fastnmf import InvalidInput, nnls, nnls_gram
 from fastnmf.backends.nnls.result import CAPPED, SOLVED, UNSOLVED
@@ -21,15 +21,6 @@ EVERY_SIGN = pytest.mark.parametrize("signed", [False, True], ids=["non-negative
 WEIGHTS = [(0.0, 0.0), (0.4, 0.0), (0.0, 0.3), (0.4, 0.3)]
 # d, K: fewer and more concepts than features
 SIZES = [(9, 6), (20, 60)]
-
-
-def draw(n, d, K, signed, dtype="float64", seed=0):
-    """A (n, d) and D (K, d), concepts of several norms."""
-    rng = np.random.default_rng(seed)
-    A, D = rng.standard_normal((n, d)), rng.standard_normal((K, d))
-    D *= 10.0 ** rng.uniform(-1, 1, (K, 1))
-    A, D = (A, D) if signed else (abs(A), abs(D))
-    return torch.from_numpy(A.astype(dtype)), torch.from_numpy(D.astype(dtype))
 
 
 def exactness(C, G, Z, l1=0.0, l2=0.0):

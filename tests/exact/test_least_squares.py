@@ -3,8 +3,10 @@ reported."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 
+import nnls_problems
 import numpy as np
 import pytest
 import torch
@@ -25,15 +27,7 @@ EVERY_SIGN = pytest.mark.parametrize("signed", [False, True], ids=["non-negative
 WEIGHTS = [(0.4, 0.0), (0.0, 0.3), (0.4, 0.3), (1e-7, 1e-9), (3.0, 5.0)]
 # d, K: fewer and more concepts than features
 SIZES = [(9, 6), (4, 9)]
-
-
-def draw(n, d, K, signed, dtype="float64", seed=0):
-    """A (n, d) and D (K, d), concepts of several norms."""
-    rng = np.random.default_rng(seed)
-    A, D = rng.standard_normal((n, d)), rng.standard_normal((K, d))
-    D *= 10.0 ** rng.uniform(-0.5, 0.5, (K, 1))
-    A, D = (A, D) if signed else (abs(A), abs(D))
-    return torch.from_numpy(A.astype(dtype)), torch.from_numpy(D.astype(dtype))
+draw = functools.partial(nnls_problems.draw, decades=0.5)
 
 
 @EVERY_BACKEND

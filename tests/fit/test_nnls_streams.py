@@ -34,7 +34,7 @@ A, D = draw()
 @pytest.fixture(autouse=True)
 def _several_tiles(monkeypatch):
     """Tiles of TILE rows, in chunks of as many."""
-    monkeypatch.setattr(least_squares, "_CHUNK_BYTES", TILE * 8 * (4 * D_IN + 7 * K))
+    monkeypatch.setattr(least_squares, "CHUNK_BYTES", TILE * 8 * (4 * D_IN + 7 * K))
 
 
 def tight(codes="memory", itemsize=4):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from half_steps import backends_of, method_of
+from nnls_problems import draw
 from oracle import TOLERANCES
 
 from fastnmf import InvalidInput, nnls
@@ -20,15 +21,6 @@ from fastnmf.solvers.supports.working_set import prepare_concepts
 
 EVERY_BACKEND = pytest.mark.parametrize("backend", backends_of("anls"))
 EVERY_SIGN = pytest.mark.parametrize("signed", [False, True], ids=["non-negative", "signed"])
-
-
-def draw(n, d, K, signed, dtype="float64", seed=0):
-    """A (n, d) and D (K, d), concepts of several norms."""
-    rng = np.random.default_rng(seed)
-    A, D = rng.standard_normal((n, d)), rng.standard_normal((K, d))
-    D *= 10.0 ** rng.uniform(-1, 1, (K, 1))
-    A, D = (A, D) if signed else (abs(A), abs(D))
-    return torch.from_numpy(A.astype(dtype)), torch.from_numpy(D.astype(dtype))
 
 
 def errors(A, D, Z):
