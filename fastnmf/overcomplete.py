@@ -1,8 +1,8 @@
-"""Put fastnmf's NMF where Overcomplete's is, and take it away again.
+"""Put fastnmf's models where Overcomplete's are, and take them away again.
 
-The classes that stand in, `NMF` for Overcomplete's and `InterpretoNMF` for that of interpreto's
-copy, are attributes of this module, made at first use. Pickles refer to them by these names, and so
-load in a process that has not patched. Importing this module imports neither library.
+The classes that stand in, such as `NMF` for Overcomplete's and `InterpretoNMF` for that of
+interpreto's copy, are attributes of this module, made at first use. Pickles refer to them by these
+names, and so load in a process that has not patched. Importing this module imports neither library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import importlib.util
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -21,16 +22,40 @@ from typing import Any
 
 from torch import nn
 
-from .models import nmf
+from .models.factorization import Factorization
+from .models.nmf import NMF as _NMF
+from .models.semi_nmf import SemiNMF as _SemiNMF
 from .rebinding import rebind
 
 log = logging.getLogger(__name__)
 
-# modules that define an NMF of Overcomplete's, and the name here of the class that stands in for it
-_STAND_IN_NAMES = {
-    "overcomplete.optimization.nmf": "NMF",
-    "interpreto._vendor.overcomplete.optimization.nmf": "InterpretoNMF",
-}
+
+@dataclass(frozen=True)
+class _Place:
+    """A module that defines a class of Overcomplete's.
+
+    model: the class of fastnmf that has its name, and replaces it. stand_in: the name here of the
+    class that does.
+    """
+
+    module: str
+    model: type[Factorization]
+    stand_in: str
+
+    @property
+    def original(self) -> type:
+        """The class; the stand-in where that is bound. The module is imported."""
+        return getattr(sys.modules[self.module], self.model.__name__)
+
+
+_PACKAGES = {"overcomplete": "", "interpreto._vendor.overcomplete": "Interpreto"}
+_MODELS = {"nmf": _NMF, "semi_nmf": _SemiNMF}
+_PLACES = [
+    _Place(f"{package}.optimization.{module}", model, prefix + model.__name__)
+    for package, prefix in _PACKAGES.items()
+    for module, model in _MODELS.items()
+]
+_BY_MODULE = {place.module: place for place in _PLACES}
 _HOW_TO_INSTALL = "pip install overcomplete 'matplotlib<3.9'"
 
 _lock = threading.RLock()
@@ -39,7 +64,7 @@ _stand_ins: dict[type, type] = {}
 
 
 def patch_overcomplete() -> list[str]:
-    """Bind fastnmf's NMF to every name that is bound to Overcomplete's NMF.
+    """Bind fastnmf's models to every name that is bound to Overcomplete's of the same name.
 
     Returns
     -------
@@ -53,11 +78,12 @@ def patch_overcomplete() -> list[str]:
 
     Notes
     -----
-    This binds all module-level names in every imported module, whatever they are called, and until
-    `unpatch_overcomplete` also what is imported later. interpreto's own copy of Overcomplete is
-    patched too, now or when it is imported. A second call finds names bound since the first.
+    The models are NMF and SemiNMF. This binds all module-level names in every imported module,
+    whatever they are called, and until `unpatch_overcomplete` also what is imported later.
+    interpreto's own copy of Overcomplete is patched too, now or when it is imported. A second call
+    finds names bound since the first.
 
-    The new class inherits from fastnmf.NMF and from the class it replaces. So isinstance holds in
+    A new class inherits from that of fastnmf and from the class it replaces. So isinstance holds in
     code that keeps the old class elsewhere (in a closure, an attribute, a registry). Models and
     subclasses made before do not change, and count as instances of the new class.
     ``NMF.stands_in_for`` is the old class. While patched, models made before cannot be pickled.
@@ -71,15 +97,15 @@ def patch_overcomplete() -> list[str]:
             log.warning("patching interpreto's copy of Overcomplete only: %s", reason)
         if not is_patched():
             sys.meta_path.insert(0, _PatchOnImport)
-        stand_ins = [_stand_in(sys.modules[place].NMF) for place in _imported_places()]
+        stand_ins = [_stand_in(place) for place in _imported_places()]
         # to itself as well, so that the names of an earlier call are returned too
         names = rebind((old, cls) for cls in stand_ins for old in (cls.stands_in_for, cls))
-        log.info("fastnmf's NMF stands in for Overcomplete's at %s", ", ".join(names) or "import")
+        log.info("fastnmf stands in for Overcomplete at %s", ", ".join(names) or "import")
         return names
 
 
 def unpatch_overcomplete() -> list[str]:
-    """Bind Overcomplete's own NMF again, also in modules imported since the patch.
+    """Bind Overcomplete's own classes again, also in modules imported since the patch.
 
     Returns
     -------
@@ -94,7 +120,7 @@ def unpatch_overcomplete() -> list[str]:
         if is_patched():
             sys.meta_path.remove(_PatchOnImport)
         names = rebind((stand_in, original) for original, stand_in in _stand_ins.items())
-        log.info("Overcomplete's own NMF is back at %s", ", ".join(names) or "no name")
+        log.info("Overcomplete's own classes are back at %s", ", ".join(names) or "no name")
         return names
 
 
@@ -110,37 +136,39 @@ def is_patched() -> bool:
 
 
 def __getattr__(name: str) -> type:
-    """NMF or InterpretoNMF; fastnmf.NMF where the class it replaces cannot be imported."""
-    for place, stand_in_name in _STAND_IN_NAMES.items():
-        if name == stand_in_name:
+    """A class that stands in; that of fastnmf where the one it replaces cannot be imported."""
+    for place in _PLACES:
+        if name == place.stand_in:
             try:
-                return _stand_in(importlib.import_module(place).NMF)
+                importlib.import_module(place.module)
+                return _stand_in(place)
             except (ImportError, AttributeError) as error:
-                log.info("%s.%s is fastnmf.NMF itself: %s", __name__, name, error)
-                return nmf.NMF
+                log.info("%s.%s is fastnmf's own: %s", __name__, name, error)
+                return place.model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _stand_in(cls: type) -> type:
-    """The class that replaces cls, an NMF of Overcomplete's; cls itself if it is such a class."""
+def _stand_in(place: _Place) -> type:
+    """The class that replaces the one of a place, whose module is imported."""
     with _lock:
+        cls = place.original
         if "stands_in_for" in vars(cls):
             return cls
         if cls not in _stand_ins:
-            _stand_ins[cls] = _make_stand_in(cls)
+            _stand_ins[cls] = _make_stand_in(cls, place)
         return _stand_ins[cls]
 
 
 class _Constructor(nn.Module):
-    """Ends the chain of constructors before Overcomplete's: fastnmf.NMF's has done the work."""
+    """Ends the chain of constructors before Overcomplete's: fastnmf's has done the work."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
 
-def _make_stand_in(original: type) -> type:
-    class StandIn(nmf.NMF, _Constructor, original):
-        __doc__ = nmf.NMF.__doc__
+def _make_stand_in(original: Any, place: _Place) -> type:
+    class StandIn(place.model, _Constructor, original):
+        __doc__ = place.model.__doc__
         stands_in_for = original
 
         @classmethod
@@ -152,31 +180,51 @@ def _make_stand_in(original: type) -> type:
 
         def __setstate__(self, state: dict[str, Any]) -> None:
             if "solver_fn" in state:
-                _take_over_(self, state)
+                _take_over_(self, StandIn, state)
             else:
                 super().__setstate__(state)
 
-    StandIn.__name__ = StandIn.__qualname__ = _STAND_IN_NAMES[original.__module__]
+    StandIn.__name__ = StandIn.__qualname__ = place.stand_in
     return StandIn
 
 
-def _take_over_(model: nmf.NMF, state: dict[str, Any]) -> None:
-    """Make model what the pickled state of an Overcomplete NMF describes."""
-    options = {name: state[name] for name in ("device", "solver", "tol", "verbose")}
-    model.__init__(state["nb_concepts"], **options)
-    model.D = state["_buffers"]["D"]
+# what the constructors of Overcomplete's models take and store, and ours take
+_OPTIONS = ("device", "tol", "verbose", "l1_penalty")
+_OF_THEIRS = (*_OPTIONS, "solver", "solver_fn")
+
+
+def _take_over_(model: Any, stand_in: Any, state: dict[str, Any]) -> None:
+    """Make model, an instance of stand_in or of a subclass, what the pickled state of a model of
+    Overcomplete's describes."""
+    options = {name: state[name] for name in _OPTIONS if name in state}
+    function = state["solver_fn"]
+    known = [*stand_in.stands_in_for._SOLVERS.items(), *type(model)._SOLVERS.items()]
+    names = [name for name, each in known if each is function]
+    if names:
+        # not all of Overcomplete's models store the name
+        options["solver"] = state["solver"] if state.get("solver") in names else names[0]
+    # the constructor of a subclass may have other arguments
+    stand_in.__init__(model, state["nb_concepts"], **options)
+    if not names:
+        model.solver_fn = function
+    for kind in ("_parameters", "_buffers", "_modules"):
+        vars(model)[kind].update(state[kind])
+    if model.D is not None:
+        model.device = model.D.device
     if state["fitted"]:
         model._set_fitted(**state["_fitted_info"])
     model.train(state["training"])
+    # what a subclass has beside
+    vars(model).update({name: state[name] for name in state.keys() - {*vars(model), *_OF_THEIRS}})
 
 
 class _PatchOnImport:
-    """A finder for sys.meta_path: it binds the stand-in in modules of _STAND_IN_NAMES after these
-    are executed."""
+    """A finder for sys.meta_path: it binds the stand-in in the module of a place after that is
+    executed."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name not in _STAND_IN_NAMES:
+        if name not in _BY_MODULE:
             return None
         finders = (finder for finder in sys.meta_path if finder is not cls)
         specs = (finder.find_spec(name, path, target) for finder in finders)
@@ -188,17 +236,21 @@ class _PatchOnImport:
 
 def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
     execute(module)
-    if is_patched():
-        vars(module)["NMF"] = _stand_in(module.NMF)
-        log.info("fastnmf's NMF stands in for %s.NMF", module.__name__)
+    place = _BY_MODULE[module.__name__]
+    name = place.model.__name__
+    if is_patched() and hasattr(module, name):
+        vars(module)[name] = _stand_in(place)
+        log.info("fastnmf's %s stands in for %s.%s", name, module.__name__, name)
 
 
-def _imported_places() -> list[str]:
-    return [place for place in _STAND_IN_NAMES if place in sys.modules]
+def _imported_places() -> Iterator[_Place]:
+    for place in _PLACES:
+        if hasattr(sys.modules.get(place.module), place.model.__name__):
+            yield place
 
 
 def _import_overcomplete() -> str | None:
-    """Import Overcomplete's NMF; return why that is not possible and what to do, or None."""
+    """Import Overcomplete's models; return why that is not possible and what to do, or None."""
     try:
         importlib.import_module("overcomplete")
         importlib.import_module("overcomplete.optimization.nmf")
@@ -206,8 +258,8 @@ def _import_overcomplete() -> str | None:
         if error.name != "overcomplete":
             return f"overcomplete cannot be imported: {error}"
         return (
-            f"overcomplete is not installed: {_HOW_TO_INSTALL}, or use fastnmf.NMF, which has the "
-            "same interface"
+            f"overcomplete is not installed: {_HOW_TO_INSTALL}, or use fastnmf.NMF and the other "
+            "models of fastnmf, which have the same interface"
         )
     except (ImportError, AttributeError) as error:
         return (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import inspect
 import io
 import logging
 import pickle
@@ -71,10 +72,27 @@ SOURCES = {
                 self.fitted = True
         """,
     "optimization/semi_nmf.py": """
+        import torch
         from ..base import BaseOptimDictionaryLearning
 
+        def slow(A, Z, D):
+            return Z, D
+
         class SemiNMF(BaseOptimDictionaryLearning):
-            def fit(self, A): ...
+            _SOLVERS = {"mu": slow, "pgd": print}
+
+            def __init__(
+                self, nb_concepts, solver="mu", device="cpu", tol=1e-4, l1_penalty=0.0,
+                verbose=False,
+            ):
+                super().__init__(nb_concepts, device)
+                self.solver_fn, self.l1_penalty = self._SOLVERS[solver], l1_penalty
+                self.tol, self.verbose = tol, verbose
+                self.register_buffer("D", None)
+
+            def fit(self, A):
+                self.D = A[: self.nb_concepts].clone()
+                self.fitted = True
         """,
 }
 
@@ -111,12 +129,23 @@ def library(site):
     write(
         site,
         {
-            "their_code.py": "from overcomplete import NMF as OcNMF",
+            "their_code.py": "from overcomplete import NMF as OcNMF, SemiNMF as Signed",
             "their_late_code.py": """
+                import torch
                 from overcomplete.optimization.nmf import NMF
+                from overcomplete.optimization.semi_nmf import SemiNMF
 
                 class Mine(NMF):
                     pass
+
+                class Own(SemiNMF):
+                    _SOLVERS = {**SemiNMF._SOLVERS, "mine": len}
+
+                    def __init__(self, name, weight=0.5, solver="mine"):
+                        super().__init__(3, solver)
+                        self.name = name
+                        self.register_buffer("counts", torch.ones(2))
+                        self.head = torch.nn.Linear(2, 1)
                 """,
         },
     )
@@ -143,18 +172,23 @@ def real():
     unpatch_overcomplete()
 
 
-def fitted_model(library, **options):
-    model = library.NMF(3, **options)
+def fitted_model(library, name="NMF", **options):
+    model = getattr(library, name)(3, **options)
     model.fit(torch.rand(12, 6, generator=torch.Generator().manual_seed(0)))
     return model
 
 
-EVERYWHERE = [
-    "overcomplete.NMF",
-    "overcomplete.optimization.NMF",
+MODELS = [fastnmf.NMF, fastnmf.SemiNMF]
+NAMES = [model.__name__ for model in MODELS]
+# of the real library
+OF_THE_LIBRARY = [
+    *(f"overcomplete.{name}" for name in NAMES),
+    *(f"overcomplete.optimization.{name}" for name in NAMES),
     "overcomplete.optimization.nmf.NMF",
-    "their_code.OcNMF",
+    "overcomplete.optimization.semi_nmf.SemiNMF",
 ]
+EVERYWHERE = sorted([*OF_THE_LIBRARY, "their_code.OcNMF", "their_code.Signed"])
+each_model = pytest.mark.parametrize("ours", MODELS, ids=NAMES)
 
 
 def lookup(names):
@@ -165,16 +199,16 @@ def lookup(names):
 def test_patch_binds_every_name_and_unpatch_restores_it(library):
     import their_code
 
-    original, semi = library.NMF, library.SemiNMF
+    before = lookup(EVERYWHERE)
     assert sorted(patch_overcomplete()) == EVERYWHERE
     assert is_patched()
-    assert set(lookup(EVERYWHERE)) == {library.NMF}
-    assert library.NMF is not original
-    assert library.SemiNMF is semi
+    assert set(lookup(EVERYWHERE)) == {getattr(library, name) for name in NAMES}
+    for cls, model in zip((their_code.OcNMF, their_code.Signed), MODELS, strict=True):
+        assert issubclass(cls, model)
+    assert set(before).isdisjoint(lookup(EVERYWHERE))
     assert sorted(unpatch_overcomplete()) == EVERYWHERE
     assert not is_patched()
-    assert all(cls is original for cls in lookup(EVERYWHERE))
-    assert their_code.OcNMF is original
+    assert lookup(EVERYWHERE) == before
 
 
 def test_patch_imports_the_library_itself(site):
@@ -219,59 +253,93 @@ def test_code_imported_after_the_patch_gets_the_fast_class_and_loses_it(library)
     import their_late_code
 
     assert issubclass(their_late_code.NMF, fastnmf.NMF)
+    assert issubclass(their_late_code.SemiNMF, fastnmf.SemiNMF)
     unpatch_overcomplete()
     assert their_late_code.NMF is original
+    assert not issubclass(their_late_code.SemiNMF, fastnmf.SemiNMF)
 
 
-def test_library_imported_anew_gets_the_fast_class(library):
+@each_model
+def test_library_imported_anew_gets_the_fast_class(library, ours):
     patch_overcomplete()
     for name in list(sys.modules):
         if name.partition(".")[0] == "overcomplete":
             del sys.modules[name]
     again = importlib.import_module("overcomplete")
     assert again is not library
-    assert issubclass(again.NMF, fastnmf.NMF)
-    assert again.optimization.nmf.NMF is again.NMF
+    name = ours.__name__
+    assert issubclass(getattr(again, name), ours)
+    assert getattr(again.optimization, name) is getattr(again, name)
     unpatch_overcomplete()
-    assert not issubclass(again.NMF, fastnmf.NMF)
+    assert not issubclass(getattr(again, name), ours)
 
 
-def test_patched_class_is_one_of_theirs(library):
-    original = library.NMF
+def test_library_without_a_module_is_patched_but_for_that(site):
+    older = {"optimization/__init__.py": "from .nmf import NMF", "__init__.py": ""}
+    sources = {name: text for name, text in SOURCES.items() if "semi" not in name}
+    write(site / "overcomplete", {**sources, **older})
+    assert sorted(patch_overcomplete()) == [
+        "overcomplete.optimization.NMF",
+        "overcomplete.optimization.nmf.NMF",
+    ]
+    assert fastnmf.overcomplete.SemiNMF is fastnmf.SemiNMF
+
+
+@each_model
+def test_patched_class_is_one_of_theirs(library, ours):
+    name = ours.__name__
+    original = getattr(library, name)
     patch_overcomplete()
-    model = library.NMF(3)
+    stand_in = getattr(library, name)
+    model = stand_in(3)
     for cls in (
-        fastnmf.NMF,
+        ours,
         original,
         library.base.BaseDictionaryLearning,
         library.base.BaseOptimDictionaryLearning,
         torch.nn.Module,
     ):
         assert isinstance(model, cls)
-    assert not isinstance(model, library.SemiNMF)
-    assert list(library.NMF._SOLVERS) == ["hals", "mu", "pgd", "anls"]
-    assert f"{library.NMF.__module__}.{library.NMF.__qualname__}" == "fastnmf.overcomplete.NMF"
+    others = [getattr(library, other) for other in NAMES if other != name]
+    assert not any(isinstance(model, other) for other in others)
+    assert list(stand_in._SOLVERS) == ["hals", "mu", "pgd", "anls"]
+    assert f"{stand_in.__module__}.{stand_in.__qualname__}" == f"fastnmf.overcomplete.{name}"
+    assert stand_in.stands_in_for is original
+    assert stand_in.__doc__ == ours.__doc__
 
 
-def test_models_made_before_are_left_alone_and_still_count(library):
-    original, before = library.NMF, library.NMF(3)
+@each_model
+def test_models_made_before_are_left_alone_and_still_count(library, ours):
+    name = ours.__name__
+    original, before = getattr(library, name), getattr(library, name)(3)
 
     class Theirs(original):
         pass
 
     patch_overcomplete()
     assert type(before) is original
+    stand_in = getattr(library, name)
     for model in (before, Theirs(3)):
-        assert isinstance(model, library.NMF)
-        assert not isinstance(model, fastnmf.NMF)
-    assert not isinstance(library.SemiNMF(3), library.NMF)
-    assert not isinstance(fastnmf.NMF(3), library.NMF)
+        assert isinstance(model, stand_in)
+        assert not isinstance(model, ours)
+    assert not isinstance(ours(3), stand_in)
 
-    class Later(library.NMF):
+    class Later(stand_in):
         pass
 
     assert not isinstance(before, Later)
-    assert isinstance(Later(3), fastnmf.NMF)
+    assert isinstance(Later(3), ours)
+
+
+def test_patched_semi_nmf_is_constructed_by_fastnmf_alone(library):
+    patch_overcomplete()
+    model = library.SemiNMF(3, "mu", "cpu", 1e-3, 0.25, True, max_iter=7)
+    assert (model.nb_concepts, model.device, model.solver) == (3, "cpu", "mu")
+    assert (model.tol, model.verbose, model.max_iter, model.fitted) == (1e-3, True, 7, False)
+    assert model.l1_penalty == pytest.approx(0.25)
+    assert library.SemiNMF.constructed == 0
+    with pytest.raises(TypeError, match="no option 'max_itr'"):
+        library.SemiNMF(3, max_itr=7)
 
 
 def test_patched_model_is_constructed_by_fastnmf_alone(library):
@@ -285,11 +353,13 @@ def test_patched_model_is_constructed_by_fastnmf_alone(library):
         library.NMF(3, max_itr=7)
 
 
-def test_patched_model_fits_and_encodes(library):
+@each_model
+def test_patched_model_fits_and_encodes(library, ours):
     patch_overcomplete()
     A = torch.rand(12, 6, generator=torch.Generator().manual_seed(0))
-    model = library.NMF(3, seed=0)
-    expected = fastnmf.NMF(3, seed=0)
+    A = A - 0.5 if ours.constraint.signed else A
+    model = getattr(library, ours.__name__)(3, seed=0)
+    expected = ours(3, seed=0)
     Z, D = model.fit(A)
     assert torch.equal(Z, expected.fit(A)[0])
     assert torch.equal(D, model.get_dictionary())
@@ -302,9 +372,10 @@ def test_patched_model_fits_and_encodes(library):
     ids=["deepcopy", "pickle"],
 )
 @pytest.mark.parametrize("patched", [True, False], ids=["patched", "unpatched"])
-def test_patched_model_is_copied_whole(library, travel, patched):
+@each_model
+def test_patched_model_is_copied_whole(library, travel, patched, ours):
     patch_overcomplete()
-    model = fitted_model(library)
+    model = fitted_model(library, ours.__name__)
     if not patched:
         unpatch_overcomplete()
     again = travel(model)
@@ -329,13 +400,15 @@ def test_subclass_of_the_patched_class_pickles(library):
     [
         ("", "fastnmf.overcomplete True"),
         ("import fastnmf; fastnmf.patch_overcomplete()", "fastnmf.overcomplete True"),
-        ("import sys; sys.modules['overcomplete'] = None", "fastnmf.models.nmf False"),
+        ("import sys; sys.modules['overcomplete'] = None", "fastnmf.models.{module} False"),
     ],
     ids=["unpatched", "patched", "without-overcomplete"],
 )
-def test_saved_model_loads_in_a_fresh_process(library, site, before, expected, fresh):
+@pytest.mark.parametrize("ours", [fastnmf.SemiNMF, fastnmf.NMF])
+def test_saved_model_loads_in_a_fresh_process(library, site, before, expected, ours, fresh):
     patch_overcomplete()
-    model = fitted_model(library)
+    model = fitted_model(library, ours.__name__)
+    expected = expected.format(module=ours.__module__.rpartition(".")[2])
     torch.save(model, site / "model.pt")
     code = f"""
         {before}
@@ -363,6 +436,58 @@ def test_model_saved_by_the_library_loads_as_the_patched_class(library):
     assert fresh.D is None
 
 
+def test_semi_nmf_saved_by_the_library_loads_as_the_patched_class(library):
+    """It stores the function of its solver alone, not the name."""
+    model = fitted_model(library, "SemiNMF", solver="pgd", l1_penalty=0.3, tol=1e-3)
+    saved = pickle.dumps([model, library.SemiNMF(4)])
+    patch_overcomplete()
+    again, fresh = pickle.loads(saved)
+    assert type(again) is library.SemiNMF
+    assert (again.nb_concepts, again.solver, again.tol) == (3, "pgd", 1e-3)
+    assert again.l1_penalty == pytest.approx(0.3)
+    assert torch.equal(again.D, model.D)
+    assert again.encode(-torch.rand(2, 6)).shape == (2, 3)
+    assert (fresh.fitted, fresh.D, fresh.solver) == (False, None, "mu")
+
+
+def own_solver(A, Z, D, **given):
+    return Z, D
+
+
+def test_function_of_a_model_saved_by_the_library_is_kept(library):
+    """The solver that its name means ran instead."""
+    models = [fitted_model(library, name) for name in NAMES]
+    for model in models:
+        model.solver_fn = own_solver
+    saved = pickle.dumps(models)
+    patch_overcomplete()
+    for again in pickle.loads(saved):
+        assert again.solver_fn is own_solver
+        assert torch.equal(again.encode(torch.rand(2, 6), Z0=torch.ones(2, 3)), torch.ones(2, 3))
+
+
+def test_subclass_of_the_library_saved_loads_whole(library, fresh, site):
+    """Its constructor was called with the arguments of NMF's, and what it has beside was lost."""
+    import their_late_code
+
+    model = their_late_code.Own("mine", weight=2.0)
+    model.fit(torch.rand(12, 6))
+    torch.save(model, site / "model.pt")
+    code = f"""
+        import fastnmf; fastnmf.patch_overcomplete()
+        import torch
+        model = torch.load({str(site / "model.pt")!r}, weights_only=False)
+        print(type(model).__name__, isinstance(model, fastnmf.SemiNMF), model.name, model.solver)
+        print(model.solver_fn is len, model.counts.tolist(), model.D.sum().item())
+        print(model.head.weight.sum().item(), len(list(model.parameters())))
+        """
+    done = fresh(textwrap.dedent(code), paths=[site])
+    assert done.stdout == (
+        f"Own True mine mine\nTrue [1.0, 1.0] {model.D.sum().item()}\n"
+        f"{model.head.weight.sum().item()} 2\n"
+    ), done
+
+
 def test_import_of_fastnmf_imports_nothing_of_theirs(fresh):
     code = """
         import fastnmf, fastnmf.overcomplete, sys
@@ -372,21 +497,24 @@ def test_import_of_fastnmf_imports_nothing_of_theirs(fresh):
     assert done.stdout == "[]\n", done
 
 
-def test_interpretos_copy_is_patched_on_its_own_bases(library, interpreto_folder):
+@each_model
+def test_interpretos_copy_is_patched_on_its_own_bases(library, interpreto_folder, ours):
     import interpreto
 
-    vendored = interpreto.optimization
-    original = vendored.NMF
+    vendored, name = interpreto.optimization, ours.__name__
+    original = getattr(vendored, name)
     names = patch_overcomplete()
-    assert "interpreto._vendor.overcomplete.optimization.NMF" in names
-    assert "overcomplete.optimization.NMF" in names
-    model = vendored.NMF(3)
+    assert f"interpreto._vendor.overcomplete.optimization.{name}" in names
+    assert f"overcomplete.optimization.{name}" in names
+    stand_in = getattr(vendored, name)
+    assert stand_in.__qualname__ == f"Interpreto{name}"
+    model = stand_in(3)
     assert isinstance(model, vendored.BaseOptimDictionaryLearning)
     assert isinstance(model, original)
-    assert not isinstance(model, library.NMF)
-    assert type(pickle.loads(pickle.dumps(model))) is vendored.NMF
+    assert not isinstance(model, getattr(library, name))
+    assert type(pickle.loads(pickle.dumps(model))) is stand_in
     unpatch_overcomplete()
-    assert vendored.NMF is original
+    assert getattr(vendored, name) is original
 
 
 def test_interpretos_copy_is_patched_when_it_is_imported_later(library, interpreto_folder):
@@ -395,11 +523,13 @@ def test_interpretos_copy_is_patched_when_it_is_imported_later(library, interpre
     import interpreto
 
     vendored = sys.modules["interpreto._vendor.overcomplete"]
-    for module in (vendored, interpreto.optimization, interpreto.optimization.nmf):
+    for module in (vendored, interpreto.optimization):
         assert issubclass(module.NMF, fastnmf.NMF)
+        assert issubclass(module.SemiNMF, fastnmf.SemiNMF)
     unpatch_overcomplete()
-    for module in (vendored, interpreto.optimization, interpreto.optimization.nmf):
+    for module in (vendored, interpreto.optimization):
         assert not issubclass(module.NMF, fastnmf.NMF)
+        assert not issubclass(module.SemiNMF, fastnmf.SemiNMF)
 
 
 def test_interpretos_copy_is_not_patched_when_unpatched_before_the_import(
@@ -440,7 +570,7 @@ def test_patch_does_with_interpretos_copy_alone(without_overcomplete, interpreto
     import interpreto
 
     assert issubclass(interpreto.optimization.NMF, fastnmf.NMF)
-    assert len(patch_overcomplete()) == 3
+    assert len(patch_overcomplete()) == 3 * len(MODELS)
 
 
 def test_patch_names_the_pin_when_the_library_does_not_import(site, without_interpreto):
@@ -463,7 +593,7 @@ def test_patch_logs_the_names(library, caplog):
     stands_in, is_back = caplog.messages
     assert "stands in" in stands_in
     assert "overcomplete.optimization.nmf.NMF" in stands_in
-    assert "is back at" in is_back
+    assert "are back at" in is_back
 
 
 def test_patch_does_not_load_lazy_modules(library, site, monkeypatch):
@@ -501,37 +631,47 @@ def test_patch_from_many_threads_leaves_one_class(library):
 
 
 def test_unknown_attribute_of_the_module_is_an_error():
-    with pytest.raises(AttributeError, match="no attribute 'SemiNMF'"):
-        _ = fastnmf.overcomplete.SemiNMF
+    with pytest.raises(AttributeError, match="no attribute 'SkNMF'"):
+        _ = fastnmf.overcomplete.SkNMF
 
 
-def test_real_overcomplete_is_patched_and_restored(real):
+@each_model
+def test_real_overcomplete_is_patched_and_restored(real, ours):
     from overcomplete.base import BaseDictionaryLearning
-    from overcomplete.optimization import BaseOptimDictionaryLearning, SemiNMF
+    from overcomplete.optimization import BaseOptimDictionaryLearning
 
-    original = real.NMF
-    assert set(EVERYWHERE[:3]) <= set(patch_overcomplete())
-    model = real.NMF(nb_concepts=3, device="cpu", solver="hals")
+    before, original = lookup(OF_THE_LIBRARY), getattr(real, ours.__name__)
+    assert set(OF_THE_LIBRARY) <= set(patch_overcomplete())
+    stand_in = getattr(real, ours.__name__)
+    model = stand_in(nb_concepts=3, device="cpu", solver="pgd")
     Z, D = model.fit(torch.rand(20, 8))
-    assert isinstance(model, BaseDictionaryLearning)
-    assert isinstance(model, BaseOptimDictionaryLearning)
-    assert isinstance(model, fastnmf.NMF)
-    assert not isinstance(model, SemiNMF)
+    for cls in (BaseDictionaryLearning, BaseOptimDictionaryLearning, original, ours):
+        assert isinstance(model, cls)
+    assert [name for name in NAMES if isinstance(model, getattr(real, name))] == [ours.__name__]
     assert (Z.shape, D.shape) == ((20, 3), (3, 8))
-    assert list(real.NMF._SOLVERS) == list(original._SOLVERS)
+    assert set(original._SOLVERS) <= set(stand_in._SOLVERS)
     unpatch_overcomplete()
-    assert all(cls is original for cls in lookup(EVERYWHERE[:3]))
+    assert lookup(OF_THE_LIBRARY) == before
 
 
-def test_model_saved_by_real_overcomplete_loads_as_the_patched_class(real):
+@each_model
+def test_model_saved_by_real_overcomplete_loads_as_the_patched_class(real, ours):
     A = torch.rand(20, 8, generator=torch.Generator().manual_seed(0))
-    model = real.NMF(3)
+    model = getattr(real, ours.__name__)(3, solver="mu")
     model.fit(A)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
     patch_overcomplete()
     again = torch.load(file, weights_only=False)
-    assert isinstance(again, fastnmf.NMF)
+    assert isinstance(again, ours)
+    assert (again.solver, again.tol) == ("mu", model.tol)
     assert torch.equal(again.D, model.D)
     assert again.encode(A).shape == (20, 3)
+
+
+@each_model
+def test_arguments_are_in_the_order_of_the_real_library(real, ours):
+    theirs = list(inspect.signature(getattr(real, ours.__name__).__init__).parameters)[1:-1]
+    mine = list(inspect.signature(ours).parameters)
+    assert mine[: len(theirs)] == theirs

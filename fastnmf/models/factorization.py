@@ -41,6 +41,8 @@ class Factorization(DictionaryModel):
     constructor that calls `_take_options`."""
 
     _SOLVERS: ClassVar[dict[str, Solve]] = {}
+    # options that Overcomplete gives to a solver function beside max_iter and tol
+    passed_on: ClassVar[dict[str, tuple[str, ...]]] = {"fit": (), "encode": ("verbose",)}
 
     @one_at_a_time
     def fit(

@@ -1,5 +1,5 @@
-"""What Overcomplete's users replace in its NMF: solvers as functions of (A, Z, D), and methods that
-give the start. Those of fastnmf have the same form, and those of a user are run."""
+"""What Overcomplete's users replace in its models: solvers as functions of (A, Z, D), and methods
+that give the start. Those of fastnmf have the same form, and those of a user are run."""
 
 # torch's own types are incomplete; matrices are upper case
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -54,16 +54,19 @@ class SolverFunction:
         max_iter: int = 500,
         tol: float = 1e-5,
         verbose: bool = False,
+        **penalty: float,
     ) -> tuple[Tensor, Tensor]:
         """(Z, D) from a start Z (n, K), D (K, d), which are not changed: both of them fitted to A
-        (n, d), or one for the other as it is."""
+        (n, d), or one for the other as it is. penalty: l1_penalty, where Overcomplete's has it."""
         device = A.device if isinstance(A, Tensor) else torch.device("cpu")
         signed = self._model.constraint.signed
         A, Z, D = (
             read_matrix(F, device, Expected(name, signed=signed and name != "Z"))
             for name, F in (("A", A), ("Z", Z), ("D", D))
         )
+        self._check_penalty(penalty)
         options = {"solver": self.name, "device": device, "tol": tol, "verbose": verbose}
+        options |= penalty
         if checks.flag("update_Z", update_Z) and checks.flag("update_D", update_D):
             return self._model(len(D), init=(Z, D), **options).fit(A, max_iter)
         model = self._model(len(D), **options)
@@ -76,6 +79,11 @@ class SolverFunction:
             # Aᵀ ≈ Dᵀ Zᵀ
             return Z, model.load_dictionary(Z.T).encode(A.T, Z0=D.T, **given).T.contiguous()
         return Z, D
+
+    def _check_penalty(self, penalty: dict[str, float]) -> None:
+        name = next((name for name in penalty if name not in self._model.passed_on["fit"]), None)
+        if name is not None:
+            raise TypeError(f"the solver {self.name!r} has no argument {name!r}")
 
     def __repr__(self) -> str:
         return f"<solver {self.name!r} of fastnmf: (A, Z, D, …) → (Z, D)>"
@@ -101,11 +109,19 @@ def own_function(model: Any) -> Solve | None:
     if isinstance(function, SolverFunction):
         return None
     defaults = {field.name: field.default for field in fields(Options)}
-    for name in vars(model).keys() & defaults.keys() - {*_KNOWN_TO_A_FUNCTION}:
+    known = {*_KNOWN_TO_A_FUNCTION, *_passed_on_as_l1_penalty(model)}
+    for name in vars(model).keys() & defaults.keys() - known:
         value = getattr(model, name)
         if value != defaults[name] and value not in (False, 0):
             refuse_for_own_function(model, f"{name}={value!r}")
     return function
+
+
+def _passed_on_as_l1_penalty(model: Any) -> tuple[str, ...]:
+    """The options that a function of the user's gets as l1_penalty."""
+    if "l1_penalty" in model.passed_on["fit"] and (model.l1_ratio, model.alpha_D) == (1, 0):
+        return ("alpha_Z", "alpha_D", "l1_ratio")
+    return ()
 
 
 def native_solver(model: Any) -> str:
@@ -131,11 +147,11 @@ def fit_by(function: Solve, model: Any, A: Tensor, max_iter: int) -> tuple[Tenso
     if isinstance(pair, str):
         if pair not in ("auto", *starts):
             refuse_for_own_function(model, f"init={pair!r}")
-        # a start that Overcomplete does not have is random there
-        pair = starts.get(_start_of(model, A), starts["random"])(A)
+        pair = starts[_start_of(model, A)](A)
     Z = read_matrix(pair[0], A.device, Expected("Z")).clone()
     D = read_matrix(pair[1], A.device, model.expected("D")).clone()
-    return _checked(function(A, Z, D, max_iter=max_iter, tol=model.tol), model, A)
+    given = {"max_iter": max_iter, "tol": model.tol, **_passed_on(model, "fit")}
+    return _checked(function(A, Z, D, **given), model, A)
 
 
 def encode_by(
@@ -149,8 +165,12 @@ def encode_by(
     Z = read_matrix(Z0, checked.device, Expected("Z0")).clone()
     tol = model.tol if tol is None else tol
     kept = {"update_Z": True, "update_D": False}
-    given = {**kept, "max_iter": max_iter, "tol": tol, "verbose": model.verbose}
+    given = {**kept, "max_iter": max_iter, "tol": tol, **_passed_on(model, "encode")}
     return _checked(function(A, Z, D, **given), model, checked)[0]
+
+
+def _passed_on(model: Any, call: str) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in model.passed_on[call]}
 
 
 def own_start(model: Any, A: Any) -> tuple[Any, tuple[Tensor, Tensor] | None]:
@@ -190,7 +210,10 @@ def _replaced(model: Any, name: str) -> bool:
 
 
 def _start_of(model: Any, A: Tensor) -> str:
-    return resolve(model.init, len(A), A.shape[1], model.nb_concepts, model.constraint)
+    """The start that Overcomplete takes where `init` means this one: the same, or random where it
+    does not have it."""
+    name = resolve(model.init, len(A), A.shape[1], model.nb_concepts, model.constraint)
+    return name if name in model._own_starts() else "random"
 
 
 def _checked(found: Any, model: Any, A: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,6 +141,7 @@ class SemiNMF(Factorization):
     """
 
     constraint: ClassVar[Constraint] = FREE
+    passed_on: ClassVar = {"fit": ("l1_penalty", "verbose"), "encode": ("l1_penalty",)}
     _SOLVERS: ClassVar[dict[str, Solve]] = {}
 
     @with_hints

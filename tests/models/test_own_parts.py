@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-from fastnmf import NMF, InvalidInput, Tuning
+from fastnmf import NMF, InvalidInput, SemiNMF, Tuning
 from fastnmf.solvers.registry import SOLVERS
 
 N, D_IN, K = 40, 9, 4
@@ -340,3 +340,108 @@ def test_subclass_may_have_parameters_named_as_elsewhere():
     assert WithW(K).components_.sum() == 2
     with pytest.raises(AttributeError, match=r"no 'W'; it is Z, which fit\(A\) returns here"):
         _ = WithW(K).W
+
+
+# the same of SemiNMF
+
+SIGNED = torch.randn(N, D_IN, generator=GENERATOR)
+
+
+def semi_multiplicative(
+    A, Z, D, update_Z=True, update_D=True, max_iter=500, tol=1e-5, verbose=False, l1_penalty=0.0
+):
+    """A solver with the arguments of Overcomplete's: least squares, and shrunk codes."""
+    for _ in range(max_iter):
+        if update_D:
+            D = torch.linalg.lstsq(Z, A).solution
+        if update_Z:
+            Z = (torch.linalg.lstsq(D.T, A.T).solution.T - l1_penalty).clamp(min=1e-3)
+    return Z, D
+
+
+class MineOfSigns(SemiNMF):
+    _SOLVERS = {**SemiNMF._SOLVERS, "mine": semi_multiplicative}  # noqa: RUF012
+
+    def init_random_z(self, A):
+        self.asked = len(A)
+        return torch.ones(len(A), self.nb_concepts)
+
+
+@pytest.mark.parametrize("solver", SemiNMF._SOLVERS)
+@pytest.mark.parametrize("init", ["auto", "random"])
+def test_codes_of_a_subclass_of_semi_nmf_start_its_fit_by_any_solver(solver, init):
+    """With init='auto' they were not called, without a word; Overcomplete always calls them."""
+    model = MineOfSigns(K, solver, init=init, seed=0)
+    Z, D = model.fit(SIGNED, 0)
+    assert model.asked == N
+    assert torch.equal(Z, torch.ones(N, K))
+    assert torch.allclose(Z @ D, SIGNED.mean(0).expand(N, -1), atol=1e-5)
+    Z, _ = model.fit(SIGNED, 3)
+    assert (SIGNED - model.encode(SIGNED) @ model.D).norm() < SIGNED.norm()
+    assert model.partial_fit(SIGNED).asked == N
+
+
+def test_start_that_overcomplete_does_not_have_is_not_replaced():
+    model = MineOfSigns(K, init="svd", seed=0)
+    Z, _ = model.fit(SIGNED, 0)
+    assert torch.equal(Z, SemiNMF(K, init="svd", seed=0).fit(SIGNED, 0)[0])
+    assert not hasattr(model, "asked")
+
+
+def test_function_for_semi_nmf_is_called_with_overcompletes_arguments():
+    seen = []
+
+    def watched(*given, **named):
+        seen.append((len(given), named))
+        return given[1], given[2]
+
+    model = SemiNMF(K, tol=0.25, l1_penalty=0.5)
+    model.solver_fn = watched
+    model.fit(SIGNED, 9)
+    model.encode(SIGNED, max_iter=7)
+    kept = {"update_Z": True, "update_D": False}
+    assert seen == [
+        (3, {"max_iter": 9, "tol": 0.25, "l1_penalty": 0.5, "verbose": False}),
+        (3, {"max_iter": 7, "tol": 0.25, "l1_penalty": 0.5, **kept}),
+    ]
+
+
+def test_penalty_of_semi_nmf_reaches_a_function_as_l1_penalty_or_is_refused():
+    """It was refused as alpha_Z, which the user had not given."""
+    Z, _ = MineOfSigns(K, "mine", l1_penalty=0.1, seed=0).fit(SIGNED, 1)
+    D = SemiNMF(K).init_random_d(SIGNED, torch.ones(N, K))
+    expected = semi_multiplicative(SIGNED, torch.ones(N, K), D, max_iter=1, l1_penalty=0.1)[0]
+    assert torch.allclose(Z, expected)
+    with pytest.raises(InvalidInput, match=r"alpha_Z=0\.1 does not go with the solver 'mine'"):
+        MineOfSigns(K, "mine", alpha_Z=0.1)
+    with pytest.raises(InvalidInput, match="unit_norm=True does not go with the solver 'mine'"):
+        MineOfSigns(K, "mine", l1_penalty=0.1, unit_norm=True)
+
+
+@pytest.mark.parametrize("solver", ["hals", "pgd"])
+def test_solver_function_of_semi_nmf_has_overcompletes_penalty(solver):
+    """It had none."""
+    Z, D = SemiNMF(K, seed=0).fit(SIGNED, 5)
+    function = SemiNMF._SOLVERS[solver]
+    codes = function(SIGNED, Z, D, update_D=False, max_iter=2000, tol=1e-8, l1_penalty=0.3)[0]
+    model = SemiNMF(K, l1_penalty=0.3).load_dictionary(D)
+    assert torch.allclose(codes, model.encode(SIGNED), atol=1e-4)
+    assert not torch.allclose(codes, function(SIGNED, Z, D, update_D=False)[0], atol=1e-2)
+    with pytest.raises(TypeError, match="'hals' has no argument 'l1_penalty'"):
+        NMF._SOLVERS["hals"](A, Z0, D0, l1_penalty=0.1)
+
+
+@pytest.mark.parametrize("solver", ["mu", "pgd"])
+def test_functions_of_overcompletes_semi_nmf_run(solver):
+    theirs = pytest.importorskip(
+        "overcomplete.optimization.semi_nmf", reason="Overcomplete", exc_type=Exception
+    )
+
+    class Theirs(SemiNMF):
+        _SOLVERS = theirs.SemiNMF._SOLVERS
+
+    torch.manual_seed(0)
+    model = Theirs(K, solver, seed=0)
+    Z, D = model.fit(SIGNED, 200)
+    assert (SIGNED - Z @ D).norm() < 0.9 * SIGNED.norm()
+    assert model.encode(SIGNED[:5]).shape == (5, K)
