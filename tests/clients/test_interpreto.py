@@ -1,5 +1,5 @@
-"""The calls that interpreto 0.5 makes of its copy of Overcomplete's NMF: explainers construct, fit,
-encode, decode, move and measure a concept model."""
+"""The calls that interpreto 0.5 makes of its copy of Overcomplete's models: explainers construct,
+fit, encode, decode, move and measure a concept model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def of_class(explainer):
     """The class of the concept model, and whether it is one of the copy's."""
     names = {f"{cls.__module__}.{cls.__name__}" for cls in type(explainer.concept_model).__mro__}
     vendored = "interpreto._vendor.overcomplete.base.BaseDictionaryLearning"
-    return isinstance(explainer.concept_model, fastnmf.NMF), vendored in names
+    ours = fastnmf.SemiNMF if "Semi" in type(explainer).__name__ else fastnmf.NMF
+    return isinstance(explainer.concept_model, ours), vendored in names
 
 
 @pytest.mark.parametrize("name", ["NMFConcepts", "Cockatiel"])
@@ -57,6 +58,32 @@ def test_explainer_is_fitted_by_fastnmf(made, name):
     assert (codes >= 0).all()
     assert rebuilt.shape == ACTIVATIONS.shape
     assert (rebuilt - ACTIVATIONS).norm() <= 0.5 * ACTIVATIONS.norm()
+
+
+def test_signed_activations_are_fitted_by_semi_nmf(made):
+    signed = ACTIVATIONS - 0.5
+    explainer = made("SemiNMFConcepts", device="cpu", seed=0)
+    assert of_class(explainer) == (True, True)
+    assert not explainer.is_fitted
+    explainer.fit(signed)
+    assert explainer.is_fitted
+    assert torch.equal(explainer.get_dictionary(), fastnmf.SemiNMF(K, seed=0).fit(signed)[1])
+    codes = explainer.activations_to_concepts(signed)
+    rebuilt = explainer.concepts_to_activations(codes)
+    assert (codes >= 0).all()
+    assert (rebuilt - signed).norm() <= 0.9 * signed.norm()
+    # as concept_output_gradient does: codes are leaves, and the decoder is differentiated
+    codes.requires_grad_()
+    explainer.concepts_to_activations(codes).sum().backward()
+    expected = explainer.get_dictionary().sum(1).expand(len(signed), -1)
+    assert torch.allclose(codes.grad, expected, atol=1e-5)
+
+
+def test_semi_nmf_takes_overcompletes_options(made):
+    explainer = made("SemiNMFConcepts", solver="mu", tol=0, l1_penalty=0.0, verbose=False)
+    explainer.fit(ACTIVATIONS - 0.5, max_iter=7)
+    info = explainer.concept_model.fit_info_
+    assert (info.solver, info.iterations) == ("mu", 7)
 
 
 def test_options_of_the_model_and_of_fit_are_passed_on(made):
@@ -99,3 +126,4 @@ def test_metrics_of_interpreto_read_the_concept_model(made):
 def test_explainer_made_after_the_patch_is_taken_away_is_interpretos_own(made):
     fastnmf.unpatch_overcomplete()
     assert of_class(made("NMFConcepts")) == (False, True)
+    assert of_class(made("SemiNMFConcepts")) == (False, True)

@@ -1,5 +1,5 @@
-"""The calls that xplique 2.0 makes of Overcomplete's NMF: its factorizer is given the class, fits
-arrays, encodes with and without gradients, and decodes."""
+"""The calls that xplique 2.0 makes of Overcomplete's models: its factorizer is given the class,
+fits arrays, encodes with and without gradients, and decodes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,19 @@ ACTIVATIONS = np.random.default_rng(0).random((60, 12), np.float32)
 
 
 @pytest.fixture
-def made():
+def patched():
     import overcomplete
 
     fastnmf.patch_overcomplete()
     try:
-        yield factorizer.OvercompleteFactorizer(overcomplete.NMF, K, device="cpu", tol=1e-4)
+        yield overcomplete.optimization
     finally:
         fastnmf.unpatch_overcomplete()
+
+
+@pytest.fixture
+def made(patched):
+    return factorizer.OvercompleteFactorizer(patched.NMF, K, device="cpu", tol=1e-4)
 
 
 def error(A, coefficients, bank):
@@ -79,3 +84,22 @@ def test_negative_activations_are_an_assertion_error(made):
     """As with Overcomplete, which asserts."""
     with pytest.raises(AssertionError, match="negative"):
         made.fit(-ACTIVATIONS)
+
+
+def test_semi_nmf_takes_negative_activations_and_has_gradients(patched):
+    """xplique asks whether the model is an instance of Overcomplete's SemiNMF."""
+    signed = ACTIVATIONS - 0.5
+    made = factorizer.OvercompleteFactorizer(patched.SemiNMF, K, device="cpu", tol=1e-4)
+    assert isinstance(made.concept_model, fastnmf.SemiNMF)
+    assert not made.requires_positive_activations
+    bank, coefficients = made.fit(signed)
+    assert (coefficients >= 0).all()
+    encoded = made.encode(signed)
+    assert error(signed, encoded, bank) <= error(signed, coefficients, bank) * 1.001
+    np.testing.assert_allclose(made.decode(encoded), encoded @ bank, rtol=1e-4, atol=1e-6)
+    X = torch.tensor(signed[:8], requires_grad=True)
+    codes = made.encode_differentiable(X)
+    made.decode(codes).square().sum().backward()
+    assert X.grad.isfinite().all()
+    assert X.grad.any()
+    np.testing.assert_array_equal(codes.detach().numpy(), made.encode(signed[:8]))
