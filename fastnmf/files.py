@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from .data import tables
-from .data.arrays import two_dimensional
-from .data.paths import check_output, existing, only_one, refusing_damage, replacing
+from .data.arrays import Expected, two_dimensional
+from .data.paths import check_output, existing, only_one, refusing_damage, replacing, writing
 from .data.sparse import whole
-from .data.sparse.arrays import is_sparse
+from .data.sparse.arrays import is_sparse, sparse_matrix
+from .data.sparse.codes import SUFFIX, save_npz
 from .errors import InvalidInput
 from .isolation import isolated
 
@@ -117,7 +118,7 @@ def real_matrix(matrix: Any, name: str) -> np.ndarray | Tensor:
 
 
 @isolated
-def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> None:
+def write_matrix(path: str | os.PathLike[str], matrix: Any) -> None:
     """Write a matrix to a file.
 
     Parameters
@@ -125,8 +126,10 @@ def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> N
     path : path
         A .npy, .npz, .pt, .pth, .safetensors, .csv or .tsv file; links are followed.
     matrix : ndarray or Tensor (n, d)
-        In .npz and .safetensors files it is named 'A'. bfloat16 is widened to float32 in .npy and
-        .npz files, which have no such dtype. A text has as many digits as give the same numbers.
+        A sparse one, of torch or SciPy, goes to an .npz file as ``scipy.sparse.save_npz`` writes
+        it. In other .npz and in .safetensors files the matrix is named 'A'. bfloat16 is widened to
+        float32 in .npy and .npz files, which have no such dtype. A text has as many digits as give
+        the same numbers.
 
     Raises
     ------
@@ -154,8 +157,15 @@ def write_matrix(path: str | os.PathLike[str], matrix: np.ndarray | Tensor) -> N
     torch.Size([2, 3])
     """
     path = check_output(path, WRITERS)
-    with replacing(path) as part:
-        WRITERS[path.suffix](part, matrix)
+    if not is_sparse(matrix):
+        with replacing(path) as part:
+            WRITERS[path.suffix](part, matrix)
+        return
+    if path.suffix != SUFFIX:
+        raise InvalidInput(f"{path}: a sparse matrix is written to an {SUFFIX} file; give one")
+    rows = sparse_matrix(matrix, Expected("matrix", signed=True, empty=True))
+    with replacing(path) as part, writing(path):
+        save_npz(part, rows)
 
 
 def _read_npz(path: Path, wanted: tables.Wanted) -> Any:

@@ -17,6 +17,8 @@ Matrix = Tensor | SparseMatrix
 
 # bytes of rows that are made dense at a time
 DENSE_BYTES = 8 << 20
+# pairs of entries that are multiplied at a time
+_PAIRS = 1 << 19
 # units of rounding of ‖X‖² down to which ‖X − Z D‖² is computed as a difference, where X is sparse
 _COARSE = 1e5
 
@@ -71,6 +73,27 @@ def cross_(cross: Tensor, X: Matrix, Z: Tensor, moments_: Callable, *, adds: boo
     else:
         found = X.tdot(Z).T
         cross.add_(found) if adds else cross.copy_(found)
+
+
+def add_gram_(gram: Tensor, Z: SparseMatrix) -> None:
+    """gram (K, K) += Zᵀ Z for Z (m, K), from the pairs of entries of each row."""
+    flat, K = gram.view(-1), Z.shape[1]
+    pairs = Z.crow.diff().long().square().cumsum(0)
+    first = 0
+    while first < len(Z):
+        # at least a row
+        before = pairs[first - 1] if first else 0
+        last = max(first + 1, int(torch.searchsorted(pairs, before + _PAIRS, right=True)))
+        some = Z[first:last]
+        count = some.crow.diff().long()
+        of_entry = count[some.row_of_entries().long()]
+        left = torch.repeat_interleave(of_entry)
+        place = torch.arange(len(left), device=Z.device)
+        place -= (of_entry.cumsum(0) - of_entry)[left]
+        right = some.crow[some.row_of_entries().long()].long()[left] + place
+        col, values = some.col.long(), some.values.to(gram.dtype)
+        flat.index_add_(0, col[left] * K + col[right], values[left] * values[right])
+        first = last
 
 
 def dense(X: Matrix) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import fit
 from .matrices import (
+    OF_CODES,
     PIPE,
     Output,
     check_outputs,
@@ -38,10 +39,10 @@ def encode(arguments: Namespace) -> int:
     with option_errors():
         checks.whole("max_iter", arguments.max_iter, at_least=0)
         checks.tolerance(0.0 if arguments.tol is None else arguments.tol)
-    place = streamed_into("codes", arguments.out)
+    place = streamed_into("codes", arguments.out, OF_CODES)
     Z, info = nmf.encode(A, **options, **place, return_info=True)
-    write(arguments.out, Z)
-    mean_l0 = sum(int(rows.count_nonzero()) for rows in Z.split(_ROWS)) / len(Z)
+    write(arguments.out, Z, place)
+    mean_l0 = _active(Z) / len(Z)
     summary = {"out": str(arguments.out), "shape": list(Z.shape), "mean_l0": mean_l0}
     names = ("method", "iterations", "converged", "relative_error")
     summary |= {name: getattr(info, name) for name in names}
@@ -60,8 +61,9 @@ def decode(arguments: Namespace) -> int:
     # as an array a tensor is checked, too
     Z = matrix_of(arguments, arguments.Z)
     Z = np.asarray(Z.float()) if hasattr(Z, "float") else Z
-    A_hat = nmf.decode(Z, **streamed_into("out", arguments.out))
-    write(arguments.out, A_hat)
+    place = streamed_into("out", arguments.out)
+    A_hat = nmf.decode(Z, **place)
+    write(arguments.out, A_hat, place)
     summary = {"out": str(arguments.out), "shape": list(A_hat.shape)}
     _report(arguments, summary, f"{arguments.out}: Z D {tuple(A_hat.shape)}")
     return DONE
@@ -134,6 +136,13 @@ def demo(arguments: Namespace) -> int:
     elif not arguments.quiet:
         print(f"{summary}\n{'picture:':<16}{arguments.out}")
     return DONE
+
+
+def _active(Z: Any) -> int:
+    """How many codes (n, K) are not zero."""
+    if Z.is_sparse_csr:
+        return len(Z.values())
+    return sum(int(rows.count_nonzero()) for rows in Z.split(_ROWS))
 
 
 def _check(arguments: Namespace, inputs: list[Path]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .matrices import (
+    OF_CODES,
     PIPE,
     Output,
     check_outputs,
@@ -68,14 +69,15 @@ def fit_by(arguments: Namespace, processes: Processes) -> int:
     nmf = _model(arguments, processes)
     matrix = matrix_of(arguments, arguments.A, processes)
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
-    options |= {"checkpoint": checkpoint} | streamed_into("codes", arguments.codes)
+    place = streamed_into("codes", arguments.codes, OF_CODES)
+    options |= {"checkpoint": checkpoint} | place
     with _saying_how_to_go_on(arguments, checkpoint, processes):
         Z, _ = nmf.fit(matrix, **options)
     if processes.rank == 0:
         nmf.save(arguments.out)
     if codes is not None and Z is not None:
         with _saying_what_is_there(arguments.out):
-            write(codes, Z)
+            write(codes, Z, place)
     _report(arguments, nmf, codes)
     info = nmf.fit_info_
     converged = info is not None and info.converged
@@ -145,7 +147,8 @@ def _free_name(out: Path, processes: Processes) -> Path | None:
         turn = "" if number == 1 else f"-{number}"
         path = out.with_name(f"{out.stem}.checkpoint{turn}{out.suffix}")
         # codes of data that are read in passes are saved beside it
-        beside = [path.with_name(f"{path.stem}.codes-{name}.npy") for name in "ab"]
+        names = [f"{path.stem}.codes-{name}{suffix}" for name in "ab" for suffix in OF_CODES]
+        beside = [path.with_name(name) for name in names]
         if not any(os.path.lexists(each) for each in (path, *beside)):
             return path
         number += 1

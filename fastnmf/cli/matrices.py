@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..distributed import Processes
 
 PIPE = Path("-")
+# suffixes of files to which codes are written by the model
+OF_CODES = (".npy", ".npz")
 
 
 def matrix_of(arguments: Namespace, paths: list[Path], processes: Processes | None = None) -> Any:
@@ -170,21 +172,25 @@ def _probed(path: Path, suffixes: Iterable[str]) -> str:
     return str(target)
 
 
-def streamed_into(option: str, path: Path | None) -> dict[str, Any]:
-    """The option by which a .npy file is written as it is computed."""
-    return {option: path} if path is not None and path.suffix == ".npy" else {}
+def streamed_into(
+    option: str, path: Path | None, suffixes: tuple[str, ...] = (".npy",)
+) -> dict[str, Any]:
+    """The option by which a file with one of these suffixes is written as it is computed."""
+    return {option: path} if path is not None and path.suffix in suffixes else {}
 
 
-def write(path: Path, matrix: Tensor) -> None:
-    """Write a matrix to the standard output or to a file, unless it was written as it was
-    computed."""
+def write(path: Path, matrix: Tensor, written: dict[str, Any]) -> None:
+    """Write a matrix to the standard output or to a file, unless it was written as it was computed,
+    by this option of `streamed_into`."""
     from ..files import write_matrix
 
+    if written:
+        return
     if path == PIPE:
         import numpy as np
 
         np.save(sys.stdout.buffer, matrix.cpu().numpy())
-    elif path.suffix != ".npy":
+    else:
         write_matrix(path, matrix)
 
 

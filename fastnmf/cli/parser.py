@@ -117,7 +117,7 @@ def _add_fit(parser: Parser) -> None:
     files = parser.group("input and output")
     _matrix(files, "A", "A (n × d)")
     _out(files, "model to write, .safetensors")
-    files("--codes", type=file, metavar="FILE", help="file to write the codes Z (n × K) to")
+    files("--codes", type=file, metavar="FILE", help="file for the codes Z (n × K); .npz: sparse")
     _add_model(parser)
     stops = parser.group("stopping")
     _option(stops, "--max-iter", 500, whole, "iterations, at most", "N")

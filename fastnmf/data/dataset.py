@@ -19,12 +19,13 @@ from ..numerics import compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget, return_memory
 from ..solvers.half_step import Operations
 from .arrays import NON_NEGATIVE, Expected, read_matrix
-from .prefetch import Prefetcher
+from .prefetch import Buffer, Prefetcher
 from .sources import Source, chunks_of, open_source, summarise, whole_matrix
 from .sparse.arrays import is_sparse, sparse_matrix
+from .sparse.codes import SPARSE
 from .sparse.files import loaded
 from .sparse.rows import chunks_of as sparse_chunks
-from .storage import InMemory, NotKept, OnDisk, Storage, row_blocks
+from .storage import Compressed, InMemory, OnDisk, Storage, loading, row_blocks
 from .summary import Summary, joined, squares_about
 
 # chunks after which freed memory is returned to the system: after every chunk made fits up to 5 %
@@ -189,15 +190,19 @@ class Data:
         next one is requested.
         """
         if self._source is None:
-            yield from self._chunks_in_memory(codes)
+            yield from self._chunks_in_memory(codes, save)
             return
         chunks = self._read(codes, save)
         # what is in memory is read without the thread
         waits = self.A is None or isinstance(codes, OnDisk)
         for part, (buffer, host), stored in self._prefetch(chunks) if waits else chunks:
             X = self._on_device(buffer, host)
+            # made dense here, not by the thread, which would read what is saved here
+            stored = codes.load(part) if isinstance(codes, Compressed) else stored
             Z = None if stored is None else stored.to(self.device)
             yield part, X, Z
+            if save and isinstance(codes, Compressed):
+                codes.save(part, Z)
             if isinstance(codes, OnDisk):
                 done = (codes.save, part, Z.cpu()) if save else (codes.release, part)
                 self._prefetch.later(*done)
@@ -206,7 +211,7 @@ class Data:
         self.passes += 1
 
     def _chunks_in_memory(
-        self, codes: Storage | None
+        self, codes: Storage | None, save: bool
     ) -> Iterator[tuple[slice, Matrix, Tensor | None]]:
         """Views, or of 16-bit numbers as many rows as may be widened at a time."""
         first = 0
@@ -214,7 +219,10 @@ class Data:
             for X in wide_tiles(self.A[rows]):
                 part = slice(first, first + len(X))
                 first = part.stop
-                yield part, X, None if codes is None else codes.load(part)
+                Z = None if codes is None else codes.load(part)
+                yield part, X, Z
+                if save and isinstance(codes, Compressed):
+                    codes.save(part, Z)
 
     def tiles(
         self,
@@ -238,7 +246,7 @@ class Data:
 
     def _read(self, codes: Storage | None, save: bool) -> Iterator:
         """(part, (buffer, X), codes as they are stored) of each chunk; runs in the thread."""
-        load = _loading(codes, save)
+        load = loading(codes, save)
         if self.A is not None:
             for part in row_blocks(self.n_here, self.chunk_rows):
                 yield part, (None, self.A[part]), load(part)
@@ -269,12 +277,12 @@ class Data:
                 return_memory()
             yield part, (None, X.using(self._operations)), load(part)
 
-    def _buffer(self) -> _Buffer:
+    def _buffer(self) -> Buffer:
         pinned = self.device.type == "cuda"
         shape = self.chunk_rows, self.d
-        return _Buffer(torch.empty(shape, dtype=self.dtype, device="cpu", pin_memory=pinned))
+        return Buffer(torch.empty(shape, dtype=self.dtype, device="cpu", pin_memory=pinned))
 
-    def _on_device(self, buffer: _Buffer | None, host: Matrix) -> Matrix:
+    def _on_device(self, buffer: Buffer | None, host: Matrix) -> Matrix:
         """The chunk on the device; its buffer may be written to after the event `copied`."""
         if self._copies is None or buffer is None:
             return host.to(device=self.device)
@@ -292,20 +300,21 @@ def opened(
     A: Any, expected: Expected, budget: Budget, processes: Processes = ALONE
 ) -> Iterator[Data]:
     """A as Data, in a context with the thread that reads ahead. The rows of one of several
-    processes, and data whose codes are not kept, are processed in chunks even if they are in
-    memory."""
+    processes, and data whose codes are not kept or are kept sparse, are processed in chunks even if
+    they are in memory."""
     with Prefetcher() as prefetch:
         with processes.agreed():
             found = open_source(A, expected, budget, prefetch)
         matrix = None if isinstance(found, tuple) else found
-        if matrix is not None and processes.alone and budget.codes != "none":
+        whole = budget.codes not in ("none", SPARSE)
+        if matrix is not None and processes.alone and whole:
             yield Data(matrix)
             return
         source, summary = found if isinstance(found, tuple) else summarise(found)
         here = summary.n == 0 or (matrix is not None and budget.fits_beside(matrix))
         summaries, everywhere = zip(*processes.gather((summary, here)), strict=True)
         # with all rows in memory the fit is that of one process that has all of them
-        resident = not processes.alone and all(everywhere) and budget.codes != "none"
+        resident = not processes.alone and all(everywhere) and whole
         resident = resident and len({part.dtype for part in summaries if part.n}) == 1
         joined(summaries)
         with processes.agreed():
@@ -318,22 +327,6 @@ def in_memory(A: Any, device: torch.device, expected: Expected = NON_NEGATIVE) -
     """A, which is in memory or is read into it whole, as Data."""
     read = sparse_matrix if is_sparse(A := loaded(A)) else read_matrix
     return Data(read(A, device=device, expected=expected))
-
-
-def _loading(codes: Storage | None, save: bool) -> Callable[[slice], Tensor | None]:
-    """A function that loads the codes of a chunk as they are stored, or None if they are not
-    kept."""
-    if isinstance(codes, OnDisk):
-        return functools.partial(codes.map_rows, writes=save)
-    return lambda part: None if codes is None or isinstance(codes, NotKept) else codes.load(part)
-
-
-@dataclass
-class _Buffer:
-    """Host memory for a chunk, and the event after which its copy to the device is complete."""
-
-    host: Tensor
-    copied: torch.cuda.Event | None = None
 
 
 @dataclass(frozen=True)

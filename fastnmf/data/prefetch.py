@@ -1,10 +1,14 @@
-"""A thread that prepares the next item while the current one is used."""
+"""A thread that prepares the next item while the current one is used, and host memory for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 T = TypeVar("T")
 _END = object()
@@ -48,3 +52,11 @@ class Prefetcher:
         later, self._later = self._later, None
         if later is not None:
             later.result()
+
+
+@dataclass
+class Buffer:
+    """Host memory for a chunk, and the event after which its copy to the device is complete."""
+
+    host: Tensor
+    copied: torch.cuda.Event | None = None

@@ -156,6 +156,19 @@ class FreshTiles:
                 yield X[part], codes[part], None
 
 
+@torch.no_grad()
+def begin_with_codes_(state: State, data: Data, method: Method) -> None:
+    """Z ← the codes of HALF_STEPS half-steps for D, a chunk at a time; concepts first get norm 1
+    where the fit has such, as the codes would be those of another penalty."""
+    if method.penalties.unit_norm:
+        norms = torch.linalg.vector_norm(state.D, dim=1, keepdim=True)
+        state.D.div_(torch.where(norms > 0, norms, 1))
+    encoder = Encoder(state.D, method)
+    for _, X, Z in data.chunks(state.Z):
+        assert Z is not None
+        Z.copy_(encoder(X)[0])
+
+
 class CodesStep:
     """One iteration on the codes of rows in memory with the dictionary fixed, extrapolated: all
     half-steps solve one convex problem. Does not synchronise."""

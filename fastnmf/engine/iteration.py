@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends.products import Matrix, Rebuilt, dot, operand
 from ..data.dataset import Data
-from ..data.storage import NotKept
+from ..data.storage import Compressed, NotKept
 from ..numerics import squared_norm
 from ..planning.plan import Plan
 from ..solvers.half_step import (
@@ -222,7 +222,8 @@ class Step:
             self.solver.half_steps_(Z.T, data, fixed, *by)
             if extrapolation is not None and not by_rows:
                 extrapolation.move_codes_(Z, part)
-            statistics.add_(X, Z, made=by_rows)
+            sparse = isinstance(self.state.Z, Compressed)
+            statistics.add_(X, Z, made=by_rows, sparse=sparse)
 
     def _code_tiles(self, fixed: FixedFactor) -> Iterator[tuple[Matrix, Tensor, HalfStepData]]:
         """X of each tile of rows, widened where products need it, its codes, and the data of their

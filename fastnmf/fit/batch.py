@@ -18,8 +18,10 @@ from torch import Tensor
 from ..data.arrays import Expected
 from ..data.dataset import Data, opened
 from ..data.locks import working_folder
-from ..data.storage import InMemory, NotKept, OnDisk, Storage, copy_rows, mapped, written
+from ..data.sparse.codes import are_sparse
+from ..data.storage import Compressed, InMemory, NotKept, OnDisk, mapped, written
 from ..distributed import ALONE, Processes
+from ..engine.codes import begin_with_codes_
 from ..engine.cuda_graph import CudaGraph, Recorder, refuses
 from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
@@ -47,6 +49,7 @@ from .refusals import (
     refuse_too_many,
     refuse_unsuited,
 )
+from .rows import File, delivered_codes, storage_of
 
 log = logging.getLogger(__name__)
 
@@ -82,16 +85,15 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> tuple[Tensor | None, Ten
         info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
         if data.processes.rank == 0:
             warn_of_result(info, options.penalties, options.tol, options.stop)
-        if file is not None and state.Z is not file:
-            copy_rows(state.Z, file)
-            info = replace(info, codes=file.place)
+        Z, place = delivered_codes(state.Z, file)
+        info = replace(info, codes=place)
     # a file of codes is in its place now
-    return _codes(state.Z, file), state.D, info
+    return mapped(Path(place)) if isinstance(file, OnDisk) else Z, state.D, info
 
 
 def _opened(
     A: Any, options: Options, stack: ExitStack, locks: ExitStack
-) -> tuple[Data, Method, OnDisk | None, Checkpoint | None]:
+) -> tuple[Data, Method, File | None, Checkpoint | None]:
     """Return the data, how half-steps are computed, the file for codes and the checkpoint, all
     checked and open until the stack ends; and whatever else holds as long, such as precision."""
     device = torch.device(options.device)
@@ -114,12 +116,13 @@ def _opened(
     narrow = processes.alone and destination is not None
     signed = options.constraint.signed
     expected = Expected(empty=not processes.alone, narrow=narrow, signed=signed)
-    budget, file = options.budget(device, destination, processes), None
+    budget = options.budget(device, destination, processes)
     data = stack.enter_context(opened(A, expected, budget, processes))
     with processes.agreed():
         data.compute_with(method.ops)
         refuse_too_many(options, data)
-        if folder is not None:
+        file = folder
+        if folder is not None and not are_sparse(folder.path):
             shape = data.n_here, options.nb_concepts
             file = stack.enter_context(written(folder.path, folder, shape, data.dtype))
     refuse_unsuited(options, data)
@@ -144,10 +147,10 @@ def _begin(
     data: Data,
     method: Method,
     checkpoint: Checkpoint | None,
-    file: OnDisk | None,
+    file: File | None,
 ) -> tuple[Plan, State]:
     """Return the plan and the State to begin with: those of the checkpoint, or else the start."""
-    Z, K = _storage(options, data, file), options.nb_concepts
+    Z, K = storage_of(options, data, file), options.nb_concepts
     if checkpoint is not None:
         found = checkpoint.begin(data, Z)
         if found is not None:
@@ -156,22 +159,16 @@ def _begin(
     plan = _plan(options, data, method)
     if data.in_memory_here:
         Z = InMemory(data.like.new_empty(data.n, K))
-    codes = None if isinstance(Z, NotKept) else Z
-    seed = options.seed_of_start(data.processes)
-    D = start(data, codes, K, options.begin, generator(seed), options.constraint)
+    begin, seed = options.begin, options.seed_of_start(data.processes)
+    # codes of a start are dense; those of a pair may not be
+    first = isinstance(Z, Compressed) and (isinstance(begin, str) or begin[0] is None)
+    codes = None if first or isinstance(Z, NotKept) else Z
+    D = start(data, codes, K, begin, generator(seed), options.constraint)
     data.processes.broadcast_(D)
-    return plan, State(Z, row_major(D), seed=seed)
-
-
-def _storage(options: Options, data: Data, file: OnDisk | None) -> Storage:
-    """Return where codes go during a fit: directly to the file where data are read in passes."""
-    if options.codes is None:
-        return NotKept()
-    if file is not None and not data.resident:
-        return file
-    # codes of data in memory here are allocated for the start, once there is a plan
-    rows = 0 if data.in_memory_here else data.n_here
-    return InMemory(data.like.new_empty(rows, options.nb_concepts))
+    state = State(Z, row_major(D), seed=seed)
+    if first:
+        begin_with_codes_(state, data, method)
+    return plan, state
 
 
 def _plan(options: Options, data: Data, method: Method) -> Plan:
@@ -303,10 +300,3 @@ def _checkpoint(options: Options, method: Method, processes: Processes) -> Check
     seconds = 60.0 if tuning.checkpoint_seconds is None else tuning.checkpoint_seconds
     given = options.checkpoint, seconds, settings
     return Checkpoint(*given, resume=options.resume, processes=processes)
-
-
-def _codes(Z: Storage, file: OnDisk | None) -> Tensor | None:
-    """Return the codes for the caller: a map of the file, if there is one."""
-    if file is not None:
-        return mapped(Path(file.place))
-    return Z.Z if isinstance(Z, InMemory) else None

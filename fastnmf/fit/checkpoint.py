@@ -20,8 +20,9 @@ from typing import Any
 
 from ..data.dataset import Data
 from ..data.locks import working_folder
-from ..data.paths import check_output, refusing_damage
-from ..data.storage import NotKept, Storage, copy_rows, stored, written
+from ..data.paths import ZIP_ERRORS, check_output, refusing_damage, replacing, writing
+from ..data.sparse.codes import load_npz, save_npz
+from ..data.storage import Compressed, NotKept, Storage, copy_rows, stored, written
 from ..distributed import ALONE, Processes
 from ..engine.state import State
 from ..errors import InvalidInput
@@ -42,8 +43,8 @@ class Checkpoint:
     A context: within it SIGINT and SIGTERM wait for the end of the iteration, which is then saved.
 
     path: a .safetensors file, replaced whole or not at all. Codes of data that are read in passes
-    are in a .npy file beside it, of two names in turn; files of these names that are not of the
-    checkpoint are left alone, and others taken. seconds: between two saves, at least, by the
+    are in a .npy or .npz file beside it, of two names in turn; files of these names that are not of
+    the checkpoint are left alone, and others taken. seconds: between two saves, at least, by the
     clock of process 0; 0 saves after every iteration. settings: options that must be the same when
     a fit goes on. processes: those that share the fit; each has a file of its own. What they save
     stays beside that file until all have saved, and then replaces it: whenever processes are
@@ -86,7 +87,7 @@ class Checkpoint:
 
     def has(self, file: Path) -> bool:
         """Whether the name of this file is one of those that codes get here."""
-        name = rf"{re.escape(self.path.stem)}\.codes-([a-z]|\d+)\.npy"
+        name = rf"{re.escape(self.path.stem)}\.codes-([a-z]|\d+)\.np[yz]"
         return file.parent == self.path.parent and re.fullmatch(name, file.name) is not None
 
     def begin(self, data: Data, Z: Storage) -> tuple[Plan, State] | None:
@@ -162,7 +163,7 @@ class Checkpoint:
             "dtype": str(data.dtype).removeprefix("torch."),
             "device": data.device.type,
             "data": "in memory" if data.resident else "read in passes",
-            "codes": "not kept" if isinstance(Z, NotKept) else "kept",
+            "codes": {NotKept: "not kept", Compressed: "sparse"}.get(type(Z), "kept"),
         }
         if not self._processes.alone:
             self._settings |= {"processes": self._processes.size, "rows_here": data.n_here}
@@ -187,16 +188,22 @@ class Checkpoint:
         that of the last save; return its name, or None."""
         if not self._in_passes or isinstance(Z, NotKept):
             return None
-        name = self._free_name()
+        sparse = isinstance(Z, Compressed)
+        name = self._free_name(".npz" if sparse else ".npy")
         self._folder.note(name)
-        with written(self.path.with_name(name), self._folder, Z.shape, Z.dtype) as file:
+        path = self.path.with_name(name)
+        if sparse:
+            with replacing(path, self._folder) as part, writing(path):
+                save_npz(part, Z.matrix())
+            return name
+        with written(path, self._folder, Z.shape, Z.dtype) as file:
             copy_rows(Z, file)
         return name
 
-    def _free_name(self) -> str:
+    def _free_name(self, suffix: str) -> str:
         """The name of a file with codes that does not exist yet: -a, -b, … -z, -26, …"""
         marks = itertools.chain(string.ascii_lowercase, itertools.count(26))
-        names = (f"{self.path.stem}.codes-{mark}.npy" for mark in marks)
+        names = (f"{self.path.stem}.codes-{mark}{suffix}" for mark in marks)
         return next(name for name in names if not self.path.with_name(name).exists())
 
     def _put_in_place(self, path: Path) -> None:
@@ -291,13 +298,16 @@ class Checkpoint:
             return
         path = self.path.with_name(save.codes)
         try:
-            codes = stored(path)
-        except (OSError, ValueError) as error:
+            codes = load_npz(path) if isinstance(Z, Compressed) else stored(path)
+        except (OSError, ValueError, *ZIP_ERRORS) as error:
             raise InvalidInput(
                 f"{self.path} goes with codes in {path.name}, which cannot be read ({error}); "
                 "bring that file back, or fit without resume to start anew"
             ) from error
-        copy_rows(codes, Z)
+        if isinstance(Z, Compressed):
+            Z.fill_(codes.to(device=Z.device))
+        else:
+            copy_rows(codes, Z)
 
     def _refuse_others(self, save: Save) -> None:
         """Refuse a save of another fit."""

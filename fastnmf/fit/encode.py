@@ -7,16 +7,18 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends.products import Matrix
+from ..backends.products import Matrix, dense
 from ..data.arrays import Expected, ValueCheck, as_matrix, check_values, is_transformed
 from ..data.dataset import Data, opened
 from ..data.sparse.arrays import is_sparse
+from ..data.storage import output
 from ..engine.codes import Encoder, Ended, chunk_rows
 from ..engine.state import Callback, Method
 from ..errors import InvalidInput, hold_warnings
@@ -64,8 +66,9 @@ class Run:
             "and is a method of its own; leave one of them out"
         )
 
-    def refuse_gradient(self, A: Tensor) -> None:
-        """Raise where A requires a gradient that there is not."""
+    def refuse_gradient(self, A: Tensor, place: Path | str) -> None:
+        """Raise where A requires a gradient that there is not. place: of the codes."""
+        checks.no_gradient("A", place != "memory")
         if is_sparse(A):
             raise InvalidInput(
                 "A is sparse and requires a gradient, which encode has for dense A only; give "
@@ -89,7 +92,7 @@ def encode(
     return_info: bool,
 ) -> tuple[Tensor, EncodeInfo | None]:
     """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0; and the summary,
-    if return_info. codes: 'memory', or the path of the file to write."""
+    if return_info. codes: 'memory', 'sparse', or the path of the file to write."""
     (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
     run.refuse_start(Z0)
@@ -97,7 +100,7 @@ def encode(
     refuse_tangent("encode", "A", A)
     differentiates = isinstance(A, Tensor) and A.requires_grad and torch.is_grad_enabled()
     if differentiates:
-        run.refuse_gradient(A)
+        run.refuse_gradient(A, place)
     if place == "memory" and Z0 is None and not (differentiates or return_info):
         if (few := _codes_of_few(A, D, options, run)) is not None:
             return few, None
@@ -107,10 +110,10 @@ def encode(
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
-        folder = locked(place, stack)
+        to = locked(place, stack)
         if has_no_rows(A, expected):
-            nothing = EncodeRecord(method.penalties, D, measures=return_info).info()
-            return no_rows(A, expected, K, folder), nothing
+            record = EncodeRecord(method.penalties, D, measures=return_info)
+            return no_rows(A, expected, K, to), record.info()
         budget = options.budget(device, place, width=K)
         if not run.sweeps_only and options.tuned.form is None and in_flight(K, d, method.ops):
             budget = replace(budget, squares=1)
@@ -122,13 +125,13 @@ def encode(
         if place == "memory":
             sizes = {"the codes": data.n * K * data.dtype.itemsize}
             refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
+        given = (lambda part: None) if Z0 is None else (lambda part: dense(Z0[part]))
         if data.in_memory_here and place == "memory":
             A = A.to(data.A) if differentiates else data.A
-            return codes_of(A, Z0), codes_of.ended()
+            return codes_of(A, given(slice(0, data.n))), codes_of.ended()
         checks.no_gradient("A", differentiates)
         data.limit_chunks(chunk_rows(codes_of.encoder.D, codes_of.encoder.method))
-        given = (lambda part: None) if Z0 is None else Z0.__getitem__
-        Z = through(data, lambda part, X: codes_of(X, given(part)), K, folder)
+        Z = through(data, lambda part, X: codes_of(X, given(part)), K, to)
         return Z, codes_of.ended()
 
 
@@ -145,25 +148,24 @@ def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> Tensor | Non
 def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
     """Z D (n, d) for codes Z (n, K) of any sign; out: the .npy file to write to, or None. A tensor
     may have any shape (…, K)."""
-    if is_sparse(Z):
-        dense = "to_dense" if isinstance(Z, Tensor) else "toarray"
-        raise TypeError(f"Z is sparse where decode takes dense codes; give Z.{dense}()")
     (K, d), device, matrix = D.shape, D.device, Z
-    if out is not None or not isinstance(Z, Tensor):
+    if out is not None or not isinstance(Z, Tensor) or is_sparse(Z):
         checks.no_gradient("Z", isinstance(Z, Tensor) and Z.requires_grad)
-        place = destination("memory" if out is None else out, optional=False)
+        place = "memory" if checks.file("out", out) in (None, "memory") else output(out)
         refuse_overwriting((Z, D), place)
         expected = Expected("Z", K, "concepts", D.dtype, signed=True)
         with ExitStack() as stack:
-            folder = locked(place, stack)
+            to = locked(place, stack)
             if has_no_rows(Z, expected):
-                return no_rows(Z, expected, d, folder).to(device)
+                return no_rows(Z, expected, d, to).to(device)
             budget = replace(budget, codes=kind_of(place))
             data = stack.enter_context(opened(Z, expected, budget))
-            if not data.in_memory_here or out is not None:
+            if not data.in_memory_here or out is not None or data.stored is not None:
+                if out is None:
+                    _refuse_too_large(data.n, d, data.like, budget)
                 wide = D.to(data.dtype)
                 data.limit_chunks(LEAST_ROWS if data.in_memory_here else None)
-                return through(data, lambda _, Zi: Zi @ wide, d, folder)
+                return through(data, lambda _, Zi: _product(Zi, wide), d, to)
             matrix = data.A
     if matrix.ndim == 0 or matrix.shape[-1] != K:
         raise InvalidInput(
@@ -172,10 +174,19 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
         )
     if matrix is Z:
         _refuse_values(Z)
-    dtype = torch.promote_types(matrix.dtype, D.dtype)
-    sizes = {"the result": math.prod(matrix.shape[:-1]) * d * dtype.itemsize}
-    refuse_too_large(sizes, device, "give fewer rows, or out='A.npy'", budget.requested)
-    return matrix.to(device, dtype) @ D.to(dtype)
+    like = D.to(torch.promote_types(matrix.dtype, D.dtype))
+    _refuse_too_large(math.prod(matrix.shape[:-1]), d, like, budget)
+    return matrix.to(like) @ like
+
+
+def _refuse_too_large(n: int, d: int, like: Tensor, budget: Budget) -> None:
+    """Raise InvalidInput where data (n, d) in the dtype of `like` do not fit in memory."""
+    sizes = {"the result": n * d * like.itemsize}
+    refuse_too_large(sizes, like.device, "give fewer rows, or out='A.npy'", budget.requested)
+
+
+def _product(Z: Matrix, D: Tensor) -> Tensor:
+    return Z @ D if isinstance(Z, Tensor) else Z.dot(D)
 
 
 def _refuse_values(Z: Tensor) -> None:

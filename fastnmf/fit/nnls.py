@@ -38,7 +38,16 @@ from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
 from .options import destination
 from .refusals import refuse_derivatives, refuse_overwriting, refuse_tangent
-from .rows import as_rows, given_codes, has_no_rows, kind_of, locked, no_rows, through
+from .rows import (
+    as_rows,
+    given_codes,
+    has_no_rows,
+    kind_of,
+    locked,
+    no_rows,
+    refuse_leading,
+    through,
+)
 
 # largest max_iter that has a meaning
 _MOST = 1 << 30
@@ -71,7 +80,7 @@ def nnls(
         in chunks where they do not fit in memory.
     D : Tensor or ndarray (K, d)
         The dictionary, with entries of any sign.
-    Z0 : Tensor or ndarray (n, K), optional
+    Z0 : Tensor, ndarray or sparse matrix (n, K), optional
         Codes to start from. They change the time, not the loss, and save time only where they
         solve nearly the same problem.
     l1 : float, default 0
@@ -92,8 +101,10 @@ def nnls(
         backend. The default, 3 K + 30, is more than was ever observed. Rows that reach it are
         feasible but not solved. 0: the codes are zero, or solve for the concepts that Z0 uses. With
         top_k concepts enter one by one until there are as many as that.
-    codes : 'memory' or path, default 'memory'
-        Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
+    codes : 'memory', 'sparse' or path, default 'memory'
+        Where the codes go: to memory; to memory in compressed rows, as a CSR tensor of torch; to
+        this .npy file, then Z is a map of it on the CPU; or to this .npz file of scipy.sparse, then
+        Z is a CSR tensor on the CPU.
     max_memory : int or str, optional
         Bytes that the call may use besides A and codes in memory, such as '2GB'; by default what is
         available.
@@ -180,6 +191,7 @@ def nnls(
     tensors = (X.device for X in (A, D) if isinstance(X, Tensor))
     device = next(tensors, torch.device("cpu"))
     A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
+    refuse_leading(place, leading, D.shape[-1] if D.ndim else 0)
     _, ops = select(anls.SOLVER.operations, device, backend)
     measures = checks.flag("return_info", return_info)
     call = _Call(device, place, bytes_of(max_memory), ops, penalty, limits, measures)
@@ -209,10 +221,10 @@ class _Call:
             return empty, NnlsInfo.of_none(len(empty), device)
         gradients = {"A": _differentiates(A), "D": _differentiates(D)}
         with ExitStack() as stack:
-            folder = locked(place, stack)
+            to = locked(place, stack)
             given, D = D, _dictionary(D, device)
             if has_no_rows(A, expected):
-                empty = no_rows(A, expected, K, folder)
+                empty = no_rows(A, expected, K, to)
                 return empty, NnlsInfo.of_none(0, device)
             budget = Budget(device, max(1, K), kind_of(place), self.max_memory)
             data = stack.enter_context(opened(A, expected, budget))
@@ -224,7 +236,7 @@ class _Call:
             how = self.ops, self.penalty, self.limits, self.measures
             solver = LeastSquares(D, data.n, *how)
             if K and isinstance(data.A, Tensor) and data.in_memory_here and place == "memory":
-                Z, info = solver(data.A, Z0)
+                Z, info = solver(data.A, None if Z0 is None else dense(Z0))
                 if torch.is_grad_enabled() and any(gradients.values()):
                     A = A if gradients["A"] else data.A
                     A, D = A.to(Z), (given if gradients["D"] else D).to(Z)
@@ -236,12 +248,12 @@ class _Call:
             infos = []
 
             def made(part: slice, X: Matrix) -> Tensor:
-                start = None if Z0 is None else Z0[part]
+                start = None if Z0 is None else dense(Z0[part])
                 Z, info = solver(dense(X), start, part.start)
                 infos.append(info)
                 return Z
 
-            Z = through(data, made, K, folder)
+            Z = through(data, made, K, to)
             return Z, NnlsInfo.join(infos)
 
 

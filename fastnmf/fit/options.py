@@ -13,6 +13,7 @@ import torch
 
 from .. import checks
 from ..backends.registry import BACKENDS, choice_of, select, select_each
+from ..data.sparse.codes import SPARSE, are_sparse
 from ..data.storage import output
 from ..distributed import ALONE, Processes
 from ..engine.state import STOPPING_RULES, Callback, Method
@@ -216,7 +217,7 @@ class Options:
         return self.seed
 
     def destination(self, processes: Processes = ALONE) -> Path | str | None:
-        """Where codes go: 'memory', the .npy file of this process, or None."""
+        """Where codes go: 'memory', 'sparse', the file of this process, or None."""
         return destination(self.codes, processes, optional=True)
 
     def budget(
@@ -231,6 +232,7 @@ class Options:
         entries for each row."""
         fits = width is None
         place = "none" if codes is None else "memory" if codes == "memory" else "file"
+        place = SPARSE if fits and are_sparse(codes) else place
         return Budget(
             device,
             width or self.nb_concepts,
@@ -279,14 +281,17 @@ def destination(
 
 
 def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> Path | str | None:
-    """Where computed rows go: 'memory', the .npy file of this process that `codes` names, or None
-    where that is optional."""
+    """Where codes go: 'memory'; 'sparse', in memory too; the .npy or .npz file of this process that
+    `codes` names; or None where that is optional."""
     if codes is None and optional:
         return None
     if not isinstance(codes, str | os.PathLike):
         none = ", or None to compute them anew in every pass" if optional else ""
-        raise TypeError(f"codes={codes!r} must be 'memory' or the path of a .npy file{none}")
-    return "memory" if codes == "memory" else output(processes.own(codes))
+        kinds = "'memory', 'sparse' or the path of a .npy or .npz file"
+        raise TypeError(f"codes={codes!r} must be {kinds}{none}")
+    if codes in ("memory", SPARSE):
+        return str(codes)
+    return output(processes.own(codes), sparse=True)
 
 
 def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = ()) -> None:

@@ -19,6 +19,7 @@ from ..data.arrays import refuse_transformed
 from ..data.dataset import Data
 from ..data.shards import Shards, files_in, paths_of
 from ..data.sparse.arrays import is_sparse
+from ..data.sparse.codes import are_sparse
 from ..data.sparse.rows import stored_parts
 from ..errors import InvalidInput
 from ..numerics import Part, square_is_normal
@@ -87,6 +88,11 @@ def refuse_unsuited(options: Options, data: Data) -> None:
         raise InvalidInput(
             "accelerate=True keeps two copies of the codes in memory, and the data are read in "
             "passes here; give accelerate='auto' or False, or more max_memory"
+        )
+    if are_sparse(options.destination()) and options.solvers[options.solver].keeps_zeros:
+        raise InvalidInput(
+            f"solver={options.solver!r} keeps every code above zero, and codes={options.codes!r} "
+            "stores those that are not zero; give another solver, or codes='memory' or 'Z.npy'"
         )
     if options.revive and options.codes is None:
         raise InvalidInput(

@@ -1,12 +1,13 @@
 """Rows that are computed for the rows of a matrix, such as codes, or data from codes: with any
-leading dimensions, of no rows, and chunk by chunk to memory or to a file."""
+leading dimensions, of no rows, and chunk by chunk to memory or to a file; and where those of a fit
+are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +18,21 @@ from ..data.arrays import Expected, as_matrix, read_matrix
 from ..data.dataset import Data
 from ..data.locks import WorkingFolder, working_folder
 from ..data.shards import Shards, open_paths, paths_of
-from ..data.sparse.arrays import is_sparse
-from ..data.storage import InMemory, mapped, written
+from ..data.sparse.arrays import is_sparse, sparse_matrix
+from ..data.sparse.codes import Collected, are_sparse, delivered
+from ..data.storage import (
+    Compressed,
+    InMemory,
+    NotKept,
+    OnDisk,
+    Storage,
+    copy_rows,
+    mapped,
+    written,
+)
 from ..errors import InvalidInput
 from ..numerics import compute_dtype
+from .options import Options
 
 
 def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
@@ -32,13 +44,16 @@ def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
     return A, None
 
 
-def given_codes(Z0: Any, data: Data, K: int) -> Tensor:
-    """Codes (n, K) to start from, checked, in the dtype of the data."""
+def given_codes(Z0: Any, data: Data, K: int) -> Matrix:
+    """Codes (n, K) to start from, checked, in the dtype of the data; sparse ones stay so."""
     expected = Expected("Z0", K, "concepts")
-    Z0 = read_matrix(Z0, data.device, expected)
+    if is_sparse(Z0):
+        Z0 = sparse_matrix(Z0, expected, data.device)
+    else:
+        Z0 = read_matrix(Z0, data.device, expected)
     if len(Z0) != data.n:
         raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {data.n}; they must agree")
-    return Z0.to(data.dtype)
+    return Z0.to(dtype=data.dtype)
 
 
 def kind_of(place: Path | str) -> str:
@@ -46,9 +61,29 @@ def kind_of(place: Path | str) -> str:
     return "memory" if place == "memory" else "file"
 
 
-def locked(place: Path | str, stack: ExitStack) -> WorkingFolder | None:
-    """The working folder of the file to write, until the stack ends; None for memory."""
-    return stack.enter_context(working_folder(place)) if isinstance(place, Path) else None
+def refuse_leading(place: Path | str, leading: tuple[int, ...] | None, width: int) -> None:
+    """Raise InvalidInput for codes of any leading dimensions that are to be stored in compressed
+    rows, which are a matrix."""
+    if leading is not None and are_sparse(place):
+        shape = (*leading, width)
+        raise InvalidInput(
+            f"A has shape {shape}, and codes that are stored sparse are a matrix; give "
+            f"A.reshape(-1, {width}), or codes='memory'"
+        )
+
+
+class Place(NamedTuple):
+    """Where computed rows are stored: in the file of this working folder, or without one in memory;
+    whether in compressed rows."""
+
+    folder: WorkingFolder | None
+    sparse: bool
+
+
+def locked(place: Path | str, stack: ExitStack) -> Place:
+    """The Place that a destination means, with its file locked until the stack ends."""
+    file = stack.enter_context(working_folder(place)) if isinstance(place, Path) else None
+    return Place(file, are_sparse(place))
 
 
 def has_no_rows(A: Any, expected: Expected) -> bool:
@@ -63,11 +98,15 @@ def has_no_rows(A: Any, expected: Expected) -> bool:
     return whole and tuple(A.shape) == (0, expected.features)
 
 
-def no_rows(A: Any, expected: Expected, width: int, folder: WorkingFolder | None) -> Tensor:
+def no_rows(A: Any, expected: Expected, width: int, place: Place) -> Tensor:
     """The result (0, width) for a matrix of no rows, with a gradient of nothing where A has one."""
     found, least = A if isinstance(A, Tensor) else None, expected.dtype or torch.float32
-    known = isinstance(A, Tensor | np.ndarray)
+    known, folder = isinstance(A, Tensor | np.ndarray), place.folder
     dtype = torch.promote_types(compute_dtype(A), least) if known else least
+    if place.sparse:
+        device = "cpu" if found is None else found.device
+        none = torch.empty(0, dtype=dtype, device=device)
+        return delivered(Collected(width, none).matrix(), folder)
     if folder is not None:
         with written(folder.path, folder, (0, width), dtype):
             pass
@@ -78,20 +117,53 @@ def no_rows(A: Any, expected: Expected, width: int, folder: WorkingFolder | None
 
 
 def through(
-    data: Data,
-    made: Callable[[slice, Matrix], Tensor],
-    width: int,
-    folder: WorkingFolder | None,
+    data: Data, made: Callable[[slice, Matrix], Tensor], width: int, place: Place
 ) -> Tensor:
-    """made(part, X) (m, width) of all rows, a chunk at a time: in memory, or as a map of the file
-    of this working folder."""
-    shape = (data.n, width)
+    """made(part, X) (m, width) of all rows, a chunk at a time: in memory, dense or in compressed
+    rows, or in the file of this place, of which dense rows are a map."""
+    shape, folder = (data.n, width), place.folder
+    if place.sparse:
+        rows = Collected(width, data.like)
+        for part, X, _ in data.chunks():
+            rows.append(made(part, X))
+        return delivered(rows.matrix(), folder)
     with ExitStack() as stack:
         if folder is not None:
-            place = folder.path, folder, shape, data.dtype
-            store = stack.enter_context(written(*place))
+            to = folder.path, folder, shape, data.dtype
+            store = stack.enter_context(written(*to))
         else:
             store = InMemory(torch.empty(shape, dtype=data.dtype, device=data.device))
         for part, X, _ in data.chunks():
             store.save(part, made(part, X))
     return store.Z if isinstance(store, InMemory) else mapped(Path(store.place))
+
+
+# where the codes of a fit are written: a .npy file, or the folder in which an .npz file is, at the
+# end
+File = OnDisk | WorkingFolder
+
+
+def storage_of(options: Options, data: Data, file: File | None) -> Storage:
+    """Where codes go during a fit: directly to the file where data are read in passes."""
+    if options.codes is None:
+        return NotKept()
+    if are_sparse(options.destination()):
+        return Compressed(data.n_here, options.nb_concepts, data.like)
+    if isinstance(file, OnDisk) and not data.resident:
+        return file
+    # codes of data in memory here are allocated for the start, once there is a plan
+    rows = 0 if data.in_memory_here else data.n_here
+    return InMemory(data.like.new_empty(rows, options.nb_concepts))
+
+
+def delivered_codes(Z: Storage, file: File | None) -> tuple[Tensor | None, str]:
+    """The codes of a fit for the caller, but for those in a .npy file, and where they are; what is
+    not yet in its file is written."""
+    if isinstance(Z, Compressed):
+        folder = file if isinstance(file, WorkingFolder) else None
+        return delivered(Z.matrix(), folder), Z.place if folder is None else str(folder.path)
+    if isinstance(file, OnDisk):
+        if Z is not file:
+            copy_rows(Z, file)
+        return None, file.place
+    return Z.Z if isinstance(Z, InMemory) else None, Z.place

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..backends.products import Matrix, Rebuilt, dot, row_maxima
+from ..backends.products import Matrix, Rebuilt, dense, dot, largest, row_maxima
+from ..data.arrays import Expected
 from ..data.dataset import Data
+from ..data.sparse.arrays import is_sparse, sparse_matrix
 from ..data.storage import InMemory, Kept, row_blocks
 from ..errors import InvalidInput
 from ..numerics import largest_entry, square_is_normal, tiny, wide
@@ -232,12 +234,23 @@ def _given(data: Data, codes: Kept | None, K: int, init: object, constraint: Con
         raise InvalidInput(
             "init=(Z0, D0) gives codes, and codes=None keeps none; give init=(None, D0)"
         )
-    Z = None if codes is None else _given_factor("Z0", init[0], (data.n_here, K), data.like)
+    Z = None if codes is None else _given_codes(init[0], (data.n_here, K), data.like)
     shape = K, data.d
     D = _given_factor("D0", init[1], shape, data.like, signed=constraint.signed)
     for part in () if Z is None else row_blocks(data.n_here, data.chunk_rows):
-        codes.save(part, Z[part])
+        codes.save(part, dense(Z[part]))
     return D.clone(memory_format=torch.contiguous_format)
+
+
+def _given_codes(Z0: object, shape: tuple[int, int], like: Tensor) -> Matrix:
+    """Z0 as _given_factor has it; a sparse one stays so."""
+    if not is_sparse(Z0):
+        return _given_factor("Z0", Z0, shape, like)
+    Z = sparse_matrix(Z0, Expected("Z0", empty=True), like.device).to(like.dtype)
+    if Z.shape != shape:
+        raise InvalidInput(f"Z0 has shape {Z.shape}; expected {shape}")
+    _refuse_extreme("Z0", float(largest(Z)), like)
+    return Z
 
 
 def _given_factor(
@@ -265,11 +278,15 @@ def _given_factor(
             f"finite, the first at row {i}, column {j}: {F[i, j].item()}; a start must be "
             f"{'' if signed else '≥ 0 and '}finite"
         )
-    largest = float(largest_entry(F)) if F.numel() else 0.0
-    if not square_is_normal(largest, F.dtype):
+    _refuse_extreme(name, float(largest_entry(F)) if F.numel() else 0.0, F)
+    return F
+
+
+def _refuse_extreme(name: str, largest: float, like: Tensor) -> None:
+    """Refuse a factor of this largest entry, whose square overflows or vanishes."""
+    if not square_is_normal(largest, like.dtype):
         raise InvalidInput(
             f"the largest entry of the start {name} is {largest:.3g}, too "
             f"{'small' if largest < 1 else 'large'} to be squared; give Z0 and D0 of about the "
             "size of √A"
         )
-    return F

@@ -22,7 +22,7 @@ from ..data.arrays import read_matrix
 from ..distributed import ALONE, Processes
 from ..engine.state import Callback
 from ..errors import NotFitted
-from ..fit.options import Options, refuse_unknown, with_run
+from ..fit.options import Options, destination, refuse_unknown, with_run
 from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
 from . import own_parts
@@ -69,9 +69,12 @@ class Factorization(DictionaryModel):
             iteration. float64 is computed in float64, all else in float32.
         max_iter : int, optional
             Largest number of iterations; by default the constructor's.
-        codes : 'memory', path or None, default 'memory'
-            Where the codes go: to memory; to this .npy file, then Z is a map of it on the CPU; or
-            nowhere, then each pass computes them anew and Z is None.
+        codes : 'memory', 'sparse', path or None, default 'memory'
+            Where the codes go: to memory; to memory in compressed rows, as a CSR tensor of torch;
+            to this .npy file, then Z is a map of it on the CPU; to this .npz file of scipy.sparse,
+            then Z is a CSR tensor on the CPU; or nowhere, then each pass computes them anew and Z
+            is None. Sparse codes are for fits with a penalty, and never dense as a whole: rows are
+            processed in chunks.
         callback : callable, optional
             A function that is called with an `Iteration` after each iteration. The fit ends when it
             returns a true value.
@@ -91,7 +94,7 @@ class Factorization(DictionaryModel):
         Z : Tensor (n, K) or None
             The codes.
         D : Tensor (K, d)
-            The dictionary. Both are contiguous and on the model's device.
+            The dictionary. Both are on the model's device, and contiguous where they are dense.
 
         Raises
         ------
@@ -253,8 +256,9 @@ class Factorization(DictionaryModel):
             Only with method='sweeps': stop when ‖ΔZ‖ ≤ tol ‖Z‖; by default a hundredth of the
             model's tol.
         Z0 : (n, K), optional
-            Codes to start from. They change the time, and the codes only with method='sweeps'. By
-            default all concepts start alike, so that the same A gives the same codes.
+            Codes to start from, dense or sparse. They change the time, and the codes only with
+            method='sweeps'. By default all concepts start alike, so that the same A gives the same
+            codes.
         method : {'auto', 'exact', 'sweeps'}, default 'auto'
             'exact' solves each row by an active set. 'auto' does so, or sweeps first over all rows
             where that is faster, as with fewer concepts than features. 'sweeps' are iterations of
@@ -264,8 +268,10 @@ class Factorization(DictionaryModel):
             At most that many concepts for each row, by orthogonal matching pursuit as in `nnls`:
             the steepest concept enters, and codes become the optimum on the support, with the
             penalty. `max_iter` and `tol` have no effect. Not with Z0 or another method.
-        codes : 'memory' or path, default 'memory'
-            Where the codes go: to memory, or to this .npy file; then Z is a map of it on the CPU.
+        codes : 'memory', 'sparse' or path, default 'memory'
+            Where the codes go: to memory; to memory in compressed rows, as a CSR tensor of torch;
+            to this .npy file, then Z is a map of it on the CPU; or to this .npz file of
+            scipy.sparse, then Z is a CSR tensor on the CPU.
         return_info : bool, default False
             Also return how it ended.
 
@@ -310,6 +316,7 @@ class Factorization(DictionaryModel):
         most = checks.whole("top_k", top_k, at_least=1, optional=True)
         run = encode.Run(checks.one_of("method", method, encode.METHODS), iterations, stop_at, most)
         A, leading = rows.as_rows(A, D.shape[1])
+        rows.refuse_leading(destination(codes, optional=False), leading, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
             if codes != "memory":
                 own_parts.refuse_for_own_function(self, f"codes={codes!r}")
@@ -335,8 +342,8 @@ class Factorization(DictionaryModel):
         Parameters
         ----------
         Z : (…, K), of any sign
-            Codes, as what `fit` takes. A tensor or an array may have any number of leading
-            dimensions, and no rows.
+            Codes, as what `fit` takes, dense or sparse. A tensor or an array may have any number of
+            leading dimensions, and no rows.
         out : path, optional
             A .npy file to write to. Then a map of it is returned, on the CPU, and Z must not
             require a gradient.

@@ -84,10 +84,10 @@ class Needs:
     """The memory that a fit needs besides its data.
 
     n, d, K: sizes. itemsize: bytes of an entry in computing. codes: where they are stored:
-    'memory', 'none', or else a file. start: its name, for its workspaces. of_all: the rows of all
-    processes, where n are those of one. revives: whether dead concepts are re-initialised. stored:
-    the share of the entries of the data that is stored where these are sparse, else None. squares:
-    matrices (K, K) that are in memory at once.
+    'memory', 'none', 'sparse', or else a file. start: its name, for its workspaces. of_all: the
+    rows of all processes, where n are those of one. revives: whether dead concepts are
+    re-initialised. stored: the share of the entries of the data that is stored where these are
+    sparse, else None. squares: matrices (K, K) that are in memory at once.
     """
 
     n: int
@@ -115,7 +115,7 @@ class Needs:
         and the codes of all rows if they are in memory."""
         # an entry of sparse data has its column beside it
         width = self.d if self.stored is None else math.ceil(2 * self.stored * self.d)
-        a_row = 4 * width + {"memory": 4, "none": 12}.get(self.codes, 7) * self.K
+        a_row = 4 * width + {"memory": 4, "none": 12, "sparse": 12}.get(self.codes, 7) * self.K
         kept = self.n * self.K if self.codes == "memory" else 0
         return self._fixed() + (kept + rows * a_row) * self.itemsize
 

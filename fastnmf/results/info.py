@@ -103,7 +103,8 @@ class FitInfo:
         Whether the fit ended with exact codes for its dictionary, as it does where it converges
         with more concepts than features.
     codes : str
-        Where the codes are: 'memory', a file, or 'not kept'.
+        Where the codes are: 'memory', 'sparse' (in memory, in compressed rows), a file, or
+        'not kept'.
     chunk_rows : int or None
         Rows in memory at a time where A is read in passes, else None.
     passes : int

@@ -105,3 +105,20 @@ def test_parts_below_each_other_are_one_matrix():
     assert joined.crow.dtype == torch.int32
     assert torch.equal(joined.to_dense(), dense)
     assert concat([X]) is X
+
+
+# all pairs at once, and parts of rows with more pairs than are multiplied at a time
+@pytest.mark.parametrize("pairs", [1 << 19, 5])
+def test_gram_of_sparse_codes_is_that_of_dense_ones(pairs, monkeypatch):
+    monkeypatch.setattr(products, "_PAIRS", pairs)
+    generator = torch.Generator().manual_seed(0)
+    Z = torch.rand(40, 9, generator=generator) * (torch.rand(40, 9, generator=generator) < 0.3)
+    Z[7] = 0
+    rows, col = Z.nonzero(as_tuple=True)
+    crow = torch.cat([torch.zeros(1, dtype=torch.long), (Z > 0).sum(1).cumsum(0)])
+    gram = torch.ones(9, 9)
+    codes = products.SparseMatrix(crow.int(), col.int(), Z[rows, col], (40, 9))
+    products.add_gram_(gram, codes)
+    torch.testing.assert_close(gram, 1 + Z.T @ Z)
+    products.add_gram_(gram, codes[:0])
+    torch.testing.assert_close(gram, 1 + Z.T @ Z)

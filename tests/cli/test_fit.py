@@ -121,11 +121,11 @@ def test_save_that_fails_is_named_when_a_fit_is_interrupted(folder, monkeypatch,
 
 def test_codes_that_cannot_be_written_leave_the_model(folder, monkeypatch, capsys):
     def full(*_):
-        raise OSError(28, "No space left on device", "Z.npz")
+        raise OSError(28, "No space left on device", "Z.csv")
 
     monkeypatch.setattr(command, "write", full)
-    assert cli.main([*FIT, "--codes", "Z.npz"]) == 1
-    error = "Z.npz: no space left on device; model.safetensors is written, and `fastnmf encode` "
+    assert cli.main([*FIT, "--codes", "Z.csv"]) == 1
+    error = "Z.csv: no space left on device; model.safetensors is written, and `fastnmf encode` "
     assert capsys.readouterr().err == f"fastnmf: error: {error}computes codes for it\n"
     assert NMF.load("model.safetensors").fitted
 
