@@ -313,16 +313,21 @@ def draw(found: list[dict], path: Path) -> None:
     colours = dict(zip((OURS, *KINDS), (OUR_COLOURS[0], *COLOURS.values()), strict=True))
     for axis, panel in zip(axes[0], panels, strict=True):
         for model, colour in colours.items():
-            for kind, style in {"own": "-", "pursuit": ":"}.items():
+            for kind, style in {"own": "o-", "pursuit": "^:"}.items():
                 some = [
                     (errors["l0"] if kind == "own" else key[2], errors[kind])
                     for key, errors in points.items()
                     if key[:2] == panel and key[3:] == (model, 1)
                 ]
                 if some:
-                    line = {"color": colour, "label": f"{model}, {kind} codes", "marker": "o"}
+                    line = {"color": colour, "label": f"{model}, {kind} codes"}
                     axis.plot(*zip(*sorted(some), strict=True), style, **line)
         axis.set_title(f"{panel[0]}, K = {panel[1]:,}", loc="left", fontsize=11)
+        active = sorted({key[2] for key in points if key[:2] == panel})
+        axis.set_xscale("log")
+        axis.set_xlim(active[0] / 1.5, active[-1] * 1.5)
+        axis.set_xticks(active, [str(k) for k in active])
+        axis.minorticks_off()
         axis.set_xlabel("mean L0 of new rows")
     axes[0][0].set_ylabel("relative error ‖T − ZD‖ / ‖T‖")
     handles, labels = axes[0][0].get_legend_handles_labels()
