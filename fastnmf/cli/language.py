@@ -43,6 +43,7 @@ _FIXED = {
     "accelerate='auto' or False": "--accelerate auto or no",
     "without resume ": "without --resume ",
     "give checkpoint= another": "give --checkpoint another",
+    "or fastnmf.SemiNMF, which": "or fit with --model semi, which",
 }
 
 

@@ -323,13 +323,13 @@ class ValueCheck:
         if not self._count:
             return
         finite, clipped = (repair.format(A=self.name) for repair in self._repairs)
-        needed = f"finite numbers ({finite}?)"
+        needed = f"{'it must hold' if self._signed else 'NMF needs'} finite numbers ({finite}?)"
         if self._kind == "negative":
             other = ", or fastnmf.SemiNMF, which takes any signs" if self.name == "A" else ""
-            needed = f"{self.name} ≥ 0 (clip with {clipped}?){other}"
+            needed = f"NMF needs {self.name} ≥ 0 (clip with {clipped}?){other}"
         entries = f"{self._kind} entry" if self._count == 1 else f"{self._kind} entries"
         found = f"{self._count} {entries}, the first {self._first}"
-        raise InvalidInput(f"{self.name} has {found}; NMF needs {needed}")
+        raise InvalidInput(f"{self.name} has {found}; {needed}")
 
 
 def check_values(matrix: Tensor, check: ValueCheck) -> None:

@@ -130,7 +130,7 @@ class History:
         if not all(norm < float("inf") for _, norm in moved) or not error < float("inf"):
             raise ArithmeticError(
                 f"the factors overflowed in iteration {number}: A, or a start or penalty that was "
-                "given, is too large for the dtype; scale it down (A / A.max()) or pass A as "
+                "given, is too large for the dtype; scale it down (A / abs(A).max()) or pass A as "
                 "float64"
             )
         if drift > 0 and error > 0:

@@ -261,7 +261,7 @@ class _Batch:
         if not sum(found) < float("inf"):
             raise ArithmeticError(
                 "the statistics overflowed: A is too large for its dtype; scale it down "
-                "(A / A.max()) or pass it as float64"
+                "(A / abs(A).max()) or pass it as float64"
             )
         rows, batches, seconds = (
             (0, 0, 0.0) if before is None else (before.rows, before.batches, before.seconds)

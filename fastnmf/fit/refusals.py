@@ -135,7 +135,7 @@ def refuse_extreme(name: str, largest: float, like: Tensor, squared_norm: float 
         raise ArithmeticError(
             f"the largest entry of {name} is {largest:.3g}{norm}, too "
             f"{'small' if square < 1 else 'large'} to be squared in {computed}; scale {F} "
-            f"({F} / {F}.max())" + (" or pass it as float64" if computed == "float32" else "")
+            f"({F} / abs({F}).max())" + (" or pass it as float64" if computed == "float32" else "")
         )
 
 

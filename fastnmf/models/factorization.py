@@ -543,7 +543,7 @@ class Factorization(DictionaryModel):
 
     def _take_options(self, given: dict[str, Any], unknown: dict[str, Any]) -> None:
         """Check the arguments of the constructor, and keep them."""
-        own_parts.refuse_unknown_options(self, unknown, OPTIONS)
+        own_parts.refuse_unknown_options(self, unknown)
         solver = given["solver"]
         self.solver = solver
         given = {**given, "solver": own_parts.native_solver(self), "constraint": self.constraint}

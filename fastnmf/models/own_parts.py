@@ -7,7 +7,8 @@ that give the start. Those of fastnmf have the same form, and those of a user ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -89,9 +90,11 @@ class SolverFunction:
         return f"<solver {self.name!r} of fastnmf: (A, Z, D, …) → (Z, D)>"
 
 
-def refuse_unknown_options(model: Any, unknown: dict[str, Any], valid: Sequence[str]) -> None:
+def refuse_unknown_options(model: Any, unknown: dict[str, Any]) -> None:
     """Raise TypeError for an option of the constructor that does not exist."""
-    refuse_unknown_option(type(model), model.public_class(), unknown, list(valid))
+    parameters = inspect.signature(model.public_class().__init__).parameters.values()
+    valid = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD][1:]
+    refuse_unknown_option(type(model), model.public_class(), unknown, valid)
 
 
 def function_of(model: Any) -> Solve:

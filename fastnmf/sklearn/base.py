@@ -3,6 +3,8 @@ and transform."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -35,6 +37,17 @@ OWN: dict[str, Any] = {
     "unit_norm": ["boolean"],
 }
 _FROBENIUS = ("frobenius", 2)
+
+
+@contextmanager
+def naming_semi_nmf() -> Iterator[None]:
+    """Say which model takes any signs where scikit-learn refuses negative data."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Negative values"):
+            raise
+        raise ValueError(f"{error} fastnmf.SemiNMF takes any signs.") from None
 
 
 class ConvergenceWarning(errors.ConvergenceWarning, sklearn.exceptions.ConvergenceWarning):
@@ -143,7 +156,8 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _read(self, X: Any, *, reset: bool = True) -> Any:
         given = {"reset": reset, "ensure_non_negative": True}
-        return validate_data(self, X, accept_sparse=SPARSE, dtype=DTYPES, **given)
+        with naming_semi_nmf():
+            return validate_data(self, X, accept_sparse=SPARSE, dtype=DTYPES, **given)
 
     def _start(self, X: Any, W: Any, H: Any) -> tuple[int, Any]:
         """The number of components, and `init` of fastnmf.NMF: the name of a start or a pair."""

@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 
 from ..planning.plan import Tuning
 from ..solvers.registry import SOLVERS
-from .base import DTYPES, OWN, SPARSE, BaseNMF, norm_of, warn
+from .base import DTYPES, OWN, SPARSE, BaseNMF, naming_semi_nmf, norm_of, warn
 
 
 class NMF(BaseNMF):
@@ -283,7 +283,8 @@ random_state, verbose, shuffle : as for `NMF`
     estimator._validate_params()
     estimator._refuse_unsupported()
     given = {"ensure_non_negative": True, "input_name": "X"}
-    X = check_array(X, accept_sparse=SPARSE, dtype=DTYPES, estimator="NMF", **given)
+    with naming_semi_nmf():
+        X = check_array(X, accept_sparse=SPARSE, dtype=DTYPES, estimator="NMF", **given)
     if update_H:
         W, H, info = estimator._fit_to(X, W, H)
         return W, H, info.iterations

@@ -32,6 +32,10 @@ SAID = [
     ),
     ("or fit without resume to start anew", "or fit without --resume to start anew"),
     ("NMF needs A ≥ 0 (clip with A.clip(min=0)?)", "NMF needs A ≥ 0"),
+    (
+        "≥ 0 (clip with A.clamp(min=0)?), or fastnmf.SemiNMF, which takes any signs",
+        "≥ 0, or fit with --model semi, which takes any signs",
+    ),
     ("NMF needs finite numbers (np.nan_to_num(A)?)", "NMF needs finite numbers"),
     ("its first line; header=False reads it", "its first line; --header no reads it"),
     ("give checkpoint= another name", "give --checkpoint another name"),

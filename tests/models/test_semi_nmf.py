@@ -209,8 +209,65 @@ def test_messages_name_the_model():
         _ = SemiNMF(3).components_
     with pytest.raises(InvalidInput, match=r"make it by SemiNMF\(2\)"):
         SemiNMF(3).load_dictionary(-torch.ones(2, 4))
-    with pytest.raises(InvalidInput, match="nan or inf"):
+    with pytest.raises(InvalidInput, match="nan; it must hold finite numbers"):
         SemiNMF(3).fit(torch.full((4, 3), torch.nan))
+    with pytest.raises(TypeError, match=r"did you mean 'l1_penalty'.*: nb_concepts, solver, dev"):
+        SemiNMF(3, l1_penalti=0.1)
+    with pytest.raises(InvalidInput, match="nb_concepts=0 must be at least 1"):
+        SemiNMF(0, l1_penalty=0.1)
+    with pytest.raises(ArithmeticError, match=r"scale A \(A / abs\(A\)\.max\(\)\)"):
+        SemiNMF(3).fit(torch.full((4, 3), -1e30))
+
+
+def negative_calls(folder):
+    np.save(folder / "A.npy", A.numpy())
+    fitted = NMF(3).load_dictionary(A[:3].abs())
+    return {
+        "fit": lambda: NMF(3).fit(A.half()),
+        "batches": lambda: NMF(3).fit([A[:90], A[90:]]),
+        "file": lambda: NMF(3).fit(folder / "A.npy"),
+        "passes": lambda: NMF(3, max_memory=100_000).fit(folder / "A.npy"),
+        "sparse": lambda: NMF(3).fit(A.to_sparse_csr()),
+        "partial_fit": lambda: NMF(3).partial_fit(A),
+        "encode": lambda: fitted.encode(A),
+        "encode of a file": lambda: fitted.encode(folder / "A.npy"),
+    }
+
+
+def test_negative_data_in_nmf_are_an_error_that_names_semi_nmf_everywhere(tmp_path):
+    for name, call in negative_calls(tmp_path).items():
+        with pytest.raises(InvalidInput, match=r"negative ent.* fastnmf\.SemiNMF, which") as error:
+            call()
+        assert "clip with" in str(error.value), name
+
+
+def test_negative_data_in_estimators_are_an_error_that_names_semi_nmf():
+    estimators = pytest.importorskip("fastnmf.sklearn", reason="scikit-learn is an extra")
+    X = A.numpy()
+    fitted = estimators.NMF(3, max_iter=1, tol=0).fit(abs(X))
+    for call in (
+        estimators.NMF(3).fit,
+        estimators.MiniBatchNMF(3).fit,
+        estimators.MiniBatchNMF(3).partial_fit,
+        fitted.transform,
+        lambda X: estimators.non_negative_factorization(X, n_components=3),
+    ):
+        with pytest.raises(ValueError, match=r"^Negative values in data .* fastnmf\.SemiNMF"):
+            call(X)
+
+
+def test_negative_data_on_the_command_line_are_an_error_that_names_its_option(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", A.numpy())
+    NMF(3).load_dictionary(A[:3].abs()).save("m.safetensors")
+    for command in (
+        ["fit", "A.npy", "-k", "3", "-o", "n.safetensors"],
+        ["encode", "m.safetensors", "A.npy", "-o", "Z.npy"],
+    ):
+        assert cli.main(command) == 3
+        assert "NMF needs A ≥ 0, or fit with --model semi, which" in capsys.readouterr().err
 
 
 def test_order_of_arguments_is_overcompletes():
