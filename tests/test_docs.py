@@ -6,10 +6,12 @@ import doctest
 import importlib
 import inspect
 import re
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import tiny_language_model
 import torch
 from structure import MODULES, ROOT
 
@@ -37,7 +39,11 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem
 )
-def test_python_code_of_a_page_runs_from_top_to_bottom(page, capsys):
+def test_python_code_of_a_page_runs_from_top_to_bottom(page, capsys, monkeypatch):
+    if page.stem == "language_model":
+        # the real one takes minutes
+        for name, module in tiny_language_model.modules().items():
+            monkeypatch.setitem(sys.modules, name, module)
     names = {"__name__": "__main__"}
     with warnings.catch_warnings():
         warnings.simplefilter("error", SyntaxWarning)
