@@ -174,13 +174,13 @@ class SemiNMF(Factorization):
         given: dict[str, Any] = {n: value for n, value in locals().items() if n in OPTIONS}
         super().__init__()
         if checks.penalty("l1_penalty", l1_penalty) > 0:
-            K = checks.whole("nb_concepts", nb_concepts, at_least=1, at_most=checks.MOST)
+            checks.whole("nb_concepts", nb_concepts, at_least=1, at_most=checks.MOST)
             if alpha_Z or l1_ratio or alpha_D not in ("same", 0):
                 raise InvalidInput(
-                    f"l1_penalty={l1_penalty:g} is alpha_Z={l1_penalty / (2 * K):.4g}, "
+                    f"l1_penalty={l1_penalty:g} is alpha_Z={l1_penalty / (2 * nb_concepts):.4g}, "
                     "l1_ratio=1 and alpha_D=0, and goes with none of them; give it, or these"
                 )
-            given |= {"alpha_Z": l1_penalty / (2 * K), "l1_ratio": 1.0, "alpha_D": 0}
+            given |= {"alpha_Z": l1_penalty / (2 * nb_concepts), "l1_ratio": 1.0, "alpha_D": 0}
         self._take_options(given, unknown)
 
     @property
