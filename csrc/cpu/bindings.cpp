@@ -284,7 +284,10 @@ void sparse(const View &out, const Compressed &X, const View &dense, Size m, Siz
     const auto &[crow, col, values] = X;
     const Size K = out.shape[1];
     const auto to = row_matrix<T>("out", out, transposed ? d : m, K);
-    const auto from = data_matrix<T>("dense", dense, transposed ? m : d, K);
+    // B may be the transpose of a matrix, Z not
+    const bool turned = !transposed && d > 1 && dense.strides[0] == 1 && dense.strides[1] != 1;
+    const auto from = turned ? matrix<const T>("dense", dense, d, K)
+                             : data_matrix<T>("dense", dense, transposed ? m : d, K);
     SparseProduct<T, I> a{array<const I>("crow", crow, {m + 1}), nullptr, nullptr, from, to, m, d, K,
                           adds};
     check_shape("col", col, {-1});

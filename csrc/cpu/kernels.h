@@ -176,10 +176,11 @@ template <class T, class I> struct SparseProduct {
 };
 
 // How a product is divided: into groups of concepts, tiles of rows, and blocks of columns, for which
-// B or the sums are copied, aligned and padded, if `packed`.
+// B or the sums are copied, aligned and padded, if `packed`. prefetches: whether a block is larger
+// than what a core keeps near.
 struct SparseTiles {
     ptrdiff_t concepts, rows, columns;
-    bool packed;
+    bool packed, prefetches;
 };
 
 // dot: rows [first, last) of the result; tdot: rows [first, last) of the result, which are columns of

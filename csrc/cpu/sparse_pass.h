@@ -16,6 +16,9 @@ namespace fastnmf {
 // 100 concepts: 4 MB before 0.5 MB, which fits L2, by up to 2, since a row is read in fewer parts
 constexpr Size block_bytes = 4 << 20;
 
+// and such as stay in L2 beside the entries
+constexpr Size near_bytes = 128 << 10;
+
 template <class T, class I>
 SparseTiles sparse_tiles(const SparseProduct<T, I> &a, bool transposed) {
     const SparseKernels<T, I> &kernels = sparse_kernels<T, I>();
@@ -23,10 +26,11 @@ SparseTiles sparse_tiles(const SparseProduct<T, I> &a, bool transposed) {
     const Size vectors = (a.K + kernels.lanes - 1) / kernels.lanes;
     const Size most = kernels.most_concepts / kernels.lanes, groups = (vectors + most - 1) / most;
     const Size concepts = (vectors + groups - 1) / groups * kernels.lanes;
-    SparseTiles tiles{concepts, 1 << 16, a.d, entries >= 2.0 * a.d};
+    SparseTiles tiles{concepts, 1 << 16, a.d, entries >= 2.0 * a.d, false};
     if (!tiles.packed) return tiles;
     const Size blocks = 1 + a.d * concepts * Size(sizeof(T)) / block_bytes;
     tiles.columns = (a.d + blocks - 1) / blocks;
+    tiles.prefetches = tiles.columns * concepts * Size(sizeof(T)) > near_bytes;
     if (transposed) {
         // a sum of a tile is added to the result: after many entries, for that takes time, but not
         // too many, since the error of a sum grows with its length

@@ -154,7 +154,9 @@ def sparse_tdot_(out: Tensor, X: Compressed, Z: Tensor, *, adds: bool = False) -
 
 
 def _sparse_product(out: Tensor, X: Compressed, dense: Tensor, **how: bool) -> None:
-    dense = dense if dense.stride(1) == 1 else dense.contiguous()
+    # B is copied by the kernel, as it has use of it
+    turned = not how["transposed"] and dense.stride(0) == 1
+    dense = dense if dense.stride(1) == 1 or turned else dense.contiguous()
     crow, col, values = X
     parts = view(crow), view(col), view(values)
     _C.sparse_product(view(out), parts, view(dense), threads=torch.get_num_threads(), **how)

@@ -30,7 +30,8 @@ def stored_share(X: Matrix) -> float | None:
 
 def operand(X: Matrix, B: Tensor) -> Tensor:
     """B (K, p) transposed, as `dot` reads it fastest; computed once for all tiles of X."""
-    return B.T if isinstance(X, Tensor) else B.T.contiguous()
+    # on a CPU the product copies what it needs of it; a copy of all may be larger than the codes
+    return B.T if isinstance(X, Tensor) or X.device.type == "cpu" else B.T.contiguous()
 
 
 def dot(X: Matrix, Bt: Tensor, out: Tensor | None = None, every: int = 1) -> Tensor:
@@ -202,16 +203,12 @@ class Rebuilt:
     def _G(self) -> Tensor:
         return _wide_gram(self.D)
 
-    @cached_property
-    def _Dt(self) -> Tensor:
-        return self.D.T.contiguous()
-
     def inner_and_square(self, X: Matrix, Z: Tensor) -> tuple[Tensor, Tensor]:
         """⟨X, Z D⟩ and ‖Z D‖² for X (m, p), Z (m, K). 2 m p K flops."""
         if isinstance(X, Tensor):
             P = (Z @ self.D).flatten()
             return P @ widened(X).flatten(), P @ P
-        inner = (X.dot(self._Dt) * Z).sum(dtype=torch.float64)
+        inner = (X.dot(operand(X, self.D)) * Z).sum(dtype=torch.float64)
         return inner, (_wide_gram(Z.T) * self._G).sum()
 
     def squared_error(self, X: Matrix, Z: Tensor) -> Tensor:

@@ -81,6 +81,18 @@ def test_products_are_those_of_the_dense_matrix(extension, m, d, density, K, dty
         assert bool(whole[:, K:].isnan().all())
 
 
+@pytest.mark.parametrize(("m", "d", "density", "K", "dtype", "index"), CASES)
+def test_transposed_operand_changes_no_bit(extension, m, d, density, K, dtype, index):
+    """In the order of a dictionary, of which a column is a row of the operand."""
+    _, X = drawn(m, d, density, dtype, index)
+    _, turned = apart(torch.rand(K, d, dtype=dtype) + 0.1)
+    results = [
+        product(extension, torch.full((m, K), torch.nan, dtype=dtype), X, dense, False)
+        for dense in (turned.T.contiguous(), turned.T)
+    ]
+    assert results[0].equal(results[1])
+
+
 def test_threads_change_no_bit(extension):
     _, X = drawn(700, 900, 0.05, F4, I4)
     for transposed, size in ((False, 700), (True, 900)):
@@ -136,7 +148,7 @@ WRONG = [
     ({"values": torch.ones(3)}, r"values has shape \(3\): \(2\) is needed"),
     ({"values": torch.ones(2, dtype=F8)}, "values has dtype 'float64': 'float32' is needed"),
     ({"dense": torch.ones(4, 5)}, r"dense has shape \(4, 5\): \(-1, 3\) is needed"),
-    ({"dense": torch.ones(3, 4).T}, "dense .* its rows must be contiguous"),
+    ({"dense": torch.ones(4, 6)[:, ::2]}, "dense .* its rows must be contiguous"),
     ({"out": torch.empty(3, 2).T}, "out .* its rows must be contiguous"),
     ({"threads": 0}, "threads = 0: at least 1 is needed"),
 ]
