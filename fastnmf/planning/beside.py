@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends.products import Matrix
 from ..numerics import NARROW, NORM_BYTES, WIDENED_BYTES
-from .hardware import Machine, machine_of
+from .hardware import Machine, machine_of, sparse_seconds
 from .memory import Budget
 from .plan import Candidate, Plan, Problem, Tuning, choose, predict
 
@@ -110,7 +110,7 @@ def dense_is_faster(problem: Problem, on: Machine) -> bool:
     """Whether products with a dense copy of a sparse A take so much less time that it pays."""
     if on.gpu is not None:
         return False
-    K, scale = problem.K, 4 / problem.itemsize
-    sparse = problem.stored * (2 * K / (on.sparse * scale) + on.stored_seconds)
-    dense = 2 * K / (_OF_GEMM * on.gemm * scale) + problem.itemsize / (_OF_FAR * on.far)
-    return _WORTH_A_COPY * dense < sparse
+    K, itemsize, entries = problem.K, problem.itemsize, problem.n * problem.d
+    each = 2 * K * itemsize / (4 * _OF_GEMM * on.gemm) + itemsize / (_OF_FAR * on.far)
+    dense = entries * each / on.threads
+    return _WORTH_A_COPY * dense < sparse_seconds(on, problem.stored * entries, K, itemsize)

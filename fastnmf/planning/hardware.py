@@ -126,6 +126,12 @@ def floor_seconds(on: Machine, flops: float, bytes_: float) -> float:
     return max(flops / (on.gpu.card.float32 if on.gpu else on.gemm), 2 * bytes_ / on.far)
 
 
+def sparse_seconds(on: Machine, entries: float, K: int, itemsize: int) -> float:
+    """The time of a product of a sparse matrix of so many entries with one of K columns or rows."""
+    each = 2 * K * itemsize / (4 * on.sparse) + on.stored_seconds
+    return entries * each / on.threads
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that torch can still allocate on a GPU; None on other devices."""
     if device.type != "cuda":

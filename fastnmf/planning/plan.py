@@ -18,7 +18,7 @@ from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.half_step import FORMS
 from ..solvers.registry import learner
 from . import gpu
-from .hardware import Machine
+from .hardware import Machine, sparse_seconds
 
 # iterations from one computation of the residual to the next, where both halves update it
 REFRESH = 8
@@ -160,8 +160,10 @@ def half_step_seconds(
     itemsize: int,
     on: Machine,
     times: int = 1,
+    stored: float | None = None,
 ) -> float:
-    """The seconds of `times` half-steps on the same data, with tiles of `tile` columns of F."""
+    """The seconds of `times` half-steps on the same data, with tiles of `tile` columns of F.
+    stored: as in Problem."""
     if on.gpu is not None:
         parts = gpu.half_step_parts(solver, form, size, tile, itemsize, on, times)
         return sum(gpu.settled(parts).values())
@@ -172,7 +174,11 @@ def half_step_seconds(
     single = on.threads * 4 / itemsize
     # products with a narrow matrix are slower than large ones
     rate = on.gemm * single * narrow / (narrow + 24)
-    seconds = work.products / rate + work.swept / (on.sweep * single)
+    products, seconds = work.products, work.swept / (on.sweep * single)
+    if stored is not None:
+        products -= 2 * m * p * K
+        seconds += sparse_seconds(on, stored * m * p, K, itemsize)
+    seconds += products / rate
     if work.updated:
         seconds += work.updated * itemsize / (on.elementwise * on.threads)
     # each block reads and writes the residual, or in normal form reads all of F
@@ -255,27 +261,18 @@ def predict(problem: Problem, candidate: Candidate, on: Machine | None = None) -
     if on.gpu is not None:
         seconds = sum(gpu_parts(problem, candidate, on).values()) + shared
         return Plan(*candidate, flops, splits=splits, seconds=seconds)
-    seconds = half_step_seconds(problem.solver, codes, size, tile, itemsize, on, problem.half_steps)
-    if problem.stored is not None:
-        seconds += _sparse_instead(problem, problem.stored, block, on)
-    elif codes == "normal" and problem.learns:
+    given, times, stored = (tile, itemsize, on), problem.half_steps, problem.stored
+    seconds = half_step_seconds(problem.solver, codes, size, *given, times, stored)
+    if stored is None and codes == "normal" and problem.learns:
         # the statistics read A a second time: from the cache, if the tile is small
         second = on.near if tile * (d + 2 * K) * itemsize <= on.cache_bytes / 32 else on.far
         seconds += n * d * itemsize * (1 / on.far + 1 / second) / on.threads
     if problem.learns:
         size = Size(d, n, K, block)
-        seconds += half_step_seconds(problem.learner, dictionary, size, d, itemsize, on)
+        seconds += half_step_seconds(problem.learner, dictionary, size, d, itemsize, on, 1, stored)
         seconds -= _carried(problem, candidate) / (on.gemm * on.threads * 4 / itemsize)
         seconds += shared
     return Plan(*candidate, flops, splits=splits, seconds=seconds)
-
-
-def _sparse_instead(problem: Problem, stored: float, block: int, on: Machine) -> float:
-    """The seconds of the products of an iteration with a sparse A minus those with a dense one."""
-    K, narrow, scale = problem.K, min(block, problem.K), 4 / problem.itemsize * on.threads
-    each = 2 * K / (on.sparse * scale) + on.stored_seconds / on.threads
-    dense = 2 * K / (on.gemm * scale * narrow / (narrow + 24))
-    return (1 + problem.learns) * problem.n * problem.d * (stored * each - dense)
 
 
 def _flops(problem: Problem, candidate: Candidate) -> float:
