@@ -45,6 +45,8 @@ def product(X: Tensor, B: Tensor) -> Tensor:
 NORM_BYTES = 1 << 28
 # entries summed in float32 before float64 takes over
 _NORM_ENTRIES = 1 << 12
+# entries of matrices whose product is formed whole, and of others at a time
+_INNER_WHOLE, _INNER_ENTRIES = 1 << 20, 1 << 18
 
 
 def add_squares_(sums: Tensor, delta: Tensor, F: Tensor) -> None:
@@ -71,6 +73,20 @@ def squared_norm(X: Tensor) -> Tensor:
         for lines in _lines(tile)
     ]
     return torch.cat(norms).square_().sum()
+
+
+def inner(X: Tensor, Y: Tensor) -> Tensor:
+    """⟨X, Y⟩ of matrices of one shape, a scalar in the widest float that the device has; of their
+    products few are in memory at a time on a CPU."""
+    if X.device.type != "cpu" or X.numel() <= _INNER_WHOLE:
+        return (X * Y).sum(dtype=wide(X.device))
+    # along lines that are contiguous
+    X, Y = (X, Y) if X.stride(1) == 1 else (X.T, Y.T)
+    total = torch.zeros((), dtype=wide(X.device), device=X.device)
+    step = max(1, _INNER_ENTRIES // X.shape[1])
+    for i in range(0, len(X), step):
+        total += (X[i : i + step] * Y[i : i + step]).sum(dtype=total.dtype)
+    return total
 
 
 def _lines(X: Tensor) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from fastnmf.engine.state import Method, State, Stopping
 from fastnmf.numerics import (
     compute_dtype,
     exponents,
+    inner,
     squared_norm,
     times_power,
 )
@@ -35,6 +36,18 @@ def allowed_high(monkeypatch):
     take_products_for_tf32(monkeypatch)
     with products_in("high"):
         yield
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (1, 1 << 21), (700, 1503)], ids=str)
+def test_inner_product_is_that_in_float64_in_either_order(shape):
+    """Formed whole, a line at a time, and some lines at a time."""
+    generator = torch.Generator().manual_seed(0)
+    X, Y = (torch.rand(shape, generator=generator) for _ in range(2))
+    expected = float((X.double() * Y.double()).sum())
+    for A, B in ((X, Y), (X.T, Y.T), (X.T.contiguous().T, Y)):
+        found = inner(A, B)
+        assert found.dtype == torch.float64
+        assert float(found) == pytest.approx(expected, rel=1e-7)
 
 
 # fewer entries than are summed in float32 at once, no multiple of them, and a multiple

@@ -68,6 +68,8 @@ def factorize_(
             _run_(step, iterate, stopping, revives, saver)
             if isinstance(iterate, Replay):
                 state.repeats = iterate.repeats
+        # its copies of the factors would take memory from what follows
+        state.extrapolation = None
 
 
 def _run_(

@@ -12,6 +12,7 @@ from ..backends.products import Matrix, Rebuilt, add_gram_, cross_
 from ..data.sparse.codes import compressed
 from ..data.storage import row_blocks
 from ..distributed import Processes
+from ..numerics import inner
 from ..solvers.penalties import NO_PENALTY, Penalty
 
 # multiplications of a dense product that take as long as the product of two active codes, which is
@@ -162,8 +163,7 @@ class Statistics:
         """
         if self._signed:
             self.dictionary[4] = (self.gram * G.abs()).sum(dtype=torch.float64)
-        cross = (cross * D).sum(dtype=torch.float64)
-        gram = (self.gram * G).sum(dtype=torch.float64)
+        cross, gram = inner(cross, D), inner(self.gram, G)
         once = self.squared_norm if self.replicated or self._processes.rank == 0 else 0
         torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
 

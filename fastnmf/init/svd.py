@@ -15,7 +15,10 @@ from ..backends.products import Matrix, add_tdot_, dense, dot, rows_gram, stride
 from ..backends.sparse import SparseMatrix, concat
 from ..data.dataset import Data
 from ..numerics import tiny, wide
-from ..planning.memory import OVERSAMPLES, WORKSPACE_BYTES
+from ..planning.memory import OVERSAMPLES, WORKSPACE_BYTES, return_memory
+
+# bytes of a workspace from which on freed ones are returned
+_RETURNED = 4 << 20
 
 
 def right_vectors(
@@ -42,9 +45,10 @@ def right_vectors(
     every = 4 if m >= 7 * p else 1
     Q = None if whole else normal((p, size), like, generator)
     for following in () if whole else reversed(range(passes)):
-        Y = X.normal_product(Q * inverse, 1 if following < 3 else every)
+        Y = X.normal_product(Q.mul_(inverse), 1 if following < 3 else every)
         # orthonormal, and ever nearer to the leading right singular space of X
         Q = torch.linalg.qr(Y).Q
+        _return_memory(X, Q)
     G = torch.zeros(2 * [p if whole else size], dtype=wide(like.device), device=like.device)
     X.add_gram_(G, Q)
     # largest first
@@ -53,7 +57,14 @@ def right_vectors(
     V *= V.gather(0, V.abs().argmax(dim=0, keepdim=True)).sign()
     # by rounding, machines might have another basis
     processes.broadcast_(V, inverse)
+    _return_memory(X, V)
     return V, inverse
+
+
+def _return_memory(X: ByRows | ByColumns, workspace: Tensor) -> None:
+    """Return freed workspaces of sparse data, which may be larger than these."""
+    if X.data.stored is not None and workspace.nbytes >= _RETURNED:
+        return_memory()
 
 
 def products(data: Data) -> ByRows | ByColumns:
