@@ -13,6 +13,7 @@ from ..backends.products import Matrix, dense_tiles, largest
 from ..backends.sparse import SparseMatrix
 from ..errors import InvalidInput
 from ..numerics import squared_norm
+from ..planning.memory import refuse_too_large
 from .sparse.rows import one_kind
 
 
@@ -42,6 +43,9 @@ class Summary:
     def of_sparse(cls, X: SparseMatrix) -> Summary:
         """That of the rows of a sparse matrix."""
         (n, d), squares = X.shape, float(X.squared_norm())
+        # a sparse matrix may have so many columns that not even one number for each fits
+        sums = {"sums of the columns": 8 * d}
+        refuse_too_large(sums, X.device, "leave out features that are zero in all rows")
         return cls(n, d, X.dtype, squares, float(largest(X)), X.column_sums().cpu(), X.nnz)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +63,8 @@ def canonical(
 ) -> SparseMatrix:
     """Compressed rows (crow, col, values) as a SparseMatrix in the dtype to compute in: indices
     checked, duplicates summed, columns sorted and zeros left out. Values are not checked."""
-    crow, col, values = parts
+    values = parts[2]
+    crow, col = map(_signed, parts[:2])
     _check_index(crow, col, values, shape, name)
     crow, col = _one_dtype(crow, col)
     values = values.to(compute_dtype(values))
@@ -107,6 +109,10 @@ def _of_scipy(A: Any, name: str) -> tuple[Tensor, Tensor, Tensor]:
         raise TypeError(f"{name} has dtype {A.dtype}; it must hold real numbers")
     # scipy does not check indices, and writes to memory outside its arrays
     form = getattr(A, "format", "")
+    if form in ("csr", "csc", "bsr") and "u" in (A.indptr.dtype.kind, A.indices.dtype.kind):
+        # not by its constructor, whose errors do not name A
+        A = copy.copy(A)
+        A.indptr, A.indices = A.indptr.astype(np.int64), A.indices.astype(np.int64)
     if form == "coo":
         # not A.row and A.col, which arrays of other dimensions lack
         places = torch.stack([tensor_of(np.asarray(index)).long() for index in (A.row, A.col)])
@@ -129,6 +135,12 @@ def _of_scipy(A: Any, name: str) -> tuple[Tensor, Tensor, Tensor]:
     # scipy's arrays may be longer than what they hold
     nnz = int(crow[-1])
     return crow, col[:nnz], values[:nnz]
+
+
+def _signed(index: Tensor) -> Tensor:
+    """Unsigned indices, for which torch lacks operations, as int64; others as they are."""
+    unsigned = torch.uint16, torch.uint32, torch.uint64
+    return index.long() if index.dtype in unsigned else index
 
 
 def _one_dtype(crow: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:

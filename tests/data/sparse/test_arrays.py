@@ -110,6 +110,19 @@ def test_canonical_rows_are_not_copied(index):
     assert X.values.data_ptr() == B.values().data_ptr()
 
 
+@pytest.mark.parametrize("index", [np.int16, np.uint16, np.uint32, np.uint64])
+@pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+def test_indices_of_any_whole_type_are_read(index, form):
+    matrix = scipy_sparse.csr_array(np.eye(3, 4, dtype=np.float32)).asformat(form)
+    for name in ("indices", "indptr") if form != "coo" else ():
+        setattr(matrix, name, getattr(matrix, name).astype(index))
+    if form == "coo":
+        matrix.coords = tuple(part.astype(index) for part in matrix.coords)
+    X = read(matrix)
+    assert is_canonical(X)
+    assert X.to_dense().equal(torch.eye(3, 4))
+
+
 @pytest.mark.parametrize("small", [False, True])
 def test_duplicates_are_summed_columns_sorted_and_zeros_left_out(small, monkeypatch):
     if small:
