@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from . import files
     from .backends.registry import available_backends
     from .fit.nnls import nnls, nnls_gram
+    from .models.convex_nmf import ConvexNMF
     from .models.nmf import NMF
     from .models.semi_nmf import SemiNMF
     from .overcomplete import is_patched, patch_overcomplete, unpatch_overcomplete
@@ -33,6 +34,7 @@ __all__ = [
     "NMF",
     "BackendUnavailable",
     "ConvergenceWarning",
+    "ConvexNMF",
     "FastnmfWarning",
     "InvalidInput",
     "NotFitted",
@@ -50,6 +52,7 @@ __all__ = [
 
 # name → its module
 _AT_FIRST_USE = {
+    "ConvexNMF": "models.convex_nmf",
     "NMF": "models.nmf",
     "SemiNMF": "models.semi_nmf",
     "Tuning": "planning.plan",

@@ -212,3 +212,28 @@ def no_gradient(name: str, wanted: bool) -> None:
             f"{name} requires a gradient, which exists only where all is in memory; give "
             f"{name}.detach(), or take no file and enough max_memory"
         )
+
+
+# options that mixtures of rows do not have, and why
+_NOT_OF_MIXTURES = {
+    "accelerate": "extrapolated concepts are no mixtures of rows, and gained no time",
+    "revive": "it makes concepts of residuals, which are no mixtures of rows",
+    "unit_norm": "concepts have the norms of mixtures of rows",
+    "distributed": "a concept may mix rows of all processes; fit by one process, to which A may be "
+    "the path of a .npy file",
+}
+
+
+def mixtures(options: object, form: str | None, *, mixes: bool) -> None:
+    """Refuse options that a model whose concepts are mixtures of rows, if it `mixes`, does not
+    have."""
+    if not mixes:
+        return
+    for name, reason in _NOT_OF_MIXTURES.items():
+        if getattr(options, name) is True:
+            raise InvalidInput(f"{name}=True does not exist for mixtures of rows: {reason}")
+    if form == "residual":
+        raise InvalidInput(
+            "form='residual' does not exist for mixtures of rows, whose weights are found from ZᵀA "
+            "and ZᵀZ; give form=None or 'normal'"
+        )

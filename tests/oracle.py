@@ -107,6 +107,59 @@ def least_squares_half_step(F, X, B):
     return F + np.linalg.pinv((B / norms).T, rcond=1e-7) @ (X - F.T @ B).T / norms
 
 
+def nnls(B, x):
+    """argmin ‖x − wᵀ B‖² over w ≥ 0, by Lawson & Hanson (1974)."""
+    w, free = np.zeros(len(B)), np.zeros(len(B), bool)
+    norms = np.linalg.norm(B, axis=1)
+    for _ in range(50 * len(B)):
+        slope = np.where(free, -np.inf, B @ (x - w @ B))
+        if not (slope > 1e-12 * norms * np.linalg.norm(x)).any():
+            break
+        free[slope.argmax()] = True
+        while True:
+            s = np.zeros(len(B))
+            s[free] = np.linalg.lstsq(B[free].T, x, rcond=None)[0]
+            if (s[free] > 0).all():
+                break
+            down = free & (s <= 0)
+            w += (w[down] / (w[down] - s[down])).min() * (s - w)
+            free &= w > 1e-15 * w.max()
+            w[~free] = 0
+        w = s
+    return w
+
+
+def rows_half_step(W, A, Z, entering, *, convex=False):
+    """W (K, n) of D = W A: concept by concept, ½ ‖A − Z W A‖² is least over the weights of its rows
+    and of `entering` others, those along which the loss falls most before the half-step. convex:
+    the weights sum to 1, by a column that is so heavy that it holds to rounding."""
+    W, A, Z = (M.astype(np.float64) for M in (W.copy(), A, Z))
+    D = W @ A
+    slopes = Z.T @ (A - Z @ D) @ A.T
+    if convex:
+        slopes -= (W * slopes).sum(1, keepdims=True)
+    else:
+        norms = np.linalg.norm(A, axis=1)
+        slopes /= np.where(norms > 0, norms, np.inf)
+    for k in range(len(W)):
+        square = Z[:, k] @ Z[:, k]
+        if square == 0:
+            continue
+        outside = np.where(W[k] > 0, -np.inf, slopes[k])
+        steepest = (-outside).argsort(kind="stable")[:entering]
+        rows = np.flatnonzero(W[k] > 0).tolist() + [i for i in steepest if outside[i] > 0]
+        target = D[k] + Z[:, k] @ (A - Z @ D) / square
+        B = A[rows]
+        if convex:
+            heavy = 1e4 * np.abs(A).max()
+            B = np.column_stack((B, np.full(len(B), heavy)))
+            target = np.append(target, heavy)
+        W[k] = 0
+        W[k, rows] = nnls(B, target)
+        D[k] = W[k] @ A
+    return W
+
+
 def signed_problem(n, d, K, seed=0, kind="plain"):
     """problem, with A and D of any signs."""
     A, Z, D = problem(n, d, K, seed, kind)

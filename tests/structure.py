@@ -25,6 +25,7 @@ MOST_PARAMETERS, MOST_MODULE_LINES, MOST_FUNCTION_LINES = 8, 300, 50
 PUBLIC_SIGNATURES = {
     "fastnmf.fit.nnls.nnls",
     "fastnmf.models.factorization.Factorization.fit",
+    "fastnmf.models.convex_nmf.ConvexNMF.__init__",
     "fastnmf.models.nmf.NMF.__init__",
     "fastnmf.models.semi_nmf.SemiNMF.__init__",
     "fastnmf.sklearn.estimator.NMF.__init__",

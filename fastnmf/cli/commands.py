@@ -156,6 +156,7 @@ def _check(arguments: Namespace, inputs: list[Path]) -> None:
 
 
 def _model(arguments: Namespace) -> Any:
+    from ..models.convex_nmf import ConvexNMF
     from ..models.nmf import NMF
     from ..models.saved import read
     from ..models.semi_nmf import SemiNMF
@@ -166,7 +167,7 @@ def _model(arguments: Namespace) -> Any:
     device = usable_device(arguments.device)
     refuse_no_model(arguments.model)
     with reading(arguments.model):
-        kinds = {kind.__name__: kind for kind in (NMF, SemiNMF)}
+        kinds = {kind.__name__: kind for kind in (NMF, SemiNMF, ConvexNMF)}
         nmf = kinds[read(arguments.model).model].load(arguments.model, device)
     nmf.max_memory = arguments.max_memory
     return nmf

@@ -113,6 +113,7 @@ def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> No
 
 def _model(arguments: Namespace, processes: Processes) -> Factorization:
     from .. import checks
+    from ..models.convex_nmf import ConvexNMF
     from ..models.nmf import NMF
     from ..models.semi_nmf import SemiNMF
     from ..planning.plan import Tuning
@@ -125,7 +126,11 @@ def _model(arguments: Namespace, processes: Processes) -> Factorization:
     with option_errors():
         checks.time_limit("max_seconds", arguments.max_seconds)
         tuning = Tuning(form=form, chunk_rows=arguments.chunk_rows, checkpoint_seconds=every)
-        kind = {"nmf": NMF, "semi": SemiNMF}[arguments.model]
+        kind = {"nmf": NMF, "semi": SemiNMF, "convex": ConvexNMF}[arguments.model]
+        if arguments.solver is None:
+            del options["solver"]
+        if arguments.strict_convex:
+            options["strict_convex"] = True
         return kind(
             arguments.concepts,
             device=usable_device(arguments.device),

@@ -13,7 +13,7 @@ SOLVERS = "hals mu pgd anls".split()
 STARTS = "auto random nndsvda nndsvd nndsvdar rows spread".split()
 # those of dictionaries of any signs only
 SIGNED_STARTS = ["svd"]
-MODELS = ["nmf", "semi"]
+MODELS = ["nmf", "semi", "convex"]
 RULES = "change error".split()
 FORMS = "auto normal residual".split()
 METHODS = "auto exact sweeps".split()
@@ -149,18 +149,19 @@ def _add_fit(parser: Parser) -> None:
     _said(parser)
 
 
-def _solver(group: Any) -> None:
+def _solver(group: Any, default: str | None, of_convex: str = "") -> None:
     solvers = one_of(*SOLVERS, also={"cd": SOLVERS[0]})
-    _option(group, "--solver", "hals", solvers, "method of the half-steps")
+    what = f"method of the half-steps; default: hals{of_convex}"
+    group("--solver", default=default, **solvers, help=what)
 
 
 def _add_model(parser: Parser) -> None:
     model = parser.group("model")
     many = "how many concepts to learn"
     model("-k", "--concepts", type=whole, required=True, metavar="K", help=many)
-    what = "nmf, or semi for data of any signs: codes ≥ 0, concepts of any signs"
+    what = "nmf; for data of any signs: semi, concepts of any signs; convex, mixtures of rows of A"
     _option(model, "--model", MODELS[0], one_of(*MODELS), what)
-    _solver(model)
+    _solver(model, None, ", with --model convex anls")
     _option(model, "--init", "auto", one_of(*STARTS, *SIGNED_STARTS), "the start")
     model("--seed", type=whole, metavar="N", help="seed of a random start; default: drawn")
     _option(model, "--alpha-Z", 0.0, number, "penalty on the codes", "WEIGHT")
@@ -168,6 +169,8 @@ def _add_model(parser: Parser) -> None:
     _option(model, "--alpha-D", "same", number_or_same, what, "WEIGHT")
     what = "of the penalties, from 0 (squares) to 1 (sums)"
     _option(model, "--l1-ratio", 0.0, number, what, "SHARE")
+    what = "with --model convex: weights of the rows in a concept sum to 1"
+    model("--strict-convex", action="store_true", help=what)
     model("--unit-norm", action="store_true", help="keep concepts at norm 1")
     what = "re-initialise dead and near-duplicate concepts"
     model("--revive", action="store_true", help=what)
@@ -220,7 +223,7 @@ def _add_demo(parser: Parser) -> None:
     _option(model, "-k", "--concepts", 1000, whole, "how many to learn", "K")
     _option(model, "--patches", 20_000, whole, "how many to learn from", "N")
     _option(model, "--seed", 0, whole, "seed of the choice of patches", "N")
-    _solver(model)
+    _solver(model, SOLVERS[0])
     _option(model, "--device", "cpu", {"metavar": "NAME"}, "cpu, cuda, cuda:1 …")
     _said(parser)
 

@@ -6,21 +6,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dense_copy, largest, stored_share
+from ..backends.products import Matrix, dense_copy, largest, stored_share, take
 from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
 from ..numerics import compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget, return_memory
 from ..solvers.half_step import Operations
 from .arrays import NON_NEGATIVE, Expected, read_matrix
-from .prefetch import Buffer, Prefetcher
-from .sources import Source, chunks_of, open_source, summarise, whole_matrix
+from .prefetch import Buffer, ChunkTiles, Prefetcher
+from .shards import Shards
+from .sources import Source, chunks_of, open_source, rows_of, summarise, whole_matrix
 from .sparse.arrays import is_sparse, sparse_matrix
 from .sparse.codes import SPARSE
 from .sparse.files import loaded
@@ -180,6 +181,18 @@ class Data:
         """Set chunk_rows."""
         self.chunk_rows, self._buffers = rows, []
 
+    @property
+    def takes_rows(self) -> bool:
+        """Whether any rows can be read, not only all of them in their order."""
+        dense = self.stored is None and self.density is None
+        return dense and (self.in_memory_here or isinstance(self._source, Shards))
+
+    def take(self, numbers: Tensor) -> Tensor:
+        """These rows (m,), where `takes_rows`, in this order, widened: a copy on the device."""
+        if self._source is None:
+            return take(self.A, numbers).to(self.dtype)
+        return rows_of(self._source, numbers, self.dtype)
+
     def chunks(
         self, codes: Storage | None = None, save: bool = True
     ) -> Iterator[tuple[slice, Matrix, Tensor | None]]:
@@ -239,7 +252,7 @@ class Data:
         tiles are iterated over, X widened; codes that are changed in place are saved if `save`.
         """
         if not self.in_memory_here or not isinstance(codes, InMemory | None):
-            return _Tiles(self, codes, rows or self.chunk_rows, save, E)
+            return ChunkTiles(self, codes, rows or self.chunk_rows, save, E)
         Z = None if codes is None else codes.Z
         parts = row_blocks(self.n, rows or self.n)
         return [tuple(None if M is None else M[part] for M in (self.A, Z, E)) for part in parts]
@@ -327,21 +340,3 @@ def in_memory(A: Any, device: torch.device, expected: Expected = NON_NEGATIVE) -
     """A, which is in memory or is read into it whole, as Data."""
     read = sparse_matrix if is_sparse(A := loaded(A)) else read_matrix
     return Data(read(A, device=device, expected=expected))
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """The tiles of data that are read in passes: each iteration over it is one pass."""
-
-    data: Data
-    codes: Storage | None
-    rows: int
-    save: bool
-    E: Tensor | None
-
-    def __iter__(self) -> Iterator[Tile]:
-        for part, X, Z in self.data.chunks(self.codes, self.save):
-            E = None if self.E is None else self.E[part]
-            for i in range(0, len(X), self.rows):
-                tile = slice(i, i + self.rows)
-                yield tuple(None if M is None else M[tile] for M in (X, Z, E))

@@ -9,8 +9,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 try:
@@ -23,12 +24,15 @@ except ModuleNotFoundError:
 
 
 from ..errors import InvalidInput
+from ..numerics import Part
 from .locks import WorkingFolder, working_folder
 
 # what NumPy, torch and safetensors raise for damaged files, by experiment
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError)
 TEXT_ERRORS = (ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
 UNREADABLE = (RuntimeError, AssertionError, SafetensorError, *ZIP_ERRORS, *TEXT_ERRORS)
+
+LEAVE = "leave the data as they are until the call has ended"
 
 
 def check_output(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Path:
@@ -141,3 +145,47 @@ def refusing_damage(path: Path) -> Iterator[None]:
         # torch goes on about checkpoints
         why = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise InvalidInput(f"{path} cannot be read as {path.suffix}: {why}") from error
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """By which changes of a file are noticed: its number on the device, its size, and when it was
+    changed (ns)."""
+
+    number: tuple[int, int]
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, file: str | os.PathLike[str]) -> Stamp:
+        found = os.stat(file)
+        return cls((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
+
+
+def guarded_reads(
+    read: Callable[[int, int], Part],
+    file: str | os.PathLike[str],
+    stamp: Stamp,
+    name: str,
+    mapped: bool = False,
+) -> Callable[[int, int], Part]:
+    """The same, which raises InvalidInput where the file is not as it was, before it is read and
+    after. mapped: whether the rows stay those of the old file where another takes its name."""
+
+    def check() -> None:
+        try:
+            now = Stamp.of(file)
+        except FileNotFoundError:
+            if mapped:
+                return
+            raise InvalidInput(f"{name} was removed while it was read; {LEAVE}") from None
+        if now != stamp and not (mapped and now.number != stamp.number):
+            raise InvalidInput(f"{name} has changed while it was read; {LEAVE}")
+
+    def guarded(start: int, stop: int) -> Part:
+        check()
+        values = read(start, stop)
+        check()
+        return values
+
+    return guarded

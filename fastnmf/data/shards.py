@@ -22,7 +22,7 @@ from ..backends.sparse import SparseMatrix
 from ..errors import InvalidInput
 from ..numerics import Part, compute_dtype
 from .arrays import as_matrix, two_dimensional
-from .paths import existing, only_one, refusing_damage
+from .paths import LEAVE, Stamp, existing, guarded_reads, only_one, refusing_damage
 from .sparse.files import open_h5ad, open_npz
 from .sparse.rows import mean_share
 
@@ -31,8 +31,6 @@ READ_ENTRIES = 1 << 19
 # the NumPy dtypes of a .safetensors file; bfloat16, which NumPy lacks, is read as its bits
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
 _NUMBERS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
-
-_LEAVE = "leave the data as they are until the call has ended"
 
 
 class StoredRows(NamedTuple):
@@ -121,12 +119,23 @@ class Shards:
                 yield StoredRows(values, shard.name, first)
                 number += 1
 
+    def take_(self, rows: Tensor, numbers: Sequence[int]) -> None:
+        """rows (m, d) ← the dense rows of these numbers, in ascending order."""
+        before, taken = 0, 0
+        for shard in self._shards:
+            after = before + shard.shape[0]
+            while taken < len(numbers) and numbers[taken] < after:
+                first = numbers[taken] - before
+                rows[taken] = torch.as_tensor(shard.read(first, first + 1), device="cpu")[0]
+                taken += 1
+            before = after
+
     def _compare(self, number: int, values: Part | SparseMatrix, rows: str) -> None:
         checksum = _checksum(values)
         if number == len(self._checksums):
             self._checksums.append(checksum)
         elif self._checksums[number] != checksum:
-            raise InvalidInput(f"{rows} are not what they were in the pass before; {_LEAVE}")
+            raise InvalidInput(f"{rows} are not what they were in the pass before; {LEAVE}")
 
 
 def paths_of(A: Any) -> Sequence[str | os.PathLike[str]] | None:
@@ -163,7 +172,7 @@ def in_memory(matrix: Part | SparseMatrix, name: str) -> Shard:
     read = _mapped(matrix) if isinstance(matrix, np.memmap) else lambda i, j: matrix[i:j]
     file = getattr(matrix, "filename", None) if isinstance(matrix, np.memmap) else None
     if file is not None and os.path.exists(file):
-        read = _guarded(read, file, _Stamp.of(file), f"{file}, of which {name} is a map,", True)
+        read = guarded_reads(read, file, Stamp.of(file), f"{file}, of which {name} is a map,", True)
     return Shard(name, tuple(matrix.shape), compute_dtype(matrix), read)
 
 
@@ -189,9 +198,9 @@ def _open(path: Path) -> Shard:
     # whatever the working directory is later
     place = path.absolute()
     with refusing_damage(path):
-        stamp = _Stamp.of(place)
+        stamp = Stamp.of(place)
         shard = READERS[path.suffix](place)
-    return replace(shard, name=str(path), read=_guarded(shard.read, place, stamp, str(path)))
+    return replace(shard, name=str(path), read=guarded_reads(shard.read, place, stamp, str(path)))
 
 
 def _open_npy(path: Path) -> Shard:
@@ -251,7 +260,7 @@ def _raw(path: Path, offset: int, width: int, dtype: np.dtype) -> Callable[[int,
         count, before = (stop - start) * width, start * width * dtype.itemsize
         numbers = np.fromfile(path, dtype, count, offset=offset + before)
         if len(numbers) < count:
-            raise InvalidInput(f"{path} has become shorter while it was read; {_LEAVE}")
+            raise InvalidInput(f"{path} has become shorter while it was read; {LEAVE}")
         return numbers.reshape(-1, width)
 
     return read
@@ -271,50 +280,6 @@ def _mapped(array: np.memmap) -> Callable[[int, int], np.ndarray]:
         return numbers
 
     return read
-
-
-@dataclass(frozen=True)
-class _Stamp:
-    """By which changes of a file are noticed: its number on the device, its size, and when it was
-    changed (ns)."""
-
-    number: tuple[int, int]
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, file: str | os.PathLike[str]) -> _Stamp:
-        found = os.stat(file)
-        return cls((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
-
-
-def _guarded(
-    read: Callable[[int, int], Part],
-    file: str | os.PathLike[str],
-    stamp: _Stamp,
-    name: str,
-    mapped: bool = False,
-) -> Callable[[int, int], Part]:
-    """The same, which raises InvalidInput where the file is not as it was, before it is read and
-    after. mapped: whether the rows stay those of the old file where another takes its name."""
-
-    def check() -> None:
-        try:
-            now = _Stamp.of(file)
-        except FileNotFoundError:
-            if mapped:
-                return
-            raise InvalidInput(f"{name} was removed while it was read; {_LEAVE}") from None
-        if now != stamp and not (mapped and now.number != stamp.number):
-            raise InvalidInput(f"{name} has changed while it was read; {_LEAVE}")
-
-    def guarded(start: int, stop: int) -> Part:
-        check()
-        values = read(start, stop)
-        check()
-        return values
-
-    return guarded
 
 
 def _checksum(part: Part | SparseMatrix) -> int:

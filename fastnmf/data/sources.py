@@ -174,6 +174,15 @@ def chunks_of(
         yield slice(first, first + filled), X[:filled]
 
 
+def rows_of(source: Source, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """These rows (m,) of Shards of dense rows, in this order, on the device of the numbers."""
+    assert isinstance(source, Shards)
+    found, place = numbers.unique(return_inverse=True)
+    rows = torch.empty(len(found), source.shape[1], dtype=dtype, device="cpu")
+    source.take_(rows, found.tolist())
+    return rows.to(numbers.device)[place]
+
+
 def whole_matrix(source: Source, dtype: torch.dtype, device: torch.device) -> Matrix | None:
     """All rows, if they are on the device already and in this dtype, or sparse; else None."""
     matrix = source.matrix if isinstance(source, Shards) else None

@@ -51,12 +51,12 @@ class Step:
     ) -> None:
         """allowed: the precision that torch allows for products. waits: whether an accelerated
         iteration may synchronise."""
-        D, solver = state.D, method.solver
+        D, solver, penalties = state.D, method.solver, method.penalties
         self.state, self.data, self.method, self.plan = state, data, method, plan
         self.solver, self.learner = solver, learner(solver, len(D), method.constraint)
         self.processes = data.processes
-        self.compute = method.compute(plan.block, D, allowed)
-        penalties = method.penalties
+        compute = method.compute(plan.block, D, allowed)
+        self.compute = replace(compute, mixing=state.mixing(data, method.constraint))
         self.penalties = penalties.of_codes(data.d), penalties.of_dictionary(data.n)
         self.statistics = Statistics(
             D,

@@ -15,6 +15,7 @@ from ..solvers.base import Solver
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.half_step import Compute, Operations, Workspace
 from ..solvers.penalties import NO_PENALTIES, Penalties
+from ..solvers.supports.rows import Mixing, Mixture, Rows
 from .acceleration import Extrapolation
 from .unit_norm import UnitNorm
 
@@ -145,7 +146,8 @@ class State:
     one address. unit: where concepts have norm 1. swept: whether an iteration was done.
     stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. exact_codes: whether Z is
     exact for D, at the end of a fit. repeats: iterations that
-    repeated a recording. seed: of the start, given or drawn.
+    repeated a recording. seed: of the start, given or drawn. mixture: the rows of the data that
+    concepts are mixtures of, or None.
     """
 
     Z: Storage
@@ -165,12 +167,17 @@ class State:
     exact_codes: bool = False
     repeats: int = 0
     seed: int | None = None
+    mixture: Mixture | None = None
 
     @property
     def codes(self) -> Tensor:
         """Z, which must be in memory."""
         assert isinstance(self.Z, InMemory)
         return self.Z.Z
+
+    def mixing(self, data: Rows, constraint: Constraint) -> Mixing | None:
+        """The mixture with the rows of the data, where concepts are mixtures."""
+        return Mixing.of(data, self.mixture, convex=constraint.sums_to_one)
 
     @property
     def drift(self) -> float | None:

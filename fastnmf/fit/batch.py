@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data.arrays import Expected
 from ..data.dataset import Data, opened
@@ -27,7 +26,7 @@ from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
 from ..exact.final import end_exactly_
-from ..init.start import resolve, start
+from ..init.start import begin, resolve
 from ..numerics import row_major
 from ..planning import hardware
 from ..planning.beside import dense_copy_pays, plan_beside
@@ -36,6 +35,7 @@ from ..planning.memory import fits, refuse_too_large, sizes_of_fit
 from ..planning.plan import Plan, Problem, choose
 from ..precision import products_in
 from ..results.cautions import warn_of_penalties, warn_of_result, warn_of_start
+from ..results.fitted import Fitted
 from ..results.info import FitInfo
 from ..results.metrics import measure
 from ..results.progress import Progress
@@ -58,13 +58,13 @@ log = logging.getLogger(__name__)
 _LEAST_REPEATED, _MOST_SECONDS = 20, 20e-3
 
 
-def fit(A: Any, options: Options) -> tuple[Tensor | None, Tensor, FitInfo]:
-    """Return the codes, D (K, d) and the summary of a fit of A, the rows of this process."""
+def fit(A: Any, options: Options) -> Fitted:
+    """Fit A, the rows of this process."""
     with ExitStack() as locks:
         return _fit(A, options, locks)
 
 
-def _fit(A: Any, options: Options, locks: ExitStack) -> tuple[Tensor | None, Tensor, FitInfo]:
+def _fit(A: Any, options: Options, locks: ExitStack) -> Fitted:
     """locks: a stack for those of the files to write, which last until the codes are mapped."""
     begun = time.perf_counter()
     with ExitStack() as stack:
@@ -88,7 +88,8 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> tuple[Tensor | None, Ten
         Z, place = delivered_codes(state.Z, file)
         info = replace(info, codes=place)
     # a file of codes is in its place now
-    return mapped(Path(place)) if isinstance(file, OnDisk) else Z, state.D, info
+    W = None if state.mixture is None else state.mixture.sparse(data.n, data.dtype)
+    return Fitted(mapped(Path(place)) if isinstance(file, OnDisk) else Z, state.D, info, W)
 
 
 def _opened(
@@ -159,13 +160,13 @@ def _begin(
     plan = _plan(options, data, method)
     if data.in_memory_here:
         Z = InMemory(data.like.new_empty(data.n, K))
-    begin, seed = options.begin, options.seed_of_start(data.processes)
+    init, seed = options.begin, options.seed_of_start(data.processes)
     # codes of a start are dense; those of a pair may not be
-    first = isinstance(Z, Compressed) and (isinstance(begin, str) or begin[0] is None)
+    first = isinstance(Z, Compressed) and (isinstance(init, str) or init[0] is None)
     codes = None if first or isinstance(Z, NotKept) else Z
-    D = start(data, codes, K, begin, generator(seed), options.constraint)
+    D, mixture = begin(data, codes, K, init, generator(seed), options.constraint)
     data.processes.broadcast_(D)
-    state = State(Z, row_major(D), seed=seed)
+    state = State(Z, row_major(D), seed=seed, mixture=mixture)
     if first:
         begin_with_codes_(state, data, method)
     return plan, state
@@ -216,7 +217,7 @@ def _accelerates(options: Options, data: Data, method: Method, plan: Plan) -> bo
     form, with half-steps that are neither exact nor penalised; but not where a start or a form is
     given, and the iterates of the plain loop may be wanted (docs/acceleration.md). Codes that are
     not in memory have no copies to extrapolate from."""
-    if not data.resident or options.accelerate != "auto":
+    if not data.resident or options.accelerate != "auto" or options.constraint.of_rows:
         return options.accelerate is True
     free = isinstance(options.init, str) and method.tuning.form is None
     few = min(data.n, data.d) >= options.nb_concepts

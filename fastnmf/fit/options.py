@@ -119,6 +119,7 @@ class Options:
                 "dictionary already; give alpha_D=0, or leave it out"
             )
         self._check_penalty_of_signed()
+        checks.mixtures(self, self.tuned.form, mixes=self.constraint.of_rows)
         forms_of(self.solvers[self.solver], self.tuned.form)
 
     def _check_penalty_of_signed(self) -> None:
@@ -180,8 +181,8 @@ class Options:
 
     def method(self, device: torch.device) -> Method:
         """How half-steps are computed on a device. Raises BackendUnavailable."""
-        solver = self.solvers[self.solver]
-        backend, ops = select(solver.operations + solver.fused, device, self.backend)
+        solver, more = self.solvers[self.solver], self.constraint.operations
+        backend, ops = select(solver.operations + solver.fused + more, device, self.backend)
         return Method(solver, backend, ops, self.tuned, self.penalties, self.constraint)
 
     def method_of_codes(self, device: torch.device) -> Method:

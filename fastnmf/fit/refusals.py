@@ -79,6 +79,16 @@ def _same(read: Path, written: Path) -> bool:
 def refuse_unsuited(options: Options, data: Data) -> None:
     """Refuse acceleration with penalties, and whatever needs the codes of all rows where there are
     none."""
+    if options.constraint.of_rows and not data.takes_rows:
+        instead = (
+            "batches that are read in passes do not give; give an array, or the path of a .npy "
+            "file, which may be larger than memory"
+        )
+        if data.density is not None:
+            instead = "a sparse A does not give; give a dense A (A.toarray(), A.to_dense())"
+        raise InvalidInput(
+            f"ConvexNMF mixes rows of A, and takes them in any order, which {instead}"
+        )
     if options.penalties and options.accelerate is True:
         raise InvalidInput(
             "accelerate=True does not go with alpha_Z or alpha_D, nor with unit_norm: it scales "

@@ -18,12 +18,15 @@ from ..data.storage import InMemory, Storage
 from ..engine.state import Iteration, State
 from ..errors import InvalidInput
 from ..planning.plan import Plan
+from ..solvers.supports.rows import Mixture
 
 FORMAT = "fastnmf checkpoint"
 FORMAT_VERSION = 1
 # prefix of the names of what an accelerated fit carries besides; as in files of earlier versions,
 # so that these load
 _CARRIED = "ahead."
+# prefix of the names of those of a mixture of rows
+_MIXED = "mixture."
 # names in the file of fields of a plan: those of earlier versions, whose files load
 _NAMES = {"tile_rows": "piece_rows"}
 
@@ -95,6 +98,9 @@ class Save:
                 for name in names
                 if name.startswith(_CARRIED)
             }
+            mixed = {
+                name.removeprefix(_MIXED): tensor(name) for name in names if name.startswith(_MIXED)
+            }
             metadata = self.metadata
             return _plan_of(json.loads(metadata["plan"])), State(
                 InMemory(tensor("Z")) if Z is None else Z,
@@ -108,6 +114,7 @@ class Save:
                 revived=int(metadata["revived"]),
                 # saves of earlier versions have none
                 seed=json.loads(metadata.get("seed", "null")),
+                mixture=Mixture(**mixed) if mixed else None,
             )
 
 
@@ -123,6 +130,8 @@ def write(
     if isinstance(state.Z, InMemory):
         factors["Z"] = state.Z.Z
     carried = {_CARRIED + name: F for name, F in (state.carried or {}).items()}
+    if state.mixture is not None:
+        carried |= {_MIXED + name: F for name, F in state.mixture.tensors().items()}
     tensors = {
         name: F.detach().cpu().contiguous()
         for name, F in {**factors, **carried}.items()

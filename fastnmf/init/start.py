@@ -7,21 +7,20 @@ import difflib
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..backends.products import Matrix, Rebuilt, dense, dot, largest, row_maxima
-from ..data.arrays import Expected
+from ..backends.products import Matrix, Rebuilt, dense, dot, row_maxima
 from ..data.dataset import Data
-from ..data.sparse.arrays import is_sparse, sparse_matrix
 from ..data.storage import InMemory, Kept, row_blocks
 from ..errors import InvalidInput
-from ..numerics import largest_entry, square_is_normal, tiny, wide
+from ..numerics import tiny, wide
 from ..planning.memory import SINGULAR, return_memory
 from ..solvers.constraints import NON_NEGATIVE, Constraint
-from . import nndsvd, signed
+from ..solvers.supports.rows import Mixture
+from . import mixed, nndsvd, signed
 from .drawn import draw_codes_, drawn, drawn_codes
+from .factors import given_codes, given_factor
 from .rows import any_rows, spread_rows, take_rows
 from .svd import tile_rows, width
 
@@ -75,8 +74,25 @@ def start(
     return D
 
 
+def begin(
+    data: Data,
+    codes: Kept | None,
+    K: int,
+    init: Any,
+    generator: Generator | None,
+    constraint: Constraint,
+) -> tuple[Tensor, Mixture | None]:
+    """`start`, and the mixture that D is where concepts are mixtures of rows."""
+    given = data, codes, K, init, generator
+    if constraint.of_rows:
+        return mixed.start(*given, convex=constraint.sums_to_one)
+    return start(*given, constraint), None
+
+
 def starts_of(constraint: Constraint) -> tuple[str, ...]:
     """The names of starts for dictionaries with this constraint."""
+    if constraint.of_rows:
+        return mixed.STARTS
     return signed.STARTS if constraint.signed else STARTS
 
 
@@ -94,6 +110,8 @@ def resolve(init: object, n: int, d: int, K: int, constraint: Constraint = NON_N
         raise InvalidInput(
             f"init={init!r} is no start (did you mean {nearest!r}?); give {_allowed(constraint)}"
         )
+    if constraint.of_rows:
+        return mixed.resolve(init)
     if constraint.signed:
         return signed.resolve(init, n, d, K)
     if init == "auto":
@@ -234,59 +252,9 @@ def _given(data: Data, codes: Kept | None, K: int, init: object, constraint: Con
         raise InvalidInput(
             "init=(Z0, D0) gives codes, and codes=None keeps none; give init=(None, D0)"
         )
-    Z = None if codes is None else _given_codes(init[0], (data.n_here, K), data.like)
+    Z = None if codes is None else given_codes(init[0], (data.n_here, K), data.like)
     shape = K, data.d
-    D = _given_factor("D0", init[1], shape, data.like, signed=constraint.signed)
+    D = given_factor("D0", init[1], shape, data.like, signed=constraint.signed)
     for part in () if Z is None else row_blocks(data.n_here, data.chunk_rows):
         codes.save(part, dense(Z[part]))
     return D.clone(memory_format=torch.contiguous_format)
-
-
-def _given_codes(Z0: object, shape: tuple[int, int], like: Tensor) -> Matrix:
-    """Z0 as _given_factor has it; a sparse one stays so."""
-    if not is_sparse(Z0):
-        return _given_factor("Z0", Z0, shape, like)
-    Z = sparse_matrix(Z0, Expected("Z0", empty=True), like.device).to(like.dtype)
-    if Z.shape != shape:
-        raise InvalidInput(f"Z0 has shape {Z.shape}; expected {shape}")
-    _refuse_extreme("Z0", float(largest(Z)), like)
-    return Z
-
-
-def _given_factor(
-    name: str, value: object, shape: tuple[int, int], like: Tensor, *, signed: bool = False
-) -> Tensor:
-    """The factor on the device and in the dtype of `like`; itself where it is a tensor of these."""
-    try:
-        F = (
-            value.detach()
-            if isinstance(value, Tensor)
-            else torch.tensor(np.asarray(value), device="cpu")
-        )
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{name} is a {type(value).__name__}, no tensor: {error}") from error
-    if tuple(F.shape) != shape or F.is_complex():
-        raise InvalidInput(
-            f"{name} is {F.dtype} of shape {tuple(F.shape)}; expected real numbers of shape {shape}"
-        )
-    F = F.to(like)
-    bad = ~(F.isfinite() & ((F >= 0) | signed))
-    if bad.any():
-        i, j = bad.nonzero()[0].tolist()
-        raise InvalidInput(
-            f"{name} has {int(bad.sum())} entries that are {'' if signed else 'negative or '}not "
-            f"finite, the first at row {i}, column {j}: {F[i, j].item()}; a start must be "
-            f"{'' if signed else '≥ 0 and '}finite"
-        )
-    _refuse_extreme(name, float(largest_entry(F)) if F.numel() else 0.0, F)
-    return F
-
-
-def _refuse_extreme(name: str, largest: float, like: Tensor) -> None:
-    """Refuse a factor of this largest entry, whose square overflows or vanishes."""
-    if not square_is_normal(largest, like.dtype):
-        raise InvalidInput(
-            f"the largest entry of the start {name} is {largest:.3g}, too "
-            f"{'small' if largest < 1 else 'large'} to be squared; give Z0 and D0 of about the "
-            "size of √A"
-        )

@@ -80,7 +80,8 @@ class DictionaryModel(nn.Module):
             ) from error
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ELSEWHERE and name not in self.__dict__:
+        held = self.__dict__.get("_buffers", {})
+        if name in ELSEWHERE and name not in self.__dict__ and name not in held:
             raise AttributeError(f"a model has no {name!r} to set; write {ELSEWHERE[name]}")
         super().__setattr__(name, value)
 

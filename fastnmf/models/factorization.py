@@ -25,6 +25,7 @@ from ..errors import NotFitted
 from ..fit.options import Options, destination, refuse_unknown, with_run
 from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
+from ..solvers.constraints import Constraint
 from . import own_parts
 from .base import DictionaryModel
 from .own_parts import Solve
@@ -43,6 +44,8 @@ class Factorization(DictionaryModel):
     _SOLVERS: ClassVar[dict[str, Solve]] = {}
     # options that Overcomplete gives to a solver function beside max_iter and tol
     passed_on: ClassVar[dict[str, tuple[str, ...]]] = {"fit": (), "encode": ("verbose",)}
+    # options that only its class has
+    _OWN_OPTIONS: ClassVar[tuple[str, ...]] = ()
 
     @one_at_a_time
     def fit(
@@ -138,11 +141,12 @@ class Factorization(DictionaryModel):
             return self._fit_by(function, A, options)
         A, pair = own_parts.own_start(self, A)
         options = options.starting_from(pair)
-        Z, D, info = batch.fit(A, options)
-        self.D = D
-        self.fit_info_ = info
-        self._set_fitted(**info.as_dict())
-        return Z, D
+        fitted = batch.fit(A, options)
+        self.D = fitted.D
+        self.fit_info_ = fitted.info
+        self._set_fitted(**fitted.info.as_dict())
+        self._take_mixture(fitted.W)
+        return fitted.Z, fitted.D
 
     @one_at_a_time
     def partial_fit(self, A: Any, *, half_life: float | None = None, **unknown: Any) -> Self:
@@ -451,10 +455,13 @@ class Factorization(DictionaryModel):
         """
         from . import saved
 
-        D, names = self.get_dictionary(), ("solver", "tol", *saved.PENALTIES)
+        D, names = self.get_dictionary(), ("solver", "tol", *saved.PENALTIES, *self._OWN_OPTIONS)
         # nb_concepts may have been set for another fit
         options = {"nb_concepts": len(D), **{name: getattr(self, name) for name in names}}
-        saved.write(path, options, D, self.fit_info_, self.public_name())
+        content = saved.Saved(
+            options, D, self.fit_info_, model=self.public_name(), W=self._mixture()
+        )
+        saved.write(path, content)
 
     @classmethod
     @isolated
@@ -487,6 +494,7 @@ class Factorization(DictionaryModel):
         options: dict[str, Any] = {"device": device, **found.options}
         model = cls(**options).load_dictionary(found.D)
         model.fit_info_ = found.info
+        model._take_mixture(found.W)
         return model
 
     def plot(self) -> Figure:
@@ -531,10 +539,21 @@ class Factorization(DictionaryModel):
         state = "fitted" if self.fitted else "not fitted"
         return f"{self.nb_concepts}, device={str(self.device)!r}, solver={self.solver!r}, {state}"
 
+    def _constraint(self) -> Constraint:
+        """The constraint of the dictionary, as the attributes are now."""
+        return self.constraint
+
+    def _mixture(self) -> Tensor | None:
+        """The rows of A that concepts are mixtures of, W (K, n), sparse, in models that have it."""
+        return None
+
+    def _take_mixture(self, W: Tensor | None) -> None:
+        """Keep W (K, n), in models that have it."""
+
     def _options(self) -> Options:
         """The options as the attributes are now."""
         given: dict[str, Any] = {name: getattr(self, name) for name in OPTIONS}
-        given |= {"solver": own_parts.native_solver(self), "constraint": self.constraint}
+        given |= {"solver": own_parts.native_solver(self), "constraint": self._constraint()}
         try:
             return (_checked if isinstance(self.init, str) else Options)(**given)
         except TypeError:
@@ -546,7 +565,7 @@ class Factorization(DictionaryModel):
         own_parts.refuse_unknown_options(self, unknown)
         solver = given["solver"]
         self.solver = solver
-        given = {**given, "solver": own_parts.native_solver(self), "constraint": self.constraint}
+        given = {**given, "solver": own_parts.native_solver(self), "constraint": self._constraint()}
         checked = Options(**given)
         for name in OPTIONS:
             setattr(self, name, getattr(checked, name))

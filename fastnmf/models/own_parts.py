@@ -32,7 +32,8 @@ _KNOWN_TO_A_FUNCTION = (
     *("nb_concepts", "device", "solver", "tol", "verbose", "max_iter", "init", "seed"),
 )
 # methods that a user may replace, and the start that they give
-_STARTS = {"init_nndsvda": "nndsvda", "init_random_z": "random", "init_random_d": "random"}
+_STARTS = {"init_nndsvda": "nndsvda"}
+_STARTS |= dict.fromkeys(("init_random_z", "init_random_d", "init_random_w"), "random")
 
 
 class SolverFunction:
@@ -59,6 +60,11 @@ class SolverFunction:
     ) -> tuple[Tensor, Tensor]:
         """(Z, D) from a start Z (n, K), D (K, d), which are not changed: both of them fitted to A
         (n, d), or one for the other as it is. penalty: l1_penalty, where Overcomplete's has it."""
+        if self._model.constraint.of_rows:
+            raise InvalidInput(
+                "solvers of ConvexNMF are no functions of (A, Z, W) here; give the start to the "
+                "model: ConvexNMF(K, init=(Z0, W0)).fit(A)"
+            )
         device = A.device if isinstance(A, Tensor) else torch.device("cpu")
         signed = self._model.constraint.signed
         A, Z, D = (
@@ -90,6 +96,32 @@ class SolverFunction:
         return f"<solver {self.name!r} of fastnmf: (A, Z, D, …) → (Z, D)>"
 
 
+def with_l1_penalty(given: dict[str, Any], l1_penalty: float) -> dict[str, Any]:
+    """The options with Overcomplete's l1_penalty, mean(|A − Z D|²) + l1_penalty · mean(Z), as
+    penalties of fastnmf: the same objective."""
+    if checks.penalty("l1_penalty", l1_penalty) == 0:
+        return given
+    checks.whole("nb_concepts", given["nb_concepts"], at_least=1, at_most=checks.MOST)
+    alpha_Z = l1_penalty / (2 * given["nb_concepts"])
+    if given["alpha_Z"] or given["l1_ratio"] or given["alpha_D"] not in ("same", 0):
+        raise InvalidInput(
+            f"l1_penalty={l1_penalty:g} is alpha_Z={alpha_Z:.4g}, l1_ratio=1 and alpha_D=0, and "
+            "goes with none of them; give it, or these"
+        )
+    return given | {"alpha_Z": alpha_Z, "l1_ratio": 1.0, "alpha_D": 0}
+
+
+def l1_penalty_of(model: Any) -> float:
+    """Overcomplete's l1_penalty of a model."""
+    return 2 * model.nb_concepts * model.alpha_Z * model.l1_ratio
+
+
+def set_l1_penalty(model: Any, weight: float) -> None:
+    """Set Overcomplete's l1_penalty of a model."""
+    weight = checks.penalty("l1_penalty", weight)
+    model.alpha_Z, model.l1_ratio, model.alpha_D = weight / (2 * model.nb_concepts), 1.0, 0
+
+
 def refuse_unknown_options(model: Any, unknown: dict[str, Any]) -> None:
     """Raise TypeError for an option of the constructor that does not exist."""
     parameters = inspect.signature(model.public_class().__init__).parameters.values()
@@ -111,6 +143,11 @@ def own_function(model: Any) -> Solve | None:
     function = function_of(model)
     if isinstance(function, SolverFunction):
         return None
+    if model.constraint.of_rows:
+        raise InvalidInput(
+            f"the solver {model.solver!r} is a function of your own, which {type(model).__name__} "
+            f"does not take; give one of {', '.join(model.public_class()._SOLVERS)}"
+        )
     defaults = {field.name: field.default for field in fields(Options)}
     known = {*_KNOWN_TO_A_FUNCTION, *_passed_on_as_l1_penalty(model)}
     for name in vars(model).keys() & defaults.keys() - known:

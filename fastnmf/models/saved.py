@@ -11,6 +11,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._version import __version__
@@ -24,8 +25,9 @@ FORMAT_VERSION = 2
 # of NMF, whose files all versions read
 _FIRST_VERSION, _FIRST_MODEL = 1, "NMF"
 SUFFIXES = (".safetensors",)
-# options that are stored, beside the sizes
+# options that are stored, beside these
 PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
+_NAMED = ("nb_concepts", "solver", "tol")
 # what earlier versions called the fields of FitInfo: their files load
 _FORMER_NAMES = {"piece_rows": "tile_rows"}
 
@@ -33,13 +35,15 @@ _FORMER_NAMES = {"piece_rows": "tile_rows"}
 @dataclass(frozen=True)
 class Saved:
     """The content of a model file: the constructor's options, D (K, d), the summary of the fit or
-    None, the version of fastnmf that wrote it, and the name of the model's class."""
+    None, the version of fastnmf that wrote it, the name of the model's class, and W (K, n), sparse,
+    of a model whose concepts are mixtures of rows."""
 
     options: dict[str, Any]
     D: Tensor
     info: FitInfo | None
-    version: str
-    model: str
+    version: str = __version__
+    model: str = _FIRST_MODEL
+    W: Tensor | None = None
 
     def check_model(self, path: str | os.PathLike[str], model: str) -> None:
         """Raise InvalidInput where the file is of another model."""
@@ -49,15 +53,9 @@ class Saved:
             )
 
 
-def write(
-    path: str | os.PathLike[str],
-    options: dict[str, Any],
-    D: Tensor,
-    info: FitInfo | None,
-    model: str = _FIRST_MODEL,
-) -> None:
-    """Write a fitted model; options: nb_concepts, solver, tol and PENALTIES. Raises what
-    `check_output` raises before it writes."""
+def write(path: str | os.PathLike[str], content: Saved) -> None:
+    """Write a fitted model. Raises what `check_output` raises before it writes."""
+    options, model, W = content.options, content.model, content.W
     path = check_output(path, SUFFIXES)
     metadata = {
         "format": FORMAT,
@@ -66,16 +64,20 @@ def write(
         "solver": options["solver"],
         "nb_concepts": str(options["nb_concepts"]),
         "tol": repr(options["tol"]),
-        "penalties": json.dumps({name: options[name] for name in PENALTIES}),
-        "fit_info": json.dumps(None if info is None else asdict(info)),
+        "penalties": json.dumps({n: v for n, v in options.items() if n not in _NAMED}),
+        "fit_info": json.dumps(None if content.info is None else asdict(content.info)),
     }
     if model != _FIRST_MODEL:
         metadata["model"] = model
     import safetensors.torch
 
-    D = D.detach().cpu().contiguous()
+    tensors = {"D": content.D}
+    if W is not None:
+        tensors |= {"W.index": W.indices(), "W.weights": W.values()}
+        metadata["rows"] = str(W.shape[1])
+    tensors = {name: F.detach().cpu().contiguous() for name, F in tensors.items()}
     with replacing(path) as part:
-        safetensors.torch.save_file({"D": D}, part, metadata=metadata)
+        safetensors.torch.save_file(tensors, part, metadata=metadata)
 
 
 def read(path: str | os.PathLike[str]) -> Saved:
@@ -101,7 +103,11 @@ def read(path: str | os.PathLike[str]) -> Saved:
                 )
                 own = f"fastnmf {__version__} reads up to format {FORMAT_VERSION}"
                 raise InvalidInput(f"{path} is in {newer}; {own}: upgrade it")
-            D = file.get_tensor("D")
+            D, W = file.get_tensor("D"), None
+            if "rows" in metadata:
+                parts, shape = ("W.index", "W.weights"), (len(D), int(metadata["rows"]))
+                index, weights = map(file.get_tensor, parts)
+                W = torch.sparse_coo_tensor(index, weights, shape, check_invariants=True).coalesce()
         options = {
             "nb_concepts": int(metadata["nb_concepts"]),
             "solver": metadata["solver"],
@@ -111,7 +117,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
         }
         info = _info(json.loads(metadata["fit_info"]))
         model = metadata.get("model", _FIRST_MODEL)
-        return Saved(options, D, info, metadata["fastnmf_version"], model)
+        return Saved(options, D, info, metadata["fastnmf_version"], model, W)
 
 
 def _info(stored: dict[str, Any] | None) -> FitInfo | None:

@@ -12,9 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..data.arrays import Expected, read_matrix
-from ..errors import InvalidInput
 from ..fit.options import generator
 from ..init import signed as starts
 from ..isolation import isolated
@@ -173,25 +171,17 @@ class SemiNMF(Factorization):
         """Check the options; the class describes them."""
         given: dict[str, Any] = {n: value for n, value in locals().items() if n in OPTIONS}
         super().__init__()
-        if checks.penalty("l1_penalty", l1_penalty) > 0:
-            checks.whole("nb_concepts", nb_concepts, at_least=1, at_most=checks.MOST)
-            if alpha_Z or l1_ratio or alpha_D not in ("same", 0):
-                raise InvalidInput(
-                    f"l1_penalty={l1_penalty:g} is alpha_Z={l1_penalty / (2 * nb_concepts):.4g}, "
-                    "l1_ratio=1 and alpha_D=0, and goes with none of them; give it, or these"
-                )
-            given |= {"alpha_Z": l1_penalty / (2 * nb_concepts), "l1_ratio": 1.0, "alpha_D": 0}
+        given = own_parts.with_l1_penalty(given, l1_penalty)
         self._take_options(given, unknown)
 
     @property
     def l1_penalty(self) -> float:
         """The weight of the l1 penalty on the codes, as Overcomplete has it."""
-        return 2 * self.nb_concepts * self.alpha_Z * self.l1_ratio
+        return own_parts.l1_penalty_of(self)
 
     @l1_penalty.setter
     def l1_penalty(self, weight: float) -> None:
-        weight = checks.penalty("l1_penalty", weight)
-        self.alpha_Z, self.l1_ratio, self.alpha_D = weight / (2 * self.nb_concepts), 1.0, 0
+        own_parts.set_l1_penalty(self, weight)
 
     @isolated
     def init_random_z(self, A: Any) -> Tensor:

@@ -238,11 +238,12 @@ def _candidates(problem: Problem, on: Machine, tuning: Tuning) -> Iterator[Candi
     forms = forms_of(problem.solver, tuning.form)
     swept = problem.solver.sweeps_blocks or problem.learner.sweeps_blocks
     blocks = [tuning.block] if tuning.block else on.blocks if swept else on.wide_blocks
+    of_dictionary = forms if "residual" in problem.learner.forms else ("normal",)
     return (
         Candidate(codes, dictionary, min(block, problem.K), rows)
         for codes in forms
         for dictionary in (
-            ("normal",) if problem.streams else forms if problem.learns else (codes,)
+            ("normal",) if problem.streams else of_dictionary if problem.learns else (codes,)
         )
         for block in blocks
         for rows in _tiles(problem, codes, block, on, tuning.chunk_rows)

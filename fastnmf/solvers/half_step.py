@@ -18,6 +18,7 @@ from ..backends.products import Matrix
 from ..precision import in_tf32, products_in
 from .constraints import NON_NEGATIVE, Constraint
 from .penalties import NO_PENALTY, Penalty
+from .supports.rows import Mixing
 from .supports.working_set import Concepts
 
 FORMS = ("normal", "residual")
@@ -61,6 +62,7 @@ class Compute:
     form only, where it does no harm (docs/notes/precision.md). residual: that of the residual
     itself, for mu and pgd. sum_(X): turns sums over the part of B of this process into sums over
     all processes, in place, for hals; None where B is whole. factor, fixed: what F and B may be.
+    mixing: the rows of the data that concepts are mixtures of, or None.
     """
 
     ops: Operations
@@ -71,6 +73,7 @@ class Compute:
     sum_: Callable[..., None] | None = None
     factor: Constraint = NON_NEGATIVE
     fixed: Constraint = NON_NEGATIVE
+    mixing: Mixing | None = None
 
     @property
     def bounded(self) -> bool:

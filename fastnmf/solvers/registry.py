@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from . import anls, hals, least_squares, mu, pgd
 from .base import Solver
-from .constraints import FREE, NON_NEGATIVE, Constraint
+from .constraints import CONVEX, FREE, MIXED, NON_NEGATIVE, Constraint
+from .supports import mixture
 
 _ALL = (hals.SOLVER, mu.SOLVER, mu.SIGNED, pgd.SOLVER, anls.SOLVER)
 
@@ -15,7 +16,8 @@ def _of(constraint: Constraint) -> dict[str, Solver]:
 
 # those of non-negative dictionaries
 SOLVERS: dict[str, Solver] = _of(NON_NEGATIVE)
-_BY_CONSTRAINT = {NON_NEGATIVE: SOLVERS, FREE: _of(FREE)}
+# codes of mixtures are those of any dictionary
+_BY_CONSTRAINT = {NON_NEGATIVE: SOLVERS, **dict.fromkeys((FREE, MIXED, CONVEX), _of(FREE))}
 
 
 def solvers_of(constraint: Constraint) -> dict[str, Solver]:
@@ -25,7 +27,9 @@ def solvers_of(constraint: Constraint) -> dict[str, Solver]:
 
 def learner(solver: Solver, K: int, constraint: Constraint = NON_NEGATIVE) -> Solver:
     """The solver whose half-step updates a dictionary of K concepts: itself, or least squares where
-    it leaves a free dictionary to them, up to learns_up_to."""
+    it leaves a free dictionary to them, up to learns_up_to; that of mixtures of rows."""
+    if constraint.of_rows:
+        return mixture.SOLVER
     by = least_squares.SOLVER if constraint.signed and solver.solves_free else solver
     return by if by.learns_up_to >= K else hals.SOLVER
 
