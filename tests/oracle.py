@@ -160,6 +160,18 @@ def rows_half_step(W, A, Z, entering, *, convex=False):
     return W
 
 
+def offset_half_steps(A, Z, D, b, of_codes, of_dictionary):
+    """An iteration of A ≈ Z D + b: the codes for D and b, then D by a half-step of A and Z minus
+    their mean rows, in which b is the best for any D, and b itself. Concepts whose codes are all
+    alike stay."""
+    A, Z, D, b = (M.astype(np.float64) for M in (A, Z, D, b))
+    Z = of_codes(Z.T, A - b, D).T
+    centred = Z - Z.mean(0)
+    centred[:, centred.std(0) < 1e-6 * Z.mean(0)] = 0
+    D = of_dictionary(D, (A - A.mean(0)).T, centred.T)
+    return Z, D, (A - Z @ D).mean(0)
+
+
 def signed_problem(n, d, K, seed=0, kind="plain"):
     """problem, with A and D of any signs."""
     A, Z, D = problem(n, d, K, seed, kind)

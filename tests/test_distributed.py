@@ -127,6 +127,9 @@ FITS |= {
         "mu": {"how": "even", "init": "random", "solver": "mu", "instant": True},
         "anls": {"how": "uneven", "init": "spread", "solver": "anls"},
         "residual": {"how": "even", "init": "rows", "form": "residual", "block": 4},
+        "offset": {"how": "uneven", "init": "svd", "offset": True},
+        "split offset": {"how": "even", "init": "rows", "offset": True, "instant": True},
+        "offset residual": {"how": "uneven", "offset": True, "form": "residual", "block": 4},
     }.items()
 }
 # features are split between processes only where that takes no time: K is small here

@@ -36,6 +36,8 @@ MODEL_OPTIONS = (
     *("solver", "tol", "max_iter", "init", "seed", "backend", "max_memory", "stop", "revive"),
     *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm"),
 )
+# options of SemiNMF alone
+SIGNED_OPTIONS = ("offset",)
 FIT_OPTIONS = ("max_seconds", "resume")
 
 
@@ -113,6 +115,7 @@ def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> No
 
 def _model(arguments: Namespace, processes: Processes) -> Factorization:
     from .. import checks
+    from ..errors import InvalidInput
     from ..models.convex_nmf import ConvexNMF
     from ..models.nmf import NMF
     from ..models.semi_nmf import SemiNMF
@@ -131,6 +134,11 @@ def _model(arguments: Namespace, processes: Processes) -> Factorization:
             del options["solver"]
         if arguments.strict_convex:
             options["strict_convex"] = True
+        for name in SIGNED_OPTIONS:
+            if kind is SemiNMF:
+                options[name] = getattr(arguments, name)
+            elif getattr(arguments, name):
+                raise InvalidInput(f"{name}=True is an option of --model semi alone")
         return kind(
             arguments.concepts,
             device=usable_device(arguments.device),

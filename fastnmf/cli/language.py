@@ -21,10 +21,10 @@ _WITH_VALUE = {
     name: f"--{name}"
     for name in (
         *("solver", "init", "seed", "backend", "form", "accelerate", "stop", "revive", "device"),
-        *("codes", "checkpoint", "resume", "header", "concepts", "patches"),
+        *("codes", "checkpoint", "resume", "header", "concepts", "patches", "offset"),
     )
 } | {"out": "--out"}
-_FLAGS = ("unit_norm", "revive", "resume")
+_FLAGS = ("unit_norm", "offset", "revive", "resume")
 _OPTION = re.compile(rf"(?<![\w/.\-])({'|'.join(_NAMES)})(?![\w/\-]|\.\w|=)")
 _VALUE = re.compile(
     rf"(?<![\w/.\-])({'|'.join([*_NAMES, *_WITH_VALUE])})=('[^']*'|PosixPath\('[^']*'\)|[^\s,;)?]+)"

@@ -172,6 +172,8 @@ def _add_model(parser: Parser) -> None:
     what = "with --model convex: weights of the rows in a concept sum to 1"
     model("--strict-convex", action="store_true", help=what)
     model("--unit-norm", action="store_true", help="keep concepts at norm 1")
+    what = "with --model semi: learn a row that is added to all, A ≈ Z D + b"
+    model("--offset", action="store_true", help=what)
     what = "re-initialise dead and near-duplicate concepts"
     model("--revive", action="store_true", help=what)
 

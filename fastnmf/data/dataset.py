@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dense_copy, largest, stored_share, take
+from ..backends.products import Matrix, dense, dense_copy, largest, stored_share, take
 from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
-from ..numerics import compute_dtype, squared_norm, wide_tiles
+from ..numerics import WIDENED_BYTES, compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget, return_memory
 from ..solvers.half_step import Operations
 from .arrays import NON_NEGATIVE, Expected, read_matrix
-from .prefetch import Buffer, ChunkTiles, Prefetcher
+from .prefetch import Buffer, Prefetcher
 from .shards import Shards
 from .sources import Source, chunks_of, open_source, rows_of, summarise, whole_matrix
 from .sparse.arrays import is_sparse, sparse_matrix
 from .sparse.codes import SPARSE
 from .sparse.files import loaded
 from .sparse.rows import chunks_of as sparse_chunks
-from .storage import Compressed, InMemory, OnDisk, Storage, loading, row_blocks
+from .storage import Compressed, InMemory, OnDisk, Storage, TilesRead, loading, row_blocks
 from .summary import Summary, joined, squares_about
 
 # chunks after which freed memory is returned to the system: after every chunk made fits up to 5 %
@@ -49,10 +49,12 @@ class Data:
     resident: whether
     all rows of all processes are in memory, so that a residual (n, d) may be as well. first,
     n_here: which rows of A this process has. chunk_rows: rows of a chunk, at most. passes: how
-    often all rows were read, including the checks.
+    often all rows were read, including the checks. offset: a row (d,) that chunks and tiles are
+    minus, or None; what is written into it shows in the next one. Statistics are of A itself.
     """
 
     _operations: Operations | None = None
+    offset: Tensor | None = None
 
     def __init__(self, A: Matrix) -> None:
         """Data in the memory of one process."""
@@ -88,7 +90,8 @@ class Data:
         self.density = self.stored = whole.share
         self._summary, self._squares_here = whole, summary.squares
         self._source, self._prefetch = source, prefetch
-        self._budget = replace(budget, stored=self.stored)
+        self._sparse = self.stored is not None
+        self._budget = budget
         none = torch.empty(0, self.d, dtype=self.dtype, device=self.device)
         self.A = whole_matrix(source, self.dtype, self.device) if self.n_here else none
         self._buffers, self.chunk_rows = [], 0
@@ -102,6 +105,14 @@ class Data:
         copy = Data(dense_copy(self.A))
         copy.density = self.density
         return copy
+
+    def subtract(self, offset: Tensor | None) -> None:
+        """Set the offset; rows of sparse data are then made dense, some at a time."""
+        self.offset = offset
+        if offset is not None and self.stored is not None:
+            self.stored = None
+            if self._source is not None:
+                self.limit_chunks(None)
 
     def compute_with(self, operations: Operations) -> None:
         """Compute products with sparse rows by these operations of a backend."""
@@ -158,6 +169,16 @@ class Data:
         return squares_about(mean.to(self.dtype), self.A, _SUMMED // self.d)
 
     @property
+    def made_dense(self) -> bool:
+        """Whether the data are sparse and in memory, and made dense when they are read."""
+        return self.stored is None and isinstance(self.A, SparseMatrix)
+
+    @property
+    def squares_read(self) -> Tensor | float:
+        """‖A − offset‖² for the best offset, ‖A‖² without one: of what chunks are at the start."""
+        return self.squared_norm if self.offset is None else self.squared_spread
+
+    @property
     def spread(self) -> float:
         """‖A − its mean row‖ / ‖A‖, from 0 to 1; at least 3e-4 for data that are read in passes or
         shared, where less is not told from rounding."""
@@ -175,7 +196,7 @@ class Data:
             self.chunk_rows = min(self.n, most or self.n)
         else:
             sizes = self.n_here, self.d, self.dtype, self.n
-            self.take_chunks(self._budget.rows(*sizes, most))
+            self.take_chunks(replace(self._budget, stored=self.stored).rows(*sizes, most))
 
     def take_chunks(self, rows: int) -> None:
         """Set chunk_rows."""
@@ -194,14 +215,26 @@ class Data:
         return rows_of(self._source, numbers, self.dtype)
 
     def chunks(
-        self, codes: Storage | None = None, save: bool = True
+        self, codes: Storage | None = None, save: bool = True, rows: int | None = None
     ) -> Iterator[tuple[slice, Matrix, Tensor | None]]:
-        """Yield (part, X, Z) of each chunk in one pass over the rows here: X, widened, and their
-        codes Z, or None if codes are not kept, on the device.
+        """Yield (part, X, Z) of each chunk in one pass over the rows here: X, widened, minus the
+        offset, and their codes Z, or None if codes are not kept, on the device.
 
         Z may be changed in place, and is saved unless save is False. A chunk is valid until the
-        next one is requested.
+        next one is requested. rows: of a chunk that is a copy of data in memory, at most.
         """
+        if self.offset is None:
+            yield from self._chunks(codes, save)
+            return
+        few = min(rows or self.n, max(1, WIDENED_BYTES // (self.d * self.dtype.itemsize)))
+        for part, X, Z in self._chunks(codes, save):
+            for some in row_blocks(len(X), few) if self.A is not None else (slice(0, len(X)),):
+                of_all = slice(part.start + some.start, part.start + some.stop)
+                yield of_all, dense(X[some]) - self.offset, None if Z is None else Z[some]
+
+    def _chunks(
+        self, codes: Storage | None, save: bool
+    ) -> Iterator[tuple[slice, Matrix, Tensor | None]]:
         if self._source is None:
             yield from self._chunks_in_memory(codes, save)
             return
@@ -248,11 +281,13 @@ class Data:
         """(X (m, d), their codes (m, K), their part of E (n, d)) of tiles of up to `rows` rows, by
         default of a chunk; None for codes or E that are not given.
 
-        Data in memory: views, X as it is stored. Read in passes: read again whenever the
-        tiles are iterated over, X widened; codes that are changed in place are saved if `save`.
+        Data in memory: views, X as it is stored. Read in passes, or minus an offset: read again
+        whenever the tiles are iterated over, X widened; codes that are changed in place are saved
+        if `save`.
         """
-        if not self.in_memory_here or not isinstance(codes, InMemory | None):
-            return ChunkTiles(self, codes, rows or self.chunk_rows, save, E)
+        copies = self.offset is not None or not self.in_memory_here
+        if copies or not isinstance(codes, InMemory | None):
+            return TilesRead(self, codes, rows or self.chunk_rows, save, E)
         Z = None if codes is None else codes.Z
         parts = row_blocks(self.n, rows or self.n)
         return [tuple(None if M is None else M[part] for M in (self.A, Z, E)) for part in parts]
@@ -264,7 +299,7 @@ class Data:
             for part in row_blocks(self.n_here, self.chunk_rows):
                 yield part, (None, self.A[part]), load(part)
             return
-        if self.stored is not None:
+        if self._sparse:
             yield from self._read_sparse(load)
             return
         turn = -1

@@ -60,21 +60,3 @@ class Buffer:
 
     host: Tensor
     copied: torch.cuda.Event | None = None
-
-
-@dataclass(frozen=True)
-class ChunkTiles:
-    """The tiles of data that are read in passes: each iteration over it is one pass."""
-
-    data: Any
-    codes: Any
-    rows: int
-    save: bool
-    E: Tensor | None
-
-    def __iter__(self) -> Iterator[Any]:
-        for part, X, Z in self.data.chunks(self.codes, self.save):
-            E = None if self.E is None else self.E[part]
-            for i in range(0, len(X), self.rows):
-                tile = slice(i, i + self.rows)
-                yield tuple(None if M is None else M[tile] for M in (X, Z, E))

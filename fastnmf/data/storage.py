@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -299,3 +300,21 @@ def loading(codes: Storage | None, save: bool) -> Callable[[slice], Tensor | Non
 def _parts_of(storage: Kept) -> Iterator[slice]:
     n, K = storage.shape
     return row_blocks(n, max(1, _PART_BYTES // (K * storage.dtype.itemsize)))
+
+
+@dataclass(frozen=True)
+class TilesRead:
+    """The tiles of data that are read in passes: each iteration over it is one pass."""
+
+    data: Any
+    codes: Storage | None
+    rows: int
+    save: bool
+    E: Tensor | None
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor | None, Tensor | None]]:
+        for part, X, Z in self.data.chunks(self.codes, self.save, self.rows):
+            E = None if self.E is None else self.E[part]
+            for i in range(0, len(X), self.rows):
+                tile = slice(i, i + self.rows)
+                yield tuple(None if M is None else M[tile] for M in (X, Z, E))

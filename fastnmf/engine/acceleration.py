@@ -43,8 +43,12 @@ class Extrapolation:
         *,
         waits: bool = True,
         signed: bool = False,
+        offset: Tensor | None = None,
     ) -> None:
         self._waits, self._ops = waits, ops
+        # which moves and goes back with the dictionary
+        self._offset = offset
+        self._offset_before = None if offset is None else offset.clone()
         # β of this iteration, or 0
         self._step = D.new_full((), _BETA)
         self._swept, self._Z, self._D = Z.clone(), Z.clone(), D.clone()
@@ -66,6 +70,10 @@ class Extrapolation:
         if self._sums is not None:
             self._sums.zero_()
         self._ops["extrapolate_"](D, self._D, self._step, self._least_share_of_D)
+        if self._offset is not None:
+            before = self._offset.clone()
+            self._offset.add_(self._step * (before - self._offset_before))
+            self._offset_before.copy_(before)
 
     def keep_codes_(self, Z: Tensor, rows: slice) -> None:
         """Store the codes of a tile, before its half-steps."""
@@ -112,6 +120,8 @@ class Extrapolation:
         """Restore the pair that the iteration began with; the next one moves nothing."""
         Z.copy_(self._Z)
         D.copy_(self._D)
+        if self._offset is not None:
+            self._offset.copy_(self._offset_before)
         self.set_out(still=True)
 
     def restart_(self, Z: Tensor, D: Tensor) -> None:
@@ -119,17 +129,22 @@ class Extrapolation:
         self._swept.copy_(Z)
         self._D.copy_(D)
         self._norms.copy_(torch.linalg.vector_norm(D, dim=1))
+        if self._offset is not None:
+            self._offset_before.copy_(self._offset)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors to store in a checkpoint between two iterations; no copies."""
         numbers = self._beta, self._bound, self._beta_before, self._squared_error
         numbers = torch.tensor(numbers, dtype=torch.float64, device="cpu")
-        return {"swept": self._swept, "D": self._D, "norms": self._norms, "numbers": numbers}
+        kept = {"swept": self._swept, "D": self._D, "norms": self._norms, "numbers": numbers}
+        return kept if self._offset is None else {**kept, "offset": self._offset_before}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from `state`."""
         for F, kept in ((self._swept, "swept"), (self._D, "D"), (self._norms, "norms")):
             F.copy_(state[kept])
+        if self._offset_before is not None:
+            self._offset_before.copy_(state["offset"])
         numbers = state["numbers"].tolist()
         self._beta, self._bound, self._beta_before, self._squared_error = numbers
 

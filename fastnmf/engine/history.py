@@ -27,14 +27,28 @@ _ACCURATE = 0.01
 class History:
     """Reads what iterations measured into the history of a State, when it is needed."""
 
-    def __init__(self, state: State, squared_norm: Tensor | float, *, learns: bool = True) -> None:
-        """squared_norm: ‖A‖². learns: whether the dictionary is updated, so that errors exist."""
+    def __init__(
+        self,
+        state: State,
+        squared_norm: Tensor | float,
+        *,
+        learns: bool = True,
+        least: float | None = None,
+    ) -> None:
+        """squared_norm: ‖A‖². learns: whether the dictionary is updated, so that errors exist.
+        least: the least of the numbers that an error is the difference of, by default ‖A‖²."""
+        self._least = least
         self._state, self._squared_norm, self._learns = state, squared_norm, learns
         self._unread: list[tuple[int, Tensor, float]] = []
         # that of the numbers of which the last error read is a difference, relative to ‖A‖²
         self._size = 1.0
         earlier = state.history[-1].seconds if state.history else 0.0
         self._begun = time.perf_counter() - earlier
+
+    @property
+    def _least_size(self) -> float:
+        total = float(self._squared_norm)
+        return 1.0 if self._least is None or total == 0 else self._least / total
 
     def __len__(self) -> int:
         """The number of iterations that are not read yet."""
@@ -110,7 +124,7 @@ class History:
         of_difference: whether that is computed in normal form."""
         eps = torch.finfo(self._state.D.dtype).eps
         # where concepts cancel more than that is rounding: to allow it would allow true rises
-        size = 1.0 if of_difference else iteration.relative_error**2 + eps / 4
+        size = self._least_size if of_difference else iteration.relative_error**2 + eps / 4
         return _NOISE_BETWEEN * eps * size
 
     def still_falls(self, tol: float, spread: float) -> bool:
@@ -142,7 +156,7 @@ class History:
             for change, norm in moved
         )
         total = self._squared_norm
-        self._size = max(1.0, *(size / total for size in sizes)) if sizes and total > 0 else 1.0
+        self._size = max([self._least_size, *(size / total for size in sizes if total > 0)])
         error, objective = (
             (squared / total) ** 0.5 if total > 0 else 0.0
             for squared in (max(0.0, error), max(0.0, error) + twice)

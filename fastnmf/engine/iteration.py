@@ -29,7 +29,7 @@ from .codes import FreshTiles
 from .dead_concepts import Revival, revive_
 from .history import History
 from .state import Iteration, Method, State
-from .statistics import Statistics, squared_error
+from .statistics import Offset, Statistics
 from .unit_norm import UnitNorm
 
 # the relative difference of errors from which a residual is computed anew
@@ -58,16 +58,16 @@ class Step:
         compute = method.compute(plan.block, D, allowed)
         self.compute = replace(compute, mixing=state.mixing(data, method.constraint))
         self.penalties = penalties.of_codes(data.d), penalties.of_dictionary(data.n)
+        given = D, data.squares_read, data.processes
         self.statistics = Statistics(
-            D,
-            data.squared_norm,
-            data.processes,
+            *given,
             moments=method.ops["moments_"] if plan.dictionary == "normal" else None,
             penalties=self.penalties,
             splits=plan.splits,
             by_features=data.stored is not None,
             signed=method.constraint.signed,
         )
+        self.offset = Offset(state.offset, data, self.statistics)
         if plan.dictionary == "residual" and state.E is None:
             state.E = torch.empty(data.A.shape, dtype=D.dtype, device=D.device)
         self.tiles = self._tiles()
@@ -75,13 +75,13 @@ class Step:
         state.unit = UnitNorm() if penalties.unit_norm else None
         if plan.accelerates:
             pair, share = (state.codes, D), solver.least_share
-            kind = {"waits": waits, "signed": method.constraint.signed}
+            kind = {"waits": waits, "signed": method.constraint.signed, "offset": state.offset}
             state.extrapolation = Extrapolation(*pair, share, plan.tile_rows, method.ops, **kind)
             if state.carried is not None:
                 state.extrapolation.restore(state.carried)
         if state.unit is not None and not state.swept:
             state.unit.normalise_(D, D, self.statistics)
-        self.history = History(state, data.squared_norm)
+        self.history = History(state, data.squared_norm, least=self.offset.least)
         # what rounding may add to the squared error that was read last
         self.noise = 0.0
 
@@ -158,7 +158,7 @@ class Step:
     def share_(self) -> None:
         """Give all processes the dictionary of process 0, where theirs may differ by rounding."""
         if self.state.E is not None or self.statistics.replicated:
-            self.processes.broadcast_(self.state.D)
+            self.processes.broadcast_(self.state.D, *self.offset.rows)
 
     def snapshot(self) -> State:
         """The State as a checkpoint stores it."""
@@ -178,13 +178,8 @@ class Step:
         if self.statistics.replicated:
             self.processes.broadcast_(state.D)
         self.apply_scale_()
-        by = Revival(
-            self.data,
-            self.compute,
-            self.plan.tile_rows,
-            self.penalties,
-            self.solver.least_share > 0,
-        )
+        given = self.data, self.compute, self.plan.tile_rows, self.penalties
+        by = Revival(*given, self.solver.least_share > 0)
         revived = revive_(state.Z, state.D, by, duplicates=duplicates, least=least)
         if not revived:
             return False
@@ -263,7 +258,8 @@ class Step:
         """One or more half-steps on D from the statistics, which receive ‖A − Z D‖²."""
         state, statistics, plan, D = self.state, self.statistics, self.plan, self.state.D
         before = None if state.unit is None else D.clone()
-        compute = self.compute.turned()
+        compute = self.offset.of_dictionary(self.compute.turned())
+        self.offset.centre_statistics_()
         gram = None, statistics.gram, 1, self._dictionary_penalty(), compute
         fixed = self.learner.fix("normal", *gram)
         some, cross = D, statistics.cross
@@ -278,6 +274,7 @@ class Step:
         statistics.measure_error_(some, cross, G)
         if plan.splits:
             self.processes.join_columns_(D, some, statistics.sums)
+        self.offset.follow_(D)
         if state.unit is not None:
             state.unit.normalise_(D, before, statistics)
             torch.mm(D, D.T, out=G)
@@ -303,24 +300,28 @@ class Step:
         return self.statistics.penalty_of_norms() if unit else self.penalties[1]
 
     def _half_step_by_residual_(self) -> None:
-        state, data, sums = self.state, self.data, self.statistics.dictionary
-        codes, D = state.codes, state.D
+        state, data, D, sums = self.state, self.data, self.state.D, self.statistics.dictionary
         summed = None if self.processes.alone else self.processes.sum_
-        compute = self.compute.turned(summed)
-        given = codes.T, None, D.shape[1], self._dictionary_penalty()
+        compute = self.offset.of_dictionary(self.compute.turned(summed))
+        given = state.codes.T, None, D.shape[1], self._dictionary_penalty()
         fixed = self.learner.fix("residual", *given, compute)
         target = ResidualData(data.A, state.E, self.carries, swept=state.swept)
+        target = self.offset.of_residual(target)
         self.learner.half_steps_(D, target, fixed, compute, sums, 1)
+        self.offset.follow_(D)
         if self.carries:
             state.iterations_since_fresh = (state.iterations_since_fresh + 1) % state.refresh
         if self.learner.keeps_residual:
+            self.offset.centre_(state.E)
             sums[2] = squared_norm(state.E)
             # also ‖ΔD‖² and ‖D‖², the same in all: their quotient does not change
             self.processes.sum_(self.statistics.sums)
             if state.iterations_since_fresh == 0:
                 # rounding may differ between machines
                 self.processes.broadcast_(D)
+                self.offset.follow_(D)
         elif state.extrapolation is not None:
             # acceleration needs the error of the pair, not that of the dictionary before
-            sums[2] = squared_error(data.A, codes, D, self.plan.tile_rows)
+            rebuilt, tiles = Rebuilt(D), data.tiles(state.Z, self.plan.tile_rows)
+            sums[2] = sum(rebuilt.squared_error(X, Z) for X, Z, _ in tiles)
             self.processes.sum_(sums[2])

@@ -25,6 +25,8 @@ def varies(method: Method, plan: Plan, data: Data) -> str | None:
         return "the data are read in passes, or shared by processes"
     if data.stored is not None:
         return "products with sparse data are not recorded"
+    if data.offset is not None:
+        return "rows are copied, without the offset, in every pass"
     if plan.form != "normal":
         return "in residual form the residual is computed anew at intervals"
     for solver in (method.solver, learner(method.solver, 1, method.constraint)):

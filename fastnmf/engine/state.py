@@ -138,7 +138,8 @@ class State:
     """A fit between two iterations: what the loop advances, a checkpoint stores and a summary
     reads. A run that continues from it has the same bits.
 
-    Z: where the codes (n, K) of the rows here are. D (K, d). E (n, d): the residual A − Z D, where
+    Z: where the codes (n, K) of the rows here are. D (K, d). offset (d,): the row b of A ≈ Z D + b,
+    or None; then A is A − b wherever the rest speaks of it. E (n, d): the residual A − Z D, where
     a later iteration reads it; computed anew every `refresh` iterations, the last time
     iterations_since_fresh iterations ago. drifts: relative differences between residuals that were
     carried in tf32 and new ones. carried: Extrapolation.state of a checkpoint. revived: concepts
@@ -168,6 +169,7 @@ class State:
     repeats: int = 0
     seed: int | None = None
     mixture: Mixture | None = None
+    offset: Tensor | None = None
 
     @property
     def codes(self) -> Tensor:

@@ -4,15 +4,19 @@ which each tile and each process adds."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..backends.products import Matrix, Rebuilt, add_gram_, cross_
+from ..data.dataset import Data
 from ..data.sparse.codes import compressed
 from ..data.storage import row_blocks
 from ..distributed import Processes
 from ..numerics import inner
+from ..solvers.constraints import FREE
+from ..solvers.half_step import Compute, ResidualData, centred_gram
 from ..solvers.penalties import NO_PENALTY, Penalty
 
 # multiplications of a dense product that take as long as the product of two active codes, which is
@@ -32,6 +36,8 @@ class Statistics:
     anew, for the dictionary, twice the penalties of both factors; and for the dictionary, where it
     is `signed` and the error a difference, the size of the numbers that it is the difference of.
 
+    code_sums (K,): Σ Z over rows, in float64, for a dictionary with an offset, else None.
+
     splits: as in Plan. replicated: whether each of several processes computes all of the
     dictionary: rounding may differ between processors, and so may everything derived from it.
     """
@@ -48,7 +54,8 @@ class Statistics:
         by_features: bool = False,
         signed: bool = False,
     ) -> None:
-        """by_features: whether cross is stored as (d, K), as products with sparse data have it."""
+        """by_features: whether cross is stored as (d, K), as products with sparse data have it.
+        squared_norm: ‖A‖², with an offset ‖A − its mean row‖²."""
         K, d = D.shape
         self.sums = torch.zeros(2, 5 if signed else 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
@@ -67,13 +74,21 @@ class Statistics:
         self._on_codes, self._on_dictionary = penalties
         # sum and sum of squares of the codes of each concept
         self._loads = self.sums.new_zeros(2, K)
+        self.code_sums: Tensor | None = None
         self._processes, self._signed = processes, signed
         self._empty = True
+
+    def sum_codes(self) -> Statistics:
+        """This, with code_sums from now on."""
+        self.code_sums = torch.zeros_like(self._loads[0])
+        return self
 
     def clear_(self) -> None:
         self.sums.zero_()
         if self._on_codes:
             self._loads.zero_()
+        if self.code_sums is not None:
+            self.code_sums.zero_()
         self._empty = True
 
     @property
@@ -90,6 +105,8 @@ class Statistics:
             self._loads[0] += Z.sum(0, dtype=torch.float64)
         if self._on_codes.l2:
             self._loads[1] += torch.linalg.vector_norm(Z, dim=0).double().square()
+        if self.code_sums is not None:
+            self.code_sums += Z.sum(0)
         if self.cross is None:
             return
         if sparse and isinstance(X, Tensor) and self._add_sparse_(X, Z):
@@ -128,6 +145,8 @@ class Statistics:
             self.codes.copy_(self._codes_summed)
         if self._on_codes:
             self._processes.sum_(self._loads)
+        if self.code_sums is not None:
+            self._processes.sum_(self.code_sums)
 
     def penalise_(self, D: Tensor) -> None:
         """Add twice the penalties of the codes and of D to the sums."""
@@ -166,6 +185,67 @@ class Statistics:
         cross, gram = inner(cross, D), inner(self.gram, G)
         once = self.squared_norm if self.replicated or self._processes.rank == 0 else 0
         torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
+
+
+def centre_(
+    cross: Tensor, gram: Tensor, of_codes: Tensor, of_data: Tensor, n: int | Tensor
+) -> None:
+    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ become those of Z and A minus their means, of_codes
+    (K,) and of_data (d,), over n rows. Concepts whose codes do not vary get zeros."""
+    of_codes = of_codes.to(gram)
+    cross.addr_(of_codes * n, of_data.to(cross), alpha=-1)
+    centred_gram(gram, of_codes, n)
+    cross.mul_((gram.diagonal() > 0)[:, None])
+
+
+class Offset:
+    """The row b of A ≈ Z D + b in an iteration, in which chunks and tiles are A − b: the dictionary
+    half is of codes and data minus their means, where the best b has no part, and b follows it.
+    Without a row nothing is done."""
+
+    def __init__(self, row: Tensor | None, data: Data, statistics: Statistics) -> None:
+        """row: b (d,), written to in place. statistics: those of an iteration."""
+        self.row, self._data, self._statistics = row, data, statistics
+        self.rows = () if row is None else (row,)
+        # the least of the numbers that an error is the difference of, unless that is ‖A‖²
+        self.least = None if row is None else data.squared_spread
+        if row is not None:
+            statistics.sum_codes()
+            self._mean = data.mean_row
+
+    def _of_codes(self) -> Tensor:
+        assert self._statistics.code_sums is not None
+        return self._statistics.code_sums / self._data.n
+
+    def centre_statistics_(self) -> None:
+        """Make the statistics those of codes and data minus their means."""
+        if self.row is not None:
+            cross, gram = self._statistics.cross, self._statistics.gram
+            centre_(cross, gram, self._of_codes(), self._mean - self.row, self._data.n)
+
+    def of_dictionary(self, compute: Compute) -> Compute:
+        """What its half-steps compute with: codes minus their means have any signs."""
+        if self.row is None:
+            return compute
+        means = self._of_codes().to(self.row)[:, None]
+        return replace(compute, fixed=FREE, means=means, rows=self._data.n)
+
+    def of_residual(self, target: ResidualData) -> ResidualData:
+        """The data of its half-step in residual form."""
+        return target if self.row is None else replace(target, offset=self._mean.to(self.row))
+
+    def follow_(self, D: Tensor) -> None:
+        """b ← the mean row of A − Z D: the best one for both factors."""
+        if self.row is not None:
+            means = self._of_codes()
+            self.row.copy_(self._mean - means @ D.to(means))
+
+    def centre_(self, E: Tensor | None) -> None:
+        """E ← E minus its mean row: the residual of the best b."""
+        if self.row is not None and E is not None:
+            total = E.sum(0, dtype=torch.float64)
+            self._data.processes.sum_(total)
+            E.sub_((total / self._data.n).to(E))
 
 
 def squared_error(A: Matrix, Z: Tensor, D: Tensor, rows: int) -> Tensor:

@@ -89,7 +89,8 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> Fitted:
         info = replace(info, codes=place)
     # a file of codes is in its place now
     W = None if state.mixture is None else state.mixture.sparse(data.n, data.dtype)
-    return Fitted(mapped(Path(place)) if isinstance(file, OnDisk) else Z, state.D, info, W)
+    Z = mapped(Path(place)) if isinstance(file, OnDisk) else Z
+    return Fitted(Z, state.D, info, W, state.offset)
 
 
 def _opened(
@@ -131,6 +132,8 @@ def _opened(
     if data.stored is not None and data.in_memory_here and method.tuning.form is None:
         if dense_copy_pays(_problem(options, data, method), data.like, method.backend, budget):
             data = data.as_dense()
+    if options.offset:
+        data.subtract(data.mean_row.to(data.dtype))
     if processes.rank == 0:
         warn_of_penalties(options.penalties)
         warn_of_start(options.start_name, method.solver)
@@ -139,7 +142,7 @@ def _opened(
 
 def _problem(options: Options, data: Data, method: Method) -> Problem:
     sizes = data.n, data.d, options.nb_concepts, data.dtype.itemsize
-    kind = {"stored": data.stored, "constraint": method.constraint}
+    kind = {"stored": data.stored, "constraint": method.constraint, "streams": data.made_dense}
     return Problem(*sizes, method.solver, **kind)
 
 
@@ -156,6 +159,7 @@ def _begin(
         found = checkpoint.begin(data, Z)
         if found is not None:
             refuse_residual(found[0], data)
+            data.subtract(found[1].offset)
             return found
     plan = _plan(options, data, method)
     if data.in_memory_here:
@@ -166,7 +170,7 @@ def _begin(
     codes = None if first or isinstance(Z, NotKept) else Z
     D, mixture = begin(data, codes, K, init, generator(seed), options.constraint)
     data.processes.broadcast_(D)
-    state = State(Z, row_major(D), seed=seed, mixture=mixture)
+    state = State(Z, row_major(D), seed=seed, mixture=mixture, offset=data.offset)
     if first:
         begin_with_codes_(state, data, method)
     return plan, state
@@ -182,19 +186,15 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
         here = replace(
             problem,
             n=-(-data.n // processes.size),
-            streams=not data.resident,
+            streams=problem.streams or not data.resident,
             processes=processes.size,
         )
         on = hardware.machine_of(like, method.backend)
         plan = choose(here, on, replace(method.tuning, chunk_rows=data.chunk_rows))
         # the same in all processes, except the tiles
         plan = replace(processes.gather(plan)[0], tile_rows=plan.tile_rows)
-    sizes = functools.partial(
-        sizes_of_fit,
-        problem,
-        rows=data.n_here,
-        start=_start_name(options, data),
-    )
+    of_start = {"rows": data.n_here, "start": _start_name(options, data)}
+    sizes = functools.partial(sizes_of_fit, problem, **of_start)
     if _accelerates(options, data, method, plan):
         faster = accelerated(plan, problem, hardware.machine_of(like, method.backend))
         # 'auto' does without the copies that would not fit
@@ -275,19 +275,16 @@ def _summary(
     exchanged: int,
 ) -> FitInfo:
     """begun: when the fit did, on the clock of time.perf_counter. exchanged: bytes."""
-    measured = measure(data, state, method, plan.tile_rows)
+    given = state, plan, method, measure(data, state, method, plan.tile_rows)
     return FitInfo.of(
-        state,
-        plan,
-        method,
-        measured,
+        *given,
         n=data.n,
         init=_start_name(options, data),
         seconds=time.perf_counter() - begun,
         chunk_rows=None if data.resident else data.chunk_rows,
         passes=1 if data.resident else data.passes,
         density=data.density,
-        dense_copy=data.density is not None and data.stored is None,
+        dense_copy=data.density is not None and isinstance(data.A, torch.Tensor),
         processes=data.processes.size,
         reduced_bytes=exchanged // max(1, len(state.history)),
     )

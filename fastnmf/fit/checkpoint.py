@@ -311,8 +311,8 @@ class Checkpoint:
 
     def _refuse_others(self, save: Save) -> None:
         """Refuse a save of another fit."""
-        # earlier versions had NMF only
-        settings = {"dictionary": NON_NEGATIVE.name, **save.settings}
+        # earlier versions had NMF only, and no offset
+        settings = {"dictionary": NON_NEGATIVE.name, "offset": False, **save.settings}
         differing = [
             f"{name}={settings.get(name)!r} there, {value!r} here"
             for name, value in self._settings.items()

@@ -7,8 +7,7 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,9 +65,10 @@ class Run:
             "and is a method of its own; leave one of them out"
         )
 
-    def refuse_gradient(self, A: Tensor, place: Path | str) -> None:
-        """Raise where A requires a gradient that there is not. place: of the codes."""
-        checks.no_gradient("A", place != "memory")
+    def differentiates(self, A: Any) -> bool:
+        """Whether A requires a gradient; raises where there is none."""
+        if not (isinstance(A, Tensor) and A.requires_grad and torch.is_grad_enabled()):
+            return False
         if is_sparse(A):
             raise InvalidInput(
                 "A is sparse and requires a gradient, which encode has for dense A only; give "
@@ -79,11 +79,24 @@ class Run:
                 "A requires a gradient, and method='sweeps' has none, as its codes are not at the "
                 "optimum; give method='auto' or 'exact', or A.detach()"
             )
+        return True
+
+
+class Fixed(NamedTuple):
+    """What codes are computed for, and data from codes: D (K, d), and the offset (d,) that data are
+    larger by, or None."""
+
+    D: Tensor
+    offset: Tensor | None = None
+
+    def to(self, like: Tensor) -> Fixed:
+        """Both in the dtype and on the device of another tensor."""
+        return Fixed(self.D.to(like), None if self.offset is None else self.offset.to(like))
 
 
 def encode(
     A: Any,
-    D: Tensor,
+    fixed: Fixed,
     options: Options,
     run: Run,
     *,
@@ -91,17 +104,18 @@ def encode(
     codes: Any,
     return_info: bool,
 ) -> tuple[Tensor, EncodeInfo | None]:
-    """Z (n, K) for A (n, d): argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0; and the summary,
-    if return_info. codes: 'memory', 'sparse', or the path of the file to write."""
+    """Z (n, K) for A (n, d), less the offset: argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0;
+    and the summary, if return_info. codes: 'memory', 'sparse', or the path of the file to write."""
+    D, offset = fixed
     (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
     run.refuse_start(Z0)
     refuse_derivatives("encode", D=D, Z0=Z0)
     refuse_tangent("encode", "A", A)
-    differentiates = isinstance(A, Tensor) and A.requires_grad and torch.is_grad_enabled()
-    if differentiates:
-        run.refuse_gradient(A, place)
-    if place == "memory" and Z0 is None and not (differentiates or return_info):
+    differentiates = run.differentiates(A)
+    checks.no_gradient("A", differentiates and place != "memory")
+    plain = place == "memory" and Z0 is None and offset is None
+    if plain and not (differentiates or return_info):
         if (few := _codes_of_few(A, D, options, run)) is not None:
             return few, None
     method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
@@ -119,6 +133,7 @@ def encode(
             budget = replace(budget, squares=1)
         data = stack.enter_context(opened(A, expected, budget))
         data.compute_with(method.ops)
+        data.subtract(None if offset is None else offset.to(data.dtype))
         Z0 = None if Z0 is None else given_codes(Z0, data, K)
         bar = Progress(options.verbose, run.max_iter, None, label="encode")
         codes_of = _Scaled(data, D, method, run, stack.enter_context(bar), measures=return_info)
@@ -126,8 +141,9 @@ def encode(
             sizes = {"the codes": data.n * K * data.dtype.itemsize}
             refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
         given = (lambda part: None) if Z0 is None else (lambda part: dense(Z0[part]))
-        if data.in_memory_here and place == "memory":
+        if data.in_memory_here and place == "memory" and (differentiates or offset is None):
             A = A.to(data.A) if differentiates else data.A
+            A = A if offset is None else A - data.offset
             return codes_of(A, given(slice(0, data.n))), codes_of.ended()
         checks.no_gradient("A", differentiates)
         data.limit_chunks(chunk_rows(codes_of.encoder.D, codes_of.encoder.method))
@@ -145,9 +161,10 @@ def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> Tensor | Non
     return codes_of_few(A, D, method, made_for, sweeps=run.method == "auto")
 
 
-def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
-    """Z D (n, d) for codes Z (n, K) of any sign; out: the .npy file to write to, or None. A tensor
-    may have any shape (…, K)."""
+def decode(Z: Any, fixed: Fixed, budget: Budget, out: Any) -> Tensor:
+    """Z D (n, d), plus the offset, for codes Z (n, K) of any sign; out: the .npy file to write to,
+    or None. A tensor may have any shape (…, K)."""
+    D = fixed.D
     (K, d), device, matrix = D.shape, D.device, Z
     if out is not None or not isinstance(Z, Tensor) or is_sparse(Z):
         checks.no_gradient("Z", isinstance(Z, Tensor) and Z.requires_grad)
@@ -163,7 +180,7 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
             if not data.in_memory_here or out is not None or data.stored is not None:
                 if out is None:
                     _refuse_too_large(data.n, d, data.like, budget)
-                wide = D.to(data.dtype)
+                wide = fixed.to(data.like)
                 data.limit_chunks(LEAST_ROWS if data.in_memory_here else None)
                 return through(data, lambda _, Zi: _product(Zi, wide), d, to)
             matrix = data.A
@@ -176,7 +193,7 @@ def decode(Z: Any, D: Tensor, budget: Budget, out: Any) -> Tensor:
         _refuse_values(Z)
     like = D.to(torch.promote_types(matrix.dtype, D.dtype))
     _refuse_too_large(math.prod(matrix.shape[:-1]), d, like, budget)
-    return matrix.to(like) @ like
+    return _product(matrix.to(like), fixed.to(like))
 
 
 def _refuse_too_large(n: int, d: int, like: Tensor, budget: Budget) -> None:
@@ -185,8 +202,9 @@ def _refuse_too_large(n: int, d: int, like: Tensor, budget: Budget) -> None:
     refuse_too_large(sizes, like.device, "give fewer rows, or out='A.npy'", budget.requested)
 
 
-def _product(Z: Matrix, D: Tensor) -> Tensor:
-    return Z @ D if isinstance(Z, Tensor) else Z.dot(D)
+def _product(Z: Matrix, by: Fixed) -> Tensor:
+    product = Z @ by.D if isinstance(Z, Tensor) else Z.dot(by.D)
+    return product if by.offset is None else product + by.offset
 
 
 def _refuse_values(Z: Tensor) -> None:
@@ -230,7 +248,8 @@ class _Scaled:
             sweeps = run.method == "auto"
             self.encoder = ExactEncoder(D, data.n, method, run.max_iter, sweeps, each)
         self._l2 = penalty.l2
-        self._record = EncodeRecord(method.penalties, D, measures=measures)
+        offset = None if data.offset is None else self._powers.of_data(data.offset[None])
+        self._record = EncodeRecord(method.penalties, D, measures=measures, offset=offset)
 
     def __call__(self, X: Matrix, Z0: Tensor | None) -> Tensor:
         X, Z0 = self._powers.of_data(X), self._powers.of_start(Z0)

@@ -18,7 +18,7 @@ from ..data.storage import InMemory, NotKept, Storage
 from ..distributed import Processes
 from ..engine.codes import Encoder
 from ..engine.state import Method
-from ..engine.statistics import Statistics, squared_error
+from ..engine.statistics import Statistics, centre_, squared_error
 from ..errors import InvalidInput, hold_warnings
 from ..init.start import start
 from ..numerics import squared_norm, widened
@@ -27,6 +27,7 @@ from ..planning.memory import bytes_of, refuse_too_large
 from ..precision import products_in
 from ..results.cautions import warn_of_large_batch
 from ..results.info import OnlineInfo
+from ..solvers.constraints import FREE
 from ..solvers.half_step import NormalData
 from ..solvers.penalties import NO_PENALTY
 from ..solvers.registry import learner
@@ -52,13 +53,16 @@ class Learned:
     and cross (K, d) = Σ w ZᵀA over batches, with smaller weights for older ones, and the summary.
 
     D is None before the first batch; gram and cross are None where the dictionary was not learned
-    online, or all rows were zero.
+    online, or all rows were zero. With an offset b (d,) A is A − b, and totals (K + 1 + d,)
+    are Σ w Z, Σ w and Σ w (A − b), in float64.
     """
 
     D: Tensor | None
     gram: Tensor | None = None
     cross: Tensor | None = None
     info: OnlineInfo | None = None
+    offset: Tensor | None = None
+    totals: Tensor | None = None
 
     def described(self) -> dict[str, Any]:
         """Values to compare: those that must be the same in all processes."""
@@ -66,11 +70,12 @@ class Learned:
         if self.info is not None:
             found |= {"rows": self.info.rows, "batches": self.info.batches}
         if self.D is not None:
+            D = self.D if self.offset is None else torch.vstack((self.D, self.offset))
             # whole numbers: their sum is the same in any order, so on any machine
-            bits = self.D.contiguous().view(getattr(torch, f"int{8 * self.D.itemsize}"))
+            bits = D.contiguous().view(getattr(torch, f"int{8 * D.itemsize}"))
             weights = torch.arange(1, len(bits) + 1, device=bits.device)
             checksum = int((bits.sum(1, dtype=torch.int64) * weights).sum())
-            found["D"] = f"{' × '.join(map(str, bits.shape))}, checksum {checksum:x}"
+            found["D"] = f"{' × '.join(map(str, self.D.shape))}, checksum {checksum:x}"
         return found
 
 
@@ -155,25 +160,36 @@ class _Batch:
         data, D, Z0 = self.data, before.D, NotKept()
         seed = None if before.info is None else before.info.seed
         fresh = before.gram is None and (D is None or not D.any())
+        if self.options.offset:
+            offset = data.mean_row if fresh or before.offset is None else before.offset
+            # which is written into
+            data.subtract(offset.to(data.dtype, copy=True))
         if fresh:
             seed = self.options.seed_of_start(data.processes)
             Z0, D = self._start(seed)
         D = D.to(data.dtype)
         statistics = Statistics(D, 0.0, data.processes, moments=self.method.ops["moments_"])
+        if data.offset is not None:
+            statistics.sum_codes()
         with data.processes.agreed():
             squares = self._encode(D, Z0, statistics)
         largest_of_D = largest(D)
         with products_in("highest"):
             statistics.reduce_()
-            gram, cross = statistics.gram, statistics.cross
+            gram, cross, totals = statistics.gram, statistics.cross, None
+            if statistics.code_sums is not None:
+                rows = data.n * (data.mean_row - data.offset)
+                totals = torch.cat((statistics.code_sums, rows.new_tensor([data.n]), rows))
             if not fresh:
-                self._remember_(gram, cross, D, before)
-            D = self._updated(D, gram, cross, squares, warm=before.gram is not None)
+                self._remember_(gram, cross, D, before, totals)
+            D = self._updated(D, gram, cross, squares, totals, warm=before.gram is not None)
         read = *squares, largest_of_D.double()
         info, weight = self._summary(read, gram, cross, D, before.info)
         info = replace(info, seed=seed)
         log.info("batch %d of %d rows: error %.4g", info.batches, data.n, info.relative_error)
-        return Learned(D, gram, cross, info) if weight > 0 else Learned(D, info=info)
+        if weight == 0:
+            return Learned(D, info=info, offset=data.offset)
+        return Learned(D, gram, cross, info, data.offset, totals)
 
     def _start(self, seed: int | None) -> tuple[Storage, Tensor]:
         data = self.data
@@ -187,10 +203,10 @@ class _Batch:
     def _encode(self, D: Tensor, Z0: Storage, statistics: Statistics) -> Tensor:
         """Add the codes of the rows here to the statistics, starting from Z0 if it is kept; returns
         (3,): ‖A − Z D‖², ‖A‖² and the largest entry."""
-        squares = torch.zeros(3, dtype=torch.float64, device=D.device)
+        squares, data = torch.zeros(3, dtype=torch.float64, device=D.device), self.data
         encoder = Encoder(D, self.method, self.method.solver.batch_half_steps)
         codes = None if isinstance(Z0, NotKept) else Z0
-        for X, first, _ in self.data.tiles(codes):
+        for X, first, _ in data.tiles(codes):
             X = widened(X)
             try:
                 Z = encoder(X, first)[0]
@@ -201,18 +217,24 @@ class _Batch:
                 raise
             with products_in("highest"):
                 error = squared_error(X, Z, D, self.method.tuning.chunk_rows or len(X))
-                squares[:2] += torch.stack((error, squared_norm(X)))
+                total = squared_norm(X if data.offset is None else X + data.offset)
+                squares[:2] += torch.stack((error, total))
                 squares[2] = torch.maximum(squares[2], largest(X))
                 statistics.add_(X, Z)
         return squares
 
-    def _remember_(self, gram: Tensor, cross: Tensor, D: Tensor, before: Learned) -> None:
-        """Add the discounted statistics of earlier batches to gram = ZᵀZ and cross = ZᵀA."""
+    def _remember_(
+        self, gram: Tensor, cross: Tensor, D: Tensor, before: Learned, totals: Tensor | None
+    ) -> None:
+        """Add the discounted statistics of earlier batches to gram = ZᵀZ, cross = ZᵀA and the
+        totals."""
         m = self.data.n
         if before.gram is not None:
             keep = 0.5 ** (m / self.half_life)
             gram.add_(before.gram.to(gram), alpha=keep)
             cross.add_(before.cross.to(cross), alpha=keep)
+            if totals is not None:
+                totals.add_(before.totals.to(totals), alpha=keep)
             return
         # without this, a batch of one row after a fit raises the error by a third, 16 rows by a
         # tenth; with it, neither raises it by more than 0.1 % (patches, K = 64)
@@ -222,16 +244,35 @@ class _Batch:
         weight = torch.where(squares > 0, energy / squares, 0)
         gram.diagonal().add_(weight)
         cross.addcmul_(weight[:, None], D)
+        if totals is not None:
+            # of as many rows for each concept
+            codes = (weight.to(totals) * (rows / self.K)).sqrt()
+            totals += torch.cat((codes, totals.new_tensor([rows]), codes @ D.to(codes)))
 
     def _updated(
-        self, D: Tensor, gram: Tensor, cross: Tensor, squares: Tensor, *, warm: bool
+        self,
+        D: Tensor,
+        gram: Tensor,
+        cross: Tensor,
+        squares: Tensor,
+        totals: Tensor | None,
+        *,
+        warm: bool,
     ) -> Tensor:
         """D after its half-steps, of which each process does those of some features; a concept that
-        no row has used does not change. The squares become their sums over the processes."""
+        no row has used does not change. The squares become their sums over the processes. The
+        offset of the data becomes the best one, and cross that of the data minus it."""
         D, method, processes = D.clone(), self.method, self.data.processes
+        given, offset = cross, self.data.offset
         solver = learner(method.solver, self.K, method.constraint)
         block = method.tuning.block or hardware.machine_of(D, method.backend).blocks[-1]
         compute = method.compute(min(block, self.K), D).turned()
+        if totals is not None:
+            codes, rows, data = totals.split((self.K, 1, self.data.d))
+            cross, gram = cross.clone(), gram.clone()
+            centre_(cross, gram, codes / rows, data / rows, rows)
+            means = (codes / rows).to(D)[:, None]
+            compute = replace(compute, fixed=FREE, means=means, rows=float(rows))
         fixed = solver.fix("normal", None, gram, 1, NO_PENALTY, compute)
         unread = torch.zeros(4, dtype=torch.float64, device=D.device)
         some, cross = processes.columns(D), processes.columns(cross)
@@ -239,6 +280,11 @@ class _Batch:
         times = times if some.numel() else 0
         solver.half_steps_(some, NormalData(cross, warm), fixed, compute, unread, times)
         processes.join_columns_(D, some, squares)
+        if totals is not None:
+            change = (data - codes @ D.to(codes)) / rows
+            offset += change
+            given.addr_(codes.to(given), change.to(given), alpha=-1)
+            data.addcmul_(rows, change, value=-1)
         return D
 
     def _summary(

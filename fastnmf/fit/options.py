@@ -73,6 +73,7 @@ class Options:
     alpha_D: float | str = "same"
     l1_ratio: float = 0.0
     unit_norm: bool = False
+    offset: bool = False
     accelerate: bool | str = "auto"
     revive: bool = False
     stop: str = "change"
@@ -120,6 +121,11 @@ class Options:
             )
         self._check_penalty_of_signed()
         checks.mixtures(self, self.tuned.form, mixes=self.constraint.of_rows)
+        if flag("offset", self.offset) and not self.constraint.signed:
+            raise InvalidInput(
+                "offset=True is an option of SemiNMF: a row that is subtracted leaves data of any "
+                "signs; give SemiNMF(…, offset=True)"
+            )
         forms_of(self.solvers[self.solver], self.tuned.form)
 
     def _check_penalty_of_signed(self) -> None:
@@ -249,7 +255,7 @@ class Options:
         """The options that must be the same when a fit resumes from a checkpoint, and in all
         processes that share one."""
         names = ("nb_concepts", "solver", "seed", "accelerate", "revive")
-        names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
+        names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "offset")
         tuning = self.tuned
         return {
             **{name: getattr(self, name) for name in names},
@@ -304,9 +310,9 @@ def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = (
     names = [field.name for field in fields(Options)]
     belongs = ELSEWHERE.get(given)
     if belongs is None and given in names and given not in valid:
-        belongs = f"NMF({given}=…)"
+        belongs = f"{'Semi' if given == 'offset' else ''}NMF({given}=…)"
     if belongs is not None:
-        if where not in ("fit", "partial_fit"):
+        if where not in ("fit", "partial_fit") and not belongs.startswith("Semi"):
             belongs = belongs.replace("NMF(", f"{where}(")
         raise TypeError(f"{where} has no option {given!r}; write {belongs}")
     if given in _NOT_HERE:

@@ -113,7 +113,9 @@ def refuse_unsuited(options: Options, data: Data) -> None:
 
 def refuse_residual(plan: Plan, data: Data) -> None:
     """Refuse to continue with a sparse A what began in residual form."""
-    if data.stored is not None and "residual" in plan.form:
+    # rows that are made dense in every pass may have a residual, but not all of them at once
+    forms = plan.form if data.stored is not None else plan.dictionary
+    if (data.stored is not None or data.made_dense) and "residual" in forms:
         raise InvalidInput(
             "the fit in the checkpoint is in residual form, which a sparse A does not have; resume "
             "it with the dense A (A.toarray(), A.to_dense())"

@@ -115,6 +115,7 @@ class Save:
                 # saves of earlier versions have none
                 seed=json.loads(metadata.get("seed", "null")),
                 mixture=Mixture(**mixed) if mixed else None,
+                offset=tensor("offset") if "offset" in names else None,
             )
 
 
@@ -126,7 +127,7 @@ def write(
     State."""
     import safetensors.torch
 
-    factors = {"D": state.D, "E": state.E}
+    factors = {"D": state.D, "E": state.E, "offset": state.offset}
     if isinstance(state.Z, InMemory):
         factors["Z"] = state.Z.Z
     carried = {_CARRIED + name: F for name, F in (state.carried or {}).items()}

@@ -48,7 +48,7 @@ def start(data: Data, codes: Kept | None, K: int, kind: str, generator: Generato
         D = from_singular_vectors(data, None, min(data.n, data.d), generator)
         norms = torch.linalg.vector_norm(D, dim=1, keepdim=True).clamp(min=tiny(D))
         # as long as rows are
-        D *= float(data.squared_norm / data.n) ** 0.5 / norms
+        D *= float(data.squares_read / data.n) ** 0.5 / norms
     draw = spread_rows if kind == "spread" else any_rows
     D = torch.cat((D, take_rows(data, draw(data, K - len(D), generator))))
     if len(D) < K:

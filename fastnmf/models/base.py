@@ -27,17 +27,21 @@ if TYPE_CHECKING:
 
 
 class DictionaryModel(nn.Module):
-    """A module with the buffer D (K, d), None until there is a dictionary, and its summaries.
+    """A module with the buffers D (K, d) and, for models with an offset, offset_ (d,), None until
+    there is a dictionary, and its summaries.
 
-    Its class has the attributes nb_concepts and device.
+    Its class has the attributes nb_concepts, device and offset.
     """
 
     constraint: ClassVar[Constraint] = NON_NEGATIVE
     nb_concepts: int
     device: str | torch.device
+    offset: bool
     D: Tensor | None
+    offset_: Tensor | None
     _gram: Tensor | None
     _cross: Tensor | None
+    _totals: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,9 +50,11 @@ class DictionaryModel(nn.Module):
         self.online_info_: OnlineInfo | None = None
         self._fitted_info: dict[str, Any] = {}
         self.register_buffer("D", None)
+        self.register_buffer("offset_", None)
         # statistics of online learning: moved, copied and pickled with the model
         self.register_buffer("_gram", None, persistent=False)
         self.register_buffer("_cross", None, persistent=False)
+        self.register_buffer("_totals", None, persistent=False)
 
     @isolated
     def sanitize_np_input(self, x: Any) -> np.ndarray:
@@ -103,7 +109,7 @@ class DictionaryModel(nn.Module):
         """Note that D is new; the statistics of online learning belong to the one before."""
         self.fitted = True
         self._fitted_info = info
-        self._gram = self._cross = self.online_info_ = None
+        self._gram = self._cross = self._totals = self.online_info_ = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move as every module does, and let `device` follow; an unfitted model has no tensor."""
@@ -128,7 +134,8 @@ class DictionaryModel(nn.Module):
 
     def _forget(self) -> None:
         """Be a model that is not fitted."""
-        self.D = self.fit_info_ = self.online_info_ = self._gram = self._cross = None
+        self.D = self.offset_ = self.fit_info_ = self.online_info_ = None
+        self._gram = self._cross = self._totals = None
         self.fitted, self._fitted_info = False, {}
 
     @one_at_a_time
@@ -137,8 +144,8 @@ class DictionaryModel(nn.Module):
     ) -> Any:
         """Load as every module does, or change nothing if it raises. D may be loaded into a model
         that has none yet, and is checked as load_dictionary checks it."""
-        names = ("D", "device", "fitted", "fit_info_", "online_info_", "_fitted_info")
-        kept = {name: getattr(self, name) for name in (*names, "_gram", "_cross")}
+        names = ("D", "offset_", "device", "fitted", "fit_info_", "online_info_", "_fitted_info")
+        kept = {name: getattr(self, name) for name in (*names, "_gram", "_cross", "_totals")}
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except Exception:
@@ -157,47 +164,70 @@ class DictionaryModel(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load D. It is replaced, not written to, so that codes computed before keep their
-        gradient."""
-        lists, key = (missing_keys, unexpected_keys, error_msgs), prefix + "D"
-        # torch loads, and reports, all but D
-        self._non_persistent_buffers_set.add("D")
+        """Load D, and the offset of a model that has one. They are replaced, not written to, so
+        that codes computed before keep their gradient."""
+        lists = missing_keys, unexpected_keys, error_msgs
+        key, of_offset = prefix + "D", prefix + "offset_"
+        # torch loads, and reports, all but these
+        self._non_persistent_buffers_set.update(("D", "offset_"))
         try:
             super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         finally:
-            self._non_persistent_buffers_set.discard("D")
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
+            self._non_persistent_buffers_set.difference_update(("D", "offset_"))
+        for known in (key, of_offset) if self.offset else (key,):
+            if known in unexpected_keys:
+                unexpected_keys.remove(known)
         if key not in state_dict:
             if self.D is not None and strict:
                 missing_keys.append(key)
             return
+        if self.offset and of_offset not in state_dict and strict:
+            missing_keys.append(of_offset)
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         try:
-            self._take_dictionary(state_dict[key], assign=assign)
+            offset = state_dict.get(of_offset) if self.offset else None
+            self._take_dictionary(state_dict[key], offset, assign=assign)
         except (InvalidInput, TypeError) as error:
             error_msgs.append(f"{key} cannot be loaded: {error}")
 
-    def _take_dictionary(self, D: Any, *, assign: bool) -> None:
-        """Use D of a state_dict: itself if `assign`, else a copy on the model's device, in the
-        dtype of the present dictionary."""
-        if not isinstance(D, Tensor):
-            raise TypeError(f"D is a {type(D).__name__}; it must be a tensor")
+    def _take_dictionary(self, D: Any, offset: Any, *, assign: bool) -> None:
+        """Use D, and the offset, of a state_dict: themselves if `assign`, else copies on the
+        model's device, in the dtype of the present dictionary."""
+        for name, F in {"D": D, "offset_": D if offset is None else offset}.items():
+            if not isinstance(F, Tensor):
+                raise TypeError(f"{name} is a {type(F).__name__}; it must be a tensor")
         if torch.device(self.device).type == "meta" and not assign:
             raise InvalidInput(
                 "the model is on the meta device, which holds no values; give assign=True, or call "
                 "to_empty(device='cpu') first"
             )
         self._checked_dictionary(D, D.device if assign else self.device)
+        if offset is not None:
+            self._checked_offset(offset, D, D.device if assign else self.device)
         if assign:
             self.device = D.device if D.device != torch.device(self.device) else self.device
         elif self.D is not None:
             D = D.to(self.device, self.D.dtype, copy=True)
         else:
             D = D.to(self.device, D.dtype if D.is_floating_point() else torch.float32, copy=True)
-        self.D = D.detach()
+        self.D, self.offset_ = D.detach(), None
+        if self.offset:
+            kept = torch.zeros_like(D[0]) if offset is None else offset.detach()
+            self.offset_ = kept if assign else kept.to(D.device, D.dtype, copy=True)
         self.fit_info_ = None
         self._set_fitted()
+
+    def _checked_offset(self, offset: Any, D: Tensor, device: str | torch.device) -> Tensor:
+        """An offset (d,) that is given for a dictionary, in its dtype; zeros for None."""
+        if offset is None:
+            return torch.zeros_like(D[0])
+        wanted = (D.shape[1],)
+        given = getattr(offset, "shape", None)
+        given = np.shape(offset) if given is None else tuple(given)
+        if given != wanted:
+            raise InvalidInput(f"offset has shape {given}; it must be {wanted}, one per feature")
+        row = offset[None] if isinstance(offset, Tensor) else np.asarray(offset)[None]
+        return read_matrix(row, device, Expected("offset", signed=True)).to(D.dtype)[0]
 
     def _checked_dictionary(self, D: Any, device: str | torch.device) -> Tensor:
         D = read_matrix(D, device, self.expected("D"))

@@ -21,7 +21,7 @@ from .. import checks
 from ..data.arrays import read_matrix
 from ..distributed import ALONE, Processes
 from ..engine.state import Callback
-from ..errors import NotFitted
+from ..errors import InvalidInput, NotFitted
 from ..fit.options import Options, destination, refuse_unknown, with_run
 from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
@@ -142,8 +142,7 @@ class Factorization(DictionaryModel):
         A, pair = own_parts.own_start(self, A)
         options = options.starting_from(pair)
         fitted = batch.fit(A, options)
-        self.D = fitted.D
-        self.fit_info_ = fitted.info
+        self.D, self.offset_, self.fit_info_ = fitted.D, fitted.offset, fitted.info
         self._set_fitted(**fitted.info.as_dict())
         self._take_mixture(fitted.W)
         return fitted.Z, fitted.D
@@ -214,7 +213,8 @@ class Factorization(DictionaryModel):
         device = torch.device(self.device) if self.D is None else self.D.device
         # a group of their own would take longer to make than a small batch
         processes = Processes.present(device) if self.distributed else ALONE
-        before = online.Learned(self.D, self._gram, self._cross, self.online_info_)
+        kept = self._gram, self._cross, self.online_info_, self.offset_, self._totals
+        before = online.Learned(self.D, *kept)
         options = self._options()
         if own_parts.own_function(self) is not None:
             own_parts.refuse_for_own_function(self, "partial_fit")
@@ -224,10 +224,11 @@ class Factorization(DictionaryModel):
         given = A, options, before, half_life, device, processes
         learned = online.partial_fit(*given)
         assert learned.info is not None
-        self.D = learned.D
+        self.D, self.offset_ = learned.D, learned.offset
         self.fit_info_ = None
         self._set_fitted(**learned.info.as_dict())
-        self._gram, self._cross, self.online_info_ = learned.gram, learned.cross, learned.info
+        self._gram, self._cross, self._totals = learned.gram, learned.cross, learned.totals
+        self.online_info_ = learned.info
         return self
 
     @isolated
@@ -334,7 +335,7 @@ class Factorization(DictionaryModel):
             return Z if leading is None else Z.reshape(*leading, len(D))
         if Z0 is None:
             A, Z0 = own_parts.own_codes(self, A)
-        given = A, D, self._options(), run
+        given = A, encode.Fixed(D, self.offset_), self._options(), run
         Z, info = encode.encode(*given, Z0=Z0, codes=codes, return_info=wants_info)
         Z = Z if leading is None else Z.reshape(*leading, len(D))
         return (Z, info) if wants_info and info is not None else Z
@@ -376,7 +377,7 @@ class Factorization(DictionaryModel):
         D = self.get_dictionary()
         budget = self._options().budget(D.device, width=D.shape[1])
         Z, leading = rows.as_rows(Z, len(D))
-        A = encode.decode(Z, D, budget, out)
+        A = encode.decode(Z, encode.Fixed(D, self.offset_), budget, out)
         return A if leading is None else A.reshape(*leading, D.shape[1])
 
     def get_dictionary(self) -> Tensor:
@@ -402,13 +403,15 @@ class Factorization(DictionaryModel):
         return self.D
 
     @one_at_a_time
-    def load_dictionary(self, D: Any) -> Self:
+    def load_dictionary(self, D: Any, offset: Any = None) -> Self:
         """Use a given dictionary; the model is then fitted.
 
         Parameters
         ----------
         D : (K, d), non-negative in NMF
             A tensor or an array. It is copied.
+        offset : (d,), optional
+            The offset of a model with ``offset=True``, by default zeros. It is copied.
 
         Returns
         -------
@@ -420,8 +423,14 @@ class Factorization(DictionaryModel):
         InvalidInput
             For a matrix that cannot be used, or has another number of rows than `nb_concepts`.
         """
-        self.D = self._checked_dictionary(D, self.device).detach().clone()
-        self.fit_info_ = None
+        if offset is not None and not self.offset:
+            raise InvalidInput(
+                "the model has no offset to load; make it by SemiNMF(…, offset=True), or leave "
+                "offset out"
+            )
+        D = self._checked_dictionary(D, self.device).detach().clone()
+        row = self._checked_offset(offset, D, self.device).clone() if self.offset else None
+        self.D, self.offset_, self.fit_info_ = D, row, None
         self._set_fitted()
         return self
 
@@ -459,7 +468,12 @@ class Factorization(DictionaryModel):
         # nb_concepts may have been set for another fit
         options = {"nb_concepts": len(D), **{name: getattr(self, name) for name in names}}
         content = saved.Saved(
-            options, D, self.fit_info_, model=self.public_name(), W=self._mixture()
+            options,
+            D,
+            self.fit_info_,
+            model=self.public_name(),
+            W=self._mixture(),
+            offset=self.offset_,
         )
         saved.write(path, content)
 
@@ -492,7 +506,7 @@ class Factorization(DictionaryModel):
         found = saved.read(path)
         found.check_model(path, cls.public_name())
         options: dict[str, Any] = {"device": device, **found.options}
-        model = cls(**options).load_dictionary(found.D)
+        model = cls(**options).load_dictionary(found.D, found.offset)
         model.fit_info_ = found.info
         model._take_mixture(found.W)
         return model
@@ -583,7 +597,7 @@ class Factorization(DictionaryModel):
             if getattr(options, name) not in (None, False, "memory") or options.codes is None:
                 own_parts.refuse_for_own_function(self, f"{name}={getattr(options, name)!r}")
         Z, D = own_parts.fit_by(function, self, self._matrix(A), options.iterations)
-        self.D, self.fit_info_ = D.detach(), None
+        self.D, self.offset_, self.fit_info_ = D.detach(), None, None
         self._set_fitted()
         return Z.detach(), self.D
 

@@ -35,8 +35,8 @@ _FORMER_NAMES = {"piece_rows": "tile_rows"}
 @dataclass(frozen=True)
 class Saved:
     """The content of a model file: the constructor's options, D (K, d), the summary of the fit or
-    None, the version of fastnmf that wrote it, the name of the model's class, and W (K, n), sparse,
-    of a model whose concepts are mixtures of rows."""
+    None, the version of fastnmf that wrote it, the name of the model's class; W (K, n), sparse, of
+    a model whose concepts are mixtures of rows; and the offset (d,) of a model that has one."""
 
     options: dict[str, Any]
     D: Tensor
@@ -44,6 +44,7 @@ class Saved:
     version: str = __version__
     model: str = _FIRST_MODEL
     W: Tensor | None = None
+    offset: Tensor | None = None
 
     def check_model(self, path: str | os.PathLike[str], model: str) -> None:
         """Raise InvalidInput where the file is of another model."""
@@ -72,6 +73,8 @@ def write(path: str | os.PathLike[str], content: Saved) -> None:
     import safetensors.torch
 
     tensors = {"D": content.D}
+    if content.offset is not None:
+        tensors["offset"] = content.offset
     if W is not None:
         tensors |= {"W.index": W.indices(), "W.weights": W.values()}
         metadata["rows"] = str(W.shape[1])
@@ -108,24 +111,27 @@ def read(path: str | os.PathLike[str]) -> Saved:
                 parts, shape = ("W.index", "W.weights"), (len(D), int(metadata["rows"]))
                 index, weights = map(file.get_tensor, parts)
                 W = torch.sparse_coo_tensor(index, weights, shape, check_invariants=True).coalesce()
+            offset = file.get_tensor("offset") if "offset" in set(file.keys()) else None
         options = {
             "nb_concepts": int(metadata["nb_concepts"]),
             "solver": metadata["solver"],
             "tol": float(metadata["tol"]),
             # models of versions without penalties have none
             **json.loads(metadata.get("penalties", "{}")),
+            **({} if offset is None else {"offset": True}),
         }
         info = _info(json.loads(metadata["fit_info"]))
         model = metadata.get("model", _FIRST_MODEL)
-        return Saved(options, D, info, metadata["fastnmf_version"], model, W)
+        return Saved(options, D, info, metadata["fastnmf_version"], model, W, offset)
 
 
 def _info(stored: dict[str, Any] | None) -> FitInfo | None:
     """The stored summary of a fit; None where another version has other fields."""
     if stored is None:
         return None
-    # earlier versions recorded no seed, and had no exact codes and no sparse data
+    # earlier versions recorded no seed, and had NMF only, no exact codes and no sparse data
     earlier = {"seed": None, "exact_codes": False, "density": None, "dense_copy": False}
+    earlier |= {"model": _FIRST_MODEL, "offset": False}
     stored = earlier | {_FORMER_NAMES.get(name, name): v for name, v in stored.items()}
     if stored.keys() != {field.name for field in fields(FitInfo)}:
         return None

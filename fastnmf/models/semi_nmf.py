@@ -35,6 +35,8 @@ class SemiNMF(Factorization):
         ½ ‖A − Z D‖² + alpha_Z d P(Z) + ½ alpha_D n ‖D‖²
         P(Z) = l1_ratio Σ Z + ½ (1 − l1_ratio) ‖Z‖²
 
+    With ``offset=True`` Z D + b is in place of Z D, there and in `encode`, `decode` and all errors.
+
     The interface is that of Overcomplete's SemiNMF. Options beyond it are given by name.
 
     Parameters
@@ -74,6 +76,9 @@ class SemiNMF(Factorization):
     unit_norm : bool, default False
         Keep concepts at Euclidean norm 1 and their scale in Z, so that a penalty on the codes alone
         has a minimum.
+    offset : bool, default False
+        Learn a row b (d,) with A ≈ Z D + b, which is not penalised, so that no concept carries the
+        mean: what an autoencoder calls the bias of its decoder.
     accelerate : bool or 'auto', default 'auto'
         Extrapolate the factors between iterations, as for NMF.
     revive : bool, default False
@@ -93,6 +98,8 @@ class SemiNMF(Factorization):
     ----------
     D : Tensor (K, d) or None
         The dictionary, a buffer of the module. None before `fit`.
+    offset_ : Tensor (d,) or None
+        The offset b, a buffer of the module. None before `fit`, and without `offset`.
     fitted : bool
         Whether there is a dictionary.
     fit_info_ : FitInfo or None
@@ -159,6 +166,7 @@ class SemiNMF(Factorization):
         alpha_D: float | str = "same",
         l1_ratio: float = 0.0,
         unit_norm: bool = False,
+        offset: bool = False,
         accelerate: bool | str = "auto",
         revive: bool = False,
         stop: str = "change",

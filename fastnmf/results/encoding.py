@@ -73,8 +73,12 @@ class EncodeInfo:
 class EncodeRecord:
     """What is added up over the chunks of an encoding."""
 
-    def __init__(self, penalties: Penalties, D: Tensor, *, measures: bool) -> None:
-        """measures: whether the summary is asked for, which takes 2 n K (4 d) flops in float64."""
+    def __init__(
+        self, penalties: Penalties, D: Tensor, *, measures: bool, offset: Tensor | None = None
+    ) -> None:
+        """measures: whether the summary is asked for, which takes 2 n K (4 d) flops in float64.
+        offset: a row (1, d) that was subtracted from A, or None."""
+        self._offset = offset
         self._methods: dict[str, None] = {}
         self._D, self._measures, self._unsolved = D, measures, 0
         self._penalty = penalties.of_codes(D.shape[1])
@@ -96,7 +100,8 @@ class EncodeRecord:
                 residual_of = support_kkt if "pursuit" in self._methods else kkt_residual
                 self._kkt.append(residual_of(X, self._D, Z[part], self._penalty).cpu())
                 residual = X.to(Z.dtype) - Z[part] @ self._D.to(Z.dtype)
-                self._squares += torch.stack((squared_norm(residual), squared_norm(X))).cpu()
+                total = squared_norm(X if self._offset is None else X + self._offset)
+                self._squares += torch.stack((squared_norm(residual), total)).cpu()
 
     def info(self) -> EncodeInfo:
         """The summary of what was added."""

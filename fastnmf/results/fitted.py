@@ -10,10 +10,11 @@ from .info import FitInfo
 
 
 class Fitted(NamedTuple):
-    """What a fit found: the codes, D (K, d) and the summary; and the rows of A that concepts are
-    mixtures of, W (K, n), sparse, where they are."""
+    """What a fit found: the codes, D (K, d) and the summary; the rows of A that concepts are
+    mixtures of, W (K, n), sparse, where they are; and the offset (d,), where there is one."""
 
     Z: Tensor | None
     D: Tensor
     info: FitInfo
     W: Tensor | None = None
+    offset: Tensor | None = None

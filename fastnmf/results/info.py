@@ -8,6 +8,7 @@ from typing import Any
 from ..engine.state import STOPPING_RULES, Iteration, Method, State
 from ..planning.plan import Plan
 from ..precision import in_tf32
+from ..solvers.constraints import NON_NEGATIVE
 from ..solvers.registry import learner
 from .metrics import Measured
 
@@ -127,6 +128,11 @@ class FitInfo:
         near 1.
     history : tuple of Iteration
         The iterations, in order. The errors of the last are those of the factors returned.
+    model : str
+        The model that was fitted, as 'NMF'.
+    offset : bool
+        Whether the model has an offset b, which is part of Z D + b wherever errors, R² and the
+        objective speak of Z D.
     """
 
     n: int
@@ -175,6 +181,8 @@ class FitInfo:
     energy: tuple[float, ...] = field(repr=False)
     history: tuple[Iteration, ...] = field(repr=False)
     exact_codes: bool = False
+    model: str = NON_NEGATIVE.model
+    offset: bool = False
 
     @classmethod
     def of(
@@ -211,6 +219,8 @@ class FitInfo:
             iterations=len(history),
             stopped_by=state.stopped_by,
             exact_codes=state.exact_codes,
+            model=method.constraint.model,
+            offset=state.offset is not None,
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
             relative_change=history[-1].relative_change if history else float("nan"),
             objective=objective,
@@ -236,8 +246,11 @@ class FitInfo:
 
     def lines(self) -> dict[str, str]:
         """Return what printing shows: name → value of each line."""
+        model = self.model + (", with an offset" if self.offset else "")
+        named = {} if self.model == NON_NEGATIVE.model and not self.offset else {"model": model}
         changed = "D" if self.codes == "not kept" else "Z or D, whichever changed more"
         lines = {
+            **named,
             "data": f"{self.n:,} × {self.d:,} {self.dtype} on {self.device}",
             "concepts": f"{self.nb_concepts:,}, of which {self.dead_concepts:,} dead and "
             f"{self.near_duplicates:,} near-duplicates" + (", of norm 1" if self.unit_norm else ""),

@@ -65,7 +65,9 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
     on_codes = method.penalties.of_codes(data.d)
     on_dictionary = method.penalties.of_dictionary(data.n)
     # not as a difference of sums of chunks in float32
-    sums_spread, mean = not data.in_memory_here, data.mean_row.to(D)
+    sums_spread, mean = not data.in_memory_here, data.mean_row
+    # of rows as tiles have them
+    mean = (mean if data.offset is None else mean - data.offset).to(D)
     sums, rebuilt = torch.zeros(3, dtype=torch.float64, device=D.device), Rebuilt(D)
 
     def codes() -> Iterator[Tensor]:

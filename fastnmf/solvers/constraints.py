@@ -10,21 +10,25 @@ from dataclasses import dataclass, replace
 class Constraint:
     """What the entries of a factor may be.
 
-    name: as messages call it. signed: whether entries may be negative. of_rows: whether each
-    concept is a mixture of rows of the data, D = W A with W ≥ 0. sums_to_one: whether its weights
-    sum to 1. operations: of a backend, that its half-steps need beside those of the solver.
+    name: as messages call it. signed: whether entries may be negative. model: the model whose
+    dictionaries have it. of_rows: whether each concept is a mixture of rows of the data, D = W A
+    with W ≥ 0. sums_to_one: whether its weights sum to 1. operations: of a backend, that its
+    half-steps need beside those of the solver.
     """
 
     name: str
     signed: bool
+    model: str
     of_rows: bool = False
     sums_to_one: bool = False
     operations: tuple[str, ...] = ()
 
 
-NON_NEGATIVE = Constraint("non-negative", signed=False)
+NON_NEGATIVE = Constraint("non-negative", signed=False, model="NMF")
 # a dictionary of any signs: Semi-NMF. Source: Ding, Li & Jordan (2010)
-FREE = Constraint("free", signed=True)
+FREE = Constraint("free", signed=True, model="SemiNMF")
 # mixtures of rows: Convex-NMF. Source: Ding, Li & Jordan (2010)
-MIXED = Constraint("mixtures of rows", signed=True, of_rows=True, operations=("nnls_",))
+MIXED = Constraint(
+    "mixtures of rows", signed=True, model="ConvexNMF", of_rows=True, operations=("nnls_",)
+)
 CONVEX = replace(MIXED, name="convex mixtures of rows", sums_to_one=True)

@@ -28,6 +28,8 @@ Operations = dict[str, Callable[..., Any]]
 # among the threads too: two tiles. With fewer a GEMM is up to 1.3x faster (AVX-512, d = 2,000 and
 # 100,000, one thread)
 LEAST_ROWS = 96
+# units of rounding of its squared mean up to which the variance of a row is zero
+_CONSTANT = 256
 
 
 class Workspace:
@@ -61,8 +63,10 @@ class Compute:
     block: concepts in a block. allowed: the precision that torch allows products; used in residual
     form only, where it does no harm (docs/notes/precision.md). residual: that of the residual
     itself, for mu and pgd. sum_(X): turns sums over the part of B of this process into sums over
-    all processes, in place, for hals; None where B is whole. factor, fixed: what F and B may be.
-    mixing: the rows of the data that concepts are mixtures of, or None.
+    all processes, in place, for hals; None where B is whole. means (K, 1): of the rows of B, for a
+    dictionary with an offset: in residual form half-steps subtract them, in normal form C and G are
+    without them; else None. rows: of all processes. factor, fixed: what F and B may be. mixing: the
+    rows of the data that concepts are mixtures of, or None.
     """
 
     ops: Operations
@@ -71,6 +75,8 @@ class Compute:
     allowed: str = "highest"
     residual: str = "highest"
     sum_: Callable[..., None] | None = None
+    means: Tensor | None = None
+    rows: float = 0
     factor: Constraint = NON_NEGATIVE
     fixed: Constraint = NON_NEGATIVE
     mixing: Mixing | None = None
@@ -83,6 +89,28 @@ class Compute:
     def turned(self, sum_: Callable[..., None] | None = None) -> Compute:
         """The same for the other half, where F and B have changed places."""
         return replace(self, sum_=sum_, factor=self.fixed, fixed=self.factor)
+
+    def centred(self, B: Tensor, S: slice) -> Tensor:
+        """B_S (s, p), minus the means, in scratch, where there are some."""
+        if self.means is None:
+            return B[S]
+        return torch.sub(B[S], self.means[S], out=self.scratch.like(B[S], "centred"))
+
+    def squares(self, G: Tensor) -> Tensor:
+        """The squared norms (K,) of the rows of B, given its G, which is less than B Bᵀ where there
+        are means."""
+        squares = G.diagonal()
+        if self.means is None:
+            return squares
+        return squares + self.rows * self.means[:, 0].to(G).square()
+
+    def keep_constant_(self, R: Tensor, gram: Tensor, S: slice) -> None:
+        """Set R_k and gram_k to zero, so that F_k stays, where B_k minus its mean is rounding."""
+        if self.means is not None:
+            of_means = self.rows * self.means[S, 0].square()
+            varying = varies(gram.diagonal(), of_means)
+            gram.mul_(varying).mul_(varying[:, None])
+            R.mul_(varying[:, None])
 
     def blocks(self, K: int) -> Iterator[slice]:
         """Slices of all K concepts, `block` at a time."""
@@ -134,6 +162,22 @@ def fix_gram(B: Tensor | None, G: Tensor | None, penalty: Penalty = NO_PENALTY) 
     return FixedFactor(B, penalty.gram(B @ B.T if G is None else G), l1=penalty.l1)
 
 
+def varies(squares: Tensor, of_means: Tensor) -> Tensor:
+    """Whether rows of B, of these squared norms (K,) minus their means, differ from these by more
+    than rounding; of_means: the squared norms of the means. Elsewhere the offset is as good as the
+    concept, which is not updated."""
+    return squares > _CONSTANT * torch.finfo(squares.dtype).eps * of_means
+
+
+def centred_gram(G: Tensor, means: Tensor, p: int | Tensor) -> Tensor:
+    """G − p μ μᵀ in place: of B (K, p) minus the means μ (K,) of its rows, given G = B Bᵀ. Rows and
+    columns of rows that do not vary become zero."""
+    of_means = p * means.square()
+    varying = varies(G.diagonal() - of_means, of_means)
+    G.addr_(means * p, means, alpha=-1)
+    return G.mul_(varying).mul_(varying[:, None])
+
+
 @dataclass(frozen=True)
 class NormalData:
     """Normal form: C (K, m) = B Xᵀ, after Solver.penalise.
@@ -167,7 +211,7 @@ class ResidualData:
 
     hals leaves the residual of the new F in Et, and reads Et where it is `fresh`; for the others it
     is scratch. carried: whether Et, not fresh, holds an older residual that was updated since.
-    swept: as for NormalData.
+    swept: as for NormalData. offset: the means (m,) of X, which are subtracted from Xt, or None.
     """
 
     Xt: Tensor
@@ -175,6 +219,12 @@ class ResidualData:
     fresh: bool = False
     carried: bool = False
     swept: bool = False
+    offset: Tensor | None = None
+
+    def copy_to_(self, E: Tensor) -> Tensor:
+        """E (p, m) ← X, as it is meant."""
+        E.copy_(self.Xt)
+        return E if self.offset is None else E.sub_(self.offset)
 
 
 def add_product_(
@@ -199,6 +249,14 @@ def rounded(X: Tensor, name: str, compute: Compute) -> Tensor:
     out = compute.scratch.like(X, name)
     compute.ops["round_tf32_"](out, X)
     return out
+
+
+def residual_(
+    F: Tensor, data: ResidualData, fixed: FixedFactor, compute: Compute, sign: int = 1
+) -> Tensor:
+    """E ← sign (X − Fᵀ B); where there are means, of X and B minus those of their rows."""
+    E = add_product_(data.copy_to_(data.Et), fixed.B, F, compute, beta=sign, alpha=-sign)
+    return E if compute.means is None else E.add_(compute.means.T @ F, alpha=sign)
 
 
 HalfStepData = NormalData | RowData | ResidualData

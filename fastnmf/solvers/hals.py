@@ -61,7 +61,7 @@ def _residual_(
     with products_in(compute.allowed):
         for S in compute.blocks(F.shape[0]):
             # for all three products
-            B = rounded(fixed.B[S], "rounded", compute)
+            B = rounded(compute.centred(fixed.B, S), "rounded", compute)
             R, gram = _sums(B, S, data.Et, fixed, compute)
             fixed.penalise_(R, F[S], S, sign=-1)
             delta = compute.scratch("delta", *R.shape)
@@ -81,13 +81,14 @@ def _sums(
     both = compute.scratch("R", begin + s * m)
     R = torch.mm(B, Et, out=both[begin:].view(s, m))
     gram = fixed.grams.get(S.start)
-    if gram is None:
+    if gram is None or compute.means is not None:
         gram = both[: s * s].view(s, s) if shared else B.new_empty(s, s)
         compute.ops["moments_"](B, None, gram)
         if compute.sum_ is not None:
             compute.sum_(both)
         else:
             fixed.grams[S.start] = gram
+        compute.keep_constant_(R, gram, S)
         _add_curvature_(gram, S, fixed)
     return R, gram
 
@@ -106,11 +107,11 @@ def _refresh_(
     squared distance to the E that was carried."""
     if not data.carried or compute.allowed == "highest":
         # torch.addmm makes this copy as well, and it widens 16-bit numbers
-        data.Et.copy_(data.Xt).addmm_(fixed.B.T, F, alpha=-1)
+        data.copy_to_(data.Et).addmm_(fixed.B.T, F, alpha=-1)
         return
     p, m = data.Xt.shape
     fresh = compute.scratch("fresh", m, p).T
-    fresh.copy_(data.Xt).addmm_(fixed.B.T, F, alpha=-1)
+    data.copy_to_(fresh).addmm_(fixed.B.T, F, alpha=-1)
     sums[3] += squared_norm(data.Et.sub_(fresh))
     data.Et.copy_(fresh)
 

@@ -12,7 +12,16 @@ from torch import Tensor
 from ..numerics import add_squares_, squared_norm, wide
 from .base import Size, Solver, Work
 from .constraints import FREE
-from .half_step import FORMS, Compute, FixedFactor, HalfStepData, NormalData, fix_gram
+from .half_step import (
+    FORMS,
+    Compute,
+    FixedFactor,
+    HalfStepData,
+    NormalData,
+    centred_gram,
+    fix_gram,
+    residual_,
+)
 from .penalties import Penalty
 
 # what is added to the Gram matrix of unit concepts, in units of the dtype's precision times √K:
@@ -33,11 +42,15 @@ def half_steps_(
     """
     for _ in range(times):
         if isinstance(data, NormalData):
-            change = _change(F, data.C, fixed)
+            change = _change(F, data.C, fixed, compute.squares(fixed.G))
         else:
-            E = data.Et.copy_(data.Xt).addmm_(fixed.B.T, F, alpha=-1)
-            change = _change(F, fixed.B @ E, fixed, of_residual=True)
-            sums[2] += squared_norm(E.addmm_(fixed.B.T, change, alpha=-1))
+            E = residual_(F, data, fixed, compute)
+            parts = [compute.centred(fixed.B, S) @ E for S in compute.blocks(len(F))]
+            change = _change(F, torch.cat(parts), fixed, compute.squares(fixed.G), of_residual=True)
+            E.addmm_(fixed.B.T, change, alpha=-1)
+            if compute.means is not None:
+                E.add_(compute.means.T @ change)
+            sums[2] += squared_norm(E)
         F.add_(change)
         add_squares_(sums, change, F)
 
@@ -49,14 +62,16 @@ def ridge_of(F: Tensor) -> float:
 
 def solution(C: Tensor, G: Tensor) -> Tensor:
     """The F (K, m) nearest to zero with G F = C, for G (K, K) = B Bᵀ and C = B Xᵀ."""
-    return _change(torch.zeros_like(C), C, FixedFactor(None, G))
+    return _change(torch.zeros_like(C), C, FixedFactor(None, G), G.diagonal())
 
 
-def _change(F: Tensor, C: Tensor, fixed: FixedFactor, *, of_residual: bool = False) -> Tensor:
-    """What brings F to the solution. C: B Xᵀ, or of the residual B Eᵀ."""
+def _change(
+    F: Tensor, C: Tensor, fixed: FixedFactor, squares: Tensor, *, of_residual: bool = False
+) -> Tensor:
+    """What brings F to the solution. C: B Xᵀ, or of the residual B Eᵀ. squares (K,): of the norms
+    of B, to which the rounding of G is in proportion."""
     like = F.new_zeros((), dtype=wide(F.device))
-    G, C = fixed.G.to(like), C.to(like)
-    squares = G.diagonal()
+    G, C, squares = fixed.G.to(like), C.to(like), squares.to(like)
     alive = squares >= torch.finfo(F.dtype).tiny
     scale = torch.where(alive, squares, 1).rsqrt() * alive
     unit = G * scale[:, None] * scale
@@ -82,10 +97,14 @@ def fix(
     form: str, B: Tensor | None, G: Tensor | None, m: int, penalty: Penalty, compute: Compute
 ) -> FixedFactor:
     """The fixed factor, with G in both forms; in residual form with the penalty's curvature."""
+    if compute.means is not None and B is not None:
+        G = centred_gram(B @ B.T, compute.means[:, 0], compute.rows)
     fixed = fix_gram(B, G, penalty)
     if form == "normal" or not penalty:
         return fixed
     squares = torch.linalg.vector_norm(B, dim=1).square()
+    if G is not None:
+        squares = G.diagonal()
     curvature = penalty.curvature(squares)[:, None]
     return FixedFactor(B, fixed.G, l1=penalty.l1, curvature=curvature)
 

@@ -23,8 +23,8 @@ from .half_step import (
     HalfStepData,
     NormalData,
     ResidualData,
-    add_product_,
     packed_bytes,
+    residual_,
 )
 from .penalties import Penalty
 
@@ -78,12 +78,12 @@ def _half_step_(
             torch.addmm(data.C, fixed.G, Y, beta=-1, out=gradient)
             compute.ops["pgd_"](F, Y, gradient, fixed.step, momentum, compute.bounded)
             continue
-        add_product_(data.Et.copy_(data.Xt), fixed.B, Y, compute, beta=-1)
+        residual_(Y, data, fixed, compute, sign=-1)
         if index == 0:
             sums[2] += squared_norm(data.Et)
         for S in compute.blocks(F.shape[0]):
             gradient = compute.scratch.like(F[S], "gradient")
-            torch.mm(fixed.B[S], data.Et, out=gradient)
+            torch.mm(compute.centred(fixed.B, S), data.Et, out=gradient)
             fixed.penalise_(gradient, Y[S], S)
             compute.ops["pgd_"](F[S], Y[S], gradient, fixed.step, momentum, compute.bounded)
     add_squares_(sums, start.sub_(F), F)
@@ -108,7 +108,7 @@ def _fused_(
         if isinstance(data, NormalData):
             compute.ops["pgd_normal_"](before, Y, data.C, fixed.G, step)
         else:
-            add_product_(data.Et.copy_(data.Xt), fixed.B, Y, compute, alpha=-1)
+            residual_(Y, data, fixed, compute)
             if index == 0:
                 sums[2] += squared_norm(data.Et)
             with products_in(compute.allowed):
@@ -126,12 +126,22 @@ def fix(
         bound = _bound_of(compute)(lambda v: G @ v, G.diagonal())
         return FixedFactor(B, G, step=1 / bound, l1=penalty.l1)
     # no B.square(): B may be all codes
-    squares = torch.linalg.vector_norm(B, dim=1).square()
+    squares, means = torch.linalg.vector_norm(B, dim=1).square(), compute.means
+    if means is not None:
+        squares = (squares - compute.rows * means[:, 0].square()).clamp_(min=0)
     curvature = penalty.curvature(squares) if penalty else torch.zeros_like(squares)
     kept, signed = curvature[:, None] if penalty else None, compute.fixed.signed
     apart = curvature[:, None] if signed else curvature
-    bound = _bound_of(compute)(lambda v: B @ (B.T @ v) + apart * v, squares + curvature)
+    bound = _bound_of(compute)(lambda v: _twice(B, v, means) + apart * v, squares + curvature)
     return FixedFactor(B, step=1 / bound, l1=penalty.l1, curvature=kept)
+
+
+def _twice(B: Tensor, v: Tensor, means: Tensor | None) -> Tensor:
+    """B Bᵀ v, of B minus the means of its rows if there are some."""
+    if means is None:
+        return B @ (B.T @ v)
+    w = B.T @ v - means.T @ v
+    return B @ w - means * w.sum(0)
 
 
 def _bound_of(compute: Compute) -> Callable[..., Tensor]:
