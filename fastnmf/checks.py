@@ -237,3 +237,21 @@ def mixtures(options: object, form: str | None, *, mixes: bool) -> None:
             "form='residual' does not exist for mixtures of rows, whose weights are found from ZᵀA "
             "and ZᵀZ; give form=None or 'normal'"
         )
+
+
+def offset(value: Any, *, signed: bool) -> None:
+    """Refuse an offset where dictionaries are not of any signs."""
+    if flag("offset", value) and not signed:
+        raise InvalidInput(
+            "offset=True is an option of SemiNMF: a row that is subtracted leaves data of any "
+            "signs; give SemiNMF(…, offset=True)"
+        )
+
+
+def unit_norm(value: Any, alpha_D: float | str) -> None:
+    """Refuse a penalty on a dictionary whose concepts have norm 1."""
+    if flag("unit_norm", value) and alpha_D not in ("same", 0):
+        raise InvalidInput(
+            f"alpha_D={alpha_D} does not go with unit_norm=True, which bounds the dictionary "
+            "already; give alpha_D=0, or leave it out"
+        )

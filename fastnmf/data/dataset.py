@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dense, dense_copy, largest, stored_share, take
+from ..backends.products import Matrix, dense_copy, largest, stored_share, take
 from ..backends.sparse import SparseMatrix
 from ..distributed import ALONE, Processes
 from ..numerics import WIDENED_BYTES, compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget, return_memory
 from ..solvers.half_step import Operations
 from .arrays import NON_NEGATIVE, Expected, read_matrix
-from .prefetch import Buffer, Prefetcher
+from .prefetch import Buffer, Copies, Prefetcher, minus_row
 from .shards import Shards
 from .sources import Source, chunks_of, open_source, rows_of, summarise, whole_matrix
 from .sparse.arrays import is_sparse, sparse_matrix
@@ -27,7 +27,7 @@ from .sparse.codes import SPARSE
 from .sparse.files import loaded
 from .sparse.rows import chunks_of as sparse_chunks
 from .storage import Compressed, InMemory, OnDisk, Storage, TilesRead, loading, row_blocks
-from .summary import Summary, joined, squares_about
+from .summary import Summary, joined, spread_about, squares_about
 
 # chunks after which freed memory is returned to the system: after every chunk made fits up to 5 %
 # slower, as the next one allocates it again
@@ -96,8 +96,7 @@ class Data:
         self.A = whole_matrix(source, self.dtype, self.device) if self.n_here else none
         self._buffers, self.chunk_rows = [], 0
         self.limit_chunks(None)
-        gpu = self.device.type == "cuda"
-        self._copies = torch.cuda.Stream(self.device) if gpu else None
+        self._copy = Copies(self.device)
         return self
 
     def as_dense(self) -> Data:
@@ -162,8 +161,7 @@ class Data:
         read in passes or shared, where less than 1e-7 of ‖A‖² is not told from rounding.
         Synchronises once."""
         mean = self.mean_row
-        total, common = torch.stack((mean.new_zeros(()) + self.squared_norm, mean @ mean)).tolist()
-        spread = total - self.n * common
+        spread, total = spread_about(mean, self.n, self.squared_norm)
         if not self.in_memory_here or spread >= _LEAST_SPREAD * total:
             return spread
         return squares_about(mean.to(self.dtype), self.A, _SUMMED // self.d)
@@ -223,14 +221,11 @@ class Data:
         Z may be changed in place, and is saved unless save is False. A chunk is valid until the
         next one is requested. rows: of a chunk that is a copy of data in memory, at most.
         """
+        chunks = self._chunks(codes, save)
         if self.offset is None:
-            yield from self._chunks(codes, save)
-            return
+            return chunks
         few = min(rows or self.n, max(1, WIDENED_BYTES // (self.d * self.dtype.itemsize)))
-        for part, X, Z in self._chunks(codes, save):
-            for some in row_blocks(len(X), few) if self.A is not None else (slice(0, len(X)),):
-                of_all = slice(part.start + some.start, part.start + some.stop)
-                yield of_all, dense(X[some]) - self.offset, None if Z is None else Z[some]
+        return minus_row(chunks, self.offset, self.n if self.A is None else few)
 
     def _chunks(
         self, codes: Storage | None, save: bool
@@ -242,7 +237,7 @@ class Data:
         # what is in memory is read without the thread
         waits = self.A is None or isinstance(codes, OnDisk)
         for part, (buffer, host), stored in self._prefetch(chunks) if waits else chunks:
-            X = self._on_device(buffer, host)
+            X = self._copy(buffer, host)
             # made dense here, not by the thread, which would read what is saved here
             stored = codes.load(part) if isinstance(codes, Compressed) else stored
             Z = None if stored is None else stored.to(self.device)
@@ -303,14 +298,13 @@ class Data:
             yield from self._read_sparse(load)
             return
         turn = -1
-        self._buffers = self._buffers or [self._buffer(), self._buffer()]
+        like = self.like.new_empty(0, self.d)
+        self._buffers = self._buffers or [Buffer.of(self.chunk_rows, like) for _ in range(2)]
 
         def buffer() -> Tensor:
             nonlocal turn
             turn = (turn + 1) % 2
-            if self._buffers[turn].copied is not None:
-                self._buffers[turn].copied.synchronize()
-            return self._buffers[turn].host
+            return self._buffers[turn].free()
 
         chunks = chunks_of(self._source, self.chunk_rows, buffer)
         for number, (part, host) in enumerate(chunks):
@@ -324,23 +318,6 @@ class Data:
             if number % _RETURNED_AFTER == 0:
                 return_memory()
             yield part, (None, X.using(self._operations)), load(part)
-
-    def _buffer(self) -> Buffer:
-        pinned = self.device.type == "cuda"
-        shape = self.chunk_rows, self.d
-        return Buffer(torch.empty(shape, dtype=self.dtype, device="cpu", pin_memory=pinned))
-
-    def _on_device(self, buffer: Buffer | None, host: Matrix) -> Matrix:
-        """The chunk on the device; its buffer may be written to after the event `copied`."""
-        if self._copies is None or buffer is None:
-            return host.to(device=self.device)
-        here = torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self._copies):
-            X = host.to(self.device, non_blocking=True)
-            buffer.copied = self._copies.record_event()
-        here.wait_event(buffer.copied)
-        X.record_stream(here)
-        return X
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..backends.products import dense
+from .storage import row_blocks
+
 T = TypeVar("T")
 _END = object()
 
@@ -60,3 +63,44 @@ class Buffer:
 
     host: Tensor
     copied: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, rows: int, like: Tensor) -> Buffer:
+        """Memory for so many rows of the width and dtype of `like` (0, d), pinned for its GPU."""
+        pinned = like.device.type == "cuda"
+        shape = rows, like.shape[1]
+        return cls(torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=pinned))
+
+    def free(self) -> Tensor:
+        """The memory, once its copy is complete."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.host
+
+
+class Copies:
+    """Copies of chunks to a device, on a CUDA stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, buffer: Buffer | None, host: Any) -> Any:
+        """The chunk on the device; its buffer may be written to after the event `copied`."""
+        if self._stream is None or buffer is None:
+            return host.to(device=self._device)
+        here = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            X = host.to(self._device, non_blocking=True)
+            buffer.copied = self._stream.record_event()
+        here.wait_event(buffer.copied)
+        X.record_stream(here)
+        return X
+
+
+def minus_row(chunks: Iterator[Any], row: Tensor, most: int) -> Iterator[Any]:
+    """Chunks (part, X, Z) of the data, dense and minus a row: copies of up to `most` rows."""
+    for part, X, Z in chunks:
+        for some in row_blocks(len(X), most):
+            of_all = slice(part.start + some.start, part.start + some.stop)
+            yield of_all, dense(X[some]) - row, None if Z is None else Z[some]

@@ -88,6 +88,13 @@ def joined(summaries: Sequence[Summary]) -> Summary:
     )
 
 
+def spread_about(mean: Tensor, n: int, squares: Tensor | float) -> tuple[float, float]:
+    """‖A − its mean row‖² (of n rows, with ‖A‖² = `squares`), as a difference, and ‖A‖².
+    Synchronises once."""
+    total, common = torch.stack((mean.new_zeros(()) + squares, mean @ mean)).tolist()
+    return total - n * common, total
+
+
 def squares_about(mean: Tensor, A: Matrix, rows: int) -> float:
     """The squared distance of A (n, d) to a row, some rows at a time."""
     tiles = dense_tiles(A, max(1, rows))

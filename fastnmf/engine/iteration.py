@@ -180,8 +180,7 @@ class Step:
         self.apply_scale_()
         given = self.data, self.compute, self.plan.tile_rows, self.penalties
         by = Revival(*given, self.solver.least_share > 0)
-        revived = revive_(state.Z, state.D, by, duplicates=duplicates, least=least)
-        if not revived:
+        if not (revived := revive_(state.Z, state.D, by, duplicates=duplicates, least=least)):
             return False
         state.revived += revived
         if state.G is not None:

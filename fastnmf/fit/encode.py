@@ -110,17 +110,13 @@ def encode(
     (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
     run.refuse_start(Z0)
-    refuse_derivatives("encode", D=D, Z0=Z0)
-    refuse_tangent("encode", "A", A)
-    differentiates = run.differentiates(A)
-    checks.no_gradient("A", differentiates and place != "memory")
-    plain = place == "memory" and Z0 is None and offset is None
-    if plain and not (differentiates or return_info):
-        if (few := _codes_of_few(A, D, options, run)) is not None:
-            return few, None
+    differentiates = _differentiates(A, D, Z0, run, in_memory=place == "memory")
+    plain = place == "memory" and Z0 is None and offset is None and not return_info
+    if plain and not differentiates and (few := _codes_of_few(A, D, options, run)) is not None:
+        return few, None
     method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
-    signed = options.constraint.signed
-    expected = Expected(features=d, dtype=D.dtype, narrow=not differentiates, signed=signed)
+    kind = {"narrow": not differentiates, "signed": options.constraint.signed}
+    expected = Expected(features=d, dtype=D.dtype, **kind)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         stack.enter_context(products_in(options.precision))
@@ -142,13 +138,22 @@ def encode(
             refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
         given = (lambda part: None) if Z0 is None else (lambda part: dense(Z0[part]))
         if data.in_memory_here and place == "memory" and (differentiates or offset is None):
-            A = A.to(data.A) if differentiates else data.A
-            A = A if offset is None else A - data.offset
-            return codes_of(A, given(slice(0, data.n))), codes_of.ended()
+            X = A.to(data.A) if differentiates else data.A
+            Z = codes_of(X if offset is None else X - data.offset, given(slice(0, data.n)))
+            return Z, codes_of.ended()
         checks.no_gradient("A", differentiates)
         data.limit_chunks(chunk_rows(codes_of.encoder.D, codes_of.encoder.method))
         Z = through(data, lambda part, X: codes_of(X, given(part)), K, to)
         return Z, codes_of.ended()
+
+
+def _differentiates(A: Any, D: Tensor, Z0: Any, run: Run, *, in_memory: bool) -> bool:
+    """Whether codes get a gradient in A. Raises for derivatives that there are not."""
+    refuse_derivatives("encode", D=D, Z0=Z0)
+    refuse_tangent("encode", "A", A)
+    differentiates = run.differentiates(A)
+    checks.no_gradient("A", differentiates and not in_memory)
+    return differentiates
 
 
 def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> Tensor | None:

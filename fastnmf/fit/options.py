@@ -114,18 +114,10 @@ class Options:
         bytes_of(self.max_memory)
         if self.tuning is not None and not isinstance(self.tuning, Tuning):
             raise TypeError(f"tuning={self.tuning!r} must be a fastnmf.Tuning or None")
-        if flag("unit_norm", self.unit_norm) and self.alpha_D not in ("same", 0):
-            raise InvalidInput(
-                f"alpha_D={self.alpha_D} does not go with unit_norm=True, which bounds the "
-                "dictionary already; give alpha_D=0, or leave it out"
-            )
+        checks.unit_norm(self.unit_norm, self.alpha_D)
         self._check_penalty_of_signed()
         checks.mixtures(self, self.tuned.form, mixes=self.constraint.of_rows)
-        if flag("offset", self.offset) and not self.constraint.signed:
-            raise InvalidInput(
-                "offset=True is an option of SemiNMF: a row that is subtracted leaves data of any "
-                "signs; give SemiNMF(…, offset=True)"
-            )
+        checks.offset(self.offset, signed=self.constraint.signed)
         forms_of(self.solvers[self.solver], self.tuned.form)
 
     def _check_penalty_of_signed(self) -> None:
