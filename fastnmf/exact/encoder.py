@@ -16,17 +16,11 @@ from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Callback, Iteration, Method
 from ..init.start import cold_start
 from ..numerics import widened
-from ..planning.codes import SWEEPS, CodesCost
-from ..planning.hardware import machine_of
-from ..planning.plan import Problem, Tuning, choose
 from ..precision import products_in
 from ..solvers import hals
-from ..solvers.half_step import Compute, Workspace
 from .rows import EXACT, ExactRows, solve_again_
-from .sweeps import Sweeps
+from .sweeps import Swept
 
-# entries of codes that are swept together: with their products they are in the cache
-_TILE = 1 << 20
 # KKT residual up to which a row is solved
 _SOLVED = {torch.float32: 1e-6, torch.float64: 1e-9}
 
@@ -68,55 +62,38 @@ class ExactEncoder:
         return ExactRows(self.D, self.n, self.method.ops, penalty, form=form, signed=signed)
 
     @cached_property
-    def _cost(self) -> CodesCost:
-        K, d = self.D.shape
-        return CodesCost(d, K, self.D.element_size(), machine_of(self.D, self.method.backend))
-
-    @cached_property
-    def _compute(self) -> Compute:
-        (K, d), D, on = self.D.shape, self.D, machine_of(self.D, self.method.backend)
-        problem = Problem(self.n, d, K, D.element_size(), hals.SOLVER, learns=False)
-        block = choose(problem, on, Tuning("normal", self.method.tuning.block)).block
-        return Compute(self.method.ops, block, Workspace(D.dtype, D.device))
+    def _swept(self) -> Swept:
+        method = self.method
+        return Swept(self.D, self.n, method.ops, method.backend, method.tuning.block)
 
     def _encode_(self, Z: Tensor, X: Matrix, start: Tensor | None) -> Ended:
         """Z ← the codes (m, K) of X (m, d)."""
         begun, swept, by = time.perf_counter(), 0, []
-        may_sweep = self.sweeps and self._rows.G is not None
-        first = may_sweep and self._cost.sweeps_first(len(X))
-        # a start of the caller's is likely to be as near
-        sweeps = first or (may_sweep and start is None and self._cost.sweeps_start(len(X)))
         if self.max_iter == 0:
             free = self.method.constraint.signed
             Z.copy_(start) if start is not None else cold_start(X, self.D, out=Z, free=free)
             return Ended(0, True)
         C, left = None if self._rows.G is None else self._rows.cross(X), None
+        sweeps = 0
+        if self.sweeps and C is not None:
+            sweeps = self._swept.most(len(X), self.max_iter, started=start is not None)
         if start is not None:
             Z.copy_(start)
         elif sweeps:
             self._rows.start_(Z, C)
         else:
             Z.zero_()
-        if sweeps:
-            left, swept = self._sweep_(Z, C, self.max_iter if first else min(SWEEPS, self.max_iter))
+        if sweeps and C is not None:
+            left, swept = self._swept.sweep_(Z, C, self._rows, sweeps)
             by.append(hals.SOLVER.name)
             self._report(swept, begun)
         unsolved = 0
         if left is None or len(left):
-            unsolved = self._solve_(Z, X, C, left, warm=sweeps or start is not None)
+            unsolved = self._solve_(Z, X, C, left, warm=bool(sweeps) or start is not None)
             by.append("exact")
             swept += 1
             self._report(swept, begun)
         return Ended(swept, unsolved == 0, tuple(by), unsolved)
-
-    def _sweep_(self, Z: Tensor, C: Tensor, most: int) -> tuple[Tensor, int]:
-        """Sweep over the codes Z (m, K), at most `most` times; the rows that have not converged,
-        and the most sweeps."""
-        tiles = list(row_blocks(len(Z), max(1, _TILE // len(self.D))))
-        sweeps = Sweeps(self._rows, self._compute, self._cost)
-        found = [sweeps.settle_(Z[part], C[part], most) for part in tiles]
-        left = [rows + part.start for part, (rows, _) in zip(tiles, found, strict=True)]
-        return torch.cat(left), max((done for _, done in found), default=0)
 
     def _solve_(
         self, Z: Tensor, X: Matrix, C: Tensor | None, which: Tensor | None, *, warm: bool

@@ -7,16 +7,17 @@ import functools
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..engine.state import Method
 from ..planning.codes import CodesCost
 from ..planning.hardware import machine_of
+from ..solvers.half_step import Operations
+from ..solvers.penalties import Penalty
 from .powers import Powers
 from .rows import ExactRows
 
@@ -27,11 +28,19 @@ _ROWS, _ENTRIES = 16, 1 << 18
 _BITS: dict[torch.dtype, Any] = {torch.float32: np.int32, torch.float64: np.int64}
 
 
+class Means(NamedTuple):
+    """How codes are computed: operations of solver anls, what supplies them, and the penalty."""
+
+    ops: Operations
+    backend: str
+    penalty: Penalty
+
+
 @torch.no_grad()
 def codes_of_few(
     A: Any,
     D: Tensor,
-    method: Callable[[], Method],
+    means: Callable[[], Means],
     made_for: Hashable,
     *,
     sweeps: bool,
@@ -39,8 +48,8 @@ def codes_of_few(
     """The codes Z (m, K) that ExactEncoder computes for A (m, d), a few rows on a CPU; or None
     where this is no case for it, and nothing is checked or reported.
 
-    method: as ExactEncoder has it, in normal form; made_for: all that it depends on. sweeps:
-    whether rows are swept first where that is faster, which is such a case.
+    made_for: all that the means depend on. sweeps: whether rows are swept first where that is
+    faster, which is such a case.
     """
     if not (_is_plain(A) and _is_plain(D) and _are_few(A, D)):
         return None
@@ -50,7 +59,7 @@ def codes_of_few(
         copy = D.clone()
         if not _is_usable(copy):
             return None
-        kept = _kept[D] = KeptRows(copy, method(), made_for)
+        kept = _kept[D] = KeptRows(copy, means(), made_for)
     return None if sweeps and kept.sweeps(len(A)) else kept.codes(A)
 
 
@@ -64,7 +73,7 @@ class KeptRows:
     any number of threads may use it."""
 
     D: Tensor
-    method: Method
+    means: Means
     made_for: Hashable
 
     def suits(self, D: Tensor, made_for: Hashable) -> bool:
@@ -99,13 +108,12 @@ class KeptRows:
 
     @functools.cached_property
     def _rows(self) -> ExactRows:
-        penalty = self.method.penalties.of_codes(self.D.shape[1])
-        return ExactRows(self.D, _ROWS, self.method.ops, penalty, form="normal")
+        return ExactRows(self.D, _ROWS, self.means.ops, self.means.penalty, form="normal")
 
     @functools.cached_property
     def _cost(self) -> CodesCost:
         K, d = self.D.shape
-        return CodesCost(d, K, self.D.element_size(), machine_of(self.D, self.method.backend))
+        return CodesCost(d, K, self.D.element_size(), machine_of(self.D, self.means.backend))
 
 
 def _is_plain(X: Any) -> bool:

@@ -25,7 +25,8 @@ from ..solvers.half_step import Operations
 from ..solvers.penalties import NO_PENALTY, Penalty
 from ..solvers.supports.pursuit import largest_support, pursue_, support_kkt
 from ..solvers.supports.working_set import prepare_concepts, rows_together
-from .rows import ExactRows
+from .rows import EXACT, ExactRows
+from .sweeps import SETTLED, Swept
 
 # entries of the largest scratch array on a CPU; each chunk of rows scales the Gram matrix again
 _SCRATCH = 1 << 24
@@ -40,6 +41,11 @@ _EXACT, _GAP = 1e-11, 1e-10
 _RISE = {torch.float32: 1e-5, torch.float64: 1e-9}
 # solvers of groups of rows that are kept for the next tile, at most
 _KEPT = 4
+# sweeps of a row at most: those that take longer than the solver are given up before
+_SWEEPS = 300
+# the largest norm of a concept over the smallest, up to which the KKT residual of swept codes, in
+# which small concepts count for little, bounds the slopes of all
+_ALIKE = 16.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class LeastSquares:
     of any signs and any scale.
 
     D (K, d), of any signs. ops: operations of solver anls. penalty: of numbers. measures: whether
-    KKT residuals must be those of A and D.
+    KKT residuals must be those of A and D. backend: what supplies the operations, with those of
+    solver hals, so that rows may be swept first; None: they are not.
     """
 
     D: Tensor
@@ -65,6 +72,7 @@ class LeastSquares:
     penalty: Penalty = NO_PENALTY
     limits: Limits = Limits()
     measures: bool = False
+    backend: str | None = None
     _solvers: dict[tuple, ExactRows] = field(default_factory=dict)
 
     @property
@@ -138,7 +146,9 @@ class LeastSquares:
         """The codes where D ≥ 0, by a search in the dtype of A and D; rows that it did not solve
         are solved _exactly."""
         max_iter, solved = self.limits.max_iter, UNSOLVED[rows.dtype]
-        Z, info = self._search(rows, start, max_iter)
+        may_sweep = self.backend is not None and start is None and max_iter is None
+        found = self._swept(rows, self.backend) if self.backend and may_sweep else None
+        Z, info = found or self._search(rows, start, max_iter)
         left = (info.kkt > solved) | rows.cancels()
         if max_iter is not None:
             left &= info.status != CAPPED
@@ -169,6 +179,34 @@ class LeastSquares:
         info = solver.solve_(Z, A, warm=start is not None)
         Z /= norms
         return Z, info
+
+    def _swept(self, rows: ScaledRows, backend: str) -> tuple[Tensor, NnlsInfo] | None:
+        """As _search from no start, by sweeps, and by the solver for rows that do not converge;
+        None where these take longer, or do not show that codes are exact."""
+        A, D = rows.A, rows.D
+        swept = Swept(D, self.n, self.ops, backend)
+        sweeps = swept.most(len(A), _SWEEPS, started=False)
+        if not sweeps or bool(A.amin() < 0):
+            return None
+        key = D.dtype, rows.terms
+        solver = self._solvers.get(key) or ExactRows(D, self.n, self.ops, _penalty(rows))
+        if solver.G is None or not solver.spread <= _ALIKE:
+            return None
+        if len(self._solvers) < _KEPT:
+            self._solvers[key] = solver
+        Z, C = D.new_empty(len(A), len(D)), solver.cross(A)
+        solver.start_(Z, C)
+        left = swept.sweep_(Z, C, solver, sweeps)[0]
+        info = NnlsInfo.of_none(len(A), A.device)
+        info.kkt.fill_(SETTLED[Z.dtype])
+        if len(left):
+            some, c = Z[left], C[left]
+            found = solver.solve_(some, A[left], c, warm=True)
+            Z[left], kkt = some, solver.kkt(some, A[left], c).double()
+            # what is not exact is solved again
+            info.kkt[left] = torch.where(kkt <= EXACT[Z.dtype], kkt, torch.inf)
+            info.status[left], info.iterations[left] = found.status, found.iterations
+        return Z, replace(info, support=(Z > 0).sum(1).int())
 
     def _rows(
         self, rows: ScaledRows, norms: Tensor, ridge: float, max_iter: int | None

@@ -66,7 +66,7 @@ class ExactRows:
         return unit_gram(self.G)
 
     @functools.cached_property
-    def _spread(self) -> float:
+    def spread(self) -> float:
         """The largest norm of a concept over the smallest, of those that are not zero."""
         scale = self._unit[1]
         alive = scale[scale > 0]
@@ -134,7 +134,7 @@ class ExactRows:
         all its rows is at most EXACT. Synchronises."""
         # its slopes are those of concepts of norm 1, before the codes are rounded, which changes
         # the KKT residual by less than two roundings
-        return float(info.kkt.max()) * self._spread <= EXACT[self.D.dtype] / 2
+        return float(info.kkt.max()) * self.spread <= EXACT[self.D.dtype] / 2
 
     def _products_of_sizes(self, Z: Tensor) -> Tensor:
         """Z |D Dᵀ| (m, K)."""

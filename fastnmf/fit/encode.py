@@ -23,7 +23,7 @@ from ..engine.state import Callback, Method
 from ..errors import InvalidInput, hold_warnings
 from ..exact.encoder import ExactEncoder
 from ..exact.gradient import with_gradient
-from ..exact.kept import codes_of_few
+from ..exact.kept import Means, codes_of_few
 from ..exact.powers import Powers
 from ..exact.pursuit import PursuitEncoder
 from ..exact.rows import in_flight
@@ -162,8 +162,13 @@ def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> Tensor | Non
     only = options.verbose or options.tuning is not None or options.max_memory is not None
     if only or run.sweeps_only or run.top_k is not None or run.max_iter == 0:
         return None
-    method, made_for = partial(options.method_of_codes, D.device), options.of_codes()
-    return codes_of_few(A, D, method, made_for, sweeps=run.method == "auto")
+    means, made_for = partial(_means, D, options), options.of_codes()
+    return codes_of_few(A, D, means, made_for, sweeps=run.method == "auto")
+
+
+def _means(D: Tensor, options: Options) -> Means:
+    method = options.method_of_codes(D.device)
+    return Means(method.ops, method.backend, method.penalties.of_codes(D.shape[1]))
 
 
 def decode(Z: Any, fixed: Fixed, budget: Budget, out: Any) -> Tensor:

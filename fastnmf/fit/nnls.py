@@ -22,18 +22,19 @@ from .. import checks
 from ..backends.nnls.result import CAPPED, FLOORED, NnlsInfo
 from ..backends.nnls.scaled import name_of
 from ..backends.products import Matrix, dense
-from ..backends.registry import select
+from ..backends.registry import choice_of, select, select_each
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..data.dataset import opened
 from ..data.sparse.arrays import is_sparse
 from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..exact.gradient import with_gradient
 from ..exact.gram import GramLeastSquares, checked_gram
+from ..exact.kept import Means, codes_of_few
 from ..exact.least_squares import LeastSquares, Limits
 from ..isolation import isolated
 from ..numerics import compute_dtype
 from ..planning.memory import Budget, bytes_of, refuse_too_large
-from ..solvers import anls
+from ..solvers import anls, hals
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
 from .options import destination
@@ -184,6 +185,9 @@ def nnls(
     refuse_derivatives("nnls", Z0=Z0)
     for name, given in (("A", A), ("D", D)):
         refuse_tangent("nnls", name, given)
+    plain = place == "memory" and Z0 is None and limits == Limits() and not return_info
+    if plain and max_memory is None and (few := _codes_of_few(A, D, penalty, backend)) is not None:
+        return few
     # what cannot be read has no device to go to
     if isinstance(A, Tensor) and not is_sparse(A):
         as_matrix(A, "A")
@@ -192,22 +196,37 @@ def nnls(
     device = next(tensors, torch.device("cpu"))
     A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
     refuse_leading(place, leading, D.shape[-1] if D.ndim else 0)
-    _, ops = select(anls.SOLVER.operations, device, backend)
+    operations = _operations(device, backend)
     measures = checks.flag("return_info", return_info)
-    call = _Call(device, place, bytes_of(max_memory), ops, penalty, limits, measures)
+    call = _Call(device, place, bytes_of(max_memory), *operations, penalty, limits, measures)
     Z, info = call.codes(A, D, Z0)
     _warn(info, Z.dtype)
     Z = Z if leading is None else Z.reshape(*leading, Z.shape[1])
     return (Z, info) if return_info else Z
 
 
+def _codes_of_few(A: Any, D: Any, penalty: Penalty, backend: str) -> Tensor | None:
+    """The codes of a few rows in memory, without what many rows need; None where that may make a
+    difference."""
+    if _differentiates(A) or _differentiates(D):
+        return None
+
+    def means() -> Means:
+        name, ops = _operations(torch.device("cpu"), backend)
+        return Means(ops, name or "torch", penalty)
+
+    made_for = "nnls", penalty, torch.get_num_threads(), *choice_of(backend)
+    return codes_of_few(A, D, means, made_for, sweeps=True)
+
+
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of nnls that say how, checked."""
+    """The arguments of nnls that say how, checked; backend, ops: of `_operations`."""
 
     device: torch.device
     place: Path | str
     max_memory: int | None
+    backend: str | None
     ops: Operations
     penalty: Penalty
     limits: Limits
@@ -233,7 +252,7 @@ class _Call:
                 advice = "give fewer rows, or codes='Z.npy'"
                 refuse_too_large(sizes, device, advice, self.max_memory)
             Z0 = None if Z0 is None else given_codes(Z0, data, K)
-            how = self.ops, self.penalty, self.limits, self.measures
+            how = self.ops, self.penalty, self.limits, self.measures, self.backend
             solver = LeastSquares(D, data.n, *how)
             if K and isinstance(data.A, Tensor) and data.in_memory_here and place == "memory":
                 Z, info = solver(data.A, None if Z0 is None else dense(Z0))
@@ -255,6 +274,15 @@ class _Call:
 
             Z = through(data, made, K, to)
             return Z, NnlsInfo.join(infos)
+
+
+def _operations(device: torch.device, backend: str) -> tuple[str | None, Operations]:
+    """The backend by whose sweeps rows may be solved, or None, and all operations."""
+    if device.type != "cpu":
+        # sweeps were not measured on a GPU
+        return None, select(anls.SOLVER.operations, device, backend)[1]
+    groups = hals.SOLVER.operations + hals.SOLVER.fused, anls.SOLVER.operations
+    return select_each(groups, device, backend)
 
 
 def _dictionary(D: Tensor | np.ndarray, device: torch.device) -> Tensor:

@@ -17,10 +17,11 @@ from fits import nmf
 from oracle import problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnmf import NMF, InvalidInput
+from fastnmf import NMF, InvalidInput, nnls
 from fastnmf.exact import kept
 from fastnmf.exact.encoder import ExactEncoder
 from fastnmf.exact.kept import _kept
+from fastnmf.exact.least_squares import LeastSquares
 from fastnmf.results.encoding import kkt_residual
 
 PENALTIES = [{}, {"alpha_Z": 0.01, "l1_ratio": 0.5}]
@@ -236,11 +237,11 @@ def test_the_backend_of_the_moment_computes(backend, monkeypatch):
     model.encode(A)
     monkeypatch.setenv("FASTNMF_BACKEND", "torch")
     model.encode(A)
-    assert _kept[model.D].method.backend == "torch"
+    assert _kept[model.D].means.backend == "torch"
     monkeypatch.delenv("FASTNMF_BACKEND")
     model.backend = backend
     model.encode(A)
-    assert (_kept[model.D].method.backend == "torch") == (
+    assert (_kept[model.D].means.backend == "torch") == (
         backend == "torch" or usual_backend() == "torch"
     )
 
@@ -339,3 +340,41 @@ def test_one_row_takes_few_operations():
     with Counted() as counted:
         model.encode(A)
     assert 0 < counted.count <= 24
+
+
+@pytest.mark.parametrize("penalty", [{}, {"l1": 0.3, "l2": 0.1}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_codes_of_nnls_are_those_of_many_rows(penalty, dtype, monkeypatch):
+    A, D = data(3, dtype=dtype)
+    expected, other = (nnls(A, X, return_info=True, **penalty)[0] for X in (D, 2 * D))
+
+    def refuse(*_):
+        raise AssertionError("the usual way was taken")
+
+    monkeypatch.setattr(LeastSquares, "__call__", refuse)
+    for _ in range(2):
+        torch.testing.assert_close(nnls(A, D, **penalty), expected)
+    # what is kept is not used for a dictionary that has changed
+    D *= 2
+    torch.testing.assert_close(nnls(A, D, **penalty), other)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [{"max_iter": 1}, {"top_k": 1}, {"Z0": torch.ones(3, 8)}, {"return_info": True}],
+    ids=lambda named: next(iter(named)),
+)
+@pytest.mark.filterwarnings("ignore::fastnmf.ConvergenceWarning")
+def test_options_of_nnls_are_kept(named, monkeypatch):
+    A, D = data(3)
+    monkeypatch.setattr(kept.KeptRows, "codes", None)
+    nnls(A, D, **named)
+    # entries of any sign are no case for it
+    monkeypatch.undo()
+    assert nnls(A - 1, D).shape == nnls(A, D - 0.5).shape == (3, 8)
+
+
+def test_a_backend_that_does_not_exist_is_refused_for_few_rows():
+    A, D = data(3)
+    with pytest.raises(InvalidInput, match="backend"):
+        nnls(A, D, backend="none")

@@ -20,6 +20,7 @@ from fastnmf.backends.nnls.result import CAPPED, SOLVED
 from fastnmf.errors import ConvergenceWarning
 from fastnmf.exact import least_squares, rows
 from fastnmf.exact.least_squares import LeastSquares
+from fastnmf.planning.codes import CodesCost
 
 EVERY_BACKEND = pytest.mark.parametrize("backend", backends_of("anls"))
 EVERY_SIGN = pytest.mark.parametrize("signed", [False, True], ids=["non-negative", "signed"])
@@ -274,3 +275,32 @@ def test_any_small_problem_is_solved(d, K, signed, seed, l1, l2):
     assert (info.status == SOLVED).all()
     least = least_penalised_squares(A, D, l1, l2)
     assert (penalised_squares(A, D, Z, l1, l2) <= least * (1 + 1e-9) + 1e-12).all()
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (0.4, 0.3)], ids=["plain", "penalised"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@EVERY_BACKEND
+def test_swept_rows_are_exact(weights, dtype, backend, monkeypatch):
+    """Sweeps find most rows, and the solver those that they leave."""
+    l1, l2 = weights
+    A, D = (M.abs() for M in draw(40, 30, 8, False, dtype))
+    monkeypatch.setattr(CodesCost, "sweeps_first", lambda self, n: True)
+    Z, info = nnls(A, D, l1=l1, l2=l2, backend=backend, return_info=True)
+    assert (Z >= 0).all()
+    assert (info.status == SOLVED).all()
+    assert float(info.kkt.max()) <= {torch.float32: 1e-6, torch.float64: 1e-9}[Z.dtype]
+    assert (info.iterations == 0).any()
+    monkeypatch.setattr(CodesCost, "sweeps_first", lambda self, n: False)
+    expected = nnls(A.double(), D.double(), l1=l1, l2=l2, backend="torch")
+    torch.testing.assert_close(Z.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["rows of any sign", "norms that differ"])
+def test_rows_are_not_swept_where_that_does_not_show_that_they_are_exact(case, monkeypatch):
+    A, D = (M.abs() for M in draw(40, 30, 8, False, "float32"))
+    A = A - 0.2 * A.max() if case == "rows of any sign" else A
+    D = D * torch.logspace(0, 3, len(D))[:, None] if case == "norms that differ" else D
+    monkeypatch.setattr(CodesCost, "sweeps_first", lambda self, n: True)
+    info = nnls(A, D, return_info=True)[1]
+    assert (info.status == SOLVED).all()
+    assert (info.iterations[info.support > 0] > 0).all()

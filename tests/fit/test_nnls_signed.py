@@ -137,8 +137,13 @@ def test_a_loose_bound_is_a_fault_only_if_another_solver_finds_better_codes():
                 loose = A[18:19], D
     A, D = (torch.from_numpy(M) for M in loose)
     Z = fastnmf.nnls(A, D)
-    assert gap(A[0].numpy(), D.numpy(), Z[0].numpy(), Z[0].numpy()) > OBJECTIVE[torch.float64]
-    assert gaps(A, D, Z) <= 1e-14
+    a, z, square = A[0].numpy(), Z[0].numpy(), float(A[0] @ A[0])
+    error = np.square(a - z @ D.numpy()).sum()
+    assert (error - lower_bound(a, D.numpy(), z)) / square > OBJECTIVE[torch.float64]
+    if np.finfo(np.longdouble).eps < np.finfo(np.float64).eps:
+        # that with more digits is not
+        assert gap(a, D.numpy(), z, z) <= 1e-12
+    assert gaps(A, D, Z) <= 1e-12
     # off by 1e-8 of ‖a‖²
     other = Z * (1 + 1e-4 * A.norm() / (Z @ D).norm())
     assert gaps(A, D, other) > 5e-9

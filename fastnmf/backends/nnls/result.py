@@ -42,7 +42,8 @@ class NnlsInfo:
     support : Tensor (n,), int32
         How many concepts the row uses, from 0 to min(d, K).
     iterations : Tensor (n,), int32
-        How many times concepts entered the support of the row, up to 16 at once; max_iter at most.
+        How many times concepts entered the support of the row, up to 16 at once; max_iter at most,
+        and 0 where sweeps over all concepts found the solution.
 
     Examples
     --------
