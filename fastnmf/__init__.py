@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .models.semi_nmf import SemiNMF
     from .overcomplete import is_patched, patch_overcomplete, unpatch_overcomplete
     from .planning.plan import Tuning
+    from .selection.choice import choose_concepts
+    from .selection.stability import stability
 
 __all__ = [
     "NMF",
@@ -42,11 +44,13 @@ __all__ = [
     "Tuning",
     "__version__",
     "available_backends",
+    "choose_concepts",
     "files",
     "is_patched",
     "nnls",
     "nnls_gram",
     "patch_overcomplete",
+    "stability",
     "unpatch_overcomplete",
 ]
 
@@ -57,10 +61,12 @@ _AT_FIRST_USE = {
     "SemiNMF": "models.semi_nmf",
     "Tuning": "planning.plan",
     "available_backends": "backends.registry",
+    "choose_concepts": "selection.choice",
     "is_patched": "overcomplete",
     "nnls": "fit.nnls",
     "nnls_gram": "fit.nnls",
     "patch_overcomplete": "overcomplete",
+    "stability": "selection.stability",
     "unpatch_overcomplete": "overcomplete",
 }
 

@@ -28,6 +28,8 @@ PUBLIC_SIGNATURES = {
     "fastnmf.models.convex_nmf.ConvexNMF.__init__",
     "fastnmf.models.nmf.NMF.__init__",
     "fastnmf.models.semi_nmf.SemiNMF.__init__",
+    "fastnmf.selection.choice.choose_concepts",
+    "fastnmf.selection.stability.stability",
     "fastnmf.sklearn.estimator.NMF.__init__",
     "fastnmf.sklearn.estimator.non_negative_factorization",
     "fastnmf.sklearn.minibatch.MiniBatchNMF.__init__",

@@ -26,6 +26,7 @@ ORDER = """
     fit
     models
     files overcomplete sklearn
+    selection
     cli
     __init__ __main__
 """
@@ -158,8 +159,8 @@ def test_import_takes_little_beyond_torch(tmp_path):
 PUBLIC = [
     *("BackendUnavailable", "ConvergenceWarning", "ConvexNMF", "FastnmfWarning"),
     *("InvalidInput", "NMF", "NotFitted", "SemiNMF", "Tuning", "__version__"),
-    *("available_backends", "files", "is_patched", "nnls", "nnls_gram"),
-    *("patch_overcomplete", "unpatch_overcomplete"),
+    *("available_backends", "choose_concepts", "files", "is_patched", "nnls", "nnls_gram"),
+    *("patch_overcomplete", "stability", "unpatch_overcomplete"),
 ]
 
 

@@ -1,0 +1,101 @@
+"""The model of a call that fits several: its options, its fits, and what they have in common."""
+
+# matrices are upper case
+# pyright: reportConstantRedefinition=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConvergenceWarning, InvalidInput, silenced, warn
+from ..models.factorization import Factorization
+from .runs import Run
+
+# options of a model that a call with several fits sets itself
+_OWN = {
+    "seed": "give seed= to the call, which draws those of its fits from it",
+    "nb_concepts": "it is an argument of the call",
+    "distributed": "the fits of a call are made in one process",
+}
+
+
+@dataclass(frozen=True)
+class Fits:
+    """How a call makes its fits: the class of the model and the options of its constructor."""
+
+    kind: type[Factorization]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, kind: Any, options: dict[str, Any]) -> Fits:
+        """Check both. Raises InvalidInput or TypeError as the constructor does."""
+        if not (isinstance(kind, type) and issubclass(kind, Factorization)):
+            raise TypeError(f"model={kind!r} must be a class of fastnmf, such as fastnmf.SemiNMF")
+        for name, why in _OWN.items():
+            if name in options:
+                raise InvalidInput(f"{name}={options[name]!r} is no option here: {why}")
+        if not isinstance(options.get("init", ""), str):
+            raise InvalidInput(
+                "init= is a pair (Z0, D0), from which all fits would start alike; give the name "
+                "of a start"
+            )
+        fits = cls(kind, options)
+        fits.model(1, 0)
+        return fits
+
+    def model(self, K: int, seed: int, **more: Any) -> Factorization:
+        """A model of K concepts that is not fitted."""
+        options: dict[str, Any] = {**self.options, "seed": seed, **more}
+        return self.kind(K, **options)
+
+    def fit(self, A: Any, K: int, seed: int, **more: Any) -> tuple[Factorization, Run]:
+        """Fit A without its codes being kept; the model, and what the summary says."""
+        model = self.model(K, seed, **more)
+        with silenced(ConvergenceWarning):
+            model.fit(A)
+        return model, run_of(model)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same where a call resumes."""
+        shown = {name: repr(value) for name, value in sorted(self.options.items())}
+        return {"model": self.kind.__name__, "options": shown}
+
+
+def run_of(model: Factorization) -> Run:
+    """What the last fit of a model found."""
+    info = model.fit_info_
+    assert info is not None
+    assert model.D is not None
+    numbers = {
+        "relative_error": info.relative_error,
+        "mean_l0": info.mean_l0,
+        "seconds": info.seconds,
+        "converged": float(info.converged),
+    }
+    return Run(model.D.detach().cpu().clone(), numbers)
+
+
+def warn_of_limits(runs: list[Run], max_iter: int) -> None:
+    """Give one warning for all fits that ended at max_iter."""
+    ended = sum(run.numbers["converged"] == 0 for run in runs)
+    if ended:
+        warn(
+            f"{ended} of {len(runs)} fits had not converged after max_iter={max_iter} iterations; "
+            "give a larger max_iter, or accept it",
+            ConvergenceWarning,
+        )
+
+
+@contextmanager
+def bar(verbose: bool, total: int, label: str) -> Iterator[Any]:
+    """A context with the function that notes a fit that is done, or does nothing."""
+    if not verbose:
+        yield lambda: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit="fit", desc=label) as shown:
+        yield lambda: shown.update()

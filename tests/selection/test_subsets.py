@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+import torch
+
+import fastnmf
+from fastnmf import InvalidInput
+from fastnmf.data.arrays import Expected
+from fastnmf.selection.subsets import Whole, squared_error
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_and_blocks_are_those_of_the_matrix(sparse):
+    import scipy.sparse
+
+    A = scipy.sparse.random(9, 7, 0.5, dtype=np.float32, random_state=0)
+    dense = torch.from_numpy(A.toarray())
+    whole = Whole.of(A if sparse else dense, Expected())
+    rows, columns = torch.tensor([4, 1, 1]), torch.tensor([0, 5])
+    found = whole.rows(rows), whole.block(rows, columns)
+    expected = dense[rows], dense[rows][:, columns]
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.toarray() if sparse else one, other)
+    Z, D = torch.rand(3, 2), torch.rand(2, 7)
+    error, total = squared_error(found[0], Z, D)
+    assert error == pytest.approx(float((expected[0] - Z @ D).square().sum()), rel=1e-5)
+    assert total == pytest.approx(float(expected[0].square().sum()), rel=1e-5)
+
+
+def test_files_are_read_and_values_checked(tmp_path):
+    np.save(tmp_path / "A.npy", np.ones((4, 3), np.float32))
+    assert Whole.of(tmp_path / "A.npy", Expected()).n == 4
+    with pytest.raises(InvalidInput, match="negative"):
+        Whole.of(-torch.ones(4, 3), fastnmf.NMF(1).expected())
