@@ -101,6 +101,20 @@ def half_life(value: Any) -> float | None:
     return _real("half_life", value)
 
 
+def mean_l0(value: Any, concepts: int) -> float | None:
+    """target_l0 as a float above 0, up to the number of concepts, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"target_l0={value!r} must be a number of concepts per row or None")
+    if not 0 < value <= concepts:
+        raise InvalidInput(
+            f"target_l0={short(value)} must be above 0 and at most nb_concepts={concepts}: it is "
+            "the mean number of active concepts per row"
+        )
+    return _real("target_l0", value)
+
+
 @overload
 def penalty(name: str, value: Any, *, most: float = math.inf) -> float: ...
 

@@ -24,6 +24,7 @@ MOST_PARAMETERS, MOST_MODULE_LINES, MOST_FUNCTION_LINES = 8, 300, 50
 # signatures that users see take one argument for each option
 PUBLIC_SIGNATURES = {
     "fastnmf.fit.nnls.nnls",
+    "fastnmf.models.factorization.Factorization.encode",
     "fastnmf.models.factorization.Factorization.fit",
     "fastnmf.models.convex_nmf.ConvexNMF.__init__",
     "fastnmf.models.nmf.NMF.__init__",

@@ -34,7 +34,7 @@ def encode(arguments: Namespace) -> int:
     _check(arguments, arguments.A)
     nmf = _model(arguments)
     nmf.verbose = shows_progress(arguments)
-    options = {name: getattr(arguments, name) for name in ("max_iter", "tol", "method")}
+    options = {name: getattr(arguments, name) for name in ("max_iter", "tol", "method", "refit")}
     A = matrix_of(arguments, arguments.A)
     with option_errors():
         checks.whole("max_iter", arguments.max_iter, at_least=0)
@@ -44,7 +44,7 @@ def encode(arguments: Namespace) -> int:
     write(arguments.out, Z, place)
     mean_l0 = _active(Z) / len(Z)
     summary = {"out": str(arguments.out), "shape": list(Z.shape), "mean_l0": mean_l0}
-    names = ("method", "iterations", "converged", "relative_error")
+    names = ("method", "iterations", "converged", "relative_error", "alpha_Z")
     summary |= {name: getattr(info, name) for name in names}
     summary["largest_kkt"] = float(info.kkt.max())
     text = f"{arguments.out}: codes {tuple(Z.shape)}, mean L0 {mean_l0:.4g}\n{info}"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # options of the constructor and of fit
 MODEL_OPTIONS = (
     *("solver", "tol", "max_iter", "init", "seed", "backend", "max_memory", "stop", "revive"),
-    *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm"),
+    *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "target_l0"),
 )
 # options of SemiNMF alone
 SIGNED_OPTIONS = ("offset",)

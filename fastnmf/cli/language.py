@@ -12,7 +12,7 @@ _NAMES = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("max_iter", "max_seconds", "max_memory", "alpha_Z", "alpha_D", "l1_ratio"),
-            *("unit_norm", "chunk_rows", "checkpoint_seconds", "tol"),
+            *("unit_norm", "target_l0", "chunk_rows", "checkpoint_seconds", "tol"),
         )
     },
 }
@@ -21,10 +21,10 @@ _WITH_VALUE = {
     name: f"--{name}"
     for name in (
         *("solver", "init", "seed", "backend", "form", "accelerate", "stop", "revive", "device"),
-        *("codes", "checkpoint", "resume", "header", "concepts", "patches", "offset"),
+        *("refit", "codes", "checkpoint", "resume", "header", "concepts", "patches", "offset"),
     )
 } | {"out": "--out"}
-_FLAGS = ("unit_norm", "offset", "revive", "resume")
+_FLAGS = ("unit_norm", "offset", "revive", "resume", "refit")
 _OPTION = re.compile(rf"(?<![\w/.\-])({'|'.join(_NAMES)})(?![\w/\-]|\.\w|=)")
 _VALUE = re.compile(
     rf"(?<![\w/.\-])({'|'.join([*_NAMES, *_WITH_VALUE])})=('[^']*'|PosixPath\('[^']*'\)|[^\s,;)?]+)"

@@ -174,6 +174,8 @@ def _add_model(parser: Parser) -> None:
     model("--unit-norm", action="store_true", help="keep concepts at norm 1")
     what = "with --model semi: learn a row that is added to all, A ≈ Z D + b"
     model("--offset", action="store_true", help=what)
+    what = "mean active concepts per row; the penalty is found, concepts have norm 1"
+    model("--target-l0", type=number, metavar="L0", help=what)
     what = "re-initialise dead and near-duplicate concepts"
     model("--revive", action="store_true", help=what)
 
@@ -183,6 +185,8 @@ def _add_encode(parser: Parser) -> None:
     stops = parser.group("method and stopping")
     what = "exact codes, by sweeps first where that is faster, or sweeps alone"
     _option(stops, "--method", METHODS[0], one_of(*METHODS), what)
+    what = "refit the coefficients of active concepts without the penalty"
+    stops("--refit", action="store_true", help=what)
     _option(stops, "--max-iter", 300, whole, "sweeps, at most", "N")
     what = "change of Z at which sweeps alone stop; default: a hundredth of the model's"
     stops("--tol", type=number, metavar="TOL", help=what)

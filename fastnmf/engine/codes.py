@@ -10,9 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dot, operand, row_maxima, stored_share, times_powers
+from ..backends.products import (
+    Matrix,
+    Rebuilt,
+    dot,
+    operand,
+    row_maxima,
+    stored_share,
+    times_powers,
+)
 from ..data.dataset import Data, Tile
 from ..data.storage import InMemory, NotKept, Storage, row_blocks
+from ..distributed import Processes
 from ..init.start import cold_start
 from ..numerics import times_power, widened
 from ..planning.beside import plan_beside
@@ -154,6 +163,16 @@ class FreshTiles:
             codes = encoder(X)[0]
             for part in row_blocks(len(X), self.rows or len(X)):
                 yield X[part], codes[part], None
+
+    def squared_error(self, D: Tensor, processes: Processes) -> Tensor:
+        """‖A − Z D‖², from the residual, a float64 scalar; D may be scaled as the codes are to be.
+        A collective call."""
+        total = torch.zeros((), dtype=torch.float64, device=D.device)
+        rebuilt = Rebuilt(D)
+        for X, Z, _ in self:
+            total += rebuilt.squared_error(X, Z)
+        processes.sum_(total)
+        return total
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ where no rule reads them."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..data.storage import NotKept
+from ..distributed import Processes
 from .state import Iteration, State, Stopping
 
 # the drift of a residual, relative to its norm, beyond which it is computed anew twice as often
@@ -95,6 +97,24 @@ class History:
         ]
         self._unread.clear()
         return read
+
+    def measured(
+        self, normal: bool, carries: bool, squared_error: Callable[[], float], processes: Processes
+    ) -> tuple[list[Iteration], float]:
+        """The Iterations that were not read, and what rounding may add to the squared error of the
+        last, whose error is computed from the residual where it is too coarse. normal: whether the
+        dictionary half-step is in normal form. carries: whether the residual is kept. A collective
+        call."""
+        read = self.take()
+        last = read[-1]
+        coarse = normal and any(processes.any(self.is_coarse(last)))
+        if coarse:
+            last = self.with_error(last, squared_error())
+        elif carries and self.may_be_rounded(read):
+            exact = self.with_error(last, squared_error())
+            if abs(exact.relative_error - last.relative_error) > _ACCURATE * exact.relative_error:
+                last, self._state.iterations_since_fresh = exact, 0
+        return [*read[:-1], last], self.noise(last, of_difference=normal and not coarse)
 
     def with_error(self, iteration: Iteration, squared_error: float) -> Iteration:
         """The Iteration with the errors that follow from ‖A − Z D‖²."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, Rebuilt, dot, operand
+from ..backends.products import Matrix, dot, operand
 from ..data.dataset import Data
 from ..data.storage import Compressed, NotKept
 from ..numerics import squared_norm
@@ -32,8 +32,6 @@ from .state import Iteration, Method, State
 from .statistics import Offset, Statistics
 from .unit_norm import UnitNorm
 
-# the relative difference of errors from which a residual is computed anew
-_ACCURATE = 0.01
 # the relative error down to which solvers that form the residual in every half-step may do so in
 # tf32: rounding alone gives an error of 2e-4
 _COARSE_DOWN_TO = 1e-2
@@ -57,7 +55,9 @@ class Step:
         self.processes = data.processes
         compute = method.compute(plan.block, D, allowed)
         self.compute = replace(compute, mixing=state.mixing(data, method.constraint))
-        self.penalties = penalties.of_codes(data.d), penalties.of_dictionary(data.n)
+        if state.target is not None:
+            self.method = method = method.with_penalties(state.target.penalties(data.d))
+        self.penalties = method.penalties.of_both(data.n, data.d)
         given = D, data.squares_read, data.processes
         self.statistics = Statistics(
             *given,
@@ -68,11 +68,12 @@ class Step:
             signed=method.constraint.signed,
         )
         self.offset = Offset(state.offset, data, self.statistics)
+        self.statistics.count_active(state.target is not None)
         if plan.dictionary == "residual" and state.E is None:
             state.E = torch.empty(data.A.shape, dtype=D.dtype, device=D.device)
         self.tiles = self._tiles()
         state.swept = bool(state.history)
-        state.unit = UnitNorm() if penalties.unit_norm else None
+        state.unit = UnitNorm() if method.penalties.unit_norm else None
         if plan.accelerates:
             pair, share = (state.codes, D), solver.least_share
             kind = {"waits": waits, "signed": method.constraint.signed, "offset": state.offset}
@@ -114,9 +115,12 @@ class Step:
         state = self.state
         if state.extrapolation is not None:
             state.extrapolation.begin_(state.D)
+        self._follow_target_()
         self.statistics.clear_()
         self.update_codes_()
         self.statistics.reduce_()
+        if state.target is not None:
+            state.target.mean_l0 = self.statistics.active / self.data.n
         self.update_dictionary_()
         if state.extrapolation is not None:
             sums = self.statistics.codes, self.statistics.dictionary
@@ -124,31 +128,30 @@ class Step:
             self.processes.sum_(self.statistics.codes[:2])
         state.swept = True
 
+    def _follow_target_(self) -> None:
+        """Take the penalty that the codes of the last iteration ask for."""
+        if (target := self.state.target) is None:
+            return
+        self.method = self.method.with_penalties(target.follow().penalties(self.data.d))
+        self.penalties = self.method.penalties.of_both(self.data.n, self.data.d)
+        self.statistics.penalties = self.penalties
+        if isinstance(self.state.Z, NotKept):
+            self.tiles = self._tiles()
+
     def measured(self) -> list[Iteration]:
         """Read what was measured; the last error is computed from the residual, by another pass
         over the data, where the normal form is too coarse. A collective call."""
-        read = self.history.take()
-        last, normal = read[-1], self.plan.dictionary == "normal"
-        coarse = normal and any(self.processes.any(self.history.is_coarse(last)))
-        if coarse:
-            last = self.history.with_error(last, self._squared_error())
-        elif self.carries and self.history.may_be_rounded(read):
-            exact = self.history.with_error(last, self._squared_error())
-            if abs(exact.relative_error - last.relative_error) > _ACCURATE * exact.relative_error:
-                last, self.state.iterations_since_fresh = exact, 0
-        self.noise = self.history.noise(last, of_difference=normal and not coarse)
-        return [*read[:-1], last]
+        forms = self.plan.dictionary == "normal", self.carries
+        read, self.noise = self.history.measured(*forms, self._squared_error, self.processes)
+        return read
 
     def _squared_error(self) -> float:
         """‖A − Z D‖² from the residual. A collective call."""
-        state, D, total = self.state, self.state.D, self.statistics.sums.new_zeros(())
-        if state.unit is not None and not isinstance(state.Z, NotKept):
-            D = state.unit.scaled(D)
-        rebuilt = Rebuilt(D)
-        for X, Z, _ in FreshTiles(self.data, state.Z, state.D, self.method, self.plan.tile_rows):
-            total += rebuilt.squared_error(X, Z)
-        self.processes.sum_(total)
-        return float(total)
+        state = self.state
+        kept = state.unit is not None and not isinstance(state.Z, NotKept)
+        D = state.unit.scaled(state.D) if kept else state.D
+        tiles = FreshTiles(self.data, state.Z, state.D, self.method, self.plan.tile_rows)
+        return float(tiles.squared_error(D, self.processes))
 
     def apply_scale_(self) -> None:
         """Apply to the codes what was left for the next pass over them."""

@@ -146,6 +146,7 @@ def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
     converged = stopping.converged(history) and not step.history.still_falls(
         stopping.tol, step.data.spread
     )
+    converged &= step.state.target is None or step.state.target.settled
     found = stop_requested, stopping.late(), converged
     return step.processes.any(*found) if votes else found
 

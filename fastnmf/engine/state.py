@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..solvers.half_step import Compute, Operations, Workspace
 from ..solvers.penalties import NO_PENALTIES, Penalties
 from ..solvers.supports.rows import Mixing, Mixture, Rows
 from .acceleration import Extrapolation
+from .sparsity.target import TargetL0
 from .unit_norm import UnitNorm
 
 # iterations over which the error must fall by more than its share tol, with stop='error'
@@ -127,6 +128,10 @@ class Method:
     penalties: Penalties = NO_PENALTIES
     constraint: Constraint = NON_NEGATIVE
 
+    def with_penalties(self, penalties: Penalties) -> Method:
+        """The same with other penalties."""
+        return replace(self, penalties=penalties)
+
     def compute(self, block: int, D: Tensor, allowed: str = "highest") -> Compute:
         """What half-steps of the codes compute with, given D, with blocks of so many concepts."""
         scratch = Workspace(D.dtype, D.device)
@@ -146,9 +151,10 @@ class State:
     that were given a row, counted each time. G (K, K) = D Dᵀ, where the next iteration reads it, at
     one address. unit: where concepts have norm 1. swept: whether an iteration was done.
     stopped_by: 'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. exact_codes: whether Z is
-    exact for D, at the end of a fit. repeats: iterations that
-    repeated a recording. seed: of the start, given or drawn. mixture: the rows of the data that
-    concepts are mixtures of, or None.
+    exact for D, at the end of a fit. repeats: iterations that repeated a recording. seed: of the
+    start, given or drawn. mixture: the rows of the data that concepts are mixtures of, or None.
+    offset: the row (d,) of a model that has one. target: the penalty that follows a mean number of
+    active concepts.
     """
 
     Z: Storage
@@ -170,6 +176,7 @@ class State:
     seed: int | None = None
     mixture: Mixture | None = None
     offset: Tensor | None = None
+    target: TargetL0 | None = None
 
     @property
     def codes(self) -> Tensor:

@@ -71,10 +71,11 @@ class Statistics:
             cross, gram, self._codes_summed = self._moments.split(sizes)
             self.cross = cross.view(d, K).T if by_features else cross.view(K, d)
             self.gram = gram.view(K, K)
-        self._on_codes, self._on_dictionary = penalties
+        self.penalties = penalties
         # sum and sum of squares of the codes of each concept
         self._loads = self.sums.new_zeros(2, K)
         self.code_sums: Tensor | None = None
+        self._active: Tensor | None = None
         self._processes, self._signed = processes, signed
         self._empty = True
 
@@ -89,7 +90,27 @@ class Statistics:
             self._loads.zero_()
         if self.code_sums is not None:
             self.code_sums.zero_()
+        if self._active is not None:
+            self._active.zero_()
         self._empty = True
+
+    @property
+    def _on_codes(self) -> Penalty:
+        return self.penalties[0]
+
+    @property
+    def _on_dictionary(self) -> Penalty:
+        return self.penalties[1]
+
+    def count_active(self, counts: bool) -> None:
+        """Count the codes that are not zero from now on, or do not."""
+        self._active = self.sums.new_zeros(()) if counts else None
+
+    @property
+    def active(self) -> float:
+        """How many codes are not zero, of all processes after `reduce_`. Synchronises."""
+        assert self._active is not None
+        return float(self._active)
 
     @property
     def moments(self) -> tuple[Tensor, Tensor, bool] | None:
@@ -107,6 +128,8 @@ class Statistics:
             self._loads[1] += torch.linalg.vector_norm(Z, dim=0).double().square()
         if self.code_sums is not None:
             self.code_sums += Z.sum(0)
+        if self._active is not None:
+            self._active += torch.count_nonzero(Z)
         if self.cross is None:
             return
         if sparse and isinstance(X, Tensor) and self._add_sparse_(X, Z):
@@ -147,6 +170,8 @@ class Statistics:
             self._processes.sum_(self._loads)
         if self.code_sums is not None:
             self._processes.sum_(self.code_sums)
+        if self._active is not None:
+            self._processes.sum_(self._active)
 
     def penalise_(self, D: Tensor) -> None:
         """Add twice the penalties of the codes and of D to the sums."""

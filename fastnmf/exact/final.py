@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,20 +19,13 @@ from .encoder import ExactEncoder
 LEAST_ITERATIONS = 50
 
 
-def end_exactly_(
-    state: State,
-    data: Data,
-    method: Method,
-    stopping: Stopping,
-    begun: float,
-    method_of_codes: Callable[[torch.device], Method],
-) -> None:
-    """Z ← the exact codes for D, at the end of a fit that gains by them and has as much time left
-    as it took. begun: when, on the clock of time.perf_counter."""
+def ends_exactly(
+    state: State, data: Data, method: Method, stopping: Stopping, begun: float
+) -> bool:
+    """Whether a fit gains by exact codes at its end, and has as much time left as it took. begun:
+    when, on the clock of time.perf_counter."""
     now = time.perf_counter()
-    if gains(state, data, method, stopping) and now - begun <= stopping.deadline - now:
-        take_exact_codes_(state, data, method_of_codes(data.device))
-        state.exact_codes = True
+    return gains(state, data, method, stopping) and now - begun <= stopping.deadline - now
 
 
 def gains(state: State, data: Data, method: Method, stopping: Stopping) -> bool:
@@ -49,8 +41,8 @@ def gains(state: State, data: Data, method: Method, stopping: Stopping) -> bool:
 
 @torch.no_grad()
 def take_exact_codes_(state: State, data: Data, method: Method) -> None:
-    """Z ← the exact codes for D, of the rows whose objective they lower. method: as ExactEncoder
-    has it. One pass over the rows of this process."""
+    """Z ← the exact codes for D, of the rows whose objective they lower, at the end of a fit.
+    method: as ExactEncoder has it. One pass over the rows of this process."""
     D, penalty = state.D, method.penalties.of_codes(data.d)
     encoder = ExactEncoder(D, data.n, method, 1, sweeps=False)
     for X, Z, _ in data.tiles(state.Z, chunk_rows(D, method), save=True):
@@ -59,6 +51,7 @@ def take_exact_codes_(state: State, data: Data, method: Method) -> None:
         rows = dense(X).double()
         lower = _objective(rows, found, D, penalty) < _objective(rows, Z, D, penalty)
         Z.copy_(torch.where(lower[:, None], found, Z))
+    state.exact_codes = True
 
 
 def _objective(A: Tensor, Z: Tensor, D: Tensor, penalty: Penalty) -> Tensor:

@@ -23,9 +23,9 @@ from ..distributed import ALONE, Processes
 from ..engine.codes import begin_with_codes_
 from ..engine.cuda_graph import CudaGraph, Recorder, refuses
 from ..engine.loop import factorize_, varies
+from ..engine.sparsity.target import TargetL0
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
-from ..exact.final import end_exactly_
 from ..init.start import begin, resolve
 from ..numerics import row_major
 from ..planning import hardware
@@ -50,6 +50,7 @@ from .refusals import (
     refuse_unsuited,
 )
 from .rows import File, delivered_codes, storage_of
+from .sparsity.end import end_
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +82,10 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> Fitted:
         stopping = Stopping(options.iterations, options.tol, each, options.stop, deadline)
         _iterate_(state, data, method, plan, stopping, options, checkpoint)
         exchanged = data.processes.exchanged - exchanged
-        end_exactly_(state, data, method, stopping, begun, options.method_of_codes)
+        method = end_(state, data, method, stopping, begun, options.method_of_codes)
         info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
         if data.processes.rank == 0:
-            warn_of_result(info, options.penalties, options.tol, options.stop)
+            warn_of_result(info, options.penalties, options.tol, options.stop, state.target)
         Z, place = delivered_codes(state.Z, file)
         info = replace(info, codes=place)
     # a file of codes is in its place now
@@ -171,8 +172,11 @@ def _begin(
     D, mixture = begin(data, codes, K, init, generator(seed), options.constraint)
     data.processes.broadcast_(D)
     state = State(Z, row_major(D), seed=seed, mixture=mixture, offset=data.offset)
+    state.target = TargetL0.begin(options.target_l0, float(data.squares_read), data.n)
     if first:
-        begin_with_codes_(state, data, method)
+        target = state.target
+        sparse = method if target is None else method.with_penalties(target.penalties(data.d))
+        begin_with_codes_(state, data, sparse)
     return plan, state
 
 
@@ -252,6 +256,8 @@ def _recorder(options: Options, data: Data, method: Method, plan: Plan) -> Recor
     if wanted is False:
         return None
     why = refuses(device) or varies(method, plan, data)
+    if why is None and options.target_l0 is not None:
+        why = "the penalty follows target_l0"
     if wanted is True:
         if why is not None:
             raise InvalidInput(

@@ -27,6 +27,7 @@ from ..exact.kept import Means, codes_of_few
 from ..exact.powers import Powers
 from ..exact.pursuit import PursuitEncoder
 from ..exact.rows import in_flight
+from ..exact.sparsity.refit import refit_
 from ..init.start import cold_start
 from ..numerics import wide, widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
@@ -37,6 +38,8 @@ from ..solvers.supports.pursuit import largest_support
 from .options import Options, destination
 from .refusals import refuse_derivatives, refuse_overwriting, refuse_tangent
 from .rows import given_codes, has_no_rows, kind_of, locked, no_rows, through
+from .sparsity.penalty import encoding_penalties
+from .sparsity.request import without_target
 
 METHODS = ("auto", "exact", "sweeps")
 
@@ -44,19 +47,23 @@ METHODS = ("auto", "exact", "sweeps")
 @dataclass(frozen=True)
 class Run:
     """The arguments of an encoding that say how: the method, one of METHODS, the most sweeps, the
-    change at which sweeps alone end, and the most concepts of a row, or None."""
+    change at which sweeps alone end, the most concepts of a row, or None, and whether coefficients
+    are refitted without the penalty."""
 
     method: str
     max_iter: int
     tol: float
     top_k: int | None = None
+    refit: bool = False
 
     @property
     def sweeps_only(self) -> bool:
         return self.method == "sweeps"
 
     def refuse_start(self, Z0: Any) -> None:
-        """Raise where top_k goes with a start or a method, which it has no use for."""
+        """Raise where top_k goes with a start or a method, which it has no use for, or refit with
+        codes that are not exact."""
+        self._refuse_refit()
         if self.top_k is None or (Z0 is None and self.method == "auto"):
             return
         other = "Z0" if Z0 is not None else f"method={self.method!r}"
@@ -64,6 +71,15 @@ class Run:
             f"top_k={self.top_k} and {other} cannot be combined: a pursuit starts from no concept, "
             "and is a method of its own; leave one of them out"
         )
+
+    def _refuse_refit(self) -> None:
+        """Raise where coefficients would be refitted that are not at an optimum."""
+        if self.refit and (self.sweeps_only or self.max_iter == 0):
+            other = "method='sweeps'" if self.sweeps_only else "max_iter=0"
+            raise InvalidInput(
+                f"refit=True and {other} cannot be combined: a support is that of exact codes; "
+                "leave one of them out"
+            )
 
     def differentiates(self, A: Any) -> bool:
         """Whether A requires a gradient; raises where there is none."""
@@ -110,6 +126,7 @@ def encode(
     (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
     run.refuse_start(Z0)
+    options = without_target(options) if run.top_k else options
     differentiates = _differentiates(A, D, Z0, run, in_memory=place == "memory")
     plain = place == "memory" and Z0 is None and offset is None and not return_info
     if plain and not differentiates and (few := _codes_of_few(A, D, options, run)) is not None:
@@ -131,6 +148,7 @@ def encode(
         data.compute_with(method.ops)
         data.subtract(None if offset is None else offset.to(data.dtype))
         Z0 = None if Z0 is None else given_codes(Z0, data, K)
+        method = method.with_penalties(encoding_penalties(options, data, D))
         bar = Progress(options.verbose, run.max_iter, None, label="encode")
         codes_of = _Scaled(data, D, method, run, stack.enter_context(bar), measures=return_info)
         if place == "memory":
@@ -160,6 +178,7 @@ def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> Tensor | Non
     """Exact codes of a few rows in memory, without what many rows need; None where that may make a
     difference."""
     only = options.verbose or options.tuning is not None or options.max_memory is not None
+    only |= options.target_l0 is not None or run.refit
     if only or run.sweeps_only or run.top_k is not None or run.max_iter == 0:
         return None
     means, made_for = partial(_means, D, options), options.of_codes()
@@ -257,9 +276,10 @@ class _Scaled:
         else:
             sweeps = run.method == "auto"
             self.encoder = ExactEncoder(D, data.n, method, run.max_iter, sweeps, each)
-        self._l2 = penalty.l2
+        self._l2 = 0.0 if run.refit else penalty.l2
         offset = None if data.offset is None else self._powers.of_data(data.offset[None])
-        self._record = EncodeRecord(method.penalties, D, measures=measures, offset=offset)
+        kind = {"measures": measures, "refits": run.refit, "offset": offset}
+        self._record = EncodeRecord(method.penalties, D, **kind)
 
     def __call__(self, X: Matrix, Z0: Tensor | None) -> Tensor:
         X, Z0 = self._powers.of_data(X), self._powers.of_start(Z0)
@@ -270,6 +290,8 @@ class _Scaled:
         def solve() -> Tensor:
             Z, found = self.encoder(X, Z0)
             ended.extend(found)
+            if self._run.refit:
+                refit_(Z, X, self.encoder.D, self.encoder.method.ops)
             return Z
 
         if not (isinstance(X, Tensor) and X.requires_grad and torch.is_grad_enabled()):

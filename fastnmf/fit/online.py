@@ -96,6 +96,12 @@ def partial_fit(
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         with processes.agreed():
+            if options.target_l0 is not None:
+                raise InvalidInput(
+                    "partial_fit has no penalty that could follow target_l0: a batch has one "
+                    "half-step of the dictionary, and its rows are gone when the penalty is known; "
+                    "use fit, or target_l0=None"
+                )
             if options.penalties:
                 raise InvalidInput(
                     "partial_fit has no penalties, whose weight depends on the number of rows, and "

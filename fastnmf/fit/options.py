@@ -26,6 +26,7 @@ from ..solvers.base import Solver
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.penalties import Penalties
 from ..solvers.registry import OTHER_NAMES, solvers_of
+from .sparsity.request import check_target
 
 # iterations of fit where neither it nor the constructor has a number
 MAX_ITER = 500
@@ -74,6 +75,7 @@ class Options:
     l1_ratio: float = 0.0
     unit_norm: bool = False
     offset: bool = False
+    target_l0: float | None = None
     accelerate: bool | str = "auto"
     revive: bool = False
     stop: str = "change"
@@ -105,6 +107,7 @@ class Options:
             alpha_Z=checks.penalty("alpha_Z", self.alpha_Z),
             alpha_D=checks.penalty("alpha_D", self.alpha_D, other="same"),
             l1_ratio=checks.penalty("l1_ratio", self.l1_ratio, most=1.0),
+            target_l0=checks.mean_l0(self.target_l0, self.nb_concepts),
             revive=flag("revive", self.revive),
             distributed=flag("distributed", self.distributed),
             callback=checks.function("callback", self.callback),
@@ -118,6 +121,7 @@ class Options:
         self._check_penalty_of_signed()
         checks.mixtures(self, self.tuned.form, mixes=self.constraint.of_rows)
         checks.offset(self.offset, signed=self.constraint.signed)
+        check_target(self, self.solvers[self.solver])
         forms_of(self.solvers[self.solver], self.tuned.form)
 
     def _check_penalty_of_signed(self) -> None:
@@ -161,6 +165,9 @@ class Options:
 
     @property
     def penalties(self) -> Penalties:
+        """Those that are given; with target_l0 that of the codes is found by the fit."""
+        if self.target_l0 is not None:
+            return Penalties(0.0, 0.0, 1.0, True)
         same = 0.0 if self.unit_norm else self.alpha_Z
         alpha_D = same if self.alpha_D == "same" else self.alpha_D
         return Penalties(self.alpha_Z, alpha_D, self.l1_ratio, self.unit_norm)
@@ -247,7 +254,7 @@ class Options:
         """The options that must be the same when a fit resumes from a checkpoint, and in all
         processes that share one."""
         names = ("nb_concepts", "solver", "seed", "accelerate", "revive")
-        names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "offset")
+        names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "offset", "target_l0")
         tuning = self.tuned
         return {
             **{name: getattr(self, name) for name in names},

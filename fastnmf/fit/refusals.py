@@ -91,8 +91,8 @@ def refuse_unsuited(options: Options, data: Data) -> None:
         )
     if options.penalties and options.accelerate is True:
         raise InvalidInput(
-            "accelerate=True does not go with alpha_Z or alpha_D, nor with unit_norm: it scales "
-            "concepts, which they count; give accelerate='auto' or False"
+            "accelerate=True does not go with alpha_Z or alpha_D, nor with unit_norm, which "
+            "target_l0 sets: it scales concepts, which they count; give accelerate='auto' or False"
         )
     if options.accelerate is True and not data.resident:
         raise InvalidInput(

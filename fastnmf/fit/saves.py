@@ -15,6 +15,7 @@ from .._version import __version__
 from ..data.locks import WorkingFolder
 from ..data.paths import refusing_damage, replacing, writing
 from ..data.storage import InMemory, Storage
+from ..engine.sparsity.target import TargetL0
 from ..engine.state import Iteration, State
 from ..errors import InvalidInput
 from ..planning.plan import Plan
@@ -116,6 +117,7 @@ class Save:
                 seed=json.loads(metadata.get("seed", "null")),
                 mixture=Mixture(**mixed) if mixed else None,
                 offset=tensor("offset") if "offset" in names else None,
+                target=_target_of(json.loads(metadata.get("target_l0", "null"))),
             )
 
 
@@ -150,6 +152,7 @@ def write(
         "drifts": json.dumps(list(state.drifts)),
         "revived": str(state.revived),
         "seed": json.dumps(state.seed),
+        "target_l0": json.dumps(None if state.target is None else asdict(state.target)),
         **metadata,
     }
     # safetensors, too, writes to a file of its own first
@@ -160,6 +163,10 @@ def write(
 def number_of(name: str) -> int:
     """The number in the name of a save."""
     return int(name.partition("-")[0] or 0)
+
+
+def _target_of(stored: dict[str, Any] | None) -> TargetL0 | None:
+    return None if stored is None else TargetL0(**stored)
 
 
 def _plan_of(stored: dict[str, Any]) -> Plan:

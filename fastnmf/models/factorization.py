@@ -241,6 +241,7 @@ class Factorization(DictionaryModel):
         Z0: Any = None,
         method: str = "auto",
         top_k: int | None = None,
+        refit: bool = False,
         codes: str | os.PathLike[str] = "memory",
         return_info: bool = False,
     ) -> Tensor | tuple[Tensor, EncodeInfo]:
@@ -273,6 +274,9 @@ class Factorization(DictionaryModel):
             At most that many concepts for each row, by orthogonal matching pursuit as in `nnls`:
             the steepest concept enters, and codes become the optimum on the support, with the
             penalty. `max_iter` and `tol` have no effect. Not with Z0 or another method.
+        refit : bool, default False
+            Replace the coefficients of each row by the least squares on its active concepts,
+            without the penalty, which shrinks them. Concepts may leave, none enters.
         codes : 'memory', 'sparse' or path, default 'memory'
             Where the codes go: to memory; to memory in compressed rows, as a CSR tensor of torch;
             to this .npy file, then Z is a map of it on the CPU; or to this .npz file of
@@ -319,7 +323,9 @@ class Factorization(DictionaryModel):
         stop_at = self.tol / 100 if tol is None else checks.tolerance(tol)
         wants_info = checks.flag("return_info", return_info)
         most = checks.whole("top_k", top_k, at_least=1, optional=True)
-        run = encode.Run(checks.one_of("method", method, encode.METHODS), iterations, stop_at, most)
+        refits = checks.flag("refit", refit)
+        kind = checks.one_of("method", method, encode.METHODS)
+        run = encode.Run(kind, iterations, stop_at, most, refits)
         A, leading = rows.as_rows(A, D.shape[1])
         rows.refuse_leading(destination(codes, optional=False), leading, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
@@ -329,6 +335,8 @@ class Factorization(DictionaryModel):
                 own_parts.refuse_for_own_function(self, f"method={method!r}")
             if top_k is not None:
                 own_parts.refuse_for_own_function(self, f"top_k={top_k}")
+            if refits:
+                own_parts.refuse_for_own_function(self, "refit=True")
             if wants_info:
                 own_parts.refuse_for_own_function(self, "return_info=True")
             Z = own_parts.encode_by(function, self, A, Z0, iterations, tol)
@@ -464,7 +472,8 @@ class Factorization(DictionaryModel):
         """
         from . import saved
 
-        D, names = self.get_dictionary(), ("solver", "tol", *saved.PENALTIES, *self._OWN_OPTIONS)
+        D = self.get_dictionary()
+        names = ("solver", "tol", *saved.PENALTIES, *saved.SPARSITY, *self._OWN_OPTIONS)
         # nb_concepts may have been set for another fit
         options = {"nb_concepts": len(D), **{name: getattr(self, name) for name in names}}
         content = saved.Saved(
@@ -510,6 +519,12 @@ class Factorization(DictionaryModel):
         model.fit_info_ = found.info
         model._take_mixture(found.W)
         return model
+
+    @property
+    def alpha_Z_(self) -> float | None:
+        """The penalty of the codes of the last `fit`: `alpha_Z`, or the one that was found for
+        `target_l0`; None without a summary of a fit."""
+        return None if self.fit_info_ is None else self.fit_info_.alpha_Z
 
     def plot(self) -> Figure:
         """Draw `fit_info_`: error over time, active concepts per row, energy of the concepts.

@@ -72,6 +72,10 @@ class NMF(Factorization):
     unit_norm : bool, default False
         Keep concepts at Euclidean norm 1 and their scale in Z, so that a penalty on the codes alone
         has a minimum.
+    target_l0 : float, optional
+        Mean number of active concepts per row, above 0, up to nb_concepts. `fit` finds the l1
+        penalty of the codes for it, with concepts of norm 1 (``alpha_Z_`` afterwards), and `encode`
+        one of its own for the rows it is given. Not with `alpha_Z`, `alpha_D` or the solver 'mu'.
     accelerate : bool or 'auto', default 'auto'
         True extrapolates the factors between iterations of several half-steps. 'auto' does so where
         it pays, if neither a pair (Z0, D0) nor ``Tuning.form`` is given. False gives the iterates
@@ -101,6 +105,8 @@ class NMF(Factorization):
         The dictionary, a buffer of the module. None before `fit`.
     fitted : bool
         Whether there is a dictionary.
+    alpha_Z_ : float or None
+        The penalty of the codes of the last `fit`, given or found for `target_l0`.
     fit_info_ : FitInfo or None
         Summary of the last `fit`. Print it.
     online_info_ : OnlineInfo or None
@@ -163,6 +169,7 @@ class NMF(Factorization):
         alpha_D: float | str = "same",
         l1_ratio: float = 0.0,
         unit_norm: bool = False,
+        target_l0: float | None = None,
         accelerate: bool | str = "auto",
         revive: bool = False,
         stop: str = "change",

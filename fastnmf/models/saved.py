@@ -21,13 +21,15 @@ from ..errors import InvalidInput
 from ..results.info import FitInfo
 
 FORMAT = "fastnmf"
-FORMAT_VERSION = 2
-# of NMF, whose files all versions read
-_FIRST_VERSION, _FIRST_MODEL = 1, "NMF"
+FORMAT_VERSION = 3
+# of NMF, whose files all versions read; and of other models
+_FIRST_VERSION, _FIRST_MODEL, _OTHER_MODELS = 1, "NMF", 2
 SUFFIXES = (".safetensors",)
 # options that are stored, beside these
 PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
 _NAMED = ("nb_concepts", "solver", "tol")
+# and those that are stored where they are given, in files that earlier versions do not read
+SPARSITY = ("target_l0",)
 # what earlier versions called the fields of FitInfo: their files load
 _FORMER_NAMES = {"piece_rows": "tile_rows"}
 
@@ -58,14 +60,18 @@ def write(path: str | os.PathLike[str], content: Saved) -> None:
     """Write a fitted model. Raises what `check_output` raises before it writes."""
     options, model, W = content.options, content.model, content.W
     path = check_output(path, SUFFIXES)
+    sparsity = {name: options[name] for name in SPARSITY if options.get(name) is not None}
+    version = _FIRST_VERSION if model == _FIRST_MODEL else _OTHER_MODELS
     metadata = {
         "format": FORMAT,
-        "format_version": str(_FIRST_VERSION if model == _FIRST_MODEL else FORMAT_VERSION),
+        "format_version": str(FORMAT_VERSION if sparsity else version),
         "fastnmf_version": __version__,
         "solver": options["solver"],
         "nb_concepts": str(options["nb_concepts"]),
         "tol": repr(options["tol"]),
-        "penalties": json.dumps({n: v for n, v in options.items() if n not in _NAMED}),
+        "penalties": json.dumps(
+            {n: v for n, v in options.items() if n not in (*_NAMED, *SPARSITY)} | sparsity
+        ),
         "fit_info": json.dumps(None if content.info is None else asdict(content.info)),
     }
     if model != _FIRST_MODEL:
@@ -131,7 +137,7 @@ def _info(stored: dict[str, Any] | None) -> FitInfo | None:
         return None
     # earlier versions recorded no seed, and had NMF only, no exact codes and no sparse data
     earlier = {"seed": None, "exact_codes": False, "density": None, "dense_copy": False}
-    earlier |= {"model": _FIRST_MODEL, "offset": False}
+    earlier |= {"model": _FIRST_MODEL, "offset": False, "target_l0": None}
     stored = earlier | {_FORMER_NAMES.get(name, name): v for name, v in stored.items()}
     if stored.keys() != {field.name for field in fields(FitInfo)}:
         return None

@@ -79,6 +79,10 @@ class SemiNMF(Factorization):
     offset : bool, default False
         Learn a row b (d,) with A ≈ Z D + b, which is not penalised, so that no concept carries the
         mean: what an autoencoder calls the bias of its decoder.
+    target_l0 : float, optional
+        Mean number of active concepts per row, above 0, up to nb_concepts. `fit` finds the l1
+        penalty of the codes for it, with concepts of norm 1 (``alpha_Z_`` afterwards), and `encode`
+        one of its own for the rows it is given. Not with `alpha_Z`, `alpha_D` or the solver 'mu'.
     accelerate : bool or 'auto', default 'auto'
         Extrapolate the factors between iterations, as for NMF.
     revive : bool, default False
@@ -102,6 +106,8 @@ class SemiNMF(Factorization):
         The offset b, a buffer of the module. None before `fit`, and without `offset`.
     fitted : bool
         Whether there is a dictionary.
+    alpha_Z_ : float or None
+        The penalty of the codes of the last `fit`, given or found for `target_l0`.
     fit_info_ : FitInfo or None
         Summary of the last `fit`. Print it.
     online_info_ : OnlineInfo or None
@@ -167,6 +173,7 @@ class SemiNMF(Factorization):
         l1_ratio: float = 0.0,
         unit_norm: bool = False,
         offset: bool = False,
+        target_l0: float | None = None,
         accelerate: bool | str = "auto",
         revive: bool = False,
         stop: str = "change",

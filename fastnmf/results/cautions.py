@@ -3,6 +3,7 @@ wanted."""
 
 from __future__ import annotations
 
+from ..engine.sparsity.target import TargetL0
 from ..errors import ConvergenceWarning, warn
 from ..solvers.base import Solver
 from ..solvers.penalties import Penalties
@@ -35,8 +36,12 @@ def warn_of_start(init: str, solver: Solver) -> None:
         )
 
 
-def warn_of_result(info: FitInfo, penalties: Penalties, tol: float, stop: str) -> None:
-    """Warn of a fit that did not converge, or whose concepts explain nothing."""
+def warn_of_result(
+    info: FitInfo, penalties: Penalties, tol: float, stop: str, target: TargetL0 | None = None
+) -> None:
+    """Warn of a fit that did not converge, whose concepts explain nothing, or that missed its
+    target of active concepts."""
+    _warn_of_target(info, target)
     if info.iterations == 0:
         return
     if tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
@@ -66,6 +71,25 @@ def warn_of_result(info: FitInfo, penalties: Penalties, tol: float, stop: str) -
             f"R² is {info.r_squared:.3g}: the rows of A are explained worse than by their mean; "
             f"give more iterations, a smaller tol (it was {tol:g}), another start{smaller}"
         )
+
+
+def _warn_of_target(info: FitInfo, target: TargetL0 | None) -> None:
+    """Warn of a fit whose mean number of active concepts is not the one that was asked for."""
+    if target is None or info.iterations == 0 or info.reaches_target:
+        return
+    if info.mean_l0 < target.target and (target.is_least or info.exact_codes):
+        why = "these data use no more even without a penalty; give a smaller target_l0, or "
+        why += "more concepts or features"
+    elif info.converged:
+        why = f"the fit converged before; give a smaller tol than {info.relative_change:.1g}"
+    else:
+        why = f"the fit ended after {info.iterations} iterations by {info.stopped_by}, and about "
+        why += "20 to 40 are needed; give more"
+    warn(
+        f"target_l0={target.target:g} is not reached: {info.mean_l0:.4g} concepts are active per "
+        f"row: {why}",
+        ConvergenceWarning,
+    )
 
 
 def warn_of_large_batch(rows: int, concepts: int, per_concept: int) -> None:

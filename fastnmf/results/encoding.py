@@ -13,7 +13,7 @@ from ..data.storage import row_blocks
 from ..engine.codes import Ended
 from ..errors import ConvergenceWarning, warn
 from ..numerics import squared_norm
-from ..solvers.penalties import Penalties, Penalty
+from ..solvers.penalties import NO_PENALTIES, Penalties, Penalty
 from ..solvers.supports.pursuit import support_kkt
 
 # entries of scratch arrays
@@ -29,7 +29,7 @@ class EncodeInfo:
     method : str
         What ran: 'exact', 'hals' or 'hals, then exact' (sweeps, which were exact for all rows or
         for most); with method='sweeps' the solver, 'hals', 'mu', 'pgd' or 'anls'; with top_k
-        'pursuit'; 'start' with max_iter=0.
+        'pursuit'; 'start' with max_iter=0; with refit ', then refit' at the end.
     iterations : int
         The most sweeps of a row, with one for the exact method; with method='sweeps' the most
         iterations of a chunk of rows, and with top_k the most concepts that entered a support.
@@ -40,9 +40,12 @@ class EncodeInfo:
         The KKT residual of the codes of each row, computed in float64 from A and D: the largest
         slope of a concept, or of the absolute slopes of those in use, relative to max_k (|D_k aᵀ| +
         Σ_j |D_k D_jᵀ| z_j + l1). 0 is best; 1e-6 is usual for exact codes in float32. With top_k
-        only concepts in use count.
+        or refit only concepts in use count, and with refit no penalty.
     relative_error : float
         ‖A − Z D‖ / ‖A‖, 0 for A of zeros; at least 0.
+    alpha_Z : float
+        Weight of the penalty of the codes: the model's, or the one that was found for its
+        target_l0. 0 or more.
 
     Examples
     --------
@@ -59,6 +62,7 @@ class EncodeInfo:
     converged: bool
     kkt: Tensor
     relative_error: float
+    alpha_Z: float = 0.0
 
     def __str__(self) -> str:
         rows = len(self.kkt)
@@ -74,12 +78,21 @@ class EncodeRecord:
     """What is added up over the chunks of an encoding."""
 
     def __init__(
-        self, penalties: Penalties, D: Tensor, *, measures: bool, offset: Tensor | None = None
+        self,
+        penalties: Penalties,
+        D: Tensor,
+        *,
+        measures: bool,
+        offset: Tensor | None = None,
+        refits: bool = False,
     ) -> None:
         """measures: whether the summary is asked for, which takes 2 n K (4 d) flops in float64.
-        offset: a row (1, d) that was subtracted from A, or None."""
+        offset: a row (1, d) that was subtracted from A, or None. refits: whether coefficients are
+        refitted without the penalties."""
         self._offset = offset
         self._methods: dict[str, None] = {}
+        self._alpha_Z, self._refits = penalties.alpha_Z, refits
+        penalties = NO_PENALTIES if refits else penalties
         self._D, self._measures, self._unsolved = D, measures, 0
         self._penalty = penalties.of_codes(D.shape[1])
         self._iterations, self._converged = 0, True
@@ -97,7 +110,8 @@ class EncodeRecord:
         if self._measures and len(A):
             for part in row_blocks(len(A), max(1, _SCRATCH // max(self._D.shape))):
                 X = dense(A[part]).detach()
-                residual_of = support_kkt if "pursuit" in self._methods else kkt_residual
+                on_support = self._refits or "pursuit" in self._methods
+                residual_of = support_kkt if on_support else kkt_residual
                 self._kkt.append(residual_of(X, self._D, Z[part], self._penalty).cpu())
                 residual = X.to(Z.dtype) - Z[part] @ self._D.to(Z.dtype)
                 total = squared_norm(X if self._offset is None else X + self._offset)
@@ -108,8 +122,10 @@ class EncodeRecord:
         kkt = torch.cat([torch.zeros(0, dtype=torch.float64, device="cpu"), *self._kkt])
         error, total = self._squares.tolist()
         relative = (error / total) ** 0.5 if total > 0 else 0.0
-        method = ", then ".join(sorted(self._methods, key=lambda name: name == "exact")) or "start"
-        return EncodeInfo(method, self._iterations, self._converged, kkt, relative)
+        methods = sorted(self._methods, key=lambda name: name == "exact") or ["start"]
+        method = ", then ".join([*methods, "refit"] if self._refits else methods)
+        ended = method, self._iterations, self._converged
+        return EncodeInfo(*ended, kkt, relative, self._alpha_Z)
 
     def warn(self, max_iter: int, tol: float) -> None:
         """Warn where max_iter was reached before tol, or rows are not solved."""

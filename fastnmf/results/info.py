@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..engine.sparsity.target import REACHED
 from ..engine.state import STOPPING_RULES, Iteration, Method, State
 from ..planning.plan import Plan
 from ..precision import in_tf32
@@ -78,6 +79,8 @@ class FitInfo:
         The penalties; at least 0, l1_ratio at most 1.
     unit_norm : bool
         Whether concepts have Euclidean norm 1.
+    target_l0 : float or None
+        The mean_l0 that was asked for, by which alpha_Z was found; None where it was given.
     mean_l0 : float
         Mean number of non-zero codes per row, from 0 to K. Good: small, at an error you accept.
     hoyer : float
@@ -183,6 +186,7 @@ class FitInfo:
     exact_codes: bool = False
     model: str = NON_NEGATIVE.model
     offset: bool = False
+    target_l0: float | None = None
 
     @classmethod
     def of(
@@ -221,6 +225,7 @@ class FitInfo:
             exact_codes=state.exact_codes,
             model=method.constraint.model,
             offset=state.offset is not None,
+            target_l0=None if state.target is None else state.target.target,
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
             relative_change=history[-1].relative_change if history else float("nan"),
             objective=objective,
@@ -240,6 +245,12 @@ class FitInfo:
         """Whether the fit met its stopping rule: `stopped_by` is 'tol' or 'error'."""
         return self.stopped_by in _CONVERGED
 
+    @property
+    def reaches_target(self) -> bool:
+        """Whether mean_l0 is within 5 % of target_l0, where there is one."""
+        target = self.target_l0
+        return target is None or abs(self.mean_l0 / target - 1) <= REACHED
+
     def as_dict(self) -> dict[str, Any]:
         """Return all attributes as plain Python values, by name."""
         return {**asdict(self), "converged": self.converged}
@@ -248,6 +259,7 @@ class FitInfo:
         """Return what printing shows: name → value of each line."""
         model = self.model + (", with an offset" if self.offset else "")
         named = {} if self.model == NON_NEGATIVE.model and not self.offset else {"model": model}
+        wanted = "" if self.target_l0 is None else f" (target {self.target_l0:g})"
         changed = "D" if self.codes == "not kept" else "Z or D, whichever changed more"
         lines = {
             **named,
@@ -258,7 +270,8 @@ class FitInfo:
             f"start {_start_text(self.init, self.seed)}",
             "tiles": f"{self.tile_rows:,} rows, blocks of {self.block} concepts",
             "relative error": f"{self.relative_error:.6g}, R² {self.r_squared:.4g}",
-            "mean L0": f"{self.mean_l0:.4g} concepts per row, Hoyer sparsity {self.hoyer:.3g}",
+            "mean L0": f"{self.mean_l0:.4g} concepts per row{wanted}, "
+            f"Hoyer sparsity {self.hoyer:.3g}",
             "iterations": f"{self.iterations} ({_ENDS[self.stopped_by]})",
             "last change": f"{self.relative_change:.3g} of {changed}",
             "time": f"{self.seconds:.3g} s",

@@ -75,6 +75,10 @@ class Penalties:
         """The penalty on the dictionary, given n rows."""
         return self._of(n * self.alpha_D)
 
+    def of_both(self, n: int, d: int) -> tuple[Penalty, Penalty]:
+        """The penalties on codes and dictionary, given n rows of d features."""
+        return self.of_codes(d), self.of_dictionary(n)
+
     def _of(self, weight: float) -> Penalty:
         return Penalty(weight * self.l1_ratio, weight * (1 - self.l1_ratio))
 

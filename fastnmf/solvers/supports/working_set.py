@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...backends.nnls.result import CAPPED, FLOORED, SOLVED, TOLERANCE, NnlsInfo
+from ...backends.nnls.supports import first_true
 from ...numerics import widened
 from ..penalties import NO_PENALTY, Penalty
 
@@ -149,6 +150,15 @@ def working_set_(
         sums[1] += Z.square().sum(dtype=torch.float64)
         F[:, part] = Z.T
     return NnlsInfo.join(infos)
+
+
+def on_supports_(Z: Tensor, X: Tensor, concepts: Concepts, ops: dict[str, Callable]) -> None:
+    """Z (m, K) ← the codes of X (m, p) on the concepts that each row uses already, from Z. A
+    concept may leave, and none enters."""
+    index = first_true(Z > 0, max(1, int((Z > 0).sum(1).max()))).int()
+    c = X @ concepts.B.T
+    c = c.sub_(concepts.l1) if concepts.l1 else c
+    _solve_on(Z, c, concepts, index, Search.of(ops))
 
 
 def _in_flight_(
