@@ -269,3 +269,13 @@ def unit_norm(value: Any, alpha_D: float | str) -> None:
             f"alpha_D={alpha_D} does not go with unit_norm=True, which bounds the dictionary "
             "already; give alpha_D=0, or leave it out"
         )
+
+
+def l1_of_signed(alpha_D: float, l1_ratio: float, *, signed: bool) -> None:
+    """Refuse an l1 penalty on a dictionary of any signs."""
+    if signed and alpha_D > 0 and l1_ratio > 0:
+        raise InvalidInput(
+            f"alpha_D={alpha_D!r} with l1_ratio={l1_ratio:g} would be an l1 penalty on a "
+            "dictionary of any signs, which has l2 only; give unit_norm=True or alpha_D=0, so that "
+            "the penalty is on the codes alone, or l1_ratio=0"
+        )

@@ -22,7 +22,7 @@ from ..solvers.half_step import (
     RowData,
     in_tiles,
 )
-from ..solvers.penalties import Penalty
+from ..solvers.penalties import Penalties, Penalty
 from ..solvers.registry import learner
 from .acceleration import Extrapolation
 from .codes import FreshTiles
@@ -49,7 +49,7 @@ class Step:
     ) -> None:
         """allowed: the precision that torch allows for products. waits: whether an accelerated
         iteration may synchronise."""
-        D, solver, penalties = state.D, method.solver, method.penalties
+        D, solver = state.D, method.solver
         self.state, self.data, self.method, self.plan = state, data, method, plan
         self.solver, self.learner = solver, learner(solver, len(D), method.constraint)
         self.processes = data.processes
@@ -115,7 +115,8 @@ class Step:
         state = self.state
         if state.extrapolation is not None:
             state.extrapolation.begin_(state.D)
-        self._follow_target_()
+        if state.target is not None:
+            self._take_penalty_(state.target.follow().penalties(self.data.d))
         self.statistics.clear_()
         self.update_codes_()
         self.statistics.reduce_()
@@ -128,11 +129,9 @@ class Step:
             self.processes.sum_(self.statistics.codes[:2])
         state.swept = True
 
-    def _follow_target_(self) -> None:
-        """Take the penalty that the codes of the last iteration ask for."""
-        if (target := self.state.target) is None:
-            return
-        self.method = self.method.with_penalties(target.follow().penalties(self.data.d))
+    def _take_penalty_(self, found: Penalties) -> None:
+        """Take the penalties that the codes of the last iteration ask for."""
+        self.method = self.method.with_penalties(found)
         self.penalties = self.method.penalties.of_both(self.data.n, self.data.d)
         self.statistics.penalties = self.penalties
         if isinstance(self.state.Z, NotKept):
@@ -324,6 +323,5 @@ class Step:
                 self.offset.follow_(D)
         elif state.extrapolation is not None:
             # acceleration needs the error of the pair, not that of the dictionary before
-            rebuilt, tiles = Rebuilt(D), data.tiles(state.Z, self.plan.tile_rows)
-            sums[2] = sum(rebuilt.squared_error(X, Z) for X, Z, _ in tiles)
-            self.processes.sum_(sums[2])
+            tiles = FreshTiles(data, state.Z, D, self.method, self.plan.tile_rows)
+            sums[2] = tiles.squared_error(D, self.processes)

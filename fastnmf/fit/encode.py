@@ -39,7 +39,6 @@ from .options import Options, destination
 from .refusals import refuse_derivatives, refuse_overwriting, refuse_tangent
 from .rows import given_codes, has_no_rows, kind_of, locked, no_rows, through
 from .sparsity.penalty import encoding_penalties
-from .sparsity.request import without_target
 
 METHODS = ("auto", "exact", "sweeps")
 
@@ -126,7 +125,6 @@ def encode(
     (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
     run.refuse_start(Z0)
-    options = without_target(options) if run.top_k else options
     differentiates = _differentiates(A, D, Z0, run, in_memory=place == "memory")
     plain = place == "memory" and Z0 is None and offset is None and not return_info
     if plain and not differentiates and (few := _codes_of_few(A, D, options, run)) is not None:
@@ -148,7 +146,7 @@ def encode(
         data.compute_with(method.ops)
         data.subtract(None if offset is None else offset.to(data.dtype))
         Z0 = None if Z0 is None else given_codes(Z0, data, K)
-        method = method.with_penalties(encoding_penalties(options, data, D))
+        method = method.with_penalties(encoding_penalties(options, data, D, run.top_k))
         bar = Progress(options.verbose, run.max_iter, None, label="encode")
         codes_of = _Scaled(data, D, method, run, stack.enter_context(bar), measures=return_info)
         if place == "memory":

@@ -19,7 +19,7 @@ from ..distributed import Processes
 from ..engine.codes import Encoder
 from ..engine.state import Method
 from ..engine.statistics import Statistics, centre_, squared_error
-from ..errors import InvalidInput, hold_warnings
+from ..errors import hold_warnings
 from ..init.start import start
 from ..numerics import squared_norm, widened
 from ..planning import hardware
@@ -33,6 +33,7 @@ from ..solvers.penalties import NO_PENALTY
 from ..solvers.registry import learner
 from .options import Options, generator
 from .refusals import refuse_extreme
+from .sparsity.request import refuse_online
 
 log = logging.getLogger(__name__)
 
@@ -96,17 +97,7 @@ def partial_fit(
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         with processes.agreed():
-            if options.target_l0 is not None:
-                raise InvalidInput(
-                    "partial_fit has no penalty that could follow target_l0: a batch has one "
-                    "half-step of the dictionary, and its rows are gone when the penalty is known; "
-                    "use fit, or target_l0=None"
-                )
-            if options.penalties:
-                raise InvalidInput(
-                    "partial_fit has no penalties, whose weight depends on the number of rows, and "
-                    "no unit_norm; use fit, or alpha_Z=0, alpha_D=0 and unit_norm=False"
-                )
+            refuse_online(options.target_l0, options.penalties)
             method = options.method(device)
         stack.enter_context(torch.cuda.device_of(torch.empty(0, device=device)))
         stack.enter_context(products_in(options.precision))

@@ -17,7 +17,6 @@ from ..data.sparse.codes import SPARSE, are_sparse
 from ..data.storage import output
 from ..distributed import ALONE, Processes
 from ..engine.state import STOPPING_RULES, Callback, Method
-from ..errors import InvalidInput
 from ..init.start import starts_of
 from ..planning.memory import Budget, bytes_of
 from ..planning.plan import Tuning, forms_of
@@ -118,19 +117,11 @@ class Options:
         if self.tuning is not None and not isinstance(self.tuning, Tuning):
             raise TypeError(f"tuning={self.tuning!r} must be a fastnmf.Tuning or None")
         checks.unit_norm(self.unit_norm, self.alpha_D)
-        self._check_penalty_of_signed()
+        checks.l1_of_signed(self.penalties.alpha_D, self.l1_ratio, signed=self.constraint.signed)
         checks.mixtures(self, self.tuned.form, mixes=self.constraint.of_rows)
         checks.offset(self.offset, signed=self.constraint.signed)
         check_target(self, self.solvers[self.solver])
         forms_of(self.solvers[self.solver], self.tuned.form)
-
-    def _check_penalty_of_signed(self) -> None:
-        if self.constraint.signed and self.penalties.alpha_D > 0 and self.l1_ratio > 0:
-            raise InvalidInput(
-                f"alpha_D={self.alpha_D!r} with l1_ratio={self.l1_ratio:g} would be an l1 penalty "
-                "on a dictionary of any signs, which has l2 only; give unit_norm=True or "
-                "alpha_D=0, so that the penalty is on the codes alone, or l1_ratio=0"
-            )
 
     @property
     def solvers(self) -> dict[str, Solver]:

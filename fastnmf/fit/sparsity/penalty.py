@@ -59,11 +59,11 @@ def penalties_for(
     return _of(l1, d), mean
 
 
-def encoding_penalties(options: Options, data: Data, D: Tensor) -> Penalties:
+def encoding_penalties(options: Options, data: Data, D: Tensor, top_k: int | None) -> Penalties:
     """The penalties of an encoding: those of the options, or with target_l0 those that are found
-    for the data; warns where the mean is not reached."""
+    for the data; none for codes with up to top_k concepts. Warns where the mean is not reached."""
     target = options.target_l0
-    if target is None:
+    if target is None or top_k is not None:
         return options.penalties
     penalties, mean = penalties_for(target, data, D, options.method_of_codes(D.device))
     if abs(mean - target) > max(_REACHED * target, 1 / data.n):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidInput
 from ...solvers.base import Solver
+from ...solvers.penalties import Penalties
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -34,8 +34,16 @@ def check_target(options: Options, solver: Solver) -> None:
         )
 
 
-def without_target(options: Options) -> Options:
-    """The options of codes with a number of concepts, and no penalty, in place of target_l0."""
-    if options.target_l0 is None:
-        return options
-    return replace(options, target_l0=None, alpha_D="same", l1_ratio=0.0, unit_norm=True)
+def refuse_online(target_l0: float | None, penalties: Penalties) -> None:
+    """Raise InvalidInput for online learning with a target, or with penalties."""
+    if target_l0 is not None:
+        raise InvalidInput(
+            "partial_fit has no penalty that could follow target_l0: a batch has one half-step of "
+            "the dictionary, and its rows are gone when the penalty is known; use fit, or "
+            "target_l0=None"
+        )
+    if penalties:
+        raise InvalidInput(
+            "partial_fit has no penalties, whose weight depends on the number of rows, and no "
+            "unit_norm; use fit, or alpha_Z=0, alpha_D=0 and unit_norm=False"
+        )

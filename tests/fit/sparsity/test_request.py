@@ -1,14 +1,19 @@
-"""Options that ask for a number of active concepts: what becomes of them in an encoding."""
+"""Options that ask for a number of active concepts."""
 
-from __future__ import annotations
+import pytest
+import torch
 
-from fastnmf.fit.options import Options
-from fastnmf.fit.sparsity.request import without_target
+from fastnmf import NMF, InvalidInput
 
 
-def test_a_number_of_concepts_takes_the_place_of_the_target():
-    options = without_target(Options(8, target_l0=3))
-    assert options.target_l0 is None
-    assert options.penalties.alpha_Z == 0
-    plain = Options(8, alpha_Z=0.1)
-    assert without_target(plain) is plain
+def test_at_most_k_concepts_take_the_place_of_a_mean_number():
+    A = torch.rand(60, 10, generator=torch.Generator().manual_seed(0))
+    D = torch.rand(8, 10, generator=torch.Generator().manual_seed(1))
+    with_target = NMF(8, target_l0=3).load_dictionary(D).encode(A, top_k=2)
+    plain = NMF(8).load_dictionary(D).encode(A, top_k=2)
+    assert torch.equal(with_target, plain)
+
+
+def test_online_learning_refuses_a_target():
+    with pytest.raises(InvalidInput, match="partial_fit has no penalty"):
+        NMF(3, target_l0=2).partial_fit(torch.rand(20, 5))
