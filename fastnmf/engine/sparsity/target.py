@@ -20,9 +20,9 @@ _LEAST_ERROR, _LARGE = 0.035, 0.65
 _GROWS, _FALLS = 2.0, 0.25
 # the exponent grows by the first factor, below 1 by the second, while an error stays above this
 # share of the one before: near as many active concepts as the data use without a penalty, the mean
-# hardly depends on it. 10 iterations in place of 18 (2,500 × 384, K = 1,000, L0 32). It falls by
-# half where the error changes its sign by more than the share _HELD: codes of few features, or
-# exact ones, follow the penalty more than in proportion, and would swing
+# hardly depends on it. It falls by half where the error changes its sign by more than the share
+# _HELD: codes of few features, or exact ones, follow the penalty more than in proportion, and would
+# swing
 _FASTER, _BACK, _STAYS, _SLOWER = 1.25, 1.5, 0.8, 0.5
 _FLATTEST, _STEEPEST = 1 / 16, 3.0
 # iterations with one penalty, after which a stopping rule compares like with like

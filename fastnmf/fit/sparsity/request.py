@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ...errors import InvalidInput
 from ...solvers.base import Solver
 from ...solvers.penalties import Penalties
 
-if TYPE_CHECKING:
-    from ..options import Options
+
+class Requested(Protocol):
+    """The options that target_l0 has to do with."""
+
+    @property
+    def target_l0(self) -> float | None: ...
+    @property
+    def alpha_Z(self) -> float: ...
+    @property
+    def alpha_D(self) -> float | str: ...
+    @property
+    def l1_ratio(self) -> float: ...
 
 
-def check_target(options: Options, solver: Solver) -> None:
+def check_target(options: Requested, solver: Solver) -> None:
     """Raise InvalidInput for options that do not go with target_l0, where it is given."""
     if options.target_l0 is None:
         return
