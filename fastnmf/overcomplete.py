@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from .models.convex_nmf import ConvexNMF as _ConvexNMF
 from .models.factorization import Factorization
 from .models.nmf import NMF as _NMF
 from .models.semi_nmf import SemiNMF as _SemiNMF
@@ -49,7 +50,7 @@ class _Place:
 
 
 _PACKAGES = {"overcomplete": "", "interpreto._vendor.overcomplete": "Interpreto"}
-_MODELS = {"nmf": _NMF, "semi_nmf": _SemiNMF}
+_MODELS = {"nmf": _NMF, "semi_nmf": _SemiNMF, "convex_nmf": _ConvexNMF}
 _PLACES = [
     _Place(f"{package}.optimization.{module}", model, prefix + model.__name__)
     for package, prefix in _PACKAGES.items()
@@ -78,7 +79,7 @@ def patch_overcomplete() -> list[str]:
 
     Notes
     -----
-    The models are NMF and SemiNMF. This binds all module-level names in every imported module,
+    The models are NMF, SemiNMF and ConvexNMF, whose W is then dense. This binds all module-level names in every imported module,
     whatever they are called, and until `unpatch_overcomplete` also what is imported later.
     interpreto's own copy of Overcomplete is patched too, now or when it is imported. A second call
     finds names bound since the first.
@@ -189,7 +190,7 @@ def _make_stand_in(original: Any, place: _Place) -> type:
 
 
 # what the constructors of Overcomplete's models take and store, and ours take
-_OPTIONS = ("device", "tol", "verbose", "l1_penalty")
+_OPTIONS = ("device", "tol", "verbose", "l1_penalty", "strict_convex")
 _OF_THEIRS = (*_OPTIONS, "solver", "solver_fn")
 
 
@@ -213,6 +214,7 @@ def _take_over_(model: Any, stand_in: Any, state: dict[str, Any]) -> None:
         model.device = model.D.device
     if state["fitted"]:
         model._set_fitted(**state["_fitted_info"])
+        model._take_mixture(state["_buffers"].get("W"))
     model.train(state["training"])
     # what a subclass has beside
     vars(model).update({name: state[name] for name in state.keys() - {*vars(model), *_OF_THEIRS}})

@@ -27,7 +27,7 @@ from fastnmf import is_patched, patch_overcomplete, unpatch_overcomplete
 PACKAGES = ("overcomplete", "interpreto", "their_code", "their_late_code")
 
 SOURCES = {
-    "__init__.py": "from .optimization import NMF, SemiNMF",
+    "__init__.py": "from .optimization import NMF, ConvexNMF, SemiNMF",
     "base.py": """
         from abc import ABC, abstractmethod
         from torch import nn
@@ -49,8 +49,33 @@ SOURCES = {
         """,
     "optimization/__init__.py": """
         from ..base import BaseOptimDictionaryLearning
+        from .convex_nmf import ConvexNMF
         from .nmf import NMF
         from .semi_nmf import SemiNMF
+        """,
+    "optimization/convex_nmf.py": """
+        import torch
+        from ..base import BaseOptimDictionaryLearning
+
+        def slow(A, Z, W, **given):
+            return Z, W
+
+        class ConvexNMF(BaseOptimDictionaryLearning):
+            _SOLVERS = {"mu": slow, "pgd": print}
+
+            def __init__(
+                self, nb_concepts, device="cpu", tol=1e-4, strict_convex=False, solver="pgd",
+                verbose=False, l1_penalty=0.0,
+            ):
+                super().__init__(nb_concepts, device)
+                self.solver, self.solver_fn = solver, self._SOLVERS[solver]
+                self.tol, self.verbose, self.l1_penalty = tol, verbose, l1_penalty
+                self.strict_convex = strict_convex
+
+            def fit(self, A):
+                self.register_buffer("W", torch.eye(self.nb_concepts, len(A)))
+                self.register_buffer("D", self.W @ A)
+                self.fitted = True
         """,
     "optimization/nmf.py": """
         from ..base import BaseOptimDictionaryLearning
@@ -129,7 +154,9 @@ def library(site):
     write(
         site,
         {
-            "their_code.py": "from overcomplete import NMF as OcNMF, SemiNMF as Signed",
+            "their_code.py": """
+                from overcomplete import ConvexNMF as Mixed, NMF as OcNMF, SemiNMF as Signed
+                """,
             "their_late_code.py": """
                 import torch
                 from overcomplete.optimization.nmf import NMF
@@ -178,7 +205,7 @@ def fitted_model(library, name="NMF", **options):
     return model
 
 
-MODELS = [fastnmf.NMF, fastnmf.SemiNMF]
+MODELS = [fastnmf.NMF, fastnmf.SemiNMF, fastnmf.ConvexNMF]
 NAMES = [model.__name__ for model in MODELS]
 # of the real library
 OF_THE_LIBRARY = [
@@ -186,8 +213,10 @@ OF_THE_LIBRARY = [
     *(f"overcomplete.optimization.{name}" for name in NAMES),
     "overcomplete.optimization.nmf.NMF",
     "overcomplete.optimization.semi_nmf.SemiNMF",
+    "overcomplete.optimization.convex_nmf.ConvexNMF",
 ]
-EVERYWHERE = sorted([*OF_THE_LIBRARY, "their_code.OcNMF", "their_code.Signed"])
+OF_THEIRS = ["their_code.OcNMF", "their_code.Signed", "their_code.Mixed"]
+EVERYWHERE = sorted([*OF_THE_LIBRARY, *OF_THEIRS])
 each_model = pytest.mark.parametrize("ours", MODELS, ids=NAMES)
 
 
@@ -197,13 +226,13 @@ def lookup(names):
 
 
 def test_patch_binds_every_name_and_unpatch_restores_it(library):
-    import their_code
+    import their_code  # noqa: F401
 
     before = lookup(EVERYWHERE)
     assert sorted(patch_overcomplete()) == EVERYWHERE
     assert is_patched()
     assert set(lookup(EVERYWHERE)) == {getattr(library, name) for name in NAMES}
-    for cls, model in zip((their_code.OcNMF, their_code.Signed), MODELS, strict=True):
+    for cls, model in zip(lookup(OF_THEIRS), MODELS, strict=True):
         assert issubclass(cls, model)
     assert set(before).isdisjoint(lookup(EVERYWHERE))
     assert sorted(unpatch_overcomplete()) == EVERYWHERE
@@ -450,13 +479,45 @@ def test_semi_nmf_saved_by_the_library_loads_as_the_patched_class(library):
     assert (fresh.fitted, fresh.D, fresh.solver) == (False, None, "mu")
 
 
+def test_convex_nmf_saved_by_the_library_loads_as_the_patched_class(library):
+    model = fitted_model(library, "ConvexNMF", solver="mu", tol=1e-3, strict_convex=True)
+    saved = pickle.dumps([model, library.ConvexNMF(4)])
+    patch_overcomplete()
+    again, fresh = pickle.loads(saved)
+    assert type(again) is library.ConvexNMF
+    assert (again.nb_concepts, again.solver, again.strict_convex) == (3, "mu", True)
+    assert torch.equal(again.D, model.D)
+    assert torch.equal(again.W, model.W)
+    assert (fresh.fitted, fresh.D, fresh.solver) == (False, None, "pgd")
+
+
+def test_patched_convex_nmf_has_a_dense_mixture_that_is_saved(library, tmp_path):
+    """As Overcomplete's users read it: (W >= 0).all(), W.sum(1)."""
+    patch_overcomplete()
+    A = torch.rand(12, 6, generator=torch.Generator().manual_seed(0))
+    model = library.ConvexNMF(3, "cpu", 1e-4, True, "mu", max_iter=20)
+    Z, D = model.fit(A)
+    assert (model.W >= 0).all()
+    assert torch.allclose(model.W.sum(1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(model.W @ A, D, atol=1e-5)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again.W, model.W)
+    model.save(tmp_path / "model.safetensors")
+    ours = fastnmf.ConvexNMF.load(tmp_path / "model.safetensors")
+    assert ours.W.is_sparse
+    assert torch.equal(ours.W.to_dense(), model.W)
+    fresh = library.ConvexNMF(3)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.W, model.W)
+
+
 def own_solver(A, Z, D, **given):
     return Z, D
 
 
 def test_function_of_a_model_saved_by_the_library_is_kept(library):
     """The solver that its name means ran instead."""
-    models = [fitted_model(library, name) for name in NAMES]
+    models = [fitted_model(library, name) for name in ("NMF", "SemiNMF")]
     for model in models:
         model.solver_fn = own_solver
     saved = pickle.dumps(models)

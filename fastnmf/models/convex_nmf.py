@@ -213,10 +213,14 @@ class ConvexNMF(Factorization):
         return CONVEX if self.strict_convex else MIXED
 
     def _mixture(self) -> Tensor | None:
-        return self.W
+        return self.W if self.W is None or self.W.is_sparse else self.W.to_sparse().coalesce()
 
     def _take_mixture(self, W: Tensor | None) -> None:
-        self.W = W if W is None else W.to(self.get_dictionary())
+        if W is not None:
+            # as Overcomplete's class has it, in its place
+            W = W.to_dense() if hasattr(self, "stands_in_for") else W
+            W = W.to(self.get_dictionary())
+        self.W = W
 
     def _set_fitted(self, **info: Any) -> None:
         super()._set_fitted(**info)
