@@ -79,8 +79,8 @@ def patch_overcomplete() -> list[str]:
 
     Notes
     -----
-    The models are NMF, SemiNMF and ConvexNMF, whose W is then dense. This binds all module-level names in every imported module,
-    whatever they are called, and until `unpatch_overcomplete` also what is imported later.
+    The models are NMF, SemiNMF and ConvexNMF, whose W is then dense. This binds all module-level
+    names in every imported module, whatever they are called, and until `unpatch_overcomplete` also what is imported later.
     interpreto's own copy of Overcomplete is patched too, now or when it is imported. A second call
     finds names bound since the first.
 
