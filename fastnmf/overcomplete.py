@@ -80,9 +80,9 @@ def patch_overcomplete() -> list[str]:
     Notes
     -----
     The models are NMF, SemiNMF and ConvexNMF, whose W is then dense. This binds all module-level
-    names in every imported module, whatever they are called, and until `unpatch_overcomplete` also what is imported later.
-    interpreto's own copy of Overcomplete is patched too, now or when it is imported. A second call
-    finds names bound since the first.
+    names in every imported module, whatever they are called, and until `unpatch_overcomplete` also
+    what is imported later. interpreto's own copy of Overcomplete is patched too, now or when it is
+    imported. A second call finds names bound since the first.
 
     A new class inherits from that of fastnmf and from the class it replaces. So isinstance holds in
     code that keeps the old class elsewhere (in a closure, an attribute, a registry). Models and
