@@ -27,7 +27,7 @@ from fastnmf.numerics import (
 )
 from fastnmf.planning.plan import Plan
 from fastnmf.precision import products_in
-from fastnmf.solvers import half_step, hals, mu, pgd
+from fastnmf.solvers import half_step, hals, mu
 from fastnmf.solvers.registry import SOLVERS
 
 
@@ -216,9 +216,11 @@ def test_nnls_takes_no_products_in_tf32(monkeypatch):
         seen.append(torch.get_float32_matmul_precision())
         return REFERENCE["nnls_"](F, C, G, sums, **asked)
 
-    monkeypatch.setattr("fastnmf.fit.nnls.select", lambda *asked: ("torch", {"nnls_": nnls_}))
+    operations = None, {"nnls_": nnls_}
+    monkeypatch.setattr("fastnmf.fit.nnls._operations", lambda *asked: operations)
     with products_in("high"):
-        nnls(torch.rand(9, 5), torch.rand(3, 5))
+        # with a start neither sweeps nor what is kept for few rows
+        nnls(torch.rand(9, 5), torch.rand(3, 5), torch.zeros(9, 3))
         assert torch.get_float32_matmul_precision() == "high"
     assert seen == ["highest"]
 
@@ -234,7 +236,7 @@ def residuals_in_tf32(monkeypatch):
         seen.append(compute.residual)
         return add_product_(E, B, F, compute, **rest)
 
-    for module in (mu, pgd):
+    for module in (mu, half_step):
         monkeypatch.setattr(module, "add_product_", noted)
     take_products_for_tf32(monkeypatch)
     return seen

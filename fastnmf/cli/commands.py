@@ -93,7 +93,8 @@ def report(arguments: Namespace) -> int:
     if out is not None:
         write_report(out, saved.info, arguments.model.name, saved.version)
     text = str(saved.info) if out is None else f"{out}: page about the fit of {arguments.model}"
-    _report(arguments, {"model": str(arguments.model), **saved.info.as_dict()}, text)
+    summary = {**saved.info.as_dict(), "class": saved.info.model, "model": str(arguments.model)}
+    _report(arguments, summary, text)
     return DONE
 
 

@@ -132,6 +132,8 @@ def _model(arguments: Namespace, processes: Processes) -> Factorization:
         kind = {"nmf": NMF, "semi": SemiNMF, "convex": ConvexNMF}[arguments.model]
         if arguments.solver is None:
             del options["solver"]
+        if arguments.target_l0 is None:
+            del options["target_l0"]
         if arguments.strict_convex:
             options["strict_convex"] = True
         for name in SIGNED_OPTIONS:
@@ -226,7 +228,7 @@ def _report(arguments: Namespace, nmf: Factorization, codes: Path | None) -> Non
     info: Any = nmf.fit_info_
     if arguments.json:
         files = {"model": str(arguments.out), "codes_file": None if codes is None else str(codes)}
-        print(as_json({**files, **info.as_dict()}))
+        print(as_json({**info.as_dict(), "class": info.model, **files}))
     elif not arguments.quiet:
         print(info, f"{'model:':<16}{with_size(arguments.out)}", sep="\n")
         written = "not written; --codes FILE writes them" if codes is None else with_size(codes)

@@ -172,7 +172,8 @@ def _begin(
     D, mixture = begin(data, codes, K, init, generator(seed), options.constraint)
     data.processes.broadcast_(D)
     state = State(Z, row_major(D), seed=seed, mixture=mixture, offset=data.offset)
-    state.target = TargetL0.begin(options.target_l0, float(data.squares_read), data.n)
+    if (wanted := options.target_l0) is not None:
+        state.target = TargetL0.begin(wanted, float(data.squares_read), data.n)
     if first:
         target = state.target
         sparse = method if target is None else method.with_penalties(target.penalties(data.d))

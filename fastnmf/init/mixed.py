@@ -84,9 +84,11 @@ def random_weights(A: Tensor, K: int, generator: Generator | None = None) -> Ten
 
 def _random(data: Data, K: int, generator: Generator | None) -> Mixture:
     place = data.device if generator is None else generator.device
-    shape, kind = (K, min(_MIXED, data.n)), {"generator": generator, "device": place}
-    numbers = torch.stack([torch.randperm(data.n, **kind)[: shape[1]] for _ in range(K)])
-    weights = torch.randn(shape, dtype=wide(place), **kind).abs_()
+    most, drawn = min(_MIXED, data.n), range(K)
+    numbers = torch.stack(
+        [torch.randperm(data.n, generator=generator, device=place)[:most] for _ in drawn]
+    )
+    weights = torch.randn(K, most, generator=generator, dtype=wide(place), device=place).abs_()
     weights /= weights.sum(1, keepdim=True)
     return Mixture(numbers.to(data.device), weights.to(data.device))
 

@@ -116,7 +116,9 @@ def read(path: str | os.PathLike[str]) -> Saved:
             if "rows" in metadata:
                 parts, shape = ("W.index", "W.weights"), (len(D), int(metadata["rows"]))
                 index, weights = map(file.get_tensor, parts)
-                W = torch.sparse_coo_tensor(index, weights, shape, check_invariants=True).coalesce()
+                W = torch.sparse_coo_tensor(
+                    index, weights, shape, device="cpu", check_invariants=True
+                ).coalesce()
             offset = file.get_tensor("offset") if "offset" in set(file.keys()) else None
         options = {
             "nb_concepts": int(metadata["nb_concepts"]),

@@ -81,6 +81,8 @@ class FitInfo:
         Whether concepts have Euclidean norm 1.
     target_l0 : float or None
         The mean_l0 that was asked for, by which alpha_Z was found; None where it was given.
+    reaches_target : bool
+        Whether mean_l0 is within 5 % of target_l0, where there is one. Good: True.
     mean_l0 : float
         Mean number of non-zero codes per row, from 0 to K. Good: small, at an error you accept.
     hoyer : float

@@ -166,6 +166,7 @@ def test_encode_says_how_it_ended(model, capsys):
         "iterations": info.iterations,
         "converged": True,
         "relative_error": info.relative_error,
+        "alpha_Z": 0.0,
     }
 
 

@@ -138,8 +138,8 @@ def rewrite(path, D=None, **changed):
         ({"format": "other"}, "holds D, and is no fastnmf model; make one with fit"),
         ({"format": None}, "is no fastnmf model"),
         (
-            {"format_version": "3", "fastnmf_version": "9.9"},
-            "is in format 3 of fastnmf 9.9; fastnmf .* reads up to format 2: upgrade it",
+            {"format_version": "4", "fastnmf_version": "9.9"},
+            "is in format 4 of fastnmf 9.9; fastnmf .* reads up to format 3: upgrade it",
         ),
         ({"format_version": "x"}, "cannot be read as .safetensors"),
         ({"tol": None}, "cannot be read as .safetensors: 'tol'"),

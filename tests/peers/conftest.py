@@ -10,4 +10,6 @@ def pytest_collection_modifyitems(items):
         differs = getattr(item.module, "DIFFERS", {}) if isinstance(item, pytest.Function) else {}
         why = differs.get(item.name)
         if why and item.module.__name__.endswith("test_sklearn_nmf"):
-            item.add_marker(pytest.mark.xfail(reason=why, strict=True))
+            # what rounding decides differs between processors
+            strict = item.name not in getattr(item.module, "BY_ROUNDING", ())
+            item.add_marker(pytest.mark.xfail(reason=why, strict=strict))

@@ -4,38 +4,26 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import pytest
 
 pytest.importorskip("sklearn", "1.6", reason="scikit-learn 1.6 is not installed")
-from fastnmf import available_backends
 from fastnmf.sklearn import patch_sklearn, unpatch_sklearn
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastnmf.FastnmfWarning")
 
 
-def _compiled() -> bool:
-    """Whether half-steps are those of the extension."""
-    forced = os.environ.get("FASTNMF_BACKEND", "cpp") != "cpp"
-    return not forced and available_backends()["cpp"].reason is None
-
-
+# whether these pass depends on rounding
+BY_ROUNDING = ("test_nmf_float32_float64_consistency[NMF-solver0]",)
 # test → what is different in fastnmf
 DIFFERS = {
     "test_minibatch_nmf_partial_fit": (
         "its batches X[j : j + 10] overlap, unlike those of fit; scikit-learn writes components "
         "of both models into the H that is given, so that they are one array"
     ),
-    **(
-        {}
-        if _compiled()
-        else {
-            "test_nmf_float32_float64_consistency[NMF-solver0]": (
-                "at K = d accelerated iterations enlarge rounding to 8e-5; with the extension, "
-                "which sums in another order, to 4e-5"
-            )
-        }
+    "test_nmf_float32_float64_consistency[NMF-solver0]": (
+        "at K = d accelerated iterations enlarge rounding: codes differ by 2e-5 to 8e-5, which the "
+        "processor and the backend decide; without acceleration by 4e-6"
     ),
     # of scikit-learn 1.6
     **dict.fromkeys(

@@ -49,11 +49,8 @@ class TargetL0:
     held: int = 0
 
     @classmethod
-    def begin(cls, target: float | None, squared_norm: float, n: int) -> TargetL0 | None:
-        """The penalty to start with, for n rows with this sum of squares; None without a
-        target."""
-        if target is None:
-            return None
+    def begin(cls, target: float, squared_norm: float, n: int) -> TargetL0:
+        """The penalty to start with, for n rows with this sum of squares."""
         norm = (squared_norm / n) ** 0.5
         return cls(target, _START * norm, _LEAST * norm)
 

@@ -59,7 +59,9 @@ class Mixture:
         index = torch.stack((concept, self.numbers[concept, place]))
         values = self.weights[concept, place].to(dtype)
         shape = len(self.weights), n
-        return torch.sparse_coo_tensor(index, values, shape, check_invariants=True).coalesce()
+        return torch.sparse_coo_tensor(
+            index, values, shape, device=values.device, check_invariants=True
+        ).coalesce()
 
 
 @dataclass
