@@ -66,7 +66,7 @@ class Buffer:
 
     @classmethod
     def of(cls, rows: int, like: Tensor) -> Buffer:
-        """Memory for so many rows of the width and dtype of `like` (0, d), pinned for its GPU."""
+        """Memory for `rows` rows of the width and dtype of `like` (0, d), pinned for its GPU."""
         pinned = like.device.type == "cuda"
         shape = rows, like.shape[1]
         return cls(torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=pinned))
