@@ -46,11 +46,11 @@ class Data:
     n, d: of all rows. dtype, device: in which and on which they are computed with. A: the rows here
     if they are in memory, else None; 16-bit numbers may stay as they are stored. stored: the share
     of the entries that is stored where A is sparse, and all rows are SparseMatrices; else None.
-    resident: whether
-    all rows of all processes are in memory, so that a residual (n, d) may be as well. first,
-    n_here: which rows of A this process has. chunk_rows: rows of a chunk, at most. passes: how
-    often all rows were read, including the checks. offset: a row (d,) that chunks and tiles are
-    minus, or None; what is written into it shows in the next one. Statistics are of A itself.
+    resident: whether all rows of all processes are in memory, so that a residual (n, d) may be as
+    well. first, n_here: which rows of A this process has. chunk_rows: rows of a chunk, at most.
+    passes: how often all rows were read, including the checks. offset: a row (d,) that chunks and
+    tiles are minus, or None; what is written into it shows in the next one. Statistics are of A
+    itself.
     """
 
     _operations: Operations | None = None

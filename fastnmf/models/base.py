@@ -144,7 +144,7 @@ class DictionaryModel(nn.Module):
     ) -> Any:
         """Load as every module does, or change nothing if it raises. D may be loaded into a model
         that has none yet, and is checked as load_dictionary checks it."""
-        names = ("D", "offset_", "device", "fitted", "fit_info_", "online_info_", "_fitted_info")
+        names = (*self._buffers, "device", "fitted", "fit_info_", "online_info_", "_fitted_info")
         kept = {name: getattr(self, name) for name in (*names, "_gram", "_cross", "_totals")}
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)

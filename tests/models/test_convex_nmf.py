@@ -255,3 +255,14 @@ def test_command_line_fits_encodes_and_reports(tmp_path, monkeypatch, capsys):
     assert cli.main(["encode", "m.safetensors", "A.npy", "-o", "Z.npy"]) == 0
     assert cli.main(["report", "m.safetensors"]) == 0
     assert ConvexNMF.load("m.safetensors").strict_convex
+
+
+def test_state_that_cannot_be_loaded_leaves_the_mixture_as_it_was():
+    drawn = torch.Generator().manual_seed(0)
+    model = ConvexNMF(3, seed=0, max_iter=3, tol=1.0)
+    model.fit(torch.randn(20, 5, generator=drawn))
+    D, W = model.D, model.W
+    with pytest.raises(RuntimeError, match="W cannot be loaded"):
+        model.load_state_dict({"D": torch.ones(3, 5), "W": torch.ones(2, 20)})
+    assert model.D is D
+    assert model.W is W
