@@ -208,7 +208,12 @@ def test_stop_is_decided_with_a_new_residual(in_coarse_products, allowed_high, m
     assert [change <= 0.2 for change, _ in ended] == [False] * (len(ended) - 2) + [True] * 2
 
 
-def test_nnls_takes_no_products_in_tf32(monkeypatch):
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [(9, {}), (9, {"return_info": True}), (9, {"Z0": torch.zeros(9, 3)}), (40, {"max_iter": 50})],
+    ids=["few", "few with info", "from a start", "many"],
+)
+def test_nnls_takes_no_products_in_tf32(rows, options, monkeypatch):
     """Codes from a Gram matrix in tf32 would be off by 1e-3, and called exact."""
     seen = []
 
@@ -219,8 +224,7 @@ def test_nnls_takes_no_products_in_tf32(monkeypatch):
     operations = None, {"nnls_": nnls_}
     monkeypatch.setattr("fastnmf.fit.nnls._operations", lambda *asked: operations)
     with products_in("high"):
-        # with a start neither sweeps nor what is kept for few rows
-        nnls(torch.rand(9, 5), torch.rand(3, 5), torch.zeros(9, 3))
+        nnls(torch.rand(rows, 5), torch.rand(3, 5), **options)
         assert torch.get_float32_matmul_precision() == "high"
     assert seen == ["highest"]
 

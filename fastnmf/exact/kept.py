@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..backends.nnls.result import NnlsInfo
 from ..planning.codes import CodesCost
 from ..planning.hardware import machine_of
+from ..precision import products_in
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
 from .powers import Powers
@@ -44,9 +46,9 @@ def codes_of_few(
     made_for: Hashable,
     *,
     sweeps: bool,
-) -> Tensor | None:
-    """The codes Z (m, K) that ExactEncoder computes for A (m, d), a few rows on a CPU; or None
-    where this is no case for it, and nothing is checked or reported.
+) -> tuple[Tensor, NnlsInfo] | None:
+    """The codes Z (m, K) that ExactEncoder computes for A (m, d), a few rows on a CPU, and the info
+    of the search; or None where this is no case for it, and nothing is checked or reported.
 
     made_for: all that the means depend on. sweeps: whether rows are swept first where that is
     faster, which is such a case.
@@ -86,17 +88,18 @@ class KeptRows:
         """Whether m rows are swept, until they converge or for a start."""
         return self._cost.sweeps_first(m) or self._cost.sweeps_start(m)
 
-    def codes(self, A: Tensor) -> Tensor | None:
-        """The codes Z (m, K) of A (m, d); None where A cannot be used or must be scaled, or they
-        may not be exact."""
+    def codes(self, A: Tensor) -> tuple[Tensor, NnlsInfo] | None:
+        """The codes Z (m, K) of A (m, d), and the info of the search; None where A cannot be used
+        or must be scaled, or they may not be exact."""
         low, high = (bound.item() for bound in torch.aminmax(A))
         if not (low >= 0 and high < math.inf):
             return None
         if not Powers(math.frexp(high)[1], self._power).are_safe(A.dtype):
             return None
-        Z, C = A.new_zeros(len(A), len(self.D)), self._rows.cross(A)
-        info = self._rows.solve_(Z, A, C, warm=False)
-        return Z if self._rows.surely_exact(info) else None
+        Z = A.new_zeros(len(A), len(self.D))
+        with products_in("highest"):
+            info = self._rows.solve_(Z, A, self._rows.cross(A), warm=False)
+        return (Z, info) if self._rows.surely_exact(info) else None
 
     @functools.cached_property
     def _copy(self) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..backends.nnls.result import NnlsInfo
 from ..backends.products import Matrix, dense
 from ..data.arrays import Expected, ValueCheck, as_matrix, check_values, is_transformed
 from ..data.dataset import Data, opened
@@ -128,7 +129,7 @@ def encode(
     differentiates = _differentiates(A, D, Z0, run, in_memory=place == "memory")
     plain = place == "memory" and Z0 is None and offset is None and not return_info
     if plain and not differentiates and (few := _codes_of_few(A, D, options, run)) is not None:
-        return few, None
+        return few[0], None
     method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
     kind = {"narrow": not differentiates, "signed": options.constraint.signed}
     expected = Expected(features=d, dtype=D.dtype, **kind)
@@ -172,9 +173,9 @@ def _differentiates(A: Any, D: Tensor, Z0: Any, run: Run, *, in_memory: bool) ->
     return differentiates
 
 
-def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> Tensor | None:
-    """Exact codes of a few rows in memory, without what many rows need; None where that may make a
-    difference."""
+def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> tuple[Tensor, NnlsInfo] | None:
+    """Exact codes of a few rows in memory, without what many rows need, and the info of the search;
+    None where that may make a difference."""
     only = options.verbose or options.tuning is not None or options.max_memory is not None
     only |= options.target_l0 is not None or run.refit
     if only or run.sweeps_only or run.top_k is not None or run.max_iter == 0:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends.nnls.result import CAPPED, FLOORED, NnlsInfo
+from ..backends.nnls import residual
+from ..backends.nnls.result import CAPPED, FLOORED, SOLVED, UNSOLVED, NnlsInfo
 from ..backends.nnls.scaled import name_of
 from ..backends.products import Matrix, dense
 from ..backends.registry import choice_of, select, select_each
@@ -185,9 +186,10 @@ def nnls(
     refuse_derivatives("nnls", Z0=Z0)
     for name, given in (("A", A), ("D", D)):
         refuse_tangent("nnls", name, given)
-    plain = place == "memory" and Z0 is None and limits == Limits() and not return_info
-    if plain and max_memory is None and (few := _codes_of_few(A, D, penalty, backend)) is not None:
-        return few
+    measures = checks.flag("return_info", return_info)
+    plain = place == "memory" and Z0 is None and limits == Limits() and max_memory is None
+    if plain and (few := _codes_of_few(A, D, penalty, backend)) is not None:
+        return (few[0], _measured(A, D, *few, penalty)) if measures else few[0]
     # what cannot be read has no device to go to
     if isinstance(A, Tensor) and not is_sparse(A):
         as_matrix(A, "A")
@@ -197,17 +199,16 @@ def nnls(
     A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
     refuse_leading(place, leading, D.shape[-1] if D.ndim else 0)
     operations = _operations(device, backend)
-    measures = checks.flag("return_info", return_info)
     call = _Call(device, place, bytes_of(max_memory), *operations, penalty, limits, measures)
     Z, info = call.codes(A, D, Z0)
     _warn(info, Z.dtype)
     Z = Z if leading is None else Z.reshape(*leading, Z.shape[1])
-    return (Z, info) if return_info else Z
+    return (Z, info) if measures else Z
 
 
-def _codes_of_few(A: Any, D: Any, penalty: Penalty, backend: str) -> Tensor | None:
-    """The codes of a few rows in memory, without what many rows need; None where that may make a
-    difference."""
+def _codes_of_few(A: Any, D: Any, penalty: Penalty, backend: str) -> tuple[Tensor, NnlsInfo] | None:
+    """The codes of a few rows in memory, without what many rows need, and the info of the search;
+    None where that may make a difference."""
     if _differentiates(A) or _differentiates(D):
         return None
 
@@ -217,6 +218,13 @@ def _codes_of_few(A: Any, D: Any, penalty: Penalty, backend: str) -> Tensor | No
 
     made_for = "nnls", penalty, torch.get_num_threads(), *choice_of(backend)
     return codes_of_few(A, D, means, made_for, sweeps=True)
+
+
+def _measured(A: Any, D: Any, Z: Tensor, info: NnlsInfo, penalty: Penalty) -> NnlsInfo:
+    """The info of codes Z (m, K) that are exact, with the KKT residual of A (m, d) and D (K, d)."""
+    kkt = residual.measure(A, D, Z, terms=residual.Terms(penalty.l1, penalty.l2)).kkt
+    status = torch.where(kkt <= UNSOLVED[Z.dtype], SOLVED, FLOORED).int()
+    return NnlsInfo(status, kkt, (Z > 0).sum(1).int(), info.iterations)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fastnmf.exact.encoder import ExactEncoder
 from fastnmf.exact.kept import _kept
 from fastnmf.exact.least_squares import LeastSquares
 from fastnmf.results.encoding import kkt_residual
+from fastnmf.solvers.penalties import Penalty
 
 PENALTIES = [{}, {"alpha_Z": 0.01, "l1_ratio": 0.5}]
 
@@ -346,7 +347,11 @@ def test_one_row_takes_few_operations():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_codes_of_nnls_are_those_of_many_rows(penalty, dtype, monkeypatch):
     A, D = data(3, dtype=dtype)
-    expected, other = (nnls(A, X, return_info=True, **penalty)[0] for X in (D, 2 * D))
+    # a start takes the way of many rows
+    start = torch.zeros(3, 8, dtype=dtype)
+    (expected, its_info), (other, _) = (
+        nnls(A, X, start, return_info=True, **penalty) for X in (D, 2 * D)
+    )
 
     def refuse(*_):
         raise AssertionError("the usual way was taken")
@@ -354,6 +359,13 @@ def test_codes_of_nnls_are_those_of_many_rows(penalty, dtype, monkeypatch):
     monkeypatch.setattr(LeastSquares, "__call__", refuse)
     for _ in range(2):
         torch.testing.assert_close(nnls(A, D, **penalty), expected)
+    # the same bits whether the info is asked for, and the info is that of the other way
+    Z, info = nnls(A, D, return_info=True, **penalty)
+    assert torch.equal(Z, nnls(A, D, **penalty))
+    assert info.status.tolist() == its_info.status.tolist() == [0, 0, 0]
+    assert torch.equal(info.support, its_info.support)
+    torch.testing.assert_close(info.kkt, its_info.kkt, rtol=0, atol=torch.finfo(dtype).eps)
+    assert torch.equal(info.kkt, kkt_residual(A, D, Z, Penalty(**penalty)))
     # what is kept is not used for a dictionary that has changed
     D *= 2
     torch.testing.assert_close(nnls(A, D, **penalty), other)
@@ -361,7 +373,7 @@ def test_codes_of_nnls_are_those_of_many_rows(penalty, dtype, monkeypatch):
 
 @pytest.mark.parametrize(
     "named",
-    [{"max_iter": 1}, {"top_k": 1}, {"Z0": torch.ones(3, 8)}, {"return_info": True}],
+    [{"max_iter": 1}, {"top_k": 1}, {"Z0": torch.ones(3, 8)}, {"max_memory": "1GB"}],
     ids=lambda named: next(iter(named)),
 )
 @pytest.mark.filterwarnings("ignore::fastnmf.ConvergenceWarning")
