@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments.choices import YES_OR_NO
 from .matrices import (
     OF_CODES,
     PIPE,
@@ -23,7 +24,6 @@ from .matrices import (
     with_size,
     write,
 )
-from .parser import YES_OR_NO
 from .summary import as_json, ended, option_errors, shows_progress, usable_device
 from .usage import FAILED, Refused, Terminated
 

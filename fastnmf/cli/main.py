@@ -74,7 +74,7 @@ def _run(words: list[str]) -> int:
         return DONE
     arguments.argv = words
     with _reporting():
-        from .commands import RUNS
+        from .commands.registry import RUNS
         from .fit import by_torchrun
 
         if arguments.command != "fit" and by_torchrun():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .parser import YES_OR_NO
+from .arguments.choices import YES_OR_NO
 from .usage import DATA, Refused
 
 if TYPE_CHECKING:

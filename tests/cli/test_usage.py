@@ -9,6 +9,7 @@ import pytest
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.cli import main as cli
 from fastnmf.cli import parser
+from fastnmf.cli.arguments import choices
 from fastnmf.cli.usage import Refused
 from fastnmf.engine.state import STOPPING_RULES
 from fastnmf.fit.encode import METHODS
@@ -27,13 +28,13 @@ def said(words, capsys):
 
 
 def test_choices_are_what_there_is():
-    assert list(SOLVERS) == parser.SOLVERS
-    assert list(METHODS) == parser.METHODS
-    assert [*STARTS] == parser.STARTS
-    assert [name for name in SIGNED_STARTS if name not in STARTS] == parser.SIGNED_STARTS
-    assert list(STOPPING_RULES) == parser.RULES
+    assert list(SOLVERS) == choices.SOLVERS
+    assert list(METHODS) == choices.METHODS
+    assert [*STARTS] == choices.STARTS
+    assert [name for name in SIGNED_STARTS if name not in STARTS] == choices.SIGNED_STARTS
+    assert list(STOPPING_RULES) == choices.RULES
     assert BACKENDS
-    for form in parser.FORMS[1:]:
+    for form in choices.FORMS[1:]:
         assert any(forms_of(solver, form) for solver in SOLVERS.values())
 
 

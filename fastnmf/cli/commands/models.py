@@ -1,4 +1,5 @@
-"""The commands encode, decode, report, info and demo. What one needs is imported when it runs."""
+"""The commands that read a model: encode, decode and report. What one needs is imported when it
+runs."""
 
 from __future__ import annotations
 
@@ -7,8 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from . import fit
-from .matrices import (
+from ..matrices import (
     OF_CODES,
     PIPE,
     Output,
@@ -20,8 +20,8 @@ from .matrices import (
     streamed_into,
     write,
 )
-from .summary import as_json, ended, option_errors, shows_progress, usable_device
-from .usage import DONE, Refused
+from ..summary import as_json, ended, option_errors, shows_progress, usable_device
+from ..usage import DONE, Refused
 
 # rows that are looked at together, of codes in a file
 _ROWS = 1 << 16
@@ -29,7 +29,7 @@ _ROWS = 1 << 16
 
 def encode(arguments: Namespace) -> int:
     """Run `fastnmf encode`."""
-    from .. import checks
+    from ... import checks
 
     _check(arguments, arguments.A)
     nmf = _model(arguments)
@@ -71,9 +71,9 @@ def decode(arguments: Namespace) -> int:
 
 def report(arguments: Namespace) -> int:
     """Run `fastnmf report`."""
-    from ..errors import InvalidInput
-    from ..models.saved import read
-    from ..results.report import SUFFIXES, compose, write_report
+    from ...errors import InvalidInput
+    from ...models.saved import read
+    from ...results.report import SUFFIXES, compose, write_report
 
     out = arguments.out
     check_outputs([Output(out, SUFFIXES)], [arguments.model], arguments.force)
@@ -98,47 +98,6 @@ def report(arguments: Namespace) -> int:
     return DONE
 
 
-def info(arguments: Namespace) -> int:
-    """Run `fastnmf info`."""
-    from ..backends.registry import available_backends
-    from .environment import facts
-
-    backends = available_backends()
-    if arguments.json:
-        listed = [
-            {"name": each.name, "usable": each.reason is None, "reason": each.reason}
-            for each in backends
-        ]
-        print(as_json({**facts(), "backends": listed}))
-    else:
-        print(f"{backends}\n")
-        print("\n".join(f"{name + ':':<17}{value}" for name, value in facts().items()))
-    return DONE
-
-
-def demo(arguments: Namespace) -> int:
-    """Run `fastnmf demo`."""
-    check_outputs([Output(arguments.out, (".png",))], [], arguments.force)
-    from .demo import learn_photograph
-
-    with option_errors():
-        summary = learn_photograph(
-            arguments.out,
-            concepts=arguments.concepts,
-            patches=arguments.patches,
-            seed=arguments.seed,
-            solver=arguments.solver,
-            device=usable_device(arguments.device),
-            verbose=shows_progress(arguments),
-        )
-    if arguments.json:
-        files = {"picture": str(arguments.out), "photograph_error": summary.photograph_error}
-        print(as_json({**files, **summary.fit.as_dict()}))
-    elif not arguments.quiet:
-        print(f"{summary}\n{'picture:':<16}{arguments.out}")
-    return DONE
-
-
 def _active(Z: Any) -> int:
     """How many codes (n, K) are not zero."""
     if Z.is_sparse_csr:
@@ -147,7 +106,7 @@ def _active(Z: Any) -> int:
 
 
 def _check(arguments: Namespace, inputs: list[Path]) -> None:
-    from ..files import WRITERS
+    from ...files import WRITERS
 
     if arguments.json and arguments.out == PIPE:
         raise Refused("--json and -o - both write to the standard output; give one of them")
@@ -157,11 +116,11 @@ def _check(arguments: Namespace, inputs: list[Path]) -> None:
 
 
 def _model(arguments: Namespace) -> Any:
-    from ..models.convex_nmf import ConvexNMF
-    from ..models.nmf import NMF
-    from ..models.saved import read
-    from ..models.semi_nmf import SemiNMF
-    from ..planning.memory import bytes_of
+    from ...models.convex_nmf import ConvexNMF
+    from ...models.nmf import NMF
+    from ...models.saved import read
+    from ...models.semi_nmf import SemiNMF
+    from ...planning.memory import bytes_of
 
     with option_errors():
         bytes_of(arguments.max_memory)
@@ -180,13 +139,3 @@ def _report(arguments: Namespace, summary: dict[str, Any], text: str) -> None:
         print(as_json(summary))
     elif not arguments.quiet:
         print(text, file=sys.stderr if arguments.out == PIPE else sys.stdout)
-
-
-RUNS = {
-    "fit": fit.run,
-    "encode": encode,
-    "decode": decode,
-    "report": report,
-    "info": info,
-    "demo": demo,
-}

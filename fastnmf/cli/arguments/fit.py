@@ -1,0 +1,69 @@
+"""The arguments of the command `fit`; those of the model are also those of other commands that
+fit."""
+
+from __future__ import annotations
+
+from ..usage import Parser, file, number, number_or_same, one_of, whole
+from .choices import FORMS, MODELS, RULES, SIGNED_STARTS, STARTS, YES_OR_NO
+from .shared import add_computing, add_matrix, add_messages, add_option, add_out, add_solver
+
+
+def add_fit(parser: Parser) -> None:
+    files = parser.group("input and output")
+    add_matrix(files, "A", "A (n × d)")
+    add_out(files, "model to write, .safetensors")
+    files("--codes", type=file, metavar="FILE", help="file for the codes Z (n × K); .npz: sparse")
+    add_model(parser)
+    stops = parser.group("stopping")
+    add_option(stops, "--max-iter", 500, whole, "iterations, at most", "N")
+    what = "relative change at which to stop; 0 never stops early"
+    add_option(stops, "--tol", 1e-4, number, what, "TOL")
+    add_option(
+        stops,
+        "--stop",
+        "change",
+        one_of(*RULES, also={"codes": RULES[0]}),
+        "what must change by less than --tol",
+    )
+    stops("--max-seconds", type=number, metavar="SECONDS", help="time limit; default: none")
+    stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
+    runs = parser.group("memory and computing")
+    add_computing(runs)
+    rows = "rows in memory at a time; default: what fits"
+    runs("--chunk-rows", type=whole, metavar="N", help=rows)
+    add_option(runs, "--backend", "auto", {"metavar": "NAME"}, "auto, or one of `fastnmf info`")
+    add_option(runs, "--form", "auto", one_of(*FORMS), "how half-steps are computed")
+    add_option(runs, "--accelerate", "auto", one_of(*YES_OR_NO), "extrapolate the factors")
+    waits = "seconds that processes of torchrun wait for each other, at most"
+    add_option(runs, "--timeout", 600.0, number, waits, "SECONDS")
+    saves = parser.group("going on later (Ctrl-C saves a fit and prints the command that goes on)")
+    saves("--checkpoint", type=file, metavar="FILE", help="file to save to, .safetensors")
+    every = "seconds between two saves, at least; default: 60"
+    saves("--checkpoint-seconds", type=number, metavar="SECONDS", help=every)
+    saves("--resume", action="store_true", help="go on from --checkpoint if it exists")
+    add_messages(parser)
+
+
+def add_model(parser: Parser) -> None:
+    model = parser.group("model")
+    many = "how many concepts to learn"
+    model("-k", "--concepts", type=whole, required=True, metavar="K", help=many)
+    what = "nmf; for data of any signs: semi, concepts of any signs; convex, mixtures of rows of A"
+    add_option(model, "--model", MODELS[0], one_of(*MODELS), what)
+    add_solver(model, None, ", with --model convex anls")
+    add_option(model, "--init", "auto", one_of(*STARTS, *SIGNED_STARTS), "the start")
+    model("--seed", type=whole, metavar="N", help="seed of a random start; default: drawn")
+    add_option(model, "--alpha-Z", 0.0, number, "penalty on the codes", "WEIGHT")
+    what = "penalty on the dictionary; same: as on the codes"
+    add_option(model, "--alpha-D", "same", number_or_same, what, "WEIGHT")
+    what = "of the penalties, from 0 (squares) to 1 (sums)"
+    add_option(model, "--l1-ratio", 0.0, number, what, "SHARE")
+    what = "with --model convex: weights of the rows in a concept sum to 1"
+    model("--strict-convex", action="store_true", help=what)
+    model("--unit-norm", action="store_true", help="keep concepts at norm 1")
+    what = "with --model semi: learn a row that is added to all, A ≈ Z D + b"
+    model("--offset", action="store_true", help=what)
+    what = "mean active concepts per row; the penalty is found, concepts have norm 1"
+    model("--target-l0", type=number, metavar="L0", help=what)
+    what = "re-initialise dead and near-duplicate concepts"
+    model("--revive", action="store_true", help=what)

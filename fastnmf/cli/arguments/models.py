@@ -1,0 +1,43 @@
+"""The arguments of the commands that read a model."""
+
+from __future__ import annotations
+
+from ..usage import Parser, file, number, one_of, whole
+from .choices import METHODS
+from .shared import add_computing, add_matrix, add_messages, add_option, add_out
+
+
+def add_encode(parser: Parser) -> None:
+    _files(parser, "A", "Z")
+    stops = parser.group("method and stopping")
+    what = "exact codes, by sweeps first where that is faster, or sweeps alone"
+    add_option(stops, "--method", METHODS[0], one_of(*METHODS), what)
+    what = "refit the coefficients of active concepts without the penalty"
+    stops("--refit", action="store_true", help=what)
+    add_option(stops, "--max-iter", 300, whole, "sweeps, at most", "N")
+    what = "change of Z at which sweeps alone stop; default: a hundredth of the model's"
+    stops("--tol", type=number, metavar="TOL", help=what)
+    stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
+    add_computing(parser.group("memory and computing"))
+    add_messages(parser)
+
+
+def add_decode(parser: Parser) -> None:
+    _files(parser, "Z", "Z D")
+    add_computing(parser.group("memory and computing"))
+    add_messages(parser)
+
+
+def _files(parser: Parser, given: str, made: str) -> None:
+    files = parser.group("input and output")
+    files("model", type=file, metavar="MODEL", help="model that fit wrote")
+    add_matrix(files, given, given)
+    add_out(files, f"file to write {made} to")
+
+
+def add_report(parser: Parser) -> None:
+    files = parser.group("input and output")
+    files("model", type=file, metavar="MODEL", help="model that fit wrote")
+    page = "page to write, .html (needs matplotlib); without it the summary is printed"
+    add_out(files, page, required=False)
+    add_messages(parser)

@@ -1,0 +1,15 @@
+"""Command → the function that runs it and returns its exit status."""
+
+from __future__ import annotations
+
+from .. import fit
+from . import machine, models
+
+RUNS = {
+    "fit": fit.run,
+    "encode": models.encode,
+    "decode": models.decode,
+    "report": models.report,
+    "info": machine.info,
+    "demo": machine.demo,
+}
