@@ -26,8 +26,8 @@ from support.measure import machine
 from support.options import count, parser_of
 from support.tables import machine_text, markdown_head, markdown_row
 
-# iterations of the short and the long fit
-SHORT, LONG = 1, 4
+# iterations of the short fit; the long one has so many more that they take LEAST seconds or more
+SHORT, LEAST = 1, 1.5
 RANK, NOISE = 200, 0.3
 
 
@@ -58,13 +58,28 @@ def fits(A: Tensor, K: int, *, theirs: bool) -> dict[str, Callable[[int], object
 def seconds_of(runs: dict[str, Callable[[int], object]], turns: int, threads: int):
     """name → the seconds of an iteration."""
     clock = time.process_time if threads == 1 else time.perf_counter
-    best = {(name, times): float("inf") for name in runs for times in (SHORT, LONG)}
+
+    def seconds(name: str, times: int) -> float:
+        begun = clock()
+        runs[name](times)
+        return clock() - begun
+
+    more = {name: iterations_of(lambda times, name=name: seconds(name, times)) for name in runs}
+    short, long = ({name: [] for name in runs} for _ in range(2))
     for _ in range(turns):
-        for name, times in best:
-            begun = clock()
-            runs[name](times)
-            best[name, times] = min(best[name, times], clock() - begun)
-    return {name: (best[name, LONG] - best[name, SHORT]) / (LONG - SHORT) for name in runs}
+        for name in runs:
+            short[name].append(seconds(name, SHORT))
+            long[name].append(seconds(name, SHORT + more[name]))
+    return {name: (min(long[name]) - min(short[name])) / more[name] for name in runs}
+
+
+def iterations_of(seconds: Callable[[int], float]) -> int:
+    """How many iterations take LEAST seconds, beside what a fit takes anyway. seconds: those of a
+    fit with a number of iterations."""
+    few, base = 2, seconds(SHORT)
+    while (taken := seconds(SHORT + few) - base) < LEAST / 4:
+        few *= 2
+    return max(few, round(few * LEAST / taken))
 
 
 def main() -> None:
