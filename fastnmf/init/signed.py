@@ -20,6 +20,8 @@ STARTS = ("auto", "random", "svd", "rows", "spread")
 # the share of the mean, or of the root mean square, of codes that one has at least: zeros would
 # stay zero in multiplicative updates
 _LEAST_CODE = 0.1
+# singular values that rounding may leave, relative to the first, times eps √max(n, d)
+_ROUNDINGS = 4
 
 
 def resolve(init: str, n: int, d: int, K: int) -> str:
@@ -100,23 +102,50 @@ def from_singular_vectors(
     for which the positive part of its codes is the larger one, and write these parts into `codes`,
     zeros filled: multiplicative updates would leave them.
 
-    Zero data give zero factors. Source: Gillis & Kumar (2015).
+    Beyond the rank of A come the same vectors with the other sign, those of the largest parts
+    first: vectors of no energy, with codes of nothing, are a saddle that pgd does not leave. Zero
+    data give zero factors. Source: Gillis & Kumar (2015).
     """
     X = products(data)
     V, _ = right_vectors(X, K, generator)
     V = V * (data.largest > 0)
     by_columns = isinstance(X, ByColumns)
     positive, negative = part_squares(V) if by_columns else write_left_(data, codes, V)
+    D = X.product(V) if by_columns else V
+    squares = D.square().sum(0, dtype=positive.dtype) if by_columns else positive + negative
+    unused, other = _opposites(squares, (positive, negative), data)
+    positive[unused], negative[unused] = negative[other], positive[other]
+    V[:, unused] = -V[:, other]
     sign = torch.where(positive >= negative, 1.0, -1.0).to(V.dtype)
-    fill = _LEAST_CODE * (torch.maximum(positive, negative) / data.n).sqrt().to(V.dtype)
-    V = V * sign
+    # two of one sign would be the same
+    sign[unused] = sign[other]
+    part = torch.where(sign > 0, positive, negative)
+    fill = _LEAST_CODE * (part / data.n).sqrt().to(V.dtype)
+    V *= sign
     if not by_columns:
         for Z in () if codes is None else codes.blocks_():
+            Z[:, unused] = -Z[:, other]
             torch.maximum(Z.mul_(sign.to(Z)), fill.to(Z), out=Z)
         return V.T.contiguous()
+    D[:, unused] = -D[:, other]
     for part in () if codes is None else row_blocks(data.n_here, data.chunk_rows):
         codes.save(part, V[data.first + part.start : data.first + part.stop].maximum(fill))
-    return X.product(V).T.contiguous()
+    return (D * sign).T.contiguous()
+
+
+def _opposites(
+    squares: Tensor, parts: tuple[Tensor, Tensor], data: Data
+) -> tuple[Tensor, Tensor]:
+    """Singular vectors beyond the rank of A, of squared singular values (K,), as many as there are
+    others whose codes have both signs; and these, those of the largest smaller parts first. parts:
+    squared norms of the positive and of the negative parts of their codes."""
+    rounding = _ROUNDINGS * torch.finfo(data.dtype).eps * max(data.n, data.d) ** 0.5
+    unused = squares <= rounding**2 * squares.max()
+    share = torch.minimum(*parts) / (parts[0] + parts[1]).clamp(min=tiny(squares))
+    smaller = torch.where(unused, 0, share * squares)
+    other = smaller.argsort(descending=True)[: int((smaller > 0).sum())]
+    unused = unused.nonzero()[:, 0][: len(other)]
+    return unused, other[: len(unused)]
 
 
 def cold_start(A: Matrix, D: Tensor, out: Tensor | None = None) -> Tensor:

@@ -54,6 +54,21 @@ def test_start_from_singular_vectors_has_the_larger_part_of_each():
     assert torch.allclose(Z.clamp(min=0)[product > 1], product[product > 1])
 
 
+@pytest.mark.parametrize("solver", ["hals", "pgd", "mu", "anls"])
+@pytest.mark.parametrize("shape", [(200, 30), (30, 200)], ids=["tall", "wide"])
+@pytest.mark.parametrize("K", [2, 4])
+def test_data_of_less_rank_are_fitted_from_singular_vectors(solver, shape, K):
+    """Rank 1 with codes of both signs takes two concepts; a second vector that explains nothing
+    would keep pgd at half of the energy."""
+    z, d = draw(shape[0])[:, :1], draw(shape[1])[:, 1:2].T
+    A = z @ d
+    Z, D = SemiNMF(K, solver=solver, init="svd", seed=0).fit(A, max_iter=500)
+    assert error(A, Z, D) < 1e-4
+    Z, D = begin(A, K, "svd")
+    assert torch.allclose(D[1], -D[0])
+    assert (Z[:, :2] > 0).all()
+
+
 def test_random_start_has_the_least_squares_dictionary():
     A = draw()
     Z, D = begin(A, 5, "random")
