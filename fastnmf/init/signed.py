@@ -133,9 +133,7 @@ def from_singular_vectors(
     return (D * sign).T.contiguous()
 
 
-def _opposites(
-    squares: Tensor, parts: tuple[Tensor, Tensor], data: Data
-) -> tuple[Tensor, Tensor]:
+def _opposites(squares: Tensor, parts: tuple[Tensor, Tensor], data: Data) -> tuple[Tensor, Tensor]:
     """Singular vectors beyond the rank of A, of squared singular values (K,), as many as there are
     others whose codes have both signs; and these, those of the largest smaller parts first. parts:
     squared norms of the positive and of the negative parts of their codes."""

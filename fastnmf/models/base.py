@@ -34,6 +34,8 @@ class DictionaryModel(nn.Module):
     """
 
     constraint: ClassVar[Constraint] = NON_NEGATIVE
+    # buffers that are loaded here, not by torch
+    _OWN_BUFFERS: ClassVar[tuple[str, ...]] = ("D", "offset_")
     nb_concepts: int
     device: str | torch.device
     offset: bool
@@ -164,19 +166,18 @@ class DictionaryModel(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load D, and the offset of a model that has one. They are replaced, not written to, so
-        that codes computed before keep their gradient."""
+        """Load D, the offset of a model that has one, and what a subclass has. They are replaced,
+        not written to, so that codes computed before keep their gradient."""
         lists = missing_keys, unexpected_keys, error_msgs
         key, of_offset = prefix + "D", prefix + "offset_"
         # torch loads, and reports, all but these
-        self._non_persistent_buffers_set.update(("D", "offset_"))
+        self._non_persistent_buffers_set.update(self._OWN_BUFFERS)
         try:
             super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         finally:
-            self._non_persistent_buffers_set.difference_update(("D", "offset_"))
-        for known in (key, of_offset) if self.offset else (key,):
-            if known in unexpected_keys:
-                unexpected_keys.remove(known)
+            self._non_persistent_buffers_set.difference_update(self._OWN_BUFFERS)
+        known = {prefix + name for name in self._OWN_BUFFERS if self.offset or name != "offset_"}
+        unexpected_keys[:] = [name for name in unexpected_keys if name not in known]
         if key not in state_dict:
             if self.D is not None and strict:
                 missing_keys.append(key)
@@ -189,6 +190,11 @@ class DictionaryModel(nn.Module):
             self._take_dictionary(state_dict[key], offset, assign=assign)
         except (InvalidInput, TypeError) as error:
             error_msgs.append(f"{key} cannot be loaded: {error}")
+        else:
+            self._load_more(state_dict, prefix, error_msgs)
+
+    def _load_more(self, state_dict: Mapping[str, Any], prefix: str, error_msgs: list[str]) -> None:
+        """Load the buffers that a subclass has beside those of every model."""
 
     def _take_dictionary(self, D: Any, offset: Any, *, assign: bool) -> None:
         """Use D, and the offset, of a state_dict: themselves if `assign`, else copies on the

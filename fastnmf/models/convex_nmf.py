@@ -136,6 +136,7 @@ class ConvexNMF(Factorization):
     """
 
     constraint: ClassVar[Constraint] = MIXED
+    _OWN_BUFFERS: ClassVar[tuple[str, ...]] = ("D", "offset_", "W")
     _SOLVERS: ClassVar[dict[str, Solve]] = {}
     _OWN_OPTIONS: ClassVar[tuple[str, ...]] = ("strict_convex",)
     W: Tensor | None
@@ -230,25 +231,9 @@ class ConvexNMF(Factorization):
         super()._forget()
         self.W = None
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Load D, and W where the state has it."""
-        lists, key = (missing_keys, unexpected_keys, error_msgs), prefix + "W"
-        self._non_persistent_buffers_set.add("W")
-        try:
-            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
-        finally:
-            self._non_persistent_buffers_set.discard("W")
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
+    def _load_more(self, state_dict: Mapping[str, Any], prefix: str, error_msgs: list[str]) -> None:
+        """Load W where the state has it."""
+        key = prefix + "W"
         if key not in state_dict or self.D is None:
             return
         W = state_dict[key]
