@@ -77,6 +77,7 @@ TESTED_IN = {
     "cli.arguments.fit": "cli/test_usage.py",
     "cli.arguments.machine": "cli/test_usage.py",
     "cli.arguments.models": "cli/test_usage.py",
+    "cli.arguments.selection": "cli/commands/test_selection.py",
     "cli.arguments.shared": "cli/test_usage.py",
     "cli.arguments.texts": "cli/test_usage.py",
     "cli.commands.machine": "cli/test_main.py",

@@ -115,13 +115,8 @@ def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> No
 
 def _model(arguments: Namespace, processes: Processes) -> Factorization:
     from .. import checks
-    from ..errors import InvalidInput
-    from ..models.convex_nmf import ConvexNMF
-    from ..models.nmf import NMF
-    from ..models.semi_nmf import SemiNMF
     from ..planning.plan import Tuning
 
-    options = {name: getattr(arguments, name) for name in MODEL_OPTIONS}
     form = None if arguments.form == "auto" else arguments.form
     # a fit without --checkpoint saves only when it is interrupted
     every = 60.0 if arguments.checkpoint else float("inf")
@@ -129,27 +124,40 @@ def _model(arguments: Namespace, processes: Processes) -> Factorization:
     with option_errors():
         checks.time_limit("max_seconds", arguments.max_seconds)
         tuning = Tuning(form=form, chunk_rows=arguments.chunk_rows, checkpoint_seconds=every)
-        kind = {"nmf": NMF, "semi": SemiNMF, "convex": ConvexNMF}[arguments.model]
-        if arguments.solver is None:
-            del options["solver"]
-        if arguments.target_l0 is None:
-            del options["target_l0"]
-        if arguments.strict_convex:
-            options["strict_convex"] = True
-        for name in SIGNED_OPTIONS:
-            if kind is SemiNMF:
-                options[name] = getattr(arguments, name)
-            elif getattr(arguments, name):
-                raise InvalidInput(f"{name}=True is an option of --model semi alone")
+        kind, options = kind_and_options(arguments)
         return kind(
             arguments.concepts,
-            device=usable_device(arguments.device),
-            accelerate=YES_OR_NO[arguments.accelerate],
             verbose=shows_progress(arguments),
             distributed=not processes.alone,
             tuning=tuning,
             **options,
         )
+
+
+def kind_and_options(arguments: Namespace) -> tuple[type[Factorization], dict[str, Any]]:
+    """The class of the model, and those options of its constructor that every command that fits
+    has. Raises InvalidInput for options of another class."""
+    from ..errors import InvalidInput
+    from ..models.convex_nmf import ConvexNMF
+    from ..models.nmf import NMF
+    from ..models.semi_nmf import SemiNMF
+
+    options = {name: getattr(arguments, name) for name in MODEL_OPTIONS}
+    kind = {"nmf": NMF, "semi": SemiNMF, "convex": ConvexNMF}[arguments.model]
+    if arguments.solver is None:
+        del options["solver"]
+    if arguments.target_l0 is None:
+        del options["target_l0"]
+    if arguments.strict_convex:
+        options["strict_convex"] = True
+    for name in SIGNED_OPTIONS:
+        if kind is SemiNMF:
+            options[name] = getattr(arguments, name)
+        elif getattr(arguments, name):
+            raise InvalidInput(f"{name}=True is an option of --model semi alone")
+    options["device"] = usable_device(arguments.device)
+    options["accelerate"] = YES_OR_NO[arguments.accelerate]
+    return kind, options
 
 
 def _free_name(out: Path, processes: Processes) -> Path | None:

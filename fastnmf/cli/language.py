@@ -13,6 +13,7 @@ _NAMES = {
         for name in (
             *("max_iter", "max_seconds", "max_memory", "alpha_Z", "alpha_D", "l1_ratio"),
             *("unit_norm", "target_l0", "chunk_rows", "checkpoint_seconds", "tol"),
+            "density_threshold",
         )
     },
 }
@@ -22,8 +23,9 @@ _WITH_VALUE = {
     for name in (
         *("solver", "init", "seed", "backend", "form", "accelerate", "stop", "revive", "device"),
         *("refit", "codes", "checkpoint", "resume", "header", "concepts", "patches", "offset"),
+        *("holdout", "folds", "runs", "resample"),
     )
-} | {"out": "--out"}
+} | {"out": "--out", "candidates": "K"}
 _FLAGS = ("unit_norm", "offset", "revive", "resume", "refit")
 _OPTION = re.compile(rf"(?<![\w/.\-])({'|'.join(_NAMES)})(?![\w/\-]|\.\w|=)")
 _VALUE = re.compile(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._version import __version__
-from .arguments import fit, machine, models
+from .arguments import fit, machine, models, selection
 from .arguments.shared import add_help
 from .arguments.texts import ABOUT, COMMANDS, EXAMPLES, MATRICES, STATUS, USAGE
 from .usage import Parser
@@ -13,8 +13,11 @@ _ARGUMENTS = {
     "encode": models.add_encode,
     "decode": models.add_decode,
     "report": models.add_report,
+    "choose": selection.add_choose,
+    "stability": selection.add_stability,
     "info": machine.add_info,
     "demo": machine.add_demo,
+    "completion": machine.add_completion,
 }
 
 

@@ -39,6 +39,19 @@ class Terminated(BaseException):
     """SIGTERM, as an exception: what is open is closed, and a fit is saved."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help texts that are the same with every Python: -k, --concepts K, and no colours."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        names = ", ".join(action.option_strings)
+        return f"{names} {self._format_args(action, str(action.metavar))}"
+
+    def _set_color(self, *_: Any, **__: Any) -> None:
+        """Of Python 3.14 on."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that names the nearest option where one does not exist.
 
@@ -46,7 +59,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _Help)
         super().__init__(allow_abbrev=False, add_help=False, **options)
         self.names: list[str] = []
         self.divided = False
@@ -170,6 +183,14 @@ def number_or_same(word: str) -> float | str:
         return word if word == "same" else float(word)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word!r} is no number, nor the word same") from None
+
+
+def number_or_no(word: str) -> float | None:
+    """The type of an argument that is a number or the word 'no', which is None."""
+    try:
+        return None if word == "no" else float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number, nor the word no") from None
 
 
 def file(word: str) -> Path:

@@ -232,7 +232,9 @@ def choose_concepts(
     runs = Runs(checkpoint, identity, seed, resume=resume)
     seed = runs.seed
     found: dict[int, list[Run]] = {}
-    with bar(checks.flag("verbose", verbose), len(numbers) * folds, "choose") as done:
+    # a fit takes about as long as it has concepts
+    work = {f"{K}/{number}": K for K in numbers for number in range(folds)}
+    with bar(checks.flag("verbose", verbose), "choose", work, runs) as done:
         for K in numbers:
             found[K] = []
             for number in range(folds):
@@ -244,7 +246,7 @@ def choose_concepts(
                     return Run(run.D, {**run.numbers, "seconds": time.perf_counter() - begun})
 
                 found[K].append(runs.get(f"{K}/{number}", fit))
-                done()
+                done(f"{K}/{number}")
     every = [run for each in found.values() for run in each]
     warn_of_limits(every, options.get("max_iter") or MAX_ITER)
     rows = tuple(_candidate(K, each) for K, each in found.items())

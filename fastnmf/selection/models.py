@@ -12,8 +12,9 @@ from typing import Any
 
 from ..errors import ConvergenceWarning, InvalidInput, silenced, warn
 from ..models.factorization import Factorization
-from .runs import Run
+from .runs import Run, Runs
 
+_FORMAT = "{desc}: {percentage:3.0f} % |{bar}| [{elapsed}, {remaining} left]"
 # options of a model that a call with several fits sets itself
 _OWN = {
     "seed": "give seed= to the call, which draws those of its fits from it",
@@ -90,12 +91,27 @@ def warn_of_limits(runs: list[Run], max_iter: int) -> None:
 
 
 @contextmanager
-def bar(verbose: bool, total: int, label: str) -> Iterator[Any]:
-    """A context with the function that notes a fit that is done, or does nothing."""
+def bar(verbose: bool, label: str, work: dict[str, int], runs: Runs) -> Iterator[Any]:
+    """A context with the function that notes the fit of a name as done, or does nothing.
+
+    work: name of each fit → how much work it is, by which the time left is estimated; fits that
+    `runs` has already took none.
+    """
     if not verbose:
-        yield lambda: None
+        yield lambda name: None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, unit="fit", desc=label) as shown:
-        yield lambda: shown.update()
+    fits, total, had = 0, sum(work.values()), {name for name in work if name in runs}
+    begun = sum(work[name] for name in had)
+    with tqdm(total=total, initial=begun, smoothing=0, bar_format=_FORMAT) as shown:
+
+        def done(name: str | None = None) -> None:
+            nonlocal fits
+            fits += name is not None
+            shown.set_description_str(f"{label}, {fits} of {len(work)} fits", refresh=False)
+            shown.update(0 if name is None or name in had else work[name])
+            shown.refresh()
+
+        done()
+        yield done

@@ -233,7 +233,8 @@ def stability(
     identity = {**fits.identity(), **whole.identity(), "nb_concepts": K, "resample": resample}
     store = Runs(checkpoint, identity, seed, resume=resume)
     found: list[Run] = []
-    with bar(checks.flag("verbose", verbose), runs, "stability") as done:
+    work = {str(number): 1 for number in range(runs)}
+    with bar(checks.flag("verbose", verbose), "stability", work, store) as done:
         for number in range(runs):
             of_run = store.seed + number
 
@@ -241,7 +242,7 @@ def stability(
                 return fits.fit(_drawn(whole, resample, of_run), K, of_run)[1]
 
             found.append(store.get(str(number), fit))
-            done()
+            done(str(number))
     warn_of_limits(found, options.get("max_iter") or MAX_ITER)
     return _compared(whole, fits, found, density_threshold, (resample, store.seed))
 

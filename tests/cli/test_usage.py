@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from cli.help_texts import FOLDER, texts
 
 from fastnmf.backends.registry import BACKENDS
 from fastnmf.cli import main as cli
@@ -65,8 +66,8 @@ def test_help_of_a_command_has_groups_and_examples(command, capsys):
         for shown in (
             "{hals,mu,pgd,anls}",
             "{auto,yes,no}",
-            "-k K, --concepts K",
-            "-o FILE, --out",
+            "-k, --concepts K",
+            "-o, --out FILE",
         ):
             assert shown in out
 
@@ -194,3 +195,16 @@ def test_options_are_read_in_every_form(words, values):
 def test_no_option_may_be_shortened_within_a_command():
     with pytest.raises(Refused, match="no option '--max'"):
         parser.parser_of().parse_args(["fit", "A.npy", *NEEDED, "--max", "3"])
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.txt")))
+def test_help_is_the_stored_text(name, monkeypatch):
+    """`python tests/cli/help_texts.py --write` stores a change that is meant."""
+    monkeypatch.setenv("COLUMNS", "100")
+    assert texts()[name] == (FOLDER / name).read_text(encoding="utf-8")
+
+
+def test_help_of_every_command_is_stored():
+    assert {f"{name}.txt" for name in (*parser.COMMANDS, "fastnmf")} == {
+        path.name for path in FOLDER.glob("*.txt")
+    }

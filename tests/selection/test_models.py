@@ -4,6 +4,7 @@ import torch
 import fastnmf
 from fastnmf import ConvergenceWarning, InvalidInput
 from fastnmf.selection.models import Fits, bar, warn_of_limits
+from fastnmf.selection.runs import Run, Runs
 
 
 def test_fits_say_what_the_summary_says():
@@ -24,8 +25,13 @@ def test_options_of_the_call_are_no_options_of_the_model(option):
         Fits.of(fastnmf.NMF, {option: 1})
 
 
-def test_bar_counts_fits(capsys):
-    with bar(True, 2, "choose") as done:
-        done()
-        done()
-    assert "2/2" in capsys.readouterr().err
+def test_bar_counts_fits_and_the_work_that_is_left(capsys):
+    runs = Runs(None, {}, 0, resume=False)
+    runs.get("1/0", lambda: Run(torch.zeros(1), {}))
+    with bar(True, "choose", {"1/0": 1, "3/0": 3}, runs) as done:
+        done("1/0")
+        assert "choose, 1 of 2 fits:  25 %" in capsys.readouterr().err
+        done("3/0")
+    shown = capsys.readouterr().err
+    assert "choose, 2 of 2 fits: 100 %" in shown
+    assert "left]" in shown

@@ -12,3 +12,6 @@ RULES = "change error".split()
 FORMS = "auto normal residual".split()
 METHODS = "auto exact sweeps".split()
 YES_OR_NO = {"auto": "auto", "yes": True, "no": False}
+HOLDOUTS = "rows entries".split()
+RESAMPLES = "rows starts".split()
+SHELLS = "bash zsh fish".split()

@@ -3,6 +3,8 @@ fit."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..usage import Parser, file, number, number_or_same, one_of, whole
 from .choices import FORMS, MODELS, RULES, SIGNED_STARTS, STARTS, YES_OR_NO
 from .shared import add_computing, add_matrix, add_messages, add_option, add_out, add_solver
@@ -13,27 +15,19 @@ def add_fit(parser: Parser) -> None:
     add_matrix(files, "A", "A (n × d)")
     add_out(files, "model to write, .safetensors")
     files("--codes", type=file, metavar="FILE", help="file for the codes Z (n × K); .npz: sparse")
-    add_model(parser)
+    model = parser.group("model")
+    add_concepts(model)
+    add_model(model, "auto")
     stops = parser.group("stopping")
-    add_option(stops, "--max-iter", 500, whole, "iterations, at most", "N")
-    what = "relative change at which to stop; 0 never stops early"
-    add_option(stops, "--tol", 1e-4, number, what, "TOL")
-    add_option(
-        stops,
-        "--stop",
-        "change",
-        one_of(*RULES, also={"codes": RULES[0]}),
-        "what must change by less than --tol",
-    )
+    add_stopping(stops)
     stops("--max-seconds", type=number, metavar="SECONDS", help="time limit; default: none")
     stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
     runs = parser.group("memory and computing")
     add_computing(runs)
     rows = "rows in memory at a time; default: what fits"
     runs("--chunk-rows", type=whole, metavar="N", help=rows)
-    add_option(runs, "--backend", "auto", {"metavar": "NAME"}, "auto, or one of `fastnmf info`")
+    add_backend(runs)
     add_option(runs, "--form", "auto", one_of(*FORMS), "how half-steps are computed")
-    add_option(runs, "--accelerate", "auto", one_of(*YES_OR_NO), "extrapolate the factors")
     waits = "seconds that processes of torchrun wait for each other, at most"
     add_option(runs, "--timeout", 600.0, number, waits, "SECONDS")
     saves = parser.group("going on later (Ctrl-C saves a fit and prints the command that goes on)")
@@ -44,15 +38,18 @@ def add_fit(parser: Parser) -> None:
     add_messages(parser)
 
 
-def add_model(parser: Parser) -> None:
-    model = parser.group("model")
+def add_concepts(model: Any) -> None:
     many = "how many concepts to learn"
     model("-k", "--concepts", type=whole, required=True, metavar="K", help=many)
+
+
+def add_model(model: Any, init: str, seed: str = "seed of a random start") -> None:
+    """Options of the model, but for the number of its concepts. init: the default start."""
     what = "nmf; for data of any signs: semi, concepts of any signs; convex, mixtures of rows of A"
     add_option(model, "--model", MODELS[0], one_of(*MODELS), what)
     add_solver(model, None, ", with --model convex anls")
-    add_option(model, "--init", "auto", one_of(*STARTS, *SIGNED_STARTS), "the start")
-    model("--seed", type=whole, metavar="N", help="seed of a random start; default: drawn")
+    add_option(model, "--init", init, one_of(*STARTS, *SIGNED_STARTS), "the start")
+    model("--seed", type=whole, metavar="N", help=f"{seed}; default: drawn")
     add_option(model, "--alpha-Z", 0.0, number, "penalty on the codes", "WEIGHT")
     what = "penalty on the dictionary; same: as on the codes"
     add_option(model, "--alpha-D", "same", number_or_same, what, "WEIGHT")
@@ -67,3 +64,16 @@ def add_model(parser: Parser) -> None:
     model("--target-l0", type=number, metavar="L0", help=what)
     what = "re-initialise dead and near-duplicate concepts"
     model("--revive", action="store_true", help=what)
+
+
+def add_stopping(stops: Any) -> None:
+    add_option(stops, "--max-iter", 500, whole, "iterations, at most", "N")
+    what = "relative change at which to stop; 0 never stops early"
+    add_option(stops, "--tol", 1e-4, number, what, "TOL")
+    rules = one_of(*RULES, also={"codes": RULES[0]})
+    add_option(stops, "--stop", "change", rules, "what must change by less than --tol")
+
+
+def add_backend(runs: Any) -> None:
+    add_option(runs, "--backend", "auto", {"metavar": "NAME"}, "auto, or one of `fastnmf info`")
+    add_option(runs, "--accelerate", "auto", one_of(*YES_OR_NO), "extrapolate the factors")

@@ -1,11 +1,11 @@
-"""The arguments of the commands that need no file: `info` and `demo`."""
+"""The arguments of the commands that need no file: `info`, `demo` and `completion`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..usage import Parser, whole
-from .choices import SOLVERS
+from ..usage import Parser, one_of, whole
+from .choices import SHELLS, SOLVERS
 from .shared import add_help, add_messages, add_option, add_out, add_solver
 
 
@@ -25,3 +25,8 @@ def add_demo(parser: Parser) -> None:
     add_solver(model, SOLVERS[0])
     add_option(model, "--device", "cpu", {"metavar": "NAME"}, "cpu, cuda, cuda:1 …")
     add_messages(parser)
+
+
+def add_completion(parser: Parser) -> None:
+    parser.group("input")("shell", **one_of(*SHELLS), help="the shell that is to complete")
+    add_help(parser.group("messages"))

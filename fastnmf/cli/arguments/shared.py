@@ -9,9 +9,11 @@ from ..usage import Parser, file, one_of
 from .choices import SOLVERS, YES_OR_NO
 
 
-def add_matrix(add: Any, name: str, what: str) -> None:
-    several = "several .npy or .safetensors files, or a folder of them, are its rows; -: stdin"
-    add(name, type=file, nargs="+", metavar=name, help=f"file of {what}; {several}")
+def add_matrix(add: Any, name: str, what: str, *, several: bool = True) -> None:
+    """Add the input: a list of files, or of the one that may be given."""
+    more = "several .npy or .safetensors files, or a folder of them, are its rows; " * several
+    count = "+" if several else 1
+    add(name, type=file, nargs=count, metavar=name, help=f"file of {what}; {more}-: stdin")
     header = "whether the first line of a .csv or .tsv file holds names"
     add_option(add, "--header", "auto", one_of(*YES_OR_NO), header)
 
@@ -22,9 +24,9 @@ def add_out(add: Any, help: str, default: Path | None = None, *, required: bool 
     add("-f", "--force", action="store_true", help="overwrite files that exist")
 
 
-def add_computing(add: Any) -> None:
+def add_computing(add: Any, more: str = "more is read in passes") -> None:
     add_option(add, "--device", "cpu", {"metavar": "NAME"}, "cpu, cuda, cuda:1 …")
-    size = "bytes to use, as 2GB or 512MiB; more is read in passes; default: what is free"
+    size = f"bytes to use, as 2GB or 512MiB; {more}; default: what is free"
     add("--max-memory", metavar="SIZE", help=size)
 
 

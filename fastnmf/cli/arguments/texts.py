@@ -43,6 +43,16 @@ examples:
   fastnmf report model.safetensors
   fastnmf report model.safetensors -o report.html
   fastnmf report model.safetensors --json | jq .relative_error""",
+    "choose": """\
+examples:
+  fastnmf choose A.npy 10 20 50 100 --picture choice.png
+  fastnmf choose A.npy 10 20 50 --holdout entries --folds 3 --seed 0 -o choice.csv
+  fastnmf choose A.npy 10 20 50 --checkpoint c.safetensors --resume""",
+    "stability": """\
+examples:
+  fastnmf stability A.npy -k 20 --runs 20 --seed 0
+  fastnmf stability A.npy -k 20 -o consensus.safetensors --codes Z.npy
+  fastnmf stability A.npy -k 20 --json | jq .score""",
     "info": """\
 examples:
   fastnmf info
@@ -51,6 +61,11 @@ examples:
 examples:
   fastnmf demo
   fastnmf demo -k 200 --patches 5000 -o small.png""",
+    "completion": """\
+examples:
+  fastnmf completion bash > ~/.local/share/bash-completion/completions/fastnmf
+  fastnmf completion zsh >> ~/.zshrc
+  fastnmf completion fish > ~/.config/fish/completions/fastnmf.fish""",
 }
 
 # command → one line about it
@@ -59,8 +74,11 @@ COMMANDS = {
     "encode": "compute codes Z of A for the dictionary of a model",
     "decode": "compute the reconstruction Z D of codes Z",
     "report": "show the summary of the fit of a model, or write a page about it",
+    "choose": "compare numbers of concepts by their error on data that are held out",
+    "stability": "fit several times, and compare and combine the concepts",
     "info": "list backends, why some are not usable here, and what a bug report needs",
     "demo": "learn the concepts of a photograph, and draw them",
+    "completion": "print a script that completes commands and options in a shell",
 }
 
 # command → what follows its name
@@ -69,6 +87,9 @@ USAGE = {
     "encode": "MODEL A [A ...] -o Z [options]",
     "decode": "MODEL Z [Z ...] -o A_HAT [options]",
     "report": "MODEL [-o PAGE] [options]",
+    "choose": "A K [K ...] [options]",
+    "stability": "A -k K [options]",
     "info": "[options]",
     "demo": "[options]",
+    "completion": "SHELL",
 }

@@ -1,4 +1,5 @@
-"""The commands that need no file: info and demo. What one needs is imported when it runs."""
+"""The commands that need no file: info, demo and completion. What one needs is imported when it
+runs."""
 
 from __future__ import annotations
 
@@ -47,4 +48,13 @@ def demo(arguments: Namespace) -> int:
         print(as_json({**files, **summary.fit.as_dict()}))
     elif not arguments.quiet:
         print(f"{summary}\n{'picture:':<16}{arguments.out}")
+    return DONE
+
+
+def completion(arguments: Namespace) -> int:
+    """Run `fastnmf completion`."""
+    from ..completion import script
+    from ..parser import parser_of
+
+    print(script(arguments.shell, parser_of()), end="")
     return DONE

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from .. import fit
-from . import machine, models
+from . import machine, models, selection
 
 RUNS = {
     "fit": fit.run,
     "encode": models.encode,
     "decode": models.decode,
     "report": models.report,
+    "choose": selection.choose,
+    "stability": selection.stability,
     "info": machine.info,
     "demo": machine.demo,
+    "completion": machine.completion,
 }
