@@ -115,6 +115,17 @@ def mean_l0(value: Any, concepts: int) -> float | None:
     return _real("target_l0", value)
 
 
+def most_concepts(value: Any, concepts: int) -> int | None:
+    """top_k as a number of concepts from 1 to their number, or None."""
+    most = whole("top_k", value, at_least=1, optional=True)
+    if most is not None and most > concepts:
+        raise InvalidInput(
+            f"top_k={short(most)} must be at most nb_concepts={concepts}: it is the largest number "
+            "of active concepts of a row"
+        )
+    return most
+
+
 @overload
 def penalty(name: str, value: Any, *, most: float = math.inf) -> float: ...
 

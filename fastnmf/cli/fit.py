@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # options of the constructor and of fit
 MODEL_OPTIONS = (
     *("solver", "tol", "max_iter", "init", "seed", "backend", "max_memory", "stop", "revive"),
-    *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "target_l0"),
+    *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "target_l0", "top_k"),
 )
 # options of SemiNMF alone
 SIGNED_OPTIONS = ("offset",)
@@ -146,8 +146,9 @@ def kind_and_options(arguments: Namespace) -> tuple[type[Factorization], dict[st
     kind = {"nmf": NMF, "semi": SemiNMF, "convex": ConvexNMF}[arguments.model]
     if arguments.solver is None:
         del options["solver"]
-    if arguments.target_l0 is None:
-        del options["target_l0"]
+    for name in ("target_l0", "top_k"):
+        if options[name] is None:
+            del options[name]
     if arguments.strict_convex:
         options["strict_convex"] = True
     for name in SIGNED_OPTIONS:

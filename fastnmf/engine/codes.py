@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backends.products import (
     Matrix,
     Rebuilt,
+    dense,
     dot,
     operand,
     row_maxima,
@@ -275,7 +276,9 @@ class _NormalTile(_Tile):
 class _ResidualTile(_Tile):
     def __init__(self, *given) -> None:
         super().__init__(*given)
-        self._data = ResidualData(self.X.T, torch.empty_like(self.X).T)
+        # a sparse X has no residual form but for solvers of codes only
+        X = self.X if isinstance(self.X, Tensor) else dense(self.X)
+        self._data = ResidualData(X.T, torch.empty_like(X).T)
         self._change: Tensor | None = None
         self._taken = 0
 

@@ -19,6 +19,7 @@ from ..planning.memory import CANDIDATES
 from ..solvers import hals
 from ..solvers.half_step import Compute, FixedFactor, NormalData
 from ..solvers.penalties import NO_PENALTY, Penalty
+from ..solvers.supports.top_k import keep_largest_
 
 # entries of a matrix of cosines at a time
 _COSINES = 1 << 20
@@ -69,13 +70,15 @@ def due_checks(iteration: int, n: int, K: int) -> tuple[bool, bool]:
 class Revival:
     """What a revival works with: the data, operations and workspaces of half-steps, rows of a tile,
     the penalties of codes and dictionary, and whether entries of zero in a new concept or its codes
-    are filled, for solvers that would keep them at zero. compute: that of the codes."""
+    are filled, for solvers that would keep them at zero. compute: that of the codes. most: codes of
+    a row that are not zero, at most, or None."""
 
     data: Data
     compute: Compute
     tile_rows: int
     penalties: tuple[Penalty, Penalty] = (NO_PENALTY, NO_PENALTY)
     fills: bool = False
+    most: int | None = None
 
     def tiles(self, Z: Storage, *, save: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """X (m, d), widened and dense, and its codes (m, K) of each tile; save: keep changes of the
@@ -110,7 +113,7 @@ def revive_(Z: Storage, D: Tensor, by: Revival, *, duplicates: bool, least: floa
     if not len(idle):
         return 0
     concepts = _filled(concepts) if by.fills and not signed else concepts
-    renewal = _renewal(idle, concepts, D, by.compute, processes)
+    renewal = replace(_renewal(idle, concepts, D, by.compute, processes), most=by.most)
     if by.fills:
         total = _total_codes(renewal, by.tiles(Z), processes)
         renewal = replace(renewal, fill=_LEAST_ENTRY / by.data.n * total)
@@ -158,8 +161,7 @@ def _look(Z: Tensor | Storage, D: Tensor, duplicates: bool, processes: Processes
     some_dead, some_near = processes.any(*found)
     twin = torch.where(living, _LIVES, _DEAD)
     if not some_dead and not some_near:
-        nothing = twin[:0]
-        return _Idle(nothing, nothing, nothing)
+        return _Idle(twin[:0], twin[:0], twin[:0])
     living = living.nonzero()[:, 0]
     if some_near:
         # in few digits, so that of two that are the same the earlier one stays, whatever rounding
@@ -266,7 +268,7 @@ def _match(
 class _Renewal:
     """New factors: D (K, d), in which the concepts S are new. Codes of the weaker concepts go to
     the unique twins by the matrix of shares; those of S are computed, with entries of at least
-    `fill` (s, 1) where it is given."""
+    `fill` (s, 1) where it is given. most: codes of a row that stay, the largest ones, or None."""
 
     D: Tensor
     S: Tensor
@@ -276,6 +278,7 @@ class _Renewal:
     compute: Compute
     fixed: FixedFactor
     fill: Tensor | None = None
+    most: int | None = None
 
     def renew_(self, codes: Tensor, X: Tensor) -> Tensor:
         """Give X (m, d) its new codes (m, K), in place, by one sweep of hals over the concepts S
@@ -289,6 +292,9 @@ class _Renewal:
         if self.fill is not None:
             torch.maximum(F, self.fill, out=F)
         codes[:, self.S] = F.T
+        if self.most is not None:
+            keep_largest_(codes, torch.linalg.vector_norm(self.D, dim=1), self.most)
+            return torch.addmm(X, codes, self.D, alpha=-1)
         return E.addmm_(F.T, self.fixed.B, alpha=-1)
 
 

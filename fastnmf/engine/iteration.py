@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dot, operand
+from ..backends.products import Matrix, dense, dot, operand
 from ..data.dataset import Data
 from ..data.storage import Compressed, NotKept
 from ..numerics import squared_norm
@@ -181,7 +181,7 @@ class Step:
             self.processes.broadcast_(state.D)
         self.apply_scale_()
         given = self.data, self.compute, self.plan.tile_rows, self.penalties
-        by = Revival(*given, self.solver.least_share > 0)
+        by = Revival(*given, self.solver.least_share > 0, self.solver.most)
         if not (revived := revive_(state.Z, state.D, by, duplicates=duplicates, least=least)):
             return False
         state.revived += revived
@@ -218,8 +218,7 @@ class Step:
             self.solver.half_steps_(Z.T, data, fixed, *by)
             if extrapolation is not None and not by_rows:
                 extrapolation.move_codes_(Z, part)
-            sparse = isinstance(self.state.Z, Compressed)
-            statistics.add_(X, Z, made=by_rows, sparse=sparse)
+            statistics.add_(X, Z, made=by_rows, sparse=isinstance(self.state.Z, Compressed))
 
     def _code_tiles(self, fixed: FixedFactor) -> Iterator[tuple[Matrix, Tensor, HalfStepData]]:
         """X of each tile of rows, widened where products need it, its codes, and the data of their
@@ -246,7 +245,8 @@ class Step:
                 # whether E holds the residual of an earlier iteration, updated since
                 carried = state.swept and self.carries and not fresh
                 E = scratch("E", *X.shape) if E is None else E
-                yield X, Z, ResidualData(X.T, E.T, fresh, carried=carried, swept=state.swept)
+                rows = X if isinstance(X, Tensor) else dense(X)
+                yield X, Z, ResidualData(rows.T, E.T, fresh, carried=carried, swept=state.swept)
 
     def update_dictionary_(self) -> None:
         """One or more half-steps on the dictionary; the statistics receive ‖A − Z D‖²."""

@@ -14,9 +14,8 @@ from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Method
 from ..precision import products_in
 from ..solvers.supports.pursuit import pursue_
+from ..solvers.supports.top_k import NAME
 from ..solvers.supports.working_set import prepare_concepts
-
-NAME = "pursuit"
 
 
 @dataclass(frozen=True)

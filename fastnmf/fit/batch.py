@@ -137,7 +137,7 @@ def _opened(
         data.subtract(data.mean_row.to(data.dtype))
     if processes.rank == 0:
         warn_of_penalties(options.penalties)
-        warn_of_start(options.start_name, method.solver)
+        warn_of_start(options.start_name, options.solvers[options.solver])
     return data, method, file, checkpoint
 
 
@@ -159,7 +159,7 @@ def _begin(
     if checkpoint is not None:
         found = checkpoint.begin(data, Z)
         if found is not None:
-            refuse_residual(found[0], data)
+            refuse_residual(found[0], data, method.solver)
             data.subtract(found[1].offset)
             return found
     plan = _plan(options, data, method)

@@ -47,14 +47,15 @@ METHODS = ("auto", "exact", "sweeps")
 @dataclass(frozen=True)
 class Run:
     """The arguments of an encoding that say how: the method, one of METHODS, the most sweeps, the
-    change at which sweeps alone end, the most concepts of a row, or None, and whether coefficients
-    are refitted without the penalty."""
+    change at which sweeps alone end, the most concepts of a row, or None, whether coefficients are
+    refitted without the penalty, and whether the most concepts are the model's, not the call's."""
 
     method: str
     max_iter: int
     tol: float
     top_k: int | None = None
     refit: bool = False
+    of_model: bool = False
 
     @property
     def sweeps_only(self) -> bool:
@@ -67,9 +68,12 @@ class Run:
         if self.top_k is None or (Z0 is None and self.method == "auto"):
             return
         other = "Z0" if Z0 is not None else f"method={self.method!r}"
+        advice = "leave one of them out"
+        if self.of_model:
+            advice = f"leave {other.partition('=')[0]} out, or set top_k of the model to None"
         raise InvalidInput(
             f"top_k={self.top_k} and {other} cannot be combined: a pursuit starts from no concept, "
-            "and is a method of its own; leave one of them out"
+            f"and is a method of its own; {advice}"
         )
 
     def _refuse_refit(self) -> None:

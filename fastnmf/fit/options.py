@@ -25,7 +25,8 @@ from ..solvers.base import Solver
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.penalties import Penalties
 from ..solvers.registry import OTHER_NAMES, solvers_of
-from .sparsity.request import check_target
+from ..solvers.supports.top_k import solver_of
+from .sparsity.request import check_requested
 
 # iterations of fit where neither it nor the constructor has a number
 MAX_ITER = 500
@@ -75,6 +76,7 @@ class Options:
     unit_norm: bool = False
     offset: bool = False
     target_l0: float | None = None
+    top_k: int | None = None
     accelerate: bool | str = "auto"
     revive: bool = False
     stop: str = "change"
@@ -107,6 +109,7 @@ class Options:
             alpha_D=checks.penalty("alpha_D", self.alpha_D, other="same"),
             l1_ratio=checks.penalty("l1_ratio", self.l1_ratio, most=1.0),
             target_l0=checks.mean_l0(self.target_l0, self.nb_concepts),
+            top_k=checks.most_concepts(self.top_k, self.nb_concepts),
             revive=flag("revive", self.revive),
             distributed=flag("distributed", self.distributed),
             callback=checks.function("callback", self.callback),
@@ -120,7 +123,7 @@ class Options:
         checks.l1_of_signed(self.penalties.alpha_D, self.l1_ratio, signed=self.constraint.signed)
         checks.mixtures(self, self.tuned.form, mixes=self.constraint.of_rows)
         checks.offset(self.offset, signed=self.constraint.signed)
-        check_target(self, self.solvers[self.solver])
+        check_requested(self, self.solvers[self.solver])
         forms_of(self.solvers[self.solver], self.tuned.form)
 
     @property
@@ -179,6 +182,7 @@ class Options:
         """How half-steps are computed on a device. Raises BackendUnavailable."""
         solver, more = self.solvers[self.solver], self.constraint.operations
         backend, ops = select(solver.operations + solver.fused + more, device, self.backend)
+        solver = solver if self.top_k is None else solver_of(self.top_k, solver)
         return Method(solver, backend, ops, self.tuned, self.penalties, self.constraint)
 
     def method_of_codes(self, device: torch.device) -> Method:
@@ -245,7 +249,7 @@ class Options:
         """The options that must be the same when a fit resumes from a checkpoint, and in all
         processes that share one."""
         names = ("nb_concepts", "solver", "seed", "accelerate", "revive")
-        names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "offset", "target_l0")
+        names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "offset", "target_l0", "top_k")
         tuning = self.tuned
         return {
             **{name: getattr(self, name) for name in names},

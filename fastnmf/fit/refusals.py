@@ -25,6 +25,7 @@ from ..errors import InvalidInput
 from ..numerics import Part, square_is_normal
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Plan
+from ..solvers.base import Solver
 from .checkpoint import Checkpoint
 from .options import Options
 
@@ -99,7 +100,8 @@ def refuse_unsuited(options: Options, data: Data) -> None:
             "accelerate=True keeps two copies of the codes in memory, and the data are read in "
             "passes here; give accelerate='auto' or False, or more max_memory"
         )
-    if are_sparse(options.destination()) and options.solvers[options.solver].keeps_zeros:
+    keeps_zeros = options.top_k is None and options.solvers[options.solver].keeps_zeros
+    if are_sparse(options.destination()) and keeps_zeros:
         raise InvalidInput(
             f"solver={options.solver!r} keeps every code above zero, and codes={options.codes!r} "
             "stores those that are not zero; give another solver, or codes='memory' or 'Z.npy'"
@@ -111,10 +113,11 @@ def refuse_unsuited(options: Options, data: Data) -> None:
         )
 
 
-def refuse_residual(plan: Plan, data: Data) -> None:
+def refuse_residual(plan: Plan, data: Data, solver: Solver) -> None:
     """Refuse to continue with a sparse A what began in residual form."""
     # rows that are made dense in every pass may have a residual, but not all of them at once
-    forms = plan.form if data.stored is not None else plan.dictionary
+    codes = data.stored is not None and solver.learns_by is None
+    forms = plan.form if codes else plan.dictionary
     if (data.stored is not None or data.made_dense) and "residual" in forms:
         raise InvalidInput(
             "the fit in the checkpoint is in residual form, which a sparse A does not have; resume "

@@ -273,7 +273,8 @@ class Factorization(DictionaryModel):
         top_k : int, optional
             At most that many concepts for each row, by orthogonal matching pursuit as in `nnls`:
             the steepest concept enters, and codes become the optimum on the support, with the
-            penalty. `max_iter` and `tol` have no effect. Not with Z0 or another method.
+            penalty; by default the model's top_k. `max_iter` and `tol` have no effect. Not with Z0
+            or another method.
         refit : bool, default False
             Replace the coefficients of each row by the least squares on its active concepts,
             without the penalty, which shrinks them. Concepts may leave, none enters.
@@ -325,7 +326,7 @@ class Factorization(DictionaryModel):
         most = checks.whole("top_k", top_k, at_least=1, optional=True)
         refits = checks.flag("refit", refit)
         kind = checks.one_of("method", method, encode.METHODS)
-        run = encode.Run(kind, iterations, stop_at, most, refits)
+        run = encode.Run(kind, iterations, stop_at, most or self.top_k, refits, most is None)
         A, leading = rows.as_rows(A, D.shape[1])
         rows.refuse_leading(destination(codes, optional=False), leading, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
@@ -341,7 +342,7 @@ class Factorization(DictionaryModel):
                 own_parts.refuse_for_own_function(self, "return_info=True")
             Z = own_parts.encode_by(function, self, A, Z0, iterations, tol)
             return Z if leading is None else Z.reshape(*leading, len(D))
-        if Z0 is None:
+        if Z0 is None and run.top_k is None:
             A, Z0 = own_parts.own_codes(self, A)
         given = A, encode.Fixed(D, self.offset_), self._options(), run
         Z, info = encode.encode(*given, Z0=Z0, codes=codes, return_info=wants_info)

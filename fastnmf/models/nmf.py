@@ -76,6 +76,9 @@ class NMF(Factorization):
         Mean number of active concepts per row, above 0, up to nb_concepts. `fit` finds the l1
         penalty of the codes for it, with concepts of norm 1 (``alpha_Z_`` afterwards), and `encode`
         one of its own for the rows it is given. Not with `alpha_Z`, `alpha_D` or the solver 'mu'.
+    top_k : int, optional
+        Largest number of active concepts of a row, from 1 to nb_concepts, in `fit` and by default
+        in `encode`: codes by orthogonal matching pursuit. Not with `target_l0` or `alpha_Z`.
     accelerate : bool or 'auto', default 'auto'
         True extrapolates the factors between iterations of several half-steps. 'auto' does so where
         it pays, if neither a pair (Z0, D0) nor ``Tuning.form`` is given. False gives the iterates
@@ -170,6 +173,7 @@ class NMF(Factorization):
         l1_ratio: float = 0.0,
         unit_norm: bool = False,
         target_l0: float | None = None,
+        top_k: int | None = None,
         accelerate: bool | str = "auto",
         revive: bool = False,
         stop: str = "change",

@@ -29,7 +29,7 @@ SUFFIXES = (".safetensors",)
 PENALTIES = ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm")
 _NAMED = ("nb_concepts", "solver", "tol")
 # and those that are stored where they are given, in files that earlier versions do not read
-SPARSITY = ("target_l0",)
+SPARSITY = ("target_l0", "top_k")
 # what earlier versions called the fields of FitInfo: their files load
 _FORMER_NAMES = {"piece_rows": "tile_rows"}
 
@@ -139,7 +139,7 @@ def _info(stored: dict[str, Any] | None) -> FitInfo | None:
         return None
     # earlier versions recorded no seed, and had NMF only, no exact codes and no sparse data
     earlier = {"seed": None, "exact_codes": False, "density": None, "dense_copy": False}
-    earlier |= {"model": _FIRST_MODEL, "offset": False, "target_l0": None}
+    earlier |= {"model": _FIRST_MODEL, "offset": False, "target_l0": None, "top_k": None}
     stored = earlier | {_FORMER_NAMES.get(name, name): v for name, v in stored.items()}
     if stored.keys() != {field.name for field in fields(FitInfo)}:
         return None

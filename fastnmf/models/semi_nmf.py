@@ -83,6 +83,9 @@ class SemiNMF(Factorization):
         Mean number of active concepts per row, above 0, up to nb_concepts. `fit` finds the l1
         penalty of the codes for it, with concepts of norm 1 (``alpha_Z_`` afterwards), and `encode`
         one of its own for the rows it is given. Not with `alpha_Z`, `alpha_D` or the solver 'mu'.
+    top_k : int, optional
+        Largest number of active concepts of a row, from 1 to nb_concepts, in `fit` and by default
+        in `encode`: codes by orthogonal matching pursuit. Not with `target_l0` or `alpha_Z`.
     accelerate : bool or 'auto', default 'auto'
         Extrapolate the factors between iterations, as for NMF.
     revive : bool, default False
@@ -174,6 +177,7 @@ class SemiNMF(Factorization):
         unit_norm: bool = False,
         offset: bool = False,
         target_l0: float | None = None,
+        top_k: int | None = None,
         accelerate: bool | str = "auto",
         revive: bool = False,
         stop: str = "change",

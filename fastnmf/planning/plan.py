@@ -235,13 +235,15 @@ def choose(problem: Problem, on: Machine | None = None, tuning: Tuning | None = 
 
 
 def _candidates(problem: Problem, on: Machine, tuning: Tuning) -> Iterator[Candidate]:
-    forms = forms_of(problem.solver, tuning.form)
+    learns_by = problem.solver.learns_by
+    forms = forms_of(learns_by or problem.solver, tuning.form)
+    of_codes = problem.solver.forms if learns_by else forms
     swept = problem.solver.sweeps_blocks or problem.learner.sweeps_blocks
     blocks = [tuning.block] if tuning.block else on.blocks if swept else on.wide_blocks
     of_dictionary = forms if "residual" in problem.learner.forms else ("normal",)
     return (
         Candidate(codes, dictionary, min(block, problem.K), rows)
-        for codes in forms
+        for codes in of_codes
         for dictionary in (
             ("normal",) if problem.streams else of_dictionary if problem.learns else (codes,)
         )

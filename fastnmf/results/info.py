@@ -81,6 +81,8 @@ class FitInfo:
         Whether concepts have Euclidean norm 1.
     target_l0 : float or None
         The mean_l0 that was asked for, by which alpha_Z was found; None where it was given.
+    top_k : int or None
+        The most active concepts that a row may have; None where any number is allowed.
     reaches_target : bool
         Whether mean_l0 is within 5 % of target_l0, where there is one. Good: True.
     mean_l0 : float
@@ -189,6 +191,7 @@ class FitInfo:
     model: str = NON_NEGATIVE.model
     offset: bool = False
     target_l0: float | None = None
+    top_k: int | None = None
 
     @classmethod
     def of(
@@ -228,6 +231,7 @@ class FitInfo:
             model=method.constraint.model,
             offset=state.offset is not None,
             target_l0=None if state.target is None else state.target.target,
+            top_k=method.solver.most,
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
             relative_change=history[-1].relative_change if history else float("nan"),
             objective=objective,
@@ -262,6 +266,7 @@ class FitInfo:
         model = self.model + (", with an offset" if self.offset else "")
         named = {} if self.model == NON_NEGATIVE.model and not self.offset else {"model": model}
         wanted = "" if self.target_l0 is None else f" (target {self.target_l0:g})"
+        wanted = wanted if self.top_k is None else f" (at most {self.top_k})"
         changed = "D" if self.codes == "not kept" else "Z or D, whichever changed more"
         lines = {
             **named,

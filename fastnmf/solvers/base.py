@@ -139,6 +139,11 @@ class Solver:
         What the dictionary may be that it updates, or holds fixed while it updates codes.
     solves_free : bool
         Whether a free dictionary is the exact least squares solution, not its half-step.
+    most : int or None
+        Codes of a row that are not zero, at most; None: any number.
+    learns_by : Solver or None
+        What updates the dictionary, and has the forms of that half, where this one updates codes
+        only; None: itself.
     learns_up_to : float
         Concepts up to which it updates the dictionary; beyond, one sweep of hals does.
     device_workspace : callable or None
@@ -171,6 +176,8 @@ class Solver:
     batch_half_steps: int = 4
     constraints: tuple[Constraint, ...] = (NON_NEGATIVE,)
     solves_free: bool = False
+    most: int | None = None
+    learns_by: Solver | None = None
     learns_up_to: float = float("inf")
     device_workspace: Callable[[int], int] | None = None
     rows_at_once: Callable[[int, int], float] | None = None

@@ -27,9 +27,11 @@ def solvers_of(constraint: Constraint) -> dict[str, Solver]:
 
 def learner(solver: Solver, K: int, constraint: Constraint = NON_NEGATIVE) -> Solver:
     """The solver whose half-step updates a dictionary of K concepts: itself, or least squares where
-    it leaves a free dictionary to them, up to learns_up_to; that of mixtures of rows."""
+    it leaves a free dictionary to them, up to learns_up_to; that of mixtures of rows. Of a solver
+    of codes only: the one that it learns by."""
     if constraint.of_rows:
         return mixture.SOLVER
+    solver = solver.learns_by or solver
     by = least_squares.SOLVER if constraint.signed and solver.solves_free else solver
     return by if by.learns_up_to >= K else hals.SOLVER
 

@@ -62,6 +62,8 @@ def add_model(model: Any, init: str, seed: str = "seed of a random start") -> No
     model("--offset", action="store_true", help=what)
     what = "mean active concepts per row; the penalty is found, concepts have norm 1"
     model("--target-l0", type=number, metavar="L0", help=what)
+    what = "active concepts of a row at most, in fit and encode; codes by a pursuit"
+    model("--top-k", type=whole, metavar="N", help=what)
     what = "re-initialise dead and near-duplicate concepts"
     model("--revive", action="store_true", help=what)
 

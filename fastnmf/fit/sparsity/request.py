@@ -10,10 +10,14 @@ from ...solvers.penalties import Penalties
 
 
 class Requested(Protocol):
-    """The options that target_l0 has to do with."""
+    """The options that target_l0 and top_k have to do with."""
 
     @property
     def target_l0(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def accelerate(self) -> bool | str: ...
     @property
     def alpha_Z(self) -> float: ...
     @property
@@ -22,7 +26,34 @@ class Requested(Protocol):
     def l1_ratio(self) -> float: ...
 
 
-def check_target(options: Requested, solver: Solver) -> None:
+def check_requested(options: Requested, solver: Solver) -> None:
+    """Raise InvalidInput for options that do not go with target_l0, or with top_k, where it is
+    given."""
+    if options.top_k is not None:
+        _check_top_k(options)
+    _check_target(options, solver)
+
+
+def _check_top_k(options: Requested) -> None:
+    given = f"top_k={options.top_k}"
+    if options.target_l0 is not None:
+        raise InvalidInput(
+            f"{given} is the most active concepts of a row, and target_l0={options.target_l0:g} "
+            "their mean, which a penalty gives; leave one of them out"
+        )
+    if options.alpha_Z:
+        raise InvalidInput(
+            f"{given} limits the active concepts of a row without a penalty, and alpha_Z="
+            f"{options.alpha_Z:g} is one; leave one of them out"
+        )
+    if options.accelerate is True:
+        raise InvalidInput(
+            f"{given} does not go with accelerate=True: codes that are extrapolated have more "
+            "active concepts; give accelerate='auto' or False"
+        )
+
+
+def _check_target(options: Requested, solver: Solver) -> None:
     """Raise InvalidInput for options that do not go with target_l0, where it is given."""
     if options.target_l0 is None:
         return

@@ -158,6 +158,15 @@ def on_supports_(Z: Tensor, X: Tensor, concepts: Concepts, ops: dict[str, Callab
     index = first_true(Z > 0, max(1, int((Z > 0).sum(1).max()))).int()
     c = X @ concepts.B.T
     c = c.sub_(concepts.l1) if concepts.l1 else c
+    on_sets_(Z, c, concepts, index, ops)
+
+
+def on_sets_(
+    Z: Tensor, c: Tensor, concepts: Concepts, index: Tensor, ops: dict[str, Callable]
+) -> None:
+    """Z (m, K) ← the codes of rows with the slopes c (m, K) = X Bᵀ − l1 at zero, from Z, on the
+    concepts `index` (m, q) int32 of each row, in order, −1 after the last; those in use among
+    them."""
     _solve_on(Z, c, concepts, index, Search.of(ops))
 
 
