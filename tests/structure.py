@@ -27,6 +27,7 @@ PUBLIC_SIGNATURES = {
     "fastnmf.models.factorization.Factorization.encode",
     "fastnmf.models.factorization.Factorization.fit",
     "fastnmf.models.convex_nmf.ConvexNMF.__init__",
+    "fastnmf.models.shown.ShownModel.show_concepts",
     "fastnmf.models.nmf.NMF.__init__",
     "fastnmf.models.semi_nmf.SemiNMF.__init__",
     "fastnmf.selection.choice.choose_concepts",

@@ -75,7 +75,8 @@ def test_everything_public_has_a_docstring_in_sections():
         for model in (fastnmf.NMF, fastnmf.SemiNMF)
         for name, value in inspect.getmembers(model, inspect.isroutine)
         if not name.startswith(("_", *short, "expected", "public_"))
-        and value.__module__ in (model.__module__, "fastnmf.models.factorization")
+        and value.__module__
+        in (model.__module__, "fastnmf.models.factorization", "fastnmf.models.shown")
     }
     of_files = ("read_matrix", "write_matrix")
     functions |= {f"files.{name}": getattr(fastnmf.files, name) for name in of_files}

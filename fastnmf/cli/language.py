@@ -14,6 +14,7 @@ _NAMES = {
             *("max_iter", "max_seconds", "max_memory", "alpha_Z", "alpha_D", "l1_ratio"),
             *("unit_norm", "target_l0", "top_k", "chunk_rows", "checkpoint_seconds", "tol"),
             "density_threshold",
+            "image_shape",
         )
     },
 }
@@ -23,7 +24,7 @@ _WITH_VALUE = {
     for name in (
         *("solver", "init", "seed", "backend", "form", "accelerate", "stop", "revive", "device"),
         *("refit", "codes", "checkpoint", "resume", "header", "concepts", "patches", "offset"),
-        *("holdout", "folds", "runs", "resample"),
+        *("holdout", "folds", "runs", "resample", "top", "details", "context", "tokens"),
     )
 } | {"out": "--out", "candidates": "K"}
 _FLAGS = ("unit_norm", "offset", "revive", "resume", "refit")

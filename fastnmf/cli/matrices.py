@@ -54,6 +54,20 @@ def matrix_of(arguments: Namespace, paths: list[Path], processes: Processes | No
         return part_of(given, processes.rank, processes.size)
 
 
+def whole_matrix(arguments: Namespace) -> Any:
+    """The matrix of a command that takes one file, in memory."""
+    from ..files import read_matrix
+
+    path = arguments.A[0]
+    if path.is_dir():
+        raise Refused(f"{path} is a folder; these data must be one file")
+    A = matrix_of(arguments, arguments.A)
+    if A is not arguments.A:
+        return A
+    with reading(path):
+        return read_matrix(path, sparse=True, max_memory=arguments.max_memory)
+
+
 def _piped(arguments: Namespace) -> Any:
     from ..data.tables import read_stream
     from ..files import real_matrix

@@ -13,6 +13,7 @@ _ARGUMENTS = {
     "encode": models.add_encode,
     "decode": models.add_decode,
     "report": models.add_report,
+    "show": models.add_show,
     "choose": selection.add_choose,
     "stability": selection.add_stability,
     "info": machine.add_info,

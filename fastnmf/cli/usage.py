@@ -193,6 +193,13 @@ def number_or_no(word: str) -> float | None:
         raise argparse.ArgumentTypeError(f"{word!r} is no number, nor the word no") from None
 
 
+def sizes(word: str) -> tuple[int, ...]:
+    """The type of an argument that is sizes, such as 16x16x3."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is no size; give numbers such as 16x16x3")
+    return tuple(map(int, word.split("x")))
+
+
 def file(word: str) -> Path:
     """The type of an argument that names a file."""
     if not word:

@@ -27,17 +27,16 @@ from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
 from ..solvers.constraints import Constraint
 from . import own_parts
-from .base import DictionaryModel
 from .own_parts import Solve
+from .shown import ShownModel
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from typing_extensions import Self
 
     from ..results.encoding import EncodeInfo
 
 
-class Factorization(DictionaryModel):
+class Factorization(ShownModel):
     """A model A ≈ Z D with codes Z ≥ 0. Its class has the attribute of each of OPTIONS, and a
     constructor that calls `_take_options`."""
 
@@ -526,31 +525,6 @@ class Factorization(DictionaryModel):
         """The penalty of the codes of the last `fit`: `alpha_Z`, or the one that was found for
         `target_l0`; None without a summary of a fit."""
         return None if self.fit_info_ is None else self.fit_info_.alpha_Z
-
-    def plot(self) -> Figure:
-        """Draw `fit_info_`: error over time, active concepts per row, energy of the concepts.
-
-        Returns
-        -------
-        matplotlib.figure.Figure
-            Save it by ``savefig``, or let a notebook display it. pyplot is not used.
-
-        Raises
-        ------
-        NotFitted
-            If there is no summary of a fit.
-        ModuleNotFoundError
-            If matplotlib (the extra ``plot``) is not installed.
-        """
-        from ..results import plot
-
-        self._assert_fitted()
-        if self.fit_info_ is None:
-            raise NotFitted(
-                "there is no summary of a fit to draw, the dictionary was loaded or learned by "
-                "partial_fit: call fit(A)"
-            )
-        return plot.draw(self.fit_info_)
 
     @property
     def solver_fn(self) -> Solve:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..usage import Parser, file, number, one_of, whole
+from ..usage import Parser, file, number, one_of, sizes, whole
 from .choices import METHODS
 from .shared import add_computing, add_matrix, add_messages, add_option, add_out
 
@@ -40,4 +40,29 @@ def add_report(parser: Parser) -> None:
     files("model", type=file, metavar="MODEL", help="model that fit wrote")
     page = "page to write, .html (needs matplotlib); without it the summary is printed"
     add_out(files, page, required=False)
+    add_messages(parser)
+
+
+def add_show(parser: Parser) -> None:
+    files = parser.group("input and output")
+    files("model", type=file, metavar="MODEL", help="model that fit wrote")
+    add_matrix(files, "A", "A", several=False)
+    add_out(files, "page to write, .html; without it the concepts are printed", required=False)
+    what = "file of the codes Z that fit or encode wrote; default: they are computed"
+    files("--codes", type=file, metavar="FILE", help=what)
+    shown = parser.group("what rows and features are")
+    for name, of in (("features", "feature"), ("rows", "row")):
+        shown(f"--{name}", type=file, metavar="FILE", help=f"text file: the name of a {of} a line")
+    what = "text file: a word (token) of each row a line, shown with those around it"
+    shown("--texts", type=file, metavar="FILE", help=what)
+    add_option(shown, "--context", 8, whole, "words on each side", "N")
+    shown("--image-shape", type=sizes, metavar="HxWxC", help="rows are images, as 16x16x3")
+    what = "rows are the places of --images, image after image, as 14x14"
+    shown("--tokens", type=sizes, metavar="HxW", help=what)
+    what = "file of images (N, H, W, c), .npy, over which codes are drawn"
+    shown("--images", type=file, metavar="FILE", help=what)
+    add_option(shown, "--top", 8, whole, "rows of each concept", "N")
+    what = "concepts, from the most energy down, of which more than numbers are shown"
+    add_option(shown, "--details", 200, whole, what, "N")
+    add_computing(parser.group("memory and computing"), "more is refused")
     add_messages(parser)

@@ -43,6 +43,11 @@ examples:
   fastnmf report model.safetensors
   fastnmf report model.safetensors -o report.html
   fastnmf report model.safetensors --json | jq .relative_error""",
+    "show": """\
+examples:
+  fastnmf show model.safetensors A.npy -o concepts.html
+  fastnmf show model.safetensors patches.npy --image-shape 16x16x3 -o concepts.html
+  fastnmf show model.safetensors A.npy --texts tokens.txt --features neurons.txt""",
     "choose": """\
 examples:
   fastnmf choose A.npy 10 20 50 100 --picture choice.png
@@ -74,6 +79,7 @@ COMMANDS = {
     "encode": "compute codes Z of A for the dictionary of a model",
     "decode": "compute the reconstruction Z D of codes Z",
     "report": "show the summary of the fit of a model, or write a page about it",
+    "show": "show the concepts of a model: top features, top rows, pictures, a map",
     "choose": "compare numbers of concepts by their error on data that are held out",
     "stability": "fit several times, and compare and combine the concepts",
     "info": "list backends, why some are not usable here, and what a bug report needs",
@@ -87,6 +93,7 @@ USAGE = {
     "encode": "MODEL A [A ...] -o Z [options]",
     "decode": "MODEL Z [Z ...] -o A_HAT [options]",
     "report": "MODEL [-o PAGE] [options]",
+    "show": "MODEL A [-o PAGE] [options]",
     "choose": "A K [K ...] [options]",
     "stability": "A -k K [options]",
     "info": "[options]",

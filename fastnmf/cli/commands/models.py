@@ -32,7 +32,7 @@ def encode(arguments: Namespace) -> int:
     from ... import checks
 
     _check(arguments, arguments.A)
-    nmf = _model(arguments)
+    nmf = model_of(arguments)
     nmf.verbose = shows_progress(arguments)
     options = {name: getattr(arguments, name) for name in ("max_iter", "tol", "method", "refit")}
     A = matrix_of(arguments, arguments.A)
@@ -57,7 +57,7 @@ def decode(arguments: Namespace) -> int:
     import numpy as np
 
     _check(arguments, arguments.Z)
-    nmf = _model(arguments)
+    nmf = model_of(arguments)
     # as an array a tensor is checked, too
     Z = matrix_of(arguments, arguments.Z)
     Z = np.asarray(Z.float()) if hasattr(Z, "float") else Z
@@ -115,7 +115,8 @@ def _check(arguments: Namespace, inputs: list[Path]) -> None:
     check_outputs(outputs, [arguments.model, *inputs], arguments.force)
 
 
-def _model(arguments: Namespace) -> Any:
+def model_of(arguments: Namespace) -> Any:
+    """The model that a command reads, on its device."""
     from ...models.convex_nmf import ConvexNMF
     from ...models.nmf import NMF
     from ...models.saved import read

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fit import command_to_go_on, kind_and_options
-from ..matrices import PIPE, Output, check_outputs, matrix_of, with_size, write
+from ..matrices import PIPE, Output, check_outputs, whole_matrix, with_size, write
 from ..summary import as_json, option_errors, shows_progress
 from ..usage import DONE, Refused, Terminated
 
@@ -33,7 +33,7 @@ def choose(arguments: Namespace) -> int:
 
         plot.require()
     options = {**_options(arguments), "holdout": arguments.holdout, "folds": arguments.folds}
-    A = _matrix(arguments)
+    A = whole_matrix(arguments)
     with _saying_how_to_go_on(arguments):
         choice = choose_concepts(A, arguments.candidates, **options)
     if arguments.out:
@@ -63,7 +63,7 @@ def stability(arguments: Namespace) -> int:
             checks.penalty("density_threshold", arguments.density_threshold)
     options = {**_options(arguments), "runs": arguments.runs, "resample": arguments.resample}
     options["density_threshold"] = arguments.density_threshold
-    A = _matrix(arguments)
+    A = whole_matrix(arguments)
     with _saying_how_to_go_on(arguments):
         found = compare(A, arguments.concepts, **options)
     if arguments.out:
@@ -104,14 +104,6 @@ def _options(arguments: Namespace) -> dict[str, Any]:
     names = ("checkpoint", "resume")
     options |= {name: getattr(arguments, name) for name in names}
     return {**options, "model": kind, "seed": seed, "verbose": shows_progress(arguments)}
-
-
-def _matrix(arguments: Namespace) -> Any:
-    """The matrix, in memory, or the name of its file."""
-    if arguments.A[0].is_dir():
-        raise Refused(f"{arguments.A[0]} is a folder; these data must be one file")
-    A = matrix_of(arguments, arguments.A)
-    return A[0] if A is arguments.A else A
 
 
 @contextmanager

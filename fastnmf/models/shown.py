@@ -1,0 +1,182 @@
+"""What a model shows of itself: plots of its fit, and its concepts."""
+
+# torch's own types are incomplete; matrices are upper case
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportConstantRedefinition=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..data.arrays import Expected, read_matrix
+from ..errors import InvalidInput, NotFitted
+from ..isolation import isolated
+from .base import DictionaryModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..results.concepts.concepts import Concepts
+    from ..results.info import FitInfo
+
+# codes that are dense beyond this number of entries are kept in compressed rows
+_DENSE = 1 << 28
+
+
+class ShownModel(DictionaryModel):
+    """A model that draws its fit and shows its concepts. The class that extends it has
+    `fit_info_`, `encode`, `get_dictionary`, `expected` and `public_name`."""
+
+    fit_info_: FitInfo | None
+
+    def plot(self) -> Figure:
+        """Draw `fit_info_`: error over time, active concepts per row, energy of the concepts.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Save it by ``savefig``, or let a notebook display it. pyplot is not used.
+
+        Raises
+        ------
+        NotFitted
+            If there is no summary of a fit.
+        ModuleNotFoundError
+            If matplotlib (the extra ``plot``) is not installed.
+        """
+        from ..results import plot
+
+        self._assert_fitted()
+        if self.fit_info_ is None:
+            raise NotFitted(
+                "there is no summary of a fit to draw, the dictionary was loaded or learned by "
+                "partial_fit: call fit(A)"
+            )
+        return plot.draw(self.fit_info_)
+
+    @isolated
+    def show_concepts(
+        self,
+        A: Any = None,
+        Z: Any = None,
+        *,
+        features: Sequence[str] | None = None,
+        rows: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+        context: int = 8,
+        image_shape: tuple[int, ...] | None = None,
+        tokens: tuple[int, int] | None = None,
+        images: Any = None,
+        top: int = 8,
+        details: int = 200,
+    ) -> Concepts:
+        """Show the concepts: what they are made of, and the rows that have most of them.
+
+        Parameters
+        ----------
+        A : (…, d), non-negative in NMF, optional
+            The data: a tensor, an array or a memory map, a data frame, or a sparse matrix. Without
+            it Z is needed, and rows are shown by number, name or text only.
+        Z : (…, K), optional
+            Codes of A, as `fit` returns them, dense or a CSR tensor. By default they are computed
+            by `encode`.
+        features : sequence of str, optional
+            Names of the d features.
+        rows : sequence of str, optional
+            Names of the n rows.
+        texts : sequence of str, optional
+            A word (token) for each of the n rows, in their order.
+        context : int, default 8
+            Words to show on each side of that of a row.
+        image_shape : (h, w, c) or (h, w), optional
+            Rows of A are images of this shape, with c = 1, 3 or 4. The concept, the mean of its top
+            rows, and these rows are drawn.
+        tokens : (h, w), optional
+            Rows of A are the places of images, image after image, as from a convolution or a vision
+            transformer. The codes are drawn over `images`.
+        images : (N, H, W, c), optional
+            The images of `tokens`: uint8, or numbers from 0 to 1.
+        top : int, default 8
+            Rows to show of each concept, at least 1.
+        details : int, default 200
+            Concepts, from the most energy down, of which more than numbers are shown; at least 0.
+
+        Returns
+        -------
+        Concepts
+            Print it, let a notebook display it, or ``save('concepts.html')``.
+
+        Raises
+        ------
+        NotFitted
+            If there is no dictionary yet.
+        InvalidInput
+            For data or names that do not fit the model.
+
+        Notes
+        -----
+        The page has pictures of at most 3.5 MB, those of the concepts with the most energy. The map
+        has the directions of the concepts on their two leading singular vectors.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastnmf import NMF
+        >>> nmf = NMF(2).load_dictionary([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]])
+        >>> print(nmf.show_concepts([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]], features=["a", "b", "c"]))
+         concept   energy   active           like  top features
+               0   83.33%   50.00%       1 (0.00)  a, c
+               1   16.67%   50.00%       0 (0.00)  b
+        """
+        from ..results.concepts.gather import Wanted, gather
+
+        D = self.get_dictionary().detach()
+        named = {name: value for name, value in locals().items() if name in _WANTED}
+        for name, least in (("context", 0), ("top", 1), ("details", 0)):
+            named[name] = checks.whole(name, named[name], at_least=least)
+        wanted = Wanted(**named, name=f"Concepts of {self.public_name()}")
+        if A is None and Z is None:
+            raise InvalidInput("show_concepts needs the data A, or their codes Z; give one of them")
+        rows_of_A = None if A is None else self._rows(A, D.shape[1])
+        with torch.no_grad():
+            codes = self._codes(rows_of_A, Z, len(D))
+            return gather(rows_of_A, codes, D.cpu(), wanted)
+
+    def _rows(self, A: Any, d: int) -> Any:
+        """A as a matrix (n, d) on the CPU, checked."""
+        from ..data.sparse.arrays import is_sparse, sparse_matrix
+        from ..fit.rows import as_rows
+
+        A, _ = as_rows(A, d)
+        expected: Expected = self.expected()
+        if is_sparse(A):
+            return sparse_matrix(A, expected)
+        A = read_matrix(A, "cpu", expected).detach()
+        if A.shape[1] != d:
+            raise InvalidInput(f"A has {A.shape[1]} features, the dictionary has {d}")
+        return A
+
+    def _codes(self, A: Any, Z: Any, K: int) -> Tensor:
+        """Codes (n, K), given or computed; checked."""
+        from ..fit.rows import as_rows
+
+        if Z is None:
+            place = "memory" if len(A) * K <= _DENSE else "sparse"
+            Z = self.encode(A, codes=place)
+        elif not (isinstance(Z, Tensor) and Z.is_sparse_csr):
+            Z, _ = as_rows(Z, K)
+            Z = read_matrix(Z, "cpu", Expected("Z", K, "concepts"))
+        if Z.shape[1] != K or (A is not None and len(Z) != len(A)):
+            of = "" if A is None else f", A has {len(A):,} rows"
+            raise InvalidInput(f"Z has shape {tuple(Z.shape)}, the model {K:,} concepts{of}")
+        return Z.detach().cpu()
+
+
+_WANTED = (
+    *("features", "rows", "texts", "context", "image_shape", "tokens", "images", "top", "details"),
+)
