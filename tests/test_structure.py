@@ -93,6 +93,7 @@ TESTED_IN = {
     "results.concepts.page": "models/test_show_concepts.py",
     "results.concepts.script": "results/pages/test_browser.py",
     "results.fitted": "fit/test_batch.py",
+    "results.pages.charts": "results/test_report.py",
     "results.pages.skeleton": "results/test_report.py",
     "results.cautions": "engine/test_stopping.py",
     "data.summary": "data/test_sources.py",

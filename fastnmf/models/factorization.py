@@ -470,6 +470,7 @@ class Factorization(ShownModel):
         ...     NMF.load(f"{folder}/model.safetensors").fitted
         True
         """
+        from ..results import report
         from . import saved
 
         D = self.get_dictionary()
@@ -483,6 +484,7 @@ class Factorization(ShownModel):
             model=self.public_name(),
             W=self._mixture(),
             offset=self.offset_,
+            made=report.facts(),
         )
         saved.write(path, content)
 

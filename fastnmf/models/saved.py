@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ _FORMER_NAMES = {"piece_rows": "tile_rows"}
 class Saved:
     """The content of a model file: the constructor's options, D (K, d), the summary of the fit or
     None, the version of fastnmf that wrote it, the name of the model's class; W (K, n), sparse, of
-    a model whose concepts are mixtures of rows; and the offset (d,) of a model that has one."""
+    a model whose concepts are mixtures of rows; the offset (d,) of a model that has one; and date,
+    machine and versions of the file, where it has them."""
 
     options: dict[str, Any]
     D: Tensor
@@ -47,6 +48,7 @@ class Saved:
     model: str = _FIRST_MODEL
     W: Tensor | None = None
     offset: Tensor | None = None
+    made: dict[str, str] = field(default_factory=dict)
 
     def check_model(self, path: str | os.PathLike[str], model: str) -> None:
         """Raise InvalidInput where the file is of another model."""
@@ -74,6 +76,8 @@ def write(path: str | os.PathLike[str], content: Saved) -> None:
         ),
         "fit_info": json.dumps(None if content.info is None else asdict(content.info)),
     }
+    if content.made:
+        metadata["made"] = json.dumps(content.made)
     if model != _FIRST_MODEL:
         metadata["model"] = model
     import safetensors.torch
@@ -130,7 +134,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
         }
         info = _info(json.loads(metadata["fit_info"]))
         model = metadata.get("model", _FIRST_MODEL)
-        return Saved(options, D, info, metadata["fastnmf_version"], model, W, offset)
+        made = json.loads(metadata.get("made", "{}"))
+        return Saved(options, D, info, metadata["fastnmf_version"], model, W, offset, made)
 
 
 def _info(stored: dict[str, Any] | None) -> FitInfo | None:
@@ -141,7 +146,7 @@ def _info(stored: dict[str, Any] | None) -> FitInfo | None:
     earlier = {"seed": None, "exact_codes": False, "density": None, "dense_copy": False}
     earlier |= {"model": _FIRST_MODEL, "offset": False, "target_l0": None, "top_k": None}
     stored = earlier | {_FORMER_NAMES.get(name, name): v for name, v in stored.items()}
-    if stored.keys() != {field.name for field in fields(FitInfo)}:
+    if stored.keys() != {each.name for each in fields(FitInfo)}:
         return None
     stored["history"] = tuple(Iteration(**iteration) for iteration in stored["history"])
     for name in ("l0_histogram", "energy", "inner_half_steps"):

@@ -186,8 +186,7 @@ def test_codes_that_did_not_converge_are_status_4_if_strict(model, capsys):
 
 
 def test_report_writes_a_page(model, capsys):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    assert cli.main(["report", str(model), "-o", "report.html"]) == 0
+    assert cli.main(["report", str(model), "-o", "report.html", "--image-shape", "2x3"]) == 0
     page = (model.parent / "report.html").read_text(encoding="utf-8")
     assert NMF.load(model).fit_info_.lines()["relative error"] in page
     assert capsys.readouterr().out == f"report.html: page about the fit of {model}\n"

@@ -38,8 +38,10 @@ def _files(parser: Parser, given: str, made: str) -> None:
 def add_report(parser: Parser) -> None:
     files = parser.group("input and output")
     files("model", type=file, metavar="MODEL", help="model that fit wrote")
-    page = "page to write, .html (needs matplotlib); without it the summary is printed"
+    page = "page to write, .html; without it the summary is printed"
     add_out(files, page, required=False)
+    what = "on the page: concepts are images, as 16x16x3"
+    files("--image-shape", type=sizes, metavar="HxWxC", help=what)
     add_messages(parser)
 
 

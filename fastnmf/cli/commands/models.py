@@ -73,7 +73,7 @@ def report(arguments: Namespace) -> int:
     """Run `fastnmf report`."""
     from ...errors import InvalidInput
     from ...models.saved import read
-    from ...results.report import SUFFIXES, compose, write_report
+    from ...results.report import SUFFIXES, Origin, compose, write_report
 
     out = arguments.out
     check_outputs([Output(out, SUFFIXES)], [arguments.model], arguments.force)
@@ -87,11 +87,16 @@ def report(arguments: Namespace) -> int:
             f"{arguments.model} holds no summary of a fit: its dictionary was loaded or learned by "
             "partial_fit, or another version of fastnmf wrote it; make one by fit"
         )
-    if out == PIPE:
-        print(compose(saved.info, arguments.model.name, saved.version))
-        return DONE
     if out is not None:
-        write_report(out, saved.info, arguments.model.name, saved.version)
+        from ...results.concepts.gather import of_dictionary
+
+        origin = Origin(arguments.model.name, saved.version, saved.options, saved.made)
+        given = saved.D.float(), saved.info.energy, f"Concepts of {saved.model}"
+        concepts = of_dictionary(*given, arguments.image_shape)
+        if out == PIPE:
+            print(compose(saved.info, origin, concepts), end="")
+            return DONE
+        write_report(out, saved.info, origin, concepts)
     text = str(saved.info) if out is None else f"{out}: page about the fit of {arguments.model}"
     summary = {**saved.info.as_dict(), "class": saved.info.model, "model": str(arguments.model)}
     _report(arguments, summary, text)

@@ -70,13 +70,22 @@ def gather(A: Matrix | None, Z: Tensor, D: Tensor, wanted: Wanted) -> Concepts:
     return Concepts(numbers, places(D), top_features(D, names), details, wanted.name)
 
 
-def of_dictionary(D: Tensor, energy: Sequence[float], name: str) -> Concepts:
+def of_dictionary(
+    D: Tensor, energy: Sequence[float], name: str, image_shape: Any = None
+) -> Concepts:
     """The concepts of a model of which only the dictionary D (K, d) and the energy are there."""
     none = torch.full((len(D),), torch.nan, dtype=torch.float64, device="cpu")
     share = torch.tensor(energy, dtype=torch.float64, device="cpu")
     numbers = Numbers(share, none, none, none, *twins(D))
     chosen = share.argsort(descending=True)[: Wanted.details]
-    details = {k: {"features": _weights(D[k], None)} for k in chosen[share[chosen] > 0].tolist()}
+    kind, left = kind_of(0, D.shape[1], image_shape, None, None), _BYTES
+    details: dict[int, dict[str, Any]] = {}
+    for k in chosen[share[chosen] > 0].tolist():
+        details[k] = {"features": _weights(D[k], None)}
+        if isinstance(kind, Patches) and left > 0:
+            picture = kind.picture(D[k].float().numpy(), np.zeros((0, D.shape[1])))
+            left -= len(picture)
+            details[k] |= {"picture": picture, "alt": f"Concept {k}"}
     return Concepts(numbers, places(D), top_features(D, None), details, name)
 
 

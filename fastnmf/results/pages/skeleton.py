@@ -27,14 +27,15 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .5rem .25rem 0; text-align: right; }
 th { font-weight: normal; color: var(--muted); vertical-align: bottom; }
 .summary th, .summary td { text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-.summary th { min-width: 7rem; overflow-wrap: normal; }
+.summary th[scope=row] { min-width: 5.5rem; overflow-wrap: normal; }
 .numbers td { white-space: nowrap; }
 .numbers th[scope=row] { text-align: left; }
 .answer { font-size: 1.05rem; font-weight: 600; }
 .good { color: var(--second); } .bad { color: var(--bad); }
 figure { margin: 0 0 1rem; } figcaption, .note, footer { color: var(--muted); font-size: .9rem; }
 svg { width: 100%; height: auto; display: block; }
-svg text { fill: var(--muted); font: 12px system-ui, sans-serif; }
+svg text { fill: var(--muted); font: 13px system-ui, sans-serif; }
+@media (max-width: 40rem) { svg text { font-size: 19px; } }
 a { color: var(--accent); }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 """

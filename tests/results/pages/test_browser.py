@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastnmf import NMF
+from fastnmf.cli.main import main
 
 pytestmark = pytest.mark.browser
 
@@ -32,7 +33,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Pages of concepts, by name."""
+    """Pages of concepts and the report of a fit, by name."""
     folder = tmp_path_factory.mktemp("pages")
     A = np.random.default_rng(0).random((200, 48)).astype(np.float32)
     nmf = NMF(30, seed=0, max_iter=5, tol=0)
@@ -41,6 +42,9 @@ def pages(tmp_path_factory):
     texts = ["averyverylongwordwithoutanyplacetobreakitinto" + str(i) for i in range(200)]
     nmf.show_concepts(A, Z, image_shape=(4, 4, 3)).save(folder / "images.html")
     nmf.show_concepts(A, Z, features=names, texts=texts).save(folder / "texts.html")
+    name = folder / "model.safetensors"
+    nmf.save(name)
+    assert main(["report", str(name), "-o", str(folder / "report.html"), "--quiet"]) == 0
     return folder
 
 
@@ -60,7 +64,7 @@ WIDTHS = [(375, "light"), (375, "dark"), (1280, "light")]
 
 
 @pytest.mark.parametrize("page", WIDTHS, indirect=True, ids=lambda each: f"{each[0]}-{each[1]}")
-@pytest.mark.parametrize("name", ["images", "texts"])
+@pytest.mark.parametrize("name", ["images", "texts", "report"])
 def test_page_has_no_errors_and_fits(name, page, pages):
     page.goto((pages / f"{name}.html").as_uri())
     assert page.locator(".card").count() == 24
