@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # options of the constructor and of fit
 MODEL_OPTIONS = (
-    *("solver", "tol", "max_iter", "init", "seed", "backend", "max_memory", "stop", "revive"),
-    *("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "target_l0", "top_k"),
+    *("solver", "tol", "max_iter", "init", "n_init", "seed", "backend", "max_memory", "stop"),
+    *("revive", "alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "target_l0", "top_k"),
 )
 # options of SemiNMF alone
 SIGNED_OPTIONS = ("offset",)

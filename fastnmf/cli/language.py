@@ -11,7 +11,7 @@ _NAMES = {
     **{
         name: f"--{name.replace('_', '-')}"
         for name in (
-            *("max_iter", "max_seconds", "max_memory", "alpha_Z", "alpha_D", "l1_ratio"),
+            *("max_iter", "n_init", "max_seconds", "max_memory", "alpha_Z", "alpha_D", "l1_ratio"),
             *("unit_norm", "target_l0", "top_k", "chunk_rows", "checkpoint_seconds", "tol"),
             "density_threshold",
             "image_shape",

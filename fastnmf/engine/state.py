@@ -138,6 +138,17 @@ class Method:
         return Compute(self.ops, block, scratch, allowed, fixed=self.constraint)
 
 
+@dataclass(frozen=True)
+class Starts:
+    """The starts that a fit was chosen from: which of them was the best, from 0; the relative
+    objective of each after its last short run, infinite where there was no time for one; and the
+    iterations of all short runs."""
+
+    best: int
+    errors: tuple[float, ...]
+    iterations: int
+
+
 @dataclass
 class State:
     """A fit between two iterations: what the loop advances, a checkpoint stores and a summary
@@ -154,7 +165,7 @@ class State:
     exact for D, at the end of a fit. repeats: iterations that repeated a recording. seed: of the
     start, given or drawn. mixture: the rows of the data that concepts are mixtures of, or None.
     offset: the row (d,) of a model that has one. target: the penalty that follows a mean number of
-    active concepts.
+    active concepts. starts: those that the fit was chosen from, or None where it has one.
     """
 
     Z: Storage
@@ -177,6 +188,7 @@ class State:
     mixture: Mixture | None = None
     offset: Tensor | None = None
     target: TargetL0 | None = None
+    starts: Starts | None = None
 
     @property
     def codes(self) -> Tensor:

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +19,13 @@ from ..data.arrays import Expected
 from ..data.dataset import Data, opened
 from ..data.locks import working_folder
 from ..data.sparse.codes import are_sparse
-from ..data.storage import Compressed, InMemory, NotKept, OnDisk, mapped, written
+from ..data.storage import OnDisk, mapped, written
 from ..distributed import ALONE, Processes
-from ..engine.codes import begin_with_codes_
 from ..engine.cuda_graph import CudaGraph, Recorder, refuses
 from ..engine.loop import factorize_, varies
-from ..engine.sparsity.target import TargetL0
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
-from ..init.start import begin, resolve
-from ..numerics import row_major
+from ..init.start import resolve
 from ..planning import hardware
 from ..planning.beside import dense_copy_pays, plan_beside
 from ..planning.inner import accelerated
@@ -38,9 +36,9 @@ from ..results.cautions import warn_of_penalties, warn_of_result, warn_of_start
 from ..results.fitted import Fitted
 from ..results.info import FitInfo
 from ..results.metrics import measure
-from ..results.progress import Progress
+from ..results.progress import Each, Progress
 from .checkpoint import Checkpoint
-from .options import Options, generator
+from .options import Options
 from .refusals import (
     FEWER,
     refuse_extremes,
@@ -51,6 +49,8 @@ from .refusals import (
 )
 from .rows import File, delivered_codes, storage_of
 from .sparsity.end import end_
+from .starts.begin import begun
+from .starts.request import init_of
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +71,15 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> Fitted:
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         data, method, file, checkpoint = _opened(A, options, stack, locks)
-        bar = options.verbose, options.iterations, options.callback, not data.resident
-        each = stack.enter_context(Progress(*bar, label="fit", begins="start"))
+        each, note = _shown(options, data, stack)
         stack.enter_context(torch.no_grad())
-        plan, state = _begin(options, data, method, checkpoint, file)
+        deadline = begun + (math.inf if options.max_seconds is None else options.max_seconds)
+        stopping = Stopping(options.iterations, options.tol, each, options.stop, deadline)
+        given = options, data, method, checkpoint, file
+        plan, state = _begin(*given, stopping, note)
         log.info("fit %d × %d with %d concepts: %s", data.n, data.d, options.nb_concepts, plan)
         earlier = state.history[-1].seconds if state.history else 0.0
         exchanged = data.processes.exchanged
-        deadline = begun + (math.inf if options.max_seconds is None else options.max_seconds)
-        stopping = Stopping(options.iterations, options.tol, each, options.stop, deadline)
         _iterate_(state, data, method, plan, stopping, options, checkpoint)
         exchanged = data.processes.exchanged - exchanged
         method = end_(state, data, method, stopping, begun, options.method_of_codes)
@@ -92,6 +92,15 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> Fitted:
     W = None if state.mixture is None else state.mixture.sparse(data.n, data.dtype)
     Z = mapped(Path(place)) if isinstance(file, OnDisk) else Z
     return Fitted(Z, state.D, info, W, state.offset)
+
+
+def _shown(
+    options: Options, data: Data, stack: ExitStack
+) -> tuple[Each | None, Callable[[str], None]]:
+    """What the loop calls after an iteration, and what shows which start runs."""
+    bar = options.verbose, options.iterations, options.callback, not data.resident
+    progress = Progress(*bar, label="fit", begins="start")
+    return stack.enter_context(progress), progress.note
 
 
 def _opened(
@@ -153,9 +162,12 @@ def _begin(
     method: Method,
     checkpoint: Checkpoint | None,
     file: File | None,
+    stopping: Stopping,
+    note: Callable[[str], None],
 ) -> tuple[Plan, State]:
-    """Return the plan and the State to begin with: those of the checkpoint, or else the start."""
-    Z, K = storage_of(options, data, file), options.nb_concepts
+    """Return the plan and the State to begin with: those of the checkpoint, or else the start.
+    note(text): shows which start runs, where there are several."""
+    Z = storage_of(options, data, file)
     if checkpoint is not None:
         found = checkpoint.begin(data, Z)
         if found is not None:
@@ -163,22 +175,7 @@ def _begin(
             data.subtract(found[1].offset)
             return found
     plan = _plan(options, data, method)
-    if data.in_memory_here:
-        Z = InMemory(data.like.new_empty(data.n, K))
-    init, seed = options.begin, options.seed_of_start(data.processes)
-    # codes of a start are dense; those of a pair may not be
-    first = isinstance(Z, Compressed) and (isinstance(init, str) or init[0] is None)
-    codes = None if first or isinstance(Z, NotKept) else Z
-    D, mixture = begin(data, codes, K, init, generator(seed), options.constraint)
-    data.processes.broadcast_(D)
-    state = State(Z, row_major(D), seed=seed, mixture=mixture, offset=data.offset)
-    if (wanted := options.target_l0) is not None:
-        state.target = TargetL0.begin(wanted, float(data.squares_read), data.n)
-    if first:
-        target = state.target
-        sparse = method if target is None else method.with_penalties(target.penalties(data.d))
-        begin_with_codes_(state, data, sparse)
-    return plan, state
+    return plan, begun(options, data, method, plan, Z, stopping, note)
 
 
 def _plan(options: Options, data: Data, method: Method) -> Plan:
@@ -209,12 +206,17 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
             plan = faster
     if data.resident:
         with processes.agreed():
-            refuse_too_large(sizes(plan), data.device, FEWER)
+            needed = sizes(plan)
+            if options.n_init > 1:
+                # of the better half, and of the one that runs
+                needed["codes of other starts"] = options.n_init // 2 * needed["the codes"]
+            refuse_too_large(needed, data.device, FEWER)
     return plan
 
 
-def _start_name(options: Options, data: Data) -> str:
-    return resolve(options.begin, data.n, data.d, options.nb_concepts, options.constraint)
+def _start_name(options: Options, data: Data, number: int = 0) -> str:
+    begin = init_of(options.begin, number, options.constraint)
+    return resolve(begin, data.n, data.d, options.nb_concepts, options.constraint)
 
 
 def _accelerates(options: Options, data: Data, method: Method, plan: Plan) -> bool:
@@ -286,7 +288,7 @@ def _summary(
     return FitInfo.of(
         *given,
         n=data.n,
-        init=_start_name(options, data),
+        init=_start_name(options, data, 0 if state.starts is None else state.starts.best),
         seconds=time.perf_counter() - begun,
         chunk_rows=None if data.resident else data.chunk_rows,
         passes=1 if data.resident else data.passes,

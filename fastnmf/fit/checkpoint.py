@@ -312,7 +312,7 @@ class Checkpoint:
     def _refuse_others(self, save: Save) -> None:
         """Refuse a save of another fit."""
         # earlier versions had NMF only, and no offset
-        settings = {"dictionary": NON_NEGATIVE.name, "offset": False, **save.settings}
+        settings = {"dictionary": NON_NEGATIVE.name, "offset": False, "n_init": 1, **save.settings}
         differing = [
             f"{name}={settings.get(name)!r} there, {value!r} here"
             for name, value in self._settings.items()

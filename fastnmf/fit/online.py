@@ -34,6 +34,7 @@ from ..solvers.registry import learner
 from .options import Options, generator
 from .refusals import refuse_extreme
 from .sparsity.request import refuse_online
+from .starts.request import refuse_online as refuse_starts
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def partial_fit(
         stack.enter_context(hold_warnings())
         with processes.agreed():
             refuse_online(options.target_l0, options.penalties)
+            refuse_starts(options.n_init)
             method = options.method(device)
         stack.enter_context(torch.cuda.device_of(torch.empty(0, device=device)))
         stack.enter_context(products_in(options.precision))

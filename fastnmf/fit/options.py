@@ -27,6 +27,7 @@ from ..solvers.penalties import Penalties
 from ..solvers.registry import OTHER_NAMES, solvers_of
 from ..solvers.supports.top_k import solver_of
 from .sparsity.request import check_requested
+from .starts.request import MOST_STARTS, check_starts
 
 # iterations of fit where neither it nor the constructor has a number
 MAX_ITER = 500
@@ -69,6 +70,7 @@ class Options:
     verbose: bool = False
     max_iter: int | None = None
     init: str | tuple[Any, Any] = "auto"
+    n_init: int = 1
     seed: int | None = None
     alpha_Z: float = 0.0
     alpha_D: float | str = "same"
@@ -101,6 +103,7 @@ class Options:
             verbose=bool(self.verbose),
             max_iter=whole("max_iter", self.max_iter, at_least=0, optional=True),
             init=_start(self.init, self.constraint),
+            n_init=whole("n_init", self.n_init, at_least=1, at_most=MOST_STARTS),
             seed=whole("seed", self.seed, at_least=0, optional=True),
             backend=checks.one_of("backend", self.backend, ("auto", *BACKENDS)),
             accelerate=automatic("accelerate", self.accelerate),
@@ -124,6 +127,7 @@ class Options:
         checks.mixtures(self, self.tuned.form, mixes=self.constraint.of_rows)
         checks.offset(self.offset, signed=self.constraint.signed)
         check_requested(self, self.solvers[self.solver])
+        check_starts(self)
         forms_of(self.solvers[self.solver], self.tuned.form)
 
     @property
@@ -248,7 +252,7 @@ class Options:
     def of_a_fit(self) -> dict[str, Any]:
         """The options that must be the same when a fit resumes from a checkpoint, and in all
         processes that share one."""
-        names = ("nb_concepts", "solver", "seed", "accelerate", "revive")
+        names = ("nb_concepts", "solver", "n_init", "seed", "accelerate", "revive")
         names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "offset", "target_l0", "top_k")
         tuning = self.tuned
         return {

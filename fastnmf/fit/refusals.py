@@ -90,6 +90,12 @@ def refuse_unsuited(options: Options, data: Data) -> None:
         raise InvalidInput(
             f"ConvexNMF mixes rows of A, and takes them in any order, which {instead}"
         )
+    if options.n_init > 1 and not data.in_memory_here:
+        raise InvalidInput(
+            f"n_init={options.n_init} compares fits of rows in memory, with codes in memory, and "
+            "the data are read in passes here; give n_init=1, or more max_memory and "
+            "codes='memory'"
+        )
     if options.penalties and options.accelerate is True:
         raise InvalidInput(
             "accelerate=True does not go with alpha_Z or alpha_D, nor with unit_norm, which "

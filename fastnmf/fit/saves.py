@@ -16,7 +16,7 @@ from ..data.locks import WorkingFolder
 from ..data.paths import refusing_damage, replacing, writing
 from ..data.storage import InMemory, Storage
 from ..engine.sparsity.target import TargetL0
-from ..engine.state import Iteration, State
+from ..engine.state import Iteration, Starts, State
 from ..errors import InvalidInput
 from ..planning.plan import Plan
 from ..solvers.supports.rows import Mixture
@@ -118,6 +118,7 @@ class Save:
                 mixture=Mixture(**mixed) if mixed else None,
                 offset=tensor("offset") if "offset" in names else None,
                 target=_target_of(json.loads(metadata.get("target_l0", "null"))),
+                starts=_starts_of(json.loads(metadata.get("starts", "null"))),
             )
 
 
@@ -153,6 +154,7 @@ def write(
         "revived": str(state.revived),
         "seed": json.dumps(state.seed),
         "target_l0": json.dumps(None if state.target is None else asdict(state.target)),
+        "starts": json.dumps(None if state.starts is None else asdict(state.starts)),
         **metadata,
     }
     # safetensors, too, writes to a file of its own first
@@ -167,6 +169,10 @@ def number_of(name: str) -> int:
 
 def _target_of(stored: dict[str, Any] | None) -> TargetL0 | None:
     return None if stored is None else TargetL0(**stored)
+
+
+def _starts_of(stored: dict[str, Any] | None) -> Starts | None:
+    return None if stored is None else Starts(**{**stored, "errors": tuple(stored["errors"])})
 
 
 def _plan_of(stored: dict[str, Any]) -> Plan:

@@ -68,6 +68,9 @@ class ConvexNMF(Factorization):
         The start. 'spread' and 'rows' take rows of A as concepts, such as differ from each other or
         any; 'random' mixes some rows in each concept, with random codes. 'auto' is 'spread', and
         with 'mu' 'random'. A pair is used as it is; W0 (K, n) may be sparse.
+    n_init : int, default 1
+        Starts to choose from, up to 10,000: short runs of all of them, of which the better half
+        goes on, twice as long, until one is left. Needs rows and codes in memory.
     seed : int, optional
         Seed of random numbers, as for NMF.
     alpha_Z : float, default 0.0
@@ -154,6 +157,7 @@ class ConvexNMF(Factorization):
         *,
         max_iter: int | None = None,
         init: str | tuple[Any, Any] = "auto",
+        n_init: int = 1,
         seed: int | None = None,
         alpha_Z: float = 0.0,
         alpha_D: float | str = "same",

@@ -58,6 +58,10 @@ class NMF(Factorization):
         'nndsvdar' take singular vectors of A, with the mean of A, nothing or small random numbers
         in place of zeros. 'rows' and 'spread' take rows of A as concepts: any rows, or rows that
         differ from each other. These starts are scaled to A; a pair is used as it is.
+    n_init : int, default 1
+        Starts to choose from, up to 10,000: short runs of all of them, of which the better half
+        goes on, twice as long, until one is left. 'auto' is then taken once, and 'random' for the
+        others. Needs rows and codes in memory.
     seed : int, optional
         Seed of random numbers (scikit-learn: ``random_state``), at least 0. The same seed gives the
         same bits every time. By default torch's global generator draws one, which the summary
@@ -167,6 +171,7 @@ class NMF(Factorization):
         *,
         max_iter: int | None = None,
         init: str | tuple[Any, Any] = "auto",
+        n_init: int = 1,
         seed: int | None = None,
         alpha_Z: float = 0.0,
         alpha_D: float | str = "same",

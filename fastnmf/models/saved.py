@@ -145,10 +145,11 @@ def _info(stored: dict[str, Any] | None) -> FitInfo | None:
     # earlier versions recorded no seed, and had NMF only, no exact codes and no sparse data
     earlier = {"seed": None, "exact_codes": False, "density": None, "dense_copy": False}
     earlier |= {"model": _FIRST_MODEL, "offset": False, "target_l0": None, "top_k": None}
+    earlier |= {"n_init": 1, "best_start": 0, "start_errors": (), "start_iterations": 0}
     stored = earlier | {_FORMER_NAMES.get(name, name): v for name, v in stored.items()}
     if stored.keys() != {each.name for each in fields(FitInfo)}:
         return None
     stored["history"] = tuple(Iteration(**iteration) for iteration in stored["history"])
-    for name in ("l0_histogram", "energy", "inner_half_steps"):
+    for name in ("l0_histogram", "energy", "inner_half_steps", "start_errors"):
         stored[name] = tuple(stored[name])
     return FitInfo(**stored)

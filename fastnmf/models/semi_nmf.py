@@ -63,6 +63,10 @@ class SemiNMF(Factorization):
         Overcomplete's, 'rows' and 'spread' take rows of A as concepts: any rows, or rows that
         differ from each other. 'auto' is 'svd' if K ≤ min(n, d), else 'random'. A pair is used as
         it is.
+    n_init : int, default 1
+        Starts to choose from, up to 10,000: short runs of all of them, of which the better half
+        goes on, twice as long, until one is left. 'auto' is then taken once, and 'random' for the
+        others. Needs rows and codes in memory.
     seed : int, optional
         Seed of random numbers, as for NMF.
     alpha_Z : float, default 0.0
@@ -170,6 +174,7 @@ class SemiNMF(Factorization):
         *,
         max_iter: int | None = None,
         init: str | tuple[Any, Any] = "auto",
+        n_init: int = 1,
         seed: int | None = None,
         alpha_Z: float = 0.0,
         alpha_D: float | str = "same",

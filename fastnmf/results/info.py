@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..engine.sparsity.target import REACHED
-from ..engine.state import STOPPING_RULES, Iteration, Method, State
+from ..engine.state import STOPPING_RULES, Iteration, Method, Starts, State
 from ..planning.plan import Plan
 from ..precision import in_tf32
 from ..solvers.constraints import NON_NEGATIVE
@@ -140,6 +140,15 @@ class FitInfo:
     offset : bool
         Whether the model has an offset b, which is part of Z D + b wherever errors, R² and the
         objective speak of Z D.
+    n_init : int
+        Starts that the fit was chosen from; at least 1.
+    best_start : int
+        Which of them went on, from 0 to n_init − 1. `init` is the start that it took.
+    start_errors : tuple of float
+        √(‖A − Z D‖² + 2 P) / ‖A‖ of each start, with the penalties P, after its last short run;
+        empty for one start. Infinite for those that max_seconds left no time for.
+    start_iterations : int
+        Iterations of all short runs; at least 0. Those of the best are in `iterations` as well.
     """
 
     n: int
@@ -192,6 +201,10 @@ class FitInfo:
     offset: bool = False
     target_l0: float | None = None
     top_k: int | None = None
+    n_init: int = 1
+    best_start: int = 0
+    start_errors: tuple[float, ...] = field(default=(), repr=False)
+    start_iterations: int = 0
 
     @classmethod
     def of(
@@ -232,6 +245,7 @@ class FitInfo:
             offset=state.offset is not None,
             target_l0=None if state.target is None else state.target.target,
             top_k=method.solver.most,
+            **({} if state.starts is None else _of_starts(state.starts)),
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
             relative_change=history[-1].relative_change if history else float("nan"),
             objective=objective,
@@ -294,6 +308,12 @@ class FitInfo:
             lines["penalties"] = (
                 f"alpha_Z {self.alpha_Z:g}, alpha_D {self.alpha_D:g}, l1_ratio {self.l1_ratio:g}; "
                 f"objective {self.objective:.6g}"
+            )
+        if self.n_init > 1:
+            tried = [error for error in self.start_errors if error < float("inf")]
+            lines["starts"] = (
+                f"number {self.best_start + 1} of {self.n_init} went on; errors after short runs "
+                f"{min(tried):.4g} to {max(tried):.4g}, {self.start_iterations:,} iterations"
             )
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
@@ -390,6 +410,12 @@ def _solver_text(info: FitInfo | OnlineInfo) -> str:
     if info.dictionary_solver == info.solver:
         return info.solver
     return f"{info.solver} (dictionary: {info.dictionary_solver})"
+
+
+def _of_starts(starts: Starts) -> dict[str, Any]:
+    """The fields about the starts that a fit was chosen from."""
+    found = {"n_init": len(starts.errors), "best_start": starts.best}
+    return {**found, "start_errors": starts.errors, "start_iterations": starts.iterations}
 
 
 def _start_text(init: str, seed: int | None) -> str:

@@ -41,6 +41,11 @@ class Progress:
 
             self._bar = tqdm(total=max_iter, unit=unit, desc=about, bar_format=_FORMAT)
 
+    def note(self, text: str) -> None:
+        """Show what is running before the first iteration."""
+        if self._bar is not None:
+            self._bar.set_description_str(text)
+
     def __enter__(self) -> Each | None:
         return self._each if self._bar is not None or self._callback is not None else None
 

@@ -81,7 +81,7 @@ def recorded(monkeypatch):
 
 def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
     given, run = recorded(monkeypatch)
-    options = "--solver mu --tol 0.5 --max-iter 9 --init random --seed 4 --backend torch"
+    options = "--solver mu --tol 0.5 --max-iter 9 --init random --n-init 5 --seed 4 --backend torch"
     options += " --checkpoint c.safetensors --checkpoint-seconds 5 --form normal --chunk-rows 8"
     options += " --accelerate no --stop error --max-seconds 9 --revive --quiet --resume"
     options += " --alpha-Z 0.5 --alpha-D 0.25 --l1-ratio 0.75 --unit-norm --codes Z.npy"
@@ -94,6 +94,7 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "tol": 0.5,
         "max_iter": 9,
         "init": "random",
+        "n_init": 5,
         "seed": 4,
         "backend": "torch",
         "accelerate": False,

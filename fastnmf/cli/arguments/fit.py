@@ -49,6 +49,8 @@ def add_model(model: Any, init: str, seed: str = "seed of a random start") -> No
     add_option(model, "--model", MODELS[0], one_of(*MODELS), what)
     add_solver(model, None, ", with --model convex anls")
     add_option(model, "--init", init, one_of(*STARTS, *SIGNED_STARTS), "the start")
+    what = "starts to choose from, by short runs of all of them"
+    add_option(model, "--n-init", 1, whole, what, "N")
     model("--seed", type=whole, metavar="N", help=f"{seed}; default: drawn")
     add_option(model, "--alpha-Z", 0.0, number, "penalty on the codes", "WEIGHT")
     what = "penalty on the dictionary; same: as on the codes"

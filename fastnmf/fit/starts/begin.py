@@ -1,0 +1,73 @@
+"""The State that a fit begins with: that of its start, or of the best of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...data.dataset import Data
+from ...data.storage import Compressed, InMemory, NotKept, Storage
+from ...engine.codes import begin_with_codes_
+from ...engine.loop import factorize_
+from ...engine.sparsity.target import TargetL0
+from ...engine.state import Method, State, Stopping
+from ...init.start import begin
+from ...numerics import row_major
+from ...planning.plan import Plan
+from ..options import Options, generator
+from .race import Race
+from .request import init_of
+
+
+def first_state(
+    options: Options, data: Data, method: Method, Z: Storage, seed: int | None, number: int = 0
+) -> State:
+    """The State of start `number`, whose codes go to Z. seed: of the fit."""
+    init, K = init_of(options.begin, number, options.constraint), options.nb_concepts
+    # codes of a start are dense; those of a pair may not be
+    first = isinstance(Z, Compressed) and (isinstance(init, str) or init[0] is None)
+    codes = None if first or isinstance(Z, NotKept) else Z
+    D, mixture = begin(data, codes, K, init, generator(seed, number), options.constraint)
+    data.processes.broadcast_(D)
+    state = State(Z, row_major(D), seed=seed, mixture=mixture, offset=data.offset)
+    if (wanted := options.target_l0) is not None:
+        state.target = TargetL0.begin(wanted, float(data.squares_read), data.n)
+    if first:
+        target = state.target
+        sparse = method if target is None else method.with_penalties(target.penalties(data.d))
+        begin_with_codes_(state, data, sparse)
+    return state
+
+
+def begun(
+    options: Options,
+    data: Data,
+    method: Method,
+    plan: Plan,
+    Z: Storage,
+    stopping: Stopping,
+    note: Callable[[str], None],
+) -> State:
+    """The State of the start, or of the best of several after short runs. Z: where the codes go,
+    unless all are in memory. stopping: that of the fit. note(text): shows which start runs."""
+    seed = options.seed_of_start(data.processes)
+    if options.n_init == 1:
+        Z = _codes_in_memory(options, data) if data.in_memory_here else Z
+        return first_state(options, data, method, Z, seed)
+    row = data.offset
+
+    def make(number: int) -> State:
+        # which a run changes in place
+        data.subtract(None if row is None else row.clone())
+        return first_state(options, data, method, _codes_in_memory(options, data), seed, number)
+
+    def run_(state: State, stopping: Stopping) -> None:
+        data.subtract(state.offset)
+        factorize_(state, data, method, plan, stopping, revives=options.revive)
+
+    best = Race(make, run_, stopping, note).best_of(options.n_init)
+    data.subtract(best.offset)
+    return best
+
+
+def _codes_in_memory(options: Options, data: Data) -> InMemory:
+    return InMemory(data.like.new_empty(data.n, options.nb_concepts))
