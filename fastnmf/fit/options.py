@@ -17,7 +17,6 @@ from ..data.sparse.codes import SPARSE, are_sparse
 from ..data.storage import output
 from ..distributed import ALONE, Processes
 from ..engine.state import STOPPING_RULES, Callback, Method
-from ..init.start import starts_of
 from ..planning.memory import Budget, bytes_of
 from ..planning.plan import Tuning, forms_of
 from ..solvers import anls, hals
@@ -27,7 +26,7 @@ from ..solvers.penalties import Penalties
 from ..solvers.registry import OTHER_NAMES, solvers_of
 from ..solvers.supports.top_k import solver_of
 from .sparsity.request import check_requested
-from .starts.request import MOST_STARTS, check_starts
+from .starts.request import MOST_STARTS, check_starts, checked_init
 
 # iterations of fit where neither it nor the constructor has a number
 MAX_ITER = 500
@@ -102,7 +101,7 @@ class Options:
             tol=checks.tolerance(self.tol),
             verbose=bool(self.verbose),
             max_iter=whole("max_iter", self.max_iter, at_least=0, optional=True),
-            init=_start(self.init, self.constraint),
+            init=checked_init(self.init, self.constraint),
             n_init=whole("n_init", self.n_init, at_least=1, at_most=MOST_STARTS),
             seed=whole("seed", self.seed, at_least=0, optional=True),
             backend=checks.one_of("backend", self.backend, ("auto", *BACKENDS)),
@@ -323,16 +322,3 @@ def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = (
 def with_run(options: Options, max_iter: int | None, **run: Any) -> Options:
     """The options with those of a call of fit; max_iter=None is the constructor's."""
     return replace(options, max_iter=options.max_iter if max_iter is None else max_iter, **run)
-
-
-def _start(init: Any, constraint: Constraint) -> str | tuple[Any, Any]:
-    """init, which must be the name of a start or a pair (Z0, D0). Whether a pair suits A is checked
-    by fit."""
-    starts = starts_of(constraint)
-    if isinstance(init, tuple | list) and len(init) == 2:
-        return tuple(init)
-    if isinstance(init, str):
-        return checks.one_of("init", init, starts)
-    raise TypeError(
-        f"init must be one of {', '.join(starts)} or a pair (Z0, D0), not {type(init).__name__}"
-    )

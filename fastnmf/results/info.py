@@ -245,7 +245,6 @@ class FitInfo:
             offset=state.offset is not None,
             target_l0=None if state.target is None else state.target.target,
             top_k=method.solver.most,
-            **({} if state.starts is None else _of_starts(state.starts)),
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
             relative_change=history[-1].relative_change if history else float("nan"),
             objective=objective,
@@ -256,7 +255,7 @@ class FitInfo:
             codes=state.Z.place,
             history=tuple(history),
             **vars(method.penalties),
-            **vars(measured.codes),
+            **(vars(measured.codes) | _of_starts(state.starts)),
             **run,
         )
 
@@ -412,8 +411,10 @@ def _solver_text(info: FitInfo | OnlineInfo) -> str:
     return f"{info.solver} (dictionary: {info.dictionary_solver})"
 
 
-def _of_starts(starts: Starts) -> dict[str, Any]:
-    """The fields about the starts that a fit was chosen from."""
+def _of_starts(starts: Starts | None) -> dict[str, Any]:
+    """The fields about the starts that a fit was chosen from, if there were several."""
+    if starts is None:
+        return {}
     found = {"n_init": len(starts.errors), "best_start": starts.best}
     return {**found, "start_errors": starts.errors, "start_iterations": starts.iterations}
 

@@ -1,10 +1,12 @@
-"""Options that ask for several starts: what they go with, and what each start begins with."""
+"""Options of the start and of several: what they go with, and what each start begins with."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+from ... import checks
 from ...errors import InvalidInput
+from ...init.start import starts_of
 from ...solvers.constraints import Constraint
 
 # each has codes of its own
@@ -24,6 +26,19 @@ class Requested(Protocol):
     def target_l0(self) -> float | None: ...
     @property
     def distributed(self) -> bool: ...
+
+
+def checked_init(init: Any, constraint: Constraint) -> str | tuple[Any, Any]:
+    """init, which must be the name of a start or a pair (Z0, D0). Whether a pair suits A is checked
+    by fit."""
+    starts = starts_of(constraint)
+    if isinstance(init, tuple | list) and len(init) == 2:
+        return tuple(init)
+    if isinstance(init, str):
+        return checks.one_of("init", init, starts)
+    raise TypeError(
+        f"init must be one of {', '.join(starts)} or a pair (Z0, D0), not {type(init).__name__}"
+    )
 
 
 def check_starts(options: Requested) -> None:
