@@ -306,11 +306,11 @@ def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = (
     given = next(iter(unknown))
     names = [field.name for field in fields(Options)]
     belongs = ELSEWHERE.get(given)
+    if belongs is not None and where not in ("fit", "partial_fit"):
+        belongs = belongs.replace("NMF(", f"{where}(")
     if belongs is None and given in names and given not in valid:
         belongs = f"{'Semi' if given == 'offset' else ''}NMF({given}=…)"
     if belongs is not None:
-        if where not in ("fit", "partial_fit") and not belongs.startswith("Semi"):
-            belongs = belongs.replace("NMF(", f"{where}(")
         raise TypeError(f"{where} has no option {given!r}; write {belongs}")
     if given in _NOT_HERE:
         raise TypeError(f"{where} has no option {given!r}: {_NOT_HERE[given]}; leave it out")

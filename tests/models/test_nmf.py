@@ -14,7 +14,7 @@ import pytest
 import torch
 from oracle import problem
 
-from fastnmf import NMF, ConvergenceWarning, InvalidInput, NotFitted, Tuning
+from fastnmf import NMF, ConvergenceWarning, ConvexNMF, InvalidInput, NotFitted, Tuning
 from fastnmf.init.start import nndsvda
 from fastnmf.solvers.registry import SOLVERS
 
@@ -47,6 +47,10 @@ def new(**options):
     return NMF(5, **options)
 
 
+def new_convex(**options):
+    return ConvexNMF(5, **options)
+
+
 def fit(**options):
     return NMF(5, seed=0).fit(numbers(), **options)
 
@@ -72,10 +76,15 @@ def partial_fit(**options):
         (new, "random_state", "NMF(seed=…)"),
         (new, "alpha_W", "NMF(alpha_Z=…)"),
         (fit, "W", "NMF(init=(Z0, D0))"),
+        # of other models
+        (new, "offset", "SemiNMF(offset=…)"),
+        (new_convex, "offset", "SemiNMF(offset=…)"),
+        (new_convex, "top_k", "NMF(top_k=…)"),
+        (new_convex, "n_components", "ConvexNMF(nb_concepts=…)"),
     ],
 )
 def test_option_in_the_wrong_place_is_refused_with_where_it_belongs(call, option, belongs):
-    where = {new: "NMF"}.get(call, call.__name__)
+    where = {new: "NMF", new_convex: "ConvexNMF"}.get(call, call.__name__)
     message = f"{where} has no option {option!r}; write {belongs}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         call(**{option: 1})
