@@ -19,6 +19,10 @@ import fastnmf
 from fastnmf import NMF, SemiNMF, nnls
 
 
+def usable() -> list[str]:
+    return [backend.name for backend in fastnmf.available_backends() if backend.reason is None]
+
+
 def installed(compiled: bool) -> None:
     package = Path(fastnmf.__file__).parent
     assert not (package.parent / "setup.py").exists(), f"{package} is in the source tree"
@@ -26,14 +30,14 @@ def installed(compiled: bool) -> None:
     assert (package / "py.typed").exists()
     assert (package / "kernels").is_dir()
     assert bool(list(package.glob("_C.*"))) == compiled
-    assert ("cpp" in fastnmf.available_backends()) == compiled, fastnmf.available_backends()
+    assert ("cpp" in usable()) == compiled, fastnmf.available_backends()
 
 
 def computes() -> None:
     generator = torch.Generator().manual_seed(0)
     A = torch.rand(300, 8, generator=generator) @ torch.rand(8, 40, generator=generator)
-    for model in (NMF(8, seed=0, max_iter=300), SemiNMF(8, seed=0, max_iter=300)):
-        Z, D = model.fit(A)
+    for model in (NMF(8, seed=0, tol=0), SemiNMF(8, seed=0, tol=0)):
+        Z, D = model.fit(A, max_iter=300)
         assert float((A - Z @ D).norm() / A.norm()) < 0.02, model.fit_info_
     model = NMF(8, seed=0, tol=0, max_iter=20, init="random", accelerate=False)
     plain = NMF(8, seed=0, tol=0, max_iter=20, init="random", accelerate=False, backend="torch")
@@ -63,4 +67,4 @@ if __name__ == "__main__":
     installed(kinds[sys.argv[1]])
     computes()
     runs()
-    print(f"fastnmf {fastnmf.__version__} works: {', '.join(fastnmf.available_backends())}")
+    print(f"fastnmf {fastnmf.__version__} works: {', '.join(usable())}")
