@@ -14,7 +14,7 @@ from structure import COMPILED, MODULES, ROOT, entry, imports
 # import nothing of each other
 ORDER = """
     _version errors precision rebinding _C _cuda kernels
-    numerics checks isolation frames
+    numerics checks isolation frames notebook
     distributed
     backends
     solvers

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,25 @@ class ShownModel(DictionaryModel):
                 "partial_fit: call fit(A)"
             )
         return plot.draw(self.fit_info_)
+
+    def _repr_html_(self) -> str:
+        """How a notebook displays the model: its options, those that differ from their defaults
+        set apart, and the summary of its fit or of its online learning."""
+        from ..notebook import folded
+
+        options = {
+            name: each.default
+            for name, each in inspect.signature(type(self).__init__).parameters.items()
+            if each.kind is not each.VAR_KEYWORD and hasattr(self, name)
+        }
+        shown = {name: _option_text(getattr(self, name)) for name in options}
+        marked = [name for name, value in options.items() if shown[name] != _option_text(value)]
+        info: Any = self.fit_info_ or getattr(self, "online_info_", None)
+        inside = "" if info is None else info._repr_html_()
+        state = "fitted" if self.fitted else "not fitted"
+        title = f"{type(self).__name__}({self.nb_concepts}), {state}"
+        note = "bold: other than the default"
+        return folded(title, shown, marked, inside=inside, note=note)
 
     @isolated
     def show_concepts(
@@ -175,6 +195,13 @@ class ShownModel(DictionaryModel):
             of = "" if A is None else f", A has {len(A):,} rows"
             raise InvalidInput(f"Z has shape {tuple(Z.shape)}, the model {K:,} concepts{of}")
         return Z.detach().cpu()
+
+
+def _option_text(value: Any) -> str:
+    """An option in one line; factors by their shapes."""
+    if isinstance(value, tuple):
+        return ", ".join(f"{tuple(getattr(F, 'shape', ()))}" for F in value)
+    return str(value) if isinstance(value, torch.device) else repr(value).strip("'")
 
 
 _WANTED = (

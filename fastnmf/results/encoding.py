@@ -12,6 +12,7 @@ from ..backends.products import Matrix, dense
 from ..data.storage import row_blocks
 from ..engine.codes import Ended
 from ..errors import ConvergenceWarning, warn
+from ..notebook import folded
 from ..numerics import squared_norm
 from ..solvers.penalties import NO_PENALTIES, Penalties, Penalty
 from ..solvers.supports.pursuit import support_kkt
@@ -72,6 +73,19 @@ class EncodeInfo:
             f"{rows:,} rows by {self.method}: {self.iterations} iterations ({end}); relative error "
             f"{self.relative_error:.6g}, largest KKT residual {largest}"
         )
+
+    def _repr_html_(self) -> str:
+        largest = f"{float(self.kkt.max()):.1e}" if len(self.kkt) else "none"
+        end = "converged" if self.converged else "not converged"
+        lines = {
+            "rows": f"{len(self.kkt):,}",
+            "method": self.method,
+            "iterations": f"{self.iterations}",
+            "relative error": f"{self.relative_error:.6g}",
+            "largest KKT residual": largest,
+            "alpha_Z": f"{self.alpha_Z:g}",
+        }
+        return folded(f"Codes: relative error {self.relative_error:.4g}, {end}", lines)
 
 
 class EncodeRecord:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..engine.sparsity.target import REACHED
 from ..engine.state import STOPPING_RULES, Iteration, Method, Starts, State
+from ..notebook import folded
 from ..planning.plan import Plan
 from ..precision import in_tf32
 from ..solvers.constraints import NON_NEGATIVE
@@ -339,6 +340,12 @@ class FitInfo:
     def __str__(self) -> str:
         return _aligned(self.lines())
 
+    def _repr_html_(self) -> str:
+        end = "converged" if self.converged else f"not converged ({self.stopped_by})"
+        error = f"relative error {self.relative_error:.4g}"
+        title = f"Fit of {self.model}: {error}, {end} after {self.iterations} iterations"
+        return folded(title, self.lines())
+
 
 @dataclass(frozen=True)
 class OnlineInfo:
@@ -388,7 +395,8 @@ class OnlineInfo:
         """Return all attributes as plain Python values, by name."""
         return asdict(self)
 
-    def __str__(self) -> str:
+    def lines(self) -> dict[str, str]:
+        """Return what printing shows: name → value of each line."""
         half_life = f"half-life {self.half_life:,.6g} rows"
         lines = {
             "data": f"{self.rows:,} × {self.d:,} {self.dtype} on {self.device}, "
@@ -402,7 +410,14 @@ class OnlineInfo:
         }
         if self.processes > 1:
             lines["processes"] = f"{self.processes}"
-        return _aligned(lines)
+        return lines
+
+    def __str__(self) -> str:
+        return _aligned(self.lines())
+
+    def _repr_html_(self) -> str:
+        error = f"relative error {self.relative_error:.4g} of the last batch"
+        return folded(f"Online learning: {self.rows:,} rows, {error}", self.lines())
 
 
 def _solver_text(info: FitInfo | OnlineInfo) -> str:

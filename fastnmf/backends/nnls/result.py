@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...notebook import folded
+
 # a row is solved when no slope, relative to the largest of the row at zero, is above this
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 # a row whose KKT residual, from A and D, is above this is not solved, whatever the search reported
@@ -65,6 +67,21 @@ class NnlsInfo:
     def capped(self) -> int:
         """How many rows reached the cap; their codes are feasible but not the solution."""
         return int((self.status == CAPPED).sum())
+
+    def _repr_html_(self) -> str:
+        n, solved = len(self.status), int((self.status == SOLVED).sum())
+        floored = n - solved - self.capped
+        lines = {
+            "rows": f"{n:,}",
+            "solved": f"{solved:,}",
+            "capped by max_iter": f"{self.capped:,}",
+            "floored by rounding": f"{floored:,}",
+        }
+        if n:
+            lines["largest KKT residual"] = f"{float(self.kkt.max()):.1e}"
+            lines["mean support"] = f"{float(self.support.double().mean()):.4g} concepts"
+            lines["most iterations"] = f"{int(self.iterations.max())}"
+        return folded(f"Least squares: {solved:,} of {n:,} rows solved", lines)
 
     def __getitem__(self, rows: Tensor) -> NnlsInfo:
         """The info of some rows."""

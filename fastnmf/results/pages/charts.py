@@ -56,7 +56,7 @@ def line(
         drawn += (
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}" '
             'stroke="var(--bad)" stroke-dasharray="5 4"/>'
-            f'<text x="{WIDTH - RIGHT}" y="{height - 5:.1f}" text-anchor="end">'
+            f'<text x="{LEFT + 6}" y="{height - 5:.1f}">'
             f"{escape(rule.name)}</text>"
         )
     return _figure(drawn + _axes(across, up, x, y), text)
