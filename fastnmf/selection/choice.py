@@ -223,7 +223,7 @@ def choose_concepts(
     require_scipy()
     hold = HOLDOUTS[checks.one_of("holdout", holdout, HOLDOUTS)]
     fits = Fits.of(model, options)
-    whole = Whole.of(A, fits.model(1, 0).expected())
+    whole = Whole.of(A, fits.smallest().expected())
     folds = checks.whole("folds", folds, at_least=2, at_most=255) or 2
     if folds > whole.n:
         raise InvalidInput(f"folds={folds} is more than the {whole.n} rows of A; give fewer")

@@ -44,8 +44,13 @@ class Fits:
                 "of a start"
             )
         fits = cls(kind, options)
-        fits.model(1, 0)
+        fits.smallest()
         return fits
+
+    def smallest(self) -> Factorization:
+        """A model of as few concepts as its options allow, not fitted."""
+        most = self.options.get("top_k")
+        return self.model(most if type(most) is int and most > 0 else 1, 0)
 
     def model(self, K: int, seed: int, **more: Any) -> Factorization:
         """A model of K concepts that is not fitted."""

@@ -229,7 +229,7 @@ def stability(
             f"init={fits.options['init']!r} is the same start for all runs, which would agree for "
             f"that alone; give one of {', '.join(_DRAWN)}, or resample='rows'"
         )
-    whole = Whole.of(A, fits.model(1, 0).expected())
+    whole = Whole.of(A, fits.smallest().expected())
     identity = {**fits.identity(), **whole.identity(), "nb_concepts": K, "resample": resample}
     store = Runs(checkpoint, identity, seed, resume=resume)
     found: list[Run] = []

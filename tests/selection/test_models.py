@@ -25,6 +25,18 @@ def test_options_of_the_call_are_no_options_of_the_model(option):
         Fits.of(fastnmf.NMF, {option: 1})
 
 
+def test_options_that_need_several_concepts_are_taken():
+    """top_k=2 was refused, since the options were checked with one concept."""
+    A = torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    options = {"folds": 2, "seed": 0, "max_iter": 5, "tol": 0, "top_k": 2}
+    choice = fastnmf.choose_concepts(A, [2, 3], **options)
+    assert all(each.mean_l0 <= 2 for each in choice.candidates)
+    with pytest.raises(InvalidInput, match="top_k=2 must be at most nb_concepts=1"):
+        fastnmf.choose_concepts(A, [1, 3], **options)
+    with pytest.raises(InvalidInput, match="top_k=0 must be at least 1"):
+        fastnmf.choose_concepts(A, [2, 3], **{**options, "top_k": 0})
+
+
 def test_bar_counts_fits_and_the_work_that_is_left(capsys):
     runs = Runs(None, {}, 0, resume=False)
     runs.get("1/0", lambda: Run(torch.zeros(1), {}))
