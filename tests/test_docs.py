@@ -117,6 +117,15 @@ def test_links_between_pages_lead_somewhere():
     assert broken == []
 
 
+def test_every_page_is_in_the_contents_of_the_site():
+    """Sphinx warns of one that is not, and a warning ends its build."""
+    for index in (ROOT / "docs/index.md", ROOT / "docs/notes/README.md"):
+        contents = index.read_text(encoding="utf-8").partition("```{toctree}")[2]
+        listed = set(contents.partition("```\n")[0].split())
+        pages = {page.stem for page in index.parent.glob("*.md")} - {index.stem}
+        assert pages <= listed, index
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as on GitHub."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
