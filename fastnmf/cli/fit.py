@@ -38,7 +38,7 @@ MODEL_OPTIONS = (
 )
 # options of SemiNMF alone
 SIGNED_OPTIONS = ("offset",)
-FIT_OPTIONS = ("max_seconds", "resume")
+FIT_OPTIONS = ("max_seconds", "resume", "validation")
 
 
 def run(arguments: Namespace) -> int:

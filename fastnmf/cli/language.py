@@ -23,6 +23,7 @@ _WITH_VALUE = {
     name: f"--{name}"
     for name in (
         *("solver", "init", "seed", "backend", "form", "accelerate", "stop", "revive", "device"),
+        "validation",
         *("refit", "codes", "checkpoint", "resume", "header", "concepts", "patches", "offset"),
         *("holdout", "folds", "runs", "resample", "top", "details", "context", "tokens"),
     )

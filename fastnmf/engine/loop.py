@@ -15,7 +15,7 @@ from ..solvers.registry import learner
 from .cuda_graph import Recorder, Replay
 from .dead_concepts import due_checks
 from .iteration import Step
-from .state import Method, Saver, State, Stopping
+from .state import STOPPING_RULES, Method, Saver, State, Stopping
 
 
 def varies(method: Method, plan: Plan, data: Data) -> str | None:
@@ -95,6 +95,8 @@ def _run_(
         step.history.add(iteration, step.sums, watched=watched)
         if watched:
             _read_(step, iterate, iteration)
+            if stopping.check is not None:
+                stopping.check(state)
             stop_requested, late, converged = _reasons(step, stopping, votes)
             if stop_requested:
                 state.stopped_by = "callback"
@@ -143,9 +145,9 @@ def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
     iteration, in any process where they vote."""
     history = step.state.history
     stop_requested = stopping.each is not None and bool(stopping.each(history[-1]))
-    converged = stopping.converged(history) and not step.history.still_falls(
-        stopping.tol, step.data.spread
-    )
+    converged = stopping.converged(history)
+    if converged and STOPPING_RULES[stopping.rule].of_training:
+        converged = not step.history.still_falls(stopping.tol, step.data.spread)
     converged &= step.state.target is None or step.state.target.settled
     found = stop_requested, stopping.late(), converged
     return step.processes.any(*found) if votes else found

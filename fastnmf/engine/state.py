@@ -20,6 +20,9 @@ from .acceleration import Extrapolation
 from .sparsity.target import TargetL0
 from .unit_norm import UnitNorm
 
+# iterations from one measurement of the validation rows to the next: exact codes of a tenth of the
+# rows take as long as some 1 to 3 iterations; and measurements without a new best that end a fit
+VALIDATED_EVERY, PATIENCE = 10, 3
 # iterations over which the error must fall by more than its share tol, with stop='error'
 WINDOW = 10
 
@@ -44,6 +47,9 @@ class Iteration:
         Time since the loop began, earlier runs of a resumed fit included.
     relative_objective : float
         The same with the penalties P of the factors: √(‖A − Z D‖² + 2 P) / ‖A‖.
+    validation_error, validation_l0 : float or None
+        ‖V − Z D‖ / ‖V‖ for exact codes Z of the rows V of ``fit(A, validation=V)``, and the mean
+        number of their active concepts; None in iterations that were not measured.
     """
 
     iteration: int
@@ -51,6 +57,8 @@ class Iteration:
     relative_error: float
     seconds: float
     relative_objective: float = field(default=float("nan"), kw_only=True)
+    validation_error: float | None = field(default=None, kw_only=True)
+    validation_l0: float | None = field(default=None, kw_only=True)
 
 
 Callback = Callable[[Iteration], "bool | None"]
@@ -58,11 +66,13 @@ Callback = Callable[[Iteration], "bool | None"]
 
 class Rule(NamedTuple):
     """A stopping rule. met(history, tol): whether a run has converged. stopped_by: how the run is
-    then recorded. condition: what the summary prints."""
+    then recorded. condition: what the summary prints. of_training: whether it waits for the
+    objective to stop falling."""
 
     met: Callable[[list[Iteration], float], bool]
     stopped_by: str
     condition: str
+    of_training: bool = True
 
 
 def _factors_converged(history: list[Iteration], tol: float) -> bool:
@@ -76,10 +86,23 @@ def _error_converged(history: list[Iteration], tol: float) -> bool:
     return before - now <= tol * before
 
 
+def _validation_converged(history: list[Iteration], tol: float) -> bool:
+    errors = [now.validation_error for now in history if now.validation_error is not None]
+    if len(errors) <= PATIENCE:
+        return False
+    return min(errors[-PATIENCE:]) >= (1 - tol) * min(errors[:-PATIENCE])
+
+
 # values of `stop` → rule
 STOPPING_RULES = {
     "change": Rule(_factors_converged, "tol", "both factors change by less than tol"),
     "error": Rule(_error_converged, "error", "the error falls by less than tol"),
+    "validation": Rule(
+        _validation_converged,
+        "validation",
+        "the error of validation rows falls by less than tol; the best dictionary was kept",
+        of_training=False,
+    ),
 }
 
 
@@ -87,8 +110,9 @@ STOPPING_RULES = {
 class Stopping:
     """When a run ends: after max_iter iterations; if ‖ΔF‖ ≤ tol ‖F‖ for both factors or, by the
     rule 'error', if the relative objective fell by no more than its share tol over WINDOW
-    iterations; at the deadline, a time of time.perf_counter; if each(iteration) is true. tol = 0
-    never stops early.
+    iterations; by the rule 'validation', if the validation error found no new best PATIENCE times;
+    at the deadline, a time of time.perf_counter; if each(iteration) is true. tol = 0 never stops
+    early. check(state): called after each iteration, before all else.
     """
 
     max_iter: int
@@ -96,11 +120,13 @@ class Stopping:
     each: Callback | None = None
     rule: str = "change"
     deadline: float = float("inf")
+    check: Callable[[State], None] | None = None
 
     @property
     def watches(self) -> bool:
         """Whether an iteration must be read before the next begins."""
-        return self.tol > 0 or self.each is not None or self.deadline < float("inf")
+        calls = self.each is not None or self.check is not None
+        return calls or self.tol > 0 or self.deadline < float("inf")
 
     @property
     def converged_by(self) -> str:
@@ -149,6 +175,47 @@ class Starts:
     iterations: int
 
 
+@dataclass(frozen=True)
+class Best:
+    """The dictionary with the least validation error so far, its offset, mixture and penalty l1
+    where there are such; and the iteration that had it, as measured."""
+
+    measured: Iteration
+    D: Tensor
+    offset: Tensor | None = None
+    mixture: Mixture | None = None
+    l1: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        measured: Iteration,
+        D: Tensor,
+        offset: Tensor | None,
+        mixture: Mixture | None,
+        l1: float | None,
+    ) -> Best:
+        """Copies of these."""
+        mixture = None if mixture is None else Mixture(*map(Tensor.clone, vars(mixture).values()))
+        offset = None if offset is None else offset.clone()
+        return cls(measured, D.clone(), offset, mixture, l1)
+
+    @property
+    def error(self) -> float:
+        assert self.measured.validation_error is not None
+        return self.measured.validation_error
+
+    def restore_(self, state: State) -> None:
+        """Give the State what this has."""
+        state.D.copy_(self.D)
+        if state.offset is not None:
+            state.offset.copy_(self.offset)
+        if state.mixture is not None and self.mixture is not None:
+            vars(state.mixture).update(vars(self.mixture))
+        if state.target is not None and self.l1 is not None:
+            state.target.l1 = self.l1
+
+
 @dataclass
 class State:
     """A fit between two iterations: what the loop advances, a checkpoint stores and a summary
@@ -165,7 +232,8 @@ class State:
     exact for D, at the end of a fit. repeats: iterations that repeated a recording. seed: of the
     start, given or drawn. mixture: the rows of the data that concepts are mixtures of, or None.
     offset: the row (d,) of a model that has one. target: the penalty that follows a mean number of
-    active concepts. starts: those that the fit was chosen from, or None where it has one.
+    active concepts. starts: those that the fit was chosen from, or None where it has one. best:
+    with stop='validation', the best dictionary so far.
     """
 
     Z: Storage
@@ -189,6 +257,7 @@ class State:
     offset: Tensor | None = None
     target: TargetL0 | None = None
     starts: Starts | None = None
+    best: Best | None = None
 
     @property
     def codes(self) -> Tensor:

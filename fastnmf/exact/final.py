@@ -33,7 +33,7 @@ def gains(state: State, data: Data, method: Method, stopping: Stopping) -> bool:
     it has converged with more concepts than features. On a GPU, and for a dictionary of any signs,
     that was not measured. Codes of solvers that keep zeros could not go on from there."""
     solver, many = method.solver, len(state.D) > data.d
-    unsuited = solver.exact or solver.keeps_zeros or method.constraint.signed
+    unsuited = state.exact_codes or solver.exact or solver.keeps_zeros or method.constraint.signed
     unsuited |= isinstance(state.Z, NotKept) or data.device.type != "cpu"
     converged = state.stopped_by == stopping.converged_by and len(state.history) >= LEAST_ITERATIONS
     return many and converged and not unsuited

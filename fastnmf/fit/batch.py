@@ -51,6 +51,8 @@ from .rows import File, delivered_codes, storage_of
 from .sparsity.end import end_
 from .starts.begin import begun
 from .starts.request import init_of
+from .validation.measure import Validation, end_with_best_
+from .validation.rows import Split, taken_apart
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +63,24 @@ _LEAST_REPEATED, _MOST_SECONDS = 20, 20e-3
 
 def fit(A: Any, options: Options) -> Fitted:
     """Fit A, the rows of this process."""
+    A, options, split = taken_apart(A, options)
     with ExitStack() as locks:
-        return _fit(A, options, locks)
+        return _fit(A, options, locks, split)
 
 
-def _fit(A: Any, options: Options, locks: ExitStack) -> Fitted:
-    """locks: a stack for those of the files to write, which last until the codes are mapped."""
+def _fit(A: Any, options: Options, locks: ExitStack, split: Split | None) -> Fitted:
+    """locks: a stack for those of the files to write, which last until the codes are mapped. split:
+    of the rows of the caller, some of which are for validation."""
     begun = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         data, method, file, checkpoint = _opened(A, options, stack, locks)
         each, note = _shown(options, data, stack)
+        validation = Validation.of(options, data, stack, checkpoint)
         stack.enter_context(torch.no_grad())
         deadline = begun + (math.inf if options.max_seconds is None else options.max_seconds)
-        stopping = Stopping(options.iterations, options.tol, each, options.stop, deadline)
+        ends = options.stop, deadline, validation and validation.check
+        stopping = Stopping(options.iterations, options.tol, each, *ends)
         given = options, data, method, checkpoint, file
         plan, state = _begin(*given, stopping, note)
         log.info("fit %d × %d with %d concepts: %s", data.n, data.d, options.nb_concepts, plan)
@@ -82,16 +88,18 @@ def _fit(A: Any, options: Options, locks: ExitStack) -> Fitted:
         exchanged = data.processes.exchanged
         _iterate_(state, data, method, plan, stopping, options, checkpoint)
         exchanged = data.processes.exchanged - exchanged
+        end_with_best_(state, data, options, validation)
         method = end_(state, data, method, stopping, begun, options.method_of_codes)
         info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
         if data.processes.rank == 0:
             warn_of_result(info, options.penalties, options.tol, options.stop, state.target)
         Z, place = delivered_codes(state.Z, file)
-        info = replace(info, codes=place)
+        if split is not None:
+            Z = split.joined(Z, validation.codes(state))
     # a file of codes is in its place now
     W = None if state.mixture is None else state.mixture.sparse(data.n, data.dtype)
     Z = mapped(Path(place)) if isinstance(file, OnDisk) else Z
-    return Fitted(Z, state.D, info, W, state.offset)
+    return Fitted(Z, state.D, replace(info, codes=place), W, state.offset)
 
 
 def _shown(
@@ -116,7 +124,7 @@ def _opened(
             raise InvalidInput("resume=True needs a file to resume from: fit(A, checkpoint=…)")
         method, destination = options.method(device), options.destination(processes)
         checkpoint = _checkpoint(options, method, processes)
-        refuse_overwriting((A, options.init), destination, checkpoint)
+        refuse_overwriting((A, options.init, options.validation), destination, checkpoint)
         folder = None
         if isinstance(destination, Path):
             folder = locks.enter_context(working_folder(destination))

@@ -85,6 +85,10 @@ class Checkpoint:
             finally:
                 self._forget_codes()
 
+    def also(self, **settings: Any) -> None:
+        """Add options that must be the same when a fit resumes."""
+        self._settings |= settings
+
     def has(self, file: Path) -> bool:
         """Whether the name of this file is one of those that codes get here."""
         name = rf"{re.escape(self.path.stem)}\.codes-([a-z]|\d+)\.np[yz]"

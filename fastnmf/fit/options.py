@@ -39,14 +39,14 @@ ELSEWHERE = {
         for name in (field.name for field in fields(Tuning))
     },
     **{name: f"fit(A, {name}=…)" for name in ("codes", "callback", "max_seconds", "checkpoint")},
+    "validation": "fit(A, validation=…)",
     "resume": "fit(A, checkpoint=…, resume=True)",
     "half_life": "partial_fit(A, half_life=…)",
     "n_components": "NMF(nb_concepts=…)",
     "random_state": "NMF(seed=…)",
     "alpha_W": "NMF(alpha_Z=…)",
     "alpha_H": "NMF(alpha_D=…)",
-    "W": "NMF(init=(Z0, D0))",
-    "H": "NMF(init=(Z0, D0))",
+    **dict.fromkeys(("W", "H"), "NMF(init=(Z0, D0))"),
     "forget_factor": "partial_fit(A, half_life=…)",
     "batch_size": "partial_fit(batch) for each batch",
 }
@@ -90,6 +90,7 @@ class Options:
     max_seconds: float | None = None
     checkpoint: str | os.PathLike[str] | None = None
     resume: bool = False
+    validation: Any = None
     constraint: Constraint = NON_NEGATIVE
 
     def __post_init__(self) -> None:

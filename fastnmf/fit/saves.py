@@ -4,6 +4,7 @@ saves are written, and which of several counts, is in checkpoint.py."""
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..data.locks import WorkingFolder
 from ..data.paths import refusing_damage, replacing, writing
 from ..data.storage import InMemory, Storage
 from ..engine.sparsity.target import TargetL0
-from ..engine.state import Iteration, Starts, State
+from ..engine.state import Best, Iteration, Starts, State
 from ..errors import InvalidInput
 from ..planning.plan import Plan
 from ..solvers.supports.rows import Mixture
@@ -28,6 +29,10 @@ FORMAT_VERSION = 1
 _CARRIED = "ahead."
 # prefix of the names of those of a mixture of rows
 _MIXED = "mixture."
+# prefix of the names of those of the best dictionary on validation rows
+_BEST = "best."
+# fields of an Iteration that are given by name; saves of earlier versions have the first only
+_BY_NAME = ("relative_objective", "validation_error", "validation_l0")
 # names in the file of fields of a plan: those of earlier versions, whose files load
 _NAMES = {"tile_rows": "piece_rows"}
 
@@ -90,10 +95,7 @@ class Save:
                 # copied into memory of torch's own, aligned as in a run that was not interrupted
                 return file.get_tensor(name).to(device, copy=True)
 
-            history = [
-                Iteration(int(number), *rest, relative_objective=objective)
-                for number, *rest, objective in file.get_tensor("history").tolist()
-            ]
+            history = [_iteration_of(*numbers) for numbers in file.get_tensor("history").tolist()]
             carried = {
                 name.removeprefix(_CARRIED): tensor(name)
                 for name in names
@@ -101,6 +103,9 @@ class Save:
             }
             mixed = {
                 name.removeprefix(_MIXED): tensor(name) for name in names if name.startswith(_MIXED)
+            }
+            best = {
+                name.removeprefix(_BEST): tensor(name) for name in names if name.startswith(_BEST)
             }
             metadata = self.metadata
             return _plan_of(json.loads(metadata["plan"])), State(
@@ -119,6 +124,7 @@ class Save:
                 offset=tensor("offset") if "offset" in names else None,
                 target=_target_of(json.loads(metadata.get("target_l0", "null"))),
                 starts=_starts_of(json.loads(metadata.get("starts", "null"))),
+                best=_best_of(json.loads(metadata.get("best", "null")), best, history),
             )
 
 
@@ -136,12 +142,17 @@ def write(
     carried = {_CARRIED + name: F for name, F in (state.carried or {}).items()}
     if state.mixture is not None:
         carried |= {_MIXED + name: F for name, F in state.mixture.tensors().items()}
+    if state.best is not None:
+        carried |= {_BEST + name: F for name, F in _tensors_of(state.best).items()}
     tensors = {
         name: F.detach().cpu().contiguous()
         for name, F in {**factors, **carried}.items()
         if F is not None
     }
-    history = [astuple(iteration) for iteration in state.history]
+    history = [
+        [math.nan if number is None else number for number in astuple(iteration)]
+        for iteration in state.history
+    ]
     tensors["history"] = torch.tensor(history, dtype=torch.float64, device="cpu")
     metadata = {
         "format": FORMAT,
@@ -155,6 +166,7 @@ def write(
         "seed": json.dumps(state.seed),
         "target_l0": json.dumps(None if state.target is None else asdict(state.target)),
         "starts": json.dumps(None if state.starts is None else asdict(state.starts)),
+        "best": json.dumps(_numbers_of(state.best)),
         **metadata,
     }
     # safetensors, too, writes to a file of its own first
@@ -165,6 +177,34 @@ def write(
 def number_of(name: str) -> int:
     """The number in the name of a save."""
     return int(name.partition("-")[0] or 0)
+
+
+def _iteration_of(number: float, *rest: float) -> Iteration:
+    named = dict(zip(_BY_NAME, rest[3:], strict=False))
+    measured = {
+        name: None if math.isnan(named.get(name, math.nan)) else named[name]
+        for name in _BY_NAME[1:]
+    }
+    return Iteration(int(number), *rest[:3], **{**named, **measured})
+
+
+def _tensors_of(best: Best) -> dict[str, Tensor]:
+    tensors = {"D": best.D} if best.offset is None else {"D": best.D, "offset": best.offset}
+    return tensors if best.mixture is None else tensors | best.mixture.tensors()
+
+
+def _numbers_of(best: Best | None) -> dict[str, Any] | None:
+    return None if best is None else {"iteration": best.measured.iteration, "l1": best.l1}
+
+
+def _best_of(
+    numbers: dict[str, Any] | None, tensors: dict[str, Tensor], history: list[Iteration]
+) -> Best | None:
+    if numbers is None:
+        return None
+    D, offset = tensors.pop("D"), tensors.pop("offset", None)
+    mixture = Mixture(**tensors) if tensors else None
+    return Best(history[numbers["iteration"] - 1], D, offset, mixture, numbers["l1"])
 
 
 def _target_of(stored: dict[str, Any] | None) -> TargetL0 | None:

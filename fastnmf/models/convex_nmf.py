@@ -80,7 +80,7 @@ class ConvexNMF(Factorization):
     l1_ratio : float, default 0.0
         Share of the penalty on the codes that is l1, from 0 to 1. Above 0 only without a penalty on
         the dictionary, which is bounded with ``strict_convex=True``.
-    stop : {'change', 'error'}, default 'change'
+    stop : {'change', 'error', 'validation'}, default 'change'
         What must change by at most `tol`, as for NMF.
     backend : str, default 'auto'
         What supplies the operations, see `fastnmf.available_backends`.

@@ -57,6 +57,7 @@ class Factorization(ShownModel):
         max_seconds: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        validation: Any = None,
         **unknown: Any,
     ) -> tuple[Tensor | None, Tensor]:
         """Learn the dictionary of A.
@@ -90,6 +91,11 @@ class Factorization(ShownModel):
             Continue from the file `checkpoint`, to the same bits as a fit that was not interrupted,
             on the same machine and with as many threads. Without such a file the fit starts.
             max_iter and tol may differ from those before.
+        validation : (m, d), path or float, optional
+            Rows that the fit is not trained on, as what `A` may be, or a fraction of the rows of A,
+            which are drawn by `seed` and left out; Z has their exact codes in their places. Every
+            10 iterations the error and L0 of their exact codes go into the history. With
+            ``stop='validation'`` the fit ends where they stop to improve, with the best dictionary.
 
         Returns
         -------
@@ -134,7 +140,7 @@ class Factorization(ShownModel):
 
         refuse_unknown(unknown, "fit", _names(Factorization.fit))
         run = {"codes": codes, "callback": callback, "max_seconds": max_seconds}
-        run |= {"checkpoint": checkpoint, "resume": resume}
+        run |= {"checkpoint": checkpoint, "resume": resume, "validation": validation}
         options = with_run(self._options(), max_iter, **run)
         if (function := own_parts.own_function(self)) is not None:
             return self._fit_by(function, A, options)
@@ -329,10 +335,9 @@ class Factorization(ShownModel):
         A, leading = rows.as_rows(A, D.shape[1])
         rows.refuse_leading(destination(codes, optional=False), leading, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
-            if codes != "memory":
-                own_parts.refuse_for_own_function(self, f"codes={codes!r}")
-            if method != "auto":
-                own_parts.refuse_for_own_function(self, f"method={method!r}")
+            for name, value, default in (("codes", codes, "memory"), ("method", method, "auto")):
+                if value != default:
+                    own_parts.refuse_for_own_function(self, f"{name}={value!r}")
             if top_k is not None:
                 own_parts.refuse_for_own_function(self, f"top_k={top_k}")
             if refits:
@@ -586,7 +591,8 @@ class Factorization(ShownModel):
     def _fit_by(self, function: Solve, A: Any, options: Options) -> tuple[Tensor, Tensor]:
         """Fit by a solver function of the user's; there is no summary."""
         for name in OF_A_RUN:
-            if getattr(options, name) not in (None, False, "memory") or options.codes is None:
+            value = getattr(options, name)
+            if value != "memory" if name == "codes" else not (value is None or value is False):
                 own_parts.refuse_for_own_function(self, f"{name}={getattr(options, name)!r}")
         Z, D = own_parts.fit_by(function, self, self._matrix(A), options.iterations)
         self.D, self.offset_, self.fit_info_ = D.detach(), None, None
@@ -610,7 +616,7 @@ def _names(function: Callable[..., Any]) -> list[str]:
 
 # a call of a few rows takes as long as five checks; factors to start from are not kept
 _checked = functools.lru_cache(maxsize=64, typed=True)(Options)
-OF_A_RUN = ("codes", "callback", "max_seconds", "checkpoint", "resume")
+OF_A_RUN = ("codes", "callback", "max_seconds", "checkpoint", "resume", "validation")
 # the constructor's arguments
 OPTIONS = tuple(
     field.name for field in fields(Options) if field.name not in (*OF_A_RUN, "constraint")

@@ -90,9 +90,10 @@ class NMF(Factorization):
     revive : bool, default False
         Re-initialise dead concepts and near-duplicates from the rows of A that are explained worst,
         where that lowers the objective.
-    stop : {'change', 'error'}, default 'change'
+    stop : {'change', 'error', 'validation'}, default 'change'
         What must change by at most `tol`: both factors, ‖ΔZ‖ ≤ tol ‖Z‖ and ‖ΔD‖ ≤ tol ‖D‖; or the
-        relative error (with penalties, the objective) over 10 iterations.
+        relative error (with penalties, the objective) over 10 iterations; or the error of the rows
+        of ``fit(A, validation=…)``, in three measurements, and the best dictionary is kept.
     backend : str, default 'auto'
         What supplies the operations, see `fastnmf.available_backends`. A backend that is named is
         used, or raises.

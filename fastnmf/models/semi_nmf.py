@@ -94,7 +94,7 @@ class SemiNMF(Factorization):
         Extrapolate the factors between iterations, as for NMF.
     revive : bool, default False
         Re-initialise dead concepts and near-duplicates, as for NMF.
-    stop : {'change', 'error'}, default 'change'
+    stop : {'change', 'error', 'validation'}, default 'change'
         What must change by at most `tol`, as for NMF.
     backend : str, default 'auto'
         What supplies the operations, see `fastnmf.available_backends`.

@@ -53,6 +53,8 @@ def warn_of_result(
         moves = f"the relative change is {info.relative_change:.2g}"
         if stop == "error":
             moves = "the error still falls"
+        elif stop == "validation":
+            moves = "the error of the validation rows may still fall"
         elif info.relative_change <= tol:
             moves += ", but the error still falls"
         warn(

@@ -63,10 +63,10 @@ class FitInfo:
     iterations : int
         Iterations done, from 0 to max_iter. Good: below max_iter.
     stopped_by : str
-        'tol', 'error', 'max_iter', 'max_seconds' or 'callback'. Good: 'tol', or 'error' with
-        ``stop='error'``.
+        'tol', 'error', 'validation', 'max_iter', 'max_seconds' or 'callback'. Good: 'tol', or with
+        ``stop='error'`` and ``stop='validation'`` these.
     converged : bool
-        Whether `stopped_by` is 'tol' or 'error'. Good: True.
+        Whether `stopped_by` is 'tol', 'error' or 'validation'. Good: True.
     relative_error : float
         ‖A − Z D‖ / ‖A‖ of the returned factors; from 0, above 1 only after a bad start. What is
         good depends on the data and on K: compare fits of the same data.
@@ -84,6 +84,11 @@ class FitInfo:
         The mean_l0 that was asked for, by which alpha_Z was found; None where it was given.
     top_k : int or None
         The most active concepts that a row may have; None where any number is allowed.
+    validation_error, validation_l0 : float or None
+        Error and mean L0 of exact codes of the validation rows, for the dictionary returned; None
+        without such rows. Good: an error near relative_error.
+    best_iteration : int or None
+        With ``stop='validation'``, the iteration whose dictionary was returned; else None.
     reaches_target : bool
         Whether mean_l0 is within 5 % of target_l0, where there is one. Good: True.
     mean_l0 : float
@@ -206,6 +211,9 @@ class FitInfo:
     best_start: int = 0
     start_errors: tuple[float, ...] = field(default=(), repr=False)
     start_iterations: int = 0
+    validation_error: float | None = None
+    validation_l0: float | None = None
+    best_iteration: int | None = None
 
     @classmethod
     def of(
@@ -245,7 +253,7 @@ class FitInfo:
             model=method.constraint.model,
             offset=state.offset is not None,
             target_l0=None if state.target is None else state.target.target,
-            top_k=method.solver.most,
+            **_asked(state, method),
             relative_error=(error / total) ** 0.5 if total > 0 else 0.0,
             relative_change=history[-1].relative_change if history else float("nan"),
             objective=objective,
@@ -262,7 +270,7 @@ class FitInfo:
 
     @property
     def converged(self) -> bool:
-        """Whether the fit met its stopping rule: `stopped_by` is 'tol' or 'error'."""
+        """Whether the fit met its stopping rule: `stopped_by` is that of a rule."""
         return self.stopped_by in _CONVERGED
 
     @property
@@ -314,6 +322,11 @@ class FitInfo:
             lines["starts"] = (
                 f"number {self.best_start + 1} of {self.n_init} went on; errors after short runs "
                 f"{min(tried):.4g} to {max(tried):.4g}, {self.start_iterations:,} iterations"
+            )
+        if self.validation_error is not None:
+            best = "" if self.best_iteration is None else f" (iteration {self.best_iteration})"
+            lines["validation"] = (
+                f"error {self.validation_error:.6g}, mean L0 {self.validation_l0:.4g}{best}"
             )
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
@@ -418,6 +431,16 @@ class OnlineInfo:
     def _repr_html_(self) -> str:
         error = f"relative error {self.relative_error:.4g} of the last batch"
         return folded(f"Online learning: {self.rows:,} rows, {error}", self.lines())
+
+
+def _asked(state: State, method: Method) -> dict[str, Any]:
+    """The most concepts of a row, and what validation rows had with the dictionary that is
+    returned."""
+    best, names = state.best, ("top_k", "validation_error", "validation_l0", "best_iteration")
+    last = best.measured if best is not None else state.history[-1] if state.history else None
+    found = (None, None) if last is None else (last.validation_error, last.validation_l0)
+    number = None if best is None else best.measured.iteration
+    return dict(zip(names, (method.solver.most, *found, number), strict=True))
 
 
 def _solver_text(info: FitInfo | OnlineInfo) -> str:

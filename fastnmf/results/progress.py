@@ -34,6 +34,8 @@ class Progress:
         begins: str | None = None,
     ) -> None:
         self._callback, self._label, self._chunk = callback, label, 1
+        # of the last iteration that was measured on other rows
+        self._held_out: str | None = None
         unit, about = "pass" if streamed else "it", begins or label
         self._bar = None
         if verbose:
@@ -66,6 +68,10 @@ class Progress:
                 shown["change"] = f"{info.relative_change:.2e}"
             if info.relative_error == info.relative_error:
                 shown["error"] = f"{info.relative_error:.5f}"
+            if info.validation_error is not None:
+                self._held_out = f"{info.validation_error:.5f}"
+            if self._held_out is not None:
+                shown["validation"] = self._held_out
             self._bar.set_postfix(shown, refresh=False)
             # a fit that continues from a checkpoint begins with a later iteration
             self._bar.update(info.iteration - self._bar.n)

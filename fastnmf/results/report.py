@@ -192,6 +192,8 @@ def _history(info: FitInfo) -> str:
     if not (info.alpha_Z or info.alpha_D):
         # it equals the error
         names.remove("relative_objective")
+    if info.validation_error is None:
+        names = [name for name in names if not name.startswith("validation")]
     heads = [name.replace("_", " ") for name in names]
     rows = ([_text(getattr(history[i], name)) for name in names] for i in shown)
     left_out = len(history) - len(shown)

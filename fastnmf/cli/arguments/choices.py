@@ -8,7 +8,7 @@ STARTS = "auto random nndsvda nndsvd nndsvdar rows spread".split()
 # those of dictionaries of any signs only
 SIGNED_STARTS = ["svd"]
 MODELS = ["nmf", "semi", "convex"]
-RULES = "change error".split()
+RULES = "change error validation".split()
 FORMS = "auto normal residual".split()
 METHODS = "auto exact sweeps".split()
 YES_OR_NO = {"auto": "auto", "yes": True, "no": False}

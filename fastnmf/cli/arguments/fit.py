@@ -20,6 +20,8 @@ def add_fit(parser: Parser) -> None:
     add_model(model, "auto")
     stops = parser.group("stopping")
     add_stopping(stops)
+    what = "file of rows that are not trained on, measured every 10 iterations"
+    stops("--validation", type=file, metavar="FILE", help=what)
     stops("--max-seconds", type=number, metavar="SECONDS", help="time limit; default: none")
     stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
     runs = parser.group("memory and computing")
