@@ -16,6 +16,7 @@ from .errors import (
     BackendUnavailable,
     ConvergenceWarning,
     FastnmfWarning,
+    FitsFailed,
     InvalidInput,
     NotFitted,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .overcomplete import is_patched, patch_overcomplete, unpatch_overcomplete
     from .planning.plan import Tuning
     from .selection.choice import choose_concepts
+    from .selection.many import fit_many
     from .selection.stability import stability
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "ConvergenceWarning",
     "ConvexNMF",
     "FastnmfWarning",
+    "FitsFailed",
     "InvalidInput",
     "NotFitted",
     "SemiNMF",
@@ -46,6 +49,7 @@ __all__ = [
     "available_backends",
     "choose_concepts",
     "files",
+    "fit_many",
     "is_patched",
     "nnls",
     "nnls_gram",
@@ -62,6 +66,7 @@ _AT_FIRST_USE = {
     "Tuning": "planning.plan",
     "available_backends": "backends.registry",
     "choose_concepts": "selection.choice",
+    "fit_many": "selection.many",
     "is_patched": "overcomplete",
     "nnls": "fit.nnls",
     "nnls_gram": "fit.nnls",

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Generator
 from contextvars import ContextVar
+from typing import Any
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -23,6 +24,30 @@ class InvalidInput(ValueError, AssertionError):
 
 class NotFitted(ValueError):
     """The model has no dictionary yet: call fit, or load one."""
+
+
+class FitsFailed(ValueError):
+    """Some fits of `fit_many` failed, and the others are there.
+
+    Attributes
+    ----------
+    models : list
+        The fitted models in the order of the matrices, None in the place of those that failed.
+    errors : dict
+        Index of a matrix → what its fit raised.
+    """
+
+    def __init__(self, models: list[Any], errors: dict[int, Exception]) -> None:
+        self.models, self.errors = models, errors
+        shown = "; ".join(f"matrix {i}: {error}" for i, error in list(errors.items())[:3])
+        more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+        super().__init__(
+            f"{len(errors)} of {len(models)} fits failed: {shown}{more}. The models of the others "
+            "are in the attribute models of this error; errors='return' returns them"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.models, self.errors)
 
 
 class BackendUnavailable(RuntimeError):

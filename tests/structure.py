@@ -31,6 +31,7 @@ PUBLIC_SIGNATURES = {
     "fastnmf.models.nmf.NMF.__init__",
     "fastnmf.models.semi_nmf.SemiNMF.__init__",
     "fastnmf.selection.choice.choose_concepts",
+    "fastnmf.selection.many.fit_many",
     "fastnmf.selection.stability.stability",
     "fastnmf.sklearn.estimator.NMF.__init__",
     "fastnmf.sklearn.estimator.non_negative_factorization",
