@@ -158,9 +158,9 @@ def test_import_takes_little_beyond_torch(tmp_path):
 
 PUBLIC = [
     *("BackendUnavailable", "ConvergenceWarning", "ConvexNMF", "FastnmfWarning"),
-    *("InvalidInput", "NMF", "NotFitted", "SemiNMF", "Tuning", "__version__"),
-    *("available_backends", "choose_concepts", "files", "is_patched", "nnls", "nnls_gram"),
-    *("patch_overcomplete", "stability", "unpatch_overcomplete"),
+    *("FitsFailed", "InvalidInput", "NMF", "NotFitted", "SemiNMF", "Tuning", "__version__"),
+    *("available_backends", "choose_concepts", "files", "fit_many", "is_patched", "nnls"),
+    *("nnls_gram", "patch_overcomplete", "stability", "unpatch_overcomplete"),
 ]
 
 
