@@ -2,8 +2,8 @@
 
 Matrices of 1,300 × 512, K = 10, 100 iterations from the same kind of start (random). Every way
 runs once before it is timed, and then --rounds times in turns; the least time counts. Before,
-models of fit_many are compared with single fits with one thread. Needs overcomplete, which is left out where it is
-not installed.
+models of fit_many are compared with single fits with one thread. Needs overcomplete, which is left
+out where it is not installed.
 """
 
 from __future__ import annotations
