@@ -81,3 +81,19 @@ def _holds_numbers(dtype: Any) -> bool:
     if kind is not None:
         return kind in REAL
     return dtype.is_numeric() or str(dtype) == "Boolean"
+
+
+def is_transformed(A: Any) -> bool:
+    """Whether A is a tensor inside a transform of torch.func."""
+    return isinstance(A, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(A)
+
+
+def refuse_transformed(A: Any, name: str) -> None:
+    """Raise InvalidInput for a tensor inside vmap, grad and other transforms of torch.func, whose
+    values cannot be read."""
+    if is_transformed(A):
+        raise InvalidInput(
+            f"{name} is inside a transform of torch.func (vmap, grad, jacrev, jvp …), where its "
+            "values cannot be read; call it with the whole matrix, and take derivatives by "
+            "torch.autograd.grad or torch.autograd.functional.jacobian"
+        )

@@ -38,6 +38,35 @@ def hals_half_step(F, X, B):
     return F
 
 
+def weighted_hals_half_step(F, X, B, W):
+    """The same with a weight W (m, p) for each entry of X: F_ki ← max(0, F_ki + Σ_j w_ij B_kj e_ij
+    / Σ_j w_ij B_kj²), e = X − Fᵀ B; an entry without weights keeps its value."""
+    F = F.astype(np.float64).copy()
+    X, B, W = X.astype(np.float64), B.astype(np.float64), W.astype(np.float64)
+    for k in range(F.shape[0]):
+        for i in range(F.shape[1]):
+            square = W[i] @ B[k] ** 2
+            if square > 0:
+                error = X[i] - F[:, i] @ B
+                F[k, i] = max(0.0, F[k, i] + (W[i] * error) @ B[k] / square)
+    return F
+
+
+def weighted_als(A, W, Z, D, iterations):
+    """Alternating exact non-negative least squares of ½ Σ w (A − Z D)², row by row and feature by
+    feature, by scipy's nnls: the pair, and √(Σ w (A − Z D)² / Σ w A²)."""
+    import scipy.optimize
+
+    A, W, Z, D = (M.astype(np.float64).copy() for M in (A, W, Z, D))
+    root = np.sqrt(W)
+    for _ in range(iterations):
+        for i in range(len(A)):
+            Z[i] = scipy.optimize.nnls((D * root[i]).T, A[i] * root[i])[0]
+        for j in range(A.shape[1]):
+            D[:, j] = scipy.optimize.nnls(Z * root[:, j, None], A[:, j] * root[:, j])[0]
+    return Z, D, np.sqrt((W * (A - Z @ D) ** 2).sum() / (W * A**2).sum())
+
+
 def mu_half_step(F, X, B):
     """F ← F ∘ (B Xᵀ) / (B Bᵀ F), all concepts from the old F; a concept with B_k = 0 keeps its
     row."""

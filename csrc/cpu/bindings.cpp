@@ -100,6 +100,23 @@ void hals_normal(const View &F, const View &C, const View &G, const View &sums, 
     });
 }
 
+template <bool bounded>
+void hals_each(const View &F, const View &C, const View &G, const View &sums, int threads,
+               Size sweeps) {
+    if (sweeps < 0) refuse("sweeps = ", sweeps, " must not be negative");
+    on_factor(F, &sums, threads, [&](auto zero, Size K, Size m, double *total) {
+        using T = decltype(zero);
+        if (sweeps == 0) return;
+        const Size pairs = K * (K + 1) / 2;
+        const HalsEach<T> a{matrix<T>("F", F, K, m), matrix<const T>("C", C, K, m),
+                            row_matrix<const T>("G", G, pairs, m), K, m, sweeps, bounded};
+        py::gil_scoped_release released;
+        const HalsKernels<T> &kernels = hals_kernels<T>();
+        run_hals(kernels.each, kernels.tile_columns, a, 3 * K + pairs, 2.0 * m * K * K * sweeps,
+                 threads, total);
+    });
+}
+
 // B, G, l1; swept, before, step, least; cross, gram, adds: see the documentation of hals_rows
 using Fixed = std::tuple<View, View, double>;
 using Extrapolation = std::tuple<View, View, double, double>;
@@ -389,6 +406,13 @@ PYBIND11_MODULE(_C, module) {
     module.def("hals_normal_free", &hals_normal<false>, py::arg("F"), py::arg("C"), py::arg("G"),
                py::arg("sums"), py::arg("threads"), py::arg("sweeps") = 1,
                "hals_normal without the maximum: F of any signs.");
+    module.def("hals_each", &hals_each<true>, py::arg("F"), py::arg("C"), py::arg("G"),
+               py::arg("sums"), py::arg("threads"), py::arg("sweeps") = 1,
+               "hals_normal with a Gram matrix for each column: G (K (K + 1) / 2, m), rows "
+               "contiguous, holds their lower triangles row by row.");
+    module.def("hals_each_free", &hals_each<false>, py::arg("F"), py::arg("C"), py::arg("G"),
+               py::arg("sums"), py::arg("threads"), py::arg("sweeps") = 1,
+               "hals_each without the maximum: F of any signs.");
     module.def(
         "hals_rows", &hals_rows, py::arg("F"), py::arg("X"), py::arg("fixed"), py::arg("sweeps"),
         py::arg("sums"), py::arg("threads"), py::arg("extrapolation") = py::none(),

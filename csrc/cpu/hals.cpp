@@ -18,6 +18,7 @@
 namespace {
 
 using fastnmf::HalsBlock;
+using fastnmf::HalsEach;
 using fastnmf::HalsNormal;
 using fastnmf::HalsRows;
 using fastnmf::Matrix;
@@ -255,11 +256,61 @@ template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scra
     scatter(a.F, F, a.K, start, columns);
 }
 
+// where entry (k, j) of a symmetric matrix is in its lower triangle
+inline ptrdiff_t place(ptrdiff_t k, ptrdiff_t j) {
+    return j <= k ? k * (k + 1) / 2 + j : j * (j + 1) / 2 + k;
+}
+
+// F_k ← max(0, F_k + (C_k − G_k F) / G_kk) of one concept k of a tile, each column with its own G;
+// delta ← the change
+template <bool bounded, class T>
+inline void update_each(T *F, const T *C, const T *G, T *delta, ptrdiff_t K, ptrdiff_t k) {
+    Vec<T> r[width];
+#pragma GCC unroll 4
+    for (int v = 0; v < width; ++v) r[v] = load(C + k * W<T> + v * V<T>);
+    for (ptrdiff_t j = 0; j < K; ++j) {
+        const T *g = G + place(k, j) * W<T>;
+#pragma GCC unroll 4
+        for (int v = 0; v < width; ++v) r[v] -= load(g + v * V<T>) * load(F + j * W<T> + v * V<T>);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < width; ++v) {
+        const Vec<T> diagonal = load(G + place(k, k) * W<T> + v * V<T>), one = Vec<T>{} + T(1);
+        const Vec<T> least = Vec<T>{} + tiny<T>, before = load(F + k * W<T> + v * V<T>);
+        const Vec<T> best = before + r[v] / (diagonal < least ? one : diagonal);
+        const Vec<T> alive = bounded ? positive_part(best) : best;
+        const Vec<T> after = diagonal < least ? before : alive;
+        store(delta + k * W<T> + v * V<T>, after - before);
+        store(F + k * W<T> + v * V<T>, after);
+    }
+}
+
+template <class T> void hals_each(const HalsEach<T> &a, ptrdiff_t start, T *scratch, double *sums) {
+    const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
+    T *F = scratch, *C = F + size, *delta = C + size, *G = delta + size;
+    gather(C, a.C, a.K, start, columns);
+    gather(F, constant(a.F), a.K, start, columns);
+    gather(G, a.G, a.K * (a.K + 1) / 2, start, columns);
+    sums[0] = sums[1] = 0;
+    for (ptrdiff_t left = a.sweeps; left > 0; --left) {
+        for (ptrdiff_t k = 0; k < a.K; ++k)
+            if (a.bounded)
+                update_each<true>(F, C, G, delta, a.K, k);
+            else
+                update_each<false>(F, C, G, delta, a.K, k);
+        double partial[2];
+        sum_squares(delta, F, a.K, partial);
+        sums[0] += partial[0];
+        sums[1] += partial[1];
+    }
+    scatter(a.F, F, a.K, start, columns);
+}
+
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
 const HalsKernels<float> hals_float32{W<float>, tile_features, hals_block<float>,
-                                      hals_normal<float>, hals_rows<float>};
+                                      hals_normal<float>, hals_rows<float>, hals_each<float>};
 const HalsKernels<double> hals_float64{W<double>, tile_features, hals_block<double>,
-                                       hals_normal<double>, hals_rows<double>};
+                                       hals_normal<double>, hals_rows<double>, hals_each<double>};
 } // namespace fastnmf::FASTNMF_ISA

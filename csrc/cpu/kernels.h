@@ -35,6 +35,15 @@ template <class T> struct HalsNormal {
     bool bounded;
 };
 
+// F, C (K, m); G (K (K + 1) / 2, m), its columns adjacent: of each column the lower triangle of a
+// Gram matrix of its own, row by row. bounded: whether F ≥ 0
+template <class T> struct HalsEach {
+    Matrix<T> F;
+    Matrix<const T> C, G;
+    ptrdiff_t K, m, sweeps;
+    bool bounded;
+};
+
 // `sweeps` sweeps of F (K, m) with C = BᵀXᵀ − l1. B (p, K), contiguous: the fixed factor,
 // transposed; G (K, K) = BᵀB; X (m, p), its features adjacent. With a swept (K, m): before (K, m) ←
 // F at the start, and after the sweeps swept, F ← F, max(least F, F + step (F − swept))
@@ -85,13 +94,14 @@ template <class T> struct Rescale {
 // Every kernel writes ‖Δ‖² and ‖F‖² of the elements it updated to sums[0] and sums[1]. For
 // extrapolate, rescale, and rows with a swept, Δ = F − before.
 // The HALS kernels update columns [start, start + tile_columns) or up to the last one. Elements of
-// scratch over tile_columns: block 2 s, normal 3 K, rows 4 K + tile_features. The others update
+// scratch over tile_columns: block 2 s, normal 3 K, rows 4 K + tile_features, each 3 K + K (K + 1) / 2. The others update
 // their whole argument.
 template <class T> struct HalsKernels {
     ptrdiff_t tile_columns, tile_features;
     void (*block)(const HalsBlock<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*normal)(const HalsNormal<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*rows)(const HalsRows<T> &, ptrdiff_t start, T *scratch, double *sums);
+    void (*each)(const HalsEach<T> &, ptrdiff_t start, T *scratch, double *sums);
 };
 
 // add: out (K × padded(p)) += F X over columns [first, last) of F, panel_rows of them at a time. Of

@@ -50,6 +50,14 @@ def hals_sweep_(
     sweep(view(F), view(C), view(G), view(sums), torch.get_num_threads(), sweeps)
 
 
+def hals_each_(
+    F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1, bounded: bool = True
+) -> None:
+    """As torch.hals_each_."""
+    sweep = _C.hals_each if bounded else _C.hals_each_free
+    sweep(view(F), view(C), view(G), view(sums), torch.get_num_threads(), sweeps)
+
+
 def hals_rows_(
     F: Tensor,
     X: Tensor,
@@ -238,6 +246,7 @@ def nnls_rows_(
 OPERATIONS = {
     "extrapolate_": extrapolate_,
     "hals_block_": hals_block_,
+    "hals_each_": hals_each_,
     "hals_rows_": hals_rows_,
     "hals_sweep_": hals_sweep_,
     "moments_": moments_,

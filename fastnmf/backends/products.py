@@ -48,6 +48,11 @@ def dot(X: Matrix, Bt: Tensor, out: Tensor | None = None, every: int = 1) -> Ten
     return X.dot(Bt, out)
 
 
+def tdot(X: Matrix, w: Tensor) -> Tensor:
+    """Xᵀ w (p,) for X (m, p) and a vector w (m,)."""
+    return X.T @ w if isinstance(X, Tensor) else X.tdot(w[:, None])[:, 0]
+
+
 def largest(X: Matrix) -> Tensor:
     """The largest absolute value of X, a scalar on its device."""
     if isinstance(X, Tensor):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import InvalidInput
-from ..frames import REAL, array_of
+from ..frames import REAL, array_of, refuse_transformed
 from ..numerics import NARROW, NARROW_ON, Part, compute_dtype, widened
 
 # entries that are copied or checked at a time: few beside A, many beside the cost of a call
@@ -174,22 +174,6 @@ def as_matrix(A: Any, name: str) -> Part | None:
     return array
 
 
-def is_transformed(A: Any) -> bool:
-    """Whether A is a tensor inside a transform of torch.func."""
-    return isinstance(A, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(A)
-
-
-def refuse_transformed(A: Any, name: str) -> None:
-    """Raise InvalidInput for a tensor inside vmap, grad and other transforms of torch.func, whose
-    values cannot be read."""
-    if is_transformed(A):
-        raise InvalidInput(
-            f"{name} is inside a transform of torch.func (vmap, grad, jacrev, jvp …), where its "
-            "values cannot be read; call it with the whole matrix, and take derivatives by "
-            "torch.autograd.grad or torch.autograd.functional.jacobian"
-        )
-
-
 def two_dimensional(A: Part, name: str) -> Part:
     """A itself. Raises InvalidInput unless it has two dimensions."""
     if A.ndim != 2:
@@ -323,7 +307,9 @@ class ValueCheck:
         if not self._count:
             return
         finite, clipped = (repair.format(A=self.name) for repair in self._repairs)
-        needed = f"{'it must hold' if self._signed else 'NMF needs'} finite numbers ({finite}?)"
+        missing = "; weights=… that are 0 there ignore what is missing" * (self.name == "A")
+        needs = "it must hold" if self._signed else "NMF needs"
+        needed = f"{needs} finite numbers ({finite}?){missing}"
         if self._kind == "negative":
             other = ", or fastnmf.SemiNMF, which takes any signs" if self.name == "A" else ""
             needed = f"NMF needs {self.name} ≥ 0 (clip with {clipped}?){other}"

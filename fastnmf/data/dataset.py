@@ -18,16 +18,16 @@ from ..distributed import ALONE, Processes
 from ..numerics import WIDENED_BYTES, compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget, return_memory
 from ..solvers.half_step import Operations
-from .arrays import NON_NEGATIVE, Expected, read_matrix
+from .arrays import Expected
 from .prefetch import Buffer, Copies, Prefetcher, minus_row
 from .shards import Shards
 from .sources import Source, chunks_of, open_source, rows_of, summarise, whole_matrix
-from .sparse.arrays import is_sparse, sparse_matrix
 from .sparse.codes import SPARSE
-from .sparse.files import loaded
 from .sparse.rows import chunks_of as sparse_chunks
 from .storage import Compressed, InMemory, OnDisk, Storage, TilesRead, loading, row_blocks
 from .summary import Summary, joined, spread_about, squares_about
+from .weights.entries import EntryWeights
+from .weights.scaled import Scale
 
 # chunks after which freed memory is returned to the system: after every chunk made fits up to 5 %
 # slower, as the next one allocates it again
@@ -36,6 +36,9 @@ _RETURNED_AFTER = 8
 _SUMMED = 1 << 20
 # of ‖A‖²: a spread below that is not computed as a difference
 _LEAST_SPREAD = 1e-3
+
+# what may be assigned to data with weights
+_WEIGHTED = {"mean_row", "squared_spread"}
 
 Tile = tuple[Matrix, Tensor | None, Tensor | None]
 
@@ -50,11 +53,15 @@ class Data:
     well. first, n_here: which rows of A this process has. chunk_rows: rows of a chunk, at most.
     passes: how often all rows were read, including the checks. offset: a row (d,) that chunks and
     tiles are minus, or None; what is written into it shows in the next one. Statistics are of A
-    itself.
+    itself. scale: how rows and features were multiplied for their weights, or None. weights: of
+    single entries, or None. With either, ‖A‖², the mean row and the spread about it are weighted:
+    who sets it assigns these.
     """
 
     _operations: Operations | None = None
     offset: Tensor | None = None
+    scale: Scale | None = None
+    weights: EntryWeights | None = None
 
     def __init__(self, A: Matrix) -> None:
         """Data in the memory of one process."""
@@ -102,7 +109,8 @@ class Data:
     def as_dense(self) -> Data:
         """A dense copy of sparse data in the memory of one process."""
         copy = Data(dense_copy(self.A))
-        copy.density = self.density
+        copy.density, copy.scale = self.density, self.scale
+        vars(copy).update({name: vars(self)[name] for name in _WEIGHTED & vars(self).keys()})
         return copy
 
     def subtract(self, offset: Tensor | None) -> None:
@@ -147,7 +155,7 @@ class Data:
         shares = [part.mean() * (len(part) / self.n) for part in wide_tiles(self.A)]
         return torch.stack(shares).sum()
 
-    @property
+    @functools.cached_property
     def mean_row(self) -> Tensor:
         """The mean of all rows (d,), in float64: torch sums in it by a copy of a part at a time."""
         if self._summary is not None:
@@ -346,9 +354,3 @@ def opened(
             given = source, summaries, budget, prefetch, processes
             data = Data.of_source(*given, resident=resident)
         yield data
-
-
-def in_memory(A: Any, device: torch.device, expected: Expected = NON_NEGATIVE) -> Data:
-    """A, which is in memory or is read into it whole, as Data."""
-    read = sparse_matrix if is_sparse(A := loaded(A)) else read_matrix
-    return Data(read(A, device=device, expected=expected))

@@ -102,6 +102,14 @@ class Shards:
             before += rows
         return Shards(tuple(parts), self.name, paths=self.paths)
 
+    def changed(self, change: Callable[[Part | SparseMatrix, int], Part | SparseMatrix]) -> Shards:
+        """The same, of rows that are change(rows, number of the first) of those that are read."""
+        before, found = 0, []
+        for shard in self._shards:
+            found.append(_changed(shard, change, before))
+            before += shard.shape[0]
+        return Shards(tuple(found), self.name, paths=self.paths)
+
     def samples(self) -> Iterator[Part]:
         """The first row of each shard as it is stored."""
         return (shard.read(0, min(1, shard.shape[0])) for shard in self._shards)
@@ -136,6 +144,10 @@ class Shards:
             self._checksums.append(checksum)
         elif self._checksums[number] != checksum:
             raise InvalidInput(f"{rows} are not what they were in the pass before; {LEAVE}")
+
+
+def _changed(shard: Shard, change: Callable, before: int) -> Shard:
+    return replace(shard, read=lambda i, j: change(shard.read(i, j), before + i))
 
 
 def paths_of(A: Any) -> Sequence[str | os.PathLike[str]] | None:

@@ -16,6 +16,9 @@ from .cuda_graph import Recorder, Replay
 from .dead_concepts import due_checks
 from .iteration import Step
 from .state import STOPPING_RULES, Method, Saver, State, Stopping
+from .weighted.step import WeightedStep
+
+AnyStep = Step | WeightedStep
 
 
 def varies(method: Method, plan: Plan, data: Data) -> str | None:
@@ -23,6 +26,8 @@ def varies(method: Method, plan: Plan, data: Data) -> str | None:
     or None."""
     if not data.in_memory_here:
         return "the data are read in passes, or shared by processes"
+    if data.weights is not None:
+        return "each row has a Gram matrix of its own"
     if data.stored is not None:
         return "products with sparse data are not recorded"
     if data.offset is not None:
@@ -65,7 +70,8 @@ def factorize_(
     allowed = allowed_for(state.D)
     with torch.cuda.device_of(state.D), products_in("highest"):
         waits = recorder is None and state.D.device.type == "cpu"
-        step = Step(state, data, method, plan, allowed=allowed, waits=waits)
+        kind = Step if data.weights is None else WeightedStep
+        step = kind(state, data, method, plan, allowed=allowed, waits=waits)
         with nullcontext(step) if recorder is None else Replay(step, recorder) as iterate:
             _run_(step, iterate, stopping, revives, saver)
             if isinstance(iterate, Replay):
@@ -75,7 +81,7 @@ def factorize_(
 
 
 def _run_(
-    step: Step, iterate: Step | Replay, stopping: Stopping, revives: bool, saver: Saver | None
+    step: AnyStep, iterate: AnyStep | Replay, stopping: Stopping, revives: bool, saver: Saver | None
 ) -> None:
     """iterate: the step, or what replays it."""
     state, alone = step.state, step.processes.alone
@@ -118,14 +124,14 @@ def _run_(
     step.apply_scale_()
 
 
-def _needs_votes(step: Step, stopping: Stopping) -> bool:
+def _needs_votes(step: AnyStep, stopping: Stopping) -> bool:
     """Return whether one of several processes may end the run by what the others do not see: a
     callback, a clock, or numbers that differ by rounding. A collective call."""
     ends = stopping.each is not None, stopping.deadline < float("inf")
     return any(step.processes.any(*ends, step.statistics.replicated))
 
 
-def _read_(step: Step, iterate: Step | Replay, iteration: int) -> None:
+def _read_(step: AnyStep, iterate: AnyStep | Replay, iteration: int) -> None:
     """Read what was measured, the last error from the residual where that is more accurate. An
     accelerated iteration whose error rose is undone, and replaced by one that extrapolates
     nothing."""
@@ -140,7 +146,7 @@ def _read_(step: Step, iterate: Step | Replay, iteration: int) -> None:
     state.history += read
 
 
-def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
+def _reasons(step: AnyStep, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
     """Return whether the callback, the clock and the stopping rule end the run after this
     iteration, in any process where they vote."""
     history = step.state.history
@@ -153,7 +159,7 @@ def _reasons(step: Step, stopping: Stopping, votes: bool) -> tuple[bool, ...]:
     return step.processes.any(*found) if votes else found
 
 
-def _stays_converged(step: Step, stopping: Stopping, fresh: bool, last: bool) -> bool:
+def _stays_converged(step: AnyStep, stopping: Stopping, fresh: bool, last: bool) -> bool:
     """Return whether a run whose rule is met has converged: from a residual computed anew, not one
     that was carried in tf32, and with no concept to revive, unless no iteration may follow."""
     decides = fresh or step.compute.allowed == "highest"

@@ -35,6 +35,7 @@ def gains(state: State, data: Data, method: Method, stopping: Stopping) -> bool:
     solver, many = method.solver, len(state.D) > data.d
     unsuited = state.exact_codes or solver.exact or solver.keeps_zeros or method.constraint.signed
     unsuited |= isinstance(state.Z, NotKept) or data.device.type != "cpu"
+    unsuited |= data.weights is not None
     converged = state.stopped_by == stopping.converged_by and len(state.history) >= LEAST_ITERATIONS
     return many and converged and not unsuited
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..data.arrays import Expected
-from ..data.dataset import Data, opened
+from ..data.dataset import Data
 from ..data.locks import working_folder
 from ..data.sparse.codes import are_sparse
 from ..data.storage import OnDisk, mapped, written
@@ -53,6 +53,8 @@ from .starts.begin import begun
 from .starts.request import init_of
 from .validation.measure import Validation, end_with_best_
 from .validation.rows import Split, taken_apart
+from .weighted.plan import weighted_plan
+from .weighted.request import opened_weighted, unscale_
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ def _fit(A: Any, options: Options, locks: ExitStack, split: Split | None) -> Fit
         end_with_best_(state, data, options, validation)
         method = end_(state, data, method, stopping, begun, options.method_of_codes)
         info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
+        unscale_(state, data, options)
         if data.processes.rank == 0:
             warn_of_result(info, options.penalties, options.tol, options.stop, state.target)
         Z, place = delivered_codes(state.Z, file)
@@ -134,10 +137,9 @@ def _opened(
     stack.enter_context(products_in(options.precision))
     # data that are read in passes are widened as they come
     narrow = processes.alone and destination is not None
-    signed = options.constraint.signed
-    expected = Expected(empty=not processes.alone, narrow=narrow, signed=signed)
+    expected = Expected(empty=not processes.alone, narrow=narrow, signed=options.constraint.signed)
     budget = options.budget(device, destination, processes)
-    data = stack.enter_context(opened(A, expected, budget, processes))
+    data = opened_weighted(stack, A, options, expected, budget, processes)
     with processes.agreed():
         data.compute_with(method.ops)
         refuse_too_many(options, data)
@@ -147,7 +149,8 @@ def _opened(
             file = stack.enter_context(written(folder.path, folder, shape, data.dtype))
     refuse_unsuited(options, data)
     refuse_extremes(data, options)
-    if data.stored is not None and data.in_memory_here and method.tuning.form is None:
+    free = method.tuning.form is None and data.weights is None
+    if free and data.stored is not None and data.in_memory_here:
         if dense_copy_pays(_problem(options, data, method), data.like, method.backend, budget):
             data = data.as_dense()
     if options.offset:
@@ -188,6 +191,8 @@ def _begin(
 
 def _plan(options: Options, data: Data, method: Method) -> Plan:
     like, processes, problem = data.like, data.processes, _problem(options, data, method)
+    if data.weights is not None:
+        return weighted_plan(data, problem, options)
     if data.in_memory_here:
         free = hardware.free_bytes(data.device)
         plan = plan_beside(data.A, problem, method.backend, method.tuning, free)
@@ -297,6 +302,7 @@ def _summary(
         *given,
         n=data.n,
         init=_start_name(options, data, 0 if state.starts is None else state.starts.best),
+        weights=None if options.weights is None else options.weights.kind,
         seconds=time.perf_counter() - begun,
         chunk_rows=None if data.resident else data.chunk_rows,
         passes=1 if data.resident else data.passes,

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import checks
 from ..backends.nnls.result import NnlsInfo
 from ..backends.products import Matrix, dense
-from ..data.arrays import Expected, ValueCheck, as_matrix, check_values, is_transformed
+from ..data.arrays import Expected, ValueCheck, as_matrix, check_values
 from ..data.dataset import Data, opened
 from ..data.sparse.arrays import is_sparse
 from ..data.storage import output
@@ -29,6 +29,7 @@ from ..exact.powers import Powers
 from ..exact.pursuit import PursuitEncoder
 from ..exact.rows import in_flight
 from ..exact.sparsity.refit import refit_
+from ..frames import is_transformed
 from ..init.start import cold_start
 from ..numerics import wide, widened
 from ..planning.memory import LEAST_ROWS, Budget, refuse_too_large
@@ -48,7 +49,8 @@ METHODS = ("auto", "exact", "sweeps")
 class Run:
     """The arguments of an encoding that say how: the method, one of METHODS, the most sweeps, the
     change at which sweeps alone end, the most concepts of a row, or None, whether coefficients are
-    refitted without the penalty, and whether the most concepts are the model's, not the call's."""
+    refitted without the penalty, whether the most concepts are the model's, not the call's, and
+    weights of the entries."""
 
     method: str
     max_iter: int
@@ -56,6 +58,7 @@ class Run:
     top_k: int | None = None
     refit: bool = False
     of_model: bool = False
+    weights: Any = None
 
     @property
     def sweeps_only(self) -> bool:

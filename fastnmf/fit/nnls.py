@@ -27,6 +27,7 @@ from ..backends.registry import choice_of, select, select_each
 from ..data.arrays import Expected, as_matrix, read_matrix
 from ..data.dataset import opened
 from ..data.sparse.arrays import is_sparse
+from ..data.weights.given import Weights
 from ..errors import ConvergenceWarning, InvalidInput, warn
 from ..exact.gradient import with_gradient
 from ..exact.gram import GramLeastSquares, checked_gram
@@ -50,6 +51,7 @@ from .rows import (
     refuse_leading,
     through,
 )
+from .weighted.codes import nnls_of_entries, weighted_inputs
 
 # largest max_iter that has a meaning
 _MOST = 1 << 30
@@ -63,6 +65,7 @@ def nnls(
     *,
     l1: float = 0.0,
     l2: float = 0.0,
+    weights: Any = None,
     top_k: int | None = None,
     max_iter: int | None = None,
     codes: str | os.PathLike[str] = "memory",
@@ -92,6 +95,11 @@ def nnls(
         Weight of half their sum of squares, in the units of D Dᵀ: it is added to the diagonal of
         that matrix, and makes the solution unique. ``NMF(alpha_Z=alpha, l1_ratio=r)`` encodes with
         l1 = d alpha r and l2 = d alpha (1 − r).
+    weights : matrix, optional
+        Weights w ≥ 0 of the squared errors, ½ Σ w (a − z D)²: (n, 1) for rows, (1, d) for
+        features or (n, d) for entries, bool or numbers. What has the weight 0 is ignored, and may
+        be NaN; rows without any weight get zero codes. Those of entries need A in memory; max_iter,
+        top_k and gradients do not go with them.
     top_k : int, optional
         At most that many concepts for each row, found by orthogonal matching pursuit: the concept
         with the steepest slope, relative to its norm, enters, and the codes become the exact
@@ -175,19 +183,22 @@ def nnls(
     tensor([[0.0000, 4.0000],
             [0.5000, 0.0000]])
     """
-    limits = _limits(max_iter, top_k)
+    limits = _limits(max_iter, top_k, Z0)
     penalty = Penalty(checks.penalty("l1", l1), checks.penalty("l2", l2))
-    if top_k is not None and Z0 is not None:
-        raise InvalidInput(
-            "top_k and Z0 cannot be combined: a pursuit starts from no concept; leave Z0 out"
-        )
     place = destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
     refuse_derivatives("nnls", Z0=Z0)
     for name, given in (("A", A), ("D", D)):
         refuse_tangent("nnls", name, given)
     measures = checks.flag("return_info", return_info)
-    plain = place == "memory" and Z0 is None and limits == Limits() and max_memory is None
+    A, D, entries = weighted_inputs(A, D, weights, penalty)
+    plain = (
+        entries is None
+        and place == "memory"
+        and Z0 is None
+        and limits == Limits()
+        and max_memory is None
+    )
     if plain and (few := _codes_of_few(A, D, penalty, backend)) is not None:
         return (few[0], _measured(A, D, *few, penalty)) if measures else few[0]
     # what cannot be read has no device to go to
@@ -199,7 +210,9 @@ def nnls(
     A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
     refuse_leading(place, leading, D.shape[-1] if D.ndim else 0)
     operations = _operations(device, backend)
-    call = _Call(device, place, bytes_of(max_memory), *operations, penalty, limits, measures)
+    call = _Call(
+        device, place, bytes_of(max_memory), *operations, penalty, limits, measures, entries
+    )
     Z, info = call.codes(A, D, Z0)
     _warn(info, Z.dtype)
     Z = Z if leading is None else Z.reshape(*leading, Z.shape[1])
@@ -239,10 +252,14 @@ class _Call:
     penalty: Penalty
     limits: Limits
     measures: bool
+    entries: Weights | None = None
 
     def codes(self, A: Any, D: Any, Z0: Any) -> tuple[Tensor, NnlsInfo]:
         """The codes (n, K) of A (n, d), differentiable where they should be, and their info."""
         device, place = self.device, self.place
+        if self.entries is not None:
+            asked = {"top_k or max_iter": self.limits != Limits()}
+            return nnls_of_entries(A, D, Z0, self.entries, self.penalty, self.ops, (place, asked))
         K, expected = len(D), Expected(features=D.shape[1], dtype=compute_dtype(D), signed=True)
         if place == "memory" and (empty := _empty_codes(A, D, device)) is not None:
             return empty, NnlsInfo.of_none(len(empty), device)
@@ -308,10 +325,14 @@ def _matrix(X: Any, name: str) -> Tensor | np.ndarray:
     return X if isinstance(X, Tensor) else matrix
 
 
-def _limits(max_iter: int | None, top_k: int | None) -> Limits:
-    """Both, checked."""
+def _limits(max_iter: int | None, top_k: int | None, Z0: Any = None) -> Limits:
+    """Both, checked; a start Z0 does not go with top_k."""
     most = checks.whole("max_iter", max_iter, at_least=0, optional=True)
     top_k = checks.whole("top_k", top_k, at_least=1, optional=True)
+    if top_k is not None and Z0 is not None:
+        raise InvalidInput(
+            "top_k and Z0 cannot be combined: a pursuit starts from no concept; leave Z0 out"
+        )
     return Limits(None if most is None else min(most, _MOST), top_k)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backends.products import largest
 from ..data.arrays import Expected
-from ..data.dataset import Data, in_memory, opened
+from ..data.dataset import Data, opened
 from ..data.storage import InMemory, NotKept, Storage
 from ..distributed import Processes
 from ..engine.codes import Encoder
@@ -33,6 +33,7 @@ from ..solvers.penalties import NO_PENALTY
 from ..solvers.registry import learner
 from .options import Options, generator
 from .refusals import refuse_extreme
+from .rows import in_memory
 from .sparsity.request import refuse_online
 from .starts.request import refuse_online as refuse_starts
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,6 +13,7 @@ from .. import checks
 from ..backends.registry import BACKENDS, choice_of, select, select_each
 from ..data.sparse.codes import SPARSE, are_sparse
 from ..data.storage import output
+from ..data.weights.given import read_weights
 from ..distributed import ALONE, Processes
 from ..engine.state import STOPPING_RULES, Callback, Method
 from ..planning.memory import Budget, bytes_of
@@ -40,6 +39,7 @@ ELSEWHERE = {
     },
     **{name: f"fit(A, {name}=…)" for name in ("codes", "callback", "max_seconds", "checkpoint")},
     "validation": "fit(A, validation=…)",
+    "weights": "fit(A, weights=…)",
     "resume": "fit(A, checkpoint=…, resume=True)",
     "half_life": "partial_fit(A, half_life=…)",
     "n_components": "NMF(nb_concepts=…)",
@@ -49,11 +49,6 @@ ELSEWHERE = {
     **dict.fromkeys(("W", "H"), "NMF(init=(Z0, D0))"),
     "forget_factor": "partial_fit(A, half_life=…)",
     "batch_size": "partial_fit(batch) for each batch",
-}
-# options of scikit-learn that have nothing in their place, and why
-_NOT_HERE = {
-    "beta_loss": "the loss is ½ ‖A − Z D‖², scikit-learn's 'frobenius'",
-    "shuffle": "concepts are updated in their order",
 }
 
 
@@ -91,6 +86,7 @@ class Options:
     checkpoint: str | os.PathLike[str] | None = None
     resume: bool = False
     validation: Any = None
+    weights: Any = None
     constraint: Constraint = NON_NEGATIVE
 
     def __post_init__(self) -> None:
@@ -117,6 +113,7 @@ class Options:
             distributed=flag("distributed", self.distributed),
             callback=checks.function("callback", self.callback),
             checkpoint=checks.file("checkpoint", self.checkpoint),
+            weights=None if self.weights is None else read_weights(self.weights),
         )
         checks.time_limit("max_seconds", self.max_seconds)
         bytes_of(self.max_memory)
@@ -254,8 +251,9 @@ class Options:
         processes that share one."""
         names = ("nb_concepts", "solver", "n_init", "seed", "accelerate", "revive")
         names += ("alpha_Z", "alpha_D", "l1_ratio", "unit_norm", "offset", "target_l0", "top_k")
-        tuning = self.tuned
+        tuning, weights = self.tuned, self.weights
         return {
+            "weights": None if weights is None else weights.identity(),
             **{name: getattr(self, name) for name in names},
             "init": self.start_name,
             "dictionary": self.constraint.name,
@@ -297,27 +295,6 @@ def destination(codes: Any, processes: Processes = ALONE, *, optional: bool) -> 
     if codes in ("memory", SPARSE):
         return str(codes)
     return output(processes.own(codes), sparse=True)
-
-
-def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = ()) -> None:
-    """Raise TypeError for an option that does not exist, with the place where it belongs or the
-    nearest name. where: what it was given to, 'fit', 'partial_fit' or the name of a model."""
-    if not unknown:
-        return
-    given = next(iter(unknown))
-    names = [field.name for field in fields(Options)]
-    belongs = ELSEWHERE.get(given)
-    if belongs is not None and where not in ("fit", "partial_fit"):
-        belongs = belongs.replace("NMF(", f"{where}(")
-    if belongs is None and given in names and given not in valid:
-        belongs = f"{'Semi' if given == 'offset' else ''}NMF({given}=…)"
-    if belongs is not None:
-        raise TypeError(f"{where} has no option {given!r}; write {belongs}")
-    if given in _NOT_HERE:
-        raise TypeError(f"{where} has no option {given!r}: {_NOT_HERE[given]}; leave it out")
-    near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise TypeError(f"{where} has no option {given!r}{hint} It has: {', '.join(valid)}")
 
 
 def with_run(options: Options, max_iter: int | None, **run: Any) -> Options:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.data import DataLoader
 
-from ..data.arrays import refuse_transformed
 from ..data.dataset import Data
 from ..data.shards import Shards, files_in, paths_of
 from ..data.sparse.arrays import is_sparse
 from ..data.sparse.codes import are_sparse
 from ..data.sparse.rows import stored_parts
 from ..errors import InvalidInput
+from ..frames import refuse_transformed
 from ..numerics import Part, square_is_normal
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Plan

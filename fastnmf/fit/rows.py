@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ..backends.products import Matrix
-from ..data.arrays import Expected, as_matrix, read_matrix
+from ..data.arrays import NON_NEGATIVE, Expected, as_matrix, read_matrix
 from ..data.dataset import Data
 from ..data.locks import WorkingFolder, working_folder
 from ..data.shards import Shards, open_paths, paths_of
 from ..data.sparse.arrays import is_sparse, sparse_matrix
 from ..data.sparse.codes import Collected, are_sparse, delivered
+from ..data.sparse.files import loaded
 from ..data.storage import (
     Compressed,
     InMemory,
@@ -167,3 +168,9 @@ def delivered_codes(Z: Storage, file: File | None) -> tuple[Tensor | None, str]:
             copy_rows(Z, file)
         return None, file.place
     return Z.Z if isinstance(Z, InMemory) else None, Z.place
+
+
+def in_memory(A: Any, device: torch.device, expected: Expected = NON_NEGATIVE) -> Data:
+    """A, which is in memory or is read into it whole, as Data."""
+    read = sparse_matrix if is_sparse(A := loaded(A)) else read_matrix
+    return Data(read(A, device=device, expected=expected))

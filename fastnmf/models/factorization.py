@@ -11,7 +11,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,11 +22,12 @@ from ..data.arrays import read_matrix
 from ..distributed import ALONE, Processes
 from ..engine.state import Callback
 from ..errors import InvalidInput, NotFitted
-from ..fit.options import Options, destination, refuse_unknown, with_run
+from ..fit.options import Options, destination, with_run
 from ..isolation import isolated, one_at_a_time
 from ..planning.memory import refuse_too_large
 from ..solvers.constraints import Constraint
 from . import own_parts
+from .hints import refuse_unknown
 from .own_parts import Solve
 from .shown import ShownModel
 
@@ -52,6 +53,7 @@ class Factorization(ShownModel):
         A: Any,
         max_iter: int | None = None,
         *,
+        weights: Any = None,
         codes: str | os.PathLike[str] | None = "memory",
         callback: Callback | None = None,
         max_seconds: float | None = None,
@@ -72,6 +74,11 @@ class Factorization(ShownModel):
             iteration. float64 is computed in float64, all else in float32.
         max_iter : int, optional
             Largest number of iterations; by default the constructor's.
+        weights : matrix, optional
+            Weights w ≥ 0 of the squared errors, ½ Σ w (A − Z D)²: (n, 1) for rows, (1, d) for
+            features or (n, d) for entries, bool or numbers, a tensor, an array or the path of a
+            .npy file. What has the weight 0 is missing: it is ignored, and may be NaN. 'stored':
+            of a sparse A only the entries that it stores are observed.
         codes : 'memory', 'sparse', path or None, default 'memory'
             Where the codes go: to memory; to memory in compressed rows, as a CSR tensor of torch;
             to this .npy file, then Z is a map of it on the CPU; to this .npz file of scipy.sparse,
@@ -139,8 +146,9 @@ class Factorization(ShownModel):
         from ..fit import batch
 
         refuse_unknown(unknown, "fit", _names(Factorization.fit))
-        run = {"codes": codes, "callback": callback, "max_seconds": max_seconds}
-        run |= {"checkpoint": checkpoint, "resume": resume, "validation": validation}
+        run = {"weights": weights, "codes": codes, "callback": callback}
+        run |= {"max_seconds": max_seconds, "checkpoint": checkpoint, "resume": resume}
+        run["validation"] = validation
         options = with_run(self._options(), max_iter, **run)
         if (function := own_parts.own_function(self)) is not None:
             return self._fit_by(function, A, options)
@@ -153,13 +161,18 @@ class Factorization(ShownModel):
         return fitted.Z, fitted.D
 
     @one_at_a_time
-    def partial_fit(self, A: Any, *, half_life: float | None = None, **unknown: Any) -> Self:
+    def partial_fit(
+        self, A: Any, *, weights: Any = None, half_life: float | None = None, **unknown: Any
+    ) -> Self:
         """Learn from a batch of rows that are seen once (online learning).
 
         Parameters
         ----------
         A : (m, d), non-negative in NMF
             What `fit` takes, except paths; m is at least 1.
+        weights : matrix, optional
+            Weights of the rows of the batch, (m, 1), or of features, (1, d), as in `fit`. Give
+            the same weights of features in every call.
         half_life : float, optional
             Rows after which a row counts half, above 0; by default 16 rows per concept. math.inf
             never forgets. Give the same in every call.
@@ -212,6 +225,7 @@ class Factorization(ShownModel):
         100
         """
         from ..fit import online
+        from ..fit.weighted.online import partial_fit
 
         refuse_unknown(unknown, "partial_fit", _names(Factorization.partial_fit))
         half_life = checks.half_life(half_life)
@@ -220,14 +234,14 @@ class Factorization(ShownModel):
         processes = Processes.present(device) if self.distributed else ALONE
         kept = self._gram, self._cross, self.online_info_, self.offset_, self._totals
         before = online.Learned(self.D, *kept)
-        options = self._options()
+        options = replace(self._options(), weights=weights)
         if own_parts.own_function(self) is not None:
             own_parts.refuse_for_own_function(self, "partial_fit")
         if self.D is None:
             A, pair = own_parts.own_start(self, A)
             options = options.starting_from(pair)
         given = A, options, before, half_life, device, processes
-        learned = online.partial_fit(*given)
+        learned = partial_fit(*given)
         assert learned.info is not None
         self.D, self.offset_ = learned.D, learned.offset
         self.fit_info_ = None
@@ -244,6 +258,7 @@ class Factorization(ShownModel):
         tol: float | None = None,
         *,
         Z0: Any = None,
+        weights: Any = None,
         method: str = "auto",
         top_k: int | None = None,
         refit: bool = False,
@@ -270,6 +285,10 @@ class Factorization(ShownModel):
             Codes to start from, dense or sparse. They change the time, and the codes only with
             method='sweeps'. By default all concepts start alike, so that the same A gives the same
             codes.
+        weights : matrix, optional
+            Weights of the squared errors as in `fit`: (n, 1), (1, d), (n, d) or 'stored'. What has
+            the weight 0 is ignored, and may be NaN; rows without any weight get zero codes. Weights
+            of entries need A in memory, and have exact codes only.
         method : {'auto', 'exact', 'sweeps'}, default 'auto'
             'exact' solves each row by an active set. 'auto' does so, or sweeps first over all rows
             where that is faster, as with fewer concepts than features. 'sweeps' are iterations of
@@ -323,6 +342,7 @@ class Factorization(ShownModel):
         torch.Size([3, 4, 2])
         """
         from ..fit import encode, rows
+        from ..fit.weighted.codes import encode_weighted
 
         D = self.get_dictionary()
         iterations = checks.whole("max_iter", max_iter, at_least=0) or 0
@@ -331,25 +351,19 @@ class Factorization(ShownModel):
         most = checks.whole("top_k", top_k, at_least=1, optional=True)
         refits = checks.flag("refit", refit)
         kind = checks.one_of("method", method, encode.METHODS)
-        run = encode.Run(kind, iterations, stop_at, most or self.top_k, refits, most is None)
+        most, of_model = most or self.top_k, most is None
+        run = encode.Run(kind, iterations, stop_at, most, refits, of_model, weights)
         A, leading = rows.as_rows(A, D.shape[1])
         rows.refuse_leading(destination(codes, optional=False), leading, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
-            for name, value, default in (("codes", codes, "memory"), ("method", method, "auto")):
-                if value != default:
-                    own_parts.refuse_for_own_function(self, f"{name}={value!r}")
-            if top_k is not None:
-                own_parts.refuse_for_own_function(self, f"top_k={top_k}")
-            if refits:
-                own_parts.refuse_for_own_function(self, "refit=True")
-            if wants_info:
-                own_parts.refuse_for_own_function(self, "return_info=True")
+            asked = {"codes": codes, "method": method, "top_k": top_k, "refit": refits}
+            own_parts.refuse_asked(self, **asked, weights=weights, return_info=wants_info)
             Z = own_parts.encode_by(function, self, A, Z0, iterations, tol)
             return Z if leading is None else Z.reshape(*leading, len(D))
         if Z0 is None and run.top_k is None:
             A, Z0 = own_parts.own_codes(self, A)
         given = A, encode.Fixed(D, self.offset_), self._options(), run
-        Z, info = encode.encode(*given, Z0=Z0, codes=codes, return_info=wants_info)
+        Z, info = encode_weighted(*given, Z0=Z0, codes=codes, return_info=wants_info)
         Z = Z if leading is None else Z.reshape(*leading, len(D))
         return (Z, info) if wants_info and info is not None else Z
 
@@ -590,10 +604,9 @@ class Factorization(ShownModel):
 
     def _fit_by(self, function: Solve, A: Any, options: Options) -> tuple[Tensor, Tensor]:
         """Fit by a solver function of the user's; there is no summary."""
-        for name in OF_A_RUN:
-            value = getattr(options, name)
-            if value != "memory" if name == "codes" else not (value is None or value is False):
-                own_parts.refuse_for_own_function(self, f"{name}={getattr(options, name)!r}")
+        if options.codes is None:
+            own_parts.refuse_for_own_function(self, "codes=None")
+        own_parts.refuse_asked(self, **{name: getattr(options, name) for name in OF_A_RUN})
         Z, D = own_parts.fit_by(function, self, self._matrix(A), options.iterations)
         self.D, self.offset_, self.fit_info_ = D.detach(), None, None
         self._set_fitted()
@@ -616,7 +629,15 @@ def _names(function: Callable[..., Any]) -> list[str]:
 
 # a call of a few rows takes as long as five checks; factors to start from are not kept
 _checked = functools.lru_cache(maxsize=64, typed=True)(Options)
-OF_A_RUN = ("codes", "callback", "max_seconds", "checkpoint", "resume", "validation")
+OF_A_RUN = (
+    "weights",
+    "codes",
+    "callback",
+    "max_seconds",
+    "checkpoint",
+    "resume",
+    "validation",
+)
 # the constructor's arguments
 OPTIONS = tuple(
     field.name for field in fields(Options) if field.name not in (*OF_A_RUN, "constraint")

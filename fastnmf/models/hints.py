@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, ParamSpec
 
-from ..fit.options import ELSEWHERE, refuse_unknown
+from ..fit.options import ELSEWHERE, Options
+
+# options of scikit-learn that have nothing in their place, and why
+_NOT_HERE = {
+    "beta_loss": "the loss is ½ ‖A − Z D‖², scikit-learn's 'frobenius'",
+    "shuffle": "concepts are updated in their order",
+}
+
 
 P = ParamSpec("P")
 
@@ -30,6 +39,27 @@ ATTRIBUTES = {
     "reconstruction_err_": "fit_info_.relative_error",
     "n_iter_": "fit_info_.iterations",
 }
+
+
+def refuse_unknown(unknown: dict[str, Any], where: str, valid: Sequence[str] = ()) -> None:
+    """Raise TypeError for an option that does not exist, with the place where it belongs or the
+    nearest name. where: what it was given to, 'fit', 'partial_fit' or the name of a model."""
+    if not unknown:
+        return
+    given = next(iter(unknown))
+    names = [field.name for field in fields(Options)]
+    belongs = ELSEWHERE.get(given)
+    if belongs is not None and where not in ("fit", "partial_fit"):
+        belongs = belongs.replace("NMF(", f"{where}(")
+    if belongs is None and given in names and given not in valid:
+        belongs = f"{'Semi' if given == 'offset' else ''}NMF({given}=…)"
+    if belongs is not None:
+        raise TypeError(f"{where} has no option {given!r}; write {belongs}")
+    if given in _NOT_HERE:
+        raise TypeError(f"{where} has no option {given!r}: {_NOT_HERE[given]}; leave it out")
+    near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise TypeError(f"{where} has no option {given!r}{hint} It has: {', '.join(valid)}")
 
 
 def refuse_unknown_option(

@@ -181,6 +181,15 @@ def refuse_for_own_function(model: Any, what: str) -> NoReturn:
     )
 
 
+def refuse_asked(model: Any, **asked: Any) -> None:
+    """Raise InvalidInput for the first of these arguments, by name, that is not as it is by
+    default, which a function of the user's does not know."""
+    for name, value in asked.items():
+        plain = isinstance(value, str | bool) and value in ("memory", "auto", False)
+        if value is not None and not plain:
+            refuse_for_own_function(model, "weights" if name == "weights" else f"{name}={value!r}")
+
+
 def fit_by(function: Solve, model: Any, A: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
     """Fit by a function of the user's, as Overcomplete calls it, from the start that it takes."""
     pair, starts = model.init, model._own_starts()

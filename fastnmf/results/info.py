@@ -43,7 +43,8 @@ class FitInfo:
     backend : str
         What supplied the updates; see ``fastnmf.available_backends()``.
     form : str
-        'normal' or 'residual': how half-steps were computed; where codes and dictionary differ,
+        'normal' or 'residual': how half-steps were computed; 'weighted' with weights of entries,
+        where rows and features have Gram matrices of their own. Where codes and dictionary differ,
         both, with a slash.
     block : int
         Concepts updated between two matrix products, from 1 to K.
@@ -80,6 +81,11 @@ class FitInfo:
         The penalties; at least 0, l1_ratio at most 1.
     unit_norm : bool
         Whether concepts have Euclidean norm 1.
+    weights : str or None
+        What has weights: 'entries', 'stored' (the entries that a sparse A stores), 'rows' or
+        'features'; None without weights. With weights all errors, R² and the objective are those of
+        the weighted problem, Σ w (A − Z D)² in place of ‖A − Z D‖² and Σ w A² in place of ‖A‖²; and
+        rows whose weights are all 0 do not count in mean_l0, l0_histogram and hoyer.
     target_l0 : float or None
         The mean_l0 that was asked for, by which alpha_Z was found; None where it was given.
     top_k : int or None
@@ -214,6 +220,7 @@ class FitInfo:
     validation_error: float | None = None
     validation_l0: float | None = None
     best_iteration: int | None = None
+    weights: str | None = None
 
     @classmethod
     def of(
@@ -328,6 +335,8 @@ class FitInfo:
             lines["validation"] = (
                 f"error {self.validation_error:.6g}, mean L0 {self.validation_l0:.4g}{best}"
             )
+        if self.weights is not None:
+            lines["weights"] = f"of {self.weights}; error, R² and objective are weighted"
         if self.accelerated:
             codes, dictionary = self.inner_half_steps
             lines["accelerated"] = f"{codes} + {dictionary} half-steps per iteration"

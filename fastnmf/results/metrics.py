@@ -65,19 +65,26 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
     on_codes = method.penalties.of_codes(data.d)
     on_dictionary = method.penalties.of_dictionary(data.n)
     # not as a difference of sums of chunks in float32
-    sums_spread, mean = not data.in_memory_here, data.mean_row
+    seen = _observed_rows(data)
+    plain = data.scale is None and data.weights is None
+    sums_spread, mean = not data.in_memory_here and plain, data.mean_row
     # of rows as tiles have them
     mean = (mean if data.offset is None else mean - data.offset).to(D)
     sums, rebuilt = torch.zeros(3, dtype=torch.float64, device=D.device), Rebuilt(D)
 
     def codes() -> Iterator[Tensor]:
+        first = 0
         for X, Z, _ in FreshTiles(data, state.Z, D, method, rows):
-            X = widened(X)
-            sums[0] += rebuilt.squared_error(X, Z)
+            X, part = widened(X), slice(first, first + len(Z))
+            if data.weights is None:
+                sums[0] += rebuilt.squared_error(X, Z)
+            else:
+                sums[0] += data.weights.squared_error(part, Z, D)
             sums[1] += on_codes.value(Z)
             if sums_spread:
                 sums[2] += sum(squared_norm(some - mean) for _, some in dense_tiles(X))
-            yield Z
+            first = part.stop
+            yield Z if seen is None else Z[seen[part].to(Z.device)]
 
     with products_in("highest"):
         info = describe(codes(), D, processes)
@@ -85,6 +92,12 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
         error, penalty, summed = sums.tolist()
         explained = r_squared(summed if sums_spread else data.squared_spread, error, total)
         return Measured(error, total, explained, info, penalty + float(on_dictionary.value(D)))
+
+
+def _observed_rows(data: Data) -> Tensor | None:
+    """Which rows here have a weight above 0 (n,); None for all."""
+    weighted = data.scale if data.weights is None else data.weights
+    return None if weighted is None else weighted.observed_rows
 
 
 def describe(tiles: Iterable[Tensor], D: Tensor, processes: Processes = ALONE) -> CodesInfo:

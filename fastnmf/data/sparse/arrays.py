@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...backends.sparse import SparseMatrix
 from ...errors import InvalidInput
+from ...frames import refuse_transformed
 from ...numerics import compute_dtype
-from ..arrays import NON_NEGATIVE, Expected, ValueCheck, refuse_transformed, tensor_of
+from ..arrays import NON_NEGATIVE, Expected, ValueCheck, tensor_of
 
 # entries that are checked or copied at a time
 PART_ENTRIES = 1 << 22
@@ -28,34 +29,45 @@ _LAYOUTS = (
 
 
 def is_sparse(A: Any) -> bool:
-    """Whether A is a sparse matrix of torch or scipy."""
+    """Whether A is a sparse matrix: of torch, scipy, or one of ours."""
+    if isinstance(A, SparseMatrix):
+        return True
     if isinstance(A, Tensor):
         return A.layout in _LAYOUTS
     return hasattr(A, "tocsr") and hasattr(A, "toarray")
 
 
 def sparse_matrix(
-    A: Any, expected: Expected = NON_NEGATIVE, device: str | torch.device = "cpu"
+    A: Any,
+    expected: Expected = NON_NEGATIVE,
+    device: str | torch.device = "cpu",
+    *,
+    checks: bool = True,
+    zeros: bool = False,
 ) -> SparseMatrix:
-    """A sparse matrix of scipy or torch (n, d), checked, on the device, in float32 or float64.
+    """A sparse matrix (n, d) of scipy, of torch or of ours, checked, on the device, in float32 or
+    float64.
 
     Duplicates are summed and columns sorted; zeros that are stored are left out. Compressed rows in
     which there is nothing to change, in a dtype to compute in, are not copied. Raises InvalidInput
     for a shape, an index or a value that cannot be used, and TypeError for what holds no real
-    numbers.
+    numbers. checks: whether values are checked. zeros: whether those that are stored stay.
     """
     name = expected.name
     A = _two_dimensional(A, name)
-    parts = _of_torch(A, name) if isinstance(A, Tensor) else _of_scipy(A, name)
-    crow, col, values = parts
+    if isinstance(A, SparseMatrix):
+        crow, col, values = A.crow, A.col, A.values
+    else:
+        crow, col, values = _of_torch(A, name) if isinstance(A, Tensor) else _of_scipy(A, name)
     shape = int(A.shape[0]), int(A.shape[1])
     if not (expected.empty and shape[0] == 0):
         expected.check_shape(shape)
     dtype = torch.promote_types(expected.dtype or torch.float32, compute_dtype(values))
     matrix = _sorted(SparseMatrix(crow, col, values.to(dtype), shape))
-    check = ValueCheck(expected, "torch.sparse" if isinstance(A, Tensor) else "scipy.sparse")
-    _check_values(matrix, check)
-    return _without_zeros(matrix).to(device=device)
+    if checks:
+        check = ValueCheck(expected, "torch.sparse" if isinstance(A, Tensor) else "scipy.sparse")
+        _check_values(matrix, check)
+    return (matrix if zeros else _without_zeros(matrix)).to(device=device)
 
 
 def canonical(

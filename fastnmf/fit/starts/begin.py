@@ -14,6 +14,7 @@ from ...init.start import begin
 from ...numerics import row_major
 from ...planning.plan import Plan
 from ..options import Options, generator
+from ..weighted.request import scale_start_, start_of
 from .race import Race
 from .request import init_of
 
@@ -22,7 +23,7 @@ def first_state(
     options: Options, data: Data, method: Method, Z: Storage, seed: int | None, number: int = 0
 ) -> State:
     """The State of start `number`, whose codes go to Z. seed: of the fit."""
-    init, K = init_of(options.begin, number, options.constraint), options.nb_concepts
+    init, K = init_of(start_of(options, data), number, options.constraint), options.nb_concepts
     # codes of a start are dense; those of a pair may not be
     first = isinstance(Z, Compressed) and (isinstance(init, str) or init[0] is None)
     codes = None if first or isinstance(Z, NotKept) else Z
@@ -31,6 +32,7 @@ def first_state(
     state = State(Z, row_major(D), seed=seed, mixture=mixture, offset=data.offset)
     if (wanted := options.target_l0) is not None:
         state.target = TargetL0.begin(wanted, float(data.squares_read), data.n)
+    scale_start_(state, data, options)
     if first:
         target = state.target
         sparse = method if target is None else method.with_penalties(target.penalties(data.d))

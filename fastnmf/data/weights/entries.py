@@ -1,0 +1,156 @@
+"""Weights of single entries, beside the data: what half-steps and measures read of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...backends.products import Matrix, tdot
+from ...backends.sparse import SparseMatrix
+from ...errors import warn
+from ..storage import row_blocks
+
+# entries that are computed with at a time
+_ENTRIES = 1 << 22
+
+
+@dataclass(frozen=True)
+class EntryWeights:
+    """Weights W (n, d) of the entries of X (n, d): both dense, X with any finite numbers where W is
+    0, W bool or of any dtype; or both sparse, with the same places of what they store."""
+
+    X: Matrix
+    W: Matrix
+
+    def tile(self, part: slice) -> tuple[Matrix, Matrix]:
+        """W ∘ X and W of these rows, in the dtype of X."""
+        X, W = self.X[part], self.W[part]
+        if isinstance(X, SparseMatrix):
+            return replace(X, values=X.values * W.values), W
+        W = W.to(X.dtype)
+        return W * X, W
+
+    def minus(self, row: Tensor) -> EntryWeights:
+        """Those of X minus a row (d,)."""
+        X = self.X
+        if isinstance(X, SparseMatrix):
+            return replace(self, X=replace(X, values=X.values - row.to(X.values)[X.col.long()]))
+        return replace(self, X=X - row.to(X))
+
+    @property
+    def step(self) -> int:
+        """How many rows are computed with at a time."""
+        n, d = self.X.shape
+        return max(1, _ENTRIES // (self.X.nnz // n + 1 if _is_sparse(self.X) else d))
+
+    def tiles(self) -> Iterator[tuple[Matrix, Matrix]]:
+        """(W ∘ X, W) of all rows, `step` at a time."""
+        return (self.tile(part) for part in row_blocks(len(self.X), self.step))
+
+    @cached_property
+    def of_rows(self) -> Tensor:
+        """Σ w of each row (n,), in float64."""
+        return torch.cat([_row_sums(W) for _, W in self.tiles()]).double()
+
+    @cached_property
+    def of_features(self) -> Tensor:
+        """Σ w of each feature (d,), in float64."""
+        return sum(_column_sums(W) for _, W in self.tiles())
+
+    @cached_property
+    def squared_norm(self) -> float:
+        """Σ w x²."""
+        return self._squares_about(torch.zeros_like(self.of_features))
+
+    @cached_property
+    def mean_row(self) -> Tensor:
+        """The weighted mean of each feature (d,), in float64; 0 for features without weight."""
+        total, weights = sum(_column_sums(V) for V, _ in self.tiles()), self.of_features
+        return torch.where(weights > 0, total / torch.where(weights > 0, weights, 1), 0)
+
+    @cached_property
+    def squared_spread(self) -> float:
+        """Σ w (x − the mean of its feature)²."""
+        return self._squares_about(self.mean_row)
+
+    def _squares_about(self, row: Tensor) -> float:
+        total = 0.0
+        for part in row_blocks(len(self.X), self.step):
+            X, W = self.X[part], self.W[part]
+            if isinstance(X, SparseMatrix):
+                error, w = X.values - row.to(X.values)[X.col.long()], W.values
+            else:
+                error, w = X - row.to(X), W.to(X.dtype)
+            total += float((w * error.square()).sum(dtype=torch.float64))
+        return total
+
+    def squared_error(self, part: slice, Z: Tensor, D: Tensor) -> Tensor:
+        """Σ w (x − z D)² of these rows, whose codes are Z, a float64 scalar, from the residual."""
+        X, W = self.X[part], self.W[part]
+        if isinstance(X, Tensor) or isinstance(W, Tensor):
+            error = torch.addmm(X, Z, D, alpha=-1)
+            return (W.to(X.dtype) * error.square_()).sum(dtype=torch.float64)
+        total, rows = torch.zeros((), dtype=torch.float64, device=Z.device), X.row_of_entries()
+        Dt, step = D.T.contiguous(), max(1, _ENTRIES // Z.shape[1])
+        for i in range(0, X.nnz, step):
+            some = slice(i, i + step)
+            rebuilt = (Z[rows[some].long()] * Dt[X.col[some].long()]).sum(1)
+            error = X.values[some] - rebuilt
+            total += (W.values[some] * error.square_()).sum(dtype=torch.float64)
+        return total
+
+    def fit_scale(self, Z: Tensor, D: Tensor) -> float:
+        """Σ w x (z D) / Σ w (z D)²: the factor of Z D of least error, or 1."""
+        inner = square = 0.0
+        for part in row_blocks(len(self.X), self.step):
+            X, W = self.X[part], self.W[part]
+            if isinstance(X, SparseMatrix):
+                rows = X.row_of_entries().long()
+                x, w = X.values, W.values
+                found = torch.cat(
+                    [
+                        (Z[part][rows[some]] * D.T[X.col[some].long()]).sum(1)
+                        for some in row_blocks(X.nnz, max(1, _ENTRIES // len(D)))
+                    ]
+                )
+            else:
+                x, w, found = X, W.to(X.dtype), Z[part] @ D
+            inner += float((w * x * found).sum(dtype=torch.float64))
+            square += float((w * found.square()).sum(dtype=torch.float64))
+        return inner / square if inner > 0 and square > 0 else 1.0
+
+    @cached_property
+    def observed_rows(self) -> Tensor | None:
+        """Which rows have a weight above 0 (n,); None for all."""
+        seen = self.of_rows > 0
+        return None if bool(seen.all()) else seen
+
+    def warn_of_unobserved(self) -> None:
+        """Warn of rows and features without any weight."""
+        for what, w, then in (
+            ("rows", self.of_rows, "their codes are zero"),
+            ("features", self.of_features, "the concepts keep there what they started with"),
+        ):
+            count = int((w == 0).sum())
+            if count:
+                warn(f"{count:,} {what} of A have no entry with a weight above 0: {then}")
+
+
+def _is_sparse(X: Matrix) -> bool:
+    return isinstance(X, SparseMatrix)
+
+
+def _row_sums(W: Matrix) -> Tensor:
+    if not isinstance(W, SparseMatrix):
+        return W.sum(1)
+    sums = W.values.new_zeros(len(W))
+    return sums.index_add_(0, W.row_of_entries().long(), W.values)
+
+
+def _column_sums(W: Matrix) -> Tensor:
+    like = W.values if isinstance(W, SparseMatrix) else W
+    return tdot(W, like.new_ones(len(W))).double()

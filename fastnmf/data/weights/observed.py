@@ -1,0 +1,123 @@
+"""Data in memory whose entries have weights: what is not observed is filled, so that products with
+it are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import InvalidInput
+from ...numerics import compute_dtype
+from ..arrays import (
+    Expected,
+    ValueCheck,
+    as_matrix,
+    batches_in,
+    check_values,
+    tensor_of,
+    two_dimensional,
+)
+from ..shards import Shards, open_paths, paths_of
+from ..sparse.arrays import is_sparse, sparse_matrix
+from ..sparse.files import loaded
+from .entries import EntryWeights
+from .given import KINDS, Weights
+
+
+def stored_entries(A: Any, expected: Expected, device: torch.device) -> EntryWeights:
+    """The entries that a sparse A (n, d) stores, zeros too, with the weight 1. Raises InvalidInput
+    for an A that is not sparse."""
+    A, name = loaded(A), expected.name
+    if not is_sparse(A):
+        raise InvalidInput(
+            f"weights='stored' are those of the entries that a sparse {name} stores, and {name} is "
+            f"none in memory (files: fastnmf.files.read_matrix(path, sparse=True)); for a dense "
+            f"one give a mask (n, d), such as weights=~torch.isnan({name})"
+        )
+    X = sparse_matrix(A, expected, device, zeros=True)
+    return EntryWeights(X, replace(X, values=torch.ones_like(X.values)))
+
+
+def observed_entries(
+    A: Any, weights: Weights, expected: Expected, device: torch.device
+) -> EntryWeights:
+    """`observed` as EntryWeights."""
+    return EntryWeights(*observed(A, weights, expected, device))
+
+
+def observed(
+    A: Any, weights: Weights, expected: Expected, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A (n, d) on the device, a copy in the dtype to compute in, in which entries of weight 0 are
+    estimated by the means of their row and feature; and the weights (n, d), bool or in that dtype.
+
+    A: what arrays.read_matrix takes, or files, which are read. Raises InvalidInput where the
+    weights do not suit A, and for entries with a weight above 0 that cannot be used.
+    """
+    X = _whole(A, expected).to(device)
+    expected.check_shape(tuple(X.shape))
+    dtype = torch.promote_types(expected.dtype or torch.float32, compute_dtype(X))
+    X = X.to(dtype)
+    W = _expanded(weights, X)
+    seen = W if W.dtype == torch.bool else W > 0
+    if bool(seen.all()):
+        check_values(X, ValueCheck(expected))
+        return X, W
+    X = torch.where(seen, X, 0)
+    check_values(X, ValueCheck(expected))
+    return _filled(X, seen, signed=expected.signed), W
+
+
+def _whole(A: Any, expected: Expected) -> Tensor:
+    A, name = loaded(A), expected.name
+    if is_sparse(A):
+        raise InvalidInput(
+            f"{name} is sparse, and weights have an entry for each of its own; give a dense {name}"
+        )
+    paths = paths_of(A)
+    if paths:
+        A = Shards(open_paths(paths), name, paths=paths)
+    if isinstance(A, Shards):
+        parts: Iterator[Any] = (values for values, _, _ in A.parts())
+    elif (matrix := as_matrix(A, name)) is not None:
+        matrix = two_dimensional(matrix, name)
+        return tensor_of(np.asarray(matrix) if isinstance(matrix, np.memmap) else matrix)
+    else:
+        parts = batches_in(A, name)
+    return torch.cat([tensor_of(part) for part in parts])
+
+
+def _expanded(weights: Weights, X: Tensor) -> Tensor:
+    """The weights as a matrix of the shape of X, bool or in its dtype, on its device."""
+    n, d = X.shape
+    if weights.entries is not None:
+        W = tensor_of(weights.entries).to(X.device)
+        if tuple(W.shape) != (n, d):
+            raise InvalidInput(f"weights have shape {tuple(W.shape)}, A has {(n, d)}; give {KINDS}")
+        return W if W.dtype == torch.bool else W.to(X.dtype)
+    rows = torch.ones(1, 1, device="cpu") if weights.rows is None else weights.rows[:, None]
+    features = torch.ones(1, 1, device="cpu") if weights.features is None else weights.features
+    W = (rows * features).to(X)
+    if len(W) not in (1, n) or W.shape[1] not in (1, d):
+        shape = (len(W), 1) if weights.features is None else (1, W.shape[1])
+        raise InvalidInput(f"weights have shape {shape}, A has {(n, d)}; give {KINDS}")
+    return W.expand(n, d)
+
+
+def _filled(X: Tensor, seen: Tensor, *, signed: bool) -> Tensor:
+    """X (n, d), zero where it is not `seen`, with estimates there: the mean of the row and that of
+    the feature, minus that of all."""
+    counts = seen.sum().clamp(min=1)
+    middle = X.sum() / counts
+    rows, columns = seen.sum(1), seen.sum(0)
+    # where nothing is seen, the mean of all
+    of_row = torch.where(rows > 0, X.sum(1) / rows.clamp(min=1), middle)
+    of_column = torch.where(columns > 0, X.sum(0) / columns.clamp(min=1), middle)
+    found = of_row[:, None] + of_column - middle
+    found = found if signed else found.clamp_(min=0)
+    return torch.where(seen, X, found)
