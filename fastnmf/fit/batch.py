@@ -25,7 +25,6 @@ from ..engine.cuda_graph import CudaGraph, Recorder, refuses
 from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
-from ..init.start import resolve
 from ..planning import hardware
 from ..planning.beside import dense_copy_pays, plan_beside
 from ..planning.inner import accelerated
@@ -49,8 +48,7 @@ from .refusals import (
 )
 from .rows import File, delivered_codes, storage_of
 from .sparsity.end import end_
-from .starts.begin import begun
-from .starts.request import init_of
+from .starts.begin import begun, name_of_start
 from .validation.measure import Validation, end_with_best_
 from .validation.rows import Split, taken_apart
 from .weighted.plan import weighted_plan
@@ -208,7 +206,7 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
         plan = choose(here, on, replace(method.tuning, chunk_rows=data.chunk_rows))
         # the same in all processes, except the tiles
         plan = replace(processes.gather(plan)[0], tile_rows=plan.tile_rows)
-    of_start = {"rows": data.n_here, "start": _start_name(options, data)}
+    of_start = {"rows": data.n_here, "start": name_of_start(options, data)}
     sizes = functools.partial(sizes_of_fit, problem, **of_start)
     if _accelerates(options, data, method, plan):
         faster = accelerated(plan, problem, hardware.machine_of(like, method.backend))
@@ -225,11 +223,6 @@ def _plan(options: Options, data: Data, method: Method) -> Plan:
                 needed["codes of other starts"] = options.n_init // 2 * needed["the codes"]
             refuse_too_large(needed, data.device, FEWER)
     return plan
-
-
-def _start_name(options: Options, data: Data, number: int = 0) -> str:
-    begin = init_of(options.begin, number, options.constraint)
-    return resolve(begin, data.n, data.d, options.nb_concepts, options.constraint)
 
 
 def _accelerates(options: Options, data: Data, method: Method, plan: Plan) -> bool:
@@ -301,7 +294,7 @@ def _summary(
     return FitInfo.of(
         *given,
         n=data.n,
-        init=_start_name(options, data, 0 if state.starts is None else state.starts.best),
+        init=name_of_start(options, data, 0 if state.starts is None else state.starts.best),
         weights=None if options.weights is None else options.weights.kind,
         seconds=time.perf_counter() - begun,
         chunk_rows=None if data.resident else data.chunk_rows,

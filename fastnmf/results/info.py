@@ -331,15 +331,13 @@ class FitInfo:
                 f"{min(tried):.4g} to {max(tried):.4g}, {self.start_iterations:,} iterations"
             )
         if self.validation_error is not None:
+            found = f"error {self.validation_error:.6g}, mean L0 {self.validation_l0:.4g}"
             best = "" if self.best_iteration is None else f" (iteration {self.best_iteration})"
-            lines["validation"] = (
-                f"error {self.validation_error:.6g}, mean L0 {self.validation_l0:.4g}{best}"
-            )
+            lines["validation"] = found + best
         if self.weights is not None:
             lines["weights"] = f"of {self.weights}; error, R² and objective are weighted"
         if self.accelerated:
-            codes, dictionary = self.inner_half_steps
-            lines["accelerated"] = f"{codes} + {dictionary} half-steps per iteration"
+            lines["accelerated"] = "{} + {} half-steps per iteration".format(*self.inner_half_steps)
         if self.cuda_graph:
             lines["CUDA graph"] = f"{self.cuda_graph:,} iterations repeated"
         if self.chunk_rows is not None:
@@ -438,8 +436,8 @@ class OnlineInfo:
         return _aligned(self.lines())
 
     def _repr_html_(self) -> str:
-        error = f"relative error {self.relative_error:.4g} of the last batch"
-        return folded(f"Online learning: {self.rows:,} rows, {error}", self.lines())
+        title = f"Online learning: {self.rows:,} rows, relative error {self.relative_error:.4g}"
+        return folded(f"{title} of the last batch", self.lines())
 
 
 def _asked(state: State, method: Method) -> dict[str, Any]:
@@ -453,17 +451,17 @@ def _asked(state: State, method: Method) -> dict[str, Any]:
 
 
 def _solver_text(info: FitInfo | OnlineInfo) -> str:
-    if info.dictionary_solver == info.solver:
-        return info.solver
-    return f"{info.solver} (dictionary: {info.dictionary_solver})"
+    other = info.dictionary_solver
+    return info.solver if other == info.solver else f"{info.solver} (dictionary: {other})"
 
 
 def _of_starts(starts: Starts | None) -> dict[str, Any]:
     """The fields about the starts that a fit was chosen from, if there were several."""
     if starts is None:
         return {}
-    found = {"n_init": len(starts.errors), "best_start": starts.best}
-    return {**found, "start_errors": starts.errors, "start_iterations": starts.iterations}
+    names = "n_init", "best_start", "start_errors", "start_iterations"
+    values = len(starts.errors), starts.best, starts.errors, starts.iterations
+    return dict(zip(names, values, strict=True))
 
 
 def _start_text(init: str, seed: int | None) -> str:

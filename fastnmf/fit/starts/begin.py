@@ -10,7 +10,7 @@ from ...engine.codes import begin_with_codes_
 from ...engine.loop import factorize_
 from ...engine.sparsity.target import TargetL0
 from ...engine.state import Method, State, Stopping
-from ...init.start import begin
+from ...init.start import begin, resolve
 from ...numerics import row_major
 from ...planning.plan import Plan
 from ..options import Options, generator
@@ -38,6 +38,12 @@ def first_state(
         sparse = method if target is None else method.with_penalties(target.penalties(data.d))
         begin_with_codes_(state, data, sparse)
     return state
+
+
+def name_of_start(options: Options, data: Data, number: int = 0) -> str:
+    """What start `number` of a fit is, one of STARTS but not 'auto', or 'given'."""
+    init = init_of(options.begin, number, options.constraint)
+    return resolve(init, data.n, data.d, options.nb_concepts, options.constraint)
 
 
 def begun(
