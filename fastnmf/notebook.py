@@ -4,7 +4,6 @@ elements, since notebooks remove others."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from html import escape
 
 _BOX = "font-family:system-ui,sans-serif;border:1px solid #8886;border-radius:6px;padding:4px 10px"
 _CELL = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;white-space:normal"
@@ -20,6 +19,9 @@ def folded(
 ) -> str:
     """A line of HTML that opens to a table of name and value. marked: names that are set apart.
     inside: HTML below the table. Texts are escaped."""
+    # not before something is displayed: its table of entities takes time
+    from html import escape
+
     rows = []
     for name, value in lines.items():
         weight = "font-weight:700" if name in marked else "font-weight:400;opacity:.75"

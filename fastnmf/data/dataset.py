@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ from .sparse.codes import SPARSE
 from .sparse.rows import chunks_of as sparse_chunks
 from .storage import Compressed, InMemory, OnDisk, Storage, TilesRead, loading, row_blocks
 from .summary import Summary, joined, spread_about, squares_about
-from .weights.entries import EntryWeights
-from .weights.scaled import Scale
+
+if TYPE_CHECKING:
+    from .weights.entries import EntryWeights
+    from .weights.scaled import Scale
 
 # chunks after which freed memory is returned to the system: after every chunk made fits up to 5 %
 # slower, as the next one allocates it again
@@ -37,8 +39,6 @@ _SUMMED = 1 << 20
 # of ‖A‖²: a spread below that is not computed as a difference
 _LEAST_SPREAD = 1e-3
 
-# what may be assigned to data with weights
-_WEIGHTED = {"mean_row", "squared_spread"}
 
 Tile = tuple[Matrix, Tensor | None, Tensor | None]
 
@@ -110,7 +110,9 @@ class Data:
         """A dense copy of sparse data in the memory of one process."""
         copy = Data(dense_copy(self.A))
         copy.density, copy.scale = self.density, self.scale
-        vars(copy).update({name: vars(self)[name] for name in _WEIGHTED & vars(self).keys()})
+        # which are assigned to data with weights
+        kept = {name: vars(self).get(name) for name in ("mean_row", "squared_spread")}
+        vars(copy).update({name: value for name, value in kept.items() if value is not None})
         return copy
 
     def subtract(self, offset: Tensor | None) -> None:

@@ -13,7 +13,6 @@ from .. import checks
 from ..backends.registry import BACKENDS, choice_of, select, select_each
 from ..data.sparse.codes import SPARSE, are_sparse
 from ..data.storage import output
-from ..data.weights.given import read_weights
 from ..distributed import ALONE, Processes
 from ..engine.state import STOPPING_RULES, Callback, Method
 from ..planning.memory import Budget, bytes_of
@@ -113,7 +112,7 @@ class Options:
             distributed=flag("distributed", self.distributed),
             callback=checks.function("callback", self.callback),
             checkpoint=checks.file("checkpoint", self.checkpoint),
-            weights=None if self.weights is None else read_weights(self.weights),
+            weights=None if self.weights is None else _read_weights(self.weights),
         )
         checks.time_limit("max_seconds", self.max_seconds)
         bytes_of(self.max_memory)
@@ -261,6 +260,13 @@ class Options:
             "block": tuning.block,
             "precision": tuning.precision or "auto",
         }
+
+
+def _read_weights(given: Any) -> Any:
+    # few fits need what this imports
+    from ..data.weights.given import read_weights
+
+    return read_weights(given)
 
 
 def generator(seed: int | None, sequence: int = 0) -> torch.Generator | None:
