@@ -110,7 +110,6 @@ class Data:
         """A dense copy of sparse data in the memory of one process."""
         copy = Data(dense_copy(self.A))
         copy.density, copy.scale = self.density, self.scale
-        # which are assigned to data with weights
         kept = {name: vars(self).get(name) for name in ("mean_row", "squared_spread")}
         vars(copy).update({name: value for name, value in kept.items() if value is not None})
         return copy
