@@ -38,7 +38,7 @@ MODEL_OPTIONS = (
 )
 # options of SemiNMF alone
 SIGNED_OPTIONS = ("offset",)
-FIT_OPTIONS = ("max_seconds", "resume", "validation")
+FIT_OPTIONS = ("max_seconds", "resume", "validation", "weights")
 
 
 def run(arguments: Namespace) -> int:

@@ -205,3 +205,8 @@ def file(word: str) -> Path:
     if not word:
         raise argparse.ArgumentTypeError("the name of a file is empty")
     return Path(word)
+
+
+def weights(word: str) -> str | Path:
+    """The type of --weights: a file, or the word 'stored'."""
+    return word if word == "stored" else file(word)

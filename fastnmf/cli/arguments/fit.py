@@ -7,12 +7,21 @@ from typing import Any
 
 from ..usage import Parser, file, number, number_or_same, one_of, whole
 from .choices import FORMS, MODELS, RULES, SIGNED_STARTS, STARTS, YES_OR_NO
-from .shared import add_computing, add_matrix, add_messages, add_option, add_out, add_solver
+from .shared import (
+    add_computing,
+    add_matrix,
+    add_messages,
+    add_option,
+    add_out,
+    add_solver,
+    add_weights,
+)
 
 
 def add_fit(parser: Parser) -> None:
     files = parser.group("input and output")
     add_matrix(files, "A", "A (n × d)")
+    add_weights(files)
     add_out(files, "model to write, .safetensors")
     files("--codes", type=file, metavar="FILE", help="file for the codes Z (n × K); .npz: sparse")
     model = parser.group("model")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..usage import Parser, file, number, one_of, sizes, whole
 from .choices import METHODS
-from .shared import add_computing, add_matrix, add_messages, add_option, add_out
+from .shared import add_computing, add_matrix, add_messages, add_option, add_out, add_weights
 
 
 def add_encode(parser: Parser) -> None:
-    _files(parser, "A", "Z")
+    add_weights(_files(parser, "A", "Z"))
     stops = parser.group("method and stopping")
     what = "exact codes, by sweeps first where that is faster, or sweeps alone"
     add_option(stops, "--method", METHODS[0], one_of(*METHODS), what)
@@ -28,11 +30,12 @@ def add_decode(parser: Parser) -> None:
     add_messages(parser)
 
 
-def _files(parser: Parser, given: str, made: str) -> None:
+def _files(parser: Parser, given: str, made: str) -> Any:
     files = parser.group("input and output")
     files("model", type=file, metavar="MODEL", help="model that fit wrote")
     add_matrix(files, given, given)
     add_out(files, f"file to write {made} to")
+    return files
 
 
 def add_report(parser: Parser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..usage import Parser, file, one_of
+from ..usage import Parser, file, one_of, weights
 from .choices import SOLVERS, YES_OR_NO
 
 
@@ -16,6 +16,11 @@ def add_matrix(add: Any, name: str, what: str, *, several: bool = True) -> None:
     add(name, type=file, nargs=count, metavar=name, help=f"file of {what}; {more}-: stdin")
     header = "whether the first line of a .csv or .tsv file holds names"
     add_option(add, "--header", "auto", one_of(*YES_OR_NO), header)
+
+
+def add_weights(add: Any) -> None:
+    what = "file of weights of the rows (n × 1), the features (1 × d) or the entries of A; stored: "
+    add("--weights", type=weights, metavar="W", help=what + "of what a sparse A stores, no more")
 
 
 def add_out(add: Any, help: str, default: Path | None = None, *, required: bool = True) -> None:

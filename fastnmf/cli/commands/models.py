@@ -25,6 +25,7 @@ from ..usage import DONE, Refused
 
 # rows that are looked at together, of codes in a file
 _ROWS = 1 << 16
+_OF_ENCODE = ("weights", "max_iter", "tol", "method", "refit")
 
 
 def encode(arguments: Namespace) -> int:
@@ -34,12 +35,14 @@ def encode(arguments: Namespace) -> int:
     _check(arguments, arguments.A)
     nmf = model_of(arguments)
     nmf.verbose = shows_progress(arguments)
-    options = {name: getattr(arguments, name) for name in ("max_iter", "tol", "method", "refit")}
+    options = {name: getattr(arguments, name) for name in _OF_ENCODE}
     A = matrix_of(arguments, arguments.A)
     with option_errors():
         checks.whole("max_iter", arguments.max_iter, at_least=0)
         checks.tolerance(0.0 if arguments.tol is None else arguments.tol)
-    place = streamed_into("codes", arguments.out, OF_CODES)
+    # with weights codes are in memory first
+    streamed = arguments.weights is None
+    place = streamed_into("codes", arguments.out, OF_CODES) if streamed else {}
     Z, info = nmf.encode(A, **options, **place, return_info=True)
     write(arguments.out, Z, place)
     mean_l0 = _active(Z) / len(Z)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,3 +148,24 @@ def test_a_fit_resumes_with_the_same_weights_only(tmp_path):
         NMF(4, tuning=tuning, **how).fit(A, 6, **saving)
     found = NMF(4, tuning=tuning, **how).fit(A, 6, weights=COUNTS[:, None], **saving)
     assert torch.equal(whole[1], found[1])
+
+
+def test_the_command_line_takes_weights(tmp_path, capsys):
+    """Of a fit and of codes, for a file with missing values."""
+    from fastnmf.cli import main as cli
+
+    known = torch.rand(A.shape, generator=torch.Generator().manual_seed(1)) > 0.2
+    missing = torch.where(known, A, torch.nan).float()
+    names = [str(tmp_path / name) for name in ("A.npy", "W.npy", "model.safetensors", "Z.npy")]
+    for name, X in zip(names, (missing, known), strict=False):
+        np.save(name, X.numpy())
+    fit = ["fit", names[0], "-k", "4", "-o", names[2], "--seed", "0", "--max-iter", "30"]
+    assert cli.main(fit) == 3
+    assert "weights" in capsys.readouterr().err
+    assert cli.main([*fit, "--weights", names[1]]) == 0
+    assert "of entries" in capsys.readouterr().out
+    encode = ["encode", names[2], names[0], "-o", names[3], "--weights", names[1], "-q"]
+    assert cli.main(encode) == 0
+    model = NMF.load(names[2])
+    expected = model.encode(missing, weights=known)
+    assert torch.allclose(torch.from_numpy(np.load(names[3])), expected)
