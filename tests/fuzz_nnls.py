@@ -23,7 +23,7 @@ import torch
 import fastnmf
 from fastnmf.backends.nnls.residual import measure, solve_by_residual
 from fastnmf.backends.nnls.result import SOLVED
-from fastnmf.exact import rows
+from fastnmf.exact import kept, rows
 
 # features and concepts: fewer, as many and many more concepts than features
 SIZES = ((2, 3), (3, 8), (10, 10), (10, 40), (20, 60), (64, 128), (64, 512))
@@ -173,8 +173,7 @@ def gaps(A: torch.Tensor, D: torch.Tensor, Z: torch.Tensor) -> np.ndarray:
     dtype, references, (A, D, wide) = Z.dtype, Z, (M.double() for M in (A, D, Z))
     if Z.dtype != torch.float64:
         with warnings.catch_warnings(action="ignore"):
-            # not what is kept for few rows, which has a form of its own
-            references = fastnmf.nnls(A, D, return_info=True)[0]
+            references = fastnmf.nnls(A, D)
     A, D, Z, references = (M.numpy() for M in (A, D, wide, references))
     found = np.array([gap(a, D, z, near) for a, z, near in zip(A, Z, references, strict=True)])
     for i in np.flatnonzero(found > OBJECTIVE[dtype]):
@@ -225,12 +224,15 @@ def backend_named(name: str):
 @contextlib.contextmanager
 def form_forced(form: str | None):
     """All solves in this form; None: in the one that is faster."""
-    faster = rows._faster_form
-    rows._faster_form = faster if form is None else lambda *given: form
+    faster, few = rows._faster_form, kept._ROWS
+    if form is not None:
+        rows._faster_form = lambda *given: form
+        # what is kept for few rows has a form of its own
+        kept._ROWS = 0
     try:
         yield
     finally:
-        rows._faster_form = faster
+        rows._faster_form, kept._ROWS = faster, few
 
 
 def main() -> None:

@@ -152,7 +152,7 @@ def _opened(
         if dense_copy_pays(_problem(options, data, method), data.like, method.backend, budget):
             data = data.as_dense()
     if options.offset:
-        data.subtract(data.mean_row.to(data.dtype))
+        data.subtract(data.mean_row.to(data.dtype, copy=True))
     if processes.rank == 0:
         warn_of_penalties(options.penalties)
         warn_of_start(options.start_name, options.solvers[options.solver])

@@ -113,6 +113,8 @@ def test_fit_hands_every_option_to_the_model(folder, monkeypatch):
         "max_seconds": 9.0,
         "checkpoint": Path("c.safetensors"),
         "resume": True,
+        "validation": None,
+        "weights": None,
         "codes": Path("Z.npy"),
     }
 
@@ -122,7 +124,8 @@ def test_fit_leaves_to_the_model_what_is_not_given(folder, monkeypatch):
     assert fit("--quiet") == 0
     # saved only if it is interrupted
     checkpoint = Path("model.checkpoint.safetensors")
-    assert run == {"max_seconds": None, "checkpoint": checkpoint, "resume": False}
+    unset = dict.fromkeys(("max_seconds", "validation", "weights"))
+    assert run == {**unset, "checkpoint": checkpoint, "resume": False}
     assert given["tuning"] == Tuning(checkpoint_seconds=float("inf"))
     defaults = inspect.signature(NMF).parameters
     for name in given.keys() - {"nb_concepts", "tuning", "verbose", "max_iter"}:

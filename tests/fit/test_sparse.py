@@ -176,8 +176,8 @@ def test_fit_in_residual_form_is_not_resumed_with_sparse_data():
     data = Data(sparse_matrix(both(30, 20)[0]))
     for codes, dictionary in (("residual", "residual"), ("residual", "normal")):
         with pytest.raises(InvalidInput, match="in residual form, which a sparse A does not have"):
-            refuse_residual(Plan(codes, dictionary, 4, 30, 1.0), data)
-    refuse_residual(Plan("normal", "normal", 4, 30, 1.0), data)
+            refuse_residual(Plan(codes, dictionary, 4, 30, 1.0), data, SOLVERS["hals"])
+    refuse_residual(Plan("normal", "normal", 4, 30, 1.0), data, SOLVERS["hals"])
 
 
 def test_sparse_data_are_not_overwritten(tmp_path):
