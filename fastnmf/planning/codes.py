@@ -18,6 +18,8 @@ _MANY, _MOST = 0.9, 600
 SWEEPS = 8
 # sweeps between two line searches: they are needed from the second round on
 BETWEEN = 4
+# flops a second of the machine that the exact solver was measured on
+_MEASURED_AT = 160e9
 # calls of torch in a round, and the seconds of one
 _CALLS, _CALL_SECONDS = 60, 5e-6
 # entries that a line search and a check read and write, for each of K
@@ -29,7 +31,7 @@ class CodesCost:
     """Seconds of one thread for the codes of a row, K of them with d features, of itemsize bytes.
 
     The rates of the exact solver are measured on two cores with AVX-512: 0.8, 2.8, 6.6, 20, 103 and
-    430 µs for supports of 6, 16, 30, 52, 118 and 199.
+    430 µs for supports of 6, 16, 30, 52, 118 and 199. With AVX2 a support of 29 takes 13 µs.
     """
 
     d: int
@@ -48,8 +50,8 @@ class CodesCost:
 
     def exact_seconds(self, support: float) -> float:
         """The exact solver on a row of this support, a number or a tensor, from codes nearby."""
-        calls = 0.4e-6 + 10 * self.on.concept_seconds
-        return calls + 0.15e-6 * support + 9.6 * support**3 / self.on.gemm
+        steps = (0.4e-6 + 0.15e-6 * support) * _MEASURED_AT / self.on.gemm
+        return steps + 10 * self.on.concept_seconds + 9.6 * support**3 / self.on.gemm
 
     @property
     def overhead(self) -> float:
