@@ -152,6 +152,7 @@ def _opened(
         if dense_copy_pays(_problem(options, data, method), data.like, method.backend, budget):
             data = data.as_dense()
     if options.offset:
+        # which is written into
         data.subtract(data.mean_row.to(data.dtype, copy=True))
     if processes.rank == 0:
         warn_of_penalties(options.penalties)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends.nnls import residual
 from ..backends.nnls.result import CAPPED, FLOORED, SOLVED, UNSOLVED, NnlsInfo
 from ..backends.nnls.scaled import name_of
 from ..backends.products import Matrix, dense
@@ -36,6 +35,7 @@ from ..exact.least_squares import LeastSquares, Limits
 from ..isolation import isolated
 from ..numerics import compute_dtype
 from ..planning.memory import Budget, bytes_of, refuse_too_large
+from ..results.encoding import kkt_residual
 from ..solvers import anls, hals
 from ..solvers.half_step import Operations
 from ..solvers.penalties import Penalty
@@ -235,7 +235,7 @@ def _codes_of_few(A: Any, D: Any, penalty: Penalty, backend: str) -> tuple[Tenso
 
 def _measured(A: Any, D: Any, Z: Tensor, info: NnlsInfo, penalty: Penalty) -> NnlsInfo:
     """The info of codes Z (m, K) that are exact, with the KKT residual of A (m, d) and D (K, d)."""
-    kkt = residual.measure(A, D, Z, terms=residual.Terms(penalty.l1, penalty.l2)).kkt
+    kkt = kkt_residual(A, D, Z, penalty)
     status = torch.where(kkt <= UNSOLVED[Z.dtype], SOLVED, FLOORED).int()
     return NnlsInfo(status, kkt, (Z > 0).sum(1).int(), info.iterations)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...backends.products import Matrix, tdot
 from ...backends.sparse import SparseMatrix
-from ...errors import warn
 from ..storage import row_blocks
+from .given import warn_of_unobserved
 
 # entries that are computed with at a time
 _ENTRIES = 1 << 22
@@ -131,13 +131,7 @@ class EntryWeights:
 
     def warn_of_unobserved(self) -> None:
         """Warn of rows and features without any weight."""
-        for what, w, then in (
-            ("rows", self.of_rows, "their codes are zero"),
-            ("features", self.of_features, "the concepts keep there what they started with"),
-        ):
-            count = int((w == 0).sum())
-            if count:
-                warn(f"{count:,} {what} of A have no entry with a weight above 0: {then}")
+        warn_of_unobserved(self.of_rows, self.of_features)
 
 
 def _is_sparse(X: Matrix) -> bool:

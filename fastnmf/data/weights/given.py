@@ -59,13 +59,19 @@ class Weights:
 
     def warn_of_unobserved(self) -> None:
         """Warn of rows and features without any weight."""
-        for what, w, then in (
-            ("rows", self.rows, "their codes are zero"),
-            ("features", self.features, "the concepts keep there what they started with"),
-        ):
-            count = 0 if w is None else int((w == 0).sum())
-            if count:
-                warn(f"{count:,} {what} of A have no entry with a weight above 0: {then}")
+        warn_of_unobserved(self.rows, self.features)
+
+
+def warn_of_unobserved(rows: Tensor | None, features: Tensor | None) -> None:
+    """Warn of rows and features without any weight, given the weight of each, or the sum of its
+    entries' weights; None: all have one."""
+    for what, w, then in (
+        ("rows", rows, "their codes are zero"),
+        ("features", features, "the concepts keep there what they started with"),
+    ):
+        count = 0 if w is None else int((w == 0).sum())
+        if count:
+            warn(f"{count:,} {what} of A have no entry with a weight above 0: {then}")
 
 
 def read_weights(given: Any, d: int | None = None) -> Weights:
