@@ -148,3 +148,12 @@ def row_major(F: Tensor) -> Tensor:
     """F, a contiguous matrix, with the strides of one: those of a single row or column may
     be anything, and products choose their order of summation by them."""
     return F.flatten().view(F.shape)
+
+
+def keep_largest_(Z: Tensor, norms: Tensor, most: int) -> Tensor:
+    """Z (m, K) without its codes beyond the `most` largest of each row, where Z_k counts norms_k
+    times; norms (K,). Returns Z."""
+    if most >= Z.shape[1]:
+        return Z
+    kept = (Z * norms).topk(most, dim=1).indices
+    return Z.copy_(torch.zeros_like(Z).scatter_(1, kept, Z.gather(1, kept)))

@@ -14,12 +14,11 @@ from ..backends.products import dense_tiles
 from ..data.dataset import Data
 from ..data.storage import Storage, blocks_of
 from ..distributed import Processes
-from ..numerics import squared_norm
+from ..numerics import keep_largest_, squared_norm
 from ..planning.memory import CANDIDATES
 from ..solvers import hals
 from ..solvers.half_step import Compute, FixedFactor, NormalData
 from ..solvers.penalties import NO_PENALTY, Penalty
-from ..solvers.supports.top_k import keep_largest_
 
 # entries of a matrix of cosines at a time
 _COSINES = 1 << 20

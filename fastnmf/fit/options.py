@@ -22,7 +22,6 @@ from ..solvers.base import Solver
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.penalties import Penalties
 from ..solvers.registry import OTHER_NAMES, solvers_of
-from ..solvers.supports.top_k import solver_of
 from .sparsity.request import check_requested
 from .starts.request import MOST_STARTS, check_starts, checked_init
 
@@ -182,7 +181,11 @@ class Options:
         """How half-steps are computed on a device. Raises BackendUnavailable."""
         solver, more = self.solvers[self.solver], self.constraint.operations
         backend, ops = select(solver.operations + solver.fused + more, device, self.backend)
-        solver = solver if self.top_k is None else solver_of(self.top_k, solver)
+        if self.top_k is not None:
+            # few fits need what this imports
+            from ..solvers.supports.top_k import solver_of
+
+            solver = solver_of(self.top_k, solver)
         return Method(solver, backend, ops, self.tuned, self.penalties, self.constraint)
 
     def method_of_codes(self, device: torch.device) -> Method:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...backends.nnls.supports import first_true
-from ...numerics import add_squares_, widened
+from ...numerics import add_squares_, keep_largest_, widened
 from ..base import Size, Solver, Work
 from ..constraints import FREE, NON_NEGATIVE
 from ..half_step import Compute, FixedFactor, HalfStepData, ResidualData
@@ -20,15 +20,6 @@ from .pursuit import pursue_
 from .working_set import Concepts, on_sets_, prepare_concepts
 
 NAME = "pursuit"
-
-
-def keep_largest_(Z: Tensor, norms: Tensor, most: int) -> Tensor:
-    """Z (m, K) without its codes beyond the `most` largest of each row, where Z_k counts norms_k
-    times; norms (K,). Returns Z."""
-    if most >= Z.shape[1]:
-        return Z
-    kept = (Z * norms).topk(most, dim=1).indices
-    return Z.copy_(torch.zeros_like(Z).scatter_(1, kept, Z.gather(1, kept)))
 
 
 class _Rows(NamedTuple):

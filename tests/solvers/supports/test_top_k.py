@@ -8,12 +8,13 @@ import torch
 from half_steps import backends_of, method_of
 from nnls_problems import draw
 
+from fastnmf.numerics import keep_largest_
 from fastnmf.solvers import anls, hals
 from fastnmf.solvers.half_step import ResidualData
 from fastnmf.solvers.penalties import NO_PENALTY
 from fastnmf.solvers.registry import learner
 from fastnmf.solvers.supports.pursuit import pursue_, support_kkt
-from fastnmf.solvers.supports.top_k import keep_largest_, solver_of
+from fastnmf.solvers.supports.top_k import solver_of
 from fastnmf.solvers.supports.working_set import prepare_concepts
 
 EVERY_BACKEND = pytest.mark.parametrize("backend", backends_of("anls"))
