@@ -3,7 +3,7 @@ whenever they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -70,9 +70,10 @@ class Encoder:
     """argmin ½‖A − Z D‖² plus the penalty of Z over Z ≥ 0 by a solver, chunk by chunk, each until
     ‖ΔZ‖ ≤ tol ‖Z‖ or max_iter.
 
-    D (K, d) does not change. each is called after every iteration of every chunk. monotone: whether
-    no row ends above its start, or above where fewer iterations end, whatever the solver; what
-    raised the loss of a row is taken back, which takes a product more in each iteration.
+    D (K, d) does not change. each is called after every iteration of a chunk, done with its rows
+    after it. monotone: whether no row ends above its start, or above where fewer iterations end,
+    whatever the solver; what raised the loss of a row is taken back, which takes a product more in
+    each iteration.
     """
 
     D: Tensor
@@ -81,6 +82,7 @@ class Encoder:
     tol: float = 0.0
     each: Callback | None = None
     monotone: bool = False
+    done: Callable[[int], object] | None = None
 
     @torch.no_grad()
     def __call__(self, A: Matrix, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
@@ -100,6 +102,8 @@ class Encoder:
             taken.append(self._solve_(Z[part], X, stopping))
             if powers is not None:
                 Z[part] = times_power(Z[part], powers)
+            if self.done is not None:
+                self.done(len(X))
         return Z, taken
 
     def _powers(self, X: Matrix) -> Tensor | None:

@@ -65,40 +65,50 @@ Callback = Callable[[Iteration], "bool | None"]
 
 
 class Rule(NamedTuple):
-    """A stopping rule. met(history, tol): whether a run has converged. stopped_by: how the run is
-    then recorded. condition: what the summary prints. of_training: whether it waits for the
-    objective to stop falling."""
+    """A stopping rule. measure(history): what ends a run once it is tol or less; NaN before it can
+    be measured. stopped_by: how the run is then recorded. condition: what the summary prints.
+    of_training: whether it waits for the objective to stop falling."""
 
-    met: Callable[[list[Iteration], float], bool]
+    measure: Callable[[list[Iteration]], float]
     stopped_by: str
     condition: str
     of_training: bool = True
 
+    def met(self, history: list[Iteration], tol: float) -> bool:
+        """Whether a run has converged."""
+        return self.measure(history) <= tol
 
-def _factors_converged(history: list[Iteration], tol: float) -> bool:
-    return history[-1].relative_change <= tol
+
+def _change(history: list[Iteration]) -> float:
+    return history[-1].relative_change
 
 
-def _error_converged(history: list[Iteration], tol: float) -> bool:
+def _fall_of_error(history: list[Iteration]) -> float:
+    """The share by which the objective fell over WINDOW iterations."""
     if len(history) <= WINDOW:
-        return False
-    before, now = (history[i].relative_objective for i in (-1 - WINDOW, -1))
-    return before - now <= tol * before
+        return float("nan")
+    return _fall(*(history[i].relative_objective for i in (-1 - WINDOW, -1)))
 
 
-def _validation_converged(history: list[Iteration], tol: float) -> bool:
+def _fall_of_validation(history: list[Iteration]) -> float:
+    """The share by which the least error is less than it was PATIENCE measurements before."""
     errors = [now.validation_error for now in history if now.validation_error is not None]
     if len(errors) <= PATIENCE:
-        return False
-    return min(errors[-PATIENCE:]) >= (1 - tol) * min(errors[:-PATIENCE])
+        return float("nan")
+    return _fall(min(errors[:-PATIENCE]), min(errors[-PATIENCE:]))
+
+
+def _fall(before: float, now: float) -> float:
+    # from zero nothing falls
+    return 0.0 if before == now else (before - now) / before
 
 
 # values of `stop` → rule
 STOPPING_RULES = {
-    "change": Rule(_factors_converged, "tol", "both factors change by less than tol"),
-    "error": Rule(_error_converged, "error", "the error falls by less than tol"),
+    "change": Rule(_change, "tol", "both factors change by less than tol"),
+    "error": Rule(_fall_of_error, "error", "the error falls by less than tol"),
     "validation": Rule(
-        _validation_converged,
+        _fall_of_validation,
         "validation",
         "the error of validation rows falls by less than tol; the best dictionary was kept",
         of_training=False,

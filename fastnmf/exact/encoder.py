@@ -3,7 +3,7 @@ faster."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..backends.products import Matrix, dense, take
 from ..data.storage import row_blocks
 from ..engine.codes import Ended, chunk_rows
-from ..engine.state import Callback, Iteration, Method
+from ..engine.state import Method
 from ..init.start import cold_start
 from ..numerics import widened
 from ..precision import products_in
@@ -31,8 +31,8 @@ class ExactEncoder:
 
     D (K, d) is as the method's constraint has it. method: with the operations of the solvers anls
     and hals, and the penalties. sweeps: whether rows may be swept first, max_iter times at most;
-    those that do not converge are then solved exactly. each is called after the sweeps, and after
-    the exact solver, of every chunk. max_iter = 0 returns the start.
+    those that do not converge are then solved exactly. done is called with the rows of every chunk,
+    after it. max_iter = 0 returns the start.
     """
 
     D: Tensor
@@ -40,7 +40,7 @@ class ExactEncoder:
     method: Method
     max_iter: int
     sweeps: bool = True
-    each: Callback | None = None
+    done: Callable[[int], object] | None = None
 
     @torch.no_grad()
     def __call__(self, A: Matrix, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
@@ -53,6 +53,8 @@ class ExactEncoder:
                 # working sets read the rows themselves
                 X = widened(A[part]) if self._rows.G is not None else dense(A[part])
                 ended.append(self._encode_(Z[part], X, start))
+                if self.done is not None:
+                    self.done(len(X))
         return Z, ended
 
     @cached_property
@@ -68,7 +70,7 @@ class ExactEncoder:
 
     def _encode_(self, Z: Tensor, X: Matrix, start: Tensor | None) -> Ended:
         """Z ← the codes (m, K) of X (m, d)."""
-        begun, swept, by = time.perf_counter(), 0, []
+        swept, by = 0, []
         if self.max_iter == 0:
             free = self.method.constraint.signed
             Z.copy_(start) if start is not None else cold_start(X, self.D, out=Z, free=free)
@@ -86,13 +88,11 @@ class ExactEncoder:
         if sweeps and C is not None:
             left, swept = self._swept.sweep_(Z, C, self._rows, sweeps)
             by.append(hals.SOLVER.name)
-            self._report(swept, begun)
         unsolved = 0
         if left is None or len(left):
             unsolved = self._solve_(Z, X, C, left, warm=bool(sweeps) or start is not None)
             by.append("exact")
             swept += 1
-            self._report(swept, begun)
         return Ended(swept, unsolved == 0, tuple(by), unsolved)
 
     def _solve_(
@@ -115,8 +115,3 @@ class ExactEncoder:
         if which is not None:
             Z[which] = z
         return int((~(kkt <= _SOLVED[Z.dtype])).sum())
-
-    def _report(self, iterations: int, begun: float) -> None:
-        if self.each is not None:
-            seconds = time.perf_counter() - begun
-            self.each(Iteration(iterations, float("nan"), float("nan"), seconds))

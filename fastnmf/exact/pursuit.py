@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,13 @@ from ..solvers.supports.working_set import prepare_concepts
 @dataclass(frozen=True)
 class PursuitEncoder:
     """Codes with at most top_k concepts for each row, exact on their support with the penalty of Z:
-    solvers/supports/pursuit.py. D (K, d) ≥ 0; method: with operations of the solver anls."""
+    solvers/supports/pursuit.py. D (K, d) ≥ 0; method: with operations of the solver anls.
+    done is called with the rows of every chunk, after it."""
 
     D: Tensor
     method: Method
     top_k: int
+    done: Callable[[int], object] | None = None
 
     @torch.no_grad()
     def __call__(self, A: Matrix, Z0: Tensor | None = None) -> tuple[Tensor, list[Ended]]:
@@ -41,4 +44,6 @@ class PursuitEncoder:
                 unsolved = int((~(info.kkt <= UNSOLVED[D.dtype])).sum())
                 most = int(info.iterations.max()) if len(X) else 0
                 ended.append(Ended(most, unsolved == 0, (NAME,), unsolved))
+                if self.done is not None:
+                    self.done(len(X))
         return Z, ended

@@ -35,7 +35,7 @@ from ..results.cautions import warn_of_penalties, warn_of_result, warn_of_start
 from ..results.fitted import Fitted
 from ..results.info import FitInfo
 from ..results.metrics import measure
-from ..results.progress import Each, Progress
+from ..results.progress import Progress
 from .checkpoint import Checkpoint
 from .options import Options
 from .refusals import (
@@ -75,12 +75,12 @@ def _fit(A: Any, options: Options, locks: ExitStack, split: Split | None) -> Fit
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
         data, method, file, checkpoint = _opened(A, options, stack, locks)
-        each, note = _shown(options, data, stack)
         validation = Validation.of(options, data, stack, checkpoint)
         stack.enter_context(torch.no_grad())
         deadline = begun + (math.inf if options.max_seconds is None else options.max_seconds)
         ends = options.stop, deadline, validation and validation.check
-        stopping = Stopping(options.iterations, options.tol, each, *ends)
+        stopping = Stopping(options.iterations, options.tol, None, *ends)
+        stopping, note = _shown(stopping, options, data, stack)
         given = options, data, method, checkpoint, file
         plan, state = _begin(*given, stopping, note)
         log.info("fit %d × %d with %d concepts: %s", data.n, data.d, options.nb_concepts, plan)
@@ -104,12 +104,12 @@ def _fit(A: Any, options: Options, locks: ExitStack, split: Split | None) -> Fit
 
 
 def _shown(
-    options: Options, data: Data, stack: ExitStack
-) -> tuple[Each | None, Callable[[str], None]]:
-    """What the loop calls after an iteration, and what shows which start runs."""
-    bar = options.verbose, options.iterations, options.callback, not data.resident
-    progress = Progress(*bar, label="fit", begins="start")
-    return stack.enter_context(progress), progress.note
+    stopping: Stopping, options: Options, data: Data, stack: ExitStack
+) -> tuple[Stopping, Callable[[str], None]]:
+    """`stopping` with what is called after an iteration, and what shows which start runs."""
+    given = options.verbose, stopping, options.callback
+    progress = Progress(*given, streamed=not data.resident, begins="start")
+    return replace(stopping, each=stack.enter_context(progress)), progress.note
 
 
 def _opened(

@@ -20,7 +20,7 @@ from ..data.dataset import Data, opened
 from ..data.sparse.arrays import is_sparse
 from ..data.storage import output
 from ..engine.codes import Encoder, Ended, chunk_rows
-from ..engine.state import Callback, Method
+from ..engine.state import Method, Stopping
 from ..errors import InvalidInput, hold_warnings
 from ..exact.encoder import ExactEncoder
 from ..exact.gradient import with_gradient
@@ -155,8 +155,8 @@ def encode(
         data.subtract(None if offset is None else offset.to(data.dtype))
         Z0 = None if Z0 is None else given_codes(Z0, data, K)
         method = method.with_penalties(encoding_penalties(options, data, D, run.top_k))
-        bar = Progress(options.verbose, run.max_iter, None, label="encode")
-        codes_of = _Scaled(data, D, method, run, stack.enter_context(bar), measures=return_info)
+        codes_of = _Scaled(data, D, method, run, measures=return_info)
+        codes_of.show(options.verbose, data.n, stack)
         if place == "memory":
             sizes = {"the codes": data.n * K * data.dtype.itemsize}
             refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
@@ -255,20 +255,9 @@ def _refuse_values(Z: Tensor) -> None:
 
 class _Scaled:
     """The codes of rows X of the data, from Z0 or from the usual start; and how they ended.
+    measures: whether the summary is measured."""
 
-    each: called after iterations. measures: whether the summary is measured.
-    """
-
-    def __init__(
-        self,
-        data: Data,
-        D: Tensor,
-        method: Method,
-        run: Run,
-        each: Callback | None,
-        *,
-        measures: bool,
-    ) -> None:
+    def __init__(self, data: Data, D: Tensor, method: Method, run: Run, *, measures: bool) -> None:
         self._powers, self._run = Powers.of(data, D, method), run
         D, method = self._powers.of_dictionary(D.to(data.dtype)), self._powers.penalised(method)
         penalty = method.penalties.of_codes(D.shape[1])
@@ -276,16 +265,26 @@ class _Scaled:
         # concepts of any signs cancel: of products in float32 the search would follow the rounding
         D = D.to(wide(D.device)) if self._free and not run.sweeps_only else D
         if run.sweeps_only:
-            self.encoder = Encoder(D, method, run.max_iter, run.tol, each, monotone=True)
+            self.encoder = Encoder(D, method, run.max_iter, run.tol, monotone=True)
         elif run.top_k is not None and run.top_k < largest_support(D, penalty):
             self.encoder = PursuitEncoder(D, method, run.top_k)
         else:
             sweeps = run.method == "auto"
-            self.encoder = ExactEncoder(D, data.n, method, run.max_iter, sweeps, each)
+            self.encoder = ExactEncoder(D, data.n, method, run.max_iter, sweeps)
         self._l2 = 0.0 if run.refit else penalty.l2
         offset = None if data.offset is None else self._powers.of_data(data.offset[None])
         kind = {"measures": measures, "refits": run.refit, "offset": offset}
         self._record = EncodeRecord(method.penalties, D, **kind)
+
+    def show(self, verbose: bool, n: int, stack: ExitStack) -> None:
+        """Show, until the stack ends, how many of the n rows are done, if that is asked for."""
+        if verbose:
+            stopping = Stopping(self._run.max_iter, self._run.tol)
+            rows = n, chunk_rows(self.encoder.D, self.encoder.method)
+            bar = Progress(True, stopping, label="encode", rows=rows)
+            each = stack.enter_context(bar)
+            shown = {"each": each} if self._run.sweeps_only else {}
+            self.encoder = replace(self.encoder, done=bar.done, **shown)
 
     def __call__(self, X: Matrix, Z0: Tensor | None) -> Tensor:
         X, Z0 = self._powers.of_data(X), self._powers.of_start(Z0)

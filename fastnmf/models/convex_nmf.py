@@ -58,7 +58,8 @@ class ConvexNMF(Factorization):
         descent, projected gradient with momentum, or Overcomplete's multiplicative updates. The
         weights of each concept are exact for the others, whatever the solver is.
     verbose : bool, default False
-        Show a progress bar with iteration, relative change and relative error.
+        Show a progress bar: how far the fit is on the way to its stopping rule, the time left,
+        relative change and relative error.
     l1_penalty : float, default 0.0
         Overcomplete's weight of an l1 penalty on the codes, at least 0: the same objective as
         ``alpha_Z=l1_penalty / (2 K)``, ``l1_ratio=1`` and ``alpha_D=0``, which it sets.

@@ -50,7 +50,8 @@ class NMF(Factorization):
     tol : float, default 1e-4
         Relative change at which a fit stops, see `stop`. 0 never stops early.
     verbose : bool, default False
-        Show a progress bar with iteration, relative change and relative error.
+        Show a progress bar: how far the fit is on the way to its stopping rule, the time left,
+        relative change and relative error.
     max_iter : int, optional
         Largest number of iterations of `fit`, at least 0; by default 500.
     init : str or (Z0, D0), default 'auto'

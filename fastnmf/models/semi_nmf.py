@@ -55,7 +55,8 @@ class SemiNMF(Factorization):
         Overcomplete's weight of an l1 penalty on the codes, at least 0: the same objective as
         ``alpha_Z=l1_penalty / (2 K)``, ``l1_ratio=1`` and ``alpha_D=0``, which it sets.
     verbose : bool, default False
-        Show a progress bar with iteration, relative change and relative error.
+        Show a progress bar: how far the fit is on the way to its stopping rule, the time left,
+        relative change and relative error.
     max_iter : int, optional
         Largest number of iterations of `fit`, at least 0; by default 500.
     init : {'auto', 'random', 'svd', 'rows', 'spread'} or (Z0, D0), default 'auto'

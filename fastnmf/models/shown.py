@@ -41,7 +41,7 @@ class ShownModel(DictionaryModel):
         Returns
         -------
         matplotlib.figure.Figure
-            Save it by ``savefig``, or let a notebook display it. pyplot is not used.
+            A notebook displays it by itself; elsewhere save it by ``savefig``. pyplot is not used.
 
         Raises
         ------

@@ -34,8 +34,9 @@ def draw(info: FitInfo, *, columns: int = 3) -> Figure:
     An axis is logarithmic where its values differ by more than ten times. Raises as `require` does.
     """
     require()
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from .figure import Figure
 
     rows = -(-len(PANELS) // columns)
     layout = ConstrainedLayoutEngine(w_pad=GAP, h_pad=GAP)

@@ -29,8 +29,9 @@ def draw(points: Sequence[Point], recommended: int, what: str) -> Figure:
     """A Figure of two panels over the number of concepts: held-out and fitted error with the
     recommendation, and the stability. what: was held out. Raises as `require` does."""
     require()
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from ..results.figure import Figure
 
     figure = Figure(figsize=(2 * WIDTH, HEIGHT), layout=ConstrainedLayoutEngine())
     errors, stability = figure.subplots(1, 2)
