@@ -1,6 +1,6 @@
 """What the kernels are compiled to, as a table of kernels/README.md.
 
-`python tests/static_table.py --write` puts it there, and `pytest -m compiles` checks it. No
+`python tests/static_table.py --write` puts it there, and `pytest -m thorough` checks it. No
 GPU is needed: kernels are compiled for sm_90.
 """
 

@@ -213,7 +213,11 @@ def compiled(function, **options):
     return torch.compile(function, backend="eager", **options)
 
 
-@pytest.mark.parametrize("call", ["encode", "decode", "fit", "partial_fit", "nnls"])
+# those that take long to compile
+THOROUGH = [pytest.param(c, marks=pytest.mark.thorough) for c in ("partial_fit", "nnls")]
+
+
+@pytest.mark.parametrize("call", ["encode", "decode", "fit", *THOROUGH])
 def test_compiled_code_breaks_its_graph_at_a_call(call):
     model = NMF(K, seed=0).load_dictionary(D)
     functions = {

@@ -271,7 +271,12 @@ def data_of(kind):
 
 @pytest.mark.parametrize(
     ("kind", "solver"),
-    [("digits", "mu"), ("low rank and noise", "mu"), ("digits", "pgd"), ("noise", "pgd")],
+    [
+        ("low rank and noise", "mu"),
+        ("noise", "pgd"),
+        pytest.param("digits", "mu", marks=pytest.mark.thorough),
+        pytest.param("digits", "pgd", marks=pytest.mark.thorough),
+    ],
 )
 def test_a_residual_in_tf32_costs_no_loss(kind, solver, residuals_in_tf32):
     A = data_of(kind)

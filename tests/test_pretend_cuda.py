@@ -15,7 +15,7 @@ def test_fits_are_right_on_a_pretended_device():
     assert_passes(HERE, "not compiles", ["pretend_cuda"])
 
 
-@pytest.mark.compiles
+@pytest.mark.thorough
 def test_all_kinds_of_fits_are_right_on_a_pretended_device(once):
     built = once("emulated", build)
     assert_passes(HERE, "compiles", ["pretend_cuda"], EMULATED_CUDA=str(built))

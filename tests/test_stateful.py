@@ -9,13 +9,19 @@ from fastnmf import NMF
 from fastnmf.fit import batch
 from fastnmf.solvers.registry import SOLVERS
 
-# of 30 calls; a quarter of a minute for each solver
-SEQUENCES = {"hals": 20, "mu": 25, "pgd": 25, "anls": 35}
+# of 30 calls; a few seconds for each solver
+SEQUENCES = {"hals": 5, "mu": 6, "pgd": 6, "anls": 8}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_sequences_of_calls_break_no_rule(solver):
-    stateful.check(SEQUENCES.get(solver, 20), solver)
+    stateful.check(SEQUENCES.get(solver, 5), solver)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_many_sequences_of_calls_break_no_rule(solver):
+    stateful.check(40, solver)
 
 
 def forget_d(monkeypatch):

@@ -6,6 +6,7 @@ with measurements, and the choice with the best. What a GPU takes is in gpu.py.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -203,6 +204,8 @@ def forms_of(solver: Solver, form: str | None) -> tuple[str, ...]:
     return (form,)
 
 
+# of many fits of one size, each asks again
+@functools.lru_cache(maxsize=256)
 def choose(problem: Problem, on: Machine | None = None, tuning: Tuning | None = None) -> Plan:
     """The fastest Plan; form, chunk_rows and block of the tuning are kept if given.
 

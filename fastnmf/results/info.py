@@ -288,7 +288,10 @@ class FitInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all attributes as plain Python values, by name."""
-        return {**asdict(self), "converged": self.converged}
+        # asdict copies every number by itself: 40 µs for each iteration of the history
+        long = {"energy": self.energy, "history": tuple(dict(vars(one)) for one in self.history)}
+        few = asdict(replace(self, energy=(), history=()))
+        return {**few, **long, "converged": self.converged}
 
     def lines(self) -> dict[str, str]:
         """Return what printing shows: name → value of each line."""

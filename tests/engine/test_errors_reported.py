@@ -30,7 +30,7 @@ def near(error):
 def test_reported_error_is_that_of_the_factors(name, solver, form, dtype):
     A, K = DATA[name]
     A = A.astype(dtype)
-    for iterations in (1, 4, 30, 60):
+    for iterations in (1, 4, 40):
         seen = []
         model = NMF(K, solver=solver, seed=0, tol=0, max_iter=iterations, tuning=Tuning(form=form))
         Z, D = model.fit(A, callback=seen.append)
@@ -104,10 +104,11 @@ def test_acceleration_ends_no_higher_than_the_plain_loop(name, solver, dtype):
     plain = {"solver": solver, "accelerate": False, "tol": 0}
     iterations = math.ceil(model.fit_info_.iterations * share)
     beside = true_error(A, *NMF(K, seed=0, max_iter=iterations, **plain).fit(A))
-    # another minimum may be higher: that is where the plain loop ends from there
-    beyond = true_error(A, *NMF(K, init=pair, max_iter=500, **plain).fit(A))
     # and what float32 can represent
-    assert true_error(A, *pair) <= 1.001 * max(beside, beyond) + 3e-8
+    if (error := true_error(A, *pair)) > 1.001 * beside + 3e-8:
+        # another minimum may be higher: that is where the plain loop ends from there
+        beyond = true_error(A, *NMF(K, init=pair, max_iter=500, **plain).fit(A))
+        assert error <= 1.001 * beyond + 3e-8
 
 
 @pytest.mark.parametrize("options", [{}, {"alpha_Z": 100.0, "l1_ratio": 0.5, "unit_norm": True}])

@@ -78,7 +78,11 @@ def test_first_and_second_derivatives_of_encode_are_right(solver, size, penaltie
     assert ((Z > 0).any(1) & (Z == 0).any(1)).any()
     A.requires_grad_()
     assert torch.autograd.gradcheck(lambda X: encoder.encode(X, method=method), A, atol=1e-6)
-    assert torch.autograd.gradgradcheck(lambda X: encoder.encode(X).square(), A, atol=1e-6)
+    # in a random direction, where the solver gives the start alone
+    fast = (solver, method) != ("hals", "exact")
+    assert torch.autograd.gradgradcheck(
+        lambda X: encoder.encode(X, method=method).square(), A, atol=1e-6, fast_mode=fast
+    )
 
 
 def test_gradient_takes_memory_of_the_supports_alone():
@@ -297,7 +301,7 @@ def test_first_and_second_derivatives_of_nnls_are_right_in_data_and_dictionary(s
     function = lambda A, D: nnls(A, D * alive, top_k=top_k)  # noqa: E731
     assert torch.autograd.gradcheck(function, given, atol=1e-6)
     square = lambda A, D: function(A, D).square()  # noqa: E731
-    assert torch.autograd.gradgradcheck(square, given, atol=1e-5)
+    assert torch.autograd.gradgradcheck(square, given, atol=1e-5, fast_mode=signed)
     for which in given:
         (one,) = torch.autograd.grad(function(*given).sum(), which)
         detached = [M if M is which else M.detach() for M in given]

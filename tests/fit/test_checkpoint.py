@@ -322,15 +322,17 @@ def test_save_that_fails_leaves_the_checkpoint_before(path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork: not here")
-def test_fits_that_are_killed_at_random_moments_end_with_the_same_bits():
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [("hals", "residual"), ("anls", "shared-streamed")],
+        pytest.param([("mu", "streamed"), ("pgd", "normal")], marks=pytest.mark.thorough),
+    ],
+    ids=["hals and anls", "mu and pgd"],
+)
+def test_fits_that_are_killed_at_random_moments_end_with_the_same_bits(cases):
     """Each solver once, each way to read and share the data; `python tests/killed_fits.py 100`
     does all."""
-    cases = [
-        ("hals", "residual"),
-        ("mu", "streamed"),
-        ("pgd", "normal"),
-        ("anls", "shared-streamed"),
-    ]
     command = [sys.executable, TESTS / "killed_fits.py", str(len(cases)), *sum(cases, ())]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stderr

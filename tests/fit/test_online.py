@@ -133,13 +133,13 @@ def test_rows_one_at_a_time_lower_the_error_too(solver):
     """Where codes are exact, rounding decides among those of the first few rows: three streams."""
     held_out, ratios = numbers(200, seed=1000), []
     for seed in (3, 4, 5):
-        rows = numbers(600, seed=seed)
+        rows = numbers(300, seed=seed)
         model = NMF(5, solver=solver, seed=0)
         learned(model, rows[:20].split(1))
         early = error_of(model, held_out)
         learned(model, rows[20:].split(1))
         ratios.append(error_of(model, held_out) / early)
-        assert (model.online_info_.rows, model.online_info_.batches) == (600, 600)
+        assert (model.online_info_.rows, model.online_info_.batches) == (300, 300)
     assert max(ratios) < 1
     assert sum(ratios) / 3 < 0.85
 

@@ -382,7 +382,7 @@ print(read("VmHWM") - before - 4 * K * (n + d))
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
-@pytest.mark.parametrize("init", ["random", "nndsvda"])
+@pytest.mark.parametrize("init", [pytest.param("random", marks=pytest.mark.thorough), "nndsvda"])
 def test_process_grows_by_less_than_64_mib_beside_the_factors(init):
     """The factors take 19 MiB, the copies of an accelerated fit and ZᵀA 38; a dense A 2.2 GiB.
     glibc must return memory at once: what it keeps differs by 30 MiB from run to run."""

@@ -52,16 +52,27 @@ PRECISIONS = [(name, "highest") for name in names()]
 PRECISIONS += [(name, "high") for name in names() if in_tf32(name)]
 
 
-@pytest.mark.parametrize("capability", SHARED)
-@pytest.mark.parametrize(("name", "precision"), PRECISIONS)
+# half of them for one card, half for the other
+CARDS = [
+    pytest.param(name, precision, card, marks=[pytest.mark.thorough] * ((i + j) % 2))
+    for i, (name, precision) in enumerate(PRECISIONS)
+    for j, card in enumerate(sorted(SHARED, reverse=True))
+]
+
+
+@pytest.mark.parametrize(("name", "precision", "capability"), CARDS)
 def test_kernel_fits_the_card(name, precision, capability):
     for each in built(calls()[name], precision, capability):
         check(name, precision, each)
 
 
-@pytest.mark.parametrize(
-    "name", [each for each in names() if "16-bit" not in each and "round" not in each]
-)
+WIDE = [each for each in names() if "16-bit" not in each and "round" not in each]
+IN_FLOAT64 = [
+    pytest.param(name, marks=[pytest.mark.thorough] * (i % 3 > 0)) for i, name in enumerate(WIDE)
+]
+
+
+@pytest.mark.parametrize("name", IN_FLOAT64)
 def test_kernel_compiles_in_float64(name):
     for each in built(calls(torch.float64)[name], "highest", 90):
         assert each.code.stack <= 64

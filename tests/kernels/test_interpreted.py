@@ -18,6 +18,6 @@ def test_kernels_compute_in_the_interpreter_what_the_reference_does(part):
     assert_passes(HERE, "not compiles", PARTS[part])
 
 
-@pytest.mark.compiles
+@pytest.mark.thorough
 def test_what_is_slow_to_interpret_passes_too():
     assert_passes(HERE, "compiles", ["interpreted"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 STUDY = Path(__file__).parents[2] / "bench" / "studies" / "gpu.py"
-pytestmark = pytest.mark.compiles
+pytestmark = pytest.mark.thorough
 
 
 def test_study_is_rehearsed_from_end_to_end(tmp_path):

@@ -15,7 +15,7 @@ import sass  # noqa: E402
 import static_table  # noqa: E402
 
 
-@pytest.mark.compiles
+@pytest.mark.thorough
 def test_table_of_the_readme_is_current():
     """To the number with the version of Triton that it names; the bounds that hold with every
     version are asserted in test_compile.py."""

@@ -610,7 +610,9 @@ def patches(count):
     )
 
 
-@pytest.mark.parametrize(("which", "K"), [("digits", 32), ("patches", 64)])
+@pytest.mark.parametrize(
+    ("which", "K"), [("digits", 32), pytest.param("patches", 64, marks=pytest.mark.thorough)]
+)
 def test_default_fit_reaches_the_error_of_scikit_learn(which, K):
     decomposition = pytest.importorskip(
         "sklearn.decomposition", reason="scikit-learn is not installed"

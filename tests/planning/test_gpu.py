@@ -275,7 +275,7 @@ def test_sweeps_of_the_model_have_the_tiles_of_the_kernels():
     ],
 )
 def test_sweeps_of_the_model_are_resident_as_they_are_compiled(of, products, sweep):
-    """The table is checked against compiled kernels by `pytest -m compiles`."""
+    """The table is checked against compiled kernels by `pytest -m thorough`."""
     table = (ROOT / "kernels" / "README.md").read_text()
     rows = [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in table.splitlines()]
     header = next(row for row in rows if "resident" in row)

@@ -84,6 +84,7 @@ def test_encode_from_file_to_file_takes_no_more_memory_for_more_rows(tmp_path):
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
+@pytest.mark.thorough
 def test_many_concepts_take_the_memory_of_the_factors_and_the_residual():
     """20,000 concepts: a Gram matrix would be 1.6 GB, a second copy of the codes 92 MiB. glibc must
     return memory at once: what it keeps differs by 20 MiB from run to run."""

@@ -62,6 +62,7 @@ def test_nothing_is_rounded_where_tf32_is_not_allowed(setting, device):
     assert all(map(torch.equal, factors, exact))
 
 
+@pytest.mark.compiles
 def test_strict_is_float32_on_the_device(device):
     exact, *_ = fit(device)
     with Setting("high")():

@@ -41,7 +41,7 @@ slow = pytest.mark.compiles
     ("iterations", "options"),
     [
         (2, {"init": "nndsvda", "accelerate": True, "tuning": {"chunk_rows": 16}}),
-        (2, {"init": "spread", "solver": "mu"}),
+        pytest.param(*(2, {"init": "spread", "solver": "mu"}), marks=slow),
         pytest.param(
             *(4, {"init": "rows", "solver": "pgd", "alpha_Z": 1e-3, "unit_norm": True}), marks=slow
         ),

@@ -63,7 +63,16 @@ def data_of(kind):
     ).float()
 
 
-@pytest.mark.parametrize("kind", ["digits", "low rank and noise", "noise"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "digits",
+        *(
+            pytest.param(kind, marks=pytest.mark.thorough)
+            for kind in ("low rank and noise", "noise")
+        ),
+    ],
+)
 def test_products_in_tf32_cost_no_loss(kind):
     fit = fit_of(data_of(kind), 200)
     expected = fit()

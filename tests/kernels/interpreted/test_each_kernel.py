@@ -39,6 +39,15 @@ SWEPT = [
     (70, 3, "columns", "float32"),
 ]
 # K, m, p, layout of F, dtype
+
+
+def some_of(cases, slow):
+    """The cases, of which those from number `slow` on, but each third, are slow to interpret."""
+    later = (i >= slow and i % 3 for i in range(len(cases)))
+    marks = ([pytest.mark.compiles] if one else [] for one in later)
+    return [pytest.param(*case, marks=mark) for case, mark in zip(cases, marks, strict=True)]
+
+
 TILED = [
     (1, 1, 1, "rows", "float32"),
     # no tile is full
@@ -139,7 +148,7 @@ def check(solver, dtype, F, expected, sums, before):
     assert_near(sums, torch.tensor(squares), solver, dtype)
 
 
-@pytest.mark.parametrize(("K", "m", "layout", "dtype"), SWEPT)
+@pytest.mark.parametrize(("K", "m", "layout", "dtype"), some_of(SWEPT, 4))
 def test_hals_block_is_the_reference(tile, K, m, layout, dtype):
     before, X, B = draw(K, m, dtype)
     number = getattr(torch, dtype)
@@ -154,7 +163,9 @@ def test_hals_block_is_the_reference(tile, K, m, layout, dtype):
     check("hals", dtype, F, after, sums, before)
 
 
-@pytest.mark.parametrize(("K", "m", "layout", "dtype"), [each for each in SWEPT if each[0] < 70])
+@pytest.mark.parametrize(
+    ("K", "m", "layout", "dtype"), some_of([each for each in SWEPT if each[0] < 70], 5)
+)
 def test_hals_sweep_is_the_reference(tile, K, m, layout, dtype):
     before, X, B = draw(K, m, dtype)
     number = getattr(torch, dtype)
