@@ -30,7 +30,7 @@ from ..shards import Shard, Shards, in_memory, open_paths, paths_of
 from ..sparse.arrays import is_sparse, sparse_matrix
 from ..sparse.files import backed, matrix_of
 from ..sparse.rows import any_batch
-from ..storage import Storage
+from ..storage import NotKept, Storage
 from .given import Weights
 
 # entries that are summed at a time
@@ -139,7 +139,7 @@ class Scale:
 
     def take_from_codes_(self, Z: Storage) -> None:
         """Z ← Z from Z', in place; codes of rows of weight 0 become zero."""
-        if self.rows is None:
+        if self.rows is None or isinstance(Z, NotKept):
             return
         first = 0
         for rows in Z.blocks_():

@@ -35,6 +35,18 @@ def test_whole_weights_of_rows_equal_repeated_rows(solver):
     assert "weights:        of rows" in str(weighted.fit_info_)
 
 
+def test_codes_that_are_not_kept_are_those_of_weighted_rows(tmp_path):
+    np.save(tmp_path / "A.npy", A.numpy())
+    how = {"revive": False, **HOW}
+    kept, streamed = NMF(4, init=(Z0, D0), **how), NMF(4, init=(None, D0), **how)
+    kept.fit(tmp_path / "A.npy", weights=COUNTS[:, None])
+    Z, D = streamed.fit(tmp_path / "A.npy", weights=COUNTS[:, None], codes=None)
+    assert Z is None
+    Y = streamed.encode(A, method="exact")
+    error = ((A - Y @ D).square() * COUNTS[:, None]).sum() / (A.square() * COUNTS[:, None]).sum()
+    assert error.sqrt() < 1.2 * kept.fit_info_.relative_error
+
+
 def test_weights_of_one_are_the_fit_without():
     plain = NMF(4, init=(Z0, D0), **HOW).fit(A)
     for shape in ((30, 1), (1, 12)):
