@@ -107,6 +107,10 @@ FITS |= {
         data(torch.float64),
         {**PLAIN, "accelerate": True, "form": "residual", "how": "even"},
     ),
+    "at most 2 concepts a row": (
+        data(torch.float64),
+        {**PLAIN, "top_k": 2, "nb_concepts": 8, "how": "uneven"},
+    ),
     "batches": (data(), {**PLAIN, "how": "uneven", "batches": True}),
     "chunks": (data(), {**PLAIN, "chunk_rows": 16, "how": "uneven"}),
     # all rows of all processes are gathered for the Gram matrix of the start
