@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from fits import method
 
+from fastnmf import NMF
 from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
 from fastnmf.engine.state import State
@@ -140,3 +143,9 @@ def test_concept_whose_squares_vanish_is_not_dead():
     assert metrics.describe([Z], D).dead_concepts == int((Z == 0).all(0).sum())
     D[1] = 0
     assert metrics.describe([Z], D).dead_concepts == int((Z == 0).all(0).sum()) + 1
+
+
+def test_plain_values_of_a_summary_are_those_of_asdict():
+    model = NMF(3, seed=0, max_iter=4, tol=0)
+    model.fit(torch.rand(20, 6, generator=torch.Generator().manual_seed(0)))
+    assert metrics.as_plain(model.fit_info_) == asdict(model.fit_info_)
