@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import fastnmf
+
+sys.path.insert(0, os.path.dirname(__file__))
+import runs
 
 project, author = "fastnmf", "fastnmf developers"
 release = version = fastnmf.__version__
@@ -42,6 +47,17 @@ def _without_outside(app, page, content):
     content[0] = _OUTSIDE.sub(named, content[0])
 
 
+def _make_pictures(app):
+    """Make the pictures of the pages by their code, instead of those that are stored."""
+    runs.make_pictures(Path(app.doctreedir, "pictures"))
+
+
+def _with_pictures(app, page, content):
+    """Show the pictures that were made."""
+    made = Path(os.path.relpath(Path(app.doctreedir, "pictures"), app.srcdir)).as_posix()
+    content[0] = content[0].replace("](pictures/", f"]({made}/")
+
+
 # what docstrings write as plain text and reStructuredText would take as markup
 _LITERAL = re.compile(r"(``.*?``|`[^`]*`)")
 _MARKUP = re.compile(r"\||(?<=\w)_(?=[^\w]|$)")
@@ -58,5 +74,7 @@ def _plain_text(app, what, name, object, options, lines):
 
 
 def setup(app):
+    app.connect("builder-inited", _make_pictures)
     app.connect("autodoc-process-docstring", _plain_text, priority=400)
     app.connect("source-read", _without_outside)
+    app.connect("source-read", _with_pictures, priority=900)

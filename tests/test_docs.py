@@ -17,16 +17,19 @@ from structure import MODULES, ROOT
 
 import fastnmf
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+sys.path.insert(0, str(ROOT / "docs"))
+import runs
+
+# of the whole repository, so that no page is left out
+PAGES = sorted(
+    page
+    for page in ROOT.rglob("*.md")
+    if not any(part.startswith((".", "_", "build")) for part in page.relative_to(ROOT).parts)
+)
+FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*\{?i?py(?:thon|con)?\b", re.MULTILINE | re.I)
+CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)")
 WITH_EXAMPLES = [name for name, path in MODULES.items() if ">>> " in path.read_text("utf-8")]
-
-
-def blocks(page: Path) -> list[str]:
-    """The Python code of a page; each block has as many lines before it as on the page."""
-    text = page.read_text(encoding="utf-8")
-    return ["\n" * text[: found.start(1)].count("\n") + found[1] for found in BLOCK.finditer(text)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,21 +40,28 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem
+    "page", [page for page in PAGES if runs.blocks(page)], ids=lambda page: page.stem
 )
-def test_python_code_of_a_page_runs_from_top_to_bottom(page, capsys, monkeypatch):
+def test_python_code_of_a_page_runs_and_makes_its_pictures(page, capsys, monkeypatch):
     if page.stem == "language_model":
         # the real one takes minutes
         for name, module in tiny_language_model.modules().items():
             monkeypatch.setitem(sys.modules, name, module)
-    names = {"__name__": "__main__"}
     with warnings.catch_warnings():
         warnings.simplefilter("error", SyntaxWarning)
-        for code in blocks(page):
-            try:
-                exec(compile(code, str(page), "exec"), names)
-            except ModuleNotFoundError as missing:
-                pytest.skip(f"{missing}: an extra")
+        try:
+            runs.run(page)
+        except ModuleNotFoundError as missing:
+            pytest.skip(f"{missing}: an extra")
+    for name in runs.pictures(page):
+        assert Path(name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_python_block_is_found():
+    """Whatever the fence, its case or its indent."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert len(FENCE.findall(text)) == len(runs.blocks(page)), page
 
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
@@ -105,10 +115,10 @@ def test_every_option_is_described(kind):
 
 
 def test_links_between_pages_lead_somewhere():
-    pages = [*PAGES, ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*/*.md")]
     broken = []
-    for page in pages:
-        for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+    for page in PAGES:
+        text = CODE.sub("", page.read_text(encoding="utf-8"))
+        for target, anchor in LINK.findall(text):
             there = page.parent / target if target else page
             if not there.exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
