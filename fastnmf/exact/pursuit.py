@@ -15,7 +15,7 @@ from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Method
 from ..precision import products_in
 from ..solvers.supports.pursuit import pursue_
-from ..solvers.supports.top_k import NAME
+from ..solvers.supports.top_k import NAME, exchange_
 from ..solvers.supports.working_set import prepare_concepts
 
 
@@ -23,11 +23,13 @@ from ..solvers.supports.working_set import prepare_concepts
 class PursuitEncoder:
     """Codes with at most top_k concepts for each row, exact on their support with the penalty of Z:
     solvers/supports/pursuit.py. D (K, d) ≥ 0; method: with operations of the solver anls.
-    done is called with the rows of every chunk, after it."""
+    exchanges: whether concepts are then exchanged, without a penalty, as in a fit with top_k. done
+    is called with the rows of every chunk, after it."""
 
     D: Tensor
     method: Method
     top_k: int
+    exchanges: bool = False
     done: Callable[[int], object] | None = None
 
     @torch.no_grad()
@@ -41,6 +43,8 @@ class PursuitEncoder:
             for part in row_blocks(len(A), chunk_rows(self.D, self.method)):
                 X = dense(A[part]).contiguous()
                 info = pursue_(Z[part].T, X, concepts, self.top_k, self.method.ops)
+                if self.exchanges:
+                    exchange_(Z[part], X, concepts, self.top_k, self.method.ops)
                 unsolved = int((~(info.kkt <= UNSOLVED[D.dtype])).sum())
                 most = int(info.iterations.max()) if len(X) else 0
                 ended.append(Ended(most, unsolved == 0, (NAME,), unsolved))

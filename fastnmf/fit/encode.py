@@ -49,8 +49,8 @@ METHODS = ("auto", "exact", "sweeps")
 class Run:
     """The arguments of an encoding that say how: the method, one of METHODS, the most sweeps, the
     change at which sweeps alone end, the most concepts of a row, or None, whether coefficients are
-    refitted without the penalty, whether the most concepts are the model's, not the call's, and
-    weights of the entries."""
+    refitted without the penalty, whether the most concepts are the model's, not the call's, weights
+    of the entries, and whether concepts are exchanged, since the model was fitted so."""
 
     method: str
     max_iter: int
@@ -59,6 +59,7 @@ class Run:
     refit: bool = False
     of_model: bool = False
     weights: Any = None
+    exchanges: bool = False
 
     @property
     def sweeps_only(self) -> bool:
@@ -267,7 +268,7 @@ class _Scaled:
         if run.sweeps_only:
             self.encoder = Encoder(D, method, run.max_iter, run.tol, monotone=True)
         elif run.top_k is not None and run.top_k < largest_support(D, penalty):
-            self.encoder = PursuitEncoder(D, method, run.top_k)
+            self.encoder = PursuitEncoder(D, method, run.top_k, run.exchanges)
         else:
             sweeps = run.method == "auto"
             self.encoder = ExactEncoder(D, data.n, method, run.max_iter, sweeps)

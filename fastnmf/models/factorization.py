@@ -297,8 +297,9 @@ class Factorization(ShownModel):
         top_k : int, optional
             At most that many concepts for each row, by orthogonal matching pursuit as in `nnls`:
             the steepest concept enters, and codes become the optimum on the support, with the
-            penalty; by default the model's top_k. `max_iter` and `tol` have no effect. Not with Z0
-            or another method.
+            penalty; by default the model's top_k. Where the model has one, concepts are then
+            exchanged while that lowers the error of a row, as in its fit. `max_iter` and `tol` have
+            no effect. Not with Z0 or another method.
         refit : bool, default False
             Replace the coefficients of each row by the least squares on its active concepts,
             without the penalty, which shrinks them. Concepts may leave, none enters.
@@ -352,7 +353,8 @@ class Factorization(ShownModel):
         refits = checks.flag("refit", refit)
         kind = checks.one_of("method", method, encode.METHODS)
         most, of_model = most or self.top_k, most is None
-        run = encode.Run(kind, iterations, stop_at, most, refits, of_model, weights)
+        exchanges = self.top_k is not None
+        run = encode.Run(kind, iterations, stop_at, most, refits, of_model, weights, exchanges)
         A, leading = rows.as_rows(A, D.shape[1])
         rows.refuse_leading(destination(codes, optional=False), leading, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:

@@ -118,7 +118,7 @@ class Validation:
             method = method.with_penalties(found)
         D = D.to(wide(D.device)) if options.constraint.signed else D
         if options.top_k is not None:
-            return PursuitEncoder(D, method, options.top_k)
+            return PursuitEncoder(D, method, options.top_k, exchanges=True)
         return ExactEncoder(D, self.data.n, method, _SWEEPS)
 
 
@@ -144,7 +144,7 @@ def end_with_best_(
     elif options.top_k is None:
         take_exact_codes_(state, data, exact)
     else:
-        encoder = PursuitEncoder(state.D, exact, options.top_k)
+        encoder = PursuitEncoder(state.D, exact, options.top_k, exchanges=True)
         for X, Z, _ in data.tiles(state.Z, chunk_rows(state.D, exact), save=True):
             assert Z is not None
             Z.copy_(encoder(dense(X))[0])

@@ -20,6 +20,9 @@ from .pursuit import pursue_
 from .working_set import Concepts, on_sets_, prepare_concepts
 
 NAME = "pursuit"
+# exchanges of a row in codes for a fixed dictionary, and the relative fall of its loss that is
+# worth another one
+_EXCHANGES, _WORTH = 8, 1e-3
 
 
 class _Rows(NamedTuple):
@@ -32,6 +35,13 @@ class _Rows(NamedTuple):
     norms: Tensor
     concepts: Concepts
     ops: dict
+
+    @classmethod
+    def of(cls, X: Tensor, concepts: Concepts, ops: dict, E: Tensor | None = None) -> _Rows:
+        """Of rows X (m, p). E: scratch as large, if there is any."""
+        norms = torch.where(concepts.scale > 0, 1 / concepts.scale, 0).to(X.dtype)
+        E = torch.empty_like(X) if E is None else E
+        return cls(X, X @ concepts.B.T, E, norms, concepts, ops)
 
     def losses(self, Z: Tensor) -> Tensor:
         """‖x − z B‖² of each row (m,), in float64; E ← X − Z B."""
@@ -77,14 +87,13 @@ def half_steps_(
     concepts = fixed.concepts
     assert concepts is not None
     X = widened(data.Xt.T).contiguous()
-    with_norms = torch.where(concepts.scale > 0, 1 / concepts.scale, 0).to(F.dtype)
-    rows = _Rows(X, X @ concepts.B.T, data.Et.T, with_norms, concepts, compute.ops)
+    rows = _Rows.of(X, concepts, compute.ops, data.Et.T)
     for _ in range(times):
         before, Z = F.clone(), torch.zeros_like(F.T, memory_format=torch.contiguous_format)
         pursue_(Z.T, X, concepts, most, compute.ops)
         loss = rows.losses(Z)
         # concepts of zeros have no use for codes
-        kept = F.T.clone(memory_format=torch.contiguous_format).mul_(with_norms > 0)
+        kept = F.T.clone(memory_format=torch.contiguous_format).mul_(rows.norms > 0)
         kept.mul_(((kept > 0).sum(1) <= most)[:, None])
         loss = _take_lower_(Z, loss, rows.refit_(kept, kept > 0), rows)
         # the residual of what was taken
@@ -101,6 +110,20 @@ def _take_lower_(Z: Tensor, loss: Tensor, found: Tensor, rows: _Rows) -> Tensor:
     lower = after < loss
     Z.copy_(torch.where(lower[:, None], found, Z))
     return torch.where(lower, after, loss)
+
+
+def exchange_(Z: Tensor, X: Tensor, concepts: Concepts, most: int, ops: dict) -> None:
+    """Z (m, K) ← codes of X (m, p) after exchanges of concepts, while they lower the loss of a row
+    by a thousandth. Z: of a pursuit."""
+    some = torch.arange(len(X), device=X.device)
+    for _ in range(_EXCHANGES):
+        if not len(some):
+            return
+        rows, codes = _Rows.of(X[some], concepts, ops), Z[some]
+        loss = rows.losses(codes)
+        after = _take_lower_(codes, loss, rows.exchanged(codes, most), rows)
+        Z[some] = codes
+        some = some[after < (1 - _WORTH) * loss]
 
 
 def fix(

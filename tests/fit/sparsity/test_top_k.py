@@ -11,7 +11,7 @@ import pytest
 import torch
 from fits import idle_start, nmf
 
-from fastnmf import NMF, InvalidInput, SemiNMF, Tuning
+from fastnmf import NMF, InvalidInput, SemiNMF, Tuning, nnls
 from fastnmf.backends.registry import select
 from fastnmf.solvers import anls
 from fastnmf.solvers.registry import SOLVERS
@@ -215,6 +215,20 @@ def test_encode_has_as_many_concepts_by_default():
     for other in ({"method": "exact"}, {"Z0": Z}):
         with pytest.raises(InvalidInput, match=r"or set top_k of the model to None"):
             model.encode(A[200:], **other)
+
+
+@pytest.mark.parametrize("kind", [NMF, SemiNMF])
+def test_encode_exchanges_concepts_as_the_fit_does(kind):
+    A, _ = planted(600, signed=kind is SemiNMF)
+    model = kind(K, top_k=4, seed=0, max_iter=40, tol=0)
+    Z, D = model.fit(A)
+    found, alone = model.encode(A), nnls(A, D, top_k=4)
+    losses = [(A - codes @ D).square().sum(1) for codes in (found, alone)]
+    assert ((found > 0).sum(1) <= 4).all()
+    assert (losses[0] <= losses[1] * (1 + 1e-5) + 1e-9).all()
+    error, pursued, fitted = ((A - codes @ D).norm() for codes in (found, alone, Z))
+    # half of the gap and more
+    assert error < pursued - 0.4 * (pursued - fitted)
 
 
 def test_a_saved_model_has_it(tmp_path):
