@@ -30,7 +30,8 @@ MOST_STATIC_SHARED_BYTES = 64
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.thorough), 90])
+@pytest.mark.thorough
+@pytest.mark.parametrize("capability", [80, 90])
 def test_row_solver_compiles_for_the_card(capability, tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
