@@ -38,17 +38,24 @@ def hals_half_step(F, X, B):
     return F
 
 
-def weighted_hals_half_step(F, X, B, W):
-    """The same with a weight W (m, p) for each entry of X: F_ki ← max(0, F_ki + Σ_j w_ij B_kj e_ij
-    / Σ_j w_ij B_kj²), e = X − Fᵀ B; an entry without weights keeps its value."""
+def weighted_hals_half_step(F, X, B, W, l1=0.0, l2=0.0, bounded=True):
+    """The same with a weight W (m, p) for each entry of X, and a penalty, l2 (K,) or a number:
+    F_ki ← max(0, F_ki + (Σ_j w_ij B_kj e_ij − l1 − l2 F_ki) / (Σ_j w_ij B_kj² + l2)), e = X − Fᵀ B;
+    a concept of which no entry has a weight becomes zero by any penalty, and else keeps its value.
+    Without `bounded` there is no maximum."""
     F = F.astype(np.float64).copy()
     X, B, W = X.astype(np.float64), B.astype(np.float64), W.astype(np.float64)
+    l2 = np.broadcast_to(l2, len(F))
     for k in range(F.shape[0]):
         for i in range(F.shape[1]):
-            square = W[i] @ B[k] ** 2
+            square = W[i] @ B[k] ** 2 + l2[k]
             if square > 0:
                 error = X[i] - F[:, i] @ B
-                F[k, i] = max(0.0, F[k, i] + (W[i] * error) @ B[k] / square)
+                slope = (W[i] * error) @ B[k] - l1 - l2[k] * F[k, i]
+                best = F[k, i] + slope / square
+                F[k, i] = max(0.0, best) if bounded else best
+            elif l1 > 0:
+                F[k, i] = 0.0
     return F
 
 

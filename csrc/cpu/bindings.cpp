@@ -1,7 +1,8 @@
 // fastnmf._C: checks arguments, releases the GIL, and distributes tiles of columns over threads.
 //
 // Matrices come as views (view.h); nothing here needs torch. The caller keeps their memory alive.
-// Kernels: hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp, sparse.cpp.
+// Kernels: hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp, sparse.cpp,
+// weighted.cpp.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -19,6 +20,7 @@
 #include "kernels.h"
 #include "sparse_pass.h"
 #include "threads.h"
+#include "weighted_pass.h"
 
 namespace py = pybind11;
 using namespace fastnmf;
@@ -180,6 +182,56 @@ void hals_rows(const View &F, const View &X, const Fixed &fixed, Size sweeps, co
             run_hals(kernels.rows, kernels.tile_columns, a, 4 * a.K + kernels.tile_features, flops,
                      threads, total);
         }
+    });
+}
+
+// what sparse and dense data have in common: by Gram matrices or residuals, whether F is bounded
+using WeightedWay = std::tuple<bool, bool>;
+
+template <class T, class I>
+void run_weighted(HalsWeighted<T, I> &a, Size sweeps, const WeightedWay &way, const View &sums,
+                  int threads, double *total) {
+    std::tie(a.grams, a.bounded) = way;
+    a.sweeps = sweeps;
+    a.measures = sums.shape[0] > 2;
+    py::gil_scoped_release released;
+    compute_hals_weighted(a, threads, total);
+}
+
+void hals_stored(const View &F, const WeightedRows &rows, const View &B,
+                 const WeightedPenalty &penalty, Size sweeps, const WeightedWay &way,
+                 const View &sums, int threads) {
+    if (sweeps < 1) refuse("sweeps = ", sweeps, " must be at least 1");
+    check_shape("B", B, {-1, F.shape[0]});
+    on_factor(F, &sums, threads, [&](auto zero, Size, Size, double *total) {
+        using T = decltype(zero);
+        const auto run = [&](auto index) {
+            auto a = hals_weighted_arguments<T, decltype(index)>(F, B, penalty);
+            read_rows(a, rows);
+            run_weighted(a, sweeps, way, sums, threads, total);
+        };
+        if (std::strcmp(std::get<0>(rows).dtype, "int64") == 0)
+            run(int64_t{});
+        else
+            run(int32_t{});
+    });
+}
+
+void hals_masked(const View &F, const View &X, const View &W, const View &B,
+                 const WeightedPenalty &penalty, Size sweeps, const WeightedWay &way,
+                 const View &sums, int threads) {
+    if (sweeps < 1) refuse("sweeps = ", sweeps, " must be at least 1");
+    check_shape("B", B, {-1, F.shape[0]});
+    on_factor(F, &sums, threads, [&](auto zero, Size, Size, double *total) {
+        using T = decltype(zero);
+        auto a = hals_weighted_arguments<T, int32_t>(F, B, penalty);
+        a.X = read_matrix<T>("X", X, a.m, a.p);
+        if (std::strcmp(W.dtype, "uint8") == 0)
+            a.mask = read_matrix<uint8_t>("W", W, a.m, a.p);
+        else
+            a.W = read_matrix<T>("W", W, a.m, a.p);
+        a.longest = a.p;
+        run_weighted(a, sweeps, way, sums, threads, total);
     });
 }
 
@@ -424,6 +476,21 @@ PYBIND11_MODULE(_C, module) {
         "swept, F = F, max(least F, F + step (F - swept)); sums are then of F - before and F. "
         "statistics: (cross, gram, adds), cross (K, p) and gram (K, K) with contiguous rows: then "
         "cross = F X and gram = F F', or += if adds; F has adjacent concepts.");
+    module.def(
+        "hals_stored", &hals_stored, py::arg("F"), py::arg("rows"), py::arg("B"), py::arg("penalty"),
+        py::arg("sweeps"), py::arg("way"), py::arg("sums"), py::arg("threads"),
+        "hals_normal for a sparse X (m, p) whose stored entries have weights, and no others: C = sum "
+        "w x b and a Gram matrix G = sum w b b' for each column of F.\n\n"
+        "F (K, m) in any layout. rows: (crow, col, values, weights), crow (m + 1), col (entries) "
+        "int32 or int64, both the same; values, weights (entries), weights None for ones. Entries "
+        "of col must be below p, which is not checked. B (p, K), contiguous rows. penalty: None or "
+        "(l1, l2), l2 (K). way: (grams, bounded): by Gram matrices, or else by residuals, which has "
+        "the same iterates; whether F >= 0. sums: with a third, sum w (x - b'f)^2 is added to it.");
+    module.def(
+        "hals_masked", &hals_masked, py::arg("F"), py::arg("X"), py::arg("W"), py::arg("B"),
+        py::arg("penalty"), py::arg("sweeps"), py::arg("way"), py::arg("sums"), py::arg("threads"),
+        "hals_stored for a dense X (m, p), finite where it has a weight. W (m, p): uint8, a mask, or "
+        "weights in the dtype of F. X and W in any layout.");
     module.def("moments", &moments, py::arg("F"), py::arg("X"), py::arg("out"),
                py::arg("symmetric"), py::arg("adds"), py::arg("threads"),
                "out = F X, or out += F X if adds.\n\n"

@@ -7,11 +7,11 @@
 // columns, so 4 + 3 loads for 12 fused multiply-adds. Limited by arithmetic; copying is a fifth at
 // s = 128.
 
-#include <cfloat>
 #include <cstddef>
 #include <cstdint>
 
 #include "gemm_tile.h"
+#include "hals_tile.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -21,72 +21,12 @@ using fastnmf::HalsBlock;
 using fastnmf::HalsEach;
 using fastnmf::HalsNormal;
 using fastnmf::HalsRows;
-using fastnmf::Matrix;
 
-// concepts of a group, and vectors of columns in a tile. In a group each concept depends on the one
-// before, so it is no larger than the registers need
-constexpr int group = most_concepts < 4 ? most_concepts : 4, width = most_vectors;
-
-template <class T> constexpr int V = Simd<T>::lanes;
-template <class T> constexpr int W = width * V<T>;
+// concepts of a group, in which each concept depends on the one before, so that it is no larger than
+// the registers need
+constexpr int group = most_concepts < 4 ? most_concepts : 4;
 // features of a tile of data, which stays in L1 while it is multiplied with all concepts
 constexpr ptrdiff_t tile_features = 128;
-template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
-
-// tile (rows × W) ← columns [start, start + columns) of `from`; zeros in the columns right of them
-template <class T>
-void gather(T *tile, Matrix<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
-    const T *origin = at(from, 0, start);
-    if (columns == W<T> && from.stride_m == 1) {
-        for (ptrdiff_t k = 0; k < rows; ++k)
-            for (int i = 0; i < W<T>; i += V<T>)
-                store(tile + k * W<T> + i, load(origin + k * from.stride_k + i));
-    } else if (from.stride_k == 1 && rows >= V<T>) {
-        for (int i = 0; i < W<T>; i += V<T>) {
-            const ptrdiff_t some = columns - i;
-            for (ptrdiff_t next = 0; next < rows; next += V<T>) {
-                // the last square may overlap the one before
-                const ptrdiff_t k = next + V<T> <= rows ? next : rows - V<T>;
-                Vec<T> square[V<T>] = {};
-                if (some >= V<T>) {
-                    load_transposed<T>(square, origin + i * from.stride_m + k, from.stride_m);
-                } else {
-                    for (int l = 0; l < some; ++l)
-                        square[l] = load(origin + (i + l) * from.stride_m + k);
-                    transpose<T>(square);
-                }
-                for (int l = 0; l < V<T>; ++l) store(tile + (k + l) * W<T> + i, square[l]);
-            }
-        }
-    } else {
-        for (ptrdiff_t k = 0; k < rows; ++k)
-            for (ptrdiff_t i = 0; i < W<T>; ++i)
-                tile[k * W<T> + i] = i < columns ? *at(from, k, start + i) : T(0);
-    }
-}
-
-// columns [start, start + columns) of `to` ← tile (rows × W)
-template <class T>
-void scatter(Matrix<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdiff_t columns) {
-    T *origin = at(to, 0, start);
-    if (columns == W<T> && to.stride_m == 1) {
-        for (ptrdiff_t k = 0; k < rows; ++k)
-            for (int i = 0; i < W<T>; i += V<T>)
-                store(origin + k * to.stride_k + i, load(tile + k * W<T> + i));
-    } else if (columns == W<T> && to.stride_k == 1 && rows >= V<T>) {
-        for (int i = 0; i < W<T>; i += V<T>)
-            for (ptrdiff_t next = 0; next < rows; next += V<T>) {
-                const ptrdiff_t k = next + V<T> <= rows ? next : rows - V<T>;
-                Vec<T> square[V<T>];
-                for (int l = 0; l < V<T>; ++l) square[l] = load(tile + (k + l) * W<T> + i);
-                transpose<T>(square);
-                for (int l = 0; l < V<T>; ++l) store(origin + (i + l) * to.stride_m + k, square[l]);
-            }
-    } else {
-        for (ptrdiff_t i = 0; i < columns; ++i)
-            for (ptrdiff_t k = 0; k < rows; ++k) *at(to, k, start + i) = tile[k * W<T> + i];
-    }
-}
 
 // columns [start, start + columns) of `to` ← those of `from`
 template <class T>
@@ -150,25 +90,6 @@ inline void sweep(T *F, T *R, const T *G, ptrdiff_t stride_g, ptrdiff_t concepts
     if (rest == 1) update<block, bounded, 1>(F, R, G, stride_g, concepts, k);
 }
 
-// sums ← ‖Δ‖², ‖F‖² of a tile, added up in T; over tiles that is done in float64
-template <class T>
-inline void sum_squares(const T *delta, const T *F, ptrdiff_t rows, double *sums) {
-    Vec<T> change[width] = {}, norm[width] = {};
-    for (ptrdiff_t k = 0; k < rows; ++k)
-#pragma GCC unroll 4
-        for (int v = 0; v < width; ++v) {
-            const Vec<T> x = load(delta + k * W<T> + v * V<T>), y = load(F + k * W<T> + v * V<T>);
-            change[v] += x * x;
-            norm[v] += y * y;
-        }
-    for (int v = 1; v < width; ++v) {
-        change[0] += change[v];
-        norm[0] += norm[v];
-    }
-    sums[0] = sum<T>(change[0]);
-    sums[1] = sum<T>(norm[0]);
-}
-
 // all sweeps of a tile, with the same C; for a single one C may be R. sums may be null
 template <bool bounded, class T, class Arguments>
 inline void sweeps(T *F, T *R, const T *C, const Arguments &a, double *sums) {
@@ -182,10 +103,6 @@ inline void sweeps(T *F, T *R, const T *C, const Arguments &a, double *sums) {
         sums[0] += partial[0];
         sums[1] += partial[1];
     }
-}
-
-template <class T> Matrix<const T> constant(Matrix<T> x) {
-    return {x.data, x.stride_k, x.stride_m};
 }
 
 template <class T>
@@ -256,53 +173,13 @@ template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scra
     scatter(a.F, F, a.K, start, columns);
 }
 
-// where entry (k, j) of a symmetric matrix is in its lower triangle
-inline ptrdiff_t place(ptrdiff_t k, ptrdiff_t j) {
-    return j <= k ? k * (k + 1) / 2 + j : j * (j + 1) / 2 + k;
-}
-
-// F_k ← max(0, F_k + (C_k − G_k F) / G_kk) of one concept k of a tile, each column with its own G;
-// delta ← the change
-template <bool bounded, class T>
-inline void update_each(T *F, const T *C, const T *G, T *delta, ptrdiff_t K, ptrdiff_t k) {
-    Vec<T> r[width];
-#pragma GCC unroll 4
-    for (int v = 0; v < width; ++v) r[v] = load(C + k * W<T> + v * V<T>);
-    for (ptrdiff_t j = 0; j < K; ++j) {
-        const T *g = G + place(k, j) * W<T>;
-#pragma GCC unroll 4
-        for (int v = 0; v < width; ++v) r[v] -= load(g + v * V<T>) * load(F + j * W<T> + v * V<T>);
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < width; ++v) {
-        const Vec<T> diagonal = load(G + place(k, k) * W<T> + v * V<T>), one = Vec<T>{} + T(1);
-        const Vec<T> least = Vec<T>{} + tiny<T>, before = load(F + k * W<T> + v * V<T>);
-        const Vec<T> best = before + r[v] / (diagonal < least ? one : diagonal);
-        const Vec<T> alive = bounded ? positive_part(best) : best;
-        const Vec<T> after = diagonal < least ? before : alive;
-        store(delta + k * W<T> + v * V<T>, after - before);
-        store(F + k * W<T> + v * V<T>, after);
-    }
-}
-
 template <class T> void hals_each(const HalsEach<T> &a, ptrdiff_t start, T *scratch, double *sums) {
     const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
     T *F = scratch, *C = F + size, *delta = C + size, *G = delta + size;
     gather(C, a.C, a.K, start, columns);
     gather(F, constant(a.F), a.K, start, columns);
     gather(G, a.G, a.K * (a.K + 1) / 2, start, columns);
-    sums[0] = sums[1] = 0;
-    for (ptrdiff_t left = a.sweeps; left > 0; --left) {
-        for (ptrdiff_t k = 0; k < a.K; ++k)
-            if (a.bounded)
-                update_each<true>(F, C, G, delta, a.K, k);
-            else
-                update_each<false>(F, C, G, delta, a.K, k);
-        double partial[2];
-        sum_squares(delta, F, a.K, partial);
-        sums[0] += partial[0];
-        sums[1] += partial[1];
-    }
+    sweep_each(F, C, G, delta, a.K, a.sweeps, a.bounded, sums);
     scatter(a.F, F, a.K, start, columns);
 }
 

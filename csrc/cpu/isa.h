@@ -29,6 +29,10 @@ struct Isa {
     const SparseKernels<float, int64_t> &sparse_float32_int64;
     const SparseKernels<double, int32_t> &sparse_float64_int32;
     const SparseKernels<double, int64_t> &sparse_float64_int64;
+    const WeightedKernels<float, int32_t> &weighted_float32_int32;
+    const WeightedKernels<float, int64_t> &weighted_float32_int64;
+    const WeightedKernels<double, int32_t> &weighted_float64_int32;
+    const WeightedKernels<double, int64_t> &weighted_float64_int64;
 };
 
 #define FASTNMF_ISA_ROW(isa, usable)                                                               \
@@ -37,7 +41,8 @@ struct Isa {
             isa::moments_float64, isa::update_float32, isa::update_float64, isa::nnls_float32,     \
             isa::nnls_float64, isa::active_set_float32, isa::active_set_float64,                   \
             isa::sparse_float32_int32, isa::sparse_float32_int64, isa::sparse_float64_int32,       \
-            isa::sparse_float64_int64                                                              \
+            isa::sparse_float64_int64, isa::weighted_float32_int32, isa::weighted_float32_int64,   \
+            isa::weighted_float64_int32, isa::weighted_float64_int64                               \
     }
 
 // worst first
@@ -108,16 +113,31 @@ template <class T> const ActiveSetKernels<T> &active_set_kernels() {
     return of_type<T>(isa().active_set_float32, isa().active_set_float64);
 }
 
+template <class T, class I, template <class, class> class Kernels>
+const Kernels<T, I> &of_types(const Kernels<float, int32_t> &float32_int32,
+                              const Kernels<float, int64_t> &float32_int64,
+                              const Kernels<double, int32_t> &float64_int32,
+                              const Kernels<double, int64_t> &float64_int64) {
+    if constexpr (std::is_same_v<T, float> && std::is_same_v<I, int32_t>)
+        return float32_int32;
+    else if constexpr (std::is_same_v<T, float>)
+        return float32_int64;
+    else if constexpr (std::is_same_v<I, int32_t>)
+        return float64_int32;
+    else
+        return float64_int64;
+}
+
 template <class T, class I> const SparseKernels<T, I> &sparse_kernels() {
     const Isa &best = isa();
-    if constexpr (std::is_same_v<T, float> && std::is_same_v<I, int32_t>)
-        return best.sparse_float32_int32;
-    else if constexpr (std::is_same_v<T, float>)
-        return best.sparse_float32_int64;
-    else if constexpr (std::is_same_v<I, int32_t>)
-        return best.sparse_float64_int32;
-    else
-        return best.sparse_float64_int64;
+    return of_types<T, I>(best.sparse_float32_int32, best.sparse_float32_int64,
+                          best.sparse_float64_int32, best.sparse_float64_int64);
+}
+
+template <class T, class I> const WeightedKernels<T, I> &weighted_kernels() {
+    const Isa &best = isa();
+    return of_types<T, I>(best.weighted_float32_int32, best.weighted_float32_int64,
+                          best.weighted_float64_int32, best.weighted_float64_int64);
 }
 
 } // namespace fastnmf

@@ -1,9 +1,9 @@
 // The interface between bindings.cpp and the CPU kernels: arguments, and a table of kernels for
 // each instruction set.
 //
-// hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp and sparse.cpp are compiled once per
-// instruction set, each time into a namespace of that name. Except for the tables at their ends, all names in them must have
-// internal linkage. Of an inline function or template with external linkage, including those of
+// hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp, sparse.cpp and weighted.cpp are
+// compiled once per instruction set, each time into a namespace of that name. Except for the tables
+// at their ends, all names in them must have internal linkage. Of an inline function or template with external linkage, including those of
 // std, the linker keeps one copy for all callers, and that may be the one compiled for AVX-512.
 // `nm` must show no W, V or u in their object files.
 #pragma once
@@ -204,6 +204,33 @@ template <class T, class I> struct SparseKernels {
                  T *scratch, I *cursor);
 };
 
+// Sweeps of F (K, m) where the entries of X (m, p) have weights. X is sparse, in compressed rows whose
+// entries have `weights`, null for ones, and no others have any; or, without crow, dense, X (m, p) in
+// any layout, with a mask, or else weights W, in any layout. B (p, K), contiguous rows: the fixed
+// factor, transposed. A penalty: l1, l2 (K), null for none; l1 only with an l2. longest: the most
+// entries that a row has. grams: by a Gram matrix for each row, else by its residual. measures:
+// whether the squared error is wanted. bounded: whether F ≥ 0
+template <class T, class I> struct HalsWeighted {
+    Matrix<T> F;
+    const I *crow, *col;
+    const T *values, *weights;
+    Matrix<const T> X, W;
+    Matrix<const uint8_t> mask;
+    const T *B, *l2;
+    T l1;
+    ptrdiff_t stride_b, K, m, p, sweeps, longest;
+    bool grams, measures, bounded;
+};
+
+// sweep: columns [start, start + tile_columns) or up to the last; sums (3) ← ‖Δ‖², ‖F‖², of all
+// sweeps, and Σ w (x − fᵀ b)² if it is wanted. scratch_size: elements of scratch; places: p, of dense
+// data only.
+template <class T, class I> struct WeightedKernels {
+    ptrdiff_t tile_columns;
+    ptrdiff_t (*scratch_size)(const HalsWeighted<T, I> &);
+    void (*sweep)(const HalsWeighted<T, I> &, ptrdiff_t start, T *scratch, I *places, double *sums);
+};
+
 #define FASTNMF_DECLARE(isa)                                                                       \
     namespace isa {                                                                                \
     extern const HalsKernels<float> hals_float32;                                                  \
@@ -220,6 +247,10 @@ template <class T, class I> struct SparseKernels {
     extern const SparseKernels<float, int64_t> sparse_float32_int64;                               \
     extern const SparseKernels<double, int32_t> sparse_float64_int32;                              \
     extern const SparseKernels<double, int64_t> sparse_float64_int64;                              \
+    extern const WeightedKernels<float, int32_t> weighted_float32_int32;                           \
+    extern const WeightedKernels<float, int64_t> weighted_float32_int64;                           \
+    extern const WeightedKernels<double, int32_t> weighted_float64_int32;                          \
+    extern const WeightedKernels<double, int64_t> weighted_float64_int64;                          \
     }
 FASTNMF_DECLARE(baseline)
 FASTNMF_DECLARE(avx2)

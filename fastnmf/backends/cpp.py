@@ -17,11 +17,16 @@ from .nnls.result import BLOCK, RANK_TOLERANCE, NnlsInfo
 from .pointers import NnlsLimits, nnls_arguments, nnls_operations, read_report, view
 from .torch import Compressed
 from .torch import moments_ as products
+from .weighted import Weighted
+from .weighted import hals_weighted_ as weighted_reference
 
 # concepts up to which our own products are faster: of codes with codes, of which half is computed,
 # and with data (AVX-512: 0.65 to 1.05 of the vendor's time; AVX2 by AMD, whose few run at half the
 # rate)
 _FEW_SQUARED, _FEW = 512, 128
+# concepts up to which entries with weights are computed with by a Gram matrix for each row: of
+# stored ones by the kernel, of dense data by products of matrices
+_PAIRED, _PAIRED_DENSE = 48, 32
 # bytes of such sums up to which they are computed in the pass over the codes: every thread has its
 # own
 _MOST_SUMS = 1 << 20
@@ -53,9 +58,35 @@ def hals_sweep_(
 def hals_each_(
     F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1, bounded: bool = True
 ) -> None:
-    """As torch.hals_each_."""
+    """As weighted.hals_each_."""
     sweep = _C.hals_each if bounded else _C.hals_each_free
     sweep(view(F), view(C), view(G), view(sums), torch.get_num_threads(), sweeps)
+
+
+def hals_weighted_(
+    F: Tensor,
+    rows: Weighted,
+    B: Tensor,
+    penalty: tuple[float, Tensor] | None,
+    sums: Tensor,
+    sweeps: int = 1,
+    bounded: bool = True,
+) -> None:
+    """As weighted.hals_weighted_. 2 nnz K (1 + 2 sweeps) flops where there are many concepts."""
+    X, W = rows
+    if isinstance(X, Tensor) and len(F) <= _PAIRED_DENSE:
+        given = F, rows, B, penalty, sums, sweeps, bounded
+        return weighted_reference(*given, using=(hals_each_, sparse_dot_))
+    if penalty is not None:
+        penalty = penalty[0], view(penalty[1].contiguous())
+    Bt = B.T if B.stride(0) == 1 else B.T.contiguous()
+    how = view(Bt), penalty, sweeps, (len(F) <= _PAIRED, bounded), view(sums)
+    if isinstance(X, Tensor):
+        W = W.view(torch.uint8) if W.dtype == torch.bool else W
+        _C.hals_masked(view(F), view(X), view(W), *how, torch.get_num_threads())
+    else:
+        stored = *map(view, X), None if W is None else view(W)
+        _C.hals_stored(view(F), stored, *how, torch.get_num_threads())
 
 
 def hals_rows_(
@@ -246,9 +277,9 @@ def nnls_rows_(
 OPERATIONS = {
     "extrapolate_": extrapolate_,
     "hals_block_": hals_block_,
-    "hals_each_": hals_each_,
     "hals_rows_": hals_rows_,
     "hals_sweep_": hals_sweep_,
+    "hals_weighted_": hals_weighted_,
     "moments_": moments_,
     "mu_": mu_,
     "pgd_": pgd_,

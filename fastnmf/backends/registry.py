@@ -78,7 +78,7 @@ def _not_installed(extension: str) -> str | None:
 
 
 # what the extension has had for the shortest time
-_NEWEST = "nnls_rows"
+_NEWEST = "hals_stored"
 
 
 @functools.cache

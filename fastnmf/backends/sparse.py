@@ -92,6 +92,15 @@ class SparseMatrix:
         shape = len(numbers), self.shape[1]
         return SparseMatrix(crow, self.col[at], self.values[at], shape, self.operations)
 
+    def transposed(self) -> tuple[SparseMatrix, Tensor]:
+        """The transpose, a copy, and where its entries are here (nnz,)."""
+        col, order = torch.sort(self.col, stable=True)
+        counts = torch.bincount(col, minlength=self.shape[1])
+        crow = torch.cat((counts.new_zeros(1), counts.cumsum(0))).to(self.crow.dtype)
+        shape = self.shape[1], self.shape[0]
+        rows, values = self.row_of_entries()[order], self.values[order]
+        return SparseMatrix(crow, rows, values, shape, self.operations), order
+
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> SparseMatrix:

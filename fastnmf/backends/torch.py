@@ -66,31 +66,11 @@ def hals_sweep_(
         hals_block_(F, R, G, torch.empty_like(R), sums, bounded)
 
 
-def hals_each_(
-    F: Tensor, C: Tensor, G: Tensor, sums: Tensor, sweeps: int = 1, bounded: bool = True
-) -> None:
-    """hals_sweep_ with a Gram matrix for each column of F: G (K (K + 1) / 2, m), contiguous rows,
-    holds their lower triangles row by row. 2 m K² flops a sweep, without a product of matrices."""
-    K = len(F)
-    of = triangle(K, F.device)
-    for _ in range(sweeps):
-        delta = torch.empty_like(F)
-        for k in range(K):
-            own = G[of[k]]
-            R = C[k] - (own * F).sum(0)
-            alive = own[k] >= torch.finfo(F.dtype).tiny
-            best = F[k] + R / torch.where(alive, own[k], 1)
-            best = best.clamp(min=0) if bounded else best
-            delta[k] = torch.where(alive, best - F[k], 0)
-            F[k] = torch.where(alive, best, F[k])
-        add_squares_(sums, delta, F)
+def hals_weighted_(*given) -> None:
+    """weighted.hals_weighted_ by the operations here; loaded where there are weights."""
+    from .weighted import hals_each_, hals_weighted_
 
-
-def triangle(K: int, device: torch.device) -> Tensor:
-    """(K, K): where each entry of a symmetric matrix is in its lower triangle, row by row."""
-    k = torch.arange(K, device=device)
-    high, low = torch.maximum(k[:, None], k), torch.minimum(k[:, None], k)
-    return high * (high + 1) // 2 + low
+    hals_weighted_(*given, using=(hals_each_, sparse_dot_))
 
 
 def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
@@ -225,7 +205,7 @@ def inverse_or_zero(diagonal: Tensor) -> Tensor:
 REFERENCE = {
     "hals_block_": hals_block_,
     "hals_sweep_": hals_sweep_,
-    "hals_each_": hals_each_,
+    "hals_weighted_": hals_weighted_,
     "moments_": moments_,
     "mu_": mu_,
     "pgd_": pgd_,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...backends.products import Matrix, tdot
 from ...backends.sparse import SparseMatrix
+from ...backends.weighted import Weighted
 from ..storage import row_blocks
 from .given import warn_of_unobserved
 
@@ -40,6 +41,21 @@ class EntryWeights:
         if isinstance(X, SparseMatrix):
             return replace(self, X=replace(X, values=X.values - row.to(X.values)[X.col.long()]))
         return replace(self, X=X - row.to(X))
+
+    def both_ways(self) -> tuple[Weighted, Weighted]:
+        """The rows, and the features, as the operation hals_weighted_ takes them: of sparse X the
+        latter is a copy."""
+        X, W = self.X, self.W
+        if isinstance(X, Tensor):
+            assert isinstance(W, Tensor)
+            W = W if W.dtype == torch.bool else W.to(X.dtype)
+            return (X, W), (X.T, W.T)
+        assert isinstance(W, SparseMatrix)
+        Y, order = X.transposed()
+        parts = ((M.crow, M.col, M.values) for M in (X, Y))
+        rows, columns = parts
+        ones = bool((W.values == 1).all())
+        return (rows, None if ones else W.values), (columns, None if ones else W.values[order])
 
     @property
     def step(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...backends.nnls.result import NnlsInfo
 from ...backends.products import dot
-from ...backends.torch import triangle
+from ...backends.weighted import triangle
 from ...data.storage import row_blocks
 from ...data.weights.entries import EntryWeights
 from ...solvers.half_step import Operations

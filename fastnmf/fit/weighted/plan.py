@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from ...data.dataset import Data
-from ...engine.weighted.step import GRAMS
-from ...planning.memory import refuse_too_large
+from ...engine.weighted.step import WEIGHTED
 from ...planning.plan import Plan, Problem
 from ..options import Options
 
-# half-steps of the codes, and of the dictionary, on the same Gram matrices
+# half-steps of the codes, and of the dictionary, on the same problems
 INNER = 3, 3
-# entries of the Gram matrices of a tile of rows
+# entries of the codes of a tile, which are extrapolated at a time
 _TILE = 1 << 22
 
 
 def weighted_plan(data: Data, problem: Problem, options: Options) -> Plan:
-    """Products with pairs of concepts, 2 n d K (K + 3) flops for both halves. Raises InvalidInput
-    where the Gram matrices of all features do not fit in memory."""
+    """Half-steps in which each row, and each feature, is a problem of its own. The flops are those
+    of Gram matrices, or of residuals where these have fewer."""
     n, d, K = problem.n, problem.d, problem.K
-    pairs = K * (K + 1) // 2
-    sizes = {"Gram matrices of the features": 3 * pairs * d * problem.itemsize}
-    refuse_too_large(sizes, data.device, "give fewer concepts, or weights of rows or features")
-    rows = min(n, max(64, _TILE // pairs))
     share = 1.0 if problem.stored is None else problem.stored
-    flops = 4 * share * n * d * (pairs + K) + 2 * (n + d) * sum(INNER) * K**2
-    return Plan(GRAMS, GRAMS, K, rows, flops, accelerates(options), INNER)
+    of_entry = min(2 * K * (K + 3), 8 * K * (1 + sum(INNER)))
+    flops = share * n * d * of_entry + 2 * (n + d) * sum(INNER) * K**2
+    rows = min(n, max(64, _TILE // K))
+    return Plan(WEIGHTED, WEIGHTED, K, rows, flops, accelerates(options), INNER)
 
 
 def accelerates(options: Options) -> bool:
