@@ -25,7 +25,7 @@ _WITH_VALUE = {
         *("solver", "init", "seed", "backend", "form", "accelerate", "stop", "revive", "device"),
         "validation",
         *("refit", "codes", "checkpoint", "resume", "header", "concepts", "patches", "offset"),
-        *("holdout", "folds", "runs", "resample", "top", "details", "context", "tokens"),
+        *("holdout", "folds", "runs", "resample", "top", "details", "context", "tokens", "map"),
     )
 } | {"out": "--out", "candidates": "K"}
 _FLAGS = ("unit_norm", "offset", "revive", "resume", "refit")

@@ -94,6 +94,7 @@ class ShownModel(DictionaryModel):
         images: Any = None,
         top: int = 8,
         details: int = 200,
+        map: str = "svd",
     ) -> Concepts:
         """Show the concepts: what they are made of, and the rows that have most of them.
 
@@ -125,6 +126,10 @@ class ShownModel(DictionaryModel):
             Rows to show of each concept, at least 1.
         details : int, default 200
             Concepts, from the most energy down, of which more than numbers are shown; at least 0.
+        map : {'svd', 'tsne', 'umap'}, default 'svd'
+            How places on the map are found: on the two leading singular vectors, in a moment; by
+            t-SNE, which needs scikit-learn; or by UMAP, which needs umap-learn. The last two are
+            for 5 to 5,000 concepts, show groups better, and take longer: seconds to minutes.
 
         Returns
         -------
@@ -137,11 +142,13 @@ class ShownModel(DictionaryModel):
             If there is no dictionary yet.
         InvalidInput
             For data or names that do not fit the model.
+        ModuleNotFoundError
+            If what the map needs is not installed.
 
         Notes
         -----
         The page has pictures of at most 3.5 MB, those of the concepts with the most energy. The map
-        has the directions of the concepts on their two leading singular vectors.
+        is one of the directions of the concepts, and the same in each call.
 
         Examples
         --------
@@ -154,11 +161,13 @@ class ShownModel(DictionaryModel):
                1   16.67%   50.00%       0 (0.00)  b
         """
         from ..results.concepts.gather import Wanted, gather
+        from ..results.concepts.maps import MAPS
 
         D = self.get_dictionary().detach()
         named = {name: value for name, value in locals().items() if name in _WANTED}
         for name, least in (("context", 0), ("top", 1), ("details", 0)):
             named[name] = checks.whole(name, named[name], at_least=least)
+        named["map"] = checks.one_of("map", map, MAPS)
         wanted = Wanted(**named, name=f"Concepts of {self.public_name()}")
         if A is None and Z is None:
             raise InvalidInput("show_concepts needs the data A, or their codes Z; give one of them")

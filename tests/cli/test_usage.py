@@ -17,6 +17,7 @@ from fastnmf.fit.encode import METHODS
 from fastnmf.init.signed import STARTS as SIGNED_STARTS
 from fastnmf.init.start import STARTS
 from fastnmf.planning.plan import forms_of
+from fastnmf.results.concepts.maps import MAPS
 from fastnmf.solvers.registry import SOLVERS
 
 NEEDED = ["-k", "3", "-o", "m.safetensors"]
@@ -31,6 +32,7 @@ def said(words, capsys):
 def test_choices_are_what_there_is():
     assert list(SOLVERS) == choices.SOLVERS
     assert list(METHODS) == choices.METHODS
+    assert list(MAPS) == choices.MAPS
     assert [*STARTS] == choices.STARTS
     assert [name for name in SIGNED_STARTS if name not in STARTS] == choices.SIGNED_STARTS
     assert list(STOPPING_RULES) == choices.RULES

@@ -10,6 +10,7 @@ SIGNED_STARTS = ["svd"]
 MODELS = ["nmf", "semi", "convex"]
 RULES = "change error validation".split()
 FORMS = "auto normal residual".split()
+MAPS = "svd tsne umap".split()
 METHODS = "auto exact sweeps".split()
 YES_OR_NO = {"auto": "auto", "yes": True, "no": False}
 HOLDOUTS = "rows entries".split()

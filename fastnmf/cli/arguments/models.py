@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..usage import Parser, file, number, one_of, sizes, whole
-from .choices import METHODS
+from .choices import MAPS, METHODS
 from .shared import add_computing, add_matrix, add_messages, add_option, add_out, add_weights
 
 
@@ -69,5 +69,7 @@ def add_show(parser: Parser) -> None:
     add_option(shown, "--top", 8, whole, "rows of each concept", "N")
     what = "concepts, from the most energy down, of which more than numbers are shown"
     add_option(shown, "--details", 200, whole, what, "N")
+    what = "how the map is made; tsne needs scikit-learn, umap needs umap-learn"
+    add_option(shown, "--map", MAPS[0], one_of(*MAPS), what)
     add_computing(parser.group("memory and computing"), "more is refused")
     add_messages(parser)

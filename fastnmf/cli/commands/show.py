@@ -12,7 +12,7 @@ from ..summary import as_json
 from ..usage import DATA, DONE, Refused
 from .models import model_of
 
-_PLAIN = ("context", "image_shape", "tokens", "top", "details")
+_PLAIN = ("context", "image_shape", "tokens", "top", "details", "map")
 _COLUMNS = ("energy", "active", "largest", "mean", "twin", "cosine")
 
 

@@ -38,6 +38,8 @@ class Concepts:
         of the codes, and pictures, by the number of the concept.
     name : str
         What the page is called.
+    map : str
+        How the map was made: 'svd', 'tsne' or 'umap'.
     """
 
     numbers: Numbers
@@ -45,6 +47,7 @@ class Concepts:
     features: list[list[str]]
     details: dict[int, dict[str, Any]] = field(repr=False)
     name: str
+    map: str = "svd"
 
     def __len__(self) -> int:
         return len(self.features)

@@ -16,13 +16,13 @@ from torch import Tensor
 from ...backends.products import Matrix, dense
 from ...errors import InvalidInput
 from .concepts import Concepts
+from .maps import places
 from .pictures import Heat, Patches, kind_of
 from .statistics import (
     Numbers,
     histograms,
     largest_of_groups,
     numbers_of,
-    places,
     top_rows,
     twins,
 )
@@ -47,6 +47,7 @@ class Wanted:
     images: Any = None
     top: int = 8
     details: int = 200
+    map: str = "svd"
     name: str = "Concepts"
 
 
@@ -58,6 +59,8 @@ def gather(A: Matrix | None, Z: Tensor, D: Tensor, wanted: Wanted) -> Concepts:
     rows = _names("rows", wanted.rows, n, "rows")
     texts = _names("texts", wanted.texts, n, "rows")
     kind = kind_of(n, d, wanted.image_shape, wanted.tokens, wanted.images)
+    # before what takes longer: it may be refused
+    xy = places(D, wanted.map)
     numbers = numbers_of(Z, D)
     chosen = numbers.energy.argsort(descending=True)[: wanted.details]
     chosen = chosen[numbers.energy[chosen] > 0]
@@ -67,7 +70,8 @@ def gather(A: Matrix | None, Z: Tensor, D: Tensor, wanted: Wanted) -> Concepts:
         shown = found.pictures(place, kind) if left > 0 else {}
         left -= len(shown.get("picture", ""))
         details[k] |= shown | found.rows(place, rows, texts, wanted.context)
-    return Concepts(numbers, places(D), top_features(D, names), details, wanted.name)
+    features = top_features(D, names)
+    return Concepts(numbers, xy, features, details, wanted.name, wanted.map)
 
 
 def of_dictionary(

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from ..pages.skeleton import document, table
+from .maps import MAPS
 from .script import SCRIPT, STYLE
 
 # concepts that a reader sees without scripts
@@ -41,7 +42,8 @@ def section(concepts: Any) -> str:
 <div id="concepts" hidden>
 <figure><div id="map-box"><canvas id="map" role="img" tabindex="-1"
 aria-label="Map of all concepts: similar ones are near each other"></canvas></div>
-<figcaption>Map: concepts that are alike are near each other; larger circles have more energy,
+<figcaption>Map ({MAPS[concepts.map].title}): concepts that are alike are near each other; larger
+circles have more energy,
 {"stronger colours are active more often" if has_codes else "all in one colour"}. Choose one by a
 click, or by its number below.</figcaption></figure>
 <form id="controls" role="search" aria-label="Concepts">

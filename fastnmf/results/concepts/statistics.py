@@ -122,19 +122,3 @@ def histograms(Z: Tensor, chosen: Tensor, largest: Tensor) -> Tensor:
         bar = (own / top[:, None] * BARS).long().clamp(max=BARS - 1)
         counts.scatter_add_(1, bar, (own > 0).long())
     return counts
-
-
-def places(D: Tensor) -> Tensor:
-    """A map (K, 2) of the concepts: their directions on the two leading singular vectors, by
-    subspace iterations from a fixed start; each axis from −1 to 1."""
-    units = torch.nn.functional.normalize(D.double(), dim=1)
-    units = units - units.mean(0)
-    drawn = torch.Generator("cpu").manual_seed(0)
-    V = torch.randn(D.shape[1], 4, dtype=torch.float64, generator=drawn, device="cpu")
-    for _ in range(30):
-        V = torch.linalg.qr(units.T @ (units @ V)).Q
-    _, _, W = torch.linalg.svd(units @ V, full_matrices=False)
-    xy = units @ (V @ W.T)[:, :2]
-    if xy.shape[1] < 2:
-        xy = torch.nn.functional.pad(xy, (0, 2 - xy.shape[1]))
-    return xy / xy.abs().amax(0).clamp(min=1e-12)

@@ -56,6 +56,7 @@ def test_page_is_what_the_model_shows(nmf, capsys):
 # what is added, exit status, what is said
 REFUSED = {
     "size": (["--image-shape", "2,3"], 2, "'2,3' is no size; give numbers such as 16x16x3"),
+    "map": (["--map", "tsne"], 3, "--map tsne is for 5 to 5,000 concepts"),
     "other size": (["--image-shape", "2x3"], 3, "--image-shape (2, 3)"),
     "names": (["--features", "words.txt"], 3, "has 20 names, A has 12 features"),
     "no names": (["--features", "none.txt"], 3, "none.txt does not exist"),

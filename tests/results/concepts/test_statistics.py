@@ -56,24 +56,3 @@ def test_top_rows_histograms_and_groups_are_those_of_a_loop(codes):
 def test_one_concept_has_no_twin():
     twin, cosine = statistics.twins(D[:1])
     assert (twin.tolist(), cosine.tolist()) == ([-1], [0.0])
-
-
-def test_map_has_similar_concepts_near_each_other_and_draws_nothing():
-    before = torch.get_rng_state()
-    xy = statistics.places(D)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert float(xy.abs().max()) == pytest.approx(1)
-    distances = torch.cdist(xy, xy).fill_diagonal_(9)
-    assert int(distances.argmin()) in (1 * 6 + 5, 5 * 6 + 1)
-    units = torch.nn.functional.normalize(D.double(), dim=1)
-    U, S, _ = torch.linalg.svd(units - units.mean(0))
-    for axis in range(2):
-        cosine = torch.cosine_similarity(xy[:, axis], U[:, axis] * S[axis], dim=0)
-        assert abs(float(cosine)) == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(1, 4), (3, 1), (2, 2)])
-def test_map_of_few_concepts_or_features_is_finite(shape):
-    xy = statistics.places(torch.rand(shape, generator=DRAWN))
-    assert xy.shape == (shape[0], 2)
-    assert bool(xy.isfinite().all())
