@@ -96,14 +96,15 @@ def _random(data: Data, K: int, generator: Generator | None) -> Mixture:
 def _given(
     data: Data, codes: Kept | None, K: int, init: Any, *, convex: bool
 ) -> tuple[Tensor, Mixture]:
-    """The given pair. Raises InvalidInput unless the shapes fit, every entry is finite and ≥ 0, and
-    no concept has too many rows; or, if convex, weights do not sum to 1."""
+    """The given pair, with a cold start where Z0 is None. Raises InvalidInput unless the shapes
+    fit, every entry is finite and ≥ 0, and no concept has too many rows; or, if convex, weights do
+    not sum to 1."""
     Z0, W0 = init
     if codes is None and Z0 is not None:
         raise InvalidInput(
             "init=(Z0, W0) gives codes, and codes=None keeps none; give init=(None, W0)"
         )
-    Z = None if codes is None else given_codes(Z0, (data.n_here, K), data.like)
+    Z = None if codes is None or Z0 is None else given_codes(Z0, (data.n_here, K), data.like)
     if isinstance(W0, Tensor) and W0.layout != torch.strided:
         W0 = W0.to_dense()
     elif hasattr(W0, "toarray"):
@@ -128,4 +129,7 @@ def _given(
     mixture = Mixture(numbers, weights)
     for part in () if Z is None else row_blocks(data.n_here, data.chunk_rows):
         codes.save(part, dense(Z[part]))
-    return mixed(data, mixture), mixture
+    D = mixed(data, mixture)
+    for _, X, some in data.chunks(codes) if codes is not None and Z is None else ():
+        cold_start(X, D, out=some)
+    return D, mixture

@@ -241,9 +241,9 @@ def _allowed(constraint: Constraint) -> str:
 
 
 def _given(data: Data, codes: Kept | None, K: int, init: object, constraint: Constraint) -> Tensor:
-    """A copy of the given D0; Z0 goes into codes. Raises InvalidInput unless the shapes fit and
-    every entry is finite and, in Z0 and by the constraint in D0, non-negative in the dtype that is
-    computed in."""
+    """A copy of the given D0; Z0, or where that is None a cold start, goes into codes. Raises
+    InvalidInput unless the shapes fit and every entry is finite and, in Z0 and by the constraint in
+    D0, non-negative in the dtype that is computed in."""
     if not isinstance(init, (tuple, list)) or len(init) != 2:
         size = f" of {len(init)}" if isinstance(init, (tuple, list)) else ""
         given = f"init is a {type(init).__name__}{size}"
@@ -252,9 +252,12 @@ def _given(data: Data, codes: Kept | None, K: int, init: object, constraint: Con
         raise InvalidInput(
             "init=(Z0, D0) gives codes, and codes=None keeps none; give init=(None, D0)"
         )
-    Z = None if codes is None else given_codes(init[0], (data.n_here, K), data.like)
-    shape = K, data.d
+    shape, cold = (K, data.d), init[0] is None
+    Z = None if codes is None or cold else given_codes(init[0], (data.n_here, K), data.like)
     D = given_factor("D0", init[1], shape, data.like, signed=constraint.signed)
     for part in () if Z is None else row_blocks(data.n_here, data.chunk_rows):
         codes.save(part, dense(Z[part]))
-    return D.clone(memory_format=torch.contiguous_format)
+    D = D.clone(memory_format=torch.contiguous_format)
+    for _, X, some in data.chunks(codes) if codes is not None and cold else ():
+        cold_start(X, D, out=some, free=constraint.signed)
+    return D

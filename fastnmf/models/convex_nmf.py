@@ -68,7 +68,8 @@ class ConvexNMF(Factorization):
     init : {'auto', 'random', 'rows', 'spread'} or (Z0, W0), default 'auto'
         The start. 'spread' and 'rows' take rows of A as concepts, such as differ from each other or
         any; 'random' mixes some rows in each concept, with random codes. 'auto' is 'spread', and
-        with 'mu' 'random'. A pair is used as it is; W0 (K, n) may be sparse.
+        with 'mu' 'random'. A pair is used as it is, and (None, W0) with codes for W0 A; W0
+        (K, n) may be sparse.
     n_init : int, default 1
         Starts to choose from, up to 10,000: short runs of all of them, of which the better half
         goes on, twice as long, until one is left. Needs rows and codes in memory.

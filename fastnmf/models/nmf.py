@@ -58,7 +58,8 @@ class NMF(Factorization):
         The start. 'auto' is 'nndsvda' if K ≤ min(n, d), else 'random'. 'nndsvda', 'nndsvd' and
         'nndsvdar' take singular vectors of A, with the mean of A, nothing or small random numbers
         in place of zeros. 'rows' and 'spread' take rows of A as concepts: any rows, or rows that
-        differ from each other. These starts are scaled to A; a pair is used as it is.
+        differ from each other. These starts are scaled to A; a pair is used as it is, and
+        (None, D0) with codes for D0.
     n_init : int, default 1
         Starts to choose from, up to 10,000: short runs of all of them, of which the better half
         goes on, twice as long, until one is left. 'auto' is then taken once, and 'random' for the

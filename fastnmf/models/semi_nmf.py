@@ -63,7 +63,7 @@ class SemiNMF(Factorization):
         The start. 'svd' takes singular vectors with the sign that explains more, 'random' is
         Overcomplete's, 'rows' and 'spread' take rows of A as concepts: any rows, or rows that
         differ from each other. 'auto' is 'svd' if K ≤ min(n, d), else 'random'. A pair is used as
-        it is.
+        it is, and (None, D0) with codes for D0.
     n_init : int, default 1
         Starts to choose from, up to 10,000: short runs of all of them, of which the better half
         goes on, twice as long, until one is left. 'auto' is then taken once, and 'random' for the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -113,11 +113,16 @@ def fit_many(
 
 
 def _listed(matrices: Any) -> list[Any]:
-    """The matrices as a list. Raises InvalidInput for one matrix."""
+    """The matrices as a list. Raises InvalidInput for one matrix, or a dict of them."""
     if isinstance(matrices, str | bytes) or getattr(matrices, "ndim", 3) == 2:
         raise InvalidInput(
             "matrices is one matrix, and fit_many fits a list of them; give [A_1, A_2, …], or fit "
             "one by NMF(K).fit(A)"
+        )
+    if isinstance(matrices, Mapping):
+        raise InvalidInput(
+            "matrices is a dict, and fit_many returns a list: give list(matrices.values()); "
+            "dict(zip(matrices, models)) then has the model of each name"
         )
     return list(matrices)
 

@@ -10,6 +10,7 @@ from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
 from fastnmf.errors import InvalidInput
 from fastnmf.init import mixed
+from fastnmf.init.signed import cold_start
 
 A = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 
@@ -50,6 +51,14 @@ def test_pair_is_taken_as_it_is():
         assert torch.equal(Z, Z0)
         assert torch.allclose(W, W0)
         assert torch.allclose(D, W0 @ A, atol=1e-6)
+
+
+def test_codes_that_are_not_given_are_of_the_mixtures():
+    W0 = torch.zeros(2, 40)
+    W0[0, 3], W0[1, 5] = 1.0, 1.0
+    Z, D, _ = start(A, 2, (None, W0))
+    assert torch.allclose(Z, cold_start(A, D))
+    assert Z.any()
 
 
 REFUSED = [

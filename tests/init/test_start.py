@@ -9,6 +9,7 @@ import pytest
 import torch
 from starts import DTYPES, activations, loss, seeded, started
 
+from fastnmf import NMF
 from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
 from fastnmf.errors import InvalidInput
@@ -205,6 +206,26 @@ def test_given_pair_is_copied_as_it_is(form, dtype):
         assert bool((F0 >= 0).all())
 
 
+def test_codes_that_are_not_given_are_a_cold_start():
+    A, D0 = activations(9, 5, torch.float32), torch.rand(7, 5, generator=seeded())
+    Z, D = started(A, 7, (None, D0))
+    assert torch.equal(D, D0)
+    assert torch.equal(Z, cold_start(A, D0))
+
+
+@pytest.mark.parametrize("codes", ["memory", "sparse", "Z.npy"])
+def test_a_dictionary_alone_starts_a_fit(codes, tmp_path):
+    """It ended with a message about the type of Z0 wherever codes were kept."""
+    A, D0 = activations(40, 12, torch.float64), torch.rand(3, 12, generator=seeded())
+    model = NMF(3, init=(None, D0.double()), max_iter=5, tol=0)
+    model.fit(A, codes=tmp_path / codes if "." in codes else codes)
+    loop = NMF(3, init=(cold_start(A, D0.double()), D0.double()), max_iter=5, tol=0)
+    if codes != "sparse":
+        assert torch.allclose(model.D, loop.fit(A)[1])
+    Z = cold_start(A, D0.double())
+    assert model.fit_info_.relative_error < 0.9 * float((A - Z @ D0.double()).norm() / A.norm())
+
+
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
@@ -213,7 +234,7 @@ def test_given_pair_is_copied_as_it_is(form, dtype):
         ((torch.full((9, 3), torch.nan), torch.rand(3, 5)), r"Z0 has 27 entries.*nan"),
         ((np.full((9, 3), 1e300), torch.rand(3, 5)), r"Z0 has 27 entries.*inf"),
         ((torch.rand(9, 3) + 0j, torch.rand(3, 5)), r"Z0 is torch.complex64"),
-        ((None, torch.rand(3, 5)), r"Z0 is a NoneType, no tensor"),
+        ((torch.rand(9, 3), None), r"D0 is a NoneType, no tensor"),
         (("Z", "D"), r"Z0 is a str"),
         ((torch.rand(9, 3),), r"init is a tuple of 1; give one of .* or a pair"),
         (torch.rand(2, 9), r"init is a Tensor; give one of"),

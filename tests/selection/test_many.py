@@ -115,6 +115,8 @@ def test_no_matrices_and_a_stack_of_them():
 def test_what_cannot_be_meant_is_refused_before_any_fit():
     with pytest.raises(InvalidInput, match="is one matrix"):
         fit_many(MATRICES[0], 3)
+    with pytest.raises(InvalidInput, match=r"give list\(matrices.values\(\)\)"):
+        fit_many({"one": MATRICES[0]}, 3)
     with pytest.raises(InvalidInput, match="errors='ignore'"):
         fit_many(MATRICES, 3, errors="ignore")
     with pytest.raises(InvalidInput, match="all fits would start alike"):
