@@ -248,7 +248,8 @@ def choose_concepts(
                 found[K].append(runs.get(f"{K}/{number}", fit))
                 done(f"{K}/{number}")
     every = [run for each in found.values() for run in each]
-    warn_of_limits(every, options.get("max_iter") or MAX_ITER)
+    met = [bool(run.numbers["converged"]) for run in every]
+    warn_of_limits(met, options.get("max_iter") or MAX_ITER)
     rows = tuple(_candidate(K, each) for K, each in found.items())
     recommended, reason = recommend(rows)
     return Choice(recommended, reason, rows, holdout, folds, seed)

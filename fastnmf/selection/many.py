@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..errors import ConvergenceWarning, FitsFailed, InvalidInput, silenced, warn
+from ..errors import ConvergenceWarning, FitsFailed, InvalidInput, silenced
+from ..fit.options import MAX_ITER
 from ..isolation import isolated
 from ..models.factorization import Factorization
 from ..models.nmf import NMF
-from .models import Fits
+from .models import Fits, bar, met_rule, warn_of_limits
 
 # what a fit that cannot be made raises
 _FAILURES = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError)
@@ -103,9 +104,10 @@ def fit_many(
 
     found: list[Any] = [None] * len(given)
     on_cpu = torch.device(fits.model(nb_concepts, 0).device).type == "cpu"
-    with _Bar(verbose, len(given)) as done:
+    with bar(verbose, "fit_many", dict.fromkeys(range(len(given)), 1)) as done:
         _run(fit, found, done, torch.get_num_threads() if on_cpu else 1)
-    _warn_of_limits([each for each in found if isinstance(each, Factorization)])
+    met = [met_rule(each) for each in found if isinstance(each, Factorization)]
+    warn_of_limits(met, options.get("max_iter") or MAX_ITER)
     failed = {i: each for i, each in enumerate(found) if isinstance(each, Exception)}
     if failed and errors != _RETURN:
         raise FitsFailed([None if i in failed else each for i, each in enumerate(found)], failed)
@@ -128,7 +130,7 @@ def _listed(matrices: Any) -> list[Any]:
 
 
 def _run(
-    fit: Callable[[int], Any], found: list[Any], done: Callable[[], object], most: int
+    fit: Callable[[int], Any], found: list[Any], done: Callable[[int], object], most: int
 ) -> None:
     """Make the fits of all numbers, up to `most` at a time; what each returns, or the exception,
     goes into `found`."""
@@ -143,7 +145,7 @@ def _run(
     if workers <= 1:
         for number in range(len(found)):
             make(number)
-            done()
+            done(number)
         return
     threads, ready = torch.get_num_threads(), threading.Barrier(workers + 1)
 
@@ -171,46 +173,13 @@ def _run(
         _wait(futures, done)
 
 
-def _wait(futures: list[Future[None]], done: Callable[[], object]) -> None:
+def _wait(futures: list[Future[None]], done: Callable[[int], object]) -> None:
     """Wait for all; what is interrupted begins no further fit."""
     try:
-        for future in futures:
+        for number, future in enumerate(futures):
             future.result()
-            done()
+            done(number)
     except BaseException:
         for future in futures:
             future.cancel()
         raise
-
-
-class _Bar:
-    """A context with the function that notes a fit as done."""
-
-    def __init__(self, verbose: bool, total: int) -> None:
-        self._shown = None
-        if verbose:
-            from tqdm.auto import tqdm
-
-            self._shown = tqdm(total=total, unit="fit", desc="fit_many")
-
-    def __enter__(self) -> Callable[[], object]:
-        return (lambda: None) if self._shown is None else self._shown.update
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown is not None:
-            self._shown.close()
-
-
-def _warn_of_limits(models: list[Factorization]) -> None:
-    """Give one warning for all fits that ended at max_iter, unless that was asked for."""
-    ended = [
-        each.fit_info_.stopped_by == "max_iter" and each.tol > 0
-        for each in models
-        if each.fit_info_ is not None
-    ]
-    if any(ended):
-        warn(
-            f"{sum(ended)} of {len(ended)} fits had not converged at max_iter; give a larger "
-            "max_iter or tol (tol=0 runs all iterations without this warning)",
-            ConvergenceWarning,
-        )

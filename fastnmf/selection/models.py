@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -79,24 +79,32 @@ def run_of(model: Factorization) -> Run:
         "relative_error": info.relative_error,
         "mean_l0": info.mean_l0,
         "seconds": info.seconds,
-        "converged": float(info.converged),
+        "converged": float(met_rule(model)),
     }
     return Run(model.D.detach().cpu().clone(), numbers)
 
 
-def warn_of_limits(runs: list[Run], max_iter: int) -> None:
-    """Give one warning for all fits that ended at max_iter."""
-    ended = sum(run.numbers["converged"] == 0 for run in runs)
-    if ended:
+def met_rule(model: Factorization) -> bool:
+    """Whether the last fit of a model met its stopping rule, if it had one: tol=0 asks for none."""
+    info = model.fit_info_
+    return info is None or info.converged or model.tol == 0
+
+
+def warn_of_limits(converged: Sequence[bool], max_iter: int) -> None:
+    """Give one warning for all fits that ended at max_iter, before their stopping rule was met."""
+    if not all(converged):
         warn(
-            f"{ended} of {len(runs)} fits had not converged after max_iter={max_iter} iterations; "
-            "give a larger max_iter, or accept it",
+            f"{list(converged).count(False)} of {len(converged)} fits had not converged after "
+            f"max_iter={max_iter} iterations; give a larger max_iter or tol (tol=0 runs all "
+            "iterations without this warning)",
             ConvergenceWarning,
         )
 
 
 @contextmanager
-def bar(verbose: bool, label: str, work: dict[str, int], runs: Runs) -> Iterator[Any]:
+def bar(
+    verbose: bool, label: str, work: dict[Any, int], runs: Runs | tuple[()] = ()
+) -> Iterator[Any]:
     """A context with the function that notes the fit of a name as done, or does nothing.
 
     work: name of each fit → how much work it is, by which the time left is estimated; fits that
@@ -111,7 +119,7 @@ def bar(verbose: bool, label: str, work: dict[str, int], runs: Runs) -> Iterator
     begun = sum(work[name] for name in had)
     with tqdm(total=total, initial=begun, smoothing=0, bar_format=_FORMAT) as shown:
 
-        def done(name: str | None = None) -> None:
+        def done(name: Any = None) -> None:
             nonlocal fits
             fits += name is not None
             shown.set_description_str(f"{label}, {fits} of {len(work)} fits", refresh=False)

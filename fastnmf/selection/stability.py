@@ -243,7 +243,8 @@ def stability(
 
             found.append(store.get(str(number), fit))
             done(str(number))
-    warn_of_limits(found, options.get("max_iter") or MAX_ITER)
+    met = [bool(run.numbers["converged"]) for run in found]
+    warn_of_limits(met, options.get("max_iter") or MAX_ITER)
     return _compared(whole, fits, found, density_threshold, (resample, store.seed))
 
 

@@ -84,13 +84,13 @@ def test_fits_that_end_at_their_limit_warn_once(threads):
         fit_many(MATRICES, 3, seed=0, max_iter=2)
     (warning,) = caught
     assert issubclass(warning.category, ConvergenceWarning)
-    assert str(warning.message).startswith("5 of 5 fits had not converged at max_iter")
+    assert str(warning.message).startswith("5 of 5 fits had not converged after max_iter=2")
     assert warning.filename == __file__
 
 
 def test_bar_counts_fits(capsys):
     fit_many(MATRICES, 3, seed=0, max_iter=2, tol=0, verbose=True)
-    assert "5/5" in capsys.readouterr().err
+    assert "fit_many, 5 of 5 fits" in capsys.readouterr().err
 
 
 def test_interrupt_begins_no_further_fit(monkeypatch, threads):

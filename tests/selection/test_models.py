@@ -3,7 +3,7 @@ import torch
 
 import fastnmf
 from fastnmf import ConvergenceWarning, InvalidInput
-from fastnmf.selection.models import Fits, bar, warn_of_limits
+from fastnmf.selection.models import Fits, bar, met_rule, warn_of_limits
 from fastnmf.selection.runs import Run, Runs
 
 
@@ -16,7 +16,9 @@ def test_fits_say_what_the_summary_says():
     assert run.numbers["relative_error"] == info.relative_error
     assert run.numbers["converged"] == 0
     with pytest.warns(ConvergenceWarning, match="1 of 1 fits .* max_iter=2 "):
-        warn_of_limits([run], 2)
+        warn_of_limits([met_rule(model)], 2)
+    _, run = Fits.of(fastnmf.NMF, {"max_iter": 2, "tol": 0}).fit(A, 3, 0)
+    assert run.numbers["converged"] == 1
 
 
 @pytest.mark.parametrize("option", ["seed", "nb_concepts", "distributed"])
