@@ -186,7 +186,7 @@ def nnls(
     limits = _limits(max_iter, top_k, Z0)
     penalty = Penalty(checks.penalty("l1", l1), checks.penalty("l2", l2))
     place = destination(codes, optional=False)
-    refuse_overwriting((A, Z0, D), place)
+    refuse_overwriting((A, Z0, D, weights), place)
     refuse_derivatives("nnls", Z0=Z0)
     for name, given in (("A", A), ("D", D)):
         refuse_tangent("nnls", name, given)

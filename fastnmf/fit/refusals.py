@@ -175,6 +175,8 @@ def _origins(A: Any, maps: _Maps) -> Iterator[Path]:
     if isinstance(A, Shards):
         yield from _origins(A.matrix, maps)
         A = A.paths
+    # weights that were read
+    A = getattr(A, "source", A)
     if (paths := paths_of(A)) is not None:
         for path in map(Path, paths):
             yield path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,14 @@ KINDS = "(n, 1) for rows, (1, d) for features, or (n, d) for entries, bool or nu
 class Weights:
     """Weights w ≥ 0 of ½ Σ w (A − Z D)². rows (n,), features (d,): their weights, float64 on the
     CPU, or None for ones; entries (n, d): a weight for each entry, as it was given, or None.
-    stored: whether the entries that a sparse A stores have the weight 1, and no others."""
+    stored: whether the entries that a sparse A stores have the weight 1, and no others. source:
+    what was given, such as the path of a file."""
 
     rows: Tensor | None = None
     features: Tensor | None = None
     entries: Any = None
     stored: bool = False
+    source: Any = field(default=None, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -86,6 +88,7 @@ def read_weights(given: Any, d: int | None = None) -> Weights:
         return given
     if isinstance(given, str) and given == STORED:
         return Weights(stored=True)
+    source = given
     if paths_of(given) is not None:
         shards = open_paths(paths_of(given))
         if len(shards) != 1 or shards[0].stored is not None:
@@ -109,12 +112,12 @@ def read_weights(given: Any, d: int | None = None) -> Weights:
     _check(matrix)
     n, width = matrix.shape
     if width == 1 and (n > 1 or d not in (None, 1)) and d != 1:
-        return Weights(rows=_column(matrix))
+        return Weights(rows=_column(matrix), source=source)
     if n == 1:
-        return Weights(features=_column(matrix))
+        return Weights(features=_column(matrix), source=source)
     if width == 1:
-        return Weights(rows=_column(matrix))
-    return Weights(entries=matrix)
+        return Weights(rows=_column(matrix), source=source)
+    return Weights(entries=matrix, source=source)
 
 
 def _column(matrix: Any) -> Tensor:

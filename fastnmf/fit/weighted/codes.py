@@ -25,6 +25,7 @@ from ...solvers.half_step import Operations
 from ...solvers.penalties import Penalty
 from ..encode import Fixed, Run, encode
 from ..options import Options, destination
+from ..refusals import refuse_overwriting
 from .request import weights_of_codes
 
 
@@ -75,6 +76,7 @@ def encode_weighted(
     how = {"Z0": Z0, "codes": codes, "return_info": return_info}
     if run.weights is None:
         return encode(A, fixed, options, run, **how)
+    refuse_overwriting((run.weights,), destination(codes, optional=False))
     scale, entries = weights_of_codes(run.weights, penalised=bool(options.penalties))
     if entries is not None:
         return _encode_entries(A, entries, fixed, options, run, (Z0, codes))

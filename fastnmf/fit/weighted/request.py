@@ -24,6 +24,7 @@ from ...errors import InvalidInput
 from ...planning.memory import Budget
 from ...solvers import hals
 from ..options import Options
+from ..refusals import refuse_overwriting
 
 _ANY = Expected("D0", signed=True)
 
@@ -99,6 +100,7 @@ def opened_weighted(
 ) -> Data:
     """A as Data, with the weights of the options, open until the stack ends."""
     with processes.agreed():
+        refuse_overwriting((options.weights,), options.destination(processes))
         weighted = Weighted(options)
         A = weighted.open(A, expected, budget.device)
     data = stack.enter_context(opened(A, expected, budget, processes))

@@ -162,6 +162,23 @@ def test_a_fit_resumes_with_the_same_weights_only(tmp_path):
     assert torch.equal(whole[1], found[1])
 
 
+@pytest.mark.parametrize("map_", [False, True])
+def test_a_file_of_weights_is_not_overwritten(map_, tmp_path):
+    path = tmp_path / "W.npy"
+    np.save(path, np.ones((30, 12)))
+    weights, before = np.load(path, mmap_mode="r") if map_ else path, path.read_bytes()
+    model = NMF(4, init=(Z0, D0), **HOW)
+    model.load_dictionary(D0)
+    for call in (
+        lambda: model.fit(A, weights=weights, codes=path),
+        lambda: model.encode(A, weights=weights, codes=path),
+        lambda: nnls(A, D0, weights=weights, codes=path),
+    ):
+        with pytest.raises(InvalidInput, match=r"is to be written, but .* is read"):
+            call()
+        assert path.read_bytes() == before
+
+
 def test_the_command_line_takes_weights(tmp_path, capsys):
     """Of a fit and of codes, for a file with missing values."""
     from fastnmf.cli import main as cli
