@@ -40,14 +40,20 @@ _FROBENIUS = ("frobenius", 2)
 
 
 @contextmanager
-def naming_semi_nmf() -> Iterator[None]:
-    """Say which model takes any signs where scikit-learn refuses negative data."""
+def naming_what_helps() -> Iterator[None]:
+    """Say which model takes any signs, and which option takes NaN as missing, where scikit-learn
+    refuses them."""
     try:
         yield
     except ValueError as error:
-        if not str(error).startswith("Negative values"):
-            raise
-        raise ValueError(f"{error} fastnmf.SemiNMF takes any signs.") from None
+        if str(error).startswith("Negative values"):
+            raise ValueError(f"{error} fastnmf.SemiNMF takes any signs.") from None
+        if "contains NaN" in str(error):
+            raise ValueError(
+                "Input X contains NaN. fastnmf.sklearn.NMF(missing_values=np.nan) fits what is not "
+                f"missing. {error}"
+            ) from None
+        raise
 
 
 class ConvergenceWarning(errors.ConvergenceWarning, sklearn.exceptions.ConvergenceWarning):
@@ -82,7 +88,7 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         y : ignored
             There for scikit-learn's interface.
         **params : W and H
-            As for `fit_transform`.
+            As for `fit_transform`; and sample_weight of `NMF`.
 
         Returns
         -------
@@ -155,9 +161,17 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
 
     def _read(self, X: Any, *, reset: bool = True) -> Any:
-        given = {"reset": reset, "ensure_non_negative": True}
-        with naming_semi_nmf():
+        given = {"reset": reset, "ensure_non_negative": True, **self._allowed(X)}
+        with naming_what_helps():
             return validate_data(self, X, accept_sparse=SPARSE, dtype=DTYPES, **given)
+
+    def _allowed(self, X: Any) -> dict[str, Any]:
+        """What else scikit-learn's checks of X allow."""
+        return {}
+
+    def _weights(self, X: Any, sample_weight: Any = None) -> Any:
+        """The argument `weights` of fastnmf.NMF for these samples, or None."""
+        return None
 
     def _start(self, X: Any, W: Any, H: Any) -> tuple[int, Any]:
         """The number of components, and `init` of fastnmf.NMF: the name of a start or a pair."""
@@ -241,15 +255,17 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             settings |= {"alpha_Z": 0.0, "alpha_D": 0.0, "unit_norm": False}
         model = nmf.NMF(**settings).load_dictionary(H)
         # no info, which measures each row as a dense one
-        return model.encode(X, sweeps).cpu().numpy()
+        return model.encode(X, sweeps, weights=self._weights(X)).cpu().numpy()
 
-    def _learn(self, X: Any, init: Any, K: int) -> tuple[np.ndarray, np.ndarray, Any]:
+    def _learn(
+        self, X: Any, init: Any, K: int, weights: Any = None
+    ) -> tuple[np.ndarray, np.ndarray, Any]:
         """W, H and the summary of a fit."""
         model = nmf.NMF(**self._settings(K, init))
         # an error of zero would fall by as large a share of itself for ever
         fits = None if self.tol == 0 else lambda iteration: iteration.relative_error <= self.tol
         with silenced(errors.ConvergenceWarning):
-            W, H = model.fit(X, callback=fits)
+            W, H = model.fit(X, callback=fits, weights=weights)
         info = model.fit_info_
         if info.stopped_by == "callback":
             info = replace(info, stopped_by="error")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import _fit_context
 from sklearn.utils import check_array
+from sklearn.utils.validation import _check_sample_weight
 
 from ..planning.plan import Tuning
 from ..solvers.registry import SOLVERS
-from .base import DTYPES, OWN, SPARSE, BaseNMF, naming_semi_nmf, norm_of, warn
+from .base import DTYPES, OWN, SPARSE, BaseNMF, naming_what_helps, warn
+from .weights import seen_in, weighted_norm, with_samples
 
 
 class NMF(BaseNMF):
@@ -69,6 +72,9 @@ class NMF(BaseNMF):
         Bytes by which the process may grow, such as '2GB'.
     tuning : fastnmf.Tuning, optional
         How a fit is computed.
+    missing_values : None or nan, default None
+        With nan, entries of a dense X that are NaN are missing, in `fit` and in `transform`: the
+        objective is that of the others. None: NaN is an error.
 
     Attributes
     ----------
@@ -77,7 +83,7 @@ class NMF(BaseNMF):
     n_components_ : int
         Their number.
     reconstruction_err_ : float
-        ‖X − W H‖ of the training data.
+        ‖X − W H‖ of the training data; weighted, where there are weights or missing values.
     n_iter_ : int
         Iterations done.
     n_features_in_ : int
@@ -112,6 +118,7 @@ class NMF(BaseNMF):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseNMF._parameter_constraints,
         "shuffle": ["boolean"],
+        "missing_values": [None, "nan"],
         **OWN,
     }
 
@@ -138,6 +145,7 @@ class NMF(BaseNMF):
         backend: str = "auto",
         max_memory: int | str | None = None,
         tuning: Tuning | None = None,
+        missing_values: float | None = None,
     ) -> None:
         self.n_components = n_components
         self.init = init
@@ -159,9 +167,12 @@ class NMF(BaseNMF):
         self.backend = backend
         self.max_memory = max_memory
         self.tuning = tuning
+        self.missing_values = missing_values
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> np.ndarray:
+    def fit_transform(
+        self, X: Any, y: Any = None, W: Any = None, H: Any = None, sample_weight: Any = None
+    ) -> np.ndarray:
         """Learn the components of X, and return its codes.
 
         Parameters
@@ -174,6 +185,8 @@ class NMF(BaseNMF):
             Codes to start from, with init='custom'.
         H : (n_components, n_features), optional
             Components to start from, with init='custom'. Neither is changed.
+        sample_weight : (n_samples,), optional
+            Weights of the squared errors of the samples, at least 0: 2 counts as two copies.
 
         Returns
         -------
@@ -182,17 +195,35 @@ class NMF(BaseNMF):
         """
         self._refuse_unsupported()
         X = self._read(X)
-        W, H, info = self._fit_to(X, W, H)
+        weights = self._weights(X, sample_weight)
+        W, H, info = self._fit_to(X, W, H, weights)
         self.components_ = H
         self.n_components_ = len(H)
         self.n_iter_ = info.iterations
-        self.reconstruction_err_ = info.relative_error * norm_of(X)
+        self.reconstruction_err_ = info.relative_error * weighted_norm(X, weights)
         self.fit_info_ = info
         return W
 
-    def _fit_to(self, X: Any, W: Any, H: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+    def _fit_to(self, X: Any, W: Any, H: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, Any]:
         self._n_components, init = self._start(X, W, H)
-        return self._learn(X, init, self._n_components)
+        return self._learn(X, init, self._n_components, weights)
+
+    def _allowed(self, X: Any) -> dict[str, Any]:
+        # what a sparse X stores is observed
+        missing = self.missing_values is not None and not issparse(X)
+        return {"ensure_all_finite": "allow-nan"} if missing else {}
+
+    def _weights(self, X: Any, sample_weight: Any = None) -> Any:
+        seen = None if self.missing_values is None else seen_in(X)
+        if sample_weight is not None:
+            given = {"dtype": X.dtype, "ensure_non_negative": True}
+            sample_weight = _check_sample_weight(sample_weight, X, **given)
+        return with_samples(seen, sample_weight)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing_values is not None
+        return tags
 
     def _settings(self, K: int, init: Any = "auto") -> dict[str, Any]:
         settings = super()._settings(K, init)
@@ -282,10 +313,10 @@ random_state, verbose, shuffle : as for `NMF`
     )
     estimator._validate_params()
     estimator._refuse_unsupported()
-    given = {"ensure_non_negative": True, "input_name": "X"}
-    with naming_semi_nmf():
+    given = {"ensure_non_negative": True, "input_name": "X", **estimator._allowed(X)}
+    with naming_what_helps():
         X = check_array(X, accept_sparse=SPARSE, dtype=DTYPES, estimator="NMF", **given)
     if update_H:
-        W, H, info = estimator._fit_to(X, W, H)
+        W, H, info = estimator._fit_to(X, W, H, estimator._weights(X))
         return W, H, info.iterations
     return estimator._codes_for(X, W, H), H, 1

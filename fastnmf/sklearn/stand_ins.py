@@ -39,10 +39,12 @@ class _StandIn:
         """Take the state of a pickle; one of scikit-learn's has no options of fastnmf."""
         super().__setstate__({**self._own_options(), **state})
 
-    def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> np.ndarray:
+    def fit_transform(
+        self, X: Any, y: Any = None, W: Any = None, H: Any = None, **weights: Any
+    ) -> np.ndarray:
         if self._falls_back():
-            return self.stands_in_for.fit_transform(self, X, y, W=W, H=H)
-        return super().fit_transform(X, y, W=W, H=H)
+            return self.stands_in_for.fit_transform(self, X, y, W=W, H=H, **weights)
+        return super().fit_transform(X, y, W=W, H=H, **weights)
 
     def transform(self, X: Any) -> np.ndarray:
         if self._falls_back():

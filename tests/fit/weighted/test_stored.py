@@ -55,6 +55,25 @@ def test_codes_are_those_of_the_mask():
     assert float(info.kkt.max()) < 1e-12
 
 
+def test_ratings_that_are_not_stored_are_unknown_not_zero():
+    """Issue 25229 of scikit-learn: ratings in a sparse matrix, of which NaN, or what is not stored,
+    is to have no part in the loss. A NaN that is stored is an error that says what to do."""
+    unknown = STORED.copy()
+    unknown.data[::5] = np.nan
+    with pytest.raises(InvalidInput, match="nan"):
+        NMF(K).fit(unknown, weights="stored")
+    rows, columns = PLACES
+    kept = ~np.isnan(unknown.data)
+    places = rows[kept], columns[kept]
+    rated = scipy.sparse.csr_array((unknown.data[kept], places), shape=(N, P))
+    nmf = NMF(K, seed=0, tol=0)
+    Z, D = nmf.fit(rated, 300, weights="stored")
+    left = np.isnan(unknown.data)
+    wanted = TRUTH.numpy()[rows[left], columns[left]]
+    found = (Z @ D).numpy()[rows[left], columns[left]]
+    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
 def test_a_dense_matrix_stores_nothing():
     with pytest.raises(InvalidInput, match="dense"):
         NMF(K).fit(TRUTH, weights="stored")
