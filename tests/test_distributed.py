@@ -136,6 +136,18 @@ FITS |= {
         "offset residual": {"how": "uneven", "offset": True, "form": "residual", "block": 4},
     }.items()
 }
+# the same sample in all, from memory, files and sparse rows
+SAMPLED = {**PLAIN, "nb_concepts": 3, "max_iter": 4, "init": "sample", "how": "uneven"}
+LONG = torch.cat([data(torch.float64)[:, :8] * (1 + i / 50) for i in range(61)])
+FITS |= {
+    "sample": (LONG, SAMPLED),
+    "sample, several starts": (LONG, {**SAMPLED, "n_init": 2, "how": "even"}),
+    "sample, streamed": (
+        LONG,
+        {**SAMPLED, "how": "even", "chunk_rows": 1000, "max_memory": "900kB", "file": "Z.npy"},
+    ),
+    "sample, sparse": (_scattered(8100, 9), {**SAMPLED, "sparse": True}),
+}
 # features are split between processes only where that takes no time: K is small here
 FITS |= {
     f"split, {name}": (FITS[name][0], {**FITS[name][1], "instant": True})
@@ -216,6 +228,10 @@ ROUNDED["rounded, codes not kept"] = (
     {**PLAIN, "how": "even", "codes": None, "tol": 1e-3, "of": {1: {"rounds": True}}},
 )
 OTHERS |= ROUNDED
+OTHERS["sample, batches"] = (
+    _scattered(8100, 9),
+    {**SAMPLED, "how": "even", "sparse": True, "batches": True},
+)
 OTHERS |= {
     name: (data(), {**PLAIN, "how": "even", "of": {1: {name: value}}})
     for name, (value, _) in DIFFERING.items()
@@ -327,6 +343,17 @@ def test_processes_that_extrapolate_agree_on_all_they_decide_by(shared):
     first, other = (result["info"]["history"] for result in shared(2)["rounded, accelerated hals"])
     for a, b in zip(first, other, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_rows_that_cannot_be_counted_are_drawn_from_all_processes(shared):
+    first, other = shared(2)["sample, batches"]
+    assert "error" not in first, first
+    assert torch.equal(first["D"], other["D"])
+    whole = alone("sample, batches")[2]
+    assert first["info"]["sample_rows"] == whole.sample_rows
+    # of other rows
+    assert first["info"]["held_out_error"] == pytest.approx(whole.held_out_error, rel=0.05)
+    assert first["info"]["held_out_error"] != whole.held_out_error
 
 
 def test_without_a_seed_all_draw_the_same(shared):

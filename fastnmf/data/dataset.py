@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,16 +17,15 @@ from ..distributed import ALONE, Processes
 from ..numerics import WIDENED_BYTES, compute_dtype, squared_norm, wide_tiles
 from ..planning.memory import Budget, return_memory
 from ..solvers.half_step import Operations
-from .arrays import Expected
 from .prefetch import Buffer, Copies, Prefetcher, minus_row
 from .shards import Shards
-from .sources import Source, chunks_of, open_source, rows_of, summarise, whole_matrix
-from .sparse.codes import SPARSE
+from .sources import Source, chunks_of, rows_of, whole_matrix
 from .sparse.rows import chunks_of as sparse_chunks
 from .storage import Compressed, InMemory, OnDisk, Storage, TilesRead, loading, row_blocks
 from .summary import Summary, joined, spread_about, squares_about
 
 if TYPE_CHECKING:
+    from .opening.first_pass import Drawing
     from .weights.entries import EntryWeights
     from .weights.scaled import Scale
 
@@ -55,13 +53,14 @@ class Data:
     tiles are minus, or None; what is written into it shows in the next one. Statistics are of A
     itself. scale: how rows and features were multiplied for their weights, or None. weights: of
     single entries, or None. With either, ‖A‖², the mean row and the spread about it are weighted:
-    who sets it assigns these.
+    who sets it assigns these. drawing: rows that are drawn for a fit of a sample, or None.
     """
 
     _operations: Operations | None = None
     offset: Tensor | None = None
     scale: Scale | None = None
     weights: EntryWeights | None = None
+    drawing: Drawing | None = None
 
     def __init__(self, A: Matrix) -> None:
         """Data in the memory of one process."""
@@ -109,7 +108,7 @@ class Data:
     def as_dense(self) -> Data:
         """A dense copy of sparse data in the memory of one process."""
         copy = Data(dense_copy(self.A))
-        copy.density, copy.scale = self.density, self.scale
+        copy.density, copy.scale, copy.drawing = self.density, self.scale, self.drawing
         kept = {name: vars(self).get(name) for name in ("mean_row", "squared_spread")}
         vars(copy).update({name: value for name, value in kept.items() if value is not None})
         return copy
@@ -121,6 +120,14 @@ class Data:
             self.stored = None
             if self._source is not None:
                 self.limit_chunks(None)
+
+    @property
+    def most_beside(self) -> int:
+        """Rows of which a fit is within max_memory, beside the codes of these."""
+        if self._source is None:
+            return self.n
+        most = self._budget.sample_beside(self.n_here, self.d, self.dtype, self.n)
+        return self.n if most is None else most
 
     def compute_with(self, operations: Operations) -> None:
         """Compute products with sparse rows by these operations of a backend."""
@@ -327,31 +334,3 @@ class Data:
             if number % _RETURNED_AFTER == 0:
                 return_memory()
             yield part, (None, X.using(self._operations)), load(part)
-
-
-@contextmanager
-def opened(
-    A: Any, expected: Expected, budget: Budget, processes: Processes = ALONE
-) -> Iterator[Data]:
-    """A as Data, in a context with the thread that reads ahead. The rows of one of several
-    processes, and data whose codes are not kept or are kept sparse, are processed in chunks even if
-    they are in memory."""
-    with Prefetcher() as prefetch:
-        with processes.agreed():
-            found = open_source(A, expected, budget, prefetch)
-        matrix = None if isinstance(found, tuple) else found
-        whole = budget.codes not in ("none", SPARSE)
-        if matrix is not None and processes.alone and whole:
-            yield Data(matrix)
-            return
-        source, summary = found if isinstance(found, tuple) else summarise(found)
-        here = summary.n == 0 or (matrix is not None and budget.fits_beside(matrix))
-        summaries, everywhere = zip(*processes.gather((summary, here)), strict=True)
-        # with all rows in memory the fit is that of one process that has all of them
-        resident = not processes.alone and all(everywhere) and whole
-        resident = resident and len({part.dtype for part in summaries if part.n}) == 1
-        joined(summaries)
-        with processes.agreed():
-            given = source, summaries, budget, prefetch, processes
-            data = Data.of_source(*given, resident=resident)
-        yield data

@@ -4,7 +4,6 @@ They are read and checked once before anything is computed."""
 from __future__ import annotations
 
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,27 +13,24 @@ import torch
 from torch import Tensor
 
 from ..backends.products import Matrix, stored_share
-from ..backends.sparse import SparseMatrix, concat
+from ..backends.sparse import SparseMatrix
 from ..errors import InvalidInput
 from ..numerics import Part, compute_dtype, largest_entry, squared_norm, widened
 from ..planning.memory import Budget
 from .arrays import (
     Expected,
-    ValueCheck,
     as_matrix,
     batches_in,
     batches_of,
-    gather,
     in_place,
     kept_dtype,
     read_matrix,
     tensor_of,
 )
-from .prefetch import Prefetcher
 from .shards import READ_ENTRIES, Shard, Shards, StoredRows, in_memory, open_paths, paths_of
 from .sparse.arrays import is_sparse, sparse_matrix
 from .sparse.files import backed, matrix_of
-from .sparse.rows import any_batch, copied, largest_of, one_kind
+from .sparse.rows import any_batch, one_kind
 from .summary import Summary
 
 # entries that are copied at a time, which torch does by one thread. If the thread that reads had
@@ -89,10 +85,9 @@ Source = Shards | Batches
 Opened = tuple[Source, Summary]
 
 
-def open_source(
-    A: Any, expected: Expected, budget: Budget, prefetch: Prefetcher
-) -> Matrix | Opened:
-    """A, checked: a matrix on the device if all of it fits the budget, else its source and Summary.
+def open_source(A: Any, expected: Expected, budget: Budget) -> Matrix | Opened | Source:
+    """A, checked: a matrix on the device if it is in memory and fits the budget, or its source and
+    Summary; or only its source, which `inspected` is to read.
 
     A: an input of read_matrix, a sparse matrix, an AnnData, the path of a file of shards.READERS or
     of a folder of them, a list of paths, or Shards. Raises the errors of read_matrix, with places
@@ -122,7 +117,7 @@ def open_source(
         source = Shards((in_memory(matrix, name),), name, matrix)
     else:
         source = Batches(A, name, empty=expected.empty)
-    return _inspect(source, expected, budget, prefetch)
+    return source
 
 
 def _open_sparse(A: SparseMatrix, name: str, budget: Budget) -> SparseMatrix | Opened:
@@ -165,7 +160,7 @@ def chunks_of(
         while taken < len(values):
             X = buffer() if X is None else X
             count = min(rows - filled, len(values) - taken)
-            _copy(values[taken : taken + count], X[filled : filled + count])
+            widen_(X[filled : filled + count], values[taken : taken + count])
             taken, filled = taken + count, filled + count
             if filled == rows:
                 yield slice(first, first + rows), X
@@ -191,123 +186,7 @@ def whole_matrix(source: Source, dtype: torch.dtype, device: torch.device) -> Ma
     return None if matrix is None else in_place(matrix, dtype, device)
 
 
-def _inspect(
-    source: Source, expected: Expected, budget: Budget, prefetch: Prefetcher
-) -> Matrix | Opened:
-    """One pass over the rows: check them, compute the Summary, and gather them if they fit."""
-    dtype, gathered = expected.dtype or torch.float32, _Batches(source, budget)
-    if source.shape is not None:
-        if expected.empty and source.shape[0] == 0:
-            return source, Summary.of_nothing()
-        expected.check_shape(source.shape)
-        dtype = torch.promote_types(dtype, source.dtype)
-        if source.stored is None:
-            gathered = _Matrix(source, dtype, expected.narrow, budget)
-    summary, check = Summary.of_nothing(), ValueCheck(expected)
-    for X, place, first in prefetch(_widened(source)):
-        if summary.n == 0:
-            expected.check_shape(X.shape)
-        if source.shape is None:
-            dtype = torch.promote_types(dtype, X.dtype)
-        largest = largest_of if isinstance(X, SparseMatrix) else ValueCheck.largest
-        summary = summary.with_rows(X, largest(check, X, place, first), dtype)
-        gathered.add(X, summary)
-    if summary.n == 0:
-        if expected.empty:
-            return source, summary
-        expected.check_shape((0, expected.features or 1))
-    check.report()
-    matrix = gathered.matrix(dtype)
-    return (source, summary) if matrix is None else matrix
-
-
-class _Matrix:
-    """The rows of a source of known size, in one matrix if it fits the budget."""
-
-    def __init__(self, source: Shards, dtype: torch.dtype, narrow: bool, budget: Budget) -> None:
-        device, self._matrix = budget.device, None
-        kept = kept_dtype(source.samples(), dtype, device) if narrow else dtype
-        if budget.holds(*source.shape, dtype, kept.itemsize, given=False):
-            self._matrix = torch.empty(source.shape, dtype=kept, device=device)
-
-    def add(self, X: Tensor, summary: Summary) -> None:
-        if self._matrix is not None:
-            self._matrix[summary.n - len(X) : summary.n] = X
-
-    def matrix(self, dtype: torch.dtype) -> Tensor | None:
-        return self._matrix
-
-
-class _Batches:
-    """The batches of a source, or its sparse rows, gathered as long as they fit the budget."""
-
-    def __init__(self, source: Source, budget: Budget) -> None:
-        self._source, self._budget = source, budget
-        self._parts: deque[Matrix] | None = deque()
-
-    def add(self, X: Matrix, summary: Summary) -> None:
-        budget, dtype = replace(self._budget, stored=summary.share), summary.dtype
-        # a sparse entry has its column beside it
-        copied = dtype.itemsize + (0 if isinstance(X, Tensor) else X.col.itemsize)
-        size = summary.n, summary.d, dtype, copied
-        if self._parts is not None and budget.holds(*size, given=False):
-            self._parts.append(X)
-            return
-        self._parts = None
-        if self._source.once:
-            raise InvalidInput(
-                f"{self._source.name} is a {self._source.kind} that can be read only once, and "
-                f"{summary.n:,} rows of it do not fit in memory (max_memory); give what can be "
-                "read again: an object with __iter__, a DataLoader, or a file"
-            )
-
-    def matrix(self, dtype: torch.dtype) -> Matrix | None:
-        if self._parts and isinstance(self._parts[0], SparseMatrix):
-            return concat(self._parts).to(dtype, self._budget.device)
-        return gather(self._parts, dtype, self._budget.device) if self._parts else None
-
-
-def _widened(source: Source) -> Iterator[StoredRows]:
-    """The parts of one pass, widened, small ones of a place joined. They are copies: a generator
-    may reuse one buffer for all batches."""
-    parts, entries = [], 0
-    for values, place, first in source.parts():
-        X = _own(values)
-        if parts and (parts[0].place != place or parts[0].values.dtype != X.dtype):
-            yield _in_one(parts)
-            parts, entries = [], 0
-        parts.append(StoredRows(X, place, first))
-        entries += X.nnz if isinstance(X, SparseMatrix) else X.numel()
-        if entries > READ_ENTRIES // 2:
-            yield _in_one(parts)
-            parts, entries = [], 0
-    if parts:
-        yield _in_one(parts)
-
-
-def _own(values: Part | SparseMatrix) -> Matrix:
-    """The values widened, in memory of their own."""
-    if isinstance(values, SparseMatrix):
-        return copied(values)
-    X = torch.empty(tuple(values.shape), dtype=compute_dtype(values), device="cpu")
-    _copy(values, X)
-    return X
-
-
-def _in_one(parts: list[StoredRows]) -> StoredRows:
-    """Parts that follow each other as one."""
-    if len(parts) == 1:
-        return parts[0]
-    (X, place, first), rows = parts[0], [len(values) for values, _, _ in parts]
-    if isinstance(X, SparseMatrix):
-        return StoredRows(concat([values for values, _, _ in parts]), place, first)
-    joined = torch.empty(sum(rows), X.shape[1], dtype=X.dtype, device="cpu")
-    for (values, _, _), part in zip(parts, joined.split(rows), strict=True):
-        _copy(values, part)
-    return StoredRows(joined, place, first)
-
-
-def _copy(values: Part, X: Tensor) -> None:
+def widen_(X: Tensor, values: Part) -> None:
     """X ← values, widened."""
     values = tensor_of(values)
     if values.device.type != "cpu":

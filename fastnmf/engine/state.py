@@ -186,6 +186,19 @@ class Starts:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """The fits of samples that a fit of all rows began with: the rows of the largest, 0 where there
+    were too few for one; the iterations and the seconds of all; and ‖H − Z D‖ / ‖H‖ of `held_out`
+    other rows H, with exact codes."""
+
+    rows: int = 0
+    iterations: int = 0
+    seconds: float = 0.0
+    held_out: int = 0
+    error: float | None = None
+
+
+@dataclass(frozen=True)
 class Best:
     """The dictionary with the least validation error so far, its offset, mixture and penalty l1
     where there are such; and the iteration that had it, as measured."""
@@ -243,7 +256,8 @@ class State:
     start, given or drawn. mixture: the rows of the data that concepts are mixtures of, or None.
     offset: the row (d,) of a model that has one. target: the penalty that follows a mean number of
     active concepts. starts: those that the fit was chosen from, or None where it has one. best:
-    with stop='validation', the best dictionary so far.
+    with stop='validation', the best dictionary so far. sample: the fits of samples that it began
+    with, where they were asked for.
     """
 
     Z: Storage
@@ -268,6 +282,7 @@ class State:
     target: TargetL0 | None = None
     starts: Starts | None = None
     best: Best | None = None
+    sample: Sampled | None = None
 
     @property
     def codes(self) -> Tensor:

@@ -3,7 +3,6 @@ options.py, checkpoints in checkpoint.py."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import time
@@ -25,11 +24,10 @@ from ..engine.cuda_graph import CudaGraph, Recorder, refuses
 from ..engine.loop import factorize_, varies
 from ..engine.state import Method, State, Stopping
 from ..errors import InvalidInput, hold_warnings
+from ..init.start import SAMPLE
 from ..planning import hardware
-from ..planning.beside import dense_copy_pays, plan_beside
-from ..planning.inner import accelerated
-from ..planning.memory import fits, refuse_too_large, sizes_of_fit
-from ..planning.plan import Plan, Problem, choose
+from ..planning.beside import dense_copy_pays
+from ..planning.plan import Plan
 from ..precision import products_in
 from ..results.cautions import warn_of_penalties, warn_of_result, warn_of_start
 from ..results.fitted import Fitted
@@ -39,7 +37,6 @@ from ..results.progress import Progress
 from .checkpoint import Checkpoint
 from .options import Options
 from .refusals import (
-    FEWER,
     refuse_extremes,
     refuse_overwriting,
     refuse_residual,
@@ -48,10 +45,10 @@ from .refusals import (
 )
 from .rows import File, delivered_codes, storage_of
 from .sparsity.end import end_
-from .starts.begin import begun, name_of_start
+from .starts.begin import begun, drawn, name_of_start
+from .starts.plan import plan_of, problem_of
 from .validation.measure import Validation, end_with_best_
 from .validation.rows import Split, taken_apart
-from .weighted.plan import weighted_plan
 from .weighted.request import opened_weighted, unscale_
 
 log = logging.getLogger(__name__)
@@ -137,7 +134,8 @@ def _opened(
     narrow = processes.alone and destination is not None
     expected = Expected(empty=not processes.alone, narrow=narrow, signed=options.constraint.signed)
     budget = options.budget(device, destination, processes)
-    data = opened_weighted(stack, A, options, expected, budget, processes)
+    drawing = drawn(options, budget, processes)
+    data = opened_weighted(stack, A, options, expected, budget, processes, drawing)
     with processes.agreed():
         data.compute_with(method.ops)
         refuse_too_many(options, data)
@@ -149,7 +147,7 @@ def _opened(
     refuse_extremes(data, options)
     free = method.tuning.form is None and data.weights is None
     if free and data.stored is not None and data.in_memory_here:
-        if dense_copy_pays(_problem(options, data, method), data.like, method.backend, budget):
+        if dense_copy_pays(problem_of(options, data, method), data.like, method.backend, budget):
             data = data.as_dense()
     if options.offset:
         # which is written into
@@ -158,12 +156,6 @@ def _opened(
         warn_of_penalties(options.penalties)
         warn_of_start(options.start_name, options.solvers[options.solver])
     return data, method, file, checkpoint
-
-
-def _problem(options: Options, data: Data, method: Method) -> Problem:
-    sizes = data.n, data.d, options.nb_concepts, data.dtype.itemsize
-    kind = {"stored": data.stored, "constraint": method.constraint, "streams": data.made_dense}
-    return Problem(*sizes, method.solver, **kind)
 
 
 def _begin(
@@ -184,59 +176,14 @@ def _begin(
             refuse_residual(found[0], data, method.solver)
             data.subtract(found[1].offset)
             return found
-    plan = _plan(options, data, method)
-    return plan, begun(options, data, method, plan, Z, stopping, note)
+    plan = plan_of(options, data, method)
+    given = options, data, method, plan, Z, stopping, note
+    if options.start_name != SAMPLE:
+        return plan, begun(*given)
+    # few fits need what this imports
+    from .starts.sample import begun_with_sample
 
-
-def _plan(options: Options, data: Data, method: Method) -> Plan:
-    like, processes, problem = data.like, data.processes, _problem(options, data, method)
-    if data.weights is not None:
-        return weighted_plan(data, problem, options)
-    if data.in_memory_here:
-        free = hardware.free_bytes(data.device)
-        plan = plan_beside(data.A, problem, method.backend, method.tuning, free)
-    else:
-        # of a process, on average
-        here = replace(
-            problem,
-            n=-(-data.n // processes.size),
-            streams=problem.streams or not data.resident,
-            processes=processes.size,
-        )
-        on = hardware.machine_of(like, method.backend)
-        plan = choose(here, on, replace(method.tuning, chunk_rows=data.chunk_rows))
-        # the same in all processes, except the tiles
-        plan = replace(processes.gather(plan)[0], tile_rows=plan.tile_rows)
-    of_start = {"rows": data.n_here, "start": name_of_start(options, data)}
-    sizes = functools.partial(sizes_of_fit, problem, **of_start)
-    if _accelerates(options, data, method, plan):
-        faster = accelerated(plan, problem, hardware.machine_of(like, method.backend))
-        # 'auto' does without the copies that would not fit
-        if options.accelerate is True or not any(
-            processes.any(not fits(sizes(faster), data.device))
-        ):
-            plan = faster
-    if data.resident:
-        with processes.agreed():
-            needed = sizes(plan)
-            if options.n_init > 1:
-                # of the better half, and of the one that runs
-                needed["codes of other starts"] = options.n_init // 2 * needed["the codes"]
-            refuse_too_large(needed, data.device, FEWER)
-    return plan
-
-
-def _accelerates(options: Options, data: Data, method: Method, plan: Plan) -> bool:
-    """Return whether to extrapolate. 'auto' does where it pays: up to min(n, d) concepts, in normal
-    form, with half-steps that are neither exact nor penalised; but not where a start or a form is
-    given, and the iterates of the plain loop may be wanted (docs/acceleration.md). Codes that are
-    not in memory have no copies to extrapolate from."""
-    if not data.resident or options.accelerate != "auto" or options.constraint.of_rows:
-        return options.accelerate is True
-    free = isinstance(options.init, str) and method.tuning.form is None
-    few = min(data.n, data.d) >= options.nb_concepts
-    normal = plan.form == "normal" and not method.solver.exact
-    return free and not method.penalties and few and normal
+    return plan, begun_with_sample(*given)
 
 
 def _iterate_(
@@ -295,7 +242,7 @@ def _summary(
     return FitInfo.of(
         *given,
         n=data.n,
-        init=name_of_start(options, data, 0 if state.starts is None else state.starts.best),
+        init=name_of_start(options, data, state),
         weights=None if options.weights is None else options.weights.kind,
         seconds=time.perf_counter() - begun,
         chunk_rows=None if data.resident else data.chunk_rows,

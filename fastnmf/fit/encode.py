@@ -16,7 +16,8 @@ from .. import checks
 from ..backends.nnls.result import NnlsInfo
 from ..backends.products import Matrix, dense
 from ..data.arrays import Expected, ValueCheck, as_matrix, check_values
-from ..data.dataset import Data, opened
+from ..data.dataset import Data
+from ..data.opening.opened import opened
 from ..data.sparse.arrays import is_sparse
 from ..data.storage import output
 from ..engine.codes import Encoder, Ended, chunk_rows

@@ -24,7 +24,7 @@ from ..backends.nnls.scaled import name_of
 from ..backends.products import Matrix, dense
 from ..backends.registry import choice_of, select, select_each
 from ..data.arrays import Expected, as_matrix, read_matrix
-from ..data.dataset import opened
+from ..data.opening.opened import opened
 from ..data.sparse.arrays import is_sparse
 from ..data.weights.given import Weights
 from ..errors import ConvergenceWarning, InvalidInput, warn

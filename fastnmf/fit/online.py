@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..backends.products import largest
 from ..data.arrays import Expected
-from ..data.dataset import Data, opened
+from ..data.dataset import Data
+from ..data.opening.opened import opened
 from ..data.storage import InMemory, NotKept, Storage
 from ..distributed import Processes
 from ..engine.codes import Encoder
@@ -100,7 +101,7 @@ def partial_fit(
         stack.enter_context(hold_warnings())
         with processes.agreed():
             refuse_online(options.target_l0, options.penalties)
-            refuse_starts(options.n_init)
+            refuse_starts(options.n_init, options.start_name)
             method = options.method(device)
         stack.enter_context(torch.cuda.device_of(torch.empty(0, device=device)))
         stack.enter_context(products_in(options.precision))
@@ -108,8 +109,7 @@ def partial_fit(
             data = in_memory(A, device, expected)
             _refuse_too_large(data, options)
         else:
-            shared = {**options.of_a_fit(), "half_life": half_life, **before.described()}
-            processes.agree(shared)
+            processes.agree({**options.of_a_fit(), "half_life": half_life, **before.described()})
             budget = options.budget(device, processes=processes)
             data = stack.enter_context(opened(A, expected, budget, processes))
         data.compute_with(method.ops)

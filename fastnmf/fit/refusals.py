@@ -22,6 +22,7 @@ from ..data.sparse.codes import are_sparse
 from ..data.sparse.rows import stored_parts
 from ..errors import InvalidInput
 from ..frames import refuse_transformed
+from ..init.start import SAMPLE
 from ..numerics import Part, square_is_normal
 from ..planning.memory import refuse_too_large
 from ..planning.plan import Plan
@@ -90,11 +91,12 @@ def refuse_unsuited(options: Options, data: Data) -> None:
         raise InvalidInput(
             f"ConvexNMF mixes rows of A, and takes them in any order, which {instead}"
         )
-    if options.n_init > 1 and not data.in_memory_here:
+    compares = options.n_init > 1 and options.start_name != SAMPLE
+    if compares and not data.in_memory_here:
         raise InvalidInput(
             f"n_init={options.n_init} compares fits of rows in memory, with codes in memory, and "
-            "the data are read in passes here; give n_init=1, or more max_memory and "
-            "codes='memory'"
+            "the data are read in passes here; give n_init=1, init='sample', or more max_memory "
+            "and codes='memory'"
         )
     if options.penalties and options.accelerate is True:
         raise InvalidInput(

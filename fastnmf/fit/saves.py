@@ -17,7 +17,7 @@ from ..data.locks import WorkingFolder
 from ..data.paths import refusing_damage, replacing, writing
 from ..data.storage import InMemory, Storage
 from ..engine.sparsity.target import TargetL0
-from ..engine.state import Best, Iteration, Starts, State
+from ..engine.state import Best, Iteration, Sampled, Starts, State
 from ..errors import InvalidInput
 from ..planning.plan import Plan
 from ..solvers.supports.rows import Mixture
@@ -125,6 +125,7 @@ class Save:
                 target=_target_of(json.loads(metadata.get("target_l0", "null"))),
                 starts=_starts_of(json.loads(metadata.get("starts", "null"))),
                 best=_best_of(json.loads(metadata.get("best", "null")), best, history),
+                sample=_sample_of(json.loads(metadata.get("sample", "null"))),
             )
 
 
@@ -166,6 +167,7 @@ def write(
         "seed": json.dumps(state.seed),
         "target_l0": json.dumps(None if state.target is None else asdict(state.target)),
         "starts": json.dumps(None if state.starts is None else asdict(state.starts)),
+        "sample": json.dumps(None if state.sample is None else asdict(state.sample)),
         "best": json.dumps(_numbers_of(state.best)),
         **metadata,
     }
@@ -213,6 +215,10 @@ def _target_of(stored: dict[str, Any] | None) -> TargetL0 | None:
 
 def _starts_of(stored: dict[str, Any] | None) -> Starts | None:
     return None if stored is None else Starts(**{**stored, "errors": tuple(stored["errors"])})
+
+
+def _sample_of(stored: dict[str, Any] | None) -> Sampled | None:
+    return None if stored is None else Sampled(**stored)
 
 
 def _plan_of(stored: dict[str, Any]) -> Plan:

@@ -26,6 +26,8 @@ from .svd import tile_rows, width
 
 # those in SINGULAR fill zeros with the mean, leave them, or fill them with small random numbers
 STARTS = ("auto", "random", *SINGULAR, "rows", "spread")
+# a fit of a sample of the rows, by fit/starts/sample.py, which begins with one of the others
+SAMPLE = "sample"
 # size of the numbers that fill zeros, relative to the mean; scikit-learn's number
 _FILLED = 0.01
 
@@ -93,15 +95,15 @@ def starts_of(constraint: Constraint) -> tuple[str, ...]:
     """The names of starts for dictionaries with this constraint."""
     if constraint.of_rows:
         return mixed.STARTS
-    return signed.STARTS if constraint.signed else STARTS
+    return (*(signed.STARTS if constraint.signed else STARTS), SAMPLE)
 
 
 def resolve(init: object, n: int, d: int, K: int, constraint: Constraint = NON_NEGATIVE) -> str:
     """Name the start that `init` means: one of starts_of(constraint), but not 'auto', or 'given'.
 
     'auto' is Overcomplete's rule: nndsvda if K ≤ min(n, d), else random, which of all starts then
-    leaves the least error (docs/starts.md); of a free dictionary, see signed.py. Raises
-    InvalidInput for an unknown name.
+    leaves the least error (docs/starts.md); of a free dictionary, see signed.py. SAMPLE is no
+    start of its own. Raises InvalidInput for an unknown name.
     """
     if not isinstance(init, str):
         return "given"

@@ -59,11 +59,13 @@ class NMF(Factorization):
         'nndsvdar' take singular vectors of A, with the mean of A, nothing or small random numbers
         in place of zeros. 'rows' and 'spread' take rows of A as concepts: any rows, or rows that
         differ from each other. These starts are scaled to A; a pair is used as it is, and
-        (None, D0) with codes for D0.
+        (None, D0) with codes for D0. 'sample' fits some of the rows, drawn at random, and goes on
+        from their dictionary with all rows: for many rows, and for data that are read in passes.
     n_init : int, default 1
         Starts to choose from, up to 10,000: short runs of all of them, of which the better half
         goes on, twice as long, until one is left. 'auto' is then taken once, and 'random' for the
-        others. Needs rows and codes in memory.
+        others. Needs rows and codes in memory, but not with ``init='sample'``, whose sample all
+        starts share.
     seed : int, optional
         Seed of random numbers (scikit-learn: ``random_state``), at least 0. The same seed gives the
         same bits every time. By default torch's global generator draws one, which the summary

@@ -146,6 +146,8 @@ def _info(stored: dict[str, Any] | None) -> FitInfo | None:
     earlier = {"seed": None, "exact_codes": False, "density": None, "dense_copy": False}
     earlier |= {"model": _FIRST_MODEL, "offset": False, "target_l0": None, "top_k": None}
     earlier |= {"n_init": 1, "best_start": 0, "start_errors": (), "start_iterations": 0}
+    earlier |= {"sample_rows": None, "sample_iterations": 0, "sample_seconds": 0.0}
+    earlier |= dict.fromkeys(("held_out_error", "weights"))
     earlier |= dict.fromkeys(("validation_error", "validation_l0", "best_iteration"))
     stored = earlier | {_FORMER_NAMES.get(name, name): v for name, v in stored.items()}
     if stored.keys() != {each.name for each in fields(FitInfo)}:

@@ -59,15 +59,18 @@ class SemiNMF(Factorization):
         relative change and relative error.
     max_iter : int, optional
         Largest number of iterations of `fit`, at least 0; by default 500.
-    init : {'auto', 'random', 'svd', 'rows', 'spread'} or (Z0, D0), default 'auto'
+    init : {'auto', 'random', 'svd', 'rows', 'spread', 'sample'} or (Z0, D0), default 'auto'
         The start. 'svd' takes singular vectors with the sign that explains more, 'random' is
         Overcomplete's, 'rows' and 'spread' take rows of A as concepts: any rows, or rows that
         differ from each other. 'auto' is 'svd' if K ≤ min(n, d), else 'random'. A pair is used as
-        it is, and (None, D0) with codes for D0.
+        it is, and (None, D0) with codes for D0. 'sample' fits some of the rows, drawn at random,
+        and goes on from their dictionary with all rows: for many rows, and for data that are read
+        in passes.
     n_init : int, default 1
         Starts to choose from, up to 10,000: short runs of all of them, of which the better half
         goes on, twice as long, until one is left. 'auto' is then taken once, and 'random' for the
-        others. Needs rows and codes in memory.
+        others. Needs rows and codes in memory, but not with ``init='sample'``, whose sample all
+        starts share.
     seed : int, optional
         Seed of random numbers, as for NMF.
     alpha_Z : float, default 0.0

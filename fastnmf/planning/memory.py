@@ -44,6 +44,8 @@ OVERSAMPLES = 10
 # rows examined for each concept that becomes a row of the data, since some may be similar
 CANDIDATES = 4
 SINGULAR = ("nndsvda", "nndsvd", "nndsvdar")  # starts of singular vectors
+# bytes of a fit of a sample of the rows, and their share of what max_memory leaves
+_SAMPLE_BYTES, _SAMPLE_SHARE = 512 << 20, 0.5
 
 
 def bytes_of(max_memory: object) -> int | None:
@@ -154,6 +156,8 @@ class Needs:
             # with fewer rows than features all rows are in memory as well
             svd = 4 * 8 * p * p + (p * (d + p) * self.itemsize if p < d else 0)
         starts = {**dict.fromkeys((*SINGULAR, "svd"), svd), "rows": 24 * n, "spread": 64 * n}
+        # a sample begins as all rows may; its fit ends before there are chunks
+        starts["sample"] = svd
         halves = (6 * K * d + self.squares * K * K) * self.itemsize
         # rows that may become concepts are sorted and compared with each other
         worst = 4 * min(CANDIDATES * K, self.of_all or n) * d * self.itemsize if self.revives else 0
@@ -200,6 +204,28 @@ class Budget:
         needs, gpu = self._needs(max(1, n), d, dtype, start, of_all), self.device.type == "cuda"
         given = self.requested is not None
         return needs.chunk_rows(self._limit(), wanted, requested=given, gpu=gpu)
+
+    def sample_rows(self, d: int) -> int:
+        """Rows of d features that are drawn for a fit before that of all rows, at most; the same
+        for one max_memory."""
+        # by what is available now, one seed would mean other rows the next time
+        most = _SAMPLE_BYTES
+        if self.requested is not None:
+            most = min(most, int(_SAMPLE_SHARE * max(0, self.requested - _OVERHEAD)))
+        return most // self._sample_row(d)
+
+    def sample_beside(self, n: int, d: int, dtype: torch.dtype, of_all: int) -> int | None:
+        """Rows of a sample of which a fit is within max_memory, if there is one, beside the codes
+        of the n rows here, of of_all in all processes."""
+        if self.requested is None:
+            return None
+        needs = self._needs(max(1, n), d, dtype, "sample", of_all)
+        return max(0, self.requested - needs.streamed(0)) // self._sample_row(d)
+
+    def _sample_row(self, d: int) -> int:
+        """Bytes of a row that is drawn: itself, its codes, copies of these and a residual, or,
+        before, copies of it."""
+        return 4 * (3 * d + 3 * self.K)
 
     def fits_beside(self, A: Matrix) -> bool:
         """Whether codes, their copies and, unless A is sparse, a residual fit on the device beside

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..engine.sparsity.target import REACHED
-from ..engine.state import STOPPING_RULES, Iteration, Method, Starts, State
+from ..engine.state import STOPPING_RULES, Iteration, Method, Sampled, Starts, State
 from ..notebook import folded
 from ..planning.plan import Plan
 from ..precision import in_tf32
 from ..solvers.constraints import NON_NEGATIVE
 from ..solvers.registry import learner
+from .lines.special import special_lines
 from .metrics import Measured, as_plain
 
 # stopped_by of a fit that converged → the condition that was met
@@ -161,6 +162,16 @@ class FitInfo:
         empty for one start. Infinite for those that max_seconds left no time for.
     start_iterations : int
         Iterations of all short runs; at least 0. Those of the best are in `iterations` as well.
+    sample_rows : int or None
+        Rows of the largest sample that was fitted before all rows, with ``init='sample'``; 0 where
+        there were too few rows for one, None where none was asked for.
+    sample_iterations : int
+        Iterations of all fits of samples; at least 0. They are not part of `iterations`.
+    sample_seconds : float
+        Their time, in seconds; at least 0, part of `seconds`.
+    held_out_error : float or None
+        ‖H − Z D‖ / ‖H‖ of the exact codes of other rows H, with the dictionary of the largest
+        sample; None without a sample. Good: near relative_error.
     """
 
     n: int
@@ -221,6 +232,10 @@ class FitInfo:
     validation_l0: float | None = None
     best_iteration: int | None = None
     weights: str | None = None
+    sample_rows: int | None = None
+    sample_iterations: int = 0
+    sample_seconds: float = 0.0
+    held_out_error: float | None = None
 
     @classmethod
     def of(
@@ -271,7 +286,7 @@ class FitInfo:
             codes=state.Z.place,
             history=tuple(history),
             **vars(method.penalties),
-            **(vars(measured.codes) | _of_starts(state.starts)),
+            **(vars(measured.codes) | _of_starts(state.starts) | _of_sample(state.sample)),
             **run,
         )
 
@@ -314,48 +329,7 @@ class FitInfo:
         }
         if self.revived:
             lines["concepts"] += f"; {self.revived:,} revived"
-        return lines | self._special_lines()
-
-    def _special_lines(self) -> dict[str, str]:
-        """Lines that are printed only where something other than the default was run."""
-        lines: dict[str, str] = {}
-        if self.alpha_Z or self.alpha_D:
-            lines["penalties"] = (
-                f"alpha_Z {self.alpha_Z:g}, alpha_D {self.alpha_D:g}, l1_ratio {self.l1_ratio:g}; "
-                f"objective {self.objective:.6g}"
-            )
-        if self.n_init > 1:
-            tried = [error for error in self.start_errors if error < float("inf")]
-            lines["starts"] = (
-                f"number {self.best_start + 1} of {self.n_init} went on; errors after short runs "
-                f"{min(tried):.4g} to {max(tried):.4g}, {self.start_iterations:,} iterations"
-            )
-        if self.validation_error is not None:
-            found = f"error {self.validation_error:.6g}, mean L0 {self.validation_l0:.4g}"
-            best = "" if self.best_iteration is None else f" (iteration {self.best_iteration})"
-            lines["validation"] = found + best
-        if self.weights is not None:
-            lines["weights"] = f"of {self.weights}; error, R² and objective are weighted"
-        if self.accelerated:
-            lines["accelerated"] = "{} + {} half-steps per iteration".format(*self.inner_half_steps)
-        if self.cuda_graph:
-            lines["CUDA graph"] = f"{self.cuda_graph:,} iterations repeated"
-        if self.chunk_rows is not None:
-            lines["read in passes"] = f"{self.chunk_rows:,} rows at a time, {self.passes} passes"
-        if self.density is not None:
-            copied = ", used as a dense copy" if self.dense_copy else ""
-            lines["sparse"] = f"{self.density:.3g} of the entries are stored{copied}"
-        if self.processes > 1:
-            exchanged = f"{self.reduced_bytes:,} bytes exchanged per iteration"
-            lines["processes"] = f"{self.processes}, {exchanged}"
-        if self.exact_codes:
-            lines["codes"] = "exact, at the end"
-        if self.codes != "memory":
-            lines["codes"] = self.codes + (", exact" if self.exact_codes else "")
-        if self.precision != self.dtype:
-            drift = "not measured" if self.drift is None else f"{self.drift:.2g} of the residual"
-            lines["precision"] = f"{self.precision}, largest drift {drift}"
-        return lines
+        return lines | special_lines(self)
 
     def __str__(self) -> str:
         return _aligned(self.lines())
@@ -461,6 +435,15 @@ def _of_starts(starts: Starts | None) -> dict[str, Any]:
         return {}
     names = "n_init", "best_start", "start_errors", "start_iterations"
     values = len(starts.errors), starts.best, starts.errors, starts.iterations
+    return dict(zip(names, values, strict=True))
+
+
+def _of_sample(sample: Sampled | None) -> dict[str, Any]:
+    """The fields about the samples that a fit began with, if it was to."""
+    if sample is None:
+        return {}
+    names = "sample_rows", "sample_iterations", "sample_seconds", "held_out_error"
+    values = sample.rows, sample.iterations, sample.seconds, sample.error
     return dict(zip(names, values, strict=True))
 
 

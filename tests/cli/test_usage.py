@@ -15,9 +15,10 @@ from fastnmf.cli.usage import Refused
 from fastnmf.engine.state import STOPPING_RULES
 from fastnmf.fit.encode import METHODS
 from fastnmf.init.signed import STARTS as SIGNED_STARTS
-from fastnmf.init.start import STARTS
+from fastnmf.init.start import STARTS, starts_of
 from fastnmf.planning.plan import forms_of
 from fastnmf.results.concepts.maps import MAPS
+from fastnmf.solvers.constraints import NON_NEGATIVE
 from fastnmf.solvers.registry import SOLVERS
 
 NEEDED = ["-k", "3", "-o", "m.safetensors"]
@@ -33,7 +34,7 @@ def test_choices_are_what_there_is():
     assert list(SOLVERS) == choices.SOLVERS
     assert list(METHODS) == choices.METHODS
     assert list(MAPS) == choices.MAPS
-    assert [*STARTS] == choices.STARTS
+    assert [*starts_of(NON_NEGATIVE)] == choices.STARTS
     assert [name for name in SIGNED_STARTS if name not in STARTS] == choices.SIGNED_STARTS
     assert list(STOPPING_RULES) == choices.RULES
     assert BACKENDS

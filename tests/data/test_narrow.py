@@ -19,6 +19,7 @@ from fastnmf.backends.registry import BACKENDS
 from fastnmf.data import arrays
 from fastnmf.data.arrays import Expected, read_matrix
 from fastnmf.data.dataset import Data
+from fastnmf.data.opening.first_pass import inspected
 from fastnmf.data.prefetch import Prefetcher
 from fastnmf.data.sources import open_source
 from fastnmf.planning import beside
@@ -250,7 +251,7 @@ def test_files_are_kept_as_they_are_stored(suffix, tmp_path, kept_on_cpu, monkey
     with monkeypatch.context() as patch, Prefetcher() as prefetch:
         patch.setattr(Budget, "holds", holds)
         budget = Budget(torch.device("cpu"), 3)
-        found = open_source(str(tmp_path), NARROW, budget, prefetch)
+        found = inspected(open_source(str(tmp_path), NARROW, budget), NARROW, budget, prefetch)
     assert seen == [2]
     assert torch.equal(found, A)
     assert_same_bits(fitted(str(tmp_path)), fitted(A.float()))

@@ -46,6 +46,7 @@ THREADS = """
 import os, sys, torch
 torch.set_num_threads(2)
 from fastnmf.data.arrays import Expected
+from fastnmf.data.opening.first_pass import inspected
 from fastnmf.data.prefetch import Prefetcher
 from fastnmf.data.sources import chunks_of, open_source
 from fastnmf.planning.memory import Budget
@@ -55,7 +56,9 @@ torch.rand(4000, 300).exp_()
 before, seen = threads(), []
 with Prefetcher() as prefetch:
     budget = Budget(torch.device("cpu"), 1, requested=1)
-    source, summary = open_source(sys.argv[1], Expected(), budget, prefetch)
+    expected = Expected()
+    found = open_source(sys.argv[1], expected, budget)
+    source, summary = inspected(found, expected, budget, prefetch)
     seen.append(threads())
     buffer = torch.empty(1000, summary.d)
     for _ in prefetch(chunks_of(source, len(buffer), lambda: buffer)):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastnmf import InvalidInput
 from fastnmf.data import sources
+from fastnmf.data.opening import first_pass
 
 pytestmark = pytest.mark.usefixtures("small_budgets")
 
@@ -50,7 +51,8 @@ def test_one_shot_generator_is_gathered_if_it_fits():
 
 
 def test_one_shot_generator_beyond_the_budget_is_refused(monkeypatch):
-    monkeypatch.setattr(sources, "READ_ENTRIES", 1000)
+    for module in (sources, first_pass):
+        monkeypatch.setattr(module, "READ_ENTRIES", 1000)
     read = []
     batches = (read.append(1) or rows for rows in A.split(50))
     with pytest.raises(InvalidInput, match=r"only once.*give what can be read again.*__iter__"):

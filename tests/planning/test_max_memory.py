@@ -143,11 +143,11 @@ A = torch.rand(n, d)
 # what loads with the first fit, and threads
 NMF(2, max_iter=1, **options).fit(A[:20])
 sizes, sizes_of = [], memory.sizes_of_fit
-from fastnmf.fit import batch
+from fastnmf.fit.starts import plan
 def noted(*given, **named):
     sizes.append(sum(sizes_of(*given, **named).values()))
     return sizes_of(*given, **named)
-batch.sizes_of_fit = noted
+plan.sizes_of_fit = noted
 before = peak()
 NMF(K, max_iter=2, tol=0, tuning=Tuning(form=form), **options).fit(A)
 print(sizes[-1], peak() - before)

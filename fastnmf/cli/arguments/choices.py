@@ -4,7 +4,7 @@ them with what there is."""
 from __future__ import annotations
 
 SOLVERS = "hals mu pgd anls".split()
-STARTS = "auto random nndsvda nndsvd nndsvdar rows spread".split()
+STARTS = "auto random nndsvda nndsvd nndsvdar rows spread sample".split()
 # those of dictionaries of any signs only
 SIGNED_STARTS = ["svd"]
 MODELS = ["nmf", "semi", "convex"]

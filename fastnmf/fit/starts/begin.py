@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...data.dataset import Data
+from ...data.opening.first_pass import Drawing
 from ...data.storage import Compressed, InMemory, NotKept, Storage
+from ...distributed import Processes
 from ...engine.codes import begin_with_codes_
 from ...engine.loop import factorize_
 from ...engine.sparsity.target import TargetL0
 from ...engine.state import Method, State, Stopping
-from ...init.start import begin, resolve
+from ...init.start import SAMPLE, begin, resolve
 from ...numerics import row_major
+from ...planning.memory import Budget
 from ...planning.plan import Plan
 from ..options import Options, generator
 from ..weighted.request import scale_start_, start_of
@@ -40,9 +43,28 @@ def first_state(
     return state
 
 
-def name_of_start(options: Options, data: Data, number: int = 0) -> str:
-    """What start `number` of a fit is, one of STARTS but not 'auto', or 'given'."""
-    init = init_of(options.begin, number, options.constraint)
+def drawn(options: Options, budget: Budget, processes: Processes) -> Drawing | None:
+    """What draws the rows of a sample while the data are opened; None where no sample is asked for.
+    A collective call."""
+    if options.start_name != SAMPLE:
+        return None
+    # few fits need what this imports
+    from .drawing import RowsDrawn
+
+    seed = options.seed_of_start(processes)
+    assert seed is not None
+    return RowsDrawn(seed, budget.sample_rows)
+
+
+def name_of_start(options: Options, data: Data, state: State | None = None) -> str:
+    """What the start of a fit is, one of STARTS but not 'auto', SAMPLE or 'given'. state: of the
+    fit, of which the best of several starts is named, and the one that took the place of a
+    sample."""
+    begin, sample = options.begin, None if state is None else state.sample
+    if begin == SAMPLE and sample is not None and not sample.rows:
+        begin = "auto"
+    number = 0 if state is None or state.starts is None or begin == SAMPLE else state.starts.best
+    init = init_of(begin, number, options.constraint)
     return resolve(init, data.n, data.d, options.nb_concepts, options.constraint)
 
 
@@ -59,14 +81,14 @@ def begun(
     unless all are in memory. stopping: that of the fit. note(text): shows which start runs."""
     seed = options.seed_of_start(data.processes)
     if options.n_init == 1:
-        Z = _codes_in_memory(options, data) if data.in_memory_here else Z
+        Z = codes_of(options, data, Z)
         return first_state(options, data, method, Z, seed)
     row = data.offset
 
     def make(number: int) -> State:
         # which a run changes in place
         data.subtract(None if row is None else row.clone())
-        return first_state(options, data, method, _codes_in_memory(options, data), seed, number)
+        return first_state(options, data, method, codes_of(options, data, Z), seed, number)
 
     def run_(state: State, stopping: Stopping) -> None:
         data.subtract(state.offset)
@@ -77,5 +99,8 @@ def begun(
     return best
 
 
-def _codes_in_memory(options: Options, data: Data) -> InMemory:
+def codes_of(options: Options, data: Data, Z: Storage) -> Storage:
+    """Where the codes of a start go: new memory if all rows are in memory, else Z."""
+    if not data.in_memory_here:
+        return Z
     return InMemory(data.like.new_empty(data.n, options.nb_concepts))

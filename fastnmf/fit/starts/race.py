@@ -76,10 +76,10 @@ class Race:
         if length:
             self._run_(state, length)
             return length
-        self._run_(state, self.stopping.max_iter, _Slow())
+        self._run_(state, self.stopping.max_iter, Slow())
         return max(1, len(state.history))
 
-    def _run_(self, state: State, length: int, each: _Slow | None = None) -> None:
+    def _run_(self, state: State, length: int, each: Slow | None = None) -> None:
         if state.stopped_by != "max_iter":
             # it has converged
             return
@@ -98,13 +98,14 @@ class Race:
         return sorted(entries, key=lambda entry: entry.objective)[: max(1, count)]
 
 
-class _Slow:
-    """A callback that ends a run after an iteration that lowers its objective by little."""
+class Slow:
+    """A callback that ends a run after an iteration, from the LEAST-th on, that lowers its
+    objective by less than a share of it."""
 
-    def __init__(self) -> None:
-        self._before = float("inf")
+    def __init__(self, fall: float = _FALL) -> None:
+        self._before, self._fall = float("inf"), fall
 
     def __call__(self, iteration: Iteration) -> bool:
         now = iteration.relative_objective
         before, self._before = self._before, now
-        return iteration.iteration >= _LEAST and before - now < _FALL * before
+        return iteration.iteration >= _LEAST and before - now < self._fall * before

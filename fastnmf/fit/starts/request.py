@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from ... import checks
 from ...errors import InvalidInput
-from ...init.start import starts_of
+from ...init.start import SAMPLE, starts_of
 from ...solvers.constraints import Constraint
 
 # each has codes of its own
@@ -63,10 +63,10 @@ def check_starts(options: Requested) -> None:
             f"{given} compares the objectives of short runs, and with target_l0 each run has a "
             "penalty of its own; give n_init=1, or alpha_Z in place of target_l0"
         )
-    if options.distributed:
+    if options.distributed and options.init != SAMPLE:
         raise InvalidInput(
-            f"{given} needs all rows in the memory of one process; give n_init=1, or fit without "
-            "distributed"
+            f"{given} needs all rows in the memory of one process; give n_init=1, init='sample', "
+            "or fit without distributed"
         )
 
 
@@ -77,8 +77,13 @@ def init_of(begin: str | tuple[Any, Any], number: int, constraint: Constraint) -
     return begin if differs else "random"
 
 
-def refuse_online(n_init: int) -> None:
-    """Raise InvalidInput for online learning from several starts."""
+def refuse_online(n_init: int, init: str) -> None:
+    """Raise InvalidInput for online learning from several starts, or from a fit of a sample."""
+    if init == SAMPLE:
+        raise InvalidInput(
+            f"init={init!r} draws rows from all rows, and partial_fit sees one batch at a time; "
+            "use fit, or another init"
+        )
     if n_init > 1:
         raise InvalidInput(
             f"partial_fit has one start, its rows are seen once, and n_init={n_init}; use fit, or "

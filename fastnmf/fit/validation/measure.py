@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...backends.products import Rebuilt, dense
 from ...data.arrays import Expected
-from ...data.dataset import Data, opened
+from ...data.dataset import Data
+from ...data.opening.opened import opened
 from ...data.storage import NotKept
 from ...engine.codes import chunk_rows
 from ...engine.state import VALIDATED_EVERY, Best, State

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ...backends.products import Matrix
 from ...data.arrays import Expected, read_matrix
-from ...data.dataset import Data, opened
+from ...data.dataset import Data
+from ...data.opening.first_pass import Drawing
+from ...data.opening.opened import opened
 from ...data.weights.entries import EntryWeights
 from ...data.weights.given import Weights, read_weights
 from ...data.weights.observed import observed, stored_entries
@@ -21,6 +23,7 @@ from ...data.weights.scaled import Scale, ScaledRows, scaled
 from ...distributed import Processes
 from ...engine.state import State
 from ...errors import InvalidInput
+from ...init.start import SAMPLE
 from ...planning.memory import Budget
 from ...solvers import hals
 from ..options import Options
@@ -97,13 +100,15 @@ def opened_weighted(
     expected: Expected,
     budget: Budget,
     processes: Processes,
+    drawing: Drawing | None,
 ) -> Data:
-    """A as Data, with the weights of the options, open until the stack ends."""
+    """A as Data, with the weights of the options, open until the stack ends. drawing: takes rows
+    of it."""
     with processes.agreed():
         refuse_overwriting((options.weights,), options.destination(processes))
         weighted = Weighted(options)
         A = weighted.open(A, expected, budget.device)
-    data = stack.enter_context(opened(A, expected, budget, processes))
+    data = stack.enter_context(opened(A, expected, budget, processes, drawing))
     weighted.attach_(data)
     return data
 
@@ -122,6 +127,8 @@ def _refuse_with_entries(options: Options) -> None:
         _refuse("top_k: a pursuit has one Gram matrix for all rows", "entries")
     if options.target_l0 is not None:
         _refuse("target_l0; give alpha_Z, l1_ratio and unit_norm", "entries")
+    if options.init == SAMPLE:
+        _refuse("init='sample', whose rows would need their weights", "entries")
     if options.codes is None or options.codes == "sparse" or str(options.codes).endswith(".npz"):
         _refuse(f"codes={options.codes!r}; give 'memory' or a .npy file", "entries")
 
