@@ -150,7 +150,7 @@ def _span(least: float, most: float) -> str:
         first, last, unit = _clock(least), _clock(most), ""
     if first == last:
         return f"{last}{unit}"
-    return f"at most {last}{unit}" if least == 0 else f"{first}-{last}{unit}"
+    return f"at most {last}{unit}" if round(least) == 0 else f"{first}-{last}{unit}"
 
 
 def _clock(seconds: float) -> str:

@@ -150,6 +150,7 @@ def test_every_way_to_encode_shows_the_rows_that_are_done(how, capsys):
         ((2.2, 9.4), "2-9s"),
         ((9.1, 9.4), "9s"),
         ((0.0, 9.4), "at most 9s"),
+        ((0.4, 9.4), "at most 9s"),
         ((0.0, 0.0), "0s"),
         ((40.0, 125.0), "0:40-2:05"),
         ((0.0, 3725.0), "at most 1:02:05"),
