@@ -12,7 +12,6 @@ from ..planning.plan import Plan
 from ..precision import in_tf32
 from ..solvers.constraints import NON_NEGATIVE
 from ..solvers.registry import learner
-from .lines.special import special_lines
 from .metrics import Measured, as_plain
 
 # stopped_by of a fit that converged → the condition that was met
@@ -329,6 +328,9 @@ class FitInfo:
         }
         if self.revived:
             lines["concepts"] += f"; {self.revived:,} revived"
+        # nothing else needs it
+        from .lines.special import special_lines
+
         return lines | special_lines(self)
 
     def __str__(self) -> str:
