@@ -13,6 +13,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# of tests that take long: they come first, so that no process waits for the last of them
+LONG = ("test_interpreted.py", "test_pretend_cuda.py", "test_stateful.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     """once(name, fill): a folder of this name that fill(folder) filled in one of the processes; the

@@ -224,7 +224,16 @@ def test_no_bar_where_nobody_sees_it(folder, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full: not here")
-@pytest.mark.parametrize("words", [FIT, ["fit", "--help"], ["report", "m.safetensors"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        FIT,
+        *(
+            pytest.param(words, marks=pytest.mark.thorough)
+            for words in (["fit", "--help"], ["report", "m.safetensors"])
+        ),
+    ],
+)
 def test_full_output_is_an_error_in_one_line(words, folder):
     if words[0] == "report":
         assert cli.main([*FIT, "-q"]) == 0

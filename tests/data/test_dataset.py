@@ -85,7 +85,9 @@ def large_file(tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("case", ["Z.npy nndsvda", " spread"])
+@pytest.mark.parametrize(
+    "case", ["Z.npy nndsvda", pytest.param(" spread", marks=pytest.mark.thorough)]
+)
 def test_process_grows_by_less_than_max_memory(case, large_file, tmp_path, fresh):
     codes, start = case.split(" ")
     target = str(tmp_path / codes) if codes else ""

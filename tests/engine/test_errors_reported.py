@@ -70,7 +70,7 @@ def test_reported_error_of_a_streamed_fit_is_that_of_the_factors(codes, tmp_path
         assert seen[-1].relative_error == near(true_error(A, Z, D))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
 @pytest.mark.parametrize("name", DATA)
 def test_error_of_an_accelerated_fit_does_not_rise(name, solver, dtype):

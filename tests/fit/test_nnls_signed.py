@@ -149,7 +149,7 @@ def test_a_loose_bound_is_a_fault_only_if_another_solver_finds_better_codes():
     assert gaps(A, D, other) > 5e-9
 
 
-@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("form", [pytest.param("normal", marks=pytest.mark.thorough), "residual"])
 def test_the_fuzz_command_forces_a_form(form, monkeypatch):
     monkeypatch.setattr(
         "sys.argv", ["fuzz_nnls.py", "--problems", "112", "--rows", "1", "--form", form]

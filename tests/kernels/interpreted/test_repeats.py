@@ -27,7 +27,7 @@ PENALTIES = {
     [
         pytest.param("hals", "plain", (1, 2), marks=pytest.mark.compiles),
         ("mu", "unit norm", None),
-        ("mu", "penalised", None),
+        pytest.param("mu", "penalised", None, marks=pytest.mark.compiles),
         ("pgd", "penalised", None),
     ],
 )
