@@ -33,6 +33,7 @@ from support.tables import machine_text, markdown_head, markdown_row
 # n, d, K, and iterations that take about a second alone
 SIZES = [(1_797, 64, 16, 2_000), (20_000, 384, 50, 100), (4_000, 384, 1_000, 20)]
 QUICK = [(1_797, 64, 16, 300), (20_000, 384, 50, 20)]
+STAT = Path("/proc/stat")
 # share of the cores that others may use
 _OTHERS = 0.1
 
@@ -80,8 +81,20 @@ def ways(A: torch.Tensor, K: int, iterations: int) -> dict[str, Callable[[], flo
 
 
 def others() -> float:
-    """The share of the cores that other processes use now."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
+    """The share of the cores that other processes use for a second."""
+    if not STAT.exists():
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    before = spent()
+    # no work of our own
+    time.sleep(1)
+    busy, total = (now - then for now, then in zip(spent(), before, strict=True))
+    return busy / total
+
+
+def spent() -> tuple[int, int]:
+    """The ticks of all cores so far: busy, and in all."""
+    ticks = [int(number) for number in STAT.read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def main() -> None:
