@@ -344,6 +344,7 @@ sys.meta_path.insert(0, Refusing())
 """
 
 
+@pytest.mark.thorough
 def test_study_needs_torch_and_triton_only(tmp_path):
     """Its parts are listed, and a fit and a check run, where nothing else can be imported."""
     pytest.importorskip("triton", reason="triton is not installed")

@@ -290,7 +290,7 @@ def test_a_residual_in_tf32_costs_no_loss(kind, solver, residuals_in_tf32):
     assert set(residuals_in_tf32) == {"highest", "high"}
 
 
-@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("watched", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_a_small_residual_is_formed_in_float32(watched, residuals_in_tf32, monkeypatch):
     """Rounding alone leaves an error of 2e-4."""
     each = {"each": lambda _: None} if watched else {}

@@ -35,7 +35,7 @@ def launched(device: Device, iterations: int, **options) -> tuple[int, int]:
         # three blocks
         pytest.param("hals", "normal", 24, 8, "highest", marks=slow),
         pytest.param("hals", "residual", 24, 8, "highest", marks=slow),
-        ("hals", "residual", 24, 8, "high"),
+        pytest.param("hals", "residual", 24, 8, "high", marks=slow),
         pytest.param("mu", "residual", 24, 8, "high", marks=slow),
         pytest.param("pgd", "residual", 24, 8, "high", marks=slow),
     ],

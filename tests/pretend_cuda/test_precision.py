@@ -51,7 +51,8 @@ def test_a_block_is_rounded_by_one_launch_where_tf32_is_allowed(setting, device)
         assert (mine - theirs).norm() < 1e-2 * theirs.norm()
 
 
-@pytest.mark.parametrize("setting", first_of(REFUSED))
+@pytest.mark.compiles
+@pytest.mark.parametrize("setting", REFUSED, ids=str)
 def test_nothing_is_rounded_where_tf32_is_not_allowed(setting, device):
     exact, *_ = fit(device)
     with setting():

@@ -81,7 +81,7 @@ def test_half_step_is_that_of_the_loop(n, d, K, kind, convex, dtype, backend):
     assert float(sums[1]) == pytest.approx(float(D.double().square().sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("convex", [False, True])
+@pytest.mark.parametrize("convex", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_half_steps_end_where_no_row_lowers_the_loss(convex):
     A, Z, W = problem(40, 8, 3, "plain")
     _, D, _ = step(A, Z, W, convex, torch.float64, times=60)
