@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -16,9 +16,12 @@ from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.half_step import Compute, Operations, Workspace
 from ..solvers.penalties import NO_PENALTIES, Penalties
 from ..solvers.supports.rows import Mixing, Mixture, Rows
-from .acceleration import Extrapolation
-from .sparsity.target import TargetL0
-from .unit_norm import UnitNorm
+
+if TYPE_CHECKING:
+    # not loaded with the models, which need the types of this module
+    from .acceleration import Extrapolation
+    from .sparsity.target import TargetL0
+    from .unit_norm import UnitNorm
 
 # iterations from one measurement of the validation rows to the next: exact codes of a tenth of the
 # rows take as long as some 1 to 3 iterations; and measurements without a new best that end a fit

@@ -18,12 +18,14 @@ from ..data.arrays import Expected, as_numpy32, read_matrix
 from ..errors import InvalidInput, NotFitted
 from ..fit.options import ELSEWHERE
 from ..isolation import isolated, one_at_a_time
-from ..results.info import FitInfo, OnlineInfo
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from .hints import ATTRIBUTES
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    # not loaded with the class: it brings what only a fit needs
+    from ..results.info import FitInfo, OnlineInfo
 
 
 class DictionaryModel(nn.Module):

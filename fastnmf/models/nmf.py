@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..fit.options import generator
-from ..init import start as starts
 from ..isolation import isolated
 from ..planning.plan import Tuning
 from ..solvers.registry import SOLVERS
@@ -205,8 +204,10 @@ class NMF(Factorization):
         For Overcomplete's users, who may call it. Where a subclass replaces it, fit starts with its
         codes as Overcomplete does, and encode too.
         """
+        from ..init.start import random_codes
+
         drawn = generator(self.seed)
-        return starts.random_codes(self._matrix(A), self.nb_concepts, drawn)
+        return random_codes(self._matrix(A), self.nb_concepts, drawn)
 
     @isolated
     def init_random_d(self, A: Any) -> Tensor:
@@ -214,8 +215,10 @@ class NMF(Factorization):
 
         For Overcomplete's users, who may call it. Where a subclass replaces it, fit starts with it.
         """
+        from ..init.start import random_dictionary
+
         drawn = generator(self.seed, 1)
-        return starts.random_dictionary(self._matrix(A), self.nb_concepts, drawn)
+        return random_dictionary(self._matrix(A), self.nb_concepts, drawn)
 
     @isolated
     def init_nndsvda(self, A: Any) -> tuple[Tensor, Tensor]:
@@ -224,8 +227,10 @@ class NMF(Factorization):
         For Overcomplete's users, who may call it. Where a subclass replaces it, fit starts with its
         pair. Source: Boutsidis & Gallopoulos, "SVD based initialization", 2008.
         """
+        from ..init.start import nndsvda
+
         drawn = generator(self.seed)
-        return starts.nndsvda(self._matrix(A), self.nb_concepts, drawn)
+        return nndsvda(self._matrix(A), self.nb_concepts, drawn)
 
     def _own_starts(self) -> dict[str, own_parts.Start]:
         # Overcomplete's order: codes first

@@ -19,7 +19,6 @@ from .. import checks
 from ..data.arrays import Expected, read_matrix
 from ..errors import InvalidInput
 from ..fit.options import Options
-from ..init.start import resolve
 from ..isolation import isolated
 from ..solvers.least_squares import solution
 from ..solvers.registry import OTHER_NAMES
@@ -261,6 +260,8 @@ def _replaced(model: Any, name: str) -> bool:
 def _start_of(model: Any, A: Tensor) -> str:
     """The start that Overcomplete takes where `init` means this one: the same, or random where it
     does not have it."""
+    from ..init.start import resolve
+
     name = resolve(model.init, len(A), A.shape[1], model.nb_concepts, model.constraint)
     return name if name in model._own_starts() else "random"
 

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from ... import checks
 from ...errors import InvalidInput
-from ...init.start import SAMPLE, starts_of
 from ...solvers.constraints import Constraint
 
 # each has codes of its own
@@ -31,6 +30,9 @@ class Requested(Protocol):
 def checked_init(init: Any, constraint: Constraint) -> str | tuple[Any, Any]:
     """init, which must be the name of a start or a pair (Z0, D0). Whether a pair suits A is checked
     by fit."""
+    # not with the class of a model, of which it is a half
+    from ...init.start import starts_of
+
     starts = starts_of(constraint)
     if isinstance(init, tuple | list) and len(init) == 2:
         return tuple(init)
@@ -46,6 +48,8 @@ def check_starts(options: Requested) -> None:
     for."""
     if options.n_init == 1:
         return
+    from ...init.start import SAMPLE
+
     given = f"n_init={options.n_init}"
     if not isinstance(options.init, str):
         raise InvalidInput(
@@ -79,6 +83,8 @@ def init_of(begin: str | tuple[Any, Any], number: int, constraint: Constraint) -
 
 def refuse_online(n_init: int, init: str) -> None:
     """Raise InvalidInput for online learning from several starts, or from a fit of a sample."""
+    from ...init.start import SAMPLE
+
     if init == SAMPLE:
         raise InvalidInput(
             f"init={init!r} draws rows from all rows, and partial_fit sees one batch at a time; "
