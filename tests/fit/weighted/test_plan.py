@@ -7,8 +7,8 @@ import torch
 
 from fastnmf import NMF
 
-A = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
-W = torch.rand(40, 12) > 0.2
+DRAWN = torch.Generator().manual_seed(0)
+A, W = torch.rand(40, 12, generator=DRAWN), torch.rand(40, 12, generator=DRAWN) > 0.2
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,7 @@ def test_it_extrapolates_where_nothing_is_penalised(options, accelerated):
 
 
 def test_many_concepts_need_no_gram_matrices():
-    # without a penalty the scales of so many concepts, and so rounding, have no bound
-    penalty = {"alpha_Z": 1e-4, "alpha_D": 1e-4, "l1_ratio": 0.0}
-    nmf = NMF(3000, init="random", seed=0, max_iter=2, tol=0, **penalty)
+    nmf = NMF(3000, init="random", seed=0, max_iter=2, tol=0)
     Z, _ = nmf.fit(A, weights=W)
     assert Z.shape == (40, 3000)
-    assert nmf.fit_info_.relative_error < 5e-3
+    assert nmf.fit_info_.relative_error < 1e-3
