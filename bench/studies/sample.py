@@ -75,7 +75,7 @@ def cells_of(found: Course, bound: float) -> list[str]:
 
 
 def rows_of(name: str, A: Any, K: int, iterations: int, **options: Any) -> str:
-    """Print the rows of the table for these data; return what is said below it."""
+    """Print the rows of the table for these data; return the line that stands below it."""
     auto = course(A, K, "auto", ITERATIONS, **options)
     sample = course(A, K, "sample", iterations, **options)
     goal = auto.errors[-1]

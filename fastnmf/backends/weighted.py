@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..numerics import add_squares_
+from ..numerics import add_squares_, inner
 
 # of sparse data, as in torch.py
 Compressed = tuple[Tensor, Tensor, Tensor]
@@ -116,15 +116,11 @@ def _sweep_grams_(F, rows, B, penalty, sums, sweeps, bounded, using) -> None:
     each(F, C, G, sums[:2], sweeps, bounded)
     if len(sums) > 2:
         G *= torch.where(high == low, 1.0, 2.0)[:, None].to(G)
-        found = inner_(G, F[high] * F[low]) - 2 * inner_(C, F) + squares
+        found = inner(G, F[high] * F[low]) - 2 * inner(C, F) + squares
         if penalty is not None:
             # a concept whose curvature is not l2 is zero
-            found -= 2 * l1 * F.sum(dtype=torch.float64) + inner_(l2[:, None] * F, F)
+            found -= 2 * l1 * F.sum(dtype=torch.float64) + inner(l2[:, None] * F, F)
         sums[2] += found
-
-
-def inner_(x: Tensor, y: Tensor) -> Tensor:
-    return (x * y).sum(dtype=torch.float64)
 
 
 def _curvature(l1: float, l2: Tensor, diagonal: Tensor) -> Tensor:
@@ -178,4 +174,5 @@ def _sweep_residual_(F, rows, B, penalty, sums, sweeps, bounded) -> None:
             E -= spread(delta[k]) * b
         add_squares_(sums[:2], delta, F)
     if len(sums) > 2:
-        sums[2] += inner_(W, E.square())
+        # of sparse data both are vectors
+        sums[2] += inner(W.reshape(len(W), -1), E.square().reshape(len(E), -1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..data.paths import check_output, existing, refusing_damage, replacing
 from ..engine.state import Iteration
 from ..errors import InvalidInput
 from ..results.info import FitInfo
+from ..results.metrics import as_plain
 
 FORMAT = "fastnmf"
 FORMAT_VERSION = 3
@@ -74,7 +75,7 @@ def write(path: str | os.PathLike[str], content: Saved) -> None:
         "penalties": json.dumps(
             {n: v for n, v in options.items() if n not in (*_NAMED, *SPARSITY)} | sparsity
         ),
-        "fit_info": json.dumps(None if content.info is None else asdict(content.info)),
+        "fit_info": json.dumps(None if content.info is None else as_plain(content.info)),
     }
     if content.made:
         metadata["made"] = json.dumps(content.made)

@@ -59,7 +59,7 @@ class Progress:
             self._bar.set_description_str(text)
 
     def done(self, rows: int) -> None:
-        """Note that so many rows more are done; the next iteration is of others."""
+        """Count rows as done. Iterations after this are of other rows."""
         self._rows_done += rows
         self._way, self._last = Way(self._stopping), None
         self._show()

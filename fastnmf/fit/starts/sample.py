@@ -64,7 +64,8 @@ def begun_with_sample(
     most = min(data.processes.gather(min(rows.shape[0], data.most_beside)))
     sizes = sizes_of(most, data.n, options.nb_concepts)
     if not sizes:
-        return _without(options, data, method, plan, Z, stopping, note)
+        other = _without(options, data)
+        return replace(begun(other, data, method, plan, Z, stopping, note), sample=Sampled())
     with data.processes.agreed():
         run = _Samples(inner, method, rows, data.offset, stopping, note)
         learned, record = run.largest(sizes)
@@ -179,16 +180,8 @@ def _of_all(
     return state
 
 
-def _without(
-    options: Options,
-    data: Data,
-    method: Method,
-    plan: Plan,
-    Z: Storage,
-    stopping: Stopping,
-    note: Callable[[str], None],
-) -> State:
-    """The State that a fit with init='auto' begins with."""
+def _without(options: Options, data: Data) -> Options:
+    """The options with init='auto' in place of a sample."""
     if options.n_init > 1 and not data.in_memory_here:
         raise InvalidInput(
             f"n_init={options.n_init} compares fits of a sample, for which {data.n:,} rows are too "
@@ -196,6 +189,4 @@ def _without(
             "process"
         )
     seed = None if data.drawing is None else data.drawing.seed
-    other = replace(options, init="auto", seed=seed)
-    state = begun(other, data, method, plan, Z, stopping, note)
-    return replace(state, sample=Sampled())
+    return replace(options, init="auto", seed=seed)
