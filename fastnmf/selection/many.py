@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -133,13 +133,19 @@ def _run(
     fit: Callable[[int], Any], found: list[Any], done: Callable[[int], object], most: int
 ) -> None:
     """Make the fits of all numbers, up to `most` at a time; what each returns, or the exception,
-    goes into `found`."""
+    goes into `found`. After an interrupt, in any thread, no further fit begins."""
+    interrupted = threading.Event()
 
     def make(number: int) -> None:
+        if interrupted.is_set():
+            return
         try:
             found[number] = fit(number)
         except _FAILURES as error:
             found[number] = error
+        except BaseException:
+            interrupted.set()
+            raise
 
     workers = min(most, len(found))
     if workers <= 1:
@@ -170,16 +176,10 @@ def _run(
             pool.submit(contextvars.copy_context().run, make, number)
             for number in range(len(found))
         ]
-        _wait(futures, done)
-
-
-def _wait(futures: list[Future[None]], done: Callable[[int], object]) -> None:
-    """Wait for all; what is interrupted begins no further fit."""
-    try:
-        for number, future in enumerate(futures):
-            future.result()
-            done(number)
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
+        try:
+            for number, future in enumerate(futures):
+                future.result()
+                done(number)
+        except BaseException:
+            interrupted.set()
+            raise

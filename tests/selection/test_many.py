@@ -103,7 +103,8 @@ def test_interrupt_begins_no_further_fit(monkeypatch, threads):
     monkeypatch.setattr(NMF, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit_many(MATRICES * 20, 3)
-    assert len(begun) < 100
+    # those that ran beside the first
+    assert len(begun) <= threads
     assert torch.get_num_threads() == threads
 
 
