@@ -279,6 +279,7 @@ OPERATIONS = {
     "hals_block_": hals_block_,
     "hals_rows_": hals_rows_,
     "hals_sweep_": hals_sweep_,
+    "hals_each_": hals_each_,
     "hals_weighted_": hals_weighted_,
     "moments_": moments_,
     "mu_": mu_,

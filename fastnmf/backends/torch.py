@@ -66,6 +66,13 @@ def hals_sweep_(
         hals_block_(F, R, G, torch.empty_like(R), sums, bounded)
 
 
+def hals_each_(*given) -> None:
+    """weighted.hals_each_; loaded where there are weights."""
+    from .weighted import hals_each_
+
+    hals_each_(*given)
+
+
 def hals_weighted_(*given) -> None:
     """weighted.hals_weighted_ by the operations here; loaded where there are weights."""
     from .weighted import hals_each_, hals_weighted_
@@ -205,6 +212,7 @@ def inverse_or_zero(diagonal: Tensor) -> Tensor:
 REFERENCE = {
     "hals_block_": hals_block_,
     "hals_sweep_": hals_sweep_,
+    "hals_each_": hals_each_,
     "hals_weighted_": hals_weighted_,
     "moments_": moments_,
     "mu_": mu_,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,32 +96,78 @@ def _rows_of(rows: Weighted, part: slice) -> Weighted:
 
 
 def _sweep_grams_(F, rows, B, penalty, sums, sweeps, bounded, using) -> None:
-    (X, W), (K, m), (each, dot) = rows, F.shape, using
-    if isinstance(X, Tensor):
-        V, squares = W * X, (W * X.square()).sum(dtype=torch.float64)
-    else:
-        V, W = (*X[:2], W * X[2]), (*X[:2], W)
-        squares = (V[2] * X[2]).sum(dtype=torch.float64)
-    high, low = torch.tril_indices(K, K, device=F.device)
-    diagonal = triangle(K, F.device).diagonal()
-    C, G = _products(V, B, dot), F.new_empty(len(high), m)
-    step = max(1, _PAIRS // B.shape[1])
-    for first in range(0, len(high), step):
-        some = slice(first, first + step)
-        G[some] = _products(W, B[high[some]] * B[low[some]], dot)
-    l2 = None
-    if penalty is not None:
-        l1, l2 = penalty
-        C -= l1
-        G[diagonal] += _curvature(l1, l2[:, None], G[diagonal])
-    each(F, C, G, sums[:2], sweeps, bounded)
-    if len(sums) > 2:
-        G *= torch.where(high == low, 1.0, 2.0)[:, None].to(G)
-        found = inner(G, F[high] * F[low]) - 2 * inner(C, F) + squares
+    each, dot = using
+    grams = Grams.empty(F)
+    grams.take_(rows, B, dot=dot)
+    grams.sweep_(F, penalty, sums, sweeps, bounded, each)
+
+
+@dataclass
+class Grams:
+    """What a sweep reads of weighted rows, sums over their entries: C (K, m) = Σ_j w_ij x_ij b_j; G
+    (K (K + 1) / 2, m), the lower triangles of Σ_j w_ij b_j b_jᵀ; squares = Σ w x², a scalar. pairs:
+    the larger and the smaller concept of each row of G."""
+
+    C: Tensor
+    G: Tensor
+    squares: Tensor | float
+    pairs: tuple[Tensor, Tensor]
+
+    @classmethod
+    def empty(cls, F: Tensor) -> Grams:
+        """For F (K, m); its numbers are any."""
+        K, m = F.shape
+        high, low = torch.tril_indices(K, K, device=F.device)
+        return cls(F.new_empty(K, m), F.new_empty(len(high), m), 0.0, (high, low))
+
+    def first(self, m: int) -> Grams:
+        """The first m columns, in the same memory."""
+        return replace(self, C=self.C[:, :m], G=self.G[:, :m])
+
+    def take_(
+        self, rows: Weighted, B: Tensor, *, adds: bool = False, dot: Callable | None = None
+    ) -> None:
+        """Take the sums over rows (m, p), W in numbers, with B (K, p), or add them. dot:
+        sparse_dot_, for compressed rows, whose sums are not added to."""
+        X, W = rows
+        if isinstance(X, Tensor):
+            V, squares = W * X, (W * X.square()).sum(dtype=torch.float64)
+        else:
+            V, W = (*X[:2], W * X[2]), (*X[:2], W)
+            squares = (V[2] * X[2]).sum(dtype=torch.float64)
+        self.squares = self.squares + squares if adds else squares
+        high, low = self.pairs
+        _products_(self.C, V, B, adds, dot)
+        step = max(1, _PAIRS // B.shape[1])
+        for first in range(0, len(high), step):
+            some = slice(first, first + step)
+            _products_(self.G[some], W, B[high[some]] * B[low[some]], adds, dot)
+
+    def sweep_(
+        self,
+        F: Tensor,
+        penalty: tuple[float, Tensor] | None,
+        sums: Tensor,
+        sweeps: int,
+        bounded: bool,
+        each: Callable,
+    ) -> None:
+        """The sweeps of hals_weighted_, by hals_each_ of a backend. What is here is used up."""
+        (high, low), C, G = self.pairs, self.C, self.G
+        diagonal = triangle(len(F), F.device).diagonal()
+        l2 = None
         if penalty is not None:
-            # a concept whose curvature is not l2 is zero
-            found -= 2 * l1 * F.sum(dtype=torch.float64) + inner(l2[:, None] * F, F)
-        sums[2] += found
+            l1, l2 = penalty
+            C -= l1
+            G[diagonal] += _curvature(l1, l2[:, None], G[diagonal])
+        each(F, C, G, sums[:2], sweeps, bounded)
+        if len(sums) > 2:
+            G *= torch.where(high == low, 1.0, 2.0)[:, None].to(G)
+            found = inner(G, F[high] * F[low]) - 2 * inner(C, F) + self.squares
+            if penalty is not None:
+                # a concept whose curvature is not l2 is zero
+                found -= 2 * l1 * F.sum(dtype=torch.float64) + inner(l2[:, None] * F, F)
+            sums[2] += found
 
 
 def _curvature(l1: float, l2: Tensor, diagonal: Tensor) -> Tensor:
@@ -128,13 +175,17 @@ def _curvature(l1: float, l2: Tensor, diagonal: Tensor) -> Tensor:
     return torch.where(alone, 1.0, l2) if l1 else l2.expand_as(diagonal)
 
 
-def _products(X: Tensor | Compressed, B: Tensor, dot: Callable) -> Tensor:
-    """B Xᵀ (g, m), contiguous, for X (m, p) and B (g, p)."""
+def _products_(
+    out: Tensor, X: Tensor | Compressed, B: Tensor, adds: bool, dot: Callable | None
+) -> None:
+    """out (g, m) ← B Xᵀ, or += it, for X (m, p) and B (g, p)."""
     if isinstance(X, Tensor):
-        return B @ X.T
-    out = B.new_empty(len(X[0]) - 1, len(B))
-    dot(out, X, B.T.contiguous())
-    return out.T.contiguous()
+        out.addmm_(B, X.T, beta=int(adds))
+        return
+    assert dot is not None
+    found = B.new_empty(len(X[0]) - 1, len(B))
+    dot(found, X, B.T.contiguous())
+    out.copy_(found.T)
 
 
 def _sweep_residual_(F, rows, B, penalty, sums, sweeps, bounded) -> None:

@@ -27,6 +27,7 @@ from .summary import Summary, joined, spread_about, squares_about
 if TYPE_CHECKING:
     from .opening.first_pass import Drawing
     from .weights.entries import EntryWeights
+    from .weights.read import EntriesRead
     from .weights.scaled import Scale
 
 # chunks after which freed memory is returned to the system: after every chunk made fits up to 5 %
@@ -59,7 +60,7 @@ class Data:
     _operations: Operations | None = None
     offset: Tensor | None = None
     scale: Scale | None = None
-    weights: EntryWeights | None = None
+    weights: EntryWeights | EntriesRead | None = None
     drawing: Drawing | None = None
 
     def __init__(self, A: Matrix) -> None:

@@ -127,6 +127,15 @@ class Shards:
                 yield StoredRows(values, shard.name, first)
                 number += 1
 
+    def read(self, start: int, stop: int) -> Iterator[Part]:
+        """The dense rows from start to stop, those of each shard by themselves."""
+        before = 0
+        for shard in self._shards:
+            first, last = max(start - before, 0), min(stop - before, shard.shape[0])
+            before += shard.shape[0]
+            if first < last:
+                yield shard.read(first, last)
+
     def take_(self, rows: Tensor, numbers: Sequence[int]) -> None:
         """rows (m, d) ← the dense rows of these numbers, in ascending order."""
         before, taken = 0, 0

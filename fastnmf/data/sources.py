@@ -120,6 +120,20 @@ def open_source(A: Any, expected: Expected, budget: Budget) -> Matrix | Opened |
     return source
 
 
+def rows_of_files(A: Any, expected: Expected) -> Shards | None:
+    """A that is files, a memory map or what an AnnData has left in its file, as Shards; None for
+    another input."""
+    name = expected.name
+    if isinstance(A, Shards):
+        return A
+    if rows := backed(A, name):
+        return Shards((Shard(name, *rows),), name)
+    if paths := paths_of(A):
+        return Shards(open_paths(paths, empty=expected.empty), name, paths=paths)
+    matrix = as_matrix(A, name)
+    return Shards((in_memory(matrix, name),), name) if isinstance(matrix, np.memmap) else None
+
+
 def _open_sparse(A: SparseMatrix, name: str, budget: Budget) -> SparseMatrix | Opened:
     """A itself, or where codes and their copies do not fit its source and Summary."""
     beside = replace(budget, stored=stored_share(A))

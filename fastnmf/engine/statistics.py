@@ -122,14 +122,7 @@ class Statistics:
         """cross += ZᵀX, gram += ZᵀZ for a tile X (m, d) with codes Z (m, K), unless its half-step
         has `made` them, and the sums of the penalty of Z. 2 m K (d + K) flops; where codes are
         kept sparse, and few of these are active, only those of their products."""
-        if self._on_codes.l1:
-            self._loads[0] += Z.sum(0, dtype=torch.float64)
-        if self._on_codes.l2:
-            self._loads[1] += torch.linalg.vector_norm(Z, dim=0).double().square()
-        if self.code_sums is not None:
-            self.code_sums += Z.sum(0)
-        if self._active is not None:
-            self._active += torch.count_nonzero(Z)
+        self.add_codes_(Z)
         if self.cross is None:
             return
         if sparse and isinstance(X, Tensor) and self._add_sparse_(X, Z):
@@ -139,6 +132,17 @@ class Statistics:
             cross_(self.cross, X, Z, self._moments_, adds=not self._empty)
             self._moments_(Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
+
+    def add_codes_(self, Z: Tensor) -> None:
+        """The part of `add_` that reads only codes."""
+        if self._on_codes.l1:
+            self._loads[0] += Z.sum(0, dtype=torch.float64)
+        if self._on_codes.l2:
+            self._loads[1] += torch.linalg.vector_norm(Z, dim=0).double().square()
+        if self.code_sums is not None:
+            self.code_sums += Z.sum(0)
+        if self._active is not None:
+            self._active += torch.count_nonzero(Z)
 
     def _add_sparse_(self, X: Tensor, Z: Tensor) -> bool:
         """cross += ZᵀX, gram += ZᵀZ by the active codes alone, if these are few; whether they

@@ -102,6 +102,8 @@ class Needs:
     revives: bool = False
     stored: float | None = None
     squares: int = SQUARES
+    beside: int = 0
+    grams: int = 0
 
     def resident(self, copied: int) -> int:
         """Bytes if all rows are in memory: two copies of the codes for a start, three where the fit
@@ -119,7 +121,12 @@ class Needs:
         width = self.d if self.stored is None else math.ceil(2 * self.stored * self.d)
         a_row = 4 * width + {"memory": 4, "none": 12, "sparse": 12}.get(self.codes, 7) * self.K
         kept = self.n * self.K if self.codes == "memory" else 0
-        return self._fixed() + (kept + rows * a_row) * self.itemsize
+        beside = rows * self.d * self.beside + self.grams
+        return self._fixed() + (kept + rows * a_row) * self.itemsize + beside
+
+    def least(self) -> int:
+        """Bytes with small chunks."""
+        return self.streamed(min(self.n, LEAST_ROWS))
 
     def chunk_rows(
         self, budget: int, wanted: int | None, requested: bool, gpu: bool = False
@@ -170,8 +177,8 @@ class Budget:
 
     K: entries computed for each row. codes: where they are stored: 'memory', 'none', or else a
     file. requested: bytes by which the process may grow, or None for available(). chunk_rows: rows
-    of a chunk at most. start, revives, stored, squares: as in Needs. sharing: processes that share
-    the memory.
+    of a chunk at most. start, revives, stored, squares, beside, grams: as in Needs; with `beside`
+    nothing is gathered in memory. sharing: processes that share the memory.
     """
 
     device: torch.device
@@ -184,16 +191,20 @@ class Budget:
     sharing: int = 1
     stored: float | None = None
     squares: int = SQUARES
+    beside: int = 0
+    grams: int = 0
 
     def holds(self, n: int, d: int, dtype: torch.dtype, copied: int, *, given: bool) -> bool:
         """Whether all of A (n, d) may be in memory, if each entry needs `copied` more bytes. given:
         whether A is in memory already, in any dtype."""
+        if self.beside:
+            return False
         # data in memory are used where they are, unless max_memory limits the copies
         if given and self.requested is None:
             return True
         # 'auto' may choose the start with the largest workspace
         start = "nndsvda" if self.start == "auto" else self.start
-        return self._needs(n, d, dtype, start).resident(copied) <= self._limit()
+        return self.needs(n, d, dtype, start).resident(copied) <= self.limit()
 
     def rows(self, n: int, d: int, dtype: torch.dtype, of_all: int, most: int | None = None) -> int:
         """Rows of a chunk, `most` at most, of the n rows here, of of_all in all processes."""
@@ -201,9 +212,9 @@ class Budget:
         start = self.start
         if start == "auto":
             start = "nndsvda" if min(of_all, d) >= self.K else "random"
-        needs, gpu = self._needs(max(1, n), d, dtype, start, of_all), self.device.type == "cuda"
+        needs, gpu = self.needs(max(1, n), d, dtype, start, of_all), self.device.type == "cuda"
         given = self.requested is not None
-        return needs.chunk_rows(self._limit(), wanted, requested=given, gpu=gpu)
+        return needs.chunk_rows(self.limit(), wanted, requested=given, gpu=gpu)
 
     def sample_rows(self, d: int) -> int:
         """Rows of d features that are drawn for a fit before that of all rows, at most; the same
@@ -219,7 +230,7 @@ class Budget:
         of the n rows here, of of_all in all processes."""
         if self.requested is None:
             return None
-        needs = self._needs(max(1, n), d, dtype, "sample", of_all)
+        needs = self.needs(max(1, n), d, dtype, "sample", of_all)
         return max(0, self.requested - needs.streamed(0)) // self._sample_row(d)
 
     def _sample_row(self, d: int) -> int:
@@ -234,13 +245,14 @@ class Budget:
         d = 0 if stored_share(A) is not None else d
         return free is None or n * (d + 3 * self.K) * compute_dtype(A).itemsize < 0.8 * free
 
-    def _needs(
+    def needs(
         self, n: int, d: int, dtype: torch.dtype, start: str, of_all: int | None = None
     ) -> Needs:
         of_fit = self.codes, start, of_all, self.revives, self.stored, self.squares
-        return Needs(n, d, self.K, dtype.itemsize, *of_fit)
+        beside = self.beside, self.grams
+        return Needs(n, d, self.K, dtype.itemsize, *of_fit, *beside)
 
-    def _limit(self) -> int:
+    def limit(self) -> int:
         requested = available() // self.sharing if self.requested is None else self.requested
         free = free_bytes(self.device)
         return requested if free is None else min(requested, int(0.9 * free))

@@ -79,7 +79,7 @@ def measure(data: Data, state: State, method: Method, rows: int) -> Measured:
             if data.weights is None:
                 sums[0] += rebuilt.squared_error(X, Z)
             else:
-                sums[0] += data.weights.squared_error(part, Z, D)
+                sums[0] += data.weights.beside(part, X).squared_error(Z, D)
             sums[1] += on_codes.value(Z)
             if sums_spread:
                 sums[2] += sum(squared_norm(some - mean) for _, some in dense_tiles(X))

@@ -35,6 +35,10 @@ class EntryWeights:
         W = W.to(X.dtype)
         return W * X, W
 
+    def beside(self, part: slice, X: Matrix) -> EntryWeights:
+        """The same weights of these rows, which are X (m, d)."""
+        return EntryWeights(X, self.W[part])
+
     def minus(self, row: Tensor) -> EntryWeights:
         """Those of X minus a row (d,)."""
         X = self.X
@@ -48,14 +52,21 @@ class EntryWeights:
         X, W = self.X, self.W
         if isinstance(X, Tensor):
             assert isinstance(W, Tensor)
-            W = W if W.dtype == torch.bool else W.to(X.dtype)
-            return (X, W), (X.T, W.T)
+            rows = X, W = self.dense()
+            return rows, (X.T, W.T)
         assert isinstance(W, SparseMatrix)
         Y, order = X.transposed()
         parts = ((M.crow, M.col, M.values) for M in (X, Y))
         rows, columns = parts
         ones = bool((W.values == 1).all())
         return (rows, None if ones else W.values), (columns, None if ones else W.values[order])
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Rows that are not sparse, as the operation takes them."""
+        X, W = self.X, self.W
+        assert isinstance(X, Tensor)
+        assert isinstance(W, Tensor)
+        return X, W if W.dtype == torch.bool else W.to(X.dtype)
 
     @property
     def step(self) -> int:
@@ -104,40 +115,35 @@ class EntryWeights:
             total += float((w * error.square()).sum(dtype=torch.float64))
         return total
 
-    def squared_error(self, part: slice, Z: Tensor, D: Tensor) -> Tensor:
-        """Σ w (x − z D)² of these rows, whose codes are Z, a float64 scalar, from the residual."""
-        X, W = self.X[part], self.W[part]
-        if isinstance(X, Tensor) or isinstance(W, Tensor):
-            error = torch.addmm(X, Z, D, alpha=-1)
-            return (W.to(X.dtype) * error.square_()).sum(dtype=torch.float64)
-        total, rows = torch.zeros((), dtype=torch.float64, device=Z.device), X.row_of_entries()
-        Dt, step = D.T.contiguous(), max(1, _ENTRIES // Z.shape[1])
-        for i in range(0, X.nnz, step):
-            some = slice(i, i + step)
-            rebuilt = (Z[rows[some].long()] * Dt[X.col[some].long()]).sum(1)
-            error = X.values[some] - rebuilt
-            total += (W.values[some] * error.square_()).sum(dtype=torch.float64)
+    def squared_error(self, Z: Tensor, D: Tensor) -> float:
+        """Σ w (x − z D)², from the residual, for the codes Z of these rows."""
+        total = 0.0
+        for x, w, found in self._rebuilt(Z, D):
+            total += float(found.sub_(x).square_().mul_(w).sum(dtype=torch.float64))
         return total
 
-    def fit_scale(self, Z: Tensor, D: Tensor) -> float:
-        """Σ w x (z D) / Σ w (z D)²: the factor of Z D of least error, or 1."""
+    def products(self, Z: Tensor, D: Tensor) -> tuple[float, float]:
+        """Σ w x (z D) and Σ w (z D)², for the codes Z of these rows."""
         inner = square = 0.0
-        for part in row_blocks(len(self.X), self.step):
-            X, W = self.X[part], self.W[part]
-            if isinstance(X, SparseMatrix):
-                rows = X.row_of_entries().long()
-                x, w = X.values, W.values
-                found = torch.cat(
-                    [
-                        (Z[part][rows[some]] * D.T[X.col[some].long()]).sum(1)
-                        for some in row_blocks(X.nnz, max(1, _ENTRIES // len(D)))
-                    ]
-                )
-            else:
-                x, w, found = X, W.to(X.dtype), Z[part] @ D
+        for x, w, found in self._rebuilt(Z, D):
             inner += float((w * x * found).sum(dtype=torch.float64))
             square += float((w * found.square()).sum(dtype=torch.float64))
-        return inner / square if inner > 0 and square > 0 else 1.0
+        return inner, square
+
+    def _rebuilt(self, Z: Tensor, D: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(x, w, z D) of some rows, or of what they store, at a time."""
+        Dt: Tensor | None = None
+        for part in row_blocks(len(self.X), self.step):
+            X, W = self.X[part], self.W[part]
+            if not (isinstance(X, SparseMatrix) and isinstance(W, SparseMatrix)):
+                X, W = EntryWeights(X, W).dense()
+                yield X, W.to(X.dtype), Z[part] @ D
+                continue
+            Dt = D.T.contiguous() if Dt is None else Dt
+            rows, columns = X.row_of_entries().long() + part.start, X.col.long()
+            for some in row_blocks(X.nnz, max(1, _ENTRIES // len(D))):
+                found = (Z[rows[some]] * Dt[columns[some]]).sum(1)
+                yield X.values[some], W.values[some], found
 
     @cached_property
     def observed_rows(self) -> Tensor | None:

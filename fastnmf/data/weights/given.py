@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ...errors import InvalidInput, warn
 from ..arrays import as_matrix, tensor_of
-from ..shards import open_paths, paths_of
+from ..shards import Shards, open_paths, paths_of
 from ..sparse.arrays import is_sparse
 
 # entries that are checked at a time
@@ -25,7 +27,8 @@ KINDS = "(n, 1) for rows, (1, d) for features, or (n, d) for entries, bool or nu
 @dataclass(frozen=True)
 class Weights:
     """Weights w ≥ 0 of ½ Σ w (A − Z D)². rows (n,), features (d,): their weights, float64 on the
-    CPU, or None for ones; entries (n, d): a weight for each entry, as it was given, or None.
+    CPU, or None for ones; entries (n, d): a weight for each entry, as it was given, Shards of what
+    is in files, or None.
     stored: whether the entries that a sparse A stores have the weight 1, and no others. source:
     what was given, such as the path of a file."""
 
@@ -51,12 +54,11 @@ class Weights:
 
     def identity(self) -> str:
         """By which weights of the same kind are compared."""
-        parts = [self.rows, self.features, self.entries]
         checksum = 0
-        for part in (tensor_of(w) for w in parts if w is not None):
-            checksum = zlib.crc32(
-                part.detach().cpu().contiguous().view(torch.uint8).numpy(), checksum
-            )
+        for given in (self.rows, self.features, self.entries):
+            for part in () if given is None else parts_of(given):
+                numbers = part.detach().cpu().contiguous().view(torch.uint8).numpy()
+                checksum = zlib.crc32(numbers, checksum)
         return f"{self.kind}, checksum {checksum:x}"
 
     def warn_of_unobserved(self) -> None:
@@ -89,11 +91,14 @@ def read_weights(given: Any, d: int | None = None) -> Weights:
     if isinstance(given, str) and given == STORED:
         return Weights(stored=True)
     source = given
-    if paths_of(given) is not None:
-        shards = open_paths(paths_of(given))
-        if len(shards) != 1 or shards[0].stored is not None:
-            raise InvalidInput("weights are several files, or sparse; give one dense .npy file")
-        given = shards[0].read(0, shards[0].shape[0])
+    if (paths := paths_of(given)) is not None:
+        shards = Shards(open_paths(paths), "weights", paths=paths)
+        if shards.stored is not None:
+            raise InvalidInput("weights are sparse; give dense files, such as .npy")
+        if min(shards.shape) > 1:
+            _check(shards)
+            return Weights(entries=shards, source=source)
+        given = whole(shards)
     if isinstance(given, str):
         raise InvalidInput(f"weights={given!r} is no matrix of weights; give {KINDS}")
     if is_sparse(given):
@@ -120,18 +125,33 @@ def read_weights(given: Any, d: int | None = None) -> Weights:
     return Weights(entries=matrix, source=source)
 
 
+def parts_of(given: Any) -> Iterator[Tensor]:
+    """The weights in a matrix or in Shards, as they are stored, some rows at a time."""
+    if isinstance(given, Shards):
+        yield from (tensor_of(values) for values, _, _ in given.parts())
+        return
+    rows = max(1, _PART // max(1, math.prod(given.shape[1:])))
+    for first in range(0, len(given), rows):
+        part = given[first : first + rows]
+        yield tensor_of(np.array(part) if isinstance(part, np.memmap) else part)
+
+
+def whole(given: Any) -> Tensor:
+    """The weights in a matrix or in Shards, as they are stored, in memory."""
+    return torch.cat([*parts_of(given)]) if isinstance(given, Shards) else tensor_of(given)
+
+
 def _column(matrix: Any) -> Tensor:
     return tensor_of(matrix).detach().to("cpu", torch.float64).reshape(-1).clone()
 
 
 def _check(matrix: Any) -> None:
     """Raise InvalidInput for entries that are no weights."""
-    rows, positive = max(1, _PART // matrix.shape[1]), False
-    for first in range(0, matrix.shape[0], rows):
-        part = matrix[first : first + rows]
-        part = tensor_of(np.asarray(part) if isinstance(part, np.memmap) else part)
+    first, positive = 0, False
+    for part in parts_of(matrix):
         if part.dtype == torch.bool:
             positive |= bool(part.any())
+            first += len(part)
             continue
         bad = ~(part >= 0) | torch.isinf(part) if part.is_floating_point() else part < 0
         if bool(bad.any()):
@@ -142,6 +162,7 @@ def _check(matrix: Any) -> None:
                 f"{j}: {number}; weights are finite and ≥ 0, 0 for what is missing"
             )
         positive |= bool((part > 0).any())
+        first += len(part)
     if not positive:
         raise InvalidInput(
             "all weights are 0, so that no entry of A is observed; give some above 0"

@@ -4,8 +4,8 @@ it are finite."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from ..shards import Shards, open_paths, paths_of
 from ..sparse.arrays import is_sparse, sparse_matrix
 from ..sparse.files import loaded
 from .entries import EntryWeights
-from .given import KINDS, Weights
+from .given import KINDS, Weights, whole
 
 
 def stored_entries(A: Any, expected: Expected, device: torch.device) -> EntryWeights:
@@ -70,19 +70,19 @@ def observed(
         return X, W
     X = torch.where(seen, X, 0)
     check_values(X, ValueCheck(expected))
-    return _filled(X, seen, signed=expected.signed), W
+    return Means.of(X.sum(0), seen.sum(0)).filled(X, seen, signed=expected.signed), W
 
 
 def _whole(A: Any, expected: Expected) -> Tensor:
     A, name = loaded(A), expected.name
     if is_sparse(A):
-        raise InvalidInput(
-            f"{name} is sparse, and weights have an entry for each of its own; give a dense {name}"
-        )
+        refuse_sparse(name)
     paths = paths_of(A)
     if paths:
         A = Shards(open_paths(paths), name, paths=paths)
     if isinstance(A, Shards):
+        if A.stored is not None:
+            refuse_sparse(name)
         parts: Iterator[Any] = (values for values, _, _ in A.parts())
     elif (matrix := as_matrix(A, name)) is not None:
         matrix = two_dimensional(matrix, name)
@@ -92,11 +92,18 @@ def _whole(A: Any, expected: Expected) -> Tensor:
     return torch.cat([tensor_of(part) for part in parts])
 
 
+def refuse_sparse(name: str) -> NoReturn:
+    """Raise InvalidInput for a sparse matrix beside weights of entries."""
+    raise InvalidInput(
+        f"{name} is sparse, and weights have an entry for each of its own; give a dense {name}"
+    )
+
+
 def _expanded(weights: Weights, X: Tensor) -> Tensor:
     """The weights as a matrix of the shape of X, bool or in its dtype, on its device."""
     n, d = X.shape
     if weights.entries is not None:
-        W = tensor_of(weights.entries).to(X.device)
+        W = whole(weights.entries).to(X.device)
         if tuple(W.shape) != (n, d):
             raise InvalidInput(f"weights have shape {tuple(W.shape)}, A has {(n, d)}; give {KINDS}")
         return W if W.dtype == torch.bool else W.to(X.dtype)
@@ -109,15 +116,25 @@ def _expanded(weights: Weights, X: Tensor) -> Tensor:
     return W.expand(n, d)
 
 
-def _filled(X: Tensor, seen: Tensor, *, signed: bool) -> Tensor:
-    """X (n, d), zero where it is not `seen`, with estimates there: the mean of the row and that of
-    the feature, minus that of all."""
-    counts = seen.sum().clamp(min=1)
-    middle = X.sum() / counts
-    rows, columns = seen.sum(1), seen.sum(0)
-    # where nothing is seen, the mean of all
-    of_row = torch.where(rows > 0, X.sum(1) / rows.clamp(min=1), middle)
-    of_column = torch.where(columns > 0, X.sum(0) / columns.clamp(min=1), middle)
-    found = of_row[:, None] + of_column - middle
-    found = found if signed else found.clamp_(min=0)
-    return torch.where(seen, X, found)
+@dataclass(frozen=True)
+class Means:
+    """Means of what is observed, from which the rest is estimated. of_feature (d,), and of all: the
+    latter also where nothing is observed."""
+
+    of_feature: Tensor
+    of_all: Tensor
+
+    @classmethod
+    def of(cls, sums: Tensor, counts: Tensor) -> Means:
+        """From the sum of each feature (d,), and of how many entries that is."""
+        middle = sums.sum() / counts.sum().clamp(min=1)
+        return cls(torch.where(counts > 0, sums / counts.clamp(min=1), middle), middle)
+
+    def filled(self, X: Tensor, seen: Tensor, *, signed: bool) -> Tensor:
+        """X (m, d), zero where it is not `seen`, with estimates there: the mean of the row and that
+        of the feature, minus that of all."""
+        rows, middle = seen.sum(1), self.of_all.to(X)
+        of_row = torch.where(rows > 0, X.sum(1) / rows.clamp(min=1), middle)
+        found = of_row[:, None] + self.of_feature.to(X) - middle
+        found = found if signed else found.clamp_(min=0)
+        return torch.where(seen, X, found)

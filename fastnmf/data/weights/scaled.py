@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +25,9 @@ from ..arrays import (
     tensor_of,
     two_dimensional,
 )
-from ..shards import Shard, Shards, in_memory, open_paths, paths_of
+from ..sources import rows_of_files
 from ..sparse.arrays import is_sparse, sparse_matrix
-from ..sparse.files import backed, matrix_of
+from ..sparse.files import matrix_of
 from ..sparse.rows import any_batch
 from ..storage import NotKept, Storage
 from .given import Weights
@@ -210,17 +209,10 @@ def scaled(A: Any, scale: Scale, expected: Expected = NON_NEGATIVE) -> Any:
         X = sparse_matrix(A, expected, A.device if isinstance(A, Tensor) else "cpu", checks=False)
         scale.check_shape(*X.shape)
         return scale.of_sparse(X)
-    paths = paths_of(A) or ()
-    if rows := backed(A, name):
-        A = Shards((Shard(name, *rows),), name)
-    elif paths:
-        A = Shards(open_paths(paths, empty=expected.empty), name, paths=paths)
-    matrix = None if isinstance(A, Shards) else as_matrix(A, name)
-    if isinstance(matrix, np.memmap):
-        A = Shards((in_memory(matrix, name),), name)
-    if isinstance(A, Shards):
-        scale.check_shape(*A.shape)
-        return A.changed(scale.of)
+    if (rows := rows_of_files(A, expected)) is not None:
+        scale.check_shape(*rows.shape)
+        return rows.changed(scale.of)
+    matrix = as_matrix(A, name)
     if matrix is None:
         return _Batches(A, scale, name) if not isinstance(A, Iterator) else _scaled(A, scale, name)
     matrix = two_dimensional(A if isinstance(A, Tensor) else matrix, name)

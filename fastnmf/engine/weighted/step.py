@@ -3,10 +3,12 @@ each row, and each feature, is a problem of its own. The loop is in engine/loop.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
 
+from ...backends.weighted import Weighted
 from ...data.dataset import Data
 from ...data.storage import row_blocks
 from ...data.weights.entries import EntryWeights
@@ -17,6 +19,7 @@ from ..history import History
 from ..state import Iteration, Method, State
 from ..statistics import Statistics
 from ..unit_norm import UnitNorm
+from .features import Features, InMemory, InPasses
 
 # the name of this form in plans and summaries
 WEIGHTED = "weighted"
@@ -38,15 +41,19 @@ class WeightedStep:
         assert data.weights is not None
         D = state.D
         self.state, self.data, self.method, self.plan = state, data, method, plan
-        self.weights: EntryWeights = data.weights
+        self.weights = data.weights
         self.processes, self.compute = data.processes, method.compute(plan.block, D, allowed)
         self.penalties = method.penalties.of_both(data.n, data.d)
         given = D, data.squared_norm, data.processes
         self.statistics = Statistics(*given, moments=None, penalties=self.penalties)
-        self._of_rows, self._of_features = self.weights.both_ways()
+        self._of_rows: Weighted | None = None
+        if isinstance(self.weights, EntryWeights):
+            self._of_rows, columns = self.weights.both_ways()
+            self._features: Features = InMemory(columns, method.ops)
+        else:
+            self._features = InPasses(data, self.weights, D, method.ops)
         self._tiles = [*row_blocks(data.n, plan.tile_rows)]
-        if (seen := self.weights.observed_rows) is not None:
-            state.codes.mul_(seen.to(state.codes)[:, None])
+        self._clear_unobserved_()
         state.swept, state.unit = bool(state.history), None
         if method.penalties.unit_norm:
             state.unit = UnitNorm()
@@ -76,21 +83,41 @@ class WeightedStep:
             extrapolation.end_(state.codes, state.D, *self.statistics.sums)
         state.swept = True
 
+    def _clear_unobserved_(self) -> None:
+        """Codes of rows without any weight ← 0."""
+        if (seen := self.weights.observed_rows) is None:
+            return
+        first = 0
+        for Z in self.state.Z.blocks_():
+            Z.mul_(seen[first : first + len(Z)].to(Z)[:, None])
+            first += len(Z)
+
+    def _rows(self) -> Iterator[tuple[Weighted, Tensor]]:
+        """(Rows of the data, their codes, which are kept): all of them, or those of each chunk."""
+        if self._of_rows is not None:
+            yield self._of_rows, self.state.codes
+            return
+        for part, X, Z in self.data.chunks(self.state.Z):
+            assert Z is not None
+            yield self.weights.beside(part, X).dense(), Z
+
     def _update_codes_(self) -> None:
-        state, extrapolation, tiles = self.state, self.state.extrapolation, self._tiles
-        Z = state.codes
-        if state.unit is not None:
-            state.unit.move_(Z)
-        if extrapolation is not None:
-            for part in tiles:
-                extrapolation.keep_codes_(Z[part], part)
+        state, extrapolation = self.state, self.state.extrapolation
         penalty = _of_concepts(self.penalties[0], state.D)
-        given = state.D, penalty, self.statistics.codes[:2], self.plan.inner[0]
-        self.method.ops["hals_weighted_"](Z.T, self._of_rows, *given)
-        for part in tiles:
+        how = state.D, penalty, self.statistics.codes[:2], self.plan.inner[0]
+        self._features.begin_()
+        for rows, Z in self._rows():
+            if state.unit is not None:
+                state.unit.move_(Z)
             if extrapolation is not None:
-                extrapolation.move_codes_(Z[part], part)
-            self.statistics.add_(self.weights.X, Z[part])
+                for tile in self._tiles:
+                    extrapolation.keep_codes_(Z[tile], tile)
+            self.method.ops["hals_weighted_"](Z.T, rows, *how)
+            if extrapolation is not None:
+                for tile in self._tiles:
+                    extrapolation.move_codes_(Z[tile], tile)
+            self.statistics.add_codes_(Z)
+            self._features.add_(rows, Z)
 
     def _update_dictionary_(self) -> None:
         """Half-steps on D; the statistics receive Σ w (A − Z D)²."""
@@ -98,9 +125,8 @@ class WeightedStep:
         before = None if state.unit is None else D.clone()
         penalty = self.penalties[1] if state.unit is None else statistics.penalty_of_norms()
         bounded = not self.method.constraint.signed
-        given = state.codes.T, _of_concepts(penalty, D), statistics.dictionary[:3]
-        by = *given, self.plan.inner[1], bounded
-        self.method.ops["hals_weighted_"](D, self._of_features, *by)
+        how = _of_concepts(penalty, D), statistics.dictionary[:3], self.plan.inner[1], bounded
+        self._features.sweep_(D, state.Z, how)
         if state.unit is not None:
             state.unit.normalise_(D, before, statistics)
         statistics.penalise_(D)
@@ -116,8 +142,8 @@ class WeightedStep:
     def _squared_error(self) -> float:
         state = self.state
         D = state.D if state.unit is None else state.unit.scaled(state.D)
-        tiles = row_blocks(self.data.n, self.weights.step)
-        return float(sum(self.weights.squared_error(part, state.codes[part], D) for part in tiles))
+        parts = self.data.chunks(state.Z, save=False)
+        return sum(self.weights.beside(part, X).squared_error(Z, D) for part, X, Z in parts)
 
     def apply_scale_(self) -> None:
         """As Step.apply_scale_."""

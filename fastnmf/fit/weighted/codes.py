@@ -54,7 +54,7 @@ def codes_of_entries(
         if len(Z0) != n:
             raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {n}; they must agree")
     Z, info = weighted_codes(data, D, penalty, ops, Z0)
-    error = float(data.squared_error(slice(0, n), Z, D))
+    error = data.squared_error(Z, D)
     solved = bool((info.status == SOLVED).all())
     relative = (error / whole) ** 0.5 if whole > 0 else 0.0
     steps = int(info.iterations.max()) if len(info.iterations) else 0

@@ -20,12 +20,13 @@ def weighted_plan(data: Data, problem: Problem, options: Options) -> Plan:
     share = 1.0 if problem.stored is None else problem.stored
     of_entry = min(2 * K * (K + 3), 8 * K * (1 + sum(INNER)))
     flops = share * n * d * of_entry + 2 * (n + d) * sum(INNER) * K**2
-    rows = min(n, max(64, _TILE // K))
-    return Plan(WEIGHTED, WEIGHTED, K, rows, flops, accelerates(options), INNER)
+    rows = min(n, max(64, _TILE // K)) if data.in_memory_here else data.chunk_rows
+    return Plan(WEIGHTED, WEIGHTED, K, rows, flops, accelerates(data, options), INNER)
 
 
-def accelerates(options: Options) -> bool:
-    """Whether to extrapolate: where nothing is penalised, and no pair is given to start from."""
-    if options.accelerate != "auto":
+def accelerates(data: Data, options: Options) -> bool:
+    """Whether to extrapolate: where nothing is penalised, no pair is given to start from, and all
+    is in memory."""
+    if options.accelerate != "auto" or not data.in_memory_here:
         return options.accelerate is True
     return isinstance(options.init, str) and not options.penalties

@@ -12,19 +12,25 @@ import torch
 from torch import Tensor
 
 from ...backends.products import Matrix
-from ...data.arrays import Expected, read_matrix
+from ...data.arrays import Expected, as_matrix, read_matrix
 from ...data.dataset import Data
 from ...data.opening.first_pass import Drawing
 from ...data.opening.opened import opened
+from ...data.shards import Shards, in_memory
+from ...data.sources import Batches, rows_of_files
+from ...data.sparse.arrays import is_sparse
+from ...data.sparse.files import matrix_of
 from ...data.weights.entries import EntryWeights
 from ...data.weights.given import Weights, read_weights
-from ...data.weights.observed import observed, stored_entries
+from ...data.weights.observed import observed, refuse_sparse, stored_entries
+from ...data.weights.read import EntriesRead, filled, read_entries
 from ...data.weights.scaled import Scale, ScaledRows, scaled
 from ...distributed import Processes
 from ...engine.state import State
 from ...errors import InvalidInput
 from ...init.start import SAMPLE
 from ...planning.memory import Budget
+from ...planning.weighted import with_weights
 from ...solvers import hals
 from ..options import Options
 from ..refusals import refuse_overwriting
@@ -41,7 +47,7 @@ class Weighted:
         self.scale: Scale | None = None
         self._weights: Weights | None = None
         self._entries: Tensor | None = None
-        self._stored: EntryWeights | None = None
+        self._beside: EntryWeights | EntriesRead | None = None
         if weights is None:
             return
         if options.constraint.of_rows:
@@ -58,26 +64,35 @@ class Weighted:
         else:
             _refuse_with_entries(options)
 
-    def open(self, A: Any, expected: Expected, device: torch.device) -> Any:
-        """A as it is to be opened."""
+    def open(self, A: Any, expected: Expected, budget: Budget) -> tuple[Any, Budget]:
+        """A as it is to be opened, and the memory for that."""
+        weights, device = self._weights, budget.device
         if self.scale is not None:
-            return scaled(A, self.scale, expected)
-        if self._weights is not None and self._weights.stored:
-            self._stored = stored_entries(A, expected, device)
-            return self._stored.X
-        if self._weights is not None:
-            A, self._entries = observed(A, self._weights, expected, device)
-        return A
+            return scaled(A, self.scale, expected), budget
+        if weights is None:
+            return A, budget
+        if weights.stored:
+            self._beside = stored_entries(A, expected, device)
+            return self._beside.X, budget
+        if (found := _in_passes(A, weights, expected, budget)) is not None:
+            A, self._beside, budget = found
+        else:
+            A, self._entries = observed(A, weights, expected, device)
+        return A, budget
 
     def attach_(self, data: Data) -> None:
         """Let the data know of their weights, and what they measure be weighted."""
         data.scale = self.scale
-        if self._entries is not None or self._stored is not None:
-            if not data.in_memory_here:
-                _refuse("data that do not fit in memory; give more max_memory", "entries")
+        if self._entries is not None:
             assert data.A is not None
-            measured = self._stored or EntryWeights(data.A, self._entries)
-            data.weights = measured
+            self._beside = EntryWeights(data.A, self._entries)
+        if self._beside is not None:
+            if isinstance(self._beside, EntryWeights) and not data.in_memory_here:
+                _refuse("a sparse A that does not fit in memory; give more max_memory", "entries")
+            elif isinstance(self._beside, EntriesRead):
+                # that of their statistics
+                data.passes += 1
+            data.weights = measured = self._beside
             measured.warn_of_unobserved()
             data.squared_norm = measured.squared_norm
         elif self.scale is not None and self.scale.rows is not None:
@@ -87,6 +102,43 @@ class Weighted:
         else:
             return
         data.mean_row, data.squared_spread = measured.mean_row, measured.squared_spread
+
+
+def _in_passes(
+    A: Any, weights: Weights, expected: Expected, budget: Budget
+) -> tuple[Any, EntriesRead, Budget] | None:
+    """A with its weights where both do not fit in memory: as it is to be opened, the weights, and
+    the memory for that; else None."""
+    source, given = _source_of(A, expected), False
+    if source is None and (matrix := as_matrix(matrix_of(A), expected.name)) is not None:
+        if is_sparse(A) or matrix.ndim != 2:
+            return None
+        source, given = Shards((in_memory(matrix, expected.name),), expected.name), True
+    if source is None:
+        return None
+    read = None if source.shape is not None else read_entries(source, weights, expected)
+    (n, d), dtype = source.shape or read.shape, source.dtype if read is None else read.dtype
+    dtype = torch.promote_types(expected.dtype or torch.float32, dtype)
+    # filled data and their weights are copies
+    if budget.holds(n, d, dtype, 3 * dtype.itemsize, given=given):
+        return None
+    read = read or read_entries(source, weights, expected)
+    budget, features = with_weights(budget, n, d, dtype)
+    return filled(source, weights, read, expected), replace(read, features=features), budget
+
+
+def _source_of(A: Any, expected: Expected) -> Shards | Batches | None:
+    """A that is read in passes unless it fits in memory; None for another input."""
+    A = matrix_of(A)
+    if is_sparse(A):
+        return None
+    if (rows := rows_of_files(A, expected)) is not None:
+        if rows.stored is not None:
+            refuse_sparse(expected.name)
+        return rows
+    if isinstance(A, Iterator) or as_matrix(A, expected.name) is not None:
+        return None
+    return Batches(A, expected.name)
 
 
 def _rows_of(data: Data) -> Iterator[tuple[slice, Matrix]]:
@@ -107,7 +159,7 @@ def opened_weighted(
     with processes.agreed():
         refuse_overwriting((options.weights,), options.destination(processes))
         weighted = Weighted(options)
-        A = weighted.open(A, expected, budget.device)
+        A, budget = weighted.open(A, expected, budget)
     data = stack.enter_context(opened(A, expected, budget, processes, drawing))
     weighted.attach_(data)
     return data
@@ -151,9 +203,16 @@ def scale_start_(state: State, data: Data, options: Options) -> None:
     """Z D ← c Z D with the factor c of least weighted error, of a start that was not given."""
     if data.weights is None or not isinstance(options.init, str):
         return
-    root = data.weights.fit_scale(state.codes, state.D) ** 0.5
-    state.codes.mul_(root)
-    state.D.mul_(root)
+    inner = square = 0.0
+    for part, X, Z in data.chunks(state.Z, save=False):
+        assert Z is not None
+        found = data.weights.beside(part, X).products(Z, state.D)
+        inner, square = inner + found[0], square + found[1]
+    if inner > 0 and square > 0:
+        root = (inner / square) ** 0.5
+        for rows in state.Z.blocks_():
+            rows.mul_(root)
+        state.D.mul_(root)
 
 
 def unscale_(state: State, data: Data, options: Options) -> None:

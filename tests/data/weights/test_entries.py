@@ -35,7 +35,10 @@ def test_statistics_are_those_of_the_weighted_entries(weights):
     assert torch.allclose(weights.of_features, W.sum(0))
     part = slice(1, 7)
     error = (W * (X - Z @ D).square())[part].sum()
-    assert float(weights.squared_error(part, Z[part], D)) == pytest.approx(float(error))
+    some = weights.beside(part, weights.X[part])
+    assert some.squared_error(Z[part], D) == pytest.approx(float(error))
+    expected = W[part] * X[part] * (Z @ D)[part], W[part] * (Z @ D)[part].square()
+    assert some.products(Z[part], D) == pytest.approx([float(M.sum()) for M in expected])
 
 
 @pytest.mark.parametrize("weights", both(), ids=["dense", "sparse"])

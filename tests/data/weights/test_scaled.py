@@ -68,9 +68,10 @@ def test_passes_over_a_file_give_the_fit_in_memory(tmp_path):
     assert streamed.fit_info_.passes > 1
     assert torch.allclose(D, other, atol=1e-5)
     assert torch.allclose(Z, Y, atol=1e-5)
-    for name in ("relative_error", "r_squared", "mean_l0"):
+    # rounding may tell a code or two from zero
+    for name, most in (("relative_error", 1e-5), ("r_squared", 1e-5), ("mean_l0", 2 / streams.N)):
         here, there = (getattr(m.fit_info_, name) for m in (whole, streamed))
-        assert here == pytest.approx(there, abs=1e-5), name
+        assert here == pytest.approx(there, abs=most), name
 
 
 @pytest.mark.parametrize("weights", [R[:7], C[:, :3]])
