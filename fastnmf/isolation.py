@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from .precision import products_in
+from .waits import look
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,6 +37,7 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*given: P.args, **named: P.kwargs) -> R:
         _use_one_thread_after_a_fork()
+        look()
         with products_in(None):
             if not (torch.is_inference_mode_enabled() or _autocasts()):
                 return function(*given, **named)

@@ -13,7 +13,7 @@ from structure import COMPILED, MODULES, ROOT, entry, imports
 # a module imports only from entries before its own, or from its own package; entries on one line
 # import nothing of each other
 ORDER = """
-    _version errors precision rebinding _C _cuda kernels
+    _version errors precision waits rebinding _C _cuda kernels
     numerics checks isolation frames notebook
     distributed
     backends

@@ -20,6 +20,7 @@
 #include "kernels.h"
 #include "sparse_pass.h"
 #include "threads.h"
+#include "waits.h"
 #include "weighted_pass.h"
 
 namespace py = pybind11;
@@ -433,6 +434,12 @@ std::pair<Size, Size> step(AnyActiveRows &rows, const View &W, const View &E, in
     return rows.step(W, E, threads);
 }
 
+bool shorten(bool shorten, int threads) {
+    check_threads(threads);
+    py::gil_scoped_release released;
+    return shorten_waits(shorten, threads);
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -565,4 +572,8 @@ PYBIND11_MODULE(_C, module) {
         "Every instruction set compiled in, worst first, and whether this CPU has it.");
     module.def("force_isa", &force_isa, py::arg("name"),
                "Use the named instruction set from now on, or the best with 'auto'. For tests.");
+    module.def("shorten_waits", &shorten, py::arg("shorten"), py::arg("threads"),
+               "Let threads of OpenMP that wait for others sleep soon, or spin as before. Returns "
+               "whether they sleep soon: only those of libgomp, where a team of `threads` has one "
+               "for every core.");
 }

@@ -31,6 +31,7 @@ from ..planning.plan import REFRESH, Plan, Problem
 from ..precision import allowed_for, products_in
 from ..solvers.base import Solver
 from ..solvers.half_step import Compute, FixedFactor, NormalData, ResidualData
+from ..waits import look
 from .acceleration import Line, normal_line, start_of
 from .history import History
 from .state import Callback, Method, State, Stopping
@@ -137,6 +138,7 @@ class Encoder:
             step = CodesStep(state, X, method, plan, allowed, monotone=self.monotone)
             history = History(state, 0.0, learns=False)
             for iteration in range(1, stopping.max_iter + 1):
+                look()
                 step()
                 history.add(iteration, step.sums, watched=stopping.watches)
                 if stopping.watches and history.ends(stopping):

@@ -4,6 +4,7 @@ iteration.py, when a fit ends in state.py."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
@@ -12,6 +13,7 @@ from ..data.dataset import Data
 from ..planning.plan import REFRESH, Plan
 from ..precision import allowed_for, products_in
 from ..solvers.registry import learner
+from ..waits import look
 from .cuda_graph import Recorder, Replay
 from .dead_concepts import due_checks
 from .iteration import Step
@@ -90,7 +92,7 @@ def _run_(
     watched = stopping.watches or accelerates or saver is not None or not alone
     watched |= state.D.device.type == "cpu"
     votes = _needs_votes(step, stopping)
-    for iteration in range(len(state.history) + 1, stopping.max_iter + 1):
+    for iteration in _iterations(len(state.history), stopping.max_iter):
         if revives:
             step.revive_(*due_checks(iteration, step.data.n, len(state.D)))
         if accelerates:
@@ -122,6 +124,13 @@ def _run_(
     step.history.read()
     step.share_()
     step.apply_scale_()
+
+
+def _iterations(done: int, most: int) -> Iterator[int]:
+    """The numbers of the iterations that follow."""
+    for iteration in range(done + 1, most + 1):
+        look()
+        yield iteration
 
 
 def _needs_votes(step: AnyStep, stopping: Stopping) -> bool:

@@ -18,6 +18,7 @@ from ..init.start import cold_start
 from ..numerics import widened
 from ..precision import products_in
 from ..solvers import hals
+from ..waits import look
 from .rows import EXACT, ExactRows, solve_again_
 from .sweeps import Swept
 
@@ -52,6 +53,7 @@ class ExactEncoder:
                 start = None if Z0 is None else Z0[part]
                 # working sets read the rows themselves
                 X = widened(A[part]) if self._rows.G is not None else dense(A[part])
+                look()
                 ended.append(self._encode_(Z[part], X, start))
                 if self.done is not None:
                     self.done(len(X))

@@ -16,6 +16,7 @@ from ..backends.sparse import SparseMatrix, concat
 from ..data.dataset import Data
 from ..numerics import tiny, wide
 from ..planning.memory import OVERSAMPLES, WORKSPACE_BYTES, return_memory
+from ..waits import look
 
 # bytes of a workspace from which on freed ones are returned
 _RETURNED = 4 << 20
@@ -45,6 +46,7 @@ def right_vectors(
     every = 4 if m >= 7 * p else 1
     Q = None if whole else normal((p, size), like, generator)
     for following in () if whole else reversed(range(passes)):
+        look()
         Y = X.normal_product(Q.mul_(inverse), 1 if following < 3 else every)
         # orthonormal, and ever nearer to the leading right singular space of X
         Q = torch.linalg.qr(Y).Q
