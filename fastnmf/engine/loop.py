@@ -4,7 +4,6 @@ iteration.py, when a fit ends in state.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
@@ -92,13 +91,14 @@ def _run_(
     watched = stopping.watches or accelerates or saver is not None or not alone
     watched |= state.D.device.type == "cpu"
     votes = _needs_votes(step, stopping)
-    for iteration in _iterations(len(state.history), stopping.max_iter):
+    for iteration in range(len(state.history) + 1, stopping.max_iter + 1):
         if revives:
             step.revive_(*due_checks(iteration, step.data.n, len(state.D)))
         if accelerates:
             state.extrapolation.set_out()
         fresh = state.iterations_since_fresh == 0
         step.take_precision()
+        look()
         iterate()
         step.history.add(iteration, step.sums, watched=watched)
         if watched:
@@ -124,13 +124,6 @@ def _run_(
     step.history.read()
     step.share_()
     step.apply_scale_()
-
-
-def _iterations(done: int, most: int) -> Iterator[int]:
-    """The numbers of the iterations that follow."""
-    for iteration in range(done + 1, most + 1):
-        look()
-        yield iteration
 
 
 def _needs_votes(step: AnyStep, stopping: Stopping) -> bool:
