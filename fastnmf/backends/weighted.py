@@ -159,7 +159,7 @@ class Grams:
         if penalty is not None:
             l1, l2 = penalty
             C -= l1
-            G[diagonal] += _curvature(l1, l2[:, None], G[diagonal])
+            G[diagonal] += curvature(l1, l2[:, None], G[diagonal])
         each(F, C, G, sums[:2], sweeps, bounded)
         if len(sums) > 2:
             G *= torch.where(high == low, 1.0, 2.0)[:, None].to(G)
@@ -170,7 +170,7 @@ class Grams:
             sums[2] += found
 
 
-def _curvature(l1: float, l2: Tensor, diagonal: Tensor) -> Tensor:
+def curvature(l1: float, l2: Tensor, diagonal: Tensor) -> Tensor:
     alone = diagonal + l2 < torch.finfo(diagonal.dtype).tiny
     return torch.where(alone, 1.0, l2) if l1 else l2.expand_as(diagonal)
 
@@ -215,7 +215,7 @@ def _sweep_residual_(F, rows, B, penalty, sums, sweeps, bounded) -> None:
             own, slope = summed(weighted * b), summed(weighted * E)
             if penalty is not None:
                 l1, l2 = penalty
-                added = _curvature(l1, l2[k], own)
+                added = curvature(l1, l2[k], own)
                 own, slope = own + added, slope - l1 - added * F[k]
             alive = own >= torch.finfo(F.dtype).tiny
             best = F[k] + slope / torch.where(alive, own, 1)

@@ -43,9 +43,9 @@ class FitInfo:
     backend : str
         What supplied the updates; see ``fastnmf.available_backends()``.
     form : str
-        'normal' or 'residual': how half-steps were computed; 'weighted' with weights of entries,
-        where rows and features have Gram matrices of their own. Where codes and dictionary differ,
-        both, with a slash.
+        'normal' or 'residual': how half-steps were computed. With weights of entries 'weighted',
+        where rows and features have Gram matrices of their own, or 'imputed', where what is missing
+        is estimated by Z D. Where codes and dictionary differ, both, with a slash.
     block : int
         Concepts updated between two matrix products, from 1 to K.
     tile_rows : int

@@ -1,5 +1,5 @@
-"""The half-step of a dictionary on data whose entries have weights: each feature is a problem of
-its own, on data in memory or on those of passes over rows."""
+"""Half-steps on data whose entries have weights, in which each row, and each feature, is a problem
+of its own; on data in memory, and on those of passes over rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _PAIRS, _LEAST_ROWS = 1 << 21, 64
 How = tuple[tuple[float, Tensor] | None, Tensor, int, bool]
 
 
-class Features(Protocol):
-    """The features of the data, and what half-steps of the dictionary D (K, d) need of them."""
+class HalfSteps(Protocol):
+    """Both half-steps of an iteration."""
+
+    def codes_(self, rows: Weighted, Z: Tensor, D: Tensor, how: How) -> None:
+        """The sweeps of hals_weighted_ on the codes Z (m, K) of these rows."""
 
     def begin_(self) -> None:
         """Forget the sums of the iteration before."""
@@ -29,12 +32,22 @@ class Features(Protocol):
         """Add rows whose codes are Z (m, K) now."""
 
     def sweep_(self, D: Tensor, Z: Kept, how: How) -> None:
-        """The sweeps of hals_weighted_ on D, after all rows were added."""
+        """The sweeps of hals_weighted_ on the dictionary D (K, d), after all rows were added."""
 
 
-class InMemory:
-    """Features of data in memory, of which nothing is summed over rows: columns, and their weights,
-    are read as they are."""
+class EachRow:
+    """Half-steps of the codes in which each row is a problem of its own."""
+
+    _ops: Operations
+
+    def codes_(self, rows: Weighted, Z: Tensor, D: Tensor, how: How) -> None:
+        penalty, sums, sweeps, bounded = how
+        self._ops["hals_weighted_"](Z.T, rows, D, penalty, sums, sweeps, bounded)
+
+
+class InMemory(EachRow):
+    """Of data in memory, of which nothing is summed over rows: columns, and their weights, are read
+    as they are."""
 
     def __init__(self, features: Weighted, ops: Operations) -> None:
         self._features, self._ops = features, ops
@@ -52,10 +65,10 @@ class InMemory:
         self._ops["hals_weighted_"](*given)
 
 
-class InPasses:
-    """Features of data that are read in passes, by Gram matrices of as many features as are in
-    memory at a time: those of the first are summed in the pass over the codes, of others in a pass
-    of their own. n d K² flops by products of matrices."""
+class InPasses(EachRow):
+    """Of data that are read in passes, by Gram matrices of as many features as are in memory at a
+    time: those of the first are summed in the pass over the codes, of others in a pass of their
+    own. n d K² flops by products of matrices."""
 
     def __init__(self, data: Data, weights: EntriesRead, D: Tensor, ops: Operations) -> None:
         self._data, self._weights, self._ops = data, weights, ops

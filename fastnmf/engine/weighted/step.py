@@ -19,18 +19,20 @@ from ..history import History
 from ..state import Iteration, Method, State
 from ..statistics import Statistics
 from ..unit_norm import UnitNorm
-from .features import Features, InMemory, InPasses
+from .features import HalfSteps, InMemory, InPasses
+from .imputed import Imputed
 
-# the name of this form in plans and summaries
-WEIGHTED = "weighted"
+# the names of these forms in plans and summaries: each row and each feature by itself, or all of
+# them by a common Gram matrix, with estimates for what is missing
+WEIGHTED, IMPUTED = "weighted", "imputed"
 
 
 class WeightedStep:
     """An iteration on a State, as iteration.Step: minimises ½ Σ w (A − Z D)² and the penalties.
 
-    Each half-step is the operation hals_weighted_, several sweeps of the concepts, on the rows of
-    the data, and on their features. Where no entry has a weight, nothing but a penalty moves a row
-    or a feature: codes become zero, and concepts stay as they are.
+    Each half-step is several sweeps of the concepts, on the rows of the data, or on their features.
+    Where no entry has a weight, nothing but a penalty moves a row or a feature: codes become zero,
+    and concepts stay as they are.
     """
 
     noise = 0.0
@@ -49,9 +51,11 @@ class WeightedStep:
         self._of_rows: Weighted | None = None
         if isinstance(self.weights, EntryWeights):
             self._of_rows, columns = self.weights.both_ways()
-            self._features: Features = InMemory(columns, method.ops)
+            self._halves: HalfSteps = InMemory(columns, method.ops)
+            if plan.form == IMPUTED:
+                self._halves = Imputed(self.weights, D, method.ops)
         else:
-            self._features = InPasses(data, self.weights, D, method.ops)
+            self._halves = InPasses(data, self.weights, D, method.ops)
         self._tiles = [*row_blocks(data.n, plan.tile_rows)]
         self._clear_unobserved_()
         state.swept, state.unit = bool(state.history), None
@@ -104,20 +108,20 @@ class WeightedStep:
     def _update_codes_(self) -> None:
         state, extrapolation = self.state, self.state.extrapolation
         penalty = _of_concepts(self.penalties[0], state.D)
-        how = state.D, penalty, self.statistics.codes[:2], self.plan.inner[0]
-        self._features.begin_()
+        how = penalty, self.statistics.codes[:2], self.plan.inner[0], True
+        self._halves.begin_()
         for rows, Z in self._rows():
             if state.unit is not None:
                 state.unit.move_(Z)
             if extrapolation is not None:
                 for tile in self._tiles:
                     extrapolation.keep_codes_(Z[tile], tile)
-            self.method.ops["hals_weighted_"](Z.T, rows, *how)
+            self._halves.codes_(rows, Z, state.D, how)
             if extrapolation is not None:
                 for tile in self._tiles:
                     extrapolation.move_codes_(Z[tile], tile)
             self.statistics.add_codes_(Z)
-            self._features.add_(rows, Z)
+            self._halves.add_(rows, Z)
 
     def _update_dictionary_(self) -> None:
         """Half-steps on D; the statistics receive Σ w (A − Z D)²."""
@@ -126,7 +130,7 @@ class WeightedStep:
         penalty = self.penalties[1] if state.unit is None else statistics.penalty_of_norms()
         bounded = not self.method.constraint.signed
         how = _of_concepts(penalty, D), statistics.dictionary[:3], self.plan.inner[1], bounded
-        self._features.sweep_(D, state.Z, how)
+        self._halves.sweep_(D, state.Z, how)
         if state.unit is not None:
             state.unit.normalise_(D, before, statistics)
         statistics.penalise_(D)
