@@ -8,9 +8,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "../nnls/arguments.h"
 #include "../view.h"
@@ -324,6 +326,68 @@ void extrapolate(const View &F, const View &swept, double step, double least, in
     });
 }
 
+// X and Y (K, m) of T
+template <class T>
+Rows<T> rows_of(const char *name, const View &X, const char *other, const View &Y) {
+    const Size K = X.shape[0], m = X.shape[1];
+    const auto x = row_matrix<const T>(name, X, K, m), y = row_matrix<const T>(other, Y, K, m);
+    return {x.data, y.data, x.stride_k, y.stride_k, K, m};
+}
+
+void measure(const View &D, const View &cross, const View &G, const View &gram, double total,
+             const View &sums) {
+    check_shape("D", D, {-1, -1});
+    check_shape("G", G, {D.shape[0], D.shape[0]});
+    double *to = array<double>("sums", sums, {std::max<Size>(3, sums.shape[0])});
+    with_dtype("D", D, [&](auto zero) {
+        using T = decltype(zero);
+        const auto of_data = rows_of<T>("D", D, "cross", cross);
+        const auto of_codes = rows_of<T>("G", G, "gram", gram);
+        py::gil_scoped_release released;
+        const auto inner = update_kernels<T>().inner;
+        to[2] = inner(of_codes) + total - 2 * inner(of_data);
+    });
+}
+
+bool moved(const View &F, const View &before, const View &norms, double most, const View &sums) {
+    check_shape("F", F, {-1, -1});
+    double *to = sums_of(sums);
+    bool found = false;
+    with_dtype("F", F, [&](auto zero) {
+        using T = decltype(zero);
+        const auto rows = rows_of<T>("F", F, "before", before);
+        const T *old = array<const T>("norms", norms, {rows.K});
+        py::gil_scoped_release released;
+        std::vector<double> squares(2 * rows.K);
+        update_kernels<T>().change(rows, squares.data());
+        to[0] = to[1] = 0;
+        for (Size k = 0; k < rows.K; ++k) {
+            const double norm = std::sqrt(squares[2 * k + 1]);
+            to[0] += squares[2 * k];
+            to[1] += squares[2 * k + 1];
+            // what is not a number has not
+            if (norm > 0 && old[k] > 0) found |= !(std::abs(norm / old[k] - 1) <= most);
+        }
+    });
+    return found;
+}
+
+bool scales(const View &norms, const View &before, double most) {
+    check_shape("norms", norms, {-1});
+    bool found = false;
+    with_dtype("norms", norms, [&](auto zero) {
+        using T = decltype(zero);
+        const Size K = norms.shape[0];
+        T *to = array<T>("norms", norms, {K});
+        const T *old = array<const T>("before", before, {K});
+        for (Size k = 0; k < K; ++k) {
+            to[k] = to[k] > 0 && old[k] > 0 ? to[k] / old[k] : 1;
+            found |= std::abs(to[k] - 1) > static_cast<T>(most);
+        }
+    });
+    return found;
+}
+
 void rescale(const View &F, const View &swept, const View &scale, const View &before,
              const View &sums, int threads) {
     on_factor(F, &sums, threads, [&](auto zero, Size K, Size m, double *total) {
@@ -521,6 +585,19 @@ PYBIND11_MODULE(_C, module) {
                py::arg("before"), py::arg("sums"), py::arg("threads"),
                "F, swept = scale F, scale swept; sums are of F - before and F then.\n\n"
                "F, swept, before (K, m) in any layout, scale (K) contiguous.");
+    module.def("measure", &measure, py::arg("D"), py::arg("cross"), py::arg("G"), py::arg("gram"),
+               py::arg("total"), py::arg("sums"),
+               "sums[2] = total + <gram, G> - 2 <cross, D>: the squared error of Z D for "
+               "cross = Z'A, gram = Z'Z, G = DD'.\n\n"
+               "D, cross (K, d), G, gram (K, K), with contiguous rows.");
+    module.def("moved", &moved, py::arg("F"), py::arg("before"), py::arg("norms"), py::arg("most"),
+               py::arg("sums"),
+               "sums = squared norms of F - before and of F; whether the norm of a row of F is off "
+               "that in norms by more than the share `most`.\n\n"
+               "F, before (K, d) with contiguous rows, norms (K) contiguous; rows of zeros are not.");
+    module.def("scales", &scales, py::arg("norms"), py::arg("before"), py::arg("most"),
+               "norms = norms / before, 1 where either is not positive; whether one is off 1 by more "
+               "than `most`. Both (K), contiguous.");
     module.def(
         "nnls", &nnls, py::arg("F"), py::arg("C"), py::arg("gram"), py::arg("limits"),
         py::arg("report"), py::arg("sums"), py::arg("threads"),

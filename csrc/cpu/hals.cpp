@@ -25,8 +25,43 @@ using fastnmf::HalsRows;
 // concepts of a group, in which each concept depends on the one before, so that it is no larger than
 // the registers need
 constexpr int group = most_concepts < 4 ? most_concepts : 4;
+// rows of data, times vectors of concepts, whose sums are in registers: 12 and 16 are no faster (avx2)
+constexpr int rows_at_once = 8;
+// vectors of concepts up to which products are computed in these: without instructions that broadcast
+// and add products they are slower (SSE2); not measured: arm64
+#if defined(__AVX2__)
+constexpr int most_by_concepts = 2;
+#else
+constexpr int most_by_concepts = 0;
+#endif
 // features of a tile of data, which stays in L1 while it is multiplied with all concepts
 constexpr ptrdiff_t tile_features = 128;
+
+// sums (rows × vectors V) += X B for X (rows × terms) and B (terms × vectors V)
+template <int rows, int vectors, class T>
+inline void add_product_of_rows(T *sums, const T *X, ptrdiff_t stride_x, const T *B,
+                                ptrdiff_t terms, Prefetch<T> &prefetch) {
+    Prefetch<T> lines = prefetch;
+    Vec<T> found[rows][vectors] = {};
+    for (ptrdiff_t j = 0; j < terms; ++j) {
+        lines.fetch();
+        Vec<T> b[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) b[v] = load(B + (j * vectors + v) * V<T>);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) found[i][v] += X[i * stride_x + j] * b[v];
+    }
+    prefetch = lines;
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+            T *place = sums + (i * vectors + v) * V<T>;
+            store(place, load(place) + found[i][v]);
+        }
+}
 
 // columns [start, start + columns) of `to` ← those of `from`
 template <class T>
@@ -133,14 +168,12 @@ void hals_normal(const HalsNormal<T> &a, ptrdiff_t start, T *scratch, double *su
     scatter(a.F, F, a.K, start, columns);
 }
 
-// C stays in the cache. For few concepts the product here is faster than a general GEMM
-template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
-    const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
-    T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *before = C + size;
-    T *X = before + size;
+// C (K × W) ← −l1 + B Xᵀ of the columns, in whole vectors of them
+template <class T>
+void product_by_columns(T *C, const HalsRows<T> &a, ptrdiff_t start, ptrdiff_t columns, T *X) {
     // columns right of the last stay zero: F is zero there, and l1 ≥ 0 keeps it so
     const int vectors = static_cast<int>((columns + V<T> - 1) / V<T>);
-    for (ptrdiff_t i = 0; i < size; ++i) C[i] = -a.l1;
+    for (ptrdiff_t i = 0; i < a.K * W<T>; ++i) C[i] = -a.l1;
     for (ptrdiff_t first = 0; first < a.p; first += tile_features) {
         const ptrdiff_t terms = min(a.p - first, tile_features);
         // as a matrix of features by rows
@@ -151,6 +184,59 @@ template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scra
                          a.K, static_cast<const T *>(X), ptrdiff_t(W<T>), terms, prefetch);
         });
     }
+}
+
+// The same, to the bit, in vectors of concepts, for K ≤ vectors V: data are read as they are, and
+// not made a matrix of features by rows, which takes as long as the product with 10 concepts. X:
+// scratch for a tile of data
+template <int vectors, class T>
+void product_by_concepts(T *C, const HalsRows<T> &a, ptrdiff_t start, ptrdiff_t columns, T *X) {
+    constexpr ptrdiff_t lanes = vectors * V<T>;
+    T *B = X, *sums = X + tile_features * lanes;
+    for (ptrdiff_t i = 0; i < tile_features * lanes; ++i) B[i] = 0;
+    for (ptrdiff_t i = 0; i < W<T> * lanes; ++i) sums[i] = -a.l1;
+    for (ptrdiff_t first = 0; first < a.p; first += tile_features) {
+        const ptrdiff_t terms = min(a.p - first, tile_features);
+        for (ptrdiff_t j = 0; j < terms; ++j)
+            __builtin_memcpy(B + j * lanes, a.B + (first + j) * a.K, a.K * sizeof(T));
+        Prefetch<T> prefetch = next_lines<T>(a, start, columns, first + terms, W<T>, tile_features);
+        const T *rows = a.X + start * a.stride_x + first;
+        constexpr int group = rows_at_once / vectors;
+        ptrdiff_t i = 0;
+        for (; i + group <= columns; i += group)
+            add_product_of_rows<group, vectors>(sums + i * lanes, rows + i * a.stride_x, a.stride_x,
+                                                B, terms, prefetch);
+        for (; i < columns; ++i)
+            add_product_of_rows<1, vectors>(sums + i * lanes, rows + i * a.stride_x, a.stride_x, B,
+                                            terms, prefetch);
+    }
+    for (ptrdiff_t i = 0; i < W<T>; i += V<T>)
+        for (ptrdiff_t k = 0; k < a.K; k += V<T>) {
+            Vec<T> square[V<T>];
+            load_transposed<T>(square, sums + i * lanes + k, lanes);
+            for (int l = 0; l < V<T> && k + l < a.K; ++l) store(C + (k + l) * W<T> + i, square[l]);
+        }
+}
+
+// by concepts in as many vectors as K needs, from `vectors` on, or else by columns
+template <int vectors, class T>
+void product(T *C, const HalsRows<T> &a, ptrdiff_t start, ptrdiff_t columns, T *X) {
+    // what is in the place of a tile of data
+    constexpr bool fits = vectors * (tile_features + W<T>) <= tile_features * width;
+    if constexpr (vectors > most_by_concepts || !fits)
+        product_by_columns(C, a, start, columns, X);
+    else if (a.K <= vectors * V<T>)
+        product_by_concepts<vectors>(C, a, start, columns, X);
+    else
+        product<vectors + 1>(C, a, start, columns, X);
+}
+
+// C stays in the cache. For few concepts the product here is faster than a general GEMM
+template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
+    const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
+    T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *before = C + size;
+    T *X = before + size;
+    product<1>(C, a, start, columns, X);
     gather(F, constant(a.F), a.K, start, columns);
     const bool extrapolates = a.swept.data;
     if (extrapolates) {

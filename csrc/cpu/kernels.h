@@ -91,6 +91,12 @@ template <class T> struct Rescale {
     ptrdiff_t K, m;
 };
 
+// both (K, m), with contiguous rows
+template <class T> struct Rows {
+    const T *X, *Y;
+    ptrdiff_t stride_x, stride_y, K, m;
+};
+
 // Every kernel writes ‖Δ‖² and ‖F‖² of the elements it updated to sums[0] and sums[1]. For
 // extrapolate, rescale, and rows with a swept, Δ = F − before.
 // The HALS kernels update columns [start, start + tile_columns) or up to the last one. Elements of
@@ -119,6 +125,10 @@ template <class T> struct UpdateKernels {
     void (*pgd)(const PgdUpdate<T> &, double *sums);
     void (*extrapolate)(const Extrapolate<T> &, double *sums);
     void (*rescale)(const Rescale<T> &, double *sums);
+    // ⟨X, Y⟩: products in T, summed in float64
+    double (*inner)(const Rows<T> &);
+    // ‖X_k − Y_k‖² and ‖X_k‖² of each row, summed in float64, to sums[2 k] and sums[2 k + 1]
+    void (*change)(const Rows<T> &, double *sums);
 };
 
 // solve: row i, with scratch_size(rules, K, gathers) doubles of scratch; gathers: rows have an

@@ -1,6 +1,6 @@
 // Element-wise updates. mu: F ← F ∘ numerator / denominator. pgd: F ← max(0, Y − step · gradient),
 // with momentum. extrapolate: F ← max(least F, F + step (F − swept)). rescale: concepts of F and
-// swept by factors.
+// swept by factors. And two sums over elements, inner and change.
 //
 // One pass over lines along the contiguous dimension of F, with vectors where all operands are
 // contiguous along it. In float32, mu moves 16 bytes an element, pgd and extrapolate 20. Limited by
@@ -20,6 +20,7 @@ using fastnmf::Matrix;
 using fastnmf::MuUpdate;
 using fastnmf::PgdUpdate;
 using fastnmf::Rescale;
+using fastnmf::Rows;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
@@ -205,11 +206,40 @@ template <class T> void rescale(const Rescale<T> &a, double *sums) {
     sums[1] = sum<T>(of_vectors.norm) + of_rest.norm;
 }
 
+// the sum in float64 of term(i), of T, for 0 ≤ i < n, in as many sums as fill two vectors
+template <class T, class Term> inline double sum_of(ptrdiff_t n, Term term) {
+    constexpr int lanes = Simd<T>::lanes;
+    double sums[lanes] = {}, total = 0;
+    ptrdiff_t i = 0;
+    for (; i + lanes <= n; i += lanes)
+        for (int l = 0; l < lanes; ++l) sums[l] += term(i + l);
+    for (; i < n; ++i) total += term(i);
+    for (int l = 0; l < lanes; ++l) total += sums[l];
+    return total;
+}
+
+template <class T> double inner(const Rows<T> &a) {
+    double total = 0;
+    for (ptrdiff_t k = 0; k < a.K; ++k) {
+        const T *x = a.X + k * a.stride_x, *y = a.Y + k * a.stride_y;
+        total += sum_of<T>(a.m, [=](ptrdiff_t i) { return x[i] * y[i]; });
+    }
+    return total;
+}
+
+template <class T> void change(const Rows<T> &a, double *sums) {
+    for (ptrdiff_t k = 0; k < a.K; ++k) {
+        const T *x = a.X + k * a.stride_x, *y = a.Y + k * a.stride_y;
+        sums[2 * k] = sum_of<T>(a.m, [=](ptrdiff_t i) { return (x[i] - y[i]) * (x[i] - y[i]); });
+        sums[2 * k + 1] = sum_of<T>(a.m, [=](ptrdiff_t i) { return x[i] * x[i]; });
+    }
+}
+
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const UpdateKernels<float> update_float32{mu<float>, pgd<float>, extrapolate<float>,
-                                          rescale<float>};
-const UpdateKernels<double> update_float64{mu<double>, pgd<double>, extrapolate<double>,
-                                           rescale<double>};
+const UpdateKernels<float> update_float32{mu<float>,      pgd<float>,   extrapolate<float>,
+                                          rescale<float>, inner<float>, change<float>};
+const UpdateKernels<double> update_float64{mu<double>,      pgd<double>,   extrapolate<double>,
+                                           rescale<double>, inner<double>, change<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -27,6 +27,8 @@ _FEW_SQUARED, _FEW = 512, 128
 # concepts up to which entries with weights are computed with by a Gram matrix for each row: of
 # stored ones by the kernel, of dense data by products of matrices
 _PAIRED, _PAIRED_DENSE = 48, 32
+# entries of a factor and its Gram matrix up to which one thread sums them faster than torch's calls
+_FEW_SUMMED = 1 << 17
 # bytes of such sums up to which they are computed in the pass over the codes: every thread has its
 # own
 _MOST_SUMS = 1 << 20
@@ -176,6 +178,29 @@ def rescale_(F: Tensor, swept: Tensor, scale: Tensor, before: Tensor, sums: Tens
     _C.rescale(view(F), view(swept), view(scale), view(before), view(sums), threads)
 
 
+def measure_(
+    sums: Tensor, D: Tensor, cross: Tensor, G: Tensor, gram: Tensor, total: Tensor | float
+) -> None:
+    """As torch.measure_."""
+    # in float64 the order of the sum decides whether an error that hardly changes has risen
+    wide = D.dtype == torch.float64
+    if wide or D.numel() + G.numel() > _FEW_SUMMED or cross.stride(1) != 1:
+        return reference.measure_(sums, D, cross, G, gram, total)
+    _C.measure(view(D), view(cross), view(G), view(gram), float(total), view(sums))
+
+
+def moved_(sums: Tensor, F: Tensor, before: Tensor, norms: Tensor, most: float) -> bool:
+    """As torch.moved_, which is also asked where norms differ by as much but for rounding."""
+    if F.numel() > _FEW_SUMMED:
+        return reference.moved_(sums, F, before, norms, most)
+    return _C.moved(view(F), view(before), view(norms), 0.999 * most, view(sums))
+
+
+def scales_(norms: Tensor, before: Tensor, most: float) -> bool:
+    """As torch.scales_."""
+    return _C.scales(view(norms), view(before), most)
+
+
 def sparse_dot_(out: Tensor, X: Compressed, Bt: Tensor) -> None:
     """As torch.sparse_dot_."""
     if not len(X[1]) or not out.numel():
@@ -281,10 +306,13 @@ OPERATIONS = {
     "hals_sweep_": hals_sweep_,
     "hals_each_": hals_each_,
     "hals_weighted_": hals_weighted_,
+    "measure_": measure_,
     "moments_": moments_,
+    "moved_": moved_,
     "mu_": mu_,
     "pgd_": pgd_,
     "rescale_": rescale_,
+    "scales_": scales_,
     "sparse_dot_": sparse_dot_,
     "sparse_tdot_": sparse_tdot_,
     **nnls_operations(_solve_rows),

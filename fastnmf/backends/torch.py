@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..numerics import add_squares_
+from ..numerics import add_squares_, inner
 from ..precision import in_tf32
 from .nnls.reference import nnls_, nnls_on_
 
@@ -208,6 +208,32 @@ def inverse_or_zero(diagonal: Tensor) -> Tensor:
     return torch.where(alive, 1 / torch.where(alive, diagonal, 1), 0)
 
 
+def measure_(
+    sums: Tensor, D: Tensor, cross: Tensor, G: Tensor, gram: Tensor, total: Tensor | float
+) -> None:
+    """sums[2] ← total + ⟨gram, G⟩ − 2 ⟨cross, D⟩: ‖A − Z D‖² for total = ‖A‖², cross = ZᵀA, gram =
+    ZᵀZ and G = D Dᵀ. D, cross (K, d), G, gram (K, K). Products are summed in float64."""
+    cross, gram = inner(cross, D), inner(gram, G)
+    torch.add(gram + total, cross, alpha=-2, out=sums[2])
+
+
+def moved_(sums: Tensor, F: Tensor, before: Tensor, norms: Tensor, most: float) -> bool:
+    """sums[:2] ← ‖F − before‖², ‖F‖²; return whether the norm of a row of F (K, d) may differ from
+    norms (K,) by more than the share `most`. Does not synchronise, and returns True here."""
+    for found, X in zip(sums, (F - before, F), strict=False):
+        # few launches, which count where iterations are small
+        found.copy_(torch.dot(X.flatten(), X.flatten()))
+    return True
+
+
+def scales_(norms: Tensor, before: Tensor, most: float) -> Tensor | bool:
+    """norms ← norms / before, 1 where either is zero, in place; both (K,). Return whether one is
+    off 1 by more than `most`, here as a tensor, so that it does not synchronise."""
+    alive = (norms > 0) & (before > 0)
+    norms.copy_(torch.where(alive, norms / before, 1))
+    return ((norms - 1).abs() > most).any()
+
+
 # all operations: those of the backend `torch`, and for the others the ones that they do not supply
 REFERENCE = {
     "hals_block_": hals_block_,
@@ -219,6 +245,9 @@ REFERENCE = {
     "pgd_": pgd_,
     "extrapolate_": extrapolate_,
     "rescale_": rescale_,
+    "measure_": measure_,
+    "moved_": moved_,
+    "scales_": scales_,
     "round_tf32_": round_tf32_,
     "nnls_": nnls_,
     "nnls_on_": nnls_on_,

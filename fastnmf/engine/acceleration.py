@@ -55,6 +55,8 @@ class Extrapolation:
         self._norms = torch.linalg.vector_norm(D, dim=1)
         # ‖ΔZ‖² and ‖Z‖² of the codes that were moved, for iterations that rescale no concept
         self._sums = torch.zeros(2, dtype=torch.float64, device=D.device) if waits else None
+        # rows of a tile → `moves`; views take as long to make as an iteration on few rows
+        self._moves: dict[tuple[int, int], tuple] = {}
         self._least_share, self._tile_rows = least_share, tile_rows
         self._least_share_of_D = None if signed else least_share
         self._beta, self._bound, self._beta_before = _BETA, 1.0, _BETA
@@ -88,17 +90,23 @@ class Extrapolation:
         half-step that stores and moves them itself: the codes after the half-steps of the last
         iteration (K, m), β, least_share, the codes that this iteration begins with (K, m), and
         sums."""
-        swept, before = self._swept[rows].T, self._Z[rows].T
-        return swept, self._step, self._least_share, before, self._sums
+        which = rows.start, rows.stop
+        if which not in self._moves:
+            swept, before = self._swept[rows].T, self._Z[rows].T
+            self._moves[which] = swept, self._step, self._least_share, before, self._sums
+        return self._moves[which]
 
     def end_(self, Z: Tensor, D: Tensor, codes: Tensor, dictionary: Tensor) -> None:
         """Restore, after both halves, the norms of concepts that changed. The sums of the codes and
         of the dictionary become ‖ΔF‖² and ‖F‖² of the whole iteration."""
-        if not self._balance_(Z, D, codes):
+        moved = D, self._D, self._norms, _MOST_GROWTH
+        if not self._waits:
+            self._balance_(Z, D, codes)
+            self._ops["moved_"](dictionary, *moved)
+        elif self._ops["moved_"](dictionary, *moved) and self._balance_(Z, D, codes):
+            self._ops["moved_"](dictionary, *moved)
+        else:
             codes[:2] = self._sums
-        for found, F in zip(dictionary, (D - self._D, D), strict=False):
-            # few launches, which count where iterations are small
-            found.copy_(torch.dot(F.flatten(), F.flatten()))
 
     def rose(self, relative_error: float, noise: float) -> bool:
         """Return whether the error rose by more than rounding, and adapt β to it. noise: what
@@ -155,10 +163,8 @@ class Extrapolation:
         Growth in one factor that the other compensates changes no error, so that β does not bound
         it: extrapolated, it doubles in every iteration.
         """
-        norms = torch.linalg.vector_norm(D, dim=1)
-        alive = (norms > 0) & (self._norms > 0)
-        scale = torch.where(alive, norms / self._norms, 1)
-        grew = ((scale - 1).abs() > _MOST_GROWTH).any()
+        scale = torch.linalg.vector_norm(D, dim=1)
+        grew = self._ops["scales_"](scale, self._norms, _MOST_GROWTH)
         if self._waits:
             if not grew:
                 return False
@@ -166,9 +172,9 @@ class Extrapolation:
             scale = torch.where(grew, scale, 1)
         sums[:2].zero_()
         # in the tiles that they are moved in, so that all sum to the same bits
-        for rows in row_blocks(len(Z), self._tile_rows):
-            F, swept, before = (codes[rows].T for codes in (Z, self._swept, self._Z))
-            self._ops["rescale_"](F, swept, scale, before, sums)
+        for rows in row_blocks(Z.shape[0], self._tile_rows):
+            swept, _, _, before, _ = self.moves(rows)
+            self._ops["rescale_"](Z[rows].T, swept, scale, before, sums)
         D.div_(scale[:, None])
         return True
 

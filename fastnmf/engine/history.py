@@ -90,10 +90,10 @@ class History:
         # one that is on a device is read once
         self._squared_norm = float(self._squared_norm)
         sums = [sums for _, sums, _ in self._unread]
-        stacked = sums[0][None] if len(sums) == 1 else torch.stack(sums)
+        numbers = [sums[0].tolist()] if len(sums) == 1 else torch.stack(sums).tolist()
         read = [
             self._iteration(number, *measured, seconds)
-            for (number, _, seconds), measured in zip(self._unread, stacked.tolist(), strict=True)
+            for (number, _, seconds), measured in zip(self._unread, numbers, strict=True)
         ]
         self._unread.clear()
         return read

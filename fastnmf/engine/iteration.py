@@ -61,7 +61,7 @@ class Step:
         given = D, data.squares_read, data.processes
         self.statistics = Statistics(
             *given,
-            moments=method.ops["moments_"] if plan.dictionary == "normal" else None,
+            ops=method.ops if plan.dictionary == "normal" else None,
             penalties=self.penalties,
             splits=plan.splits,
             by_features=data.stored is not None,
@@ -206,12 +206,12 @@ class Step:
         given = self.state.D, self.state.G, self.data.n, self.penalties[0], self.compute
         fixed, first = self.solver.fix(self.plan.codes, *given), 0
         for X, Z, data in self._code_tiles(fixed):
-            part = slice(first, first + len(Z))
-            first += len(Z)
+            part = slice(first, first + Z.shape[0])
+            first = part.stop
             by_rows = isinstance(data, RowData)
             if by_rows:
                 moves = None if extrapolation is None else extrapolation.moves(part)
-                data = replace(data, moves=moves, moments=statistics.moments)
+                data = RowData(data.X, data.Bt, moves, statistics.moments)
             elif extrapolation is not None:
                 extrapolation.keep_codes_(Z, part)
             by = self.compute, statistics.codes, self.plan.inner[0]
@@ -259,7 +259,7 @@ class Step:
         """One or more half-steps on D from the statistics, which receive ‖A − Z D‖²."""
         state, statistics, plan, D = self.state, self.statistics, self.plan, self.state.D
         before = None if state.unit is None else D.clone()
-        compute = self.offset.of_dictionary(self.compute.turned())
+        compute = self.offset.of_dictionary(self.compute.other_half)
         self.offset.centre_statistics_()
         gram = None, statistics.gram, 1, self._dictionary_penalty(), compute
         fixed = self.learner.fix("normal", *gram)

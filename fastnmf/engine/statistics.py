@@ -3,7 +3,6 @@ which each tile and each process adds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,9 +13,8 @@ from ..data.dataset import Data
 from ..data.sparse.codes import compressed
 from ..data.storage import row_blocks
 from ..distributed import Processes
-from ..numerics import inner
 from ..solvers.constraints import FREE
-from ..solvers.half_step import Compute, ResidualData, centred_gram
+from ..solvers.half_step import Compute, Operations, ResidualData, centred_gram
 from ..solvers.penalties import NO_PENALTY, Penalty
 
 # multiplications of a dense product that take as long as the product of two active codes, which is
@@ -27,7 +25,7 @@ _NONE = (NO_PENALTY, NO_PENALTY)
 
 
 class Statistics:
-    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ, computed by the operation `moments` where the
+    """cross (K, d) = ZᵀA and gram (K, K) = ZᵀZ, computed by the operation moments_ where the
     dictionary half-step reads them, and float64 sums.
 
     sums (2, 4 or 5) has a row for the codes and one for the dictionary, also named `codes` and
@@ -48,26 +46,30 @@ class Statistics:
         squared_norm: Tensor | float,
         processes: Processes,
         *,
-        moments: Callable | None,
+        ops: Operations | None,
         penalties=_NONE,
         splits: bool = False,
         by_features: bool = False,
         signed: bool = False,
     ) -> None:
-        """by_features: whether cross is stored as (d, K), as products with sparse data have it.
+        """ops: the operations, where cross and gram are computed. by_features: whether cross is
+        stored as (d, K), as products with sparse data have it.
         squared_norm: ‖A‖², with an offset ‖A − its mean row‖²."""
         K, d = D.shape
         self.sums = torch.zeros(2, 5 if signed else 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
-        self.squared_norm, self._dtype = squared_norm, D.dtype
-        self.replicated = moments is not None and not splits and not processes.alone
+        # one that is on a device is not read
+        on_host = D.device.type == "cpu"
+        self.squared_norm = float(squared_norm) if on_host else squared_norm
+        self._dtype = D.dtype
+        self.replicated = ops is not None and not splits and not processes.alone
         # one block of memory, with the sums of the codes if needed, so that one call sums all of it
         # over the processes
-        self._moments_ = moments
+        self._ops = ops or {}
         sizes = K * d, K * K, len(self.codes) if self.replicated else 0
-        self._moments = D.new_zeros(sum(sizes) if moments else 0)
+        self._moments = D.new_zeros(sum(sizes) if ops else 0)
         self.cross = self.gram = None
-        if moments:
+        if ops:
             cross, gram, self._codes_summed = self._moments.split(sizes)
             self.cross = cross.view(d, K).T if by_features else cross.view(K, d)
             self.gram = gram.view(K, K)
@@ -129,8 +131,8 @@ class Statistics:
             pass
         elif not made:
             # the first tile overwrites
-            cross_(self.cross, X, Z, self._moments_, adds=not self._empty)
-            self._moments_(Z.T, None, self.gram, adds=not self._empty)
+            cross_(self.cross, X, Z, self._ops["moments_"], adds=not self._empty)
+            self._ops["moments_"](Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
 
     def add_codes_(self, Z: Tensor) -> None:
@@ -211,9 +213,8 @@ class Statistics:
         """
         if self._signed:
             self.dictionary[4] = (self.gram * G.abs()).sum(dtype=torch.float64)
-        cross, gram = inner(cross, D), inner(self.gram, G)
         once = self.squared_norm if self.replicated or self._processes.rank == 0 else 0
-        torch.add(gram + once, cross, alpha=-2, out=self.dictionary[2])
+        self._ops["measure_"](self.dictionary, D, cross, G, self.gram, once)
 
 
 def centre_(

@@ -168,7 +168,7 @@ class _Batch:
             seed = self.options.seed_of_start(data.processes)
             Z0, D = self._start(seed)
         D = D.to(data.dtype)
-        statistics = Statistics(D, 0.0, data.processes, moments=self.method.ops["moments_"])
+        statistics = Statistics(D, 0.0, data.processes, ops=self.method.ops)
         if data.offset is not None:
             statistics.sum_codes()
         with data.processes.agreed():

@@ -21,6 +21,7 @@ from ..models.nmf import NMF
 from .holdout import HOLDOUTS, Fold
 from .matching import mean_cosine, require_scipy
 from .models import Fits, bar, warn_of_limits
+from .runner import at_a_time, run_each
 from .runs import Run, Runs
 from .subsets import Whole
 
@@ -231,23 +232,26 @@ def choose_concepts(
     identity = {**fits.identity(), **whole.identity(), "holdout": holdout, "folds": folds}
     runs = Runs(checkpoint, identity, seed, resume=resume)
     seed = runs.seed
-    found: dict[int, list[Run]] = {}
+    each = [(K, number) for K in numbers for number in range(folds)]
+    names = [f"{K}/{number}" for K, number in each]
+
+    def fit(which: int) -> Run:
+        K, number = each[which]
+
+        def make() -> Run:
+            begun = time.perf_counter()
+            fold = Fold(number, folds, seed)
+            run = hold(whole, fits, K, fold, seed + _APART * K + number)
+            return Run(run.D, {**run.numbers, "seconds": time.perf_counter() - begun})
+
+        return runs.get(names[which], make)
+
     # a fit takes about as long as it has concepts
-    work = {f"{K}/{number}": K for K in numbers for number in range(folds)}
+    work = {name: K for name, (K, _) in zip(names, each, strict=True)}
     with bar(checks.flag("verbose", verbose), "choose", work, runs) as done:
-        for K in numbers:
-            found[K] = []
-            for number in range(folds):
-                fold = Fold(number, folds, seed)
-
-                def fit(K: int = K, fold: Fold = fold) -> Run:
-                    begun = time.perf_counter()
-                    run = hold(whole, fits, K, fold, seed + _APART * K + fold.number)
-                    return Run(run.D, {**run.numbers, "seconds": time.perf_counter() - begun})
-
-                found[K].append(runs.get(f"{K}/{number}", fit))
-                done(f"{K}/{number}")
-    every = [run for each in found.values() for run in each]
+        most = at_a_time(fits.smallest(), whole.entries)
+        every = run_each(fit, len(names), lambda which: done(names[which]), most)
+    found = {K: every[i * folds : (i + 1) * folds] for i, K in enumerate(numbers)}
     met = [bool(run.numbers["converged"]) for run in every]
     warn_of_limits(met, options.get("max_iter") or MAX_ITER)
     rows = tuple(_candidate(K, each) for K, each in found.items())

@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from ..isolation import isolated
 from ..models.factorization import Factorization
 from ..models.nmf import NMF
 from .models import Fits, bar, met_rule, warn_of_limits
+from .runner import at_a_time, run_each
 
 # what a fit that cannot be made raises
 _FAILURES = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError)
@@ -102,10 +100,9 @@ def fit_many(
             fitted.fit(given[number])
         return fitted
 
-    found: list[Any] = [None] * len(given)
-    on_cpu = torch.device(fits.model(nb_concepts, 0).device).type == "cpu"
+    most = at_a_time(fits.model(nb_concepts, 0))
     with bar(verbose, "fit_many", dict.fromkeys(range(len(given)), 1)) as done:
-        _run(fit, found, done, torch.get_num_threads() if on_cpu else 1)
+        found = run_each(fit, len(given), done, most, _FAILURES)
     met = [met_rule(each) for each in found if isinstance(each, Factorization)]
     warn_of_limits(met, options.get("max_iter") or MAX_ITER)
     failed = {i: each for i, each in enumerate(found) if isinstance(each, Exception)}
@@ -127,59 +124,3 @@ def _listed(matrices: Any) -> list[Any]:
             "dict(zip(matrices, models)) then has the model of each name"
         )
     return list(matrices)
-
-
-def _run(
-    fit: Callable[[int], Any], found: list[Any], done: Callable[[int], object], most: int
-) -> None:
-    """Make the fits of all numbers, up to `most` at a time; what each returns, or the exception,
-    goes into `found`. After an interrupt, in any thread, no further fit begins."""
-    interrupted = threading.Event()
-
-    def make(number: int) -> None:
-        if interrupted.is_set():
-            return
-        try:
-            found[number] = fit(number)
-        except _FAILURES as error:
-            found[number] = error
-        except BaseException:
-            interrupted.set()
-            raise
-
-    workers = min(most, len(found))
-    if workers <= 1:
-        for number in range(len(found)):
-            make(number)
-            done(number)
-        return
-    threads, ready = torch.get_num_threads(), threading.Barrier(workers + 1)
-
-    def begin() -> None:
-        # the first call takes the number of the process, which would replace one that was set
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-        ready.wait()
-
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            started = [pool.submit(begin) for _ in range(workers)]
-            ready.wait()
-        except BaseException:
-            # no thread waits for those that could not be started
-            ready.abort()
-            raise
-        wait(started)
-        # which is also that of threads to come
-        torch.set_num_threads(threads)
-        futures = [
-            pool.submit(contextvars.copy_context().run, make, number)
-            for number in range(len(found))
-        ]
-        try:
-            for number, future in enumerate(futures):
-                future.result()
-                done(number)
-        except BaseException:
-            interrupted.set()
-            raise

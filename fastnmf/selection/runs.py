@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ class Runs:
         # as JSON gives it back
         self._identity = json.loads(json.dumps(identity))
         self._done: dict[str, Run] = {}
+        self._lock = threading.Lock()
         if checks.flag("resume", resume) and self._path is not None and self._path.exists():
             seed = self._read(self._path, seed)
         self.seed = int(torch.randint(2**31, (), device="cpu")) if seed is None else seed
@@ -61,9 +63,12 @@ class Runs:
     def get(self, name: str, make: Callable[[], Run]) -> Run:
         """The fit of this name: the stored one, or the one that `make` makes and this stores."""
         if name not in self._done:
-            self._done[name] = make()
-            if self._path is not None:
-                self._write(self._path)
+            found = make()
+            # several threads may be done at a time
+            with self._lock:
+                self._done[name] = found
+                if self._path is not None:
+                    self._write(self._path)
         return self._done[name]
 
     def __contains__(self, name: str) -> bool:

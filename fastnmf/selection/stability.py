@@ -29,6 +29,7 @@ from .matching import (
     silhouettes,
 )
 from .models import Fits, bar, warn_of_limits
+from .runner import at_a_time, run_each
 from .runs import Run, Runs
 from .subsets import Whole
 
@@ -232,17 +233,15 @@ def stability(
     whole = Whole.of(A, fits.smallest().expected())
     identity = {**fits.identity(), **whole.identity(), "nb_concepts": K, "resample": resample}
     store = Runs(checkpoint, identity, seed, resume=resume)
-    found: list[Run] = []
+
+    def fit(number: int) -> Run:
+        seed = store.seed + number
+        return store.get(str(number), lambda: fits.fit(_drawn(whole, resample, seed), K, seed)[1])
+
     work = {str(number): 1 for number in range(runs)}
     with bar(checks.flag("verbose", verbose), "stability", work, store) as done:
-        for number in range(runs):
-            of_run = store.seed + number
-
-            def fit(of_run: int = of_run) -> Run:
-                return fits.fit(_drawn(whole, resample, of_run), K, of_run)[1]
-
-            found.append(store.get(str(number), fit))
-            done(str(number))
+        most = at_a_time(fits.smallest(), whole.entries)
+        found = run_each(fit, runs, lambda number: done(str(number)), most)
     met = [bool(run.numbers["converged"]) for run in found]
     warn_of_limits(met, options.get("max_iter") or MAX_ITER)
     return _compared(whole, fits, found, density_threshold, (resample, store.seed))

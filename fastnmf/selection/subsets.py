@@ -51,6 +51,11 @@ class Whole:
         return {"n": self.n, "d": self.d, "sum": norm}
 
     @property
+    def entries(self) -> int:
+        """How many entries are stored."""
+        return self.A.numel() if isinstance(self.A, Tensor) else self.A.nnz
+
+    @property
     def is_sparse(self) -> bool:
         return not isinstance(self.A, Tensor)
 

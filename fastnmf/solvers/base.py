@@ -190,5 +190,5 @@ class Solver:
     def takes_rows(self, B: Tensor, compute: Compute) -> bool:
         """Whether half-steps in normal form with B (K, p) fixed can do without C, given data that
         are `in_tiles`."""
-        few = len(B) <= min(compute.block, _FEW)
+        few = B.shape[0] <= min(compute.block, _FEW)
         return few and self.rows_operation in compute.ops

@@ -7,6 +7,7 @@ its own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -86,6 +87,11 @@ class Compute:
         """Whether entries of F are ≥ 0."""
         return not self.factor.signed
 
+    @functools.cached_property
+    def other_half(self) -> Compute:
+        """That of the other half: `turned`, made once, as it takes as long as a small product."""
+        return self.turned()
+
     def turned(self, sum_: Callable[..., None] | None = None) -> Compute:
         """The same for the other half, where F and B have changed places."""
         return replace(self, sum_=sum_, factor=self.fixed, fixed=self.factor)
@@ -126,7 +132,7 @@ def in_tiles(X: Matrix) -> bool:
     """Whether X (m, p) can be read a tile of rows at a time, with tiles for all threads."""
     if not isinstance(X, Tensor):
         return False
-    return X.stride(1) == 1 and len(X) >= LEAST_ROWS * torch.get_num_threads()
+    return X.stride(1) == 1 and X.shape[0] >= LEAST_ROWS * torch.get_num_threads()
 
 
 @dataclass(frozen=True)

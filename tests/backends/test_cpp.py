@@ -18,6 +18,7 @@ from oracle import TOLERANCES, kkt_residual, relative_difference
 from views import Matrix, changed
 
 from fastnmf import nnls
+from fastnmf.backends import torch as reference
 from fastnmf.backends.pointers import NnlsLimits, view
 
 PEAK = Path("/proc/self/clear_refs")
@@ -176,6 +177,10 @@ def test_sweeps_in_one_call_are_successive_sweeps(extension, K, m, dtype):
         ("columns", 128, 65, 130, 1, "float32"),
         ("columns", 130, 63, 16, 3, "float64"),
         ("columns", 130, 65, 400, 2, "float32"),
+        # few concepts, in one vector or two, and rows left over of those multiplied at once
+        ("columns", 5, 107, 400, 2, "float32"),
+        ("columns", 9, 107, 130, 1, "float32"),
+        ("columns", 7, 53, 130, 3, "float64"),
         # layouts that are copied
         ("rows", 17, 65, 130, 1, "float32"),
         ("rows", 130, 64, 16, 3, "float64"),
@@ -541,6 +546,59 @@ def test_rescale_follows_the_formula(extension, layout, K, m, dtype):
         assert relative_difference(S.values(), scale * swept) < TOLERANCES["pgd", dtype]
         assert np.array_equal(begun.values(), before)
         assert_sums(sums, before, F.values(), dtype)
+
+
+@pytest.mark.parametrize(
+    ("K", "d", "dtype"), [(1, 1, "float32"), (5, 67, "float32"), (9, 40, "float64")]
+)
+def test_sums_of_a_dictionary_follow_the_formulas(extension, K, d, dtype):
+    (now, before, _), (cross, gram, G) = (
+        draw(K, d, dtype),
+        (draw(K, n, dtype, 7)[0] for n in (d, K, K)),
+    )
+    F, old = Matrix(now, dtype), Matrix(before, dtype)
+    C, H, norm = Matrix(cross, dtype), Matrix(gram, dtype), np.linalg.norm(now, axis=1)
+    sums = torch.full((4,), 7.0, dtype=torch.float64)
+    extension.measure(F.view, C.view, Matrix(G, dtype).view, H.view, 3.0, view(sums))
+    expected = 3.0 + (gram * G).sum() - 2 * (cross * now).sum()
+    size = np.abs(gram * G).sum() + 2 * np.abs(cross * now).sum()
+    assert abs(sums[2].item() - expected) < TOLERANCES["pgd", dtype] * size
+    norms = torch.from_numpy(norm.astype(dtype))
+    assert not extension.moved(F.view, old.view, view(norms), 0.01, view(sums))
+    assert_sums(sums[:2] + torch.tensor([1.0, 2.0]), before, now, dtype)
+    norms[-1] *= 1.02
+    assert extension.moved(F.view, old.view, view(norms), 0.01, view(sums))
+    assert sums[3] == 7.0
+    norms[-1] = 0
+    assert not extension.moved(F.view, old.view, view(norms), 0.01, view(sums))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_scales_have_the_bits_of_the_reference(extension, dtype):
+    drawn = torch.Generator().manual_seed(0)
+    before = torch.rand(2, 50, generator=drawn, dtype=getattr(torch, dtype))
+    now = before * (1 + 0.02 * torch.rand(2, 50, generator=drawn).to(before))
+    now[0, 3] = before[0, 5] = 0
+    now[1] = before[1] * 1.005
+    for norms, old in zip(now, before, strict=True):
+        found, expected = norms.clone(), norms.clone()
+        grew = reference.scales_(expected, old, 0.01)
+        assert extension.scales(view(found), view(old), 0.01) == bool(grew)
+        assert torch.equal(found, expected)
+
+
+def test_sums_of_a_dictionary_refuse_wrong_arguments(checking):
+    F, other, norms, sums = map(
+        view, (torch.rand(4, 50), torch.rand(4, 49), torch.rand(4), torch.zeros(4).double())
+    )
+    with pytest.raises(ValueError, match="before has shape"):
+        checking.moved(F, other, norms, 0.01, sums)
+    with pytest.raises(ValueError, match="cross has shape"):
+        checking.measure(F, other, view(torch.rand(4, 4)), view(torch.rand(4, 4)), 0.0, sums)
+    with pytest.raises(ValueError, match="G has shape"):
+        checking.measure(F, F, other, view(torch.rand(4, 4)), 0.0, sums)
+    with pytest.raises(ValueError, match="before has shape"):
+        checking.scales(norms, view(torch.rand(5)), 0.01)
 
 
 def test_extrapolate_passes_on_a_nan(extension):

@@ -263,7 +263,8 @@ def test_change_that_is_reported_is_that_of_the_whole_iteration(
     state = run_loop(A, (Z, D), solver, plan, Stopping(40, 0, each), by=by)
     reported = [iteration.relative_change for iteration in state.history]
     assert reported == pytest.approx(expected, rel=2e-5 if dtype == torch.float32 else 1e-11)
-    assert set(balanced) == {True, False}
+    # where concepts did not grow it may not be called
+    assert 0 < sum(balanced) < 40
     if solver == "hals" and form == "normal":
         assert taken
 

@@ -47,7 +47,7 @@ class WeightedStep:
         self.processes, self.compute = data.processes, method.compute(plan.block, D, allowed)
         self.penalties = method.penalties.of_both(data.n, data.d)
         given = D, data.squared_norm, data.processes
-        self.statistics = Statistics(*given, moments=None, penalties=self.penalties)
+        self.statistics = Statistics(*given, ops=None, penalties=self.penalties)
         self._of_rows: Weighted | None = None
         if isinstance(self.weights, EntryWeights):
             self._of_rows, columns = self.weights.both_ways()
