@@ -85,6 +85,8 @@ def rows_of(name: str, A: Tensor, K: int, starts: int, *, theirs: bool) -> None:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--quick", action="store_true", help="the digits alone")
+    text = "a .npy file of rows in place of all others: 10,000 of them, negative entries as zeros"
+    parser.add_argument("--data", type=Path, help=text)
     parser.add_argument("--starts", type=count, default=20, help="starts of a fit (20)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -92,6 +94,10 @@ def main() -> None:
     print(f"{machine_text(machine())}\n")
     titles = ["one fit", "best of single fits", "n_init", "time of n_init", "scikit-learn"]
     print(markdown_head(["data", *titles]))
+    if arguments.data is not None:
+        A = torch.from_numpy(np.load(arguments.data)[:10_000]).float().clamp(min=0)
+        rows_of(arguments.data.stem, A, 50, arguments.starts, theirs=False)
+        return
     digits = DATA_SETS["digits"]
     rows_of("digits", digits.draw(0), digits.K, arguments.starts, theirs=True)
     if not arguments.quick:
