@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import SemiNMF
+from fastnmf import SemiNMF, Tuning
 from fastnmf.init import signed
 from fastnmf.init.start import cold_start
 from fastnmf.planning.memory import Needs
@@ -67,6 +67,20 @@ def test_data_of_less_rank_are_fitted_from_singular_vectors(solver, shape, K):
     Z, D = begin(A, K, "svd")
     assert torch.allclose(D[1], -D[0])
     assert (Z[:, :2] > 0).all()
+
+
+@pytest.mark.parametrize("K", [60, 90])
+def test_random_start_of_many_concepts_is_the_least_one(K):
+    A = draw()
+    A[[3, 40]] = 0
+    Z, D = begin(A, K, "random")
+    assert (Z[[3, 40]] == 0).all()
+    expected = torch.linalg.pinv(Z) @ A
+    # float64, for codes that are nearly dependent where K = n
+    assert torch.allclose(D, expected, atol=1e-6 * float(expected.abs().max()))
+    in_passes = SemiNMF(K, init="random", seed=0, tuning=Tuning(chunk_rows=16))
+    _, by_passes = in_passes.fit(A, max_iter=0)
+    assert torch.allclose(D, by_passes, atol=1e-6 * float(expected.abs().max()))
 
 
 def test_random_start_has_the_least_squares_dictionary():
