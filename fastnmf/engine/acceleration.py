@@ -132,6 +132,13 @@ class Extrapolation:
             self._offset.copy_(self._offset_before)
         self.set_out(still=True)
 
+    def scale_(self, scale: Tensor) -> None:
+        """Go on from concepts times scale (K,), with codes divided by it."""
+        for codes in (self._swept, self._Z):
+            codes.div_(scale)
+        self._D.mul_(scale[:, None])
+        self._norms.mul_(scale)
+
     def restart_(self, Z: Tensor, D: Tensor) -> None:
         """Continue from this pair, with other concepts than before and no higher error."""
         self._swept.copy_(Z)

@@ -83,6 +83,27 @@ def test_nan_without_the_option_is_an_error_that_names_it(call):
         run(HIDDEN)
 
 
+def test_spectra_that_are_normalised_by_dead_channels_and_dark_pixels():
+    """Issue 24573 of scikit-learn: maps of spectra, each count divided by the roots of the means of
+    its pixel and its channel, are NaN where these saw nothing, and end in an error."""
+    drawn = np.random.default_rng(0)
+    counts = drawn.gamma(1.0, size=(60, K)) @ drawn.random((K, 12)) * 100
+    counts[[4, 9]], counts[:, 3] = 0, 0
+    scale = np.sqrt(counts.mean(1, keepdims=True) * counts.mean(0))
+    with np.errstate(invalid="ignore"):
+        spectra = counts / scale
+    assert np.isnan(spectra).any()
+    with pytest.raises(ValueError, match="NaN"):
+        NMF(K, random_state=0).fit(spectra)
+    model = NMF(K, max_iter=2000, tol=1e-7, random_state=0, **MISSING)
+    with pytest.warns(UserWarning, match="2 rows"):
+        W = model.fit_transform(spectra)
+    assert not W[[4, 9]].any()
+    seen = ~np.isnan(spectra)
+    left = (spectra - W @ model.components_)[seen]
+    assert np.linalg.norm(left) < 0.01 * np.linalg.norm(spectra[seen])
+
+
 def test_the_function_and_infinities():
     W, H, _ = non_negative_factorization(HIDDEN, n_components=K, max_iter=200, **MISSING)
     assert np.linalg.norm((X - W @ H)[SEEN]) < 0.1 * np.linalg.norm(X[SEEN])

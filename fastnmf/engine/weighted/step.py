@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ...backends.weighted import Weighted
@@ -25,6 +26,10 @@ from .imputed import Imputed
 # the names of these forms in plans and summaries: each row and each feature by itself, or all of
 # them by a common Gram matrix, with estimates for what is missing
 WEIGHTED, IMPUTED = "weighted", "imputed"
+
+
+# the quotient of the norms of a concept and of its codes from which on both are scaled
+_FAR = 2.0**24
 
 
 class WeightedStep:
@@ -85,7 +90,28 @@ class WeightedStep:
         self._update_dictionary_()
         if extrapolation is not None:
             extrapolation.end_(state.codes, state.D, *self.statistics.sums)
+        self._balance_()
         state.swept = True
+
+    def _balance_(self) -> None:
+        """Scale concepts whose norm is far from that of their codes to about the same, by powers of
+        two: no product changes. A concept that few entries observe becomes tiny where another has
+        what they need, and then its codes as large, until squares of both leave the dtype."""
+        state = self.state
+        if self._of_rows is None or any(self.penalties) or state.unit is not None:
+            return
+        norms = [torch.linalg.vector_norm(F, dim=1) for F in (state.codes.T, state.D)]
+        quotient = norms[0] / norms[1]
+        far = (quotient > _FAR) | (quotient < 1 / _FAR)
+        far &= (norms[0] > 0) & (norms[1] > 0) & quotient.isfinite()
+        if not bool(far.any()):
+            return
+        half = torch.frexp(quotient).exponent.div(2, rounding_mode="floor")
+        scale = torch.where(far, torch.ldexp(torch.ones_like(quotient), half), 1)
+        state.codes.div_(scale)
+        state.D.mul_(scale[:, None])
+        if state.extrapolation is not None:
+            state.extrapolation.scale_(scale)
 
     def _clear_unobserved_(self) -> None:
         """Codes of rows without any weight ← 0."""

@@ -180,3 +180,20 @@ def test_a_fit_resumes_to_the_same_bits(tmp_path):
     other[0, 0] = ~other[0, 0]
     with pytest.raises(InvalidInput, match="weights="):
         NMF(K, tuning=tuning, **how).fit(A, 9, weights=other, **saving)
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_concepts_stay_as_large_as_their_codes(accelerate):
+    """With more concepts than are needed some become tiny, and their codes large."""
+    drawn = torch.Generator().manual_seed(0)
+    X, seen = torch.rand(40, 12, generator=drawn), torch.rand(40, 12, generator=drawn) > 0.2
+    nmf = NMF(400, init="random", seed=0, tol=0, accelerate=accelerate)
+    Z, D = nmf.fit(X, 40, weights=seen)
+    sizes = torch.linalg.vector_norm(Z, dim=0) / torch.linalg.vector_norm(D, dim=1)
+    sizes = sizes[sizes.isfinite() & (sizes > 0)]
+    assert 2**-25 < float(sizes.min())
+    assert float(sizes.max()) < 2**25
+    errors = [one.relative_error for one in nmf.fit_info_.history]
+    assert (np.diff(errors) <= 1e-6).all()
+    error = (seen * (X - Z @ D).square()).sum() / (seen * X.square()).sum()
+    assert float(error.sqrt()) == pytest.approx(nmf.fit_info_.relative_error, abs=1e-6)
