@@ -27,9 +27,11 @@ using fastnmf::HalsRows;
 constexpr int group = most_concepts < 4 ? most_concepts : 4;
 // rows of data, times vectors of concepts, whose sums are in registers: 12 and 16 are no faster (avx2)
 constexpr int rows_at_once = 8;
-// vectors of concepts up to which products are computed in these: without instructions that broadcast
-// and add products they are slower (SSE2); not measured: arm64
-#if defined(__AVX2__)
+// vectors of concepts up to which products are computed in these, 16 in float32: without instructions
+// that broadcast and add products they are slower (SSE2); not measured: AVX-512, arm64
+#if defined(__AVX512F__)
+constexpr int most_by_concepts = 1;
+#elif defined(__AVX2__)
 constexpr int most_by_concepts = 2;
 #else
 constexpr int most_by_concepts = 0;

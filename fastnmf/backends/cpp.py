@@ -183,15 +183,16 @@ def measure_(
 ) -> None:
     """As torch.measure_."""
     # in float64 the order of the sum decides whether an error that hardly changes has risen
-    wide = D.dtype == torch.float64
-    if wide or D.numel() + G.numel() > _FEW_SUMMED or cross.stride(1) != 1:
+    few = D.dtype != torch.float64 and D.numel() + G.numel() <= _FEW_SUMMED
+    # a process may have no feature
+    if not (few and D.numel() and cross.stride(1) == 1):
         return reference.measure_(sums, D, cross, G, gram, total)
     _C.measure(view(D), view(cross), view(G), view(gram), float(total), view(sums))
 
 
 def moved_(sums: Tensor, F: Tensor, before: Tensor, norms: Tensor, most: float) -> bool:
     """As torch.moved_, which is also asked where norms differ by as much but for rounding."""
-    if F.numel() > _FEW_SUMMED:
+    if not 0 < F.numel() <= _FEW_SUMMED:
         return reference.moved_(sums, F, before, norms, most)
     return _C.moved(view(F), view(before), view(norms), 0.999 * most, view(sums))
 

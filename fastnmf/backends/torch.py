@@ -230,7 +230,7 @@ def scales_(norms: Tensor, before: Tensor, most: float) -> Tensor | bool:
     """norms ← norms / before, 1 where either is zero, in place; both (K,). Return whether one is
     off 1 by more than `most`, here as a tensor, so that it does not synchronise."""
     alive = (norms > 0) & (before > 0)
-    norms.copy_(torch.where(alive, norms / before, 1))
+    torch.where(alive, norms / before, norms.new_ones(()), out=norms)
     return ((norms - 1).abs() > most).any()
 
 

@@ -587,6 +587,21 @@ def test_scales_have_the_bits_of_the_reference(extension, dtype):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.usefixtures("extension")
+def test_a_process_may_have_no_feature():
+    from fastnmf.backends import cpp
+
+    D, gram = torch.rand(4, 0), torch.rand(4, 4)
+    for name, given in (
+        ("moved_", (D, D, torch.ones(4), 0.01)),
+        ("measure_", (D, D, gram, gram, 2)),
+    ):
+        found, expected = torch.ones(3).double(), torch.ones(3).double()
+        cpp.OPERATIONS[name](found, *given)
+        reference.REFERENCE[name](expected, *given)
+        assert torch.allclose(found, expected), name
+
+
 def test_sums_of_a_dictionary_refuse_wrong_arguments(checking):
     F, other, norms, sums = map(
         view, (torch.rand(4, 50), torch.rand(4, 49), torch.rand(4), torch.zeros(4).double())

@@ -42,7 +42,8 @@ def of_class(explainer):
     """The class of the concept model, and whether it is one of the copy's."""
     names = {f"{cls.__module__}.{cls.__name__}" for cls in type(explainer.concept_model).__mro__}
     vendored = "interpreto._vendor.overcomplete.base.BaseDictionaryLearning"
-    ours = fastnmf.SemiNMF if "Semi" in type(explainer).__name__ else fastnmf.NMF
+    ours = {"SemiNMFConcepts": fastnmf.SemiNMF, "ConvexNMFConcepts": fastnmf.ConvexNMF}
+    ours = ours.get(type(explainer).__name__, fastnmf.NMF)
     return isinstance(explainer.concept_model, ours), vendored in names
 
 
@@ -84,6 +85,26 @@ def test_semi_nmf_takes_overcompletes_options(made):
     explainer.fit(ACTIVATIONS - 0.5, max_iter=7)
     info = explainer.concept_model.fit_info_
     assert (info.solver, info.iterations) == ("mu", 7)
+
+
+def test_mixtures_of_rows_are_fitted_by_convex_nmf(made):
+    signed = ACTIVATIONS - 0.5
+    # interpreto sets solver="mu"
+    explainer = made("ConvexNMFConcepts", device="cpu", seed=0, strict_convex=True)
+    assert of_class(explainer) == (True, True)
+    explainer.fit(signed, max_iter=30)
+    model = explainer.concept_model
+    assert (model.fit_info_.solver, model.fit_info_.iterations) == ("mu", 30)
+    dictionary = explainer.get_dictionary()
+    assert torch.allclose(model.W @ signed, dictionary, atol=1e-5)
+    assert torch.allclose(model.W.sum(1), torch.ones(K), atol=1e-5)
+    codes = explainer.activations_to_concepts(signed)
+    rebuilt = explainer.concepts_to_activations(codes)
+    assert (codes >= 0).all()
+    assert (rebuilt - signed).norm() <= 0.95 * signed.norm()
+    codes.requires_grad_()
+    explainer.concepts_to_activations(codes).sum().backward()
+    assert torch.allclose(codes.grad, dictionary.sum(1).expand(len(signed), -1), atol=1e-5)
 
 
 def test_options_of_the_model_and_of_fit_are_passed_on(made):
