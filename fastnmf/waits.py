@@ -2,7 +2,7 @@
 
 A thread of OpenMP that waits for the others of its team spins, for milliseconds. While it does, it
 takes time from the very thread that it waits for, if that has lost its core to another process.
-Beside one busy process on two cores an iteration took 2.7 to 4 times as long, and takes 1.7 to 2.2
+Beside one busy process on two cores an iteration took 2.1 to 4.5 times as long, and takes 1.5 to 2.3
 times as long if waiting threads sleep. So they do where that happens. Where each has a core they
 spin, as waking them can take up to 8 % longer.
 """
