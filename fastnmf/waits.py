@@ -2,9 +2,9 @@
 
 A thread of OpenMP that waits for the others of its team spins, for milliseconds. While it does, it
 takes time from the very thread that it waits for, if that has lost its core to another process.
-Beside one busy process on two cores an iteration took 2.1 to 4.5 times as long, and takes 1.5 to 2.3
-times as long if waiting threads sleep. So they do where that happens. Where each has a core they
-spin, as waking them can take up to 8 % longer.
+Beside one busy process on two cores an iteration took 2.1 to 4.5 times as long, and takes 1.5 to
+2.3 times as long if waiting threads sleep. So they do where that happens. Where each has a core
+they spin, as waking them can take up to 8 % longer.
 """
 
 from __future__ import annotations
