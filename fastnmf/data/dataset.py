@@ -141,6 +141,12 @@ class Data:
         """Whether all rows are in the memory of this process."""
         return self.resident and self.processes.alone
 
+    @property
+    def as_it_is(self) -> Tensor | None:
+        """All rows, where they are in the memory of this process as `chunks` would yield them."""
+        A = self.A if self.in_memory_here and self.offset is None else None
+        return A if isinstance(A, Tensor) and A.dtype == self.dtype else None
+
     @functools.cached_property
     def squared_norm(self) -> Tensor | float:
         """‖A‖² of all rows: a float, or for data in memory a float64 scalar on the device."""

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from ..backends.products import Matrix, add_tdot_, dot, operand, row_maxima, sum_of_sizes
 from ..data.dataset import Data
 from ..data.storage import InMemory, Kept, row_blocks
-from ..numerics import tiny, wide, widened
+from ..numerics import tiny, wide
 from ..solvers.least_squares import solution
 from .drawn import draw_codes_, drawn
 from .nndsvd import part_squares, write_left_
@@ -84,24 +84,23 @@ def _random(data: Data, codes: Kept | None, K: int, generator: Generator | None)
     if codes is None:
         return drawn((K, data.d), data, generator).mul_(scale)
     draw_codes_(codes, data, scale, generator)
-    for _, X, Z in data.chunks(codes):
-        # half-steps only approach the codes of zero rows
-        Z *= row_maxima(X)[:, None] > 0
-        if K >= data.n and data.in_memory_here and isinstance(X, Tensor):
-            # of all rows: the same by their Gram matrix, which is smaller
-            return Z.T @ solution(widened(X), Z @ Z.T)
-    return _least_squares(data, codes, K)
-
-
-def _least_squares(data: Data, codes: Kept, K: int) -> Tensor:
-    """The D (K, d) of least norm with the least error for the codes."""
+    if K >= data.n and isinstance(codes, InMemory) and (A := data.as_it_is) is not None:
+        _clear_(codes.Z, A)
+        # the same by the Gram matrix of the rows, which is smaller
+        return codes.Z.T @ solution(A, codes.Z @ codes.Z.T)
     cross, gram = data.like.new_zeros(data.d, K), data.like.new_zeros(K, K)
     for _, X, Z in data.chunks(codes):
+        _clear_(Z, X)
         add_tdot_(cross, X, Z)
         gram.addmm_(Z.T, Z)
     data.processes.sum_(cross)
     data.processes.sum_(gram)
     return solution(cross.T, gram)
+
+
+def _clear_(Z: Tensor, X: Matrix) -> None:
+    """Codes of zero rows ← 0, which half-steps only approach."""
+    Z *= row_maxima(X)[:, None] > 0
 
 
 def from_singular_vectors(

@@ -83,6 +83,17 @@ def test_random_start_of_many_concepts_is_the_least_one(K):
     assert torch.allclose(D, by_passes, atol=1e-6 * float(expected.abs().max()))
 
 
+def test_random_start_of_many_concepts_takes_all_tiles(monkeypatch):
+    from fastnmf.data import dataset
+
+    A = draw()
+    _, expected = begin(A, 90, "random", offset=True)
+    # seven rows at a time are copied without the offset
+    monkeypatch.setattr(dataset, "WIDENED_BYTES", 7 * 8 * A.shape[1])
+    _, D = begin(A, 90, "random", offset=True)
+    assert torch.allclose(D, expected, atol=1e-6 * float(expected.abs().max()))
+
+
 def test_random_start_has_the_least_squares_dictionary():
     A = draw()
     Z, D = begin(A, 5, "random")
