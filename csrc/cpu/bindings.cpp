@@ -69,8 +69,8 @@ void hals_block(const View &F, const View &R, const View &G, const View &delta, 
         using T = decltype(zero);
         const Matrix<const T> gram = row_matrix<const T>("G", G, s, s);
         const HalsBlock<T> a{matrix<T>("F", F, s, m),
-                             row_matrix<const T>("R", R, s, m),
-                             row_matrix<T>("delta", delta, s, m),
+                             matrix<const T>("R", R, s, m),
+                             matrix<T>("delta", delta, s, m),
                              gram.data,
                              gram.stride_k,
                              s,
@@ -515,8 +515,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("hals_block", &hals_block<true>, py::arg("F"), py::arg("R"), py::arg("G"),
                py::arg("delta"), py::arg("sums"), py::arg("threads"),
                "F_k = max(0, F_k + R_k / G_kk), then R_i -= G_ik delta_k for i > k; k = 0 ... s-1."
-               "\n\nF (s, m) in any layout, R and delta (s, m) and G (s, s) with contiguous rows; "
-               "delta may be R. A concept with G_kk below the smallest normal number keeps its "
+               "\n\nF, R and delta (s, m) in any layout, G (s, s) with contiguous rows; delta "
+               "may be R. A concept with G_kk below the smallest normal number keeps its "
                "row.");
     module.def("hals_block_free", &hals_block<false>, py::arg("F"), py::arg("R"), py::arg("G"),
                py::arg("delta"), py::arg("sums"), py::arg("threads"),

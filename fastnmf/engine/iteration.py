@@ -59,7 +59,7 @@ class Step:
             self.method = method = method.with_penalties(state.target.penalties(data.d))
         self.penalties = method.penalties.of_both(data.n, data.d)
         given = D, data.squares_read, data.processes
-        self.statistics = Statistics(
+        found = Statistics(
             *given,
             ops=method.ops if plan.dictionary == "normal" else None,
             penalties=self.penalties,
@@ -67,6 +67,7 @@ class Step:
             by_features=data.stored is not None,
             signed=method.constraint.signed,
         )
+        self.statistics = found.widened() if self.learner.widens else found
         self.offset = Offset(state.offset, data, self.statistics)
         self.statistics.count_active(state.target is not None)
         if plan.dictionary == "residual" and state.E is None:
@@ -269,8 +270,7 @@ class Step:
             some, cross = self.processes.columns(D), self.processes.columns(cross)
         data = NormalData(self.learner.penalise(cross, fixed), state.swept)
         times = plan.inner[1] if some.numel() else 0
-        by = compute, statistics.dictionary, times
-        self.learner.half_steps_(some, data, fixed, *by)
+        self.learner.half_steps_(some, data, fixed, compute, statistics.dictionary, times)
         G = torch.mm(some, some.T, out=state.G)
         statistics.measure_error_(some, cross, G)
         if plan.splits:

@@ -13,6 +13,7 @@ from ..data.dataset import Data
 from ..data.sparse.codes import compressed
 from ..data.storage import row_blocks
 from ..distributed import Processes
+from ..numerics import wide
 from ..solvers.constraints import FREE
 from ..solvers.half_step import Compute, Operations, ResidualData, centred_gram
 from ..solvers.penalties import NO_PENALTY, Penalty
@@ -20,6 +21,8 @@ from ..solvers.penalties import NO_PENALTY, Penalty
 # multiplications of a dense product that take as long as the product of two active codes, which is
 # added to one entry of ZᵀZ: 10 to 20 ns, and 25 to 50 GFLOP/s
 _PAIR = 250
+# bytes of data and codes that are widened at a time
+_WIDENED_BYTES = 1 << 22
 # of codes and dictionary
 _NONE = (NO_PENALTY, NO_PENALTY)
 
@@ -55,7 +58,7 @@ class Statistics:
         """ops: the operations, where cross and gram are computed. by_features: whether cross is
         stored as (d, K), as products with sparse data have it.
         squared_norm: ‖A‖², with an offset ‖A − its mean row‖²."""
-        K, d = D.shape
+        K = len(D)
         self.sums = torch.zeros(2, 5 if signed else 4, dtype=torch.float64, device=D.device)
         self.codes, self.dictionary = self.sums
         # one that is on a device is not read
@@ -63,16 +66,9 @@ class Statistics:
         self.squared_norm = float(squared_norm) if on_host else squared_norm
         self._dtype = D.dtype
         self.replicated = ops is not None and not splits and not processes.alone
-        # one block of memory, with the sums of the codes if needed, so that one call sums all of it
-        # over the processes
-        self._ops = ops or {}
-        sizes = K * d, K * K, len(self.codes) if self.replicated else 0
-        self._moments = D.new_zeros(sum(sizes) if ops else 0)
+        self._ops, self._by_features = ops or {}, by_features
         self.cross = self.gram = None
-        if ops:
-            cross, gram, self._codes_summed = self._moments.split(sizes)
-            self.cross = cross.view(d, K).T if by_features else cross.view(K, d)
-            self.gram = gram.view(K, K)
+        self._allocate(D)
         self.penalties = penalties
         # sum and sum of squares of the codes of each concept
         self._loads = self.sums.new_zeros(2, K)
@@ -80,6 +76,24 @@ class Statistics:
         self._active: Tensor | None = None
         self._processes, self._signed = processes, signed
         self._empty = True
+
+    def _allocate(self, like: Tensor) -> None:
+        (K, d), ops = like.shape, self._ops
+        # one block of memory, with the sums of the codes if needed, so that one call sums all of it
+        # over the processes
+        sizes = K * d, K * K, len(self.codes) if self.replicated else 0
+        self._moments = like.new_zeros(sum(sizes) if ops else 0)
+        if ops:
+            cross, gram, self._codes_summed = self._moments.split(sizes)
+            self.cross = cross.view(d, K).T if self._by_features else cross.view(K, d)
+            self.gram = gram.view(K, K)
+
+    def widened(self) -> Statistics:
+        """This, with cross and gram summed in the widest float: for a half-step that solves for the
+        dictionary, and so magnifies their rounding by the condition of gram."""
+        if self.cross is not None:
+            self._allocate(self.cross.to(wide(self.cross.device)))
+        return self
 
     def sum_codes(self) -> Statistics:
         """This, with code_sums from now on."""
@@ -130,9 +144,18 @@ class Statistics:
         if sparse and isinstance(X, Tensor) and self._add_sparse_(X, Z):
             pass
         elif not made:
-            # the first tile overwrites
-            cross_(self.cross, X, Z, self._ops["moments_"], adds=not self._empty)
-            self._ops["moments_"](Z.T, None, self.gram, adds=not self._empty)
+            self._add_products_(X, Z)
+        self._empty = False
+
+    def _add_products_(self, X: Matrix, Z: Tensor) -> None:
+        if Z.dtype != (summed := self.gram.dtype):
+            rows = max(1, _WIDENED_BYTES // (self.gram.itemsize * sum(self.cross.shape)))
+            for part in row_blocks(len(Z), rows):
+                self._add_products_(X[part].to(summed), Z[part].to(summed))
+            return
+        # the first overwrites
+        cross_(self.cross, X, Z, self._ops["moments_"], adds=not self._empty)
+        self._ops["moments_"](Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
 
     def add_codes_(self, Z: Tensor) -> None:
@@ -214,6 +237,7 @@ class Statistics:
         if self._signed:
             self.dictionary[4] = (self.gram * G.abs()).sum(dtype=torch.float64)
         once = self.squared_norm if self.replicated or self._processes.rank == 0 else 0
+        D, G = D.to(cross.dtype), G.to(cross.dtype)
         self._ops["measure_"](self.dictionary, D, cross, G, self.gram, once)
 
 

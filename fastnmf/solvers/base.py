@@ -114,6 +114,8 @@ class Solver:
         The fused operation that takes rows of the data as they are, a tile at a time.
     exact : bool
         Whether one half-step solves its problem.
+    widens : bool
+        Whether ZᵀA and ZᵀZ are summed in float64 for it, since it magnifies their rounding.
     sweeps_blocks : bool
         Whether concepts are updated one by one within blocks, so that the block size matters.
     keeps_residual : bool
@@ -164,6 +166,7 @@ class Solver:
     fused: tuple[str, ...] = ()
     rows_operation: str | None = None
     exact: bool = False
+    widens: bool = False
     sweeps_blocks: bool = False
     keeps_residual: bool = False
     reports_error_before: bool = False

@@ -132,6 +132,7 @@ SOLVER = Solver(
     forms=FORMS,
     constraints=(FREE,),
     exact=True,
+    widens=True,
     # K³ / 3 flops in float64 in every iteration
     learns_up_to=4000,
 )

@@ -118,8 +118,10 @@ def assert_sums(sums, before, after, dtype):
 @on_all_cases
 def test_hals_block_follows_the_loop(extension, layout, K, m, dtype):
     before, rest, gram = draw(K, m, dtype)
-    F, R, G = Matrix(before, dtype, layout), Matrix(rest, dtype), Matrix(gram, dtype)
-    delta, sums = Matrix(np.full((K, m), np.nan), dtype), torch.tensor([1.0, 2.0]).double()
+    # as in the half-steps, where F is rows or codes, and otherwise
+    of_R = {"rows": "rows", "columns": "columns", "apart": "rows"}[layout]
+    F, R, G = Matrix(before, dtype, layout), Matrix(rest, dtype, of_R), Matrix(gram, dtype)
+    delta, sums = Matrix(np.full((K, m), np.nan), dtype, of_R), torch.tensor([1.0, 2.0]).double()
     hals_block(extension, F, R, G, delta, sums)
     expected, change = sweep(before, rest, gram)
     assert relative_difference(F.values(), expected) < TOLERANCES["hals", dtype]
@@ -683,7 +685,7 @@ def test_empty_is_left_alone(extension, K, m):
         ({"sums": {"address": 0}}, "sums is a null pointer"),
         ({"R": {"address": 2}}, "R = 2 is not aligned to 4"),
         ({"R": {"strides": (49, 1)}}, r"R \(4, 50\) has strides \(49, 1\): they must be"),
-        ({"R": {"strides": (1, 4)}}, r"R \(4, 50\) has strides \(1, 4\): its rows must be"),
+        ({"G": {"strides": (1, 4)}}, r"G \(4, 4\) has strides \(1, 4\): its rows must be"),
         ({"delta": {"strides": (0, 1)}}, r"delta \(4, 50\) has strides \(0, 1\)"),
         ({"G": {"strides": (3, 1)}}, r"G \(4, 4\) has strides \(3, 1\)"),
         ({"F": {"strides": (1, 3)}}, r"F \(4, 50\) has strides \(1, 3\)"),

@@ -90,7 +90,7 @@ def test_error_of_an_accelerated_fit_does_not_rise(name, solver, dtype):
         assert after <= before * (1 + share) + rounding
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
 @pytest.mark.parametrize("name", DATA)
 def test_acceleration_ends_no_higher_than_the_plain_loop(name, solver, dtype):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from half_steps import backends_of, iterate
-from oracle import (
-    problem,
-)
+from half_steps import backends_of, iterate, method_of
+from oracle import iterate as expected_iterates
+from oracle import problem, relative_difference
 
 BACKENDS = backends_of("hals")
 
@@ -52,3 +51,35 @@ def test_hals_change_and_error_are_those_of_the_factors(form, backend):
     error = np.linalg.norm(A - Z1 @ D1) / np.linalg.norm(A)
     assert measured.relative_change == pytest.approx(change, rel=1e-12)
     assert measured.relative_error == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_a_block_is_swept_to_the_same_bits_with_rows_or_columns_adjacent(backend):
+    if backend not in BACKENDS:
+        pytest.skip(f"{backend}: not here")
+    sweep_ = method_of("hals", backend=backend).ops["hals_block_"]
+    generator = torch.Generator().manual_seed(0)
+    before, rest = torch.randn(2, 21, 50, generator=generator)
+    gram = rest @ rest.T
+    swept = []
+    for columns in (False, True):
+        F, R = before.relu().T.contiguous().T, rest.clone()
+        R = R.T.contiguous().T if columns else R
+        delta, sums = torch.full_like(R, torch.nan), torch.zeros(2).double()
+        sweep_(F, R, gram, delta, sums)
+        assert delta.stride() == R.stride()
+        swept.append((F, delta, sums))
+    assert all(map(torch.equal, *swept))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (5, 4), (1, 3), (3, 1), (1, 1)], ids=str)
+def test_some_codes_of_each_row_are_multiplied_as_they_are(shape, monkeypatch):
+    """Blocks of one concept, of some and of all, with one sample and with several."""
+    n, K = shape
+    A, Z, D = problem(n, 7, K)
+    for block in {1, 2, K}:
+        monkeypatch.setattr("half_steps.BLOCK", block)
+        Z1, D1, _ = iterate("hals", A, Z, D, form="residual", dtype=torch.float64)
+        expected = expected_iterates("hals", A, Z, D, 1)
+        assert relative_difference(Z1, expected[0]) <= 1e-10
+        assert relative_difference(D1, expected[1]) <= 1e-10

@@ -60,7 +60,15 @@ TILED = [
 ]
 
 
-@pytest.fixture(params=HALS.TILES[4], ids=["many samples", "few samples"])
+# of many and of few samples
+TILES = HALS.TILES[4]
+# for what the second has in common with the first
+slow_second = pytest.mark.parametrize(
+    "tile", [TILES[0], pytest.param(TILES[1], marks=pytest.mark.compiles)], indirect=True, ids=str
+)
+
+
+@pytest.fixture(params=TILES, ids=["many samples", "few samples"])
 def tile(request, monkeypatch):
     """The launchers of hals take one tile in float32, however many samples there are, of 32 at
     most, so that few make several programs; gives BLOCK_M, SLICES, warps, registers."""
@@ -181,6 +189,7 @@ def test_hals_sweep_is_the_reference(tile, K, m, layout, dtype):
 
 
 # two tiles of concepts, either layout
+@slow_second
 @pytest.mark.parametrize(("layout", "dtype"), [("rows", "float32"), ("columns", "float64")])
 def test_hals_without_a_bound_is_the_reference(tile, layout, dtype):
     before, X, B = draw(17, 33, dtype)
@@ -231,6 +240,7 @@ def test_pgd_without_a_bound_is_the_reference(form):
     assert_near(last.values(), extrapolated, "pgd", dtype)
 
 
+@slow_second
 def test_sweeps_in_one_launch_are_successive_sweeps(tile):
     # two tiles of concepts and two of samples
     before, X, B = draw(17, 33, "float32")
@@ -248,7 +258,7 @@ def test_sweeps_in_one_launch_are_successive_sweeps(tile):
     ("layout", "K", "m"),
     [
         ("rows", 70, 3),
-        ("unaligned columns", 70, 3),
+        pytest.param("unaligned columns", 70, 3, marks=pytest.mark.compiles),
         ("columns", 144, 3),
         # products by tl.dot: tiles of concepts are full, rows of R and Δ aligned; the third
         # sub-block has few concepts
@@ -290,6 +300,7 @@ def test_hals_block_gives_delta_in_tf32_where_products_are(tile, layout, K, m):
     F.values(), R.values(), G.values(), delta.values()
 
 
+@slow_second
 def test_hals_block_in_tf32_changes_nothing_beside_its_matrices(tile):
     """Ones are beside R and Δ: NaN would stay NaN where a kernel subtracts from it."""
     K, m = 80, 4
@@ -302,6 +313,7 @@ def test_hals_block_in_tf32_changes_nothing_beside_its_matrices(tile):
     assert (delta[:, m:] == 1).all()
 
 
+@slow_second
 @pytest.mark.parametrize("precision", ["high", "highest"])
 def test_hals_block_gives_the_same_bits_twice(tile, precision):
     before, X, B = (M.float() for M in draw(32, 9, "float32"))
