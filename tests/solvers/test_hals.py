@@ -73,7 +73,7 @@ def test_a_block_is_swept_to_the_same_bits_with_rows_or_columns_adjacent(backend
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (5, 4), (1, 3), (3, 1), (1, 1)], ids=str)
-def test_some_codes_of_each_row_are_multiplied_as_they_are(shape, monkeypatch):
+def test_blocks_of_few_samples_are_swept_as_the_loop_does(shape, monkeypatch):
     """Blocks of one concept, of some and of all, with one sample and with several."""
     n, K = shape
     A, Z, D = problem(n, 7, K)
