@@ -50,6 +50,7 @@ from .rows import (
     no_rows,
     refuse_leading,
     through,
+    weights_as_rows,
 )
 from .weighted.codes import nnls_of_entries, weighted_inputs
 
@@ -97,9 +98,11 @@ def nnls(
         l1 = d alpha r and l2 = d alpha (1 − r).
     weights : matrix, optional
         Weights w ≥ 0 of the squared errors, ½ Σ w (a − z D)²: (n, 1) for rows, (1, d) for
-        features or (n, d) for entries, bool or numbers. What has the weight 0 is ignored, and may
-        be NaN; rows without any weight get zero codes. Those of entries need A in memory; max_iter,
-        top_k and gradients do not go with them.
+        features or (n, d) for entries, bool or numbers; of entries they may be sparse, 0 where
+        nothing is stored, and of A (…, d) of rows or entries they may have its leading dimensions.
+        'stored': of a sparse A only the entries that it stores. What has the weight 0 is ignored,
+        and may be NaN; rows without any weight get zero codes. max_iter, top_k and gradients do
+        not go with weights of entries.
     top_k : int, optional
         At most that many concepts for each row, found by orthogonal matching pursuit: the concept
         with the steepest slope, relative to its norm, enters, and the codes become the exact
@@ -191,9 +194,15 @@ def nnls(
     for name, given in (("A", A), ("D", D)):
         refuse_tangent("nnls", name, given)
     measures = checks.flag("return_info", return_info)
-    A, D, entries = weighted_inputs(A, D, weights, penalty)
+    leading = entries = None
+    if weights is not None:
+        D = _matrix(D, "D")
+        A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
+        given = weights_as_rows(weights, leading)
+        A, D, entries = weighted_inputs(A, D, given, penalty)
     plain = (
         entries is None
+        and leading is None
         and place == "memory"
         and Z0 is None
         and limits == Limits()
@@ -207,7 +216,8 @@ def nnls(
     D = _matrix(D, "D")
     tensors = (X.device for X in (A, D) if isinstance(X, Tensor))
     device = next(tensors, torch.device("cpu"))
-    A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
+    if leading is None:
+        A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
     refuse_leading(place, leading, D.shape[-1] if D.ndim else 0)
     operations = _operations(device, backend)
     call = _Call(
@@ -257,10 +267,12 @@ class _Call:
     def codes(self, A: Any, D: Any, Z0: Any) -> tuple[Tensor, NnlsInfo]:
         """The codes (n, K) of A (n, d), differentiable where they should be, and their info."""
         device, place = self.device, self.place
+        K = len(D)
+        budget = Budget(device, max(1, K), kind_of(place), self.max_memory)
         if self.entries is not None:
-            asked = {"top_k or max_iter": self.limits != Limits()}
-            return nnls_of_entries(A, D, Z0, self.entries, self.penalty, self.ops, (place, asked))
-        K, expected = len(D), Expected(features=D.shape[1], dtype=compute_dtype(D), signed=True)
+            how = place, budget, {"top_k or max_iter": self.limits != Limits()}
+            return nnls_of_entries(A, D, Z0, self.entries, (self.penalty, self.ops), how)
+        expected = Expected(features=D.shape[1], dtype=compute_dtype(D), signed=True)
         if place == "memory" and (empty := _empty_codes(A, D, device)) is not None:
             return empty, NnlsInfo.of_none(len(empty), device)
         gradients = {"A": _differentiates(A), "D": _differentiates(D)}
@@ -270,7 +282,6 @@ class _Call:
             if has_no_rows(A, expected):
                 empty = no_rows(A, expected, K, to)
                 return empty, NnlsInfo.of_none(0, device)
-            budget = Budget(device, max(1, K), kind_of(place), self.max_memory)
             data = stack.enter_context(opened(A, expected, budget))
             if place == "memory":
                 sizes = {"the codes": data.n * K * data.dtype.itemsize}

@@ -45,6 +45,15 @@ def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
     return A, None
 
 
+def weights_as_rows(weights: Any, leading: tuple[int, ...] | None) -> Any:
+    """Weights beside the rows of `as_rows`: those of the same leading dimensions become a matrix,
+    others stay as they are."""
+    whole = isinstance(weights, Tensor | np.ndarray) and leading is not None
+    if whole and weights.ndim and tuple(weights.shape[:-1]) == leading:
+        return weights.reshape(-1, weights.shape[-1])
+    return weights
+
+
 def given_codes(Z0: Any, data: Data, K: int) -> Matrix:
     """Codes (n, K) to start from, checked, in the dtype of the data; sparse ones stay so."""
     expected = Expected("Z0", K, "concepts")

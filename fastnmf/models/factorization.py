@@ -76,9 +76,10 @@ class Factorization(ShownModel):
             Largest number of iterations; by default the constructor's.
         weights : matrix, optional
             Weights w ≥ 0 of the squared errors, ½ Σ w (A − Z D)²: (n, 1) for rows, (1, d) for
-            features or (n, d) for entries, bool or numbers, a tensor, an array or the path of a
-            .npy file. What has the weight 0 is missing: it is ignored, and may be NaN. 'stored':
-            of a sparse A only the entries that it stores are observed.
+            features or (n, d) for entries, bool or numbers, a tensor, an array, a sparse matrix,
+            which is 0 where nothing is stored, or the path of a file. The largest is from 1e-30 to
+            1e30. What has the weight 0 is missing: it is ignored, and may be NaN. 'stored': of a
+            sparse A only the entries that it stores are observed.
         codes : 'memory', 'sparse', path or None, default 'memory'
             Where the codes go: to memory; to memory in compressed rows, as a CSR tensor of torch;
             to this .npy file, then Z is a map of it on the CPU; to this .npz file of scipy.sparse,
@@ -286,9 +287,9 @@ class Factorization(ShownModel):
             method='sweeps'. By default all concepts start alike, so that the same A gives the same
             codes.
         weights : matrix, optional
-            Weights of the squared errors as in `fit`: (n, 1), (1, d), (n, d) or 'stored'. What has
-            the weight 0 is ignored, and may be NaN; rows without any weight get zero codes. Weights
-            of entries need A in memory, and have exact codes only.
+            Weights of the squared errors as in `fit`: (n, 1), (1, d), (n, d) or 'stored'; of A
+            (…, d) they may have its leading dimensions. What has the weight 0 is ignored, and may
+            be NaN; rows without any weight get zero codes. With weights of entries codes are exact.
         method : {'auto', 'exact', 'sweeps'}, default 'auto'
             'exact' solves each row by an active set. 'auto' does so, or sweeps first over all rows
             where that is faster, as with fewer concepts than features. 'sweeps' are iterations of
@@ -354,8 +355,9 @@ class Factorization(ShownModel):
         kind = checks.one_of("method", method, encode.METHODS)
         most, of_model = most or self.top_k, most is None
         exchanges = self.top_k is not None
-        run = encode.Run(kind, iterations, stop_at, most, refits, of_model, weights, exchanges)
         A, leading = rows.as_rows(A, D.shape[1])
+        weights = rows.weights_as_rows(weights, leading)
+        run = encode.Run(kind, iterations, stop_at, most, refits, of_model, weights, exchanges)
         rows.refuse_leading(destination(codes, optional=False), leading, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:
             asked = {"codes": codes, "method": method, "top_k": top_k, "refit": refits}

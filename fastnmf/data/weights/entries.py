@@ -36,8 +36,9 @@ class EntryWeights:
         return W * X, W
 
     def beside(self, part: slice, X: Matrix) -> EntryWeights:
-        """The same weights of these rows, which are X (m, d)."""
-        return EntryWeights(X, self.W[part])
+        """The same weights of these rows, which are X (m, d); of sparse ones with the zeros that
+        are stored."""
+        return EntryWeights(self.X[part] if _is_sparse(self.X) else X, self.W[part])
 
     def minus(self, row: Tensor) -> EntryWeights:
         """Those of X minus a row (d,)."""

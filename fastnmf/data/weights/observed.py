@@ -4,7 +4,7 @@ it are finite."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,31 +23,9 @@ from ..arrays import (
     two_dimensional,
 )
 from ..shards import Shards, open_paths, paths_of
-from ..sparse.arrays import is_sparse, sparse_matrix
+from ..sparse.arrays import is_sparse
 from ..sparse.files import loaded
-from .entries import EntryWeights
 from .given import KINDS, Weights, whole
-
-
-def stored_entries(A: Any, expected: Expected, device: torch.device) -> EntryWeights:
-    """The entries that a sparse A (n, d) stores, zeros too, with the weight 1. Raises InvalidInput
-    for an A that is not sparse."""
-    A, name = loaded(A), expected.name
-    if not is_sparse(A):
-        raise InvalidInput(
-            f"weights='stored' are those of the entries that a sparse {name} stores, and {name} is "
-            f"none in memory (files: fastnmf.files.read_matrix(path, sparse=True)); for a dense "
-            f"one give a mask (n, d), such as weights=~torch.isnan({name})"
-        )
-    X = sparse_matrix(A, expected, device, zeros=True)
-    return EntryWeights(X, replace(X, values=torch.ones_like(X.values)))
-
-
-def observed_entries(
-    A: Any, weights: Weights, expected: Expected, device: torch.device
-) -> EntryWeights:
-    """`observed` as EntryWeights."""
-    return EntryWeights(*observed(A, weights, expected, device))
 
 
 def observed(
@@ -59,7 +37,7 @@ def observed(
     A: what arrays.read_matrix takes, or files, which are read. Raises InvalidInput where the
     weights do not suit A, and for entries with a weight above 0 that cannot be used.
     """
-    X = _whole(A, expected).to(device)
+    X = whole_of(A, expected).to(device)
     expected.check_shape(tuple(X.shape))
     dtype = torch.promote_types(expected.dtype or torch.float32, compute_dtype(X))
     X = X.to(dtype)
@@ -73,7 +51,8 @@ def observed(
     return Means.of(X.sum(0), seen.sum(0)).filled(X, seen, signed=expected.signed), W
 
 
-def _whole(A: Any, expected: Expected) -> Tensor:
+def whole_of(A: Any, expected: Expected) -> Tensor:
+    """A, which is dense, in memory, as it is stored."""
     A, name = loaded(A), expected.name
     if is_sparse(A):
         refuse_sparse(name)
@@ -95,7 +74,8 @@ def _whole(A: Any, expected: Expected) -> Tensor:
 def refuse_sparse(name: str) -> NoReturn:
     """Raise InvalidInput for a sparse matrix beside weights of entries."""
     raise InvalidInput(
-        f"{name} is sparse, and weights have an entry for each of its own; give a dense {name}"
+        f"{name} is sparse, and weights of its entries, or of its rows with a penalty, are dense; "
+        f"give sparse weights, which are 0 where they store nothing, or a dense {name}"
     )
 
 

@@ -4,7 +4,7 @@ and what is not observed is estimated as the rows are read."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,17 +13,21 @@ from torch import Tensor
 from ...backends.products import Matrix
 from ...errors import InvalidInput
 from ...numerics import Part, compute_dtype
-from ...planning.memory import return_memory
-from ..arrays import Expected, ValueCheck, as_matrix, tensor_of
+from ...planning.memory import Budget, return_memory
+from ..arrays import Expected, ValueCheck, as_matrix, tensor_of, two_dimensional
 from ..shards import Shards, in_memory, open_paths
-from ..sources import Batches, Source
+from ..sources import Batches, Source, rows_of_files
+from ..sparse.arrays import is_sparse
+from ..sparse.files import matrix_of
 from ..storage import row_blocks
 from .entries import EntryWeights
 from .given import KINDS, Weights, warn_of_unobserved
-from .observed import Means
+from .observed import Means, refuse_sparse, whole_of
 
 # entries that are summed at a time; parts of the data after which freed memory is returned
 _SUMMED, _RETURNED_AFTER = 1 << 16, 16
+# bytes of an entry beside itself, where codes are computed: its weight, as stored and widened
+_BESIDE = 16
 
 
 class WeightRows:
@@ -61,6 +65,9 @@ class WeightRows:
         """The weights of the rows X (m, d), of which `start` is the first: bool or in their dtype,
         on their device."""
         stop = start + len(X)
+        # more rows, or other features, than there are weights
+        more = self.length is not None and stop > self.length
+        self.check_shape(stop if more else None, X.shape[1])
         if self._entries is not None:
             parts = [tensor_of(part) for part in self._entries.read(start, stop)]
             W = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -189,9 +196,9 @@ def _seen(w: Tensor) -> Tensor:
 
 
 class _Filled:
-    """Rows as they are read, of which what is not observed is estimated."""
+    """Rows as they are read, of which what is not observed is estimated, or without means zero."""
 
-    def __init__(self, weights: Weights, means: Means, signed: bool) -> None:
+    def __init__(self, weights: Weights, means: Means | None, signed: bool) -> None:
         self._rows, self._means, self._signed = WeightRows(weights), means, signed
 
     def of(self, X: Part, first: int) -> Tensor:
@@ -201,7 +208,8 @@ class _Filled:
         seen = _seen(self._rows.read(first, X))
         if bool(seen.all()):
             return X
-        return self._means.filled(torch.where(seen, X, 0), seen, signed=self._signed)
+        X = torch.where(seen, X, 0)
+        return X if self._means is None else self._means.filled(X, seen, signed=self._signed)
 
 
 class _Batches:
@@ -217,7 +225,44 @@ class _Batches:
             first += len(values)
 
 
-def filled(source: Source, weights: Weights, read: EntriesRead, expected: Expected) -> Any:
-    """The rows of a source, as `opened` takes them, with estimates of what is not observed."""
-    fill = _Filled(weights, read.means, expected.signed)
+def source_of(A: Any, expected: Expected) -> Shards | Batches | None:
+    """A that is read in passes unless it fits in memory; None for another input."""
+    A = matrix_of(A)
+    if is_sparse(A):
+        return None
+    if (rows := rows_of_files(A, expected)) is not None:
+        if rows.stored is not None:
+            refuse_sparse(expected.name)
+        return rows
+    if isinstance(A, Iterator) or as_matrix(A, expected.name) is not None:
+        return None
+    return Batches(A, expected.name)
+
+
+def filled(
+    source: Source, weights: Weights, expected: Expected, read: EntriesRead | None = None
+) -> Any:
+    """The rows of a source, as `opened` takes them, with estimates of what is not observed, or
+    zeros for it where nothing of them was read before."""
+    fill = _Filled(weights, None if read is None else read.means, expected.signed)
     return source.changed(fill.of) if isinstance(source, Shards) else _Batches(source, fill)
+
+
+def observed_rows(
+    A: Any, weights: Weights, expected: Expected, budget: Budget
+) -> tuple[Any, WeightRows, Budget]:
+    """A (n, d), dense, as `opened` takes it, with zeros for what is not observed, the weights, and
+    the memory beside these. What is in files or in batches stays there."""
+    source, rows = source_of(A, expected), WeightRows(weights)
+    if source is None:
+        A = two_dimensional(whole_of(A, expected), expected.name)
+        rows.check_shape(*A.shape)
+        dtype = torch.promote_types(expected.dtype or torch.float32, compute_dtype(A))
+        if budget.holds(*A.shape, dtype, 2 * dtype.itemsize, given=True):
+            X = A.to(budget.device, dtype)
+            seen = _seen(rows.read(0, X))
+            return X if bool(seen.all()) else torch.where(seen, X, 0), rows, budget
+        source = Shards((in_memory(A, expected.name),), expected.name)
+    if isinstance(source, Shards):
+        rows.check_shape(*source.shape)
+    return filled(source, weights, expected), rows, replace(budget, beside=_BESIDE)

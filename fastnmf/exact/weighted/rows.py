@@ -8,46 +8,68 @@ import torch
 from torch import Tensor
 
 from ...backends.nnls.result import NnlsInfo
-from ...backends.products import dot
+from ...backends.products import Matrix, dot
+from ...backends.sparse import SparseMatrix
 from ...backends.weighted import triangle
 from ...data.storage import row_blocks
 from ...data.weights.entries import EntryWeights
 from ...solvers.half_step import Operations
 from ...solvers.penalties import Penalty
 
-# entries of Gram matrices at a time
-_GRAMS = 1 << 23
+# entries at a time: of Gram matrices, of rows and their weights; of products of pairs of concepts,
+# beyond which the Gram matrix of each row is a product of its own
+_GRAMS, _ROWS, _PAIRS = 1 << 21, 1 << 20, 1 << 24
 
 
-@torch.no_grad()
-def weighted_codes(
-    data: EntryWeights, D: Tensor, penalty: Penalty, ops: Operations, Z0: Tensor | None = None
-) -> tuple[Tensor, NnlsInfo]:
-    """argmin ½ Σ w (x − z D)² + the penalty of z over z ≥ 0, for each row x of the data (n, d) with
-    weights w; in their dtype; and the info of each row, with its KKT residual as results.encoding
-    has it.
+class WeightedCodes:
+    """argmin ½ Σ w (x − z D)² + the penalty of z over z ≥ 0, for each row x with weights w.
 
     D (K, d) of any signs. ops: of solver anls. Computed in float64, from products with all pairs of
-    concepts: K² flops for each entry with a weight. Z0 (n, K): codes to start from. A row without
-    weight has zero codes.
+    concepts: K² flops for each entry with a weight. A row without weight has zero codes.
     """
-    K, n = len(D), len(data.X)
-    B, of = D.double(), triangle(K, D.device)
-    low = torch.tril_indices(K, K, device=D.device)
-    pairs = (B[low[0]] * B[low[1]]).T.contiguous()
-    Z, infos = torch.zeros(n, K, dtype=data.X.dtype, device=D.device), []
-    for part in row_blocks(n, max(1, _GRAMS // K**2)):
-        V, W = (M.to(torch.float64) for M in data.tile(part))
-        C = dot(V, B.T.contiguous()) - penalty.l1
-        G = dot(W, pairs)[:, of.flatten()].view(-1, K, K)
-        diagonal = G.diagonal(dim1=1, dim2=2)
-        if penalty:
-            diagonal.add_(penalty.curvature(diagonal))
-        start = None if Z0 is None else Z0[part].double()
-        found, info = _solve(C, G, ops, start)
-        Z[part] = found.to(Z.dtype)
-        infos.append(replace(info, kkt=_kkt(C, G, Z[part].double(), penalty.l1)))
-    return Z, NnlsInfo.join(infos)
+
+    def __init__(self, D: Tensor, penalty: Penalty, ops: Operations) -> None:
+        self._B, self._penalty, self._ops = D.double(), penalty, ops
+        (K, d), device = D.shape, D.device
+        self._triangle, self._pairs = triangle(K, device).flatten(), None
+        # rows that are computed with at a time
+        self.step = max(1, min(_GRAMS // max(1, K * K), _ROWS // d))
+        if d * K * (K + 1) // 2 <= _PAIRS:
+            low = torch.tril_indices(K, K, device=device)
+            self._pairs = (self._B[low[0]] * self._B[low[1]]).T.contiguous()
+
+    @torch.no_grad()
+    def __call__(self, data: EntryWeights, Z0: Tensor | None = None) -> tuple[Tensor, NnlsInfo]:
+        """Codes (n, K) of rows (n, d), in their dtype, and the info of each row, with its KKT
+        residual as results.encoding has it. Z0 (n, K): codes to start from."""
+        n, K = len(data.X), len(self._B)
+        Z, infos = torch.zeros(n, K, dtype=data.X.dtype, device=self._B.device), []
+        for part in row_blocks(n, self.step):
+            V, W = (M.to(torch.float64) for M in data.tile(part))
+            l1, C = self._penalty.l1, dot(V, self._B.T.contiguous())
+            C -= l1
+            G = self._grams(W)
+            diagonal = G.diagonal(dim1=1, dim2=2)
+            if self._penalty:
+                diagonal.add_(self._penalty.curvature(diagonal))
+            start = None if Z0 is None else Z0[part].double()
+            found, info = _solve(C, G, self._ops, start)
+            Z[part] = found.to(Z.dtype)
+            infos.append(replace(info, kkt=_kkt(C, G, Z[part].double(), l1)))
+        return Z, NnlsInfo.join(infos)
+
+    def _grams(self, W: Matrix) -> Tensor:
+        """Σ_j w_ij b_j b_jᵀ of each row i (m, K, K)."""
+        K = len(self._B)
+        if self._pairs is not None:
+            return dot(W, self._pairs)[:, self._triangle].view(-1, K, K)
+        G = self._B.new_empty(len(W), K, K)
+        for i, out in enumerate(G):
+            w, B = W[i : i + 1], self._B
+            if isinstance(w, SparseMatrix):
+                B, w = B[:, w.col.long()], w.values
+            torch.mm(B * w.flatten(), B.T, out=out)
+        return G
 
 
 def _kkt(C: Tensor, G: Tensor, z: Tensor, l1: float) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +12,81 @@ import torch
 from torch import Tensor
 
 from ...backends.nnls.result import SOLVED, NnlsInfo
+from ...backends.products import Matrix, dense
 from ...data.arrays import Expected, as_matrix, read_matrix
-from ...data.weights.given import Weights
-from ...data.weights.observed import observed_entries, stored_entries
+from ...data.opening.opened import opened
+from ...data.weights.entries import EntryWeights
+from ...data.weights.given import KINDS, Weights
+from ...data.weights.read import observed_rows
 from ...data.weights.scaled import scaled
+from ...data.weights.stored import stored_entries
 from ...errors import ConvergenceWarning, InvalidInput, warn
-from ...exact.weighted.rows import weighted_codes
+from ...exact.weighted.rows import WeightedCodes
 from ...numerics import compute_dtype
-from ...planning.memory import refuse_too_large
+from ...planning.memory import Budget, refuse_too_large
 from ...results.encoding import EncodeInfo
 from ...solvers.half_step import Operations
 from ...solvers.penalties import Penalty
 from ..encode import Fixed, Run, encode
 from ..options import Options, destination
 from ..refusals import refuse_overwriting
+from ..rows import given_codes, has_no_rows, locked, through
 from .request import weights_of_codes
 
 
 def codes_of_entries(
     A: Any,
     weights: Weights,
-    fixed: tuple[Tensor, Tensor | None],
-    penalty: Penalty,
-    ops: Operations,
+    fixed: Fixed,
+    by: tuple[Penalty, Operations],
+    place: Path | str,
+    budget: Budget,
     Z0: Any = None,
     *,
     signed: bool = False,
 ) -> tuple[Tensor, NnlsInfo, EncodeInfo]:
-    """Z (n, K), the info of each row and the summary, for A (n, d) in memory, less the offset, if
-    `fixed` = (D, offset) has one."""
-    D, offset = fixed
-    expected = Expected(features=D.shape[1], dtype=D.dtype, signed=signed)
-    read = stored_entries if weights.stored else partial(observed_entries, weights=weights)
-    data = read(A, expected=expected, device=D.device)
-    n, whole, D = len(data.X), data.squared_norm, D.to(data.X.dtype)
-    if offset is not None:
-        data = data.minus(offset)
-    refuse_too_large({"the codes": n * len(D) * D.itemsize}, D.device, "give fewer rows")
-    if Z0 is not None:
-        Z0 = read_matrix(Z0, D.device, Expected("Z0", len(D), "concepts"))
-        if len(Z0) != n:
-            raise InvalidInput(f"Z0 has {len(Z0)} rows, A has {n}; they must agree")
-    Z, info = weighted_codes(data, D, penalty, ops, Z0)
-    error = data.squared_error(Z, D)
+    """Z (n, K) at this place, the info of each row and the summary, for A (n, d), less the offset,
+    in memory or read in passes. by: the penalty, and operations of solver anls."""
+    (D, offset), (K, d) = fixed, fixed.D.shape
+    expected = Expected(features=d, dtype=D.dtype, signed=signed)
+    error = whole = 0.0
+    infos: list[NnlsInfo] = []
+    with ExitStack() as stack:
+        to = locked(place, stack)
+        beside = None
+        if weights.sparse:
+            beside = stored_entries(A, weights, expected, D.device)
+            A, rows = beside.X, None
+        else:
+            A, rows, budget = observed_rows(A, weights, expected, budget)
+        data = stack.enter_context(opened(A, expected, budget))
+        if rows is not None:
+            rows.check_shape(data.n, d)
+        if place == "memory":
+            sizes = {"the codes": data.n * K * data.dtype.itemsize}
+            advice = "give fewer rows, or codes='Z.npy'"
+            refuse_too_large(sizes, D.device, advice, budget.requested)
+        Z0 = None if Z0 is None else given_codes(Z0, data, K)
+        D = D.to(data.like)
+        solve = WeightedCodes(D, *by)
+        data.limit_chunks(solve.step)
+
+        def made(part: slice, X: Matrix) -> Tensor:
+            nonlocal error, whole
+            if beside is not None:
+                some = beside.beside(part, X)
+            else:
+                assert isinstance(X, Tensor)
+                some = EntryWeights(X, rows.read(part.start, X))
+            whole += some.squared_norm
+            some = some if offset is None else some.minus(offset)
+            Z, info = solve(some, None if Z0 is None else dense(Z0[part]))
+            error += some.squared_error(Z, D)
+            infos.append(info)
+            return Z
+
+        Z = through(data, made, K, to)
+    info = NnlsInfo.join(infos)
     solved = bool((info.status == SOLVED).all())
     relative = (error / whole) ** 0.5 if whole > 0 else 0.0
     steps = int(info.iterations.max()) if len(info.iterations) else 0
@@ -74,14 +106,16 @@ def encode_weighted(
     """encode.encode, with the weights of the run: of scaled features, or of each row by itself.
     Rows without weight have zero codes."""
     how = {"Z0": Z0, "codes": codes, "return_info": return_info}
-    if run.weights is None:
-        return encode(A, fixed, options, run, **how)
+    D, offset = fixed
+    plain = replace(run, weights=None)
+    if run.weights is None or _has_no_rows(A, run.weights, D.shape[1]):
+        return encode(A, fixed, options, plain, **how)
     refuse_overwriting((run.weights,), destination(codes, optional=False))
     scale, entries = weights_of_codes(run.weights, penalised=bool(options.penalties))
     if entries is not None:
         return _encode_entries(A, entries, fixed, options, run, (Z0, codes))
     assert scale is not None
-    D, offset = fixed
+    scale.check_shape(None, D.shape[1])
     if offset is not None and scale.rows is not None:
         raise InvalidInput(
             "weights of rows do not go with the offset of a model, which rows of weight 0 would be "
@@ -89,13 +123,13 @@ def encode_weighted(
         )
     expected = Expected(features=D.shape[1], dtype=D.dtype, signed=options.constraint.signed)
     fixed = Fixed(*map(scale.of_dictionary, fixed))
-    return encode(scaled(A, scale, expected), fixed, options, replace(run, weights=None), **how)
+    return encode(scaled(A, scale, expected), fixed, options, plain, **how)
 
 
 def _encode_entries(
     A: Any,
     weights: Weights,
-    fixed: tuple[Tensor, Tensor | None],
+    fixed: Fixed,
     options: Options,
     run: Run,
     beside: tuple[Any, Any],
@@ -104,6 +138,7 @@ def _encode_entries(
     from, and the argument `codes`."""
     (D, _), (Z0, codes) = fixed, beside
     place = destination(codes, optional=False)
+    refuse_overwriting((A, Z0, D), place)
     asked = {
         "method='sweeps'": run.sweeps_only,
         "top_k": run.top_k is not None,
@@ -111,9 +146,10 @@ def _encode_entries(
         "max_iter=0": run.max_iter == 0,
         "target_l0": options.target_l0 is not None,
     }
-    check_with_entries((A, D, Z0), place, asked)
-    penalty, ops = options.penalties.of_codes(D.shape[1]), options.method_of_codes(D.device).ops
-    given = A, weights, fixed, penalty, ops, Z0
+    check_with_entries((A, D, Z0), asked)
+    by = options.penalties.of_codes(D.shape[1]), options.method_of_codes(D.device).ops
+    budget = options.budget(D.device, place, width=len(D))
+    given = A, weights, fixed, by, place, budget, Z0
     Z, info, summary = codes_of_entries(*given, signed=options.constraint.signed)
     left = int((info.status != SOLVED).sum())
     if left:
@@ -128,15 +164,27 @@ def _encode_entries(
 def weighted_inputs(
     A: Any, D: Any, weights: Any, penalty: Penalty
 ) -> tuple[Any, Any, Weights | None]:
-    """A and D of fastnmf.nnls, scaled; or weights that stand beside them."""
+    """A (n, d) and D of fastnmf.nnls, scaled; or weights that stand beside them."""
+    matrix = as_matrix(D, "D")
+    if matrix is None or matrix.ndim != 2 or _has_no_rows(A, weights, matrix.shape[1]):
+        return A, D, None
     scale, entries = weights_of_codes(weights, penalised=bool(penalty))
     if scale is None:
         return A, D, entries
-    if (matrix := as_matrix(D, "D")) is None:
-        return A, D, None
-    dtype = compute_dtype(matrix)
-    expected = Expected(features=matrix.shape[-1], dtype=dtype, signed=True)
+    scale.check_shape(None, matrix.shape[1])
+    expected = Expected(features=matrix.shape[1], dtype=compute_dtype(matrix), signed=True)
     return scaled(A, scale, expected), scale.of_given(D), None
+
+
+def _has_no_rows(A: Any, weights: Any, d: int) -> bool:
+    """Whether A is a matrix (0, d), for which weights have nothing to do. Raises InvalidInput where
+    they have rows."""
+    if not has_no_rows(A, Expected(features=d)):
+        return False
+    shape = tuple(getattr(weights, "shape", ()))
+    if len(shape) == 2 and shape[0] > 1:
+        raise InvalidInput(f"weights have shape {shape}, A has {(0, d)}; give {KINDS}")
+    return True
 
 
 def nnls_of_entries(
@@ -144,26 +192,22 @@ def nnls_of_entries(
     D: Tensor | np.ndarray,
     Z0: Any,
     weights: Weights,
-    penalty: Penalty,
-    ops: Operations,
-    how: tuple[Path | str, dict[str, bool]],
+    by: tuple[Penalty, Operations],
+    how: tuple[Path | str, Budget, dict[str, bool]],
 ) -> tuple[Tensor, NnlsInfo]:
-    """The codes of fastnmf.nnls, and the info of each row. how: where codes go, and what is asked
-    for that weights of entries do not go with."""
-    check_with_entries((A, D, Z0), *how)
-    device = next((X.device for X in (A, D) if isinstance(X, Tensor)), torch.device("cpu"))
-    fixed = read_matrix(D, device, Expected("D", signed=True)), None
-    return codes_of_entries(A, weights, fixed, penalty, ops, Z0, signed=True)[:2]
+    """The codes of fastnmf.nnls, and the info of each row. how: where codes go, the memory, and
+    what is asked for that weights of entries do not go with."""
+    place, budget, asked = how
+    check_with_entries((A, D, Z0), asked)
+    fixed = Fixed(read_matrix(D, budget.device, Expected("D", signed=True)))
+    return codes_of_entries(A, weights, fixed, by, place, budget, Z0, signed=True)[:2]
 
 
-def check_with_entries(inputs: tuple[Any, ...], place: Path | str, asked: dict[str, bool]) -> None:
-    """Raise InvalidInput for what weights of entries do not go with: what is `asked`, codes that do
-    not go to memory, and inputs that require a gradient."""
+def check_with_entries(inputs: tuple[Any, ...], asked: dict[str, bool]) -> None:
+    """Raise InvalidInput for what weights of entries do not go with: what is `asked`, and inputs
+    that require a gradient."""
     wants = (isinstance(X, Tensor) and X.requires_grad for X in inputs)
-    asked = asked | {
-        "codes in a file, or sparse": place != "memory",
-        "a gradient": torch.is_grad_enabled() and any(wants),
-    }
+    asked = asked | {"a gradient": torch.is_grad_enabled() and any(wants)}
     for what in (name for name, given in asked.items() if given):
         raise InvalidInput(
             f"weights of entries, and of rows with a penalty, do not go with {what}: each row has "

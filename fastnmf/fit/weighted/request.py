@@ -17,14 +17,14 @@ from ...data.dataset import Data
 from ...data.opening.first_pass import Drawing
 from ...data.opening.opened import opened
 from ...data.shards import Shards, in_memory
-from ...data.sources import Batches, rows_of_files
 from ...data.sparse.arrays import is_sparse
 from ...data.sparse.files import matrix_of
 from ...data.weights.entries import EntryWeights
 from ...data.weights.given import Weights, read_weights
-from ...data.weights.observed import observed, refuse_sparse, stored_entries
-from ...data.weights.read import EntriesRead, filled, read_entries
+from ...data.weights.observed import observed, refuse_sparse
+from ...data.weights.read import EntriesRead, filled, read_entries, source_of
 from ...data.weights.scaled import Scale, ScaledRows, scaled
+from ...data.weights.stored import stored_entries
 from ...distributed import Processes
 from ...engine.state import State
 from ...errors import InvalidInput
@@ -36,6 +36,8 @@ from ..options import Options
 from ..refusals import refuse_overwriting
 
 _ANY = Expected("D0", signed=True)
+# what is not scaled
+_ENTRIES = "entries, and of rows or features with a penalty that they would scale,"
 
 
 class Weighted:
@@ -71,8 +73,8 @@ class Weighted:
             return scaled(A, self.scale, expected), budget
         if weights is None:
             return A, budget
-        if weights.stored:
-            self._beside = stored_entries(A, expected, device)
+        if weights.sparse:
+            self._beside = stored_entries(A, weights, expected, device)
             return self._beside.X, budget
         if (found := _in_passes(A, weights, expected, budget)) is not None:
             A, self._beside, budget = found
@@ -88,7 +90,7 @@ class Weighted:
             self._beside = EntryWeights(data.A, self._entries)
         if self._beside is not None:
             if isinstance(self._beside, EntryWeights) and not data.in_memory_here:
-                _refuse("a sparse A that does not fit in memory; give more max_memory", "entries")
+                _refuse("a sparse A that does not fit in memory; give more max_memory", _ENTRIES)
             elif isinstance(self._beside, EntriesRead):
                 # that of their statistics
                 data.passes += 1
@@ -109,9 +111,11 @@ def _in_passes(
 ) -> tuple[Any, EntriesRead, Budget] | None:
     """A with its weights where both do not fit in memory: as it is to be opened, the weights, and
     the memory for that; else None."""
-    source, given = _source_of(A, expected), False
+    source, given = source_of(A, expected), False
+    if source is None and is_sparse(matrix_of(A)):
+        refuse_sparse(expected.name)
     if source is None and (matrix := as_matrix(matrix_of(A), expected.name)) is not None:
-        if is_sparse(A) or matrix.ndim != 2:
+        if matrix.ndim != 2:
             return None
         source, given = Shards((in_memory(matrix, expected.name),), expected.name), True
     if source is None:
@@ -124,21 +128,7 @@ def _in_passes(
         return None
     read = read or read_entries(source, weights, expected)
     budget, features = with_weights(budget, n, d, dtype)
-    return filled(source, weights, read, expected), replace(read, features=features), budget
-
-
-def _source_of(A: Any, expected: Expected) -> Shards | Batches | None:
-    """A that is read in passes unless it fits in memory; None for another input."""
-    A = matrix_of(A)
-    if is_sparse(A):
-        return None
-    if (rows := rows_of_files(A, expected)) is not None:
-        if rows.stored is not None:
-            refuse_sparse(expected.name)
-        return rows
-    if isinstance(A, Iterator) or as_matrix(A, expected.name) is not None:
-        return None
-    return Batches(A, expected.name)
+    return filled(source, weights, expected, read), replace(read, features=features), budget
 
 
 def _rows_of(data: Data) -> Iterator[tuple[slice, Matrix]]:
@@ -168,21 +158,21 @@ def opened_weighted(
 def _refuse_with_entries(options: Options) -> None:
     """Raise InvalidInput for options of a fit that have no weighted form."""
     if options.distributed:
-        _refuse("distributed=True", "entries")
+        _refuse("distributed=True", _ENTRIES)
     if options.solver != hals.SOLVER.name:
-        _refuse(f"solver={options.solver!r}; give solver='hals'", "entries")
+        _refuse(f"solver={options.solver!r}; give solver='hals'", _ENTRIES)
     if options.tuned.form is not None:
-        _refuse(f"form={options.tuned.form!r}: each row has a Gram matrix of its own", "entries")
+        _refuse(f"form={options.tuned.form!r}: each row has a Gram matrix of its own", _ENTRIES)
     if options.revive:
-        _refuse("revive=True", "entries")
+        _refuse("revive=True", _ENTRIES)
     if options.top_k is not None:
-        _refuse("top_k: a pursuit has one Gram matrix for all rows", "entries")
+        _refuse("top_k: a pursuit has one Gram matrix for all rows", _ENTRIES)
     if options.target_l0 is not None:
-        _refuse("target_l0; give alpha_Z, l1_ratio and unit_norm", "entries")
+        _refuse("target_l0; give alpha_Z, l1_ratio and unit_norm", _ENTRIES)
     if options.init == SAMPLE:
-        _refuse("init='sample', whose rows would need their weights", "entries")
+        _refuse("init='sample', whose rows would need their weights", _ENTRIES)
     if options.codes is None or options.codes == "sparse" or str(options.codes).endswith(".npz"):
-        _refuse(f"codes={options.codes!r}; give 'memory' or a .npy file", "entries")
+        _refuse(f"codes={options.codes!r}; give 'memory' or a .npy file", _ENTRIES)
 
 
 def _scales_penalties(weights: Weights, options: Options) -> bool:
@@ -240,4 +230,5 @@ def weights_of_codes(weights: Any, *, penalised: bool) -> tuple[Scale | None, We
 
 
 def _refuse(what: str, of: str = "") -> NoReturn:
-    raise InvalidInput(f"weights{f' of {of}' if of else ''} do not go with {what}; leave one out")
+    advice = "" if "; give" in what else "; leave one out"
+    raise InvalidInput(f"weights{f' of {of}' if of else ''} do not go with {what}{advice}")

@@ -44,5 +44,5 @@ def test_statistics_are_those_of_the_weighted_entries(weights):
 @pytest.mark.parametrize("weights", both(), ids=["dense", "sparse"])
 def test_rows_without_weight_are_not_observed_and_warn(weights):
     assert (~weights.observed_rows).nonzero().flatten().tolist() == [2]
-    with pytest.warns(FastnmfWarning, match="1 rows of A"):
+    with pytest.warns(FastnmfWarning, match="1 row of A"):
         weights.warn_of_unobserved()

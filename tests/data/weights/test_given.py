@@ -34,6 +34,8 @@ def test_a_file_is_read(tmp_path):
         (np.ones((2, 2, 2)), r"shape \(2, 2, 2\)"),
         (np.ones((0, 1)), r"shape \(0, 1\)"),
         ("stored.npy", "stored.npy"),
+        (np.full((3, 1), 1e-40), "the largest weight is 1e-40"),
+        (np.full((3, 2), 1e40), "the largest weight is 1e.40"),
     ],
 )
 def test_what_cannot_be_weights_is_refused(given, message):
@@ -48,5 +50,10 @@ def test_weights_of_other_values_have_another_identity():
 
 
 def test_rows_without_weight_warn():
-    with pytest.warns(FastnmfWarning, match="1 rows of A have no entry"):
+    with pytest.warns(FastnmfWarning, match="1 row of A has no entry"):
         Weights(rows=torch.tensor([1.0, 0.0])).warn_of_unobserved()
+
+
+def test_one_weight_is_that_of_one_row():
+    assert read_weights(np.ones((1, 1))).kind == "rows"
+    assert read_weights(np.ones((1, 1)), 1).kind == "features"

@@ -61,7 +61,7 @@ def test_statistics_and_estimates_are_those_in_memory(given):
         assert torch.allclose(getattr(found, name).double(), getattr(expected, name).double())
     assert found.squared_norm == pytest.approx(expected.squared_norm)
     assert found.squared_spread == pytest.approx(expected.squared_spread)
-    opened = filled(source_of(given[0]), weights, found, Expected())
+    opened = filled(source_of(given[0]), weights, Expected(), found)
     for _ in range(2):
         source = source_of(opened)
         rows = torch.cat([torch.as_tensor(part) for part, _, _ in source.parts()])

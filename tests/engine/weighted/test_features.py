@@ -76,9 +76,9 @@ def test_starts_penalties_and_signs_are_those_in_memory(model, options, passes, 
     how = {**HOW, **options}
     one = model(K, init="random", **how)
     other = model(K, init="random", max_memory=passes(4, "random"), **how)
-    with pytest.warns(match="1 rows of A"):
+    with pytest.warns(match="1 row of A"):
         Z, D = one.fit(X, 5, weights=weights)
-    with pytest.warns(match="1 rows of A"):
+    with pytest.warns(match="1 row of A"):
         Y, E = other.fit(given, 5, weights=W, codes=tmp_path / "Z.npy")
     assert torch.allclose(Z, Y, atol=1e-7)
     assert torch.allclose(D, E, atol=1e-7)

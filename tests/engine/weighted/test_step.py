@@ -116,9 +116,9 @@ def test_rows_and_features_without_weight_keep_what_is_documented():
     weights[4], weights[:, 2] = False, False
     X = torch.where(weights, A, torch.nan)
     nmf = NMF(K, init=(Z0, D0), tol=0)
-    with pytest.warns(FastnmfWarning, match="1 rows of A") as warned:
+    with pytest.warns(FastnmfWarning, match="1 row of A") as warned:
         Z, D = nmf.fit(X, 5, weights=weights)
-    assert any("1 features of A" in str(one.message) for one in warned)
+    assert any("1 feature of A" in str(one.message) for one in warned)
     assert not Z[4].any()
     assert torch.equal(D[:, 2], D0[:, 2])
     assert sum(nmf.fit_info_.l0_histogram) == N - 1

@@ -70,7 +70,7 @@ def test_what_has_no_weight_may_be_missing():
     weights[0, 3] = 0
     X = A.clone()
     X[:, 3] = torch.nan
-    with pytest.warns(FastnmfWarning, match="1 features of A"):
+    with pytest.warns(FastnmfWarning, match="1 feature of A"):
         _, D = NMF(4, init=(Z0, D0), **HOW).fit(X, weights=weights)
     assert torch.equal(D[:, 3], D0[:, 3])
     codes = NMF(4).load_dictionary(D0).encode(X, weights=weights)

@@ -77,3 +77,84 @@ def test_ratings_that_are_not_stored_are_unknown_not_zero():
 def test_a_dense_matrix_stores_nothing():
     with pytest.raises(InvalidInput, match="dense"):
         NMF(K).fit(TRUTH, weights="stored")
+
+
+def test_zeros_that_are_stored_count_in_the_error():
+    X = STORED.copy()
+    # other than in TRUTH, the factors are not zero there
+    X.data[::5] = 0
+    values = torch.zeros(N, P, dtype=torch.float64)
+    values[PLACES] = torch.from_numpy(X.data)
+    for options in ({}, {"alpha_Z": 0.01}, {"n_init": 2}):
+        nmf = NMF(K, seed=0, **options)
+        Z, D = nmf.fit(X, 30, weights="stored")
+        error = (SEEN * (values - Z @ D)).norm() / values.norm()
+        assert nmf.fit_info_.relative_error == pytest.approx(float(error), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
+def test_files_are_read_with_the_zeros_that_they_store(kind, tmp_path):
+    path = tmp_path / "A.npz"
+    scipy.sparse.save_npz(path, STORED.asformat(kind))
+    known, found = NMF(K, seed=0), NMF(K, seed=0)
+    known.fit(STORED, 5, weights="stored")
+    found.fit(path, 5, weights="stored")
+    assert torch.equal(known.D, found.D)
+    Z = known.encode(STORED, weights="stored")
+    assert torch.equal(known.encode(path, weights="stored", codes=tmp_path / "Z.npy"), Z)
+
+
+def test_a_matrix_that_stores_nothing_is_refused(tmp_path):
+    for function in (NMF(2).fit, NMF(2).load_dictionary(torch.ones(2, 4)).encode):
+        with pytest.raises(InvalidInput, match="A stores no entry"):
+            function(scipy.sparse.csr_array((5, 4)), weights="stored")
+    np.save(tmp_path / "A.npy", np.ones((3, 2)))
+    with pytest.raises(InvalidInput, match="A is dense; give a mask"):
+        NMF(2).fit(tmp_path / "A.npy", weights="stored")
+
+
+def sparse_weights(kind):
+    weights = scipy.sparse.csr_array((np.arange(len(PLACES[0])) % 3 * 0.5, PLACES), shape=(N, P))
+    return (
+        weights.asformat(kind)
+        if kind != "torch"
+        else torch.from_numpy(weights.toarray()).to_sparse()
+    )
+
+
+@pytest.mark.parametrize("kind", ["csr", "coo", "torch"])
+def test_sparse_weights_are_those_of_the_dense_matrix(kind, tmp_path):
+    W = sparse_weights(kind)
+    dense = torch.from_numpy(W.toarray()) if kind != "torch" else W.to_dense()
+    hidden = torch.where(dense > 0, TRUTH, torch.nan)
+    how = {"init": START, "tol": 0.0, "max_iter": 20, "accelerate": False}
+    known = NMF(K, **how)
+    Z, D = known.fit(hidden, weights=dense)
+    np.save(tmp_path / "A.npy", hidden.numpy())
+    for X in (hidden, hidden.numpy(), scipy.sparse.csr_array(TRUTH.numpy()), tmp_path / "A.npy"):
+        nmf = NMF(K, **how)
+        Y, E = nmf.fit(X, weights=W)
+        assert torch.allclose(Y, Z, atol=1e-8)
+        assert torch.allclose(E, D, atol=1e-8)
+        assert nmf.fit_info_.relative_error == pytest.approx(known.fit_info_.relative_error)
+        codes = nmf.encode(X, weights=W)
+        assert torch.allclose(codes, known.encode(hidden, weights=dense), atol=1e-8)
+
+
+def test_sparse_weights_that_cannot_be_used_are_refused(tmp_path):
+    W = sparse_weights("csr")
+    scipy.sparse.save_npz(tmp_path / "W.npz", W)
+    assert NMF(2, max_iter=2).fit(TRUTH, weights=tmp_path / "W.npz")[0].shape == (N, 2)
+    with pytest.raises(InvalidInput, match=r"shape \(150, 40\), A has \(150, 39\)"):
+        NMF(2).fit(TRUTH[:, 1:], weights=W)
+    X, (i, j) = TRUTH.clone(), (part[-1] for part in (W > 0).nonzero())
+    X[i, j] = torch.nan
+    with pytest.raises(InvalidInput, match="A has 1 nan or inf entry"):
+        NMF(2).fit(X, weights=W)
+    W.data[7] = -1
+    with pytest.raises(InvalidInput, match=f"row {PLACES[0][7]}, column {PLACES[1][7]}: −1"):
+        NMF(2).fit(TRUTH, weights=W)
+    # of rows and of features
+    for shape in ((N, 1), (1, P)):
+        one = scipy.sparse.csr_array(np.ones(shape))
+        assert NMF(2, max_iter=2).fit(TRUTH, weights=one)[0].shape == (N, 2)
