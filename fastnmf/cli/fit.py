@@ -18,9 +18,11 @@ from .matrices import (
     PIPE,
     Output,
     check_outputs,
+    inputs_of,
     matrix_of,
     said,
     streamed_into,
+    weights_of,
     with_size,
     write,
 )
@@ -70,6 +72,7 @@ def fit_by(arguments: Namespace, processes: Processes) -> int:
     checkpoint = arguments.checkpoint or _free_name(arguments.out, processes)
     nmf = _model(arguments, processes)
     matrix = matrix_of(arguments, arguments.A, processes)
+    arguments.weights = weights_of(arguments)
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
     place = streamed_into("codes", arguments.codes, OF_CODES)
     options |= {"checkpoint": checkpoint} | place
@@ -110,7 +113,7 @@ def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> No
         Output(own, SUFFIXES, arguments.resume, advice),
     ]
     with processes.agreed():
-        check_outputs(outputs, arguments.A, arguments.force)
+        check_outputs(outputs, inputs_of(arguments), arguments.force)
 
 
 def _model(arguments: Namespace, processes: Processes) -> Factorization:

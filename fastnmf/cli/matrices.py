@@ -54,6 +54,30 @@ def matrix_of(arguments: Namespace, paths: list[Path], processes: Processes | No
         return part_of(given, processes.rank, processes.size)
 
 
+def inputs_of(arguments: Namespace) -> list[Path]:
+    """The files of data and of weights, which no output may replace."""
+    weights = getattr(arguments, "weights", None)
+    return [*arguments.A, weights] if isinstance(weights, Path) else [*arguments.A]
+
+
+def weights_of(arguments: Namespace) -> Any:
+    """The weights that were asked for: 'stored', the path of a file that is read in passes, or the
+    matrix in another file; None without."""
+    from ..data.shards import SUFFIXES
+    from ..files import read_matrix
+
+    given = arguments.weights
+    if not isinstance(given, Path):
+        return given
+    if given == PIPE:
+        raise Refused("--weights - is not possible; give the name of a file")
+    with reading(given):
+        if given.is_dir() or given.suffix in SUFFIXES:
+            return given
+        options = {"header": YES_OR_NO[arguments.header], "max_memory": arguments.max_memory}
+        return read_matrix(given, **options)
+
+
 def whole_matrix(arguments: Namespace) -> Any:
     """The matrix of a command that takes one file, in memory."""
     from ..files import read_matrix

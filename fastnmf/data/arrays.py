@@ -261,6 +261,10 @@ _REPAIRS = {
 }
 
 
+# of use whichever function A was given to
+_MISSING = "what is missing: weights=… of fit, encode and nnls, 0 there, ignore it"
+
+
 class ValueCheck:
     """The entries of a matrix that cannot be used: the first of them, and how many are of its kind.
     Arrays and files are checked by it a part at a time."""
@@ -307,7 +311,7 @@ class ValueCheck:
         if not self._count:
             return
         finite, clipped = (repair.format(A=self.name) for repair in self._repairs)
-        missing = "; weights=… that are 0 there ignore what is missing" * (self.name == "A")
+        missing = f"; {_MISSING}" * (self.name == "A")
         needs = "it must hold" if self._signed else "NMF needs"
         needed = f"{needs} finite numbers ({finite}?){missing}"
         if self._kind == "negative":

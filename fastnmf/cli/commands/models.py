@@ -13,11 +13,13 @@ from ..matrices import (
     PIPE,
     Output,
     check_outputs,
+    inputs_of,
     matrix_of,
     reading,
     refuse_no_model,
     refuse_terminal,
     streamed_into,
+    weights_of,
     write,
 )
 from ..summary import as_json, ended, option_errors, shows_progress, usable_device
@@ -25,24 +27,23 @@ from ..usage import DONE, Refused
 
 # rows that are looked at together, of codes in a file
 _ROWS = 1 << 16
-_OF_ENCODE = ("weights", "max_iter", "tol", "method", "refit")
+_OF_ENCODE = ("max_iter", "tol", "method", "refit")
 
 
 def encode(arguments: Namespace) -> int:
     """Run `fastnmf encode`."""
     from ... import checks
 
-    _check(arguments, arguments.A)
+    _check(arguments, inputs_of(arguments))
     nmf = model_of(arguments)
     nmf.verbose = shows_progress(arguments)
     options = {name: getattr(arguments, name) for name in _OF_ENCODE}
     A = matrix_of(arguments, arguments.A)
+    options["weights"] = weights_of(arguments)
     with option_errors():
         checks.whole("max_iter", arguments.max_iter, at_least=0)
         checks.tolerance(0.0 if arguments.tol is None else arguments.tol)
-    # with weights codes are in memory first
-    streamed = arguments.weights is None
-    place = streamed_into("codes", arguments.out, OF_CODES) if streamed else {}
+    place = streamed_into("codes", arguments.out, OF_CODES)
     Z, info = nmf.encode(A, **options, **place, return_info=True)
     write(arguments.out, Z, place)
     mean_l0 = _active(Z) / len(Z)
