@@ -136,7 +136,15 @@ def refuse_residual(plan: Plan, data: Data, solver: Solver) -> None:
 def refuse_extremes(data: Data, options: Options) -> None:
     """Refuse data whose squares, or their sum, overflow or vanish: then every error is zero; and
     penalties that overflow."""
-    refuse_extreme("A", data.largest, data.like, float(data.squared_norm))
+    total = float(data.squared_norm)
+    beside = data.weights is not None
+    refuse_extreme("A", data.largest, data.like, 0.0 if beside else total)
+    if beside and data.largest and not square_is_normal(total**0.5, data.dtype):
+        computed = str(data.dtype).removeprefix("torch.")
+        raise ArithmeticError(
+            f"the sum of the squares of A times their weights is {total:.3g}, out of the range of "
+            f"{computed}; scale the weights (weights / weights.max()) or A"
+        )
     penalties, most = options.penalties, torch.finfo(data.dtype).max ** 0.5
     for name, times, what in (("alpha_Z", data.d, "features"), ("alpha_D", data.n, "rows")):
         alpha = getattr(penalties, name)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import checks
 from ..errors import InvalidInput
-from ..fit.options import MAX_ITER
 from ..isolation import isolated
 from ..models.factorization import Factorization
 from ..models.nmf import NMF
@@ -253,15 +252,15 @@ def choose_concepts(
         every = run_each(fit, len(names), lambda which: done(names[which]), most)
     found = {K: every[i * folds : (i + 1) * folds] for i, K in enumerate(numbers)}
     met = [bool(run.numbers["converged"]) for run in every]
-    warn_of_limits(met, options.get("max_iter") or MAX_ITER)
+    warn_of_limits(met, options)
     rows = tuple(_candidate(K, each) for K, each in found.items())
-    recommended, reason = recommend(rows)
+    recommended, reason = recommend(rows, most=_most(whole, folds))
     return Choice(recommended, reason, rows, holdout, folds, seed)
 
 
-def recommend(candidates: Sequence[Candidate]) -> tuple[int, str]:
+def recommend(candidates: Sequence[Candidate], most: int) -> tuple[int, str]:
     """The smallest K that is at most one standard error worse than the best over the folds, and
-    why."""
+    why. most: the largest K that can be compared."""
     best = min(candidates, key=lambda each: each.mean_held_out)
     chosen, K = best, best.nb_concepts
     for each in sorted(candidates, key=lambda each: each.nb_concepts):
@@ -278,9 +277,9 @@ def recommend(candidates: Sequence[Candidate]) -> tuple[int, str]:
             f"({chosen.mean_held_out:.4f}) at most one standard error above it."
         )
     sizes = [each.nb_concepts for each in candidates]
-    if len(sizes) > 1 and K == max(sizes):
+    if len(sizes) > 1 and max(sizes) == K < most:
         reason += " It is the largest that was tried: try larger ones, too."
-    elif len(sizes) > 1 and chosen.nb_concepts == min(sizes):
+    elif len(sizes) > 1 and chosen.nb_concepts == min(sizes) > 1:
         reason += " It is the smallest that was tried: try smaller ones, too."
     return chosen.nb_concepts, reason
 
@@ -289,16 +288,23 @@ def _numbers(candidates: Any, A: Whole, folds: int) -> list[int]:
     """The numbers of concepts, each once, from the smallest."""
     if isinstance(candidates, int | str) or not hasattr(candidates, "__iter__"):
         raise TypeError(f"candidates={candidates!r} must be several numbers, such as [10, 20, 50]")
-    numbers = sorted({checks.whole("candidates", K, at_least=1) or 1 for K in candidates})
+    # numbers of arrays and tensors are their own types
+    listed = candidates.tolist() if hasattr(candidates, "tolist") else candidates
+    numbers = sorted({checks.whole("candidates", K, at_least=1) or 1 for K in listed})
     if not numbers:
         raise InvalidInput("candidates is empty; give numbers of concepts, such as [10, 20, 50]")
-    most = min(A.n - -(-A.n // folds), A.d)
+    most = _most(A, folds)
     if numbers[-1] > most:
         raise InvalidInput(
             f"candidates has {numbers[-1]:,}; with {A.n:,} rows, {A.d:,} features and "
             f"folds={folds} at most {most:,} concepts can be compared, since more fit everything"
         )
     return numbers
+
+
+def _most(A: Whole, folds: int) -> int:
+    """The largest number of concepts that can be compared."""
+    return min(A.n - -(-A.n // folds), A.d)
 
 
 def _candidate(K: int, runs: list[Run]) -> Candidate:

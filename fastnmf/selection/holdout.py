@@ -37,18 +37,29 @@ def rows(A: Whole, fits: Fits, K: int, fold: Fold, seed: int) -> Run:
     """Fit all rows but those of the fold; predict each part of the features of these rows by codes
     from their other features. Source: Owen & Perry, "Bi-cross-validation of the SVD and the
     nonnegative matrix factorization", 2009, with dictionaries of all features."""
+    if A.d < 2:
+        raise InvalidInput(
+            "holdout='rows' predicts features of a row from its others, and A has one feature; "
+            "give holdout='entries'"
+        )
     drawn = torch.Generator("cpu").manual_seed(fold.seed)
     part_of_row = torch.randperm(A.n, generator=drawn, device="cpu") % fold.folds
     part_of_feature = torch.randperm(A.d, generator=drawn, device="cpu") % min(_PARTS, A.d)
     held, kept = ((part_of_row == fold.number) == is_held for is_held in (True, False))
     model, run = fits.fit(A.rows(kept.nonzero()[:, 0]), K, seed)
-    D, held = model.get_dictionary().cpu(), held.nonzero()[:, 0]
+    D, b, held = *_learned(model), held.nonzero()[:, 0]
     error = total = 0.0
     for part in part_of_feature.unique():
         unseen = (part_of_feature == part).nonzero()[:, 0]
         seen = (part_of_feature != part).nonzero()[:, 0]
-        Z = _codes(fits.model(K, seed).load_dictionary(D[:, seen]), A.block(held, seen))
-        errors = squared_error(A.block(held, unseen), Z, D[:, unseen])
+        known = None if b is None else b[seen]
+        of_seen = fits.model(K, seed).load_dictionary(D[:, seen], known)
+        Z, of_unseen = _codes(of_seen, A.block(held, seen)), D[:, unseen]
+        if b is not None:
+            # an offset is a concept that all rows have once
+            Z = torch.cat((Z, Z.new_ones(len(Z), 1)), 1)
+            of_unseen = torch.cat((of_unseen, b[None, unseen]))
+        errors = squared_error(A.block(held, unseen), Z, of_unseen)
         error, total = error + errors[0], total + errors[1]
     return _with_held(run, error, total)
 
@@ -62,6 +73,11 @@ def entries(A: Whole, fits: Fits, K: int, fold: Fold, seed: int) -> Run:
             "holdout='entries' estimates entries, which needs dense data; give A.toarray(), or "
             "holdout='rows'"
         )
+    if fits.kind.constraint.of_rows:
+        raise InvalidInput(
+            "holdout='entries' goes on from the concepts of an earlier estimate, and ConvexNMF has "
+            "mixtures of rows; give holdout='rows'"
+        )
     X: Tensor = A.A
     drawn = torch.Generator("cpu").manual_seed(fold.seed)
     part_of_entry = torch.randint(fold.folds, X.shape, generator=drawn, device="cpu")
@@ -71,27 +87,36 @@ def entries(A: Whole, fits: Fits, K: int, fold: Fold, seed: int) -> Run:
     before = filled[held]
     Z = _codes(model, filled)
     for _ in range(_ROUNDS):
-        D = model.get_dictionary().cpu()
-        filled = torch.where(held, Z @ D, X)
+        D, b = _learned(model)
+        filled = torch.where(held, _rebuilt(Z, D, b), X)
         if not fits.kind.constraint.signed:
             filled = filled.clamp_(min=0)
         now = filled[held]
         if torch.dist(now, before) <= _SETTLED * torch.linalg.vector_norm(now):
             break
         before = now
-        model = fits.model(K, seed, init=(Z, D), max_iter=_ITERATIONS)
+        model = fits.model(K, seed, init=(Z, D), max_iter=_ITERATIONS, n_init=1)
         with silenced(ConvergenceWarning):
             Z = model.fit(filled)[0]
         assert Z is not None
         Z = Z.cpu()
     found = run_of(model)
-    D = model.get_dictionary().cpu()
-    errors = (X - Z @ D)[held].double()
+    errors = X - _rebuilt(Z, *_learned(model))
     # of the fit on all entries but these
-    seen = _relative((X - Z @ D)[~held].double(), X[~held].double())
+    seen = _relative(errors[~held].double(), X[~held].double())
     numbers = {**found.numbers, "relative_error": seen, "converged": run.numbers["converged"]}
     total = float(X[held].double().square().sum())
-    return _with_held(Run(found.D, numbers), float(errors.square().sum()), total)
+    return _with_held(Run(found.D, numbers), float(errors[held].double().square().sum()), total)
+
+
+def _learned(model: Factorization) -> tuple[Tensor, Tensor | None]:
+    """The dictionary, and the offset of a model that has one."""
+    b = model.offset_
+    return model.get_dictionary().cpu(), None if b is None else b.cpu()
+
+
+def _rebuilt(Z: Tensor, D: Tensor, b: Tensor | None) -> Tensor:
+    return Z @ D if b is None else Z @ D + b
 
 
 def _codes(model: Factorization, X: Any) -> Tensor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 
 from .. import checks
 from ..errors import ConvergenceWarning, FitsFailed, InvalidInput, silenced
-from ..fit.options import MAX_ITER
 from ..isolation import isolated
 from ..models.factorization import Factorization
 from ..models.nmf import NMF
@@ -104,7 +104,7 @@ def fit_many(
     with bar(verbose, "fit_many", dict.fromkeys(range(len(given)), 1)) as done:
         found = run_each(fit, len(given), done, most, _FAILURES)
     met = [met_rule(each) for each in found if isinstance(each, Factorization)]
-    warn_of_limits(met, options.get("max_iter") or MAX_ITER)
+    warn_of_limits(met, options)
     failed = {i: each for i, each in enumerate(found) if isinstance(each, Exception)}
     if failed and errors != _RETURN:
         raise FitsFailed([None if i in failed else each for i, each in enumerate(found)], failed)
@@ -112,15 +112,25 @@ def fit_many(
 
 
 def _listed(matrices: Any) -> list[Any]:
-    """The matrices as a list. Raises InvalidInput for one matrix, or a dict of them."""
-    if isinstance(matrices, str | bytes) or getattr(matrices, "ndim", 3) == 2:
-        raise InvalidInput(
-            "matrices is one matrix, and fit_many fits a list of them; give [A_1, A_2, …], or fit "
-            "one by NMF(K).fit(A)"
-        )
+    """The matrices as a list. Raises InvalidInput for one matrix, or a dict of them, and TypeError
+    for what is no list."""
     if isinstance(matrices, Mapping):
         raise InvalidInput(
             "matrices is a dict, and fit_many returns a list: give list(matrices.values()); "
             "dict(zip(matrices, models)) then has the model of each name"
         )
+    path = isinstance(matrices, str | bytes | os.PathLike)
+    if not (path or isinstance(matrices, Iterable)):
+        raise TypeError(f"matrices is of type {type(matrices).__name__}; give [A_1, A_2, …]")
+    if path or getattr(matrices, "ndim", 3) < 3 or _is_matrix(matrices):
+        raise InvalidInput(
+            "matrices is one matrix, and fit_many fits a list of them; give [A_1, A_2, …], or fit "
+            "one by NMF(K).fit(A)"
+        )
     return list(matrices)
+
+
+def _is_matrix(given: Any) -> bool:
+    """Whether lists of numbers are rows of one matrix."""
+    rows = isinstance(given, list | tuple) and given and all(isinstance(x, list) for x in given)
+    return bool(rows) and all(isinstance(x, int | float) for row in given for x in row[:1])

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from .. import checks
 from ..errors import ConvergenceWarning, InvalidInput, silenced, warn
+from ..fit.options import MAX_ITER
 from ..models.factorization import Factorization
 from .runs import Run, Runs
 
@@ -49,8 +52,9 @@ class Fits:
 
     def smallest(self) -> Factorization:
         """A model of as few concepts as its options allow, not fitted."""
-        most = self.options.get("top_k")
-        return self.model(most if type(most) is int and most > 0 else 1, 0)
+        least = [self.options.get(name) for name in ("top_k", "target_l0")]
+        numbers = [math.ceil(each) for each in least if _is_size(each)]
+        return self.model(max(1, *numbers), 0) if numbers else self.model(1, 0)
 
     def model(self, K: int, seed: int, **more: Any) -> Factorization:
         """A model of K concepts that is not fitted."""
@@ -68,6 +72,12 @@ class Fits:
         """What must be the same where a call resumes."""
         shown = {name: repr(value) for name, value in sorted(self.options.items())}
         return {"model": self.kind.__name__, "options": shown}
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a number of concepts that a model of as many may have."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and 0 < value <= checks.MOST
 
 
 def run_of(model: Factorization) -> Run:
@@ -90,8 +100,11 @@ def met_rule(model: Factorization) -> bool:
     return info is None or info.converged or model.tol == 0
 
 
-def warn_of_limits(converged: Sequence[bool], max_iter: int) -> None:
-    """Give one warning for all fits that ended at max_iter, before their stopping rule was met."""
+def warn_of_limits(converged: Sequence[bool], options: dict[str, Any]) -> None:
+    """Give one warning for all fits with these options that ended at max_iter, before their
+    stopping rule was met."""
+    max_iter = options.get("max_iter")
+    max_iter = MAX_ITER if max_iter is None else max_iter
     if not all(converged):
         warn(
             f"{list(converged).count(False)} of {len(converged)} fits had not converged after "

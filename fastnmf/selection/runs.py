@@ -52,6 +52,8 @@ class Runs:
         if resume and path is None:
             raise InvalidInput("resume=True needs checkpoint=, the file to go on from")
         self._path = None if path is None else check_output(path, SUFFIXES)
+        if self._path is not None and self._path.exists():
+            self._refuse_others(self._path)
         # as JSON gives it back
         self._identity = json.loads(json.dumps(identity))
         self._done: dict[str, Run] = {}
@@ -87,18 +89,27 @@ class Runs:
         with replacing(path) as part:
             safetensors.torch.save_file(dictionaries, part, metadata=metadata)
 
+    def _refuse_others(self, path: Path) -> None:
+        """Raise InvalidInput for a file that is no store of fits, and not to be replaced."""
+        import safetensors
+
+        try:
+            with refusing_damage(path), safetensors.safe_open(path, framework="pt") as file:
+                ours = (file.metadata() or {}).get("format") == FORMAT
+                held = ", ".join(sorted(file.keys())) or "nothing"
+        except InvalidInput as error:
+            raise InvalidInput(f"{error}; give checkpoint= another name, or remove it") from error
+        if not ours:
+            raise InvalidInput(
+                f"{path} holds {held}, and no fits of such a call; give checkpoint= another name"
+            )
+
     def _read(self, path: Path, seed: int | None) -> int:
         """Take the fits in the file; return its seed."""
         import safetensors
 
         with refusing_damage(path), safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                held = ", ".join(sorted(file.keys())) or "nothing"
-                raise InvalidInput(
-                    f"{path} holds {held}, and no fits of such a call; give checkpoint= another "
-                    "name"
-                )
+            metadata = file.metadata()
             stored = json.loads(metadata["identity"])
             own = {**self._identity, "seed": stored["seed"] if seed is None else seed}
             for name, value in own.items():

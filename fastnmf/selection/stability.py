@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .. import checks
 from ..errors import InvalidInput
-from ..fit.options import MAX_ITER
 from ..isolation import isolated
 from ..models.factorization import Factorization
 from ..models.nmf import NMF
@@ -225,6 +224,11 @@ def stability(
     if density_threshold is not None:
         density_threshold = checks.penalty("density_threshold", density_threshold)
     fits = Fits.of(model, {"init": "random", **options})
+    if fits.options.get("offset"):
+        raise InvalidInput(
+            "offset=True has no consensus here: each run has one of its own; leave it out, or "
+            "give A - A.mean(0)"
+        )
     if resample == "starts" and fits.options["init"] not in _DRAWN:
         raise InvalidInput(
             f"init={fits.options['init']!r} is the same start for all runs, which would agree for "
@@ -243,7 +247,7 @@ def stability(
         most = at_a_time(fits.smallest(), whole.entries)
         found = run_each(fit, runs, lambda number: done(str(number)), most)
     met = [bool(run.numbers["converged"]) for run in found]
-    warn_of_limits(met, options.get("max_iter") or MAX_ITER)
+    warn_of_limits(met, options)
     return _compared(whole, fits, found, density_threshold, (resample, store.seed))
 
 

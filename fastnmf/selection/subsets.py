@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..backends.products import Matrix, Rebuilt
@@ -20,6 +22,8 @@ from ..numerics import squared_norm
 
 # of values that are checked already; a block may have no entries, and any signs
 _ANY = Expected("X", signed=True)
+# rows that are looked at together
+_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,13 @@ class Whole:
 
     def identity(self) -> dict[str, Any]:
         """What tells these data from others, where a call resumes."""
-        norm = float(squared_norm(self.A)) if isinstance(self.A, Tensor) else float(self.A.sum())
-        return {"n": self.n, "d": self.d, "sum": norm}
+        parts = [self.A]
+        if not isinstance(self.A, Tensor):
+            parts = [torch.from_numpy(x) for x in (self.A.indptr, self.A.indices, self.A.data)]
+        checksum = 0
+        for part in (some for each in parts for some in each.split(_ROWS)):
+            checksum = zlib.crc32(part.contiguous().view(torch.uint8).numpy(), checksum)
+        return {"n": self.n, "d": self.d, "checksum": f"{checksum:x}"}
 
     @property
     def entries(self) -> int:

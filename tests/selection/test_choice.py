@@ -16,7 +16,7 @@ def candidate(K, *held_out):
 def test_smallest_within_one_standard_error_is_recommended():
     rows = [candidate(2, 0.5, 0.6), candidate(3, 0.30, 0.42), candidate(4, 0.31, 0.40)]
     rows += [candidate(5, 0.45, 0.44)]
-    K, reason = recommend(rows)
+    K, reason = recommend(rows, 9)
     assert K == 3
     assert "least with K = 4 (0.3550)" in reason
     assert "at most one standard error" in reason
@@ -26,8 +26,12 @@ def test_smallest_within_one_standard_error_is_recommended():
     ("held_out", "text"), [([0.5, 0.4, 0.3], "larger"), ([0.3, 0.4, 0.5], "smaller")]
 )
 def test_a_choice_at_the_end_of_what_was_tried_says_so(held_out, text):
-    reason = recommend([candidate(K, x, x) for K, x in enumerate(held_out, 1)])[1]
+    reason = recommend([candidate(K, x, x) for K, x in enumerate(held_out, 2)], 9)[1]
     assert f"try {text} ones, too" in reason
+    # no number is smaller, or larger
+    ends = [candidate(K, x, x) for K, x in enumerate(held_out, 1 if text == "smaller" else 2)]
+    most = 4 if text == "larger" else 9
+    assert "try" not in recommend(ends, most)[1]
 
 
 @pytest.mark.parametrize("holdout", ["rows", "entries"])
@@ -114,6 +118,12 @@ def test_what_cannot_be_compared_is_refused(given, error, text):
     candidates = given.pop("candidates", [2, 3])
     with pytest.raises(error, match=text):
         fastnmf.choose_concepts(A, candidates, **given)
+
+
+def test_numbers_may_be_a_tensor():
+    A, _ = planted(30, 12, 2, 0.2, seed=0)
+    found = fastnmf.choose_concepts(A, torch.tensor([2]), folds=2, seed=0, max_iter=2, tol=0)
+    assert found.recommended == 2
 
 
 def test_entries_of_sparse_data_are_refused():

@@ -43,3 +43,28 @@ def test_zeros_that_are_held_out_have_no_error():
     A = torch.zeros(20, 6)
     found = HOLDOUTS["rows"](whole(A), Fits.of(fastnmf.NMF, {}), 2, Fold(0, 2, seed=0), seed=0)
     assert found.numbers["held_out"] == 0
+
+
+@pytest.mark.parametrize("holdout", HOLDOUTS)
+def test_what_is_predicted_includes_the_offset(holdout):
+    A, _ = planted(60, 12, 2, 0.0, seed=0)
+    kind = fastnmf.SemiNMF
+    fits = Fits.of(kind, {"max_iter": 200, "offset": True, "tol": 1e-6})
+    found = HOLDOUTS[holdout](
+        Whole.of(A + 100, kind(1).expected()), fits, 2, Fold(0, 4, seed=0), seed=0
+    )
+    spread = float((A - A.mean(0)).norm() / (A + 100).norm())
+    assert found.numbers["held_out"] < spread / 2
+
+
+def test_several_starts_are_those_of_the_first_estimate():
+    A, _ = planted(30, 12, 2, 0.1, seed=0)
+    fits = Fits.of(fastnmf.NMF, {"max_iter": 20, "n_init": 2})
+    assert HOLDOUTS["entries"](whole(A), fits, 2, Fold(0, 4, seed=0), 0).numbers["held_out"] < 1
+
+
+def test_hold_outs_that_cannot_be_predicted_are_refused():
+    with pytest.raises(fastnmf.InvalidInput, match="A has one feature"):
+        fastnmf.choose_concepts(torch.rand(9, 1), [1])
+    with pytest.raises(fastnmf.InvalidInput, match="ConvexNMF has mixtures of rows"):
+        fastnmf.choose_concepts(torch.rand(9, 4), [1], model=fastnmf.ConvexNMF, holdout="entries")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,8 +115,13 @@ def test_no_matrices_and_a_stack_of_them():
 
 
 def test_what_cannot_be_meant_is_refused_before_any_fit():
-    with pytest.raises(InvalidInput, match="is one matrix"):
-        fit_many(MATRICES[0], 3)
+    one = MATRICES[0]
+    for given in (one, one[0], one.tolist(), one.numpy(), "A.npy", Path("A.npy")):
+        with pytest.raises(InvalidInput, match="is one matrix"):
+            fit_many(given, 3)
+    for given in (None, 5):
+        with pytest.raises(TypeError, match=f"of type {type(given).__name__}; give"):
+            fit_many(given, 3)
     with pytest.raises(InvalidInput, match=r"give list\(matrices.values\(\)\)"):
         fit_many({"one": MATRICES[0]}, 3)
     with pytest.raises(InvalidInput, match="errors='ignore'"):

@@ -16,7 +16,11 @@ def test_fits_say_what_the_summary_says():
     assert run.numbers["relative_error"] == info.relative_error
     assert run.numbers["converged"] == 0
     with pytest.warns(ConvergenceWarning, match="1 of 1 fits .* max_iter=2 "):
-        warn_of_limits([met_rule(model)], 2)
+        warn_of_limits([met_rule(model)], {"max_iter": 2})
+    with pytest.warns(ConvergenceWarning, match="1 of 1 fits .* max_iter=0 "):
+        warn_of_limits([False], {"max_iter": 0})
+    with pytest.warns(ConvergenceWarning, match="max_iter=500 "):
+        warn_of_limits([False], {"max_iter": None})
     _, run = Fits.of(fastnmf.NMF, {"max_iter": 2, "tol": 0}).fit(A, 3, 0)
     assert run.numbers["converged"] == 1
 
@@ -37,6 +41,16 @@ def test_options_that_need_several_concepts_are_taken():
         fastnmf.choose_concepts(A, [1, 3], **options)
     with pytest.raises(InvalidInput, match="top_k=0 must be at least 1"):
         fastnmf.choose_concepts(A, [2, 3], **{**options, "top_k": 0})
+
+
+@pytest.mark.filterwarnings("ignore:R² is")
+@pytest.mark.parametrize("target", [1, 1.5, 2.0])
+def test_a_number_of_active_concepts_is_taken(target):
+    """target_l0=1.5 was refused, for the same reason."""
+    A = torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    options = {"seed": 0, "max_iter": 2, "tol": 0, "target_l0": target}
+    assert len(fastnmf.fit_many([A], 3, **options)) == 1
+    assert fastnmf.stability(A, 3, runs=2, **options).dictionary.shape == (3, 6)
 
 
 def test_bar_counts_fits_and_the_work_that_is_left(capsys):

@@ -23,11 +23,12 @@ def test_another_call_and_other_files_are_refused(tmp_path):
     for identity, seed, text in [({"n": 5}, 7, "n=4, this one has 5"), ({"n": 4}, 8, "seed=7")]:
         with pytest.raises(InvalidInput, match=text):
             Runs(path, identity, seed, resume=True)
-    safetensors.torch.save_file({"D": torch.rand(2)}, path)
-    with pytest.raises(InvalidInput, match="holds D, and no fits"):
-        Runs(path, {"n": 4}, 7, resume=True)
-    path.write_bytes(b"0")
-    with pytest.raises(InvalidInput, match="cannot be read"):
-        Runs(path, {"n": 4}, 7, resume=True)
+    for resume in (True, False):
+        safetensors.torch.save_file({"D": torch.rand(2)}, path)
+        with pytest.raises(InvalidInput, match="holds D, and no fits"):
+            Runs(path, {"n": 4}, 7, resume=resume)
+        path.write_bytes(b"0")
+        with pytest.raises(InvalidInput, match=r"cannot be read .* or remove it"):
+            Runs(path, {"n": 4}, 7, resume=resume)
     with pytest.raises(InvalidInput, match="must end in"):
         Runs(tmp_path / "runs.npy", {"n": 4}, 7, resume=False)

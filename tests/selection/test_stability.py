@@ -90,3 +90,8 @@ def test_what_cannot_be_compared_is_refused(given, text):
     A, _ = planted(60, 20, 3, 0.2, seed=0)
     with pytest.raises(InvalidInput, match=text):
         fastnmf.stability(A, 3, **given)
+
+
+def test_offsets_are_refused():
+    with pytest.raises(InvalidInput, match="offset=True has no consensus"):
+        fastnmf.stability(torch.rand(9, 4), 2, model=fastnmf.SemiNMF, offset=True)

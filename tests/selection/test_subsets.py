@@ -31,3 +31,14 @@ def test_files_are_read_and_values_checked(tmp_path):
     assert Whole.of(tmp_path / "A.npy", Expected()).n == 4
     with pytest.raises(InvalidInput, match="negative"):
         Whole.of(-torch.ones(4, 3), fastnmf.NMF(1).expected())
+
+
+def test_other_orders_of_the_same_numbers_are_other_data():
+    """The sum of squares is the same."""
+    import scipy.sparse
+
+    A = torch.arange(12.0).reshape(4, 3)
+    for kind in (lambda X: X, scipy.sparse.csr_array):
+        one, other = (Whole.of(kind(X), Expected()).identity() for X in (A, A.flip(0)))
+        assert one != other
+        assert one == Whole.of(kind(A.clone()), Expected()).identity()
