@@ -50,7 +50,6 @@ from .rows import (
     no_rows,
     refuse_leading,
     through,
-    weights_as_rows,
 )
 from .weighted.codes import nnls_of_entries, weighted_inputs
 
@@ -191,34 +190,24 @@ def nnls(
     place = destination(codes, optional=False)
     refuse_overwriting((A, Z0, D, weights), place)
     refuse_derivatives("nnls", Z0=Z0)
-    for name, given in (("A", A), ("D", D)):
-        refuse_tangent("nnls", name, given)
+    refuse_tangent("nnls", "A", A)
+    refuse_tangent("nnls", "D", D)
     measures = checks.flag("return_info", return_info)
-    leading = entries = None
-    if weights is not None:
-        D = _matrix(D, "D")
-        A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
-        given = weights_as_rows(weights, leading)
-        A, D, entries = weighted_inputs(A, D, given, penalty)
-    plain = (
-        entries is None
-        and leading is None
-        and place == "memory"
-        and Z0 is None
-        and limits == Limits()
-        and max_memory is None
-    )
+    A, D, entries, leading = weighted_inputs(A, D, weights, penalty)
+    plain = place == "memory" and limits == Limits()
+    plain = plain and all(given is None for given in (entries, leading, Z0, max_memory))
     if plain and (few := _codes_of_few(A, D, penalty, backend)) is not None:
         return (few[0], _measured(A, D, *few, penalty)) if measures else few[0]
     # what cannot be read has no device to go to
     if isinstance(A, Tensor) and not is_sparse(A):
         as_matrix(A, "A")
     D = _matrix(D, "D")
+    width = D.shape[-1] if D.ndim else 0
     tensors = (X.device for X in (A, D) if isinstance(X, Tensor))
     device = next(tensors, torch.device("cpu"))
     if leading is None:
-        A, leading = as_rows(A, D.shape[-1] if D.ndim else 0)
-    refuse_leading(place, leading, D.shape[-1] if D.ndim else 0)
+        A, leading = as_rows(A, width)
+    refuse_leading(place, leading, width)
     operations = _operations(device, backend)
     call = _Call(
         device, place, bytes_of(max_memory), *operations, penalty, limits, measures, entries

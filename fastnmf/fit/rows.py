@@ -45,13 +45,16 @@ def as_rows(A: Any, width: int) -> tuple[Any, tuple[int, ...] | None]:
     return A, None
 
 
-def weights_as_rows(weights: Any, leading: tuple[int, ...] | None) -> Any:
-    """Weights beside the rows of `as_rows`: those of the same leading dimensions become a matrix,
-    others stay as they are."""
+def with_weights_as_rows(
+    A: Any, weights: Any, width: int
+) -> tuple[Any, Any, tuple[int, ...] | None]:
+    """A and its leading dimensions as of `as_rows`, and between them weights: those of the same
+    leading dimensions become a matrix, others stay as they are."""
+    A, leading = as_rows(A, width)
     whole = isinstance(weights, Tensor | np.ndarray) and leading is not None
     if whole and weights.ndim and tuple(weights.shape[:-1]) == leading:
-        return weights.reshape(-1, weights.shape[-1])
-    return weights
+        weights = weights.reshape(-1, weights.shape[-1])
+    return A, weights, leading
 
 
 def given_codes(Z0: Any, data: Data, K: int) -> Matrix:

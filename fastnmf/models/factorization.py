@@ -355,8 +355,7 @@ class Factorization(ShownModel):
         kind = checks.one_of("method", method, encode.METHODS)
         most, of_model = most or self.top_k, most is None
         exchanges = self.top_k is not None
-        A, leading = rows.as_rows(A, D.shape[1])
-        weights = rows.weights_as_rows(weights, leading)
+        A, weights, leading = rows.with_weights_as_rows(A, weights, D.shape[1])
         run = encode.Run(kind, iterations, stop_at, most, refits, of_model, weights, exchanges)
         rows.refuse_leading(destination(codes, optional=False), leading, D.shape[1])
         if (function := own_parts.own_function(self)) is not None:

@@ -76,6 +76,11 @@ class WeightRows:
         features = X.new_ones(1) if self._features is None else self._features.to(X)
         return (rows[:, None] * features).expand(len(X), X.shape[1])
 
+    def beside(self, part: slice, X: Matrix) -> EntryWeights:
+        """The weights of these rows, which are X (m, d)."""
+        assert isinstance(X, Tensor)
+        return EntryWeights(X, self.read(part.start, X))
+
 
 def _matrix(entries: Any) -> Any:
     return as_matrix(entries, "weights")
@@ -104,8 +109,7 @@ class EntriesRead:
 
     def beside(self, part: slice, X: Matrix) -> EntryWeights:
         """The weights of these rows, which are X (m, d)."""
-        assert isinstance(X, Tensor)
-        return EntryWeights(X, self.rows.read(part.start, X))
+        return self.rows.beside(part, X)
 
     @property
     def mean_row(self) -> Tensor:

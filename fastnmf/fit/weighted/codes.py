@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from ...solvers.penalties import Penalty
 from ..encode import Fixed, Run, encode
 from ..options import Options, destination
 from ..refusals import refuse_overwriting
-from ..rows import given_codes, has_no_rows, locked, through
+from ..rows import given_codes, has_no_rows, locked, through, with_weights_as_rows
 from .request import weights_of_codes
 
 
@@ -47,50 +48,59 @@ def codes_of_entries(
 ) -> tuple[Tensor, NnlsInfo, EncodeInfo]:
     """Z (n, K) at this place, the info of each row and the summary, for A (n, d), less the offset,
     in memory or read in passes. by: the penalty, and operations of solver anls."""
-    (D, offset), (K, d) = fixed, fixed.D.shape
-    expected = Expected(features=d, dtype=D.dtype, signed=signed)
-    error = whole = 0.0
-    infos: list[NnlsInfo] = []
+    K, d = fixed.D.shape
+    expected, rows = Expected(features=d, dtype=fixed.D.dtype, signed=signed), None
     with ExitStack() as stack:
         to = locked(place, stack)
-        beside = None
         if weights.sparse:
-            beside = stored_entries(A, weights, expected, D.device)
-            A, rows = beside.X, None
+            stored = stored_entries(A, weights, expected, fixed.D.device)
+            A, beside = stored.X, stored.beside
         else:
             A, rows, budget = observed_rows(A, weights, expected, budget)
+            beside = rows.beside
         data = stack.enter_context(opened(A, expected, budget))
         if rows is not None:
             rows.check_shape(data.n, d)
         if place == "memory":
             sizes = {"the codes": data.n * K * data.dtype.itemsize}
             advice = "give fewer rows, or codes='Z.npy'"
-            refuse_too_large(sizes, D.device, advice, budget.requested)
-        Z0 = None if Z0 is None else given_codes(Z0, data, K)
-        D = D.to(data.like)
-        solve = WeightedCodes(D, *by)
-        data.limit_chunks(solve.step)
+            refuse_too_large(sizes, data.device, advice, budget.requested)
+        start = None if Z0 is None else given_codes(Z0, data, K)
+        solve = _Solving(beside, fixed.to(data.like), by, start)
+        data.limit_chunks(solve.codes.step)
+        return through(data, solve, K, to), *solve.ended()
 
-        def made(part: slice, X: Matrix) -> Tensor:
-            nonlocal error, whole
-            if beside is not None:
-                some = beside.beside(part, X)
-            else:
-                assert isinstance(X, Tensor)
-                some = EntryWeights(X, rows.read(part.start, X))
-            whole += some.squared_norm
-            some = some if offset is None else some.minus(offset)
-            Z, info = solve(some, None if Z0 is None else dense(Z0[part]))
-            error += some.squared_error(Z, D)
-            infos.append(info)
-            return Z
 
-        Z = through(data, made, K, to)
-    info = NnlsInfo.join(infos)
-    solved = bool((info.status == SOLVED).all())
-    relative = (error / whole) ** 0.5 if whole > 0 else 0.0
-    steps = int(info.iterations.max()) if len(info.iterations) else 0
-    return Z, info, EncodeInfo("exact", steps, solved, info.kkt.cpu(), relative)
+class _Solving:
+    """Codes of rows of A as they come, and how they ended. beside(part, X): their weights."""
+
+    def __init__(
+        self,
+        beside: Callable[[slice, Matrix], EntryWeights],
+        fixed: Fixed,
+        by: tuple[Penalty, Operations],
+        start: Matrix | None,
+    ) -> None:
+        self._beside, (self._D, self._offset), self._start = beside, fixed, start
+        self.codes = WeightedCodes(fixed.D, *by)
+        self._infos: list[NnlsInfo] = []
+        self._error = self._whole = 0.0
+
+    def __call__(self, part: slice, X: Matrix) -> Tensor:
+        rows = self._beside(part, X)
+        self._whole += rows.squared_norm
+        rows = rows if self._offset is None else rows.minus(self._offset)
+        Z, info = self.codes(rows, None if self._start is None else dense(self._start[part]))
+        self._error += rows.squared_error(Z, self._D)
+        self._infos.append(info)
+        return Z
+
+    def ended(self) -> tuple[NnlsInfo, EncodeInfo]:
+        """The info of each row, and the summary, after the last."""
+        info = NnlsInfo.join(self._infos)
+        relative = (self._error / self._whole) ** 0.5 if self._whole > 0 else 0.0
+        steps, solved = int(info.iterations.max()), bool((info.status == SOLVED).all())
+        return info, EncodeInfo("exact", steps, solved, info.kkt.cpu(), relative)
 
 
 def encode_weighted(
@@ -163,17 +173,23 @@ def _encode_entries(
 
 def weighted_inputs(
     A: Any, D: Any, weights: Any, penalty: Penalty
-) -> tuple[Any, Any, Weights | None]:
-    """A (n, d) and D of fastnmf.nnls, scaled; or weights that stand beside them."""
-    matrix = as_matrix(D, "D")
-    if matrix is None or matrix.ndim != 2 or _has_no_rows(A, weights, matrix.shape[1]):
-        return A, D, None
+) -> tuple[Any, Any, Weights | None, tuple[int, ...] | None]:
+    """A (n, d) and D of fastnmf.nnls, scaled, or weights that stand beside them; and the leading
+    dimensions of the rows, where they are no matrix."""
+    matrix = None if weights is None else as_matrix(D, "D")
+    if matrix is None or matrix.ndim != 2:
+        # what reads D refuses it
+        return A, D, None, None
+    d = matrix.shape[1]
+    A, weights, leading = with_weights_as_rows(A, weights, d)
+    if _has_no_rows(A, weights, d):
+        return A, D, None, leading
     scale, entries = weights_of_codes(weights, penalised=bool(penalty))
     if scale is None:
-        return A, D, entries
-    scale.check_shape(None, matrix.shape[1])
-    expected = Expected(features=matrix.shape[1], dtype=compute_dtype(matrix), signed=True)
-    return scaled(A, scale, expected), scale.of_given(D), None
+        return A, D, entries, leading
+    scale.check_shape(None, d)
+    expected = Expected(features=d, dtype=compute_dtype(matrix), signed=True)
+    return scaled(A, scale, expected), scale.of_given(D), None, leading
 
 
 def _has_no_rows(A: Any, weights: Any, d: int) -> bool:
