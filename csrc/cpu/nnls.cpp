@@ -9,12 +9,13 @@
 
 namespace {
 
-// the gathered G, eight vectors of the capacity, four of K, the triangle, and a block
+// the gathered G, eight vectors of the capacity, four of K, the triangle, a block, and places
 ptrdiff_t scratch_size(const NnlsRules &rules, int K, bool gathers) {
     const ptrdiff_t across = Block::padded(rules.capacity);
     const ptrdiff_t gathered = gathers ? ptrdiff_t(K) * K : 0;
     return gathered + 8 * across + 4 * ptrdiff_t(K) +
-           Triangle<double, 8>::offset(rules.capacity + 1) + Block::size(across);
+           Triangle<double, 8>::offset(rules.capacity + 1) + Block::size(across) +
+           Places::size(rules.capacity);
 }
 
 // to (K, K) ← G on the concepts of a row, row by row, so that the hardware can prefetch
@@ -43,7 +44,8 @@ template <class S> void solve(const NnlsRows<S> &rows, ptrdiff_t i, double *scra
     for (int **vector : {&at.entering, &at.blocked}) *vector = whole(rows.K);
     double *triangle = take(Triangle<double, 8>::offset(rows.rules.capacity + 1));
     Thread team;
-    team.block = Block(next, across);
+    team.block = Block(take(Block::size(across)), across);
+    team.places = Places(next, rows.rules.capacity);
     nnls_row<Thread, double, S>(team, rows, i, gram, at, {nullptr, triangle, 0}, sums);
 }
 

@@ -10,18 +10,11 @@
 
 #include "../nnls/solver.h"
 #include "factor.h"
+#include "polish.h"
 #include "simd.h"
 
 namespace {
 
-inline Vec<double> widened(const double *from) { return load(from); }
-
-inline Vec<double> widened(const float *from) {
-    typedef float Narrow __attribute__((vector_size(vector_bytes / 2)));
-    Narrow x;
-    __builtin_memcpy(&x, from, sizeof x);
-    return __builtin_convertvector(x, Vec<double>);
-}
 
 // w −= Σ_r x_r g_r for `rows` rows of G
 template <int rows, class S>
@@ -105,8 +98,21 @@ struct Thread {
         return found;
     }
 
-    // scratch of `enter`
+    // scratch of `enter`, and of `polish`
     Block block;
+    Places places;
+
+    // whether the row is solved from its start w > 0, which else is unchanged; worst ← its largest
+    // violation of the KKT conditions. Not for float64, whose tolerance float32 does not reach
+    template <class Row> bool polish(Row &row, double &worst) const {
+        if constexpr (sizeof(typename Row::Entry) == sizeof(float)) {
+            Polish<Row> polish(row, places);
+            const bool solved = polish();
+            if (solved) worst = polish.worst();
+            return solved;
+        }
+        return false;
+    }
 
     // `count` concepts k enter a row in this order, as by its function `enter` for one that is not
     // alone

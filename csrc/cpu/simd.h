@@ -39,6 +39,15 @@ template <class T> inline Vec<T> load(const T *from) {
     return x;
 }
 
+inline Vec<double> widened(const double *from) { return load(from); }
+
+inline Vec<double> widened(const float *from) {
+    typedef float Narrow __attribute__((vector_size(vector_bytes / 2)));
+    Narrow x;
+    __builtin_memcpy(&x, from, sizeof x);
+    return __builtin_convertvector(x, Vec<double>);
+}
+
 template <class T> inline void store(T *to, Vec<T> x) { __builtin_memcpy(to, &x, sizeof x); }
 
 // the first `count` elements, and zeros

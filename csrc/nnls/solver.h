@@ -21,7 +21,8 @@
 //   likewise multiply, multiply_transposed(M, p, in, out), project(M, p, in, out, back), which does
 //   both, combine, rotate   see lanes.h; a barrier after
 //   most_together                concepts that it can let enter at once, or 1; then also
-//   enter(row, k, count, start)  and order(k, count, x), which sorts them: see cpu/nnls_thread.h
+//   enter(row, k, count, start)  and order(k, count, x), which sorts them, and polish(row, worst),
+//   which solves a row whose start is near the solution, or not: see cpu/nnls_thread.h
 // Every value that a branch depends on comes from these, so all lanes take the same branches.
 #pragma once
 
@@ -173,8 +174,8 @@ template <class Team, class T, class S> struct NnlsRow {
     }
 
     // entering ← at most `most` of the steepest concepts, none less than half as steep as the first
-    FASTNMF_TEAM int choose(T steepest, int most) {
-        T low = most == 1 ? steepest : steepest / 2, high = steepest;
+    FASTNMF_TEAM int choose(T steepest, int most, T share = T(0.5)) {
+        T low = most == 1 ? steepest : steepest * share, high = steepest;
         if (low < T(rules.tolerance)) low = T(rules.tolerance);
         const auto count = [&](T least) {
             return team.sum(K, [&](int k) { return at.w[k] >= least ? T(1) : T(0); });
@@ -229,6 +230,11 @@ template <class Team, class T, class S> struct NnlsRow {
 
     // from x = 0, or from the start in w if warm, for c scaled to a largest slope of about 1
     FASTNMF_TEAM NnlsReport solve(bool warm) {
+        if constexpr (Team::most_together > 1) {
+            double worst = 0;
+            if (warm && team.polish(*this, worst))
+                return {fastnmf::nnls_solved, p, steps, left, worst, double(gain())};
+        }
         if (warm) take_start();
         const T tolerance = T(rules.tolerance), epsilon = sizeof(T) == 4 ? T(1e-7) : T(1e-15);
         int block = rules.block, refinements = 0;

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.storage import row_blocks
 from ..engine.acceleration import along, normal_line
-from ..planning.codes import BETWEEN, SWEEPS, CodesCost
+from ..planning.codes import BETWEEN, START_SWEEPS, SWEEPS, CodesCost
 from ..planning.hardware import machine_of
 from ..planning.plan import Problem, Tuning, choose
 from ..solvers import hals
@@ -48,7 +48,7 @@ class Swept:
         whether the caller has a start, which is likely to be as near as a round of sweeps."""
         if self._cost.sweeps_first(m):
             return limit
-        return min(SWEEPS, limit) if not started and self._cost.sweeps_start(m) else 0
+        return min(START_SWEEPS, limit) if not started and self._cost.sweeps_start(m) else 0
 
     def sweep_(self, Z: Tensor, C: Tensor, rows: ExactRows, most: int) -> tuple[Tensor, int]:
         """Sweep over the codes Z (m, K), at most `most` times, with C (m, K) of rows.cross; the

@@ -16,6 +16,8 @@ _MANY, _MOST = 0.9, 600
 # sweeps of a round, after which the rows that have converged are taken out: at K = 50 a check takes
 # as long as six of them
 SWEEPS = 8
+# sweeps that find a start of the exact solver: 5 or 6 are quickest in all, K = d = 384
+START_SWEEPS = 6
 # sweeps between two line searches: they are needed from the second round on
 BETWEEN = 4
 # flops a second of the machine that the exact solver was measured on
@@ -67,8 +69,8 @@ class CodesCost:
         return few and swept < n * self.exact_seconds(self.K / 2)
 
     def sweeps_start(self, n: int) -> bool:
-        """Whether n rows are swept for one round to find a start of the exact solver, which then
-        takes all of them.
+        """Whether n rows are swept START_SWEEPS times to find a start of the exact solver, which
+        then takes all of them.
 
         Up to K = d a support after eight sweeps is nearly that of the solution: at K = d = 384 it
         has 10 of 207 concepts too many and 1 too few. At K = 500 it has 28 and 10 of 179, and the
