@@ -1,12 +1,12 @@
-// A start whose support is nearly that of the solution, made exact: the factor of its Gram matrix in
-// float32, which is several times as fast as M of nnls/solver.h in float64, and corrections by
+// A start whose support is nearly that of the solution, made exact: the factor of its Gram matrix
+// in float32, which is several times as fast as M of nnls/solver.h in float64, and corrections by
 // slopes in float64.
 //
-// L Lᵀ = G_PP for the concepts P of the start, L lower triangular by columns. Concepts whose
-// minimiser on P is not positive leave all at once, those with positive slopes enter; neither lowers
-// the objective for sure, but where no slope is above the tolerance the codes are the solution,
-// whatever led to them. Where the factor is too coarse, or after some rounds, a row is left to the
-// solver.
+// L Lᵀ = G_PP + ridge I for the concepts P of the start, L lower triangular by columns. Concepts
+// whose minimiser on P is not positive leave all at once, those with positive slopes enter. Neither
+// is sure to lower the objective, but where no slope is above the tolerance the codes are the
+// solution, whatever led to them. Where the factor is too coarse, or after some rounds, a row is
+// left to the solver.
 #pragma once
 
 #include <math.h>
@@ -148,8 +148,8 @@ struct SupportFactor {
         }
     }
 
-    // a concept of norm² `square` enters behind the others, with products v with them; or not, where
-    // its distance to them is less than `nearest`
+    // a concept of norm² `square` enters behind the others, with products v with them; or not,
+    // where its squared distance to them, with the ridge, is at most `nearest`
     bool enter(float square, float nearest) {
         forward();
         double apart = double(square) + ridge;
@@ -235,8 +235,8 @@ struct SupportFactor {
     }
 };
 
-// Scratch of `Polish`: a factor, and for each of its places the concept, or −1 if it left, its code,
-// its slope, and what the start has.
+// Scratch of `Polish`: a factor, and for each of its places the concept, or −1 if it left, its
+// code, its slope, and what the start has.
 struct Places {
     // concepts that may enter behind those of a start
     static constexpr int spare = 32;
@@ -268,7 +268,8 @@ struct Places {
     }
 };
 
-// A row of nnls/solver.h on its way from the support of its start, in its vector w, to the solution.
+// A row of nnls/solver.h on its way from the support of its start, in its vector w, to the
+// solution.
 template <class Row> class Polish {
     Row &row;
     const Places at;
@@ -353,7 +354,7 @@ template <class Row> class Polish {
             for (int i = 0; i < factor.p; ++i) at.x[i] += factor.v[i];
             find_slopes();
             if (!(steepest > tolerance)) {
-                if (!(slack > tolerance / 2)) return true;
+                if (slack <= tolerance / 2) return true;
                 if (++corrected > corrections) return false;
             } else if (!(slack > steepest / 4)) {
                 if (++steps > row.rules.max_steps || !enter()) return false;
@@ -407,8 +408,8 @@ template <class Row> class Polish {
         steepest = row.team.most(row.K, [&](int k) { return row.at.w[k]; });
     }
 
-    // w −= G x: the products of a few rows of G are added up in float32, which has rounded the entries
-    // of G by as much, and then all in float64
+    // w −= G x: the products of a few rows of G are added up in float32, which has rounded the
+    // entries of G by as much, and then all in float64
     void subtract_rows(int p) const {
         constexpr int some = 8, lanes = Simd<float>::lanes;
         int i = 0;
@@ -444,7 +445,8 @@ template <class Row> class Polish {
     // some of the steepest concepts enter, from x = 0, a dependent one only alone; whether any did
     bool enter() {
         const int count = row.choose(steepest, together, share), before = factor.p;
-        if (factor.p + count > given + Places::spare || row.p + count > row.rules.capacity) return false;
+        if (before + count > given + Places::spare || row.p + count > row.rules.capacity)
+            return false;
         for (int t = 0; t < count; ++t) {
             const int k = row.at.entering[t];
             const float *g = row.G + k * row.stride_g;
