@@ -113,6 +113,8 @@ class BuildKernels(build_ext):
                 own = [f"-DFASTNMF_ISA={isa}"] if isa else [*OPENMP, *includes]
                 flags = [*FLAGS.split(), *ISAS.get(isa, "").split(), *own]
                 flags.append(f"-DFASTNMF_X86={X86:d}")
+                # last, so that they count
+                flags += shlex.split(os.environ.get("CXXFLAGS", ""))
             depends = ["-MMD", "-MF", f"{built}.d"]
             commands[built] = [*compiler, *flags, *depends, "-o", built, "-c", source]
         return commands
