@@ -77,16 +77,24 @@ def _not_installed(extension: str) -> str | None:
     return None
 
 
-# what the extension has had for the shortest time
-_NEWEST = "hals_stored"
+# what backends/cpp.py calls of the extension
+_CALLED = (
+    *("extrapolate", "hals_block", "hals_block_free", "hals_each", "hals_each_free", "hals_masked"),
+    *("hals_normal", "hals_normal_free", "hals_rows", "hals_stored", "measure", "moments", "moved"),
+    *("mu_update", "nnls", "nnls_rows", "pgd_update", "rescale", "scales", "sparse_product"),
+)
 
 
 @functools.cache
 def _probe_cpp() -> str | None:
     if why := _not_installed("_C"):
         return f"the compiled extension is not installed ({why})"
-    if not hasattr(importlib.import_module("fastnmf._C"), _NEWEST):
-        return "the compiled extension is older than fastnmf's code; install fastnmf again"
+    extension = importlib.import_module("fastnmf._C")
+    if lacking := [name for name in _CALLED if not hasattr(extension, name)]:
+        return (
+            f"the compiled extension is older than fastnmf's code, it lacks {', '.join(lacking)}; "
+            "install fastnmf again"
+        )
     return None
 
 

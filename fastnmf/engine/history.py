@@ -1,5 +1,5 @@
 """The history of a run: what iterations measured, transferred to the host for several at a time
-where no rule reads them."""
+where no rule reads them; and what iterations of any kind share."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..data.dataset import Data
 from ..data.storage import NotKept
 from ..distributed import Processes
-from .state import Iteration, State, Stopping
+from ..planning.plan import Plan
+from .acceleration import Extrapolation
+from .state import Iteration, Method, State, Stopping
+from .statistics import Statistics
+from .unit_norm import UnitNorm
 
 # the drift of a residual, relative to its norm, beyond which it is computed anew twice as often
 _MOST_DRIFT = 1e-2
@@ -184,3 +189,62 @@ class History:
         if not self._learns:
             error = objective = float("nan")
         return Iteration(number, relative_change, error, seconds, relative_objective=objective)
+
+
+class Iterated:
+    """What iterations of any kind share: the State, the data and the statistics of an iteration.
+    Who extends it is called to iterate, and says how an error is computed from the residual."""
+
+    statistics: Statistics
+    # what rounding may add to the squared error that was read last
+    noise = 0.0
+
+    def __init__(self, state: State, data: Data, method: Method, plan: Plan) -> None:
+        self.state, self.data, self.method, self.plan = state, data, method, plan
+        self.processes = data.processes
+        self.penalties = method.penalties.of_both(data.n, data.d)
+
+    def _begin_(self, waits: bool, least: float | None = None) -> None:
+        """What the State carries from one iteration to the next, once there are statistics. waits:
+        whether an accelerated iteration may synchronise. least: as for History."""
+        state, method, plan = self.state, self.method, self.plan
+        state.swept, D = bool(state.history), state.D
+        state.unit = UnitNorm() if method.penalties.unit_norm else None
+        if plan.accelerates:
+            pair, share = (state.codes, D), method.solver.least_share
+            kind = {"waits": waits, "signed": method.constraint.signed, "offset": state.offset}
+            state.extrapolation = Extrapolation(*pair, share, plan.tile_rows, method.ops, **kind)
+            if state.carried is not None:
+                state.extrapolation.restore(state.carried)
+        if state.unit is not None and not state.swept:
+            state.unit.normalise_(D, D, self.statistics)
+        self.history = History(state, self.data.squared_norm, least=least)
+
+    @property
+    def sums(self) -> Tensor:
+        """Statistics.sums of the iteration."""
+        return self.statistics.sums
+
+    def _read(self, *forms: bool) -> list[Iteration]:
+        read, self.noise = self.history.measured(*forms, self._squared_error, self.processes)
+        return read
+
+    def _squared_error(self) -> float:
+        """‖A − Z D‖², weighted where the data are, from the residual. A collective call."""
+        raise NotImplementedError
+
+    def apply_scale_(self) -> None:
+        """Apply to the codes what was left for the next pass over them."""
+        if self.state.unit is not None:
+            self.state.unit.apply_scale_(self.state.Z)
+
+    def snapshot(self) -> State:
+        """The State as a checkpoint stores it."""
+        self.apply_scale_()
+        extrapolation = self.state.extrapolation
+        carried = None if extrapolation is None else extrapolation.state()
+        return replace(self.state, E=self._kept_residual(), carried=carried)
+
+    def _kept_residual(self) -> Tensor | None:
+        """The residual that the next iteration reads, or None."""
+        return None

@@ -24,20 +24,18 @@ from ..solvers.half_step import (
 )
 from ..solvers.penalties import Penalties, Penalty
 from ..solvers.registry import learner
-from .acceleration import Extrapolation
 from .codes import FreshTiles
 from .dead_concepts import Revival, revive_
-from .history import History
+from .history import Iterated
 from .state import Iteration, Method, State
 from .statistics import Offset, Statistics
-from .unit_norm import UnitNorm
 
 # the relative error down to which solvers that form the residual in every half-step may do so in
 # tf32: rounding alone gives an error of 2e-4
 _COARSE_DOWN_TO = 1e-2
 
 
-class Step:
+class Step(Iterated):
     """An iteration on a State, which is called repeatedly, and what the iterations share.
 
     Where nothing `varies` (loop.py), every iteration after the first reads and writes at the same
@@ -49,15 +47,13 @@ class Step:
     ) -> None:
         """allowed: the precision that torch allows for products. waits: whether an accelerated
         iteration may synchronise."""
+        super().__init__(state, data, method, plan)
         D, solver = state.D, method.solver
-        self.state, self.data, self.method, self.plan = state, data, method, plan
         self.solver, self.learner = solver, learner(solver, len(D), method.constraint)
-        self.processes = data.processes
         compute = method.compute(plan.block, D, allowed)
         self.compute = replace(compute, mixing=state.mixing(data, method.constraint))
         if state.target is not None:
-            self.method = method = method.with_penalties(state.target.penalties(data.d))
-        self.penalties = method.penalties.of_both(data.n, data.d)
+            self._take_penalties(state.target.penalties(data.d))
         given = D, data.squares_read, data.processes
         found = Statistics(
             *given,
@@ -73,24 +69,7 @@ class Step:
         if plan.dictionary == "residual" and state.E is None:
             state.E = torch.empty(data.A.shape, dtype=D.dtype, device=D.device)
         self.tiles = self._tiles()
-        state.swept = bool(state.history)
-        state.unit = UnitNorm() if method.penalties.unit_norm else None
-        if plan.accelerates:
-            pair, share = (state.codes, D), solver.least_share
-            kind = {"waits": waits, "signed": method.constraint.signed, "offset": state.offset}
-            state.extrapolation = Extrapolation(*pair, share, plan.tile_rows, method.ops, **kind)
-            if state.carried is not None:
-                state.extrapolation.restore(state.carried)
-        if state.unit is not None and not state.swept:
-            state.unit.normalise_(D, D, self.statistics)
-        self.history = History(state, data.squared_norm, least=self.offset.least)
-        # what rounding may add to the squared error that was read last
-        self.noise = 0.0
-
-    @property
-    def sums(self) -> Tensor:
-        """Statistics.sums of the iteration."""
-        return self.statistics.sums
+        self._begin_(waits, self.offset.least)
 
     @property
     def carries(self) -> bool:
@@ -130,10 +109,13 @@ class Step:
             self.processes.sum_(self.statistics.codes[:2])
         state.swept = True
 
-    def _take_penalty_(self, found: Penalties) -> None:
-        """Take the penalties that the codes of the last iteration ask for."""
+    def _take_penalties(self, found: Penalties) -> None:
         self.method = self.method.with_penalties(found)
         self.penalties = self.method.penalties.of_both(self.data.n, self.data.d)
+
+    def _take_penalty_(self, found: Penalties) -> None:
+        """Take the penalties that the codes of the last iteration ask for."""
+        self._take_penalties(found)
         self.statistics.penalties = self.penalties
         if isinstance(self.state.Z, NotKept):
             self.tiles = self._tiles()
@@ -141,36 +123,25 @@ class Step:
     def measured(self) -> list[Iteration]:
         """Read what was measured; the last error is computed from the residual, by another pass
         over the data, where the normal form is too coarse. A collective call."""
-        forms = self.plan.dictionary == "normal", self.carries
-        read, self.noise = self.history.measured(*forms, self._squared_error, self.processes)
-        return read
+        return self._read(self.plan.dictionary == "normal", self.carries)
 
     def _squared_error(self) -> float:
-        """‖A − Z D‖² from the residual. A collective call."""
         state = self.state
         kept = state.unit is not None and not isinstance(state.Z, NotKept)
         D = state.unit.scaled(state.D) if kept else state.D
         tiles = FreshTiles(self.data, state.Z, state.D, self.method, self.plan.tile_rows)
         return float(tiles.squared_error(D, self.processes))
 
-    def apply_scale_(self) -> None:
-        """Apply to the codes what was left for the next pass over them."""
-        if self.state.unit is not None:
-            self.state.unit.apply_scale_(self.state.Z)
-
     def share_(self) -> None:
         """Give all processes the dictionary of process 0, where theirs may differ by rounding."""
         if self.state.E is not None or self.statistics.replicated:
             self.processes.broadcast_(self.state.D, *self.offset.rows)
 
-    def snapshot(self) -> State:
-        """The State as a checkpoint stores it."""
-        self.apply_scale_()
+    def _kept_residual(self) -> Tensor | None:
         state = self.state
         # otherwise E is computed anew before it is read; with tf32 its drift is measured then
         read = state.iterations_since_fresh > 0 or self.compute.allowed != "highest"
-        carried = None if state.extrapolation is None else state.extrapolation.state()
-        return replace(state, E=state.E if self.carries and read else None, carried=carried)
+        return state.E if self.carries and read else None
 
     def revive_(self, dead: bool, duplicates: bool, least: float = 0.0) -> bool:
         """Revive concepts, dead ones and `duplicates`, if `dead` is set; return whether some were.

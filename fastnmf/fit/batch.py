@@ -45,7 +45,7 @@ from .refusals import (
 )
 from .rows import File, delivered_codes, storage_of
 from .sparsity.end import end_
-from .starts.begin import begun, drawn, name_of_start
+from .starts.begin import Beginning, begun, drawn, name_of_start
 from .starts.plan import plan_of, problem_of
 from .validation.measure import Validation, end_with_best_
 from .validation.rows import Split, taken_apart
@@ -177,13 +177,13 @@ def _begin(
             data.subtract(found[1].offset)
             return found
     plan = plan_of(options, data, method)
-    given = options, data, method, plan, Z, stopping, note
+    beginning = Beginning(options, data, method, plan, Z, stopping, note)
     if options.start_name != SAMPLE:
-        return plan, begun(*given)
+        return plan, begun(beginning)
     # few fits need what this imports
     from .starts.sample import begun_with_sample
 
-    return plan, begun_with_sample(*given)
+    return plan, begun_with_sample(beginning)
 
 
 def _iterate_(

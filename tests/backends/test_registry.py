@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,7 +150,10 @@ def test_each_group_of_operations_has_the_backend_that_is_best_for_it(monkeypatc
 
 def test_an_extension_that_was_built_before_is_not_used(monkeypatch):
     extension = pytest.importorskip("fastnmf._C", reason="the extension is not built")
-    monkeypatch.delattr(extension, registry._NEWEST)
-    assert "older than fastnmf's code" in registry._probe_cpp.__wrapped__()
+    code = Path(registry.__file__).with_name("cpp.py").read_text(encoding="utf-8")
+    assert {*re.findall(r"\b_C\.(\w+)", code)} == {*registry._CALLED}
+    monkeypatch.delattr(extension, registry._CALLED[-1])
+    why = registry._probe_cpp.__wrapped__()
+    assert "older than fastnmf's code, it lacks sparse_product; install fastnmf again" in why
     monkeypatch.undo()
     assert registry._probe_cpp.__wrapped__() is None

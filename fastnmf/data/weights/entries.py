@@ -13,14 +13,14 @@ from ...backends.products import Matrix, tdot
 from ...backends.sparse import SparseMatrix
 from ...backends.weighted import Weighted
 from ..storage import row_blocks
-from .given import warn_of_unobserved
+from .given import Summed
 
 # entries that are computed with at a time
 _ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True)
-class EntryWeights:
+class EntryWeights(Summed):
     """Weights W (n, d) of the entries of X (n, d): both dense, X with any finite numbers where W is
     0, W bool or of any dtype; or both sparse, with the same places of what they store."""
 
@@ -109,9 +109,8 @@ class EntryWeights:
 
     @cached_property
     def mean_row(self) -> Tensor:
-        """The weighted mean of each feature (d,), in float64; 0 for features without weight."""
-        total, weights = sum(_column_sums(V) for V, _ in self.tiles()), self.of_features
-        return torch.where(weights > 0, total / torch.where(weights > 0, weights, 1), 0)
+        """The weighted mean of each feature (d,)."""
+        return self.mean_of(sum(_column_sums(V) for V, _ in self.tiles()))
 
     @cached_property
     def squared_spread(self) -> float:
@@ -161,16 +160,6 @@ class EntryWeights:
             for some in row_blocks(X.nnz, max(1, _ENTRIES // len(D))):
                 found = (Z[rows[some]] * Dt[columns[some]]).sum(1)
                 yield X.values[some], W.values[some], found
-
-    @cached_property
-    def observed_rows(self) -> Tensor | None:
-        """Which rows have a weight above 0 (n,); None for all."""
-        seen = self.of_rows > 0
-        return None if bool(seen.all()) else seen
-
-    def warn_of_unobserved(self) -> None:
-        """Warn of rows and features without any weight."""
-        warn_of_unobserved(self.of_rows, self.of_features)
 
 
 def _is_sparse(X: Matrix) -> bool:

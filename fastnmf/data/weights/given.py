@@ -75,10 +75,33 @@ class Weights:
 
     def warn_of_unobserved(self) -> None:
         """Warn of rows and features without any weight."""
-        warn_of_unobserved(self.rows, self.features)
+        _warn_of_unobserved(self.rows, self.features)
 
 
-def warn_of_unobserved(rows: Tensor | None, features: Tensor | None) -> None:
+class Summed:
+    """What follows from of_rows (n,) and of_features (d,), the sums of the weights of entries."""
+
+    of_rows: Tensor
+    of_features: Tensor
+
+    @property
+    def observed_rows(self) -> Tensor | None:
+        """Which rows have a weight above 0 (n,); None for all."""
+        seen = self.of_rows > 0
+        return None if bool(seen.all()) else seen
+
+    def warn_of_unobserved(self) -> None:
+        """Warn of rows and features without any weight."""
+        _warn_of_unobserved(self.of_rows, self.of_features)
+
+    def mean_of(self, sums: Tensor) -> Tensor:
+        """The weighted mean of each feature (d,), from Σ w x, in float64; 0 for features without
+        weight."""
+        weights = self.of_features
+        return torch.where(weights > 0, sums / torch.where(weights > 0, weights, 1), 0)
+
+
+def _warn_of_unobserved(rows: Tensor | None, features: Tensor | None) -> None:
     """Warn of rows and features without any weight, given the weight of each, or the sum of its
     entries' weights; None: all have one."""
     for what, w, then in (

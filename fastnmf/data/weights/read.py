@@ -21,7 +21,7 @@ from ..sparse.arrays import is_sparse
 from ..sparse.files import matrix_of
 from ..storage import row_blocks
 from .entries import EntryWeights
-from .given import KINDS, Weights, warn_of_unobserved
+from .given import KINDS, Summed, Weights
 from .observed import Means, refuse_sparse, whole_of
 
 # entries that are summed at a time; parts of the data after which freed memory is returned
@@ -87,7 +87,7 @@ def _matrix(entries: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class EntriesRead:
+class EntriesRead(Summed):
     """Weights W (n, d) of data that are read in passes, and the statistics of a pass over both.
     rows: reads W. dtype: of the data. of_rows (n,), of_features (d,): Σ w, float64. sums (d,): Σ w
     x of each feature. squared_norm: Σ w x². means: of what is observed. features: of how many the
@@ -113,24 +113,13 @@ class EntriesRead:
 
     @property
     def mean_row(self) -> Tensor:
-        """The weighted mean of each feature (d,), in float64; 0 for features without weight."""
-        weights = self.of_features
-        return torch.where(weights > 0, self.sums / torch.where(weights > 0, weights, 1), 0)
+        """The weighted mean of each feature (d,)."""
+        return self.mean_of(self.sums)
 
     @property
     def squared_spread(self) -> float:
         """Σ w (x − the mean of its feature)², as a difference."""
         return max(0.0, self.squared_norm - float((self.sums * self.mean_row).sum()))
-
-    @property
-    def observed_rows(self) -> Tensor | None:
-        """Which rows have a weight above 0 (n,); None for all."""
-        seen = self.of_rows > 0
-        return None if bool(seen.all()) else seen
-
-    def warn_of_unobserved(self) -> None:
-        """Warn of rows and features without any weight."""
-        warn_of_unobserved(self.of_rows, self.of_features)
 
 
 def read_entries(source: Source, weights: Weights, expected: Expected) -> EntriesRead:

@@ -3,7 +3,7 @@ of its own; on data in memory, and on those of passes over rows."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from torch import Tensor
 
@@ -19,44 +19,36 @@ _PAIRS, _LEAST_ROWS = 1 << 21, 64
 How = tuple[tuple[float, Tensor] | None, Tensor, int, bool]
 
 
-class HalfSteps(Protocol):
-    """Both half-steps of an iteration."""
+class HalfSteps(ABC):
+    """Both half-steps of an iteration. In those of the codes each row is a problem of its own, and
+    nothing is summed over rows, unless a class says otherwise."""
+
+    def __init__(self, ops: Operations) -> None:
+        self._ops = ops
 
     def codes_(self, rows: Weighted, Z: Tensor, D: Tensor, how: How) -> None:
         """The sweeps of hals_weighted_ on the codes Z (m, K) of these rows."""
+        penalty, sums, sweeps, bounded = how
+        self._ops["hals_weighted_"](Z.T, rows, D, penalty, sums, sweeps, bounded)
 
-    def begin_(self) -> None:
+    def begin_(self) -> None:  # noqa: B027
         """Forget the sums of the iteration before."""
 
-    def add_(self, rows: Weighted, Z: Tensor) -> None:
+    def add_(self, rows: Weighted, Z: Tensor) -> None:  # noqa: B027
         """Add rows whose codes are Z (m, K) now."""
 
+    @abstractmethod
     def sweep_(self, D: Tensor, Z: Kept, how: How) -> None:
         """The sweeps of hals_weighted_ on the dictionary D (K, d), after all rows were added."""
 
 
-class EachRow:
-    """Half-steps of the codes in which each row is a problem of its own."""
-
-    _ops: Operations
-
-    def codes_(self, rows: Weighted, Z: Tensor, D: Tensor, how: How) -> None:
-        penalty, sums, sweeps, bounded = how
-        self._ops["hals_weighted_"](Z.T, rows, D, penalty, sums, sweeps, bounded)
-
-
-class InMemory(EachRow):
+class InMemory(HalfSteps):
     """Of data in memory, of which nothing is summed over rows: columns, and their weights, are read
     as they are."""
 
     def __init__(self, features: Weighted, ops: Operations) -> None:
-        self._features, self._ops = features, ops
-
-    def begin_(self) -> None:
-        pass
-
-    def add_(self, rows: Weighted, Z: Tensor) -> None:
-        pass
+        super().__init__(ops)
+        self._features = features
 
     def sweep_(self, D: Tensor, Z: Kept, how: How) -> None:
         penalty, sums, sweeps, bounded = how
@@ -65,13 +57,14 @@ class InMemory(EachRow):
         self._ops["hals_weighted_"](*given)
 
 
-class InPasses(EachRow):
+class InPasses(HalfSteps):
     """Of data that are read in passes, by Gram matrices of as many features as are in memory at a
     time: those of the first are summed in the pass over the codes, of others in a pass of their
     own. n d K² flops by products of matrices."""
 
     def __init__(self, data: Data, weights: EntriesRead, D: Tensor, ops: Operations) -> None:
-        self._data, self._weights, self._ops = data, weights, ops
+        super().__init__(ops)
+        self._data, self._weights = data, weights
         self._blocks = [*row_blocks(D.shape[1], weights.features)]
         self._largest = Grams.empty(D[:, self._blocks[0]])
 

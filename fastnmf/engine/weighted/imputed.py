@@ -12,13 +12,13 @@ from ...backends.weighted import Weighted, curvature
 from ...data.storage import Kept, row_blocks
 from ...data.weights.entries import EntryWeights
 from ...solvers.half_step import Operations
-from .features import How
+from .features import HalfSteps, How
 
 # entries of a residual at a time, and rows of it at least
 _ENTRIES, _LEAST_ROWS = 1 << 19, 64
 
 
-class Imputed:
+class Imputed(HalfSteps):
     """Sweeps of HALS on Y = Z D + W/w ∘ (A − Z D), w the largest weight: w/2 ‖Y − Z D‖² is the
     weighted objective at the factors that Y is from, and above it elsewhere, so that what lowers
     the one lowers the other. For 0 and 1, Y is A with what is missing estimated by Z D.
@@ -29,7 +29,8 @@ class Imputed:
     """
 
     def __init__(self, weights: EntryWeights, D: Tensor, ops: Operations) -> None:
-        self._weights, self._ops = weights, ops
+        super().__init__(ops)
+        self._weights = weights
         self._most = weights.largest
         self._step = max(_LEAST_ROWS, _ENTRIES // D.shape[1])
         self._cross, self._gram = torch.empty_like(D), D.new_empty(len(D), len(D))
@@ -43,12 +44,6 @@ class Imputed:
             if penalty is not None:
                 C -= penalty[0]
             self._ops["hals_sweep_"](Z[part].T, C.T, curved, sums, sweeps)
-
-    def begin_(self) -> None:
-        pass
-
-    def add_(self, rows: Weighted, Z: Tensor) -> None:
-        pass
 
     def sweep_(self, D: Tensor, Z: Kept, how: How) -> None:
         penalty, sums, sweeps, bounded = how

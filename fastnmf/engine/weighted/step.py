@@ -4,7 +4,6 @@ each row, and each feature, is a problem of its own. The loop is in engine/loop.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,11 +14,9 @@ from ...data.storage import row_blocks
 from ...data.weights.entries import EntryWeights
 from ...planning.plan import Plan
 from ...solvers.penalties import Penalty
-from ..acceleration import Extrapolation
-from ..history import History
+from ..history import Iterated
 from ..state import Iteration, Method, State
 from ..statistics import Statistics
-from ..unit_norm import UnitNorm
 from .features import HalfSteps, InMemory, InPasses
 from .imputed import Imputed
 
@@ -32,7 +29,7 @@ WEIGHTED, IMPUTED = "weighted", "imputed"
 _FAR = 2.0**24
 
 
-class WeightedStep:
+class WeightedStep(Iterated):
     """An iteration on a State, as iteration.Step: minimises ½ Σ w (A − Z D)² and the penalties.
 
     Each half-step is several sweeps of the concepts, on the rows of the data, or on their features.
@@ -40,17 +37,13 @@ class WeightedStep:
     and concepts stay as they are.
     """
 
-    noise = 0.0
-
     def __init__(
         self, state: State, data: Data, method: Method, plan: Plan, *, allowed: str, waits: bool
     ) -> None:
+        super().__init__(state, data, method, plan)
         assert data.weights is not None
-        D = state.D
-        self.state, self.data, self.method, self.plan = state, data, method, plan
-        self.weights = data.weights
-        self.processes, self.compute = data.processes, method.compute(plan.block, D, allowed)
-        self.penalties = method.penalties.of_both(data.n, data.d)
+        D, self.weights = state.D, data.weights
+        self.compute = method.compute(plan.block, D, allowed)
         given = D, data.squared_norm, data.processes
         self.statistics = Statistics(*given, ops=None, penalties=self.penalties)
         self._of_rows: Weighted | None = None
@@ -63,23 +56,7 @@ class WeightedStep:
             self._halves = InPasses(data, self.weights, D, method.ops)
         self._tiles = [*row_blocks(data.n, plan.tile_rows)]
         self._clear_unobserved_()
-        state.swept, state.unit = bool(state.history), None
-        if method.penalties.unit_norm:
-            state.unit = UnitNorm()
-            if not state.swept:
-                state.unit.normalise_(D, D, self.statistics)
-        if plan.accelerates:
-            pair, share = (state.codes, D), method.solver.least_share
-            kind = {"waits": waits, "signed": method.constraint.signed}
-            state.extrapolation = Extrapolation(*pair, share, plan.tile_rows, method.ops, **kind)
-            if state.carried is not None:
-                state.extrapolation.restore(state.carried)
-        self.history = History(state, data.squared_norm)
-
-    @property
-    def sums(self) -> Tensor:
-        """Statistics.sums of the iteration."""
-        return self.statistics.sums
+        self._begin_(waits)
 
     def __call__(self) -> None:
         state, extrapolation = self.state, self.state.extrapolation
@@ -166,8 +143,7 @@ class WeightedStep:
 
     def measured(self) -> list[Iteration]:
         """As Step.measured."""
-        read, self.noise = self.history.measured(True, False, self._squared_error, self.processes)
-        return read
+        return self._read(True, False)
 
     def _squared_error(self) -> float:
         state = self.state
@@ -175,20 +151,8 @@ class WeightedStep:
         parts = self.data.chunks(state.Z, save=False)
         return sum(self.weights.beside(part, X).squared_error(Z, D) for part, X, Z in parts)
 
-    def apply_scale_(self) -> None:
-        """As Step.apply_scale_."""
-        if self.state.unit is not None:
-            self.state.unit.apply_scale_(self.state.Z)
-
     def share_(self) -> None:
         """Nothing: there is one process."""
-
-    def snapshot(self) -> State:
-        """The State as a checkpoint stores it."""
-        self.apply_scale_()
-        extrapolation = self.state.extrapolation
-        carried = None if extrapolation is None else extrapolation.state()
-        return replace(self.state, E=None, carried=carried)
 
     def revive_(self, dead: bool, duplicates: bool, least: float = 0.0) -> bool:
         """No concept is revived."""

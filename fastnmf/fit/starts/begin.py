@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ...data.dataset import Data
 from ...data.opening.first_pass import Drawing
@@ -68,33 +69,37 @@ def name_of_start(options: Options, data: Data, state: State | None = None) -> s
     return resolve(init, data.n, data.d, options.nb_concepts, options.constraint)
 
 
-def begun(
-    options: Options,
-    data: Data,
-    method: Method,
-    plan: Plan,
-    Z: Storage,
-    stopping: Stopping,
-    note: Callable[[str], None],
-) -> State:
-    """The State of the start, or of the best of several after short runs. Z: where the codes go,
-    unless all are in memory. stopping: that of the fit. note(text): shows which start runs."""
+class Beginning(NamedTuple):
+    """A fit that is to begin. Z: where the codes go, unless all are in memory. stopping: that of
+    the fit. note(text): shows which start runs."""
+
+    options: Options
+    data: Data
+    method: Method
+    plan: Plan
+    Z: Storage
+    stopping: Stopping
+    note: Callable[[str], None]
+
+
+def begun(fit: Beginning) -> State:
+    """The State of the start, or of the best of several after short runs."""
+    options, data, method = fit.options, fit.data, fit.method
     seed = options.seed_of_start(data.processes)
     if options.n_init == 1:
-        Z = codes_of(options, data, Z)
-        return first_state(options, data, method, Z, seed)
+        return first_state(options, data, method, codes_of(options, data, fit.Z), seed)
     row = data.offset
 
     def make(number: int) -> State:
         # which a run changes in place
         data.subtract(None if row is None else row.clone())
-        return first_state(options, data, method, codes_of(options, data, Z), seed, number)
+        return first_state(options, data, method, codes_of(options, data, fit.Z), seed, number)
 
     def run_(state: State, stopping: Stopping) -> None:
         data.subtract(state.offset)
-        factorize_(state, data, method, plan, stopping, revives=options.revive)
+        factorize_(state, data, method, fit.plan, stopping, revives=options.revive)
 
-    best = Race(make, run_, stopping, note).best_of(options.n_init)
+    best = Race(make, run_, fit.stopping, fit.note).best_of(options.n_init)
     data.subtract(best.offset)
     return best
 

@@ -20,10 +20,9 @@ from ...engine.sparsity.target import TargetL0
 from ...engine.state import Method, Sampled, State, Stopping
 from ...errors import InvalidInput
 from ...numerics import row_major
-from ...planning.plan import Plan
 from ..options import Options
 from ..validation.measure import Validation
-from .begin import begun, codes_of
+from .begin import Beginning, begun, codes_of
 from .drawing import RowsDrawn
 from .plan import plan_of
 from .race import Slow
@@ -41,18 +40,11 @@ _FALL, _MOST = 1e-3, 100
 _GAIN = 5e-3
 
 
-def begun_with_sample(
-    options: Options,
-    data: Data,
-    method: Method,
-    plan: Plan,
-    Z: Storage,
-    stopping: Stopping,
-    note: Callable[[str], None],
-) -> State:
+def begun_with_sample(fit: Beginning) -> State:
     """The State of a dictionary that was learned on a sample, with codes of all rows for it; where
-    there are too few rows for a sample, that of init='auto'. The arguments are those of `begun`.
-    All processes have the same sample, and the dictionary of process 0."""
+    there are too few rows for a sample, that of init='auto'. All processes have the same sample,
+    and the dictionary of process 0."""
+    options, data, method = fit.options, fit.data, fit.method
     drawing = data.drawing
     assert isinstance(drawing, RowsDrawn)
     inner = replace(
@@ -65,12 +57,12 @@ def begun_with_sample(
     sizes = sizes_of(most, data.n, options.nb_concepts)
     if not sizes:
         other = _without(options, data)
-        return replace(begun(other, data, method, plan, Z, stopping, note), sample=Sampled())
+        return replace(begun(fit._replace(options=other)), sample=Sampled())
     with data.processes.agreed():
-        run = _Samples(inner, method, rows, data.offset, stopping, note)
+        run = _Samples(inner, method, rows, data.offset, fit.stopping, fit.note)
         learned, record = run.largest(sizes)
     del rows, run
-    return _of_all(options, data, method, Z, learned, record)
+    return _of_all(options, data, method, fit.Z, learned, record)
 
 
 def sizes_of(drawn: int, n: int, K: int) -> list[int]:
@@ -121,7 +113,8 @@ class _Samples:
         if before is None:
             none = InMemory(data.like.new_empty(0, 0))
             of_start = replace(stopping, each=None)
-            state = begun(self.options, data, self.method, plan, none, of_start, self.note)
+            given = self.options, data, self.method, plan, none, of_start, self.note
+            state = begun(Beginning(*given))
         else:
             state = self._continued(before, known, data)
         most = replace(stopping, max_iter=len(state.history) + _MOST)
