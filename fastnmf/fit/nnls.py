@@ -23,7 +23,7 @@ from ..backends.nnls.result import CAPPED, FLOORED, SOLVED, UNSOLVED, NnlsInfo
 from ..backends.nnls.scaled import name_of
 from ..backends.products import Matrix, dense
 from ..backends.registry import choice_of, select, select_each
-from ..data.arrays import Expected, as_matrix, read_matrix
+from ..data.arrays import Expected, as_matrix, read_matrix, two_dimensional
 from ..data.opening.opened import opened
 from ..data.sparse.arrays import is_sparse
 from ..data.weights.given import Weights
@@ -202,7 +202,7 @@ def nnls(
     if isinstance(A, Tensor) and not is_sparse(A):
         as_matrix(A, "A")
     D = _matrix(D, "D")
-    width = D.shape[-1] if D.ndim else 0
+    width = two_dimensional(D, "D").shape[1]
     tensors = (X.device for X in (A, D) if isinstance(X, Tensor))
     device = next(tensors, torch.device("cpu"))
     if leading is None:

@@ -182,7 +182,7 @@ def weighted_inputs(
         return A, D, None, None
     d = matrix.shape[1]
     A, weights, leading = with_weights_as_rows(A, weights, d)
-    if _has_no_rows(A, weights, d):
+    if _has_no_rows(A, weights, d) or not len(matrix):
         return A, D, None, leading
     scale, entries = weights_of_codes(weights, penalised=bool(penalty))
     if scale is None:

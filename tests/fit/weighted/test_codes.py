@@ -140,3 +140,11 @@ def test_a_start_may_be_sparse():
 def test_weights_have_no_gradient():
     with pytest.raises(InvalidInput, match="weights require a gradient"):
         nnls(A, D, weights=KINDS["features"].clone().requires_grad_())
+
+
+def test_dictionaries_of_no_concepts_and_of_no_matrix():
+    for weights in KINDS.values():
+        assert nnls(A, D[:0], weights=weights).shape == (20, 0)
+    for how in ({}, {"weights": W}):
+        with pytest.raises(InvalidInput, match=r"D has shape \(9,\)"):
+            nnls(A, D[0], **how)
