@@ -283,6 +283,31 @@ def iterate(solver, A, Z, D, iterations):
     return Z, D
 
 
+def restricted_hals(A, Z, D, l1, iterations, *, sweeps, signed=False):
+    """Codes, dictionary and objectives of hals with concepts of norm 1 and ½‖A − Z D‖² + l1 ΣZ,
+    whose codes are swept over the concepts that a row has, and those whose slope is above l1."""
+    A, Z, D = (M.astype(np.float64).copy() for M in (A, Z, D))
+    norms = np.linalg.norm(D, axis=1)
+    Z, D, objectives = Z * norms, D / norms[:, None], []
+    for _ in range(iterations):
+        for i, row in enumerate(A):
+            slopes = D @ (row - Z[i] @ D)
+            candidates = np.flatnonzero((Z[i] > 0) | (slopes > l1))
+            for _ in range(sweeps):
+                for k in candidates:
+                    slope = D[k] @ (row - Z[i] @ D) - l1
+                    Z[i, k] = max(0.0, Z[i, k] + slope / (D[k] @ D[k]))
+        curvature = l1 * Z.sum(0)
+        for k in np.flatnonzero(Z.any(0)):
+            slope = Z[:, k] @ (A - Z @ D) - curvature[k] * D[k]
+            best = D[k] + slope / (Z[:, k] @ Z[:, k] + curvature[k])
+            D[k] = best if signed else np.maximum(0, best)
+        norms = np.linalg.norm(D, axis=1)
+        Z, D = Z * norms, D / norms[:, None]
+        objectives.append(0.5 * np.square(A - Z @ D).sum() + l1 * Z.sum())
+    return Z, D, objectives
+
+
 def kkt_residual(F, X, B, l1=0.0, l2=0.0):
     """How far F is from argmin ½‖X − Fᵀ B‖² + l1 ΣF + ½ l2 ‖F‖², F ≥ 0: the largest violation over
     the largest slope at zero without the penalty, a column.

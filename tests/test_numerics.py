@@ -14,7 +14,7 @@ from fastnmf import NMF, InvalidInput, Tuning, nnls
 from fastnmf.backends.torch import REFERENCE, round_tf32_
 from fastnmf.data.dataset import Data
 from fastnmf.data.storage import InMemory
-from fastnmf.engine import history, iteration
+from fastnmf.engine import history
 from fastnmf.engine.codes import Encoder
 from fastnmf.engine.loop import factorize_
 from fastnmf.engine.state import Method, State, Stopping
@@ -299,7 +299,7 @@ def test_a_small_residual_is_formed_in_float32(watched, residuals_in_tf32, monke
     assert len(outcome.history) == 400
     assert set(residuals_in_tf32[:10]) == {"high"}
     assert set(residuals_in_tf32[-10:]) == {"highest"}
-    monkeypatch.setattr(iteration, "_COARSE_DOWN_TO", 0)
+    monkeypatch.setattr(history, "_COARSE_DOWN_TO", 0)
     *_, outcome = by("pgd", data_of("exact"), 8, 400, **each)
     assert outcome.history[-1].relative_error > 1e-4
 
@@ -346,7 +346,7 @@ def test_a_run_that_goes_on_takes_the_precision_it_had(residuals_in_tf32):
     assert torch.equal(state.codes, Z)
     assert torch.equal(state.D, D)
     assert len(state.history) == 310
-    assert state.history[-1].relative_error < iteration._COARSE_DOWN_TO
+    assert state.history[-1].relative_error < history._COARSE_DOWN_TO
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

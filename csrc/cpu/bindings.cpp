@@ -2,7 +2,7 @@
 //
 // Matrices come as views (view.h); nothing here needs torch. The caller keeps their memory alive.
 // Kernels: hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp, sparse.cpp,
-// weighted.cpp.
+// weighted.cpp, restricted.cpp.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,6 +20,7 @@
 #include "fused_pass.h"
 #include "isa.h"
 #include "kernels.h"
+#include "restricted_pass.h"
 #include "sparse_pass.h"
 #include "threads.h"
 #include "waits.h"
@@ -409,9 +410,6 @@ void rescale(const View &F, const View &swept, const View &scale, const View &be
 
 // products of a sparse matrix
 
-// crow, col, values
-using Compressed = std::tuple<View, View, View>;
-
 template <class T, class I>
 void sparse(const View &out, const Compressed &X, const View &dense, Size m, Size d, bool transposed,
             bool adds, int threads) {
@@ -453,6 +451,72 @@ void sparse_product(const View &out, const Compressed &X, const View &dense, boo
             sparse<T, int64_t>(out, X, dense, m, d, transposed, adds, threads);
         else
             sparse<T, int32_t>(out, X, dense, m, d, transposed, adds, threads);
+    });
+}
+
+// HALS restricted to few concepts of each row
+
+// run(T{}, I{}) for the dtypes of values and of indices
+template <class Run> void with_entries(const Compressed &X, Run run) {
+    const auto &[crow, col, values] = X;
+    with_dtype("values", values, [&](auto zero) {
+        if (std::strcmp(crow.dtype, "int64") == 0)
+            run(zero, int64_t{});
+        else
+            run(zero, int32_t{});
+    });
+}
+
+// crow of the candidates, without their entries
+void count_candidates(const View &S, const Compressed &codes, double bound, const View &crow,
+                      int threads) {
+    check_threads(threads);
+    with_entries(codes, [&](auto zero, auto index) {
+        using T = decltype(zero);
+        using I = decltype(index);
+        const auto a = candidates<T, I>(S, codes, bound);
+        I *to = array<I>("crow", crow, {a.m + 1});
+        py::gil_scoped_release released;
+        compute_counts(a, to, threads);
+    });
+}
+
+void fill_candidates(const View &S, const Compressed &codes, double bound, const Compressed &out,
+                     int threads) {
+    check_threads(threads);
+    with_entries(codes, [&](auto zero, auto index) {
+        using T = decltype(zero);
+        using I = decltype(index);
+        auto a = candidates<T, I>(S, codes, bound);
+        take_candidates(a, out);
+        py::gil_scoped_release released;
+        compute_candidates(a, threads);
+    });
+}
+
+void hals_candidates(const Compressed &codes, const View &E, const View &B,
+                     const OfCandidates &penalty, Size sweeps, const View &sums, int threads) {
+    check_threads(threads);
+    if (sweeps < 1) refuse("sweeps = ", sweeps, " must be at least 1");
+    with_entries(codes, [&](auto zero, auto index) {
+        const auto a =
+            hals_candidates_arguments<decltype(zero), decltype(index)>(codes, E, B, penalty, sweeps);
+        double *total = sums_of(sums);
+        py::gil_scoped_release released;
+        compute_hals_candidates(a, threads, total);
+    });
+}
+
+void hals_concepts(const View &F, const View &E, const Compressed &codes,
+                   const std::optional<View> &curvature, bool bounded, const View &sums,
+                   int threads) {
+    check_threads(threads);
+    with_entries(codes, [&](auto zero, auto index) {
+        const auto a = hals_concepts_arguments<decltype(zero), decltype(index)>(F, E, codes,
+                                                                               curvature, bounded);
+        double *total = sums_of(sums);
+        py::gil_scoped_release released;
+        compute_hals_concepts(a, threads, total);
     });
 }
 
@@ -638,6 +702,33 @@ PYBIND11_MODULE(_C, module) {
         "(entries). The entries of row i are those from crow[i] to crow[i + 1]; their columns must "
         "ascend and be below d, which is not checked. Rows of out and dense must be contiguous. "
         "The result does not depend on the number of threads.");
+    module.def(
+        "count_candidates", &count_candidates, py::arg("S"), py::arg("codes"), py::arg("bound"),
+        py::arg("crow"), py::arg("threads"),
+        "crow (m + 1) of the candidates of each row: the entries of the codes, and where else S is "
+        "above the bound.\n\n"
+        "S (m, K) with contiguous rows. codes: (crow, col, values) as X of sparse_product, (m, K).");
+    module.def(
+        "fill_candidates", &fill_candidates, py::arg("S"), py::arg("codes"), py::arg("bound"),
+        py::arg("out"), py::arg("threads"),
+        "The candidates themselves, out = (crow, col, values), given crow of count_candidates; "
+        "values of those that are not entries of the codes are zero.");
+    module.def(
+        "hals_candidates", &hals_candidates, py::arg("codes"), py::arg("E"), py::arg("B"),
+        py::arg("penalty"), py::arg("sweeps"), py::arg("sums"), py::arg("threads"),
+        "z_k = max(0, z_k + (b_k'e - l1 - curvature_k z_k) inverse_k), then e -= delta b_k, for the "
+        "entries z_k of each row of the codes in order, at most `sweeps` times.\n\n"
+        "codes: (crow, col, values) as X of sparse_product, (m, K). E (m, p), B (K, p) with "
+        "contiguous rows. penalty: (l1, curvature, inverse), both (K); a concept with inverse 0 keeps "
+        "its codes. sums: of the change by all sweeps, and of the codes.");
+    module.def(
+        "hals_concepts", &hals_concepts, py::arg("F"), py::arg("E"), py::arg("codes"),
+        py::arg("curvature"), py::arg("bounded"), py::arg("sums"), py::arg("threads"),
+        "F_k = max(0, F_k + (E'z_k - curvature_k F_k) / (z_k'z_k + curvature_k)), then E -= z_k "
+        "delta', for k = 0 ... K-1; without the maximum unless bounded.\n\n"
+        "F (K, p), E (m, p) with contiguous rows. codes: (crow, row, values) as X of sparse_product, "
+        "(K, m): of each concept the rows that have it. curvature (K), or None. A concept without "
+        "codes keeps its row.");
     module.def("isa", [] { return isa().name; }, "The instruction set in use.");
     module.def(
         "isas",

@@ -33,6 +33,10 @@ struct Isa {
     const WeightedKernels<float, int64_t> &weighted_float32_int64;
     const WeightedKernels<double, int32_t> &weighted_float64_int32;
     const WeightedKernels<double, int64_t> &weighted_float64_int64;
+    const RestrictedKernels<float, int32_t> &restricted_float32_int32;
+    const RestrictedKernels<float, int64_t> &restricted_float32_int64;
+    const RestrictedKernels<double, int32_t> &restricted_float64_int32;
+    const RestrictedKernels<double, int64_t> &restricted_float64_int64;
 };
 
 #define FASTNMF_ISA_ROW(isa, usable)                                                               \
@@ -42,7 +46,9 @@ struct Isa {
             isa::nnls_float64, isa::active_set_float32, isa::active_set_float64,                   \
             isa::sparse_float32_int32, isa::sparse_float32_int64, isa::sparse_float64_int32,       \
             isa::sparse_float64_int64, isa::weighted_float32_int32, isa::weighted_float32_int64,   \
-            isa::weighted_float64_int32, isa::weighted_float64_int64                               \
+            isa::weighted_float64_int32, isa::weighted_float64_int64,                              \
+            isa::restricted_float32_int32, isa::restricted_float32_int64,                          \
+            isa::restricted_float64_int32, isa::restricted_float64_int64                           \
     }
 
 // worst first
@@ -138,6 +144,12 @@ template <class T, class I> const WeightedKernels<T, I> &weighted_kernels() {
     const Isa &best = isa();
     return of_types<T, I>(best.weighted_float32_int32, best.weighted_float32_int64,
                           best.weighted_float64_int32, best.weighted_float64_int64);
+}
+
+template <class T, class I> const RestrictedKernels<T, I> &restricted_kernels() {
+    const Isa &best = isa();
+    return of_types<T, I>(best.restricted_float32_int32, best.restricted_float32_int64,
+                          best.restricted_float64_int32, best.restricted_float64_int64);
 }
 
 } // namespace fastnmf

@@ -1,8 +1,8 @@
 // The interface between bindings.cpp and the CPU kernels: arguments, and a table of kernels for
 // each instruction set.
 //
-// hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp, sparse.cpp and weighted.cpp are
-// compiled once per instruction set, each time into a namespace of that name. Except for the tables
+// hals.cpp, moments.cpp, updates.cpp, nnls.cpp, active_set.cpp, sparse.cpp, weighted.cpp and
+// restricted.cpp are compiled once per instruction set, each time into a namespace of that name. Except for the tables
 // at their ends, all names in them must have internal linkage. Of an inline function or template with external linkage, including those of
 // std, the linker keeps one copy for all callers, and that may be the one compiled for AVX-512.
 // `nm` must show no W, V or u in their object files.
@@ -241,6 +241,53 @@ template <class T, class I> struct WeightedKernels {
     void (*sweep)(const HalsWeighted<T, I> &, ptrdiff_t start, T *scratch, I *places, double *sums);
 };
 
+// Sparse codes (m, K) in compressed rows, as in SparseProduct, and slopes S (m, K), contiguous rows.
+// crow_out, col_out, values_out: the entries of the codes, and zeros where else S is above the bound,
+// in the order of columns.
+template <class T, class I> struct Candidates {
+    const T *S;
+    const I *crow, *col;
+    const T *values;
+    const I *crow_out;
+    I *col_out;
+    T *values_out;
+    T bound;
+    ptrdiff_t stride_s, m, K;
+};
+
+// Codes (m, K) in compressed rows, whose entries alone change, at most `sweeps` times, and the
+// residual E (m, p) of them. B (K, p): the dictionary; inverse (K): 1 over ‖B_k‖² + curvature_k, 0 for
+// concepts that keep their codes. l1, curvature (K): of the penalty.
+template <class T, class I> struct HalsCandidates {
+    const I *crow, *col;
+    T *values, *E;
+    const T *B, *inverse, *curvature;
+    T l1;
+    ptrdiff_t stride_e, stride_b, m, p, longest, sweeps;
+};
+
+// One sweep of the concepts F (K, p), given codes in compressed rows of the concepts, (K, m), and the
+// residual E (m, p) of both, which follows. curvature (K), or null: of a penalty. bounded: whether
+// F ≥ 0
+template <class T, class I> struct HalsConcepts {
+    T *F, *E;
+    const I *crow, *row;
+    const T *values, *curvature;
+    ptrdiff_t stride_f, stride_e, K, p;
+    bool bounded;
+};
+
+// count: the candidates of row i; fill: row i of them, given crow_out. row: of codes; start: scratch of
+// `longest` elements. concepts: of features [start, start + features), at most `features` of them.
+// Both add ‖Δ‖² and the squares of what was updated to sums[0] and sums[1].
+template <class T, class I> struct RestrictedKernels {
+    ptrdiff_t features;
+    ptrdiff_t (*count)(const Candidates<T, I> &, ptrdiff_t i);
+    void (*fill)(const Candidates<T, I> &, ptrdiff_t i);
+    void (*row)(const HalsCandidates<T, I> &, ptrdiff_t i, T *start, double *sums);
+    void (*concepts)(const HalsConcepts<T, I> &, ptrdiff_t start, ptrdiff_t features, double *sums);
+};
+
 #define FASTNMF_DECLARE(isa)                                                                       \
     namespace isa {                                                                                \
     extern const HalsKernels<float> hals_float32;                                                  \
@@ -261,6 +308,10 @@ template <class T, class I> struct WeightedKernels {
     extern const WeightedKernels<float, int64_t> weighted_float32_int64;                           \
     extern const WeightedKernels<double, int32_t> weighted_float64_int32;                          \
     extern const WeightedKernels<double, int64_t> weighted_float64_int64;                          \
+    extern const RestrictedKernels<float, int32_t> restricted_float32_int32;                       \
+    extern const RestrictedKernels<float, int64_t> restricted_float32_int64;                       \
+    extern const RestrictedKernels<double, int32_t> restricted_float64_int32;                      \
+    extern const RestrictedKernels<double, int64_t> restricted_float64_int64;                      \
     }
 FASTNMF_DECLARE(baseline)
 FASTNMF_DECLARE(avx2)

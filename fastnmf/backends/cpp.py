@@ -15,6 +15,7 @@ from ..precision import products_in
 from . import torch as reference
 from .nnls.result import BLOCK, RANK_TOLERANCE, NnlsInfo
 from .pointers import NnlsLimits, nnls_arguments, nnls_operations, read_report, view
+from .restricted.compiled import OPERATIONS as RESTRICTED
 from .torch import Compressed
 from .torch import moments_ as products
 from .weighted import Weighted
@@ -301,6 +302,7 @@ def nnls_rows_(
 
 
 OPERATIONS = {
+    **RESTRICTED,
     "extrapolate_": extrapolate_,
     "hals_block_": hals_block_,
     "hals_rows_": hals_rows_,

@@ -109,6 +109,15 @@ class SparseMatrix:
         values = self.values.to(device, dtype)
         return SparseMatrix(crow, col, values, self.shape, self.operations)
 
+    def without_zeros(self) -> SparseMatrix:
+        """The matrix without stored zeros: itself where there are none."""
+        kept = self.values != 0
+        if bool(kept.all()):
+            return self
+        before = torch.cat((self.crow.new_zeros(1), kept.cumsum(0).to(self.crow.dtype)))
+        crow, col = before[self.crow.long()], self.col[kept]
+        return replace(self, crow=crow, col=col, values=self.values[kept])
+
     def to_dense(self) -> Tensor:
         """The matrix with its zeros."""
         dense = self.values.new_zeros(self.shape)

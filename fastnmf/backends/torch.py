@@ -12,6 +12,7 @@ from torch import Tensor
 from ..numerics import add_squares_, inner
 from ..precision import in_tf32
 from .nnls.reference import nnls_, nnls_on_
+from .restricted.reference import OPERATIONS as RESTRICTED
 
 # of a sparse matrix X (m, d) in compressed rows: crow (m + 1,), col (nnz,), values (nnz,)
 Compressed = tuple[Tensor, Tensor, Tensor]
@@ -258,4 +259,5 @@ REFERENCE = {
     "nnls_on_": nnls_on_,
     "sparse_dot_": sparse_dot_,
     "sparse_tdot_": sparse_tdot_,
+    **RESTRICTED,
 }

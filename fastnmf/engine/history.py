@@ -29,6 +29,14 @@ _MOST_DRIFT = 1e-2
 _NOISE, _NOISE_BETWEEN = 32, 4
 # the relative error of an error that is good enough
 _ACCURATE = 0.01
+# the relative error down to which solvers that form the residual in every half-step may do so in
+# tf32: rounding alone gives an error of 2e-4
+_COARSE_DOWN_TO = 1e-2
+
+
+def error_is_large(history: list[Iteration]) -> bool:
+    """Whether the residual may be formed coarsely in the next iteration."""
+    return not history or history[-1].relative_error > _COARSE_DOWN_TO
 
 
 class History:

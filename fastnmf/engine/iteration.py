@@ -26,13 +26,10 @@ from ..solvers.penalties import Penalties, Penalty
 from ..solvers.registry import learner
 from .codes import FreshTiles
 from .dead_concepts import Revival, revive_
-from .history import Iterated
+from .history import Iterated, error_is_large
+from .sparsity.restricted import Restricted
 from .state import Iteration, Method, State
 from .statistics import Offset, Statistics
-
-# the relative error down to which solvers that form the residual in every half-step may do so in
-# tf32: rounding alone gives an error of 2e-4
-_COARSE_DOWN_TO = 1e-2
 
 
 class Step(Iterated):
@@ -54,9 +51,8 @@ class Step(Iterated):
         self.compute = replace(compute, mixing=state.mixing(data, method.constraint))
         if state.target is not None:
             self._take_penalties(state.target.penalties(data.d))
-        given = D, data.squares_read, data.processes
         found = Statistics(
-            *given,
+            *(D, data.squares_read, data.processes),
             ops=method.ops if plan.dictionary == "normal" else None,
             penalties=self.penalties,
             splits=plan.splits,
@@ -65,10 +61,11 @@ class Step(Iterated):
         )
         self.statistics = found.widened() if self.learner.widens else found
         self.offset = Offset(state.offset, data, self.statistics)
-        self.statistics.count_active(state.target is not None)
         if plan.dictionary == "residual" and state.E is None:
             state.E = torch.empty(data.A.shape, dtype=D.dtype, device=D.device)
         self.tiles = self._tiles()
+        self._few = Restricted.of(state, data, self.method, plan)
+        self.statistics.count_active(state.target is not None or self._few is not None)
         self._begin_(waits, self.offset.least)
 
     @property
@@ -85,8 +82,7 @@ class Step(Iterated):
 
     def take_precision(self) -> None:
         """Form the residual as coarsely as is allowed while it is large."""
-        history = self.state.history
-        large = not history or history[-1].relative_error > _COARSE_DOWN_TO
+        large = error_is_large(self.state.history)
         residual = self.compute.allowed if self.watches_error and large else "highest"
         if residual != self.compute.residual:
             self.compute = replace(self.compute, residual=residual)
@@ -100,8 +96,7 @@ class Step(Iterated):
         self.statistics.clear_()
         self.update_codes_()
         self.statistics.reduce_()
-        if state.target is not None:
-            state.target.mean_l0 = self.statistics.active / self.data.n
+        state.take_mean_l0(self.statistics.active, self.data.n)
         self.update_dictionary_()
         if state.extrapolation is not None:
             sums = self.statistics.codes, self.statistics.dictionary
@@ -174,6 +169,8 @@ class Step(Iterated):
 
     def update_codes_(self) -> None:
         """One or more half-steps on the codes of each tile; the statistics receive their sums."""
+        if self._few is not None and self._few.decide():
+            return self._few.update_codes_(self.penalties[0], self.compute, self.statistics)
         extrapolation, statistics = self.state.extrapolation, self.statistics
         given = self.state.D, self.state.G, self.data.n, self.penalties[0], self.compute
         fixed, first = self.solver.fix(self.plan.codes, *given), 0
@@ -275,6 +272,8 @@ class Step(Iterated):
         state, data, D, sums = self.state, self.data, self.state.D, self.statistics.dictionary
         summed = None if self.processes.alone else self.processes.sum_
         compute = self.offset.of_dictionary(self.compute.turned(summed))
+        if self._few is not None and self._few.applies:
+            return self._few.update_dictionary_(self._dictionary_penalty(), compute, sums)
         given = state.codes.T, None, D.shape[1], self._dictionary_penalty()
         fixed = self.learner.fix("residual", *given, compute)
         target = ResidualData(data.A, state.E, self.carries, swept=state.swept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -258,9 +259,10 @@ class State:
     exact for D, at the end of a fit. repeats: iterations that repeated a recording. seed: of the
     start, given or drawn. mixture: the rows of the data that concepts are mixtures of, or None.
     offset: the row (d,) of a model that has one. target: the penalty that follows a mean number of
-    active concepts. starts: those that the fit was chosen from, or None where it has one. best:
-    with stop='validation', the best dictionary so far. sample: the fits of samples that it began
-    with, where they were asked for.
+    active concepts. mean_l0: active concepts of a row after the last half-step of the codes, where
+    they are counted, else NaN. starts: those that the fit was chosen from, or None where it has
+    one. best: with stop='validation', the best dictionary so far. sample: the fits of samples that
+    it began with, where they were asked for.
     """
 
     Z: Storage
@@ -283,6 +285,7 @@ class State:
     mixture: Mixture | None = None
     offset: Tensor | None = None
     target: TargetL0 | None = None
+    mean_l0: float = math.nan
     starts: Starts | None = None
     best: Best | None = None
     sample: Sampled | None = None
@@ -292,6 +295,13 @@ class State:
         """Z, which must be in memory."""
         assert isinstance(self.Z, InMemory)
         return self.Z.Z
+
+    def take_mean_l0(self, active: float | None, n: int) -> None:
+        """Take the number of active codes of n rows, where it was counted."""
+        if active is not None:
+            self.mean_l0 = active / n
+        if self.target is not None:
+            self.target.mean_l0 = self.mean_l0
 
     def mixing(self, data: Rows, constraint: Constraint) -> Mixing | None:
         """The mixture with the rows of the data, where concepts are mixtures."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends.products import Matrix, Rebuilt, add_gram_, cross_
+from ..backends.sparse import SparseMatrix
 from ..data.dataset import Data
 from ..data.sparse.codes import compressed
 from ..data.storage import row_blocks
@@ -123,10 +124,10 @@ class Statistics:
         self._active = self.sums.new_zeros(()) if counts else None
 
     @property
-    def active(self) -> float:
-        """How many codes are not zero, of all processes after `reduce_`. Synchronises."""
-        assert self._active is not None
-        return float(self._active)
+    def active(self) -> float | None:
+        """How many codes are not zero, of all processes after `reduce_`; None where they are not
+        counted. Synchronises."""
+        return None if self._active is None else float(self._active)
 
     @property
     def moments(self) -> tuple[Tensor, Tensor, bool] | None:
@@ -158,6 +159,24 @@ class Statistics:
         self._ops["moments_"](Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
 
+    def add_sparse_(self, X: Tensor, Z: Tensor, codes: SparseMatrix) -> None:
+        """`add_` of codes that are not zero but for these. 2 nnz d flops, and those of pairs."""
+        if self._on_codes.l1 or self.code_sums is not None:
+            sums = codes.column_sums()
+            self._loads[0] += sums
+            if self.code_sums is not None:
+                self.code_sums += sums
+        if self._on_codes.l2:
+            self._loads[1] += replace(codes, values=codes.values.square()).column_sums()
+        if self._active is not None:
+            self._active += codes.nnz
+        if self.cross is not None:
+            if self._too_many(codes.crow.diff(), codes.shape[1]):
+                self._add_products_(X, Z)
+            else:
+                self._add_pairs_(X, codes)
+            self._empty = False
+
     def add_codes_(self, Z: Tensor) -> None:
         """The part of `add_` that reads only codes."""
         if self._on_codes.l1:
@@ -172,16 +191,21 @@ class Statistics:
     def _add_sparse_(self, X: Tensor, Z: Tensor) -> bool:
         """cross += ZᵀX, gram += ZᵀZ by the active codes alone, if these are few; whether they
         were."""
-        counts = torch.count_nonzero(Z, dim=1)
-        if float(counts.square().sum()) * _PAIR > Z.shape[0] * Z.shape[1] ** 2:
+        if self._too_many(torch.count_nonzero(Z, dim=1), Z.shape[1]):
             return False
+        self._add_pairs_(X, compressed(Z))
+        return True
+
+    def _too_many(self, counts: Tensor, K: int) -> bool:
+        """Whether dense products take less time, given the active codes of each row (m,)."""
+        return float(counts.square().sum()) * _PAIR > len(counts) * K**2
+
+    def _add_pairs_(self, X: Tensor, codes: SparseMatrix) -> None:
         if self._empty:
             self.cross.zero_()
             self.gram.zero_()
-        codes = compressed(Z)
-        self.cross += codes.tdot(X)
+        self.cross += codes.to(self.cross.dtype).tdot(X.to(self.cross.dtype))
         add_gram_(self.gram, codes)
-        return True
 
     def reduce_(self) -> None:
         """Sum what the dictionary half-step reads over the processes. A collective call."""

@@ -3,9 +3,12 @@ that this needs is in statistics.py."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from ..backends.sparse import SparseMatrix
 from ..data.storage import NotKept, Storage
 from .statistics import Statistics
 
@@ -39,6 +42,12 @@ class UnitNorm:
         """Multiply the codes of a tile (m, K) by the pending factor."""
         if self._scale is not None:
             Z.mul_(self._scale.to(Z.device))
+
+    def moved(self, Z: SparseMatrix) -> SparseMatrix:
+        """Codes times the pending factor, of which zeros are not stored."""
+        if self._scale is None:
+            return Z
+        return replace(Z, values=Z.values * self._scale[Z.col]).without_zeros()
 
     def scaled(self, D: Tensor) -> Tensor:
         """D (K, d) times the pending factor of the codes: with the codes as they are stored, it has

@@ -131,6 +131,8 @@ class Solver:
         half-steps that are no gradient steps, which momentum may lead away from the optimum.
     keeps_zeros : bool
         Whether an entry that is zero stays zero.
+    restricts : bool
+        Whether its half-steps may be restricted to few concepts of each row (supports/restricted).
     least_share : float
         The share of an entry that an extrapolation must leave.
     inner_share_of_many : float
@@ -174,6 +176,7 @@ class Solver:
     needs_all_concepts: bool = False
     searches_line: bool = False
     keeps_zeros: bool = False
+    restricts: bool = False
     least_share: float = 0.0
     inner_share_of_many: float = 2.0
     batch_half_steps: int = 4

@@ -168,6 +168,7 @@ SOLVER = Solver(
     rows_operation="hals_rows_",
     sweeps_blocks=True,
     keeps_residual=True,
+    restricts=True,
     # after 300 sweeps the loss is 0.1 (median) of that without; with momentum up to 0.7 it rose on
     # similar concepts
     searches_line=True,

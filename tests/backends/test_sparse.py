@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -99,3 +101,13 @@ def test_conversion_shares_what_it_need_not_copy():
     assert wide.col.data_ptr() == X.col.data_ptr()
     assert wide.to_dense().equal(dense.double())
     assert X.to(device="cpu").values.data_ptr() == X.values.data_ptr()
+
+
+def test_stored_zeros_are_left_out():
+    X, _ = drawn(30, 9, 0.3)
+    assert X.without_zeros() is X
+    kept = X.values > X.values.median()
+    some = replace(X, values=X.values * kept).without_zeros()
+    assert some.nnz == int(kept.sum())
+    assert some.to_dense().equal(replace(X, values=X.values * kept).to_dense())
+    assert replace(X, values=X.values * 0).without_zeros().crow.tolist() == [0] * 31

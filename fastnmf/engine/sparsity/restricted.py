@@ -1,0 +1,99 @@
+"""Iterations whose half-steps are restricted to few concepts of each row, in fits that ask for few:
+when they are, and how codes come from where they are stored and go back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...backends.sparse import SparseMatrix, concat
+from ...data.dataset import Data
+from ...data.storage import NotKept
+from ...numerics import squared_norm
+from ...planning.hardware import machine_of
+from ...planning.plan import Plan, Problem
+from ...planning.restricted import restricting_pays, slope_rows
+from ...solvers.half_step import Compute, Operations
+from ...solvers.penalties import Penalty
+from ...solvers.registry import learner
+from ...solvers.supports.restricted import Dictionary, sweep_codes_, sweep_concepts_
+from ..state import Method, State
+from ..statistics import Statistics
+
+
+class Restricted:
+    """The half-steps of such iterations. applies: whether the current one is restricted."""
+
+    def __init__(self, state: State, data: Data, method: Method, plan: Plan) -> None:
+        self._state, self._data, self._plan = state, data, plan
+        sizes = data.n, data.d, len(state.D), state.D.itemsize
+        problem = Problem(*sizes, method.solver, constraint=method.constraint)
+        self._given = problem, plan, machine_of(state.D, method.backend)
+        self._codes: list[SparseMatrix] = []
+        self.applies = False
+
+    @classmethod
+    def of(cls, state: State, data: Data, method: Method, plan: Plan) -> Restricted | None:
+        """Those of a fit that may have such: with concepts of norm 1 and a penalty l1 of the codes,
+        by a solver that can, on a CPU, with dense data and codes that are kept. Where the
+        dictionary half is in residual form it is restricted as well."""
+        penalties = method.penalties
+        asked = penalties.unit_norm and penalties.of_codes(data.d).l1 > 0
+        by = learner(method.solver, len(state.D), method.constraint)
+        concepts = plan.dictionary == "normal" or (by.restricts and data.processes.alone)
+        plain = state.offset is None and data.weights is None and data.stored is None
+        kept = not isinstance(state.Z, NotKept) and state.D.device.type == "cpu"
+        may = asked and method.solver.restricts and concepts and plain and kept
+        return cls(state, data, method, plan) if may else None
+
+    def decide(self) -> bool:
+        """Whether the iteration that begins had better be restricted, given how many concepts the
+        last one left active."""
+        self.applies = restricting_pays(*self._given, self._state.mean_l0)
+        return self.applies
+
+    def update_codes_(self, penalty: Penalty, compute: Compute, statistics: Statistics) -> None:
+        """The half-step of all codes; the statistics receive their sums, and what is kept is what
+        the half-step of the dictionary reads."""
+        state, self._codes = self._state, []
+        fixed, keeps = Dictionary.of(state.D, penalty), self._plan.dictionary == "residual"
+        rows = slope_rows(len(state.D), state.D.itemsize)
+        for X, Z, E in self._data.tiles(state.Z, rows, save=True, E=state.E):
+            X, stored = X.to(state.D.dtype), active(Z, compute.ops)
+            before = stored if state.unit is None else state.unit.moved(stored)
+            residual = compute.scratch("E", *X.shape) if E is None else E
+            after = sweep_codes_(before, X, residual, fixed, compute, statistics.codes)
+            replace_(Z, stored, after)
+            statistics.add_sparse_(X, Z, after)
+            if keeps:
+                self._codes.append(after)
+
+    def update_dictionary_(self, penalty: Penalty, compute: Compute, sums: Tensor) -> None:
+        """The half-step of the dictionary in residual form, by the codes of the last one of these;
+        the sums receive ‖A − Z D‖². compute: of the dictionary."""
+        state = self._state
+        sweep_concepts_(state.D, state.E, concat(self._codes), penalty, compute, sums)
+        sums[2] = squared_norm(state.E)
+        # what an iteration of all concepts reads is computed anew
+        state.iterations_since_fresh, self._codes = 0, []
+
+
+def active(Z: Tensor, ops: Operations) -> SparseMatrix:
+    """The codes of Z (m, K) that are not zero."""
+    none = Z.new_empty(0)
+    dtype = torch.int32 if Z.numel() < 2**31 else torch.int64
+    crow = torch.zeros(len(Z) + 1, dtype=dtype, device=Z.device)
+    crow, col, values = ops["candidates_"](Z, (crow, crow[:0], none), 0.0)
+    found = SparseMatrix(crow, col, values, (Z.shape[0], Z.shape[1]))
+    torch.take(Z, _places(Z, found), out=values)
+    return found
+
+
+def replace_(Z: Tensor, before: SparseMatrix, after: SparseMatrix) -> None:
+    """Z (m, K), with the codes `before`, becomes `after`."""
+    Z.put_(_places(Z, before), before.values.new_zeros(()).expand(before.nnz))
+    Z.put_(_places(Z, after), after.values)
+
+
+def _places(Z: Tensor, codes: SparseMatrix) -> Tensor:
+    return codes.row_of_entries().long() * Z.shape[1] + codes.col
