@@ -32,9 +32,6 @@ def restricted_seconds(problem: Problem, plan: Plan, active: float, on: Machine)
     # slopes, and codes, which are read and written where they are
     seconds += 6 * n * K * itemsize / (on.far * on.threads)
     seconds += _PASSES * n * active * d * itemsize / (on.near * on.threads)
-    # without a compiled sweep calls, for each concept and for the candidates of a tile
-    tiles = math.ceil(n / slope_rows(K, itemsize))
-    seconds += (K + 10 * active * tiles) * on.concept_seconds
     if plan.dictionary == "normal":
         pairs = n * active**2
         seconds += pairs * 20e-9 + 2 * K * K * d / (on.gemm * single)
@@ -44,8 +41,9 @@ def restricted_seconds(problem: Problem, plan: Plan, active: float, on: Machine)
 @functools.lru_cache(maxsize=256)
 def restricting_pays(problem: Problem, plan: Plan, on: Machine, active: float) -> bool:
     """Whether a restricted iteration takes less time than one of the plan, where the last one left
-    `active` concepts per row; NaN: there was none."""
-    if math.isnan(active):
+    `active` concepts per row; NaN: there was none. Never without compiled sweeps: in plain torch
+    those of few concepts take five times as long as those of all (2,000 × 384, K = 2,000)."""
+    if math.isnan(active) or on.concept_seconds > 0:
         return False
     candidate = Candidate(plan.codes, plan.dictionary, plan.block, plan.tile_rows)
     of_all = predict(problem, candidate, on)

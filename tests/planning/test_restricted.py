@@ -38,6 +38,11 @@ def test_nothing_is_restricted_before_codes_were_counted():
     assert not pays(20_000, 384, 10_000, math.nan)
 
 
+def test_nothing_is_restricted_without_compiled_sweeps():
+    assert pays(20_000, 384, 10_000, 32)
+    assert not pays(20_000, 384, 10_000, 32, concept_seconds=9e-6)
+
+
 def test_seconds_grow_with_the_active_concepts():
     problem, on = Problem(2000, 100, 3000, 4, hals.SOLVER), Machine()
     plan = choose(problem, on)
