@@ -43,7 +43,8 @@ class Restricted:
         concepts = plan.dictionary == "normal" or (by.restricts and data.processes.alone)
         plain = state.offset is None and data.weights is None and data.stored is None
         kept = not isinstance(state.Z, NotKept) and state.D.device.type == "cpu"
-        may = asked and method.solver.restricts and concepts and plain and kept
+        sweeps = method.solver.restricts and concepts and not plan.accelerates
+        may = asked and sweeps and plain and kept
         return cls(state, data, method, plan) if may else None
 
     def decide(self) -> bool:
