@@ -560,8 +560,8 @@ def test_sums_of_a_dictionary_follow_the_formulas(extension, K, d, dtype):
     )
     F, old = Matrix(now, dtype), Matrix(before, dtype)
     C, H, norm = Matrix(cross, dtype), Matrix(gram, dtype), np.linalg.norm(now, axis=1)
-    sums = torch.full((4,), 7.0, dtype=torch.float64)
-    extension.measure(F.view, C.view, Matrix(G, dtype).view, H.view, 3.0, view(sums))
+    squares, sums = Matrix(G, dtype), torch.full((4,), 7.0, dtype=torch.float64)
+    extension.measure(F.view, C.view, squares.view, H.view, 3.0, view(sums))
     expected = 3.0 + (gram * G).sum() - 2 * (cross * now).sum()
     size = np.abs(gram * G).sum() + 2 * np.abs(cross * now).sum()
     assert abs(sums[2].item() - expected) < TOLERANCES["pgd", dtype] * size
