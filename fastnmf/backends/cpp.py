@@ -45,7 +45,7 @@ _SLOTS, _FACTORS = 128, 1 << 29
 def hals_block_(
     F: Tensor, R: Tensor, G: Tensor, delta: Tensor, sums: Tensor, bounded: bool = True
 ) -> None:
-    """As torch.hals_block_; R is left as it is."""
+    """As torch.hals_block_, R and delta in any layout; R is left as it is."""
     sweep = _C.hals_block if bounded else _C.hals_block_free
     sweep(view(F), view(R), view(G), view(delta), view(sums), torch.get_num_threads())
 

@@ -28,17 +28,12 @@ def hals_block_(
     """F_k ← max(0, F_k + R_k / G_kk), then R_i −= G_ik Δ_k for i > k; k = 0 … s−1, in place.
     Without `bounded` entries may be negative: F_k ← F_k + R_k / G_kk.
 
-    F (s, m) with any strides; R, delta (s, m) with contiguous rows, on a CPU with any strides; G
-    (s, s). R is destroyed, delta receives the change of F, rounded where products of it are tf32;
-    sums (2,) float64 is increased by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is. m s²
-    flops. Does not synchronise. Source: Cichocki & Phan, 2009 (fast HALS).
+    F (s, m) with any strides; R, delta (s, m) with contiguous rows; G (s, s). R is destroyed, delta
+    receives the change of F, rounded where products of it are tf32; sums (2,) float64 is increased
+    by ‖Δ‖² and ‖F‖². A concept with G_kk = 0 is left as it is. m s² flops. Does not synchronise.
+    Source: Cichocki & Phan, 2009 (fast HALS).
     """
     s = F.shape[0]
-    if R.stride(1) != 1 < R.shape[1]:
-        changed = R.new_empty(R.shape)
-        hals_block_(F, R.contiguous(), G, changed, sums, bounded)
-        delta.copy_(changed)
-        return
     inverse = inverse_or_zero(G.diagonal())[:, None]
     G = G * inverse
     R.mul_(inverse)

@@ -74,13 +74,14 @@ def _sums(
 ) -> tuple[Tensor, Tensor]:
     """R = B_S Eᵀ, and B_S B_Sᵀ with the curvature of the penalty. The latter is formed at the first
     use of `fixed`, 2 |S|² p flops; where both are summed over processes, in one call, always: no
-    later half-step has the same B. On a CPU, R of codes is stored row by row: a half-step with
-    2,000 concepts takes 0.85 of the time (AVX2)."""
+    later half-step has the same B. R of codes is stored row by row where it may be: a half-step
+    with 2,000 concepts takes 0.85 of the time (AVX2)."""
     (s, _), (_, m), shared = B.shape, Et.shape, compute.sum_ is not None
     # R begins at a multiple of 16 bytes
     begin = -(-s * s // 4) * 4 if shared else 0
     both = compute.scratch("R", begin + s * m)
-    by_rows = Et.stride(0) == 1 and Et.device.type == "cpu"
+    # the compiled sweep takes any layout
+    by_rows = Et.stride(0) == 1 and "hals_rows_" in compute.ops
     R = both[begin:].view(m, s).T if by_rows else both[begin:].view(s, m)
     torch.mm(B, Et, out=R)
     gram = fixed.grams.get(S.start)

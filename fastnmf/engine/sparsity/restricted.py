@@ -42,7 +42,9 @@ class Restricted:
         by = learner(method.solver, len(state.D), method.constraint)
         concepts = plan.dictionary == "normal" or (by.restricts and data.processes.alone)
         plain = state.offset is None and data.weights is None and data.stored is None
-        kept = not isinstance(state.Z, NotKept) and state.D.device.type == "cpu"
+        # where kernels for GPUs are interpreted these are on a CPU
+        on_cpu = state.D.device.type == "cpu" and method.backend != "triton"
+        kept = on_cpu and not isinstance(state.Z, NotKept)
         sweeps = method.solver.restricts and concepts and not plan.accelerates
         may = asked and sweeps and plain and kept
         return cls(state, data, method, plan) if may else None
@@ -86,15 +88,15 @@ def active(Z: Tensor, ops: Operations) -> SparseMatrix:
     crow = torch.zeros(len(Z) + 1, dtype=dtype, device=Z.device)
     crow, col, values = ops["candidates_"](Z, (crow, crow[:0], none), 0.0)
     found = SparseMatrix(crow, col, values, (Z.shape[0], Z.shape[1]))
-    torch.take(Z, _places(Z, found), out=values)
+    values.copy_(Z[_places(found)])
     return found
 
 
 def replace_(Z: Tensor, before: SparseMatrix, after: SparseMatrix) -> None:
     """Z (m, K), with the codes `before`, becomes `after`."""
-    Z.put_(_places(Z, before), before.values.new_zeros(()).expand(before.nnz))
-    Z.put_(_places(Z, after), after.values)
+    Z[_places(before)] = 0
+    Z[_places(after)] = after.values
 
 
-def _places(Z: Tensor, codes: SparseMatrix) -> Tensor:
-    return codes.row_of_entries().long() * Z.shape[1] + codes.col
+def _places(codes: SparseMatrix) -> tuple[Tensor, Tensor]:
+    return codes.row_of_entries().long(), codes.col.long()
