@@ -15,7 +15,6 @@
 
 namespace {
 
-
 // w −= Σ_r x_r g_r for `rows` rows of G
 template <int rows, class S>
 inline void subtract(int K, double *w, const double *x, const S *const *g) {

@@ -3,7 +3,6 @@ time than those of all concepts. No tensors and no devices here."""
 
 from __future__ import annotations
 
-import functools
 import math
 
 from .hardware import Machine
@@ -38,7 +37,6 @@ def restricted_seconds(problem: Problem, plan: Plan, active: float, on: Machine)
     return seconds
 
 
-@functools.lru_cache(maxsize=256)
 def restricting_pays(problem: Problem, plan: Plan, on: Machine, active: float) -> bool:
     """Whether a restricted iteration takes less time than one of the plan, where the last one left
     `active` concepts per row; NaN: there was none. Never without compiled sweeps: in plain torch
@@ -48,3 +46,8 @@ def restricting_pays(problem: Problem, plan: Plan, on: Machine, active: float) -
     candidate = Candidate(plan.codes, plan.dictionary, plan.block, plan.tile_rows)
     of_all = predict(problem, candidate, on)
     return _WORTH * restricted_seconds(problem, plan, active, on) < of_all.seconds
+
+
+def restricting_may_pay(problem: Problem, plan: Plan, on: Machine) -> bool:
+    """Whether it does with one active concept per row: else they need not be counted."""
+    return restricting_pays(problem, plan, on, 1.0)

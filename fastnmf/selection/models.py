@@ -53,8 +53,7 @@ class Fits:
     def smallest(self) -> Factorization:
         """A model of as few concepts as its options allow, not fitted."""
         least = [self.options.get(name) for name in ("top_k", "target_l0")]
-        numbers = [math.ceil(each) for each in least if _is_size(each)]
-        return self.model(max(1, *numbers), 0) if numbers else self.model(1, 0)
+        return self.model(max([1, *(math.ceil(each) for each in least if _is_size(each))]), 0)
 
     def model(self, K: int, seed: int, **more: Any) -> Factorization:
         """A model of K concepts that is not fitted."""

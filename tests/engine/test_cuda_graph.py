@@ -26,7 +26,6 @@ from fastnmf.engine import cuda_graph
 from fastnmf.engine import state as state_module
 from fastnmf.engine.cuda_graph import CudaGraph, Replay, refuses
 from fastnmf.engine.loop import varies
-from fastnmf.engine.sparsity.restricted import Restricted
 from fastnmf.engine.state import State, Stopping
 from fastnmf.fit import batch
 from fastnmf.planning.plan import Plan
@@ -60,8 +59,6 @@ def steady(monkeypatch):
             return given
 
     monkeypatch.setattr(state_module, "Workspace", Steady)
-    # which is on a CPU only
-    monkeypatch.setattr(Restricted, "of", lambda *_: None)
 
 
 def drawn(K=5, n=40, d=17, dtype=torch.float64, seed=0, kind="plain"):

@@ -8,7 +8,12 @@ import pytest
 
 from fastnmf.planning.hardware import Machine
 from fastnmf.planning.plan import Problem, choose
-from fastnmf.planning.restricted import restricted_seconds, restricting_pays, slope_rows
+from fastnmf.planning.restricted import (
+    restricted_seconds,
+    restricting_may_pay,
+    restricting_pays,
+    slope_rows,
+)
 from fastnmf.solvers import hals
 
 
@@ -41,6 +46,12 @@ def test_nothing_is_restricted_before_codes_were_counted():
 def test_nothing_is_restricted_without_compiled_sweeps():
     assert pays(20_000, 384, 10_000, 32)
     assert not pays(20_000, 384, 10_000, 32, concept_seconds=9e-6)
+
+
+@pytest.mark.parametrize(("n", "K", "expected"), [(20_000, 10_000, True), (1797, 16, False)])
+def test_small_fits_need_not_count_what_is_active(n, K, expected):
+    problem, on = Problem(n, 64, K, 4, hals.SOLVER), Machine(2)
+    assert restricting_may_pay(problem, choose(problem, on), on) is expected
 
 
 def test_seconds_grow_with_the_active_concepts():

@@ -13,11 +13,6 @@ from ...numerics import add_squares_
 Compressed = tuple[Tensor, Tensor, Tensor]
 
 
-def _rows_of(crow: Tensor) -> Tensor:
-    rows = torch.arange(len(crow) - 1, device=crow.device)
-    return torch.repeat_interleave(rows, crow.diff())
-
-
 def candidates_(S: Tensor, codes: Compressed, bound: float) -> Compressed:
     """The entries of the codes (m, K), and zeros where else S (m, K) is above the bound.
 
@@ -25,7 +20,7 @@ def candidates_(S: Tensor, codes: Compressed, bound: float) -> Compressed:
     """
     crow, col, values = codes
     dense = torch.zeros_like(S)
-    entries = _rows_of(crow), col
+    entries = torch.repeat_interleave(crow.diff()), col
     wanted = S > bound
     wanted[entries] = True
     dense[entries] = values

@@ -12,7 +12,7 @@ from ...data.storage import NotKept
 from ...numerics import squared_norm
 from ...planning.hardware import machine_of
 from ...planning.plan import Plan, Problem
-from ...planning.restricted import restricting_pays, slope_rows
+from ...planning.restricted import restricting_may_pay, restricting_pays, slope_rows
 from ...solvers.half_step import Compute, Operations
 from ...solvers.penalties import Penalty
 from ...solvers.registry import learner
@@ -36,7 +36,7 @@ class Restricted:
     def of(cls, state: State, data: Data, method: Method, plan: Plan) -> Restricted | None:
         """Those of a fit that may have such: with concepts of norm 1 and a penalty l1 of the codes,
         by a solver that can, on a CPU, with dense data and codes that are kept. Where the
-        dictionary half is in residual form it is restricted as well."""
+        dictionary half is in residual form it is restricted as well. None where that never pays."""
         penalties = method.penalties
         asked = penalties.unit_norm and penalties.of_codes(data.d).l1 > 0
         by = learner(method.solver, len(state.D), method.constraint)
@@ -46,8 +46,10 @@ class Restricted:
         on_cpu = state.D.device.type == "cpu" and method.backend != "triton"
         kept = on_cpu and not isinstance(state.Z, NotKept)
         sweeps = method.solver.restricts and concepts and not plan.accelerates
-        may = asked and sweeps and plain and kept
-        return cls(state, data, method, plan) if may else None
+        if not (asked and sweeps and plain and kept):
+            return None
+        found = cls(state, data, method, plan)
+        return found if restricting_may_pay(*found._given) else None
 
     def decide(self) -> bool:
         """Whether the iteration that begins had better be restricted, given how many concepts the
