@@ -17,6 +17,7 @@
 #include "../nnls/arguments.h"
 #include "../view.h"
 #include "active_rows.h"
+#include "compressed.h"
 #include "fused_pass.h"
 #include "isa.h"
 #include "kernels.h"
@@ -214,10 +215,7 @@ void hals_stored(const View &F, const WeightedRows &rows, const View &B,
             read_rows(a, rows);
             run_weighted(a, sweeps, way, sums, threads, total);
         };
-        if (std::strcmp(std::get<0>(rows).dtype, "int64") == 0)
-            run(int64_t{});
-        else
-            run(int32_t{});
+        with_index(std::get<0>(rows), run);
     });
 }
 
@@ -413,25 +411,14 @@ void rescale(const View &F, const View &swept, const View &scale, const View &be
 template <class T, class I>
 void sparse(const View &out, const Compressed &X, const View &dense, Size m, Size d, bool transposed,
             bool adds, int threads) {
-    const auto &[crow, col, values] = X;
     const Size K = out.shape[1];
     const auto to = row_matrix<T>("out", out, transposed ? d : m, K);
     // B may be the transpose of a matrix, Z not
     const bool turned = !transposed && d > 1 && dense.strides[0] == 1 && dense.strides[1] != 1;
     const auto from = turned ? matrix<const T>("dense", dense, d, K)
                              : data_matrix<T>("dense", dense, transposed ? m : d, K);
-    SparseProduct<T, I> a{array<const I>("crow", crow, {m + 1}), nullptr, nullptr, from, to, m, d, K,
-                          adds};
-    check_shape("col", col, {-1});
-    const Size entries = col.shape[0];
-    if (a.crow[0] != 0 || a.crow[m] != entries)
-        refuse("crow goes from ", a.crow[0], " to ", a.crow[m], ": 0 to ", entries,
-               " entries of col are needed");
-    check_shape("values", values, {entries});
-    if (entries) {
-        a.col = array<const I>("col", col, {entries});
-        a.values = array<const T>("values", values, {entries});
-    }
+    const Entries<const T, I> entries(X, m);
+    const SparseProduct<T, I> a{entries.crow, entries.col, entries.values, from, to, m, d, K, adds};
     py::gil_scoped_release released;
     compute_sparse_product(a, transposed, threads);
 }
@@ -441,16 +428,13 @@ void sparse_product(const View &out, const Compressed &X, const View &dense, boo
     check_threads(threads);
     check_shape("out", out, {-1, -1});
     check_shape("dense", dense, {-1, out.shape[1]});
-    const View &crow = std::get<0>(X);
     const Size m = transposed ? dense.shape[0] : out.shape[0];
     const Size d = transposed ? out.shape[0] : dense.shape[0];
     if (!out.shape[0] || !out.shape[1] || (!m && adds)) return;
     with_dtype("out", out, [&](auto zero) {
-        using T = decltype(zero);
-        if (std::strcmp(crow.dtype, "int64") == 0)
-            sparse<T, int64_t>(out, X, dense, m, d, transposed, adds, threads);
-        else
-            sparse<T, int32_t>(out, X, dense, m, d, transposed, adds, threads);
+        with_index(std::get<0>(X), [&](auto index) {
+            sparse<decltype(zero), decltype(index)>(out, X, dense, m, d, transposed, adds, threads);
+        });
     });
 }
 
@@ -458,12 +442,8 @@ void sparse_product(const View &out, const Compressed &X, const View &dense, boo
 
 // run(T{}, I{}) for the dtypes of values and of indices
 template <class Run> void with_entries(const Compressed &X, Run run) {
-    const auto &[crow, col, values] = X;
-    with_dtype("values", values, [&](auto zero) {
-        if (std::strcmp(crow.dtype, "int64") == 0)
-            run(zero, int64_t{});
-        else
-            run(zero, int32_t{});
+    with_dtype("values", std::get<2>(X), [&](auto zero) {
+        with_index(std::get<0>(X), [&](auto index) { run(zero, index); });
     });
 }
 

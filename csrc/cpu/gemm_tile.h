@@ -28,8 +28,6 @@ constexpr int most_concepts = 4, most_vectors = 4;
 constexpr int most_concepts = 2, most_vectors = 4;
 #endif
 
-inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
-
 // Cache lines that will be read soon, prefetched one at a time between products. They lie in few
 // rows of many lines, which the hardware does not predict, and in a burst they would delay each
 // other.

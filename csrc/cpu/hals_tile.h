@@ -2,7 +2,6 @@
 // and back, sums of their squares, and the sweep in which each column has a Gram matrix of its own.
 #pragma once
 
-#include <cfloat>
 #include <cstddef>
 
 #include "../matrix.h"
@@ -18,7 +17,6 @@ constexpr int width = most_vectors;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 template <class T> constexpr int W = width * V<T>;
-template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 
 // tile (rows × W) ← columns [start, start + columns) of `from`; zeros in the columns right of them
 template <class T>

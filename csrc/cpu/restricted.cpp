@@ -7,7 +7,6 @@
 // anywhere; of these so many features at a time that their sums stay in registers, and features are
 // independent of each other.
 
-#include <cfloat>
 #include <cstddef>
 #include <cstdint>
 
@@ -21,14 +20,11 @@ using fastnmf::HalsCandidates;
 using fastnmf::HalsConcepts;
 
 template <class T> constexpr int V = Simd<T>::lanes;
-template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 // vectors of features whose sums are in registers
 constexpr int sums_at_once = 8;
 // entries from the one whose rows are prefetched to the current one
 constexpr ptrdiff_t distance = 4;
 constexpr ptrdiff_t line_bytes = 64;
-
-inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
 
 template <class T> inline void prefetch(const T *from, ptrdiff_t elements) {
     for (ptrdiff_t b = 0; b < elements * ptrdiff_t(sizeof(T)); b += line_bytes)

@@ -7,39 +7,17 @@
 #include <tuple>
 
 #include "../view.h"
+#include "compressed.h"
 #include "isa.h"
 #include "threads.h"
 
 namespace fastnmf {
 
-// crow, col, values
-using Compressed = std::tuple<View, View, View>;
 // l1, curvature (K), inverse (K)
 using OfCandidates = std::tuple<double, View, View>;
 
 // rows that a thread takes at a time
 constexpr Size restricted_rows = 16;
-
-// entries of m compressed rows, whose columns are not checked
-template <class T, class I> struct Entries {
-    const I *crow, *col = nullptr;
-    T *values = nullptr;
-    Size count;
-
-    Entries(const Compressed &X, Size m) {
-        const auto &[crow_view, col_view, values_view] = X;
-        crow = array<const I>("crow", crow_view, {m + 1});
-        check_shape("col", col_view, {-1});
-        count = col_view.shape[0];
-        if (crow[0] != 0 || crow[m] != count)
-            refuse("crow goes from ", crow[0], " to ", crow[m], ": 0 to ", count,
-                   " entries of col are needed");
-        check_shape("values", values_view, {count});
-        if (!count) return;
-        col = array<const I>("col", col_view, {count});
-        values = array<T>("values", values_view, {count});
-    }
-};
 
 template <class T, class I>
 Candidates<T, I> candidates(const View &S, const Compressed &codes, double bound) {

@@ -1,6 +1,7 @@
 // Vectors as wide as the instruction set that this file is compiled for; all with internal linkage.
 #pragma once
 
+#include <cfloat>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -32,6 +33,12 @@ template <class T> struct Simd {
     typedef T vec __attribute__((vector_size(vector_bytes)));
 };
 template <class T> using Vec = typename Simd<T>::vec;
+
+// the smallest normal number
+template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
+
+// that of std may have external linkage
+inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
 
 template <class T> inline Vec<T> load(const T *from) {
     Vec<T> x;

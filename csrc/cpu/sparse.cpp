@@ -30,8 +30,6 @@ constexpr int line_bytes = 64;
 
 template <class T> constexpr int V = Simd<T>::lanes;
 
-inline ptrdiff_t min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
-
 // the first entry from p on, before `end`, of a column that is not below `column`, which is near
 template <class I>
 inline ptrdiff_t near(const I *col, ptrdiff_t p, ptrdiff_t end, ptrdiff_t column) {

@@ -6,7 +6,6 @@
 // contiguous along it. In float32, mu moves 16 bytes an element, pgd and extrapolate 20. Limited by
 // memory.
 
-#include <cfloat>
 #include <cstddef>
 #include <cstdint>
 
@@ -23,7 +22,6 @@ using fastnmf::Rescale;
 using fastnmf::Rows;
 
 template <class T> constexpr int V = Simd<T>::lanes;
-template <class T> constexpr T tiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
 
 // `count` lines of n elements: rows of concepts, or columns if the concepts of F are adjacent
 struct Lines {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../view.h"
+#include "compressed.h"
 #include "isa.h"
 #include "threads.h"
 
@@ -49,20 +50,14 @@ HalsWeighted<T, I> hals_weighted_arguments(const View &F, const View &B,
 template <class T, class I>
 void read_rows(HalsWeighted<T, I> &a, const WeightedRows &rows) {
     const auto &[crow, col, values, weights] = rows;
-    check_shape("col", col, {-1});
-    const Size entries = col.shape[0];
-    a.crow = array<const I>("crow", crow, {a.m + 1});
-    if (a.crow[0] != 0 || a.crow[a.m] != entries)
-        refuse("crow goes from ", a.crow[0], " to ", a.crow[a.m], ": 0 to ", entries,
-               " entries of col are needed");
-    check_shape("values", values, {entries});
-    if (weights) check_shape("weights", *weights, {entries});
+    const Entries<const T, I> entries({crow, col, values}, a.m);
+    a.crow = entries.crow;
+    a.col = entries.col;
+    a.values = entries.values;
+    if (weights) check_shape("weights", *weights, {entries.count});
     for (Size i = 0; i < a.m; ++i)
         a.longest = std::max(a.longest, static_cast<Size>(a.crow[i + 1] - a.crow[i]));
-    if (!entries) return;
-    a.col = array<const I>("col", col, {entries});
-    a.values = array<const T>("values", values, {entries});
-    if (weights) a.weights = array<const T>("weights", *weights, {entries});
+    if (weights && entries.count) a.weights = array<const T>("weights", *weights, {entries.count});
 }
 
 template <class T, class I>
