@@ -100,8 +100,9 @@ def _lines(X: Tensor) -> tuple[Tensor, ...]:
 
 def largest_entry(X: Tensor) -> Tensor:
     """The largest absolute value of X, a scalar tensor."""
-    # aminmax would copy what is not contiguous
-    return torch.maximum(X.amax(), -X.amin())
+    # in one pass; it would copy what is not contiguous
+    low, high = torch.aminmax(X) if X.is_contiguous() else (X.amin(), X.amax())
+    return torch.maximum(high, -low)
 
 
 def exponents(X: Tensor, least: int = 0) -> Tensor:

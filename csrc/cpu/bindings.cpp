@@ -190,6 +190,52 @@ void hals_rows(const View &F, const View &X, const Fixed &fixed, Size sweeps, co
     });
 }
 
+void cross(const View &out, const View &X, const View &B, double l1, int threads) {
+    on_factor(out, nullptr, threads, [&](auto zero, Size K, Size m, double *total) {
+        using T = decltype(zero);
+        check_shape("X", X, {m, -1});
+        HalsRows<T> a{};
+        a.F = matrix<T>("out", out, K, m);
+        a.p = X.shape[1];
+        const Matrix<const T> data = data_matrix<T>("X", X, m, a.p);
+        a.X = data.data;
+        a.B = array<const T>("B", B, {a.p, K});
+        a.l1 = static_cast<T>(l1);
+        a.stride_x = data.stride_k;
+        a.K = K;
+        a.m = m;
+        py::gil_scoped_release released;
+        const HalsKernels<T> &kernels = hals_kernels<T>();
+        run_hals(kernels.cross, kernels.tile_columns, a, K + kernels.tile_features,
+                 2.0 * m * K * a.p, threads, total);
+    });
+}
+
+// l1, l2
+using KktPenalty = std::tuple<double, double>;
+
+void kkt(const View &out, const View &F, const View &C, const View &G, const KktPenalty &penalty,
+         int threads) {
+    on_factor(F, nullptr, threads, [&](auto zero, Size K, Size m, double *total) {
+        using T = decltype(zero);
+        const Matrix<const T> gram = row_matrix<const T>("G", G, K, K);
+        T *residual = array<T>("out", out, {2, m});
+        const Kkt<T> a{matrix<const T>("F", F, K, m),
+                       matrix<const T>("C", C, K, m),
+                       gram.data,
+                       static_cast<T>(std::get<0>(penalty)),
+                       static_cast<T>(std::get<1>(penalty)),
+                       residual,
+                       residual + m,
+                       gram.stride_k,
+                       K,
+                       m};
+        py::gil_scoped_release released;
+        const HalsKernels<T> &kernels = hals_kernels<T>();
+        run_hals(kernels.kkt, kernels.tile_columns, a, 3 * K, 2.0 * m * K * K, threads, total);
+    });
+}
+
 // what sparse and dense data have in common: by Gram matrices or residuals, whether F is bounded
 using WeightedWay = std::tuple<bool, bool>;
 
@@ -580,6 +626,17 @@ PYBIND11_MODULE(_C, module) {
     module.def("hals_each_free", &hals_each<false>, py::arg("F"), py::arg("C"), py::arg("G"),
                py::arg("sums"), py::arg("threads"), py::arg("sweeps") = 1,
                "hals_each without the maximum: F of any signs.");
+    module.def("cross", &cross, py::arg("out"), py::arg("X"), py::arg("B"), py::arg("l1"),
+               py::arg("threads"),
+               "out = B'X' - l1.\n\n"
+               "out (K, m) in any layout, X (m, p) with contiguous rows, which may overlap, B (p, K) "
+               "contiguous.");
+    module.def("kkt", &kkt, py::arg("out"), py::arg("F"), py::arg("C"), py::arg("G"),
+               py::arg("penalty"), py::arg("threads"),
+               "out (2, m), contiguous: the KKT residual of each column of F >= 0 for C and G, and "
+               "how many of its entries are positive.\n\n"
+               "F, C (K, m) in any layout, G (K, K) symmetric with contiguous rows. penalty: (l1, "
+               "l2), where C is minus l1, and l2 on the diagonal of G.");
     module.def(
         "hals_rows", &hals_rows, py::arg("F"), py::arg("X"), py::arg("fixed"), py::arg("sweeps"),
         py::arg("sums"), py::arg("threads"), py::arg("extrapolation") = py::none(),

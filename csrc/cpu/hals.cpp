@@ -21,6 +21,7 @@ using fastnmf::HalsBlock;
 using fastnmf::HalsEach;
 using fastnmf::HalsNormal;
 using fastnmf::HalsRows;
+using fastnmf::Kkt;
 
 // concepts of a group, in which each concept depends on the one before, so that it is no larger than
 // the registers need
@@ -261,6 +262,12 @@ template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scra
     scatter(a.F, F, a.K, start, columns);
 }
 
+template <class T> void cross(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *) {
+    const ptrdiff_t columns = min(a.m - start, W<T>);
+    product<1>(scratch, a, start, columns, scratch + a.K * W<T>);
+    scatter(a.F, scratch, a.K, start, columns);
+}
+
 template <class T> void hals_each(const HalsEach<T> &a, ptrdiff_t start, T *scratch, double *sums) {
     const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
     T *F = scratch, *C = F + size, *delta = C + size, *G = delta + size;
@@ -271,11 +278,48 @@ template <class T> void hals_each(const HalsEach<T> &a, ptrdiff_t start, T *scra
     scatter(a.F, F, a.K, start, columns);
 }
 
+// the larger of two numbers in each lane; a NaN in x is lost
+template <class V> inline V larger(V x, V y) { return x > y ? x : y; }
+
+template <class T> void kkt(const Kkt<T> &a, ptrdiff_t start, T *scratch, double *) {
+    const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
+    T *F = scratch, *C = F + size, *product = C + size;
+    gather(C, a.C, a.K, start, columns);
+    gather(F, a.F, a.K, start, columns);
+    __builtin_memset(product, 0, size * sizeof(T));
+    Prefetch<T> nothing;
+    for_groups<most_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
+        add_products(width, concepts, product + k * W<T>, ptrdiff_t(W<T>), a.G + k, a.stride_g,
+                     static_cast<const T *>(F), ptrdiff_t(W<T>), a.K, nothing);
+    });
+    const Vec<T> least = Vec<T>{} + tiny<T>, zero = {}, one = zero + T(1);
+    for (int i = 0; i < W<T> && i < columns; i += V<T>) {
+        // 0 times what is not finite is NaN
+        Vec<T> worst = zero, scale = zero, active = zero, invalid = zero;
+        for (ptrdiff_t k = 0; k < a.K; ++k) {
+            const ptrdiff_t place = k * W<T> + i;
+            const Vec<T> z = load(F + place), c = load(C + place), p = load(product + place);
+            const Vec<T> slope = c - p, size = z > zero ? larger(slope, -slope) : slope;
+            worst = larger(size, worst);
+            scale = larger(p - a.l2 * z + c, scale);
+            active += z > zero ? one : zero;
+            invalid += slope * zero;
+        }
+        scale = larger(scale + 2 * a.l1, least);
+        const Vec<T> found = (worst > zero ? worst / scale : zero) + invalid;
+        const int some = static_cast<int>(min(columns - i, ptrdiff_t(V<T>)));
+        store_some(a.residual + start + i, found, some);
+        store_some(a.active + start + i, active, some);
+    }
+}
+
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
 const HalsKernels<float> hals_float32{W<float>, tile_features, hals_block<float>,
-                                      hals_normal<float>, hals_rows<float>, hals_each<float>};
+                                      hals_normal<float>, hals_rows<float>, hals_each<float>,
+                                      cross<float>, kkt<float>};
 const HalsKernels<double> hals_float64{W<double>, tile_features, hals_block<double>,
-                                       hals_normal<double>, hals_rows<double>, hals_each<double>};
+                                       hals_normal<double>, hals_rows<double>, hals_each<double>,
+                                       cross<double>, kkt<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -35,6 +35,16 @@ template <class T> struct HalsNormal {
     bool bounded;
 };
 
+// F, C (K, m); G (K, K), symmetric. residual, active (m) ← the KKT residual of each column of F ≥ 0, and
+// how many of its entries are positive. l1 is subtracted in C, l2 added to the diagonal of G.
+template <class T> struct Kkt {
+    Matrix<const T> F, C;
+    const T *G;
+    T l1, l2;
+    T *residual, *active;
+    ptrdiff_t stride_g, K, m;
+};
+
 // F, C (K, m); G (K (K + 1) / 2, m), its columns adjacent: of each column the lower triangle of a
 // Gram matrix of its own, row by row. bounded: whether F ≥ 0
 template <class T> struct HalsEach {
@@ -100,7 +110,7 @@ template <class T> struct Rows {
 // Every kernel writes ‖Δ‖² and ‖F‖² of the elements it updated to sums[0] and sums[1]. For
 // extrapolate, rescale, and rows with a swept, Δ = F − before.
 // The HALS kernels update columns [start, start + tile_columns) or up to the last one. Elements of
-// scratch over tile_columns: block 2 s, normal 3 K, rows 4 K + tile_features, each 3 K + K (K + 1) / 2. The others update
+// scratch over tile_columns: block 2 s, normal and kkt 3 K, rows 4 K + tile_features, cross K + tile_features, each 3 K + K (K + 1) / 2. The others update
 // their whole argument.
 template <class T> struct HalsKernels {
     ptrdiff_t tile_columns, tile_features;
@@ -108,6 +118,9 @@ template <class T> struct HalsKernels {
     void (*normal)(const HalsNormal<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*rows)(const HalsRows<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*each)(const HalsEach<T> &, ptrdiff_t start, T *scratch, double *sums);
+    // these write no sums; cross: F ← C, of rows with nothing else than X, B and l1
+    void (*cross)(const HalsRows<T> &, ptrdiff_t start, T *scratch, double *sums);
+    void (*kkt)(const Kkt<T> &, ptrdiff_t start, T *scratch, double *sums);
 };
 
 // add: out (K × padded(p)) += F X over columns [first, last) of F, panel_rows of them at a time. Of

@@ -80,9 +80,20 @@ def _not_installed(extension: str) -> str | None:
 # what backends/cpp.py and restricted/compiled.py call of the extension
 _CALLED = (
     *("count_candidates", "fill_candidates", "hals_candidates", "hals_concepts"),
-    *("extrapolate", "hals_block", "hals_block_free", "hals_each", "hals_each_free", "hals_masked"),
-    *("hals_normal", "hals_normal_free", "hals_rows", "hals_stored", "measure", "moments", "moved"),
-    *("mu_update", "nnls", "nnls_rows", "pgd_update", "rescale", "scales", "sparse_product"),
+    *("cross", "extrapolate", "hals_block", "hals_block_free", "hals_each", "hals_each_free"),
+    *("hals_masked", "hals_normal", "hals_normal_free", "hals_rows", "hals_stored", "kkt"),
+    *(
+        "measure",
+        "moments",
+        "moved",
+        "mu_update",
+        "nnls",
+        "nnls_rows",
+        "pgd_update",
+        "rescale",
+        "scales",
+        "sparse_product",
+    ),
 )
 
 

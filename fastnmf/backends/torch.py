@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..numerics import add_squares_, inner
 from ..precision import in_tf32
-from .nnls.reference import nnls_, nnls_on_
+from .nnls.reference import kkt_, nnls_, nnls_on_
 from .restricted.reference import OPERATIONS as RESTRICTED
 
 # of a sparse matrix X (m, d) in compressed rows: crow (m + 1,), col (nnz,), values (nnz,)
@@ -84,6 +84,13 @@ def hals_weighted_(*given) -> None:
 def moments_(F: Tensor, X: Tensor | None, out: Tensor, *, adds: bool = False) -> None:
     """out ← F X, or out + F X if adds; F (K, m), X (m, p), None: Fᵀ. 2 m K p flops."""
     out.addmm_(F, F.T if X is None else X, beta=1 if adds else 0)
+
+
+def cross_(out: Tensor, X: Tensor, D: Tensor, l1: float) -> None:
+    """out ← X Dᵀ − l1 for X (m, p), D (K, p); out (m, K) contiguous. 2 m K p flops."""
+    torch.mm(X, D.T, out=out)
+    if l1:
+        out.sub_(l1)
 
 
 def round_tf32_(out: Tensor, X: Tensor) -> None:
@@ -252,6 +259,8 @@ REFERENCE = {
     "round_tf32_": round_tf32_,
     "nnls_": nnls_,
     "nnls_on_": nnls_on_,
+    "kkt_": kkt_,
+    "cross_": cross_,
     "sparse_dot_": sparse_dot_,
     "sparse_tdot_": sparse_tdot_,
     **RESTRICTED,

@@ -68,6 +68,11 @@ def read_matrix(A: Any, device: str | torch.device, expected: Expected = NON_NEG
     value that cannot be used, with its place (rows are counted over all batches), and TypeError for
     what is no dense, real matrix. Synchronises once.
     """
+    return checked_matrix(A, device, expected)[0]
+
+
+def checked_matrix(A: Any, device: str | torch.device, expected: Expected) -> tuple[Tensor, float]:
+    """What read_matrix returns, and the largest absolute value of its entries."""
     parts, dtype = _parts(A, expected.name), expected.dtype
     expected.check_shape(_shape(parts))
     for part in parts:
@@ -77,8 +82,7 @@ def read_matrix(A: Any, device: str | torch.device, expected: Expected = NON_NEG
     kind = "torch" if isinstance(parts[0], Tensor) else "numpy"
     shared = in_place(parts[0], dtype, device) if len(parts) == 1 else None
     matrix = gather(parts, dtype, device) if shared is None else shared
-    check_values(matrix, ValueCheck(expected, kind))
-    return matrix
+    return matrix, check_values(matrix, ValueCheck(expected, kind))
 
 
 def as_numpy32(x: Any, name: str = "A", columns: int | None = None) -> np.ndarray:
@@ -322,15 +326,15 @@ class ValueCheck:
         raise InvalidInput(f"{self.name} has {found}; {needed}")
 
 
-def check_values(matrix: Tensor, check: ValueCheck) -> None:
-    """Raise InvalidInput if a matrix in memory has entries that cannot be used. Synchronises once
-    if it has none."""
+def check_values(matrix: Tensor, check: ValueCheck) -> float:
+    """The largest absolute value of a matrix in memory. Raises InvalidInput if it has entries that
+    cannot be used. Synchronises once if it has none."""
     # a part at a time: aminmax copies what is not contiguous
     parts = matrix.split(_part_rows(matrix.shape[1]))
     bounds = torch.stack([torch.stack(torch.aminmax(widened(X))) for X in parts])
     low, high = torch.stack(torch.aminmax(bounds)).tolist()
     if check.usable(low, high):
-        return
+        return max(high, -low)
     first = 0
     # entries that are not finite are reported before negative ones
     order = [X for X in parts if not X.isfinite().all()] or parts
@@ -339,3 +343,4 @@ def check_values(matrix: Tensor, check: ValueCheck) -> None:
             check.largest(widened(X), check.name, first)
         first += len(X)
     check.report()
+    return max(high, -low)

@@ -63,8 +63,8 @@ class Data:
     weights: EntryWeights | EntriesRead | None = None
     drawing: Drawing | None = None
 
-    def __init__(self, A: Matrix) -> None:
-        """Data in the memory of one process."""
+    def __init__(self, A: Matrix, largest: float | None = None) -> None:
+        """Data in the memory of one process. largest: the property, where it is known."""
         (self.n, self.d), self.dtype, self.device = A.shape, compute_dtype(A), A.device
         self.A: Matrix | None = A
         self.processes, self.first, self.n_here = ALONE, 0, self.n
@@ -74,6 +74,8 @@ class Data:
         self.density = self.stored = stored_share(A)
         if isinstance(A, SparseMatrix):
             self._summary = Summary.of_sparse(A)
+        elif largest is not None:
+            self.largest = largest
 
     @classmethod
     def of_source(

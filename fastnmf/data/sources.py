@@ -6,7 +6,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from .arrays import (
     as_matrix,
     batches_in,
     batches_of,
+    checked_matrix,
     in_place,
     kept_dtype,
-    read_matrix,
     tensor_of,
 )
 from .shards import READ_ENTRIES, Shard, Shards, StoredRows, in_memory, open_paths, paths_of
@@ -85,7 +85,14 @@ Source = Shards | Batches
 Opened = tuple[Source, Summary]
 
 
-def open_source(A: Any, expected: Expected, budget: Budget) -> Matrix | Opened | Source:
+class Whole(NamedTuple):
+    """A dense matrix on its device, checked, and the largest absolute value of its entries."""
+
+    matrix: Tensor
+    largest: float
+
+
+def open_source(A: Any, expected: Expected, budget: Budget) -> Whole | Matrix | Opened | Source:
     """A, checked: a matrix on the device if it is in memory and fits the budget, or its source and
     Summary; or only its source, which `inspected` is to read.
 
@@ -108,7 +115,7 @@ def open_source(A: Any, expected: Expected, budget: Budget) -> Matrix | Opened |
         kept = kept_dtype([matrix], found, device) if expected.narrow else found
         copied = kept.itemsize if in_place(matrix, kept, device) is None else 0
         if budget.holds(*matrix.shape, found, copied, given=True):
-            return read_matrix(matrix, device, expected)
+            return Whole(*checked_matrix(matrix, device, expected))
     if isinstance(A, Shards):
         source = A
     elif paths is not None:

@@ -186,7 +186,7 @@ class LeastSquares:
         A, D = rows.A, rows.D
         swept = Swept(D, self.n, self.ops, backend)
         sweeps = swept.most(len(A), _SWEEPS, started=False)
-        if not sweeps or bool(A.amin() < 0):
+        if not sweeps or rows.signed:
             return None
         key = D.dtype, rows.terms
         solver = self._solvers.get(key) or ExactRows(D, self.n, self.ops, _penalty(rows))
@@ -201,8 +201,9 @@ class LeastSquares:
         info.kkt.fill_(SETTLED[Z.dtype])
         if len(left):
             some, c = Z[left], C[left]
-            found = solver.solve_(some, A[left], c, warm=True)
-            Z[left], kkt = some, solver.kkt(some, A[left], c).double()
+            # given c, the rows themselves are not read
+            found = solver.solve_(some, None, c, warm=True)
+            Z[left], kkt = some, solver.kkt_and_active(some, c)[0].double()
             # what is not exact is solved again
             info.kkt[left] = torch.where(kkt <= EXACT[Z.dtype], kkt, torch.inf)
             info.status[left], info.iterations[left] = found.status, found.iterations

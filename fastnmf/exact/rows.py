@@ -74,8 +74,12 @@ class ExactRows:
 
     def cross(self, X: Matrix) -> Tensor:
         """C (m, K) = X Dᵀ − l1 for X (m, d)."""
-        C = dot(X, operand(X, self.D))
-        return C.sub_(self.penalty.l1) if self.penalty.l1 else C
+        if not isinstance(X, Tensor):
+            C = dot(X, operand(X, self.D))
+            return C.sub_(self.penalty.l1) if self.penalty.l1 else C
+        C = X.new_empty(len(X), len(self.D))
+        self._ops["cross_"](C, X, self.D, self.penalty.l1)
+        return C
 
     def start_(self, Z: Tensor, C: Tensor) -> None:
         """Z ← cold_start of the rows of C (m, K), which `cross` returned, without the rows."""
@@ -92,9 +96,11 @@ class ExactRows:
         norms = (Z @ self.G).mul_(Z).sum(1, keepdim=True)
         Z.mul_((Z * C).sum(1, keepdim=True) / norms.clamp(min=tiny))
 
-    def solve_(self, Z: Tensor, X: Tensor, C: Tensor | None = None, *, warm: bool) -> NnlsInfo:
-        """Z ← the codes (m, K) of X (m, d), from Z if warm. C: as `cross` has it, in normal
-        form."""
+    def solve_(
+        self, Z: Tensor, X: Matrix | None, C: Tensor | None = None, *, warm: bool
+    ) -> NnlsInfo:
+        """Z ← the codes (m, K) of X (m, d), from Z if warm. C: as `cross` has it, in normal form;
+        given it, X is not read."""
         sums = torch.zeros(4, dtype=torch.float64, device=Z.device)
         if self._concepts is not None:
             search = Search.of(self._ops, self._max_steps)
@@ -112,22 +118,28 @@ class ExactRows:
         l1, l2 = self.penalty.l1, self.penalty.l2
         C = self.cross(X) if C is None else C
         if self.G is not None:
-            product = Z @ self.G
-            slope = C - product
-            # the curvature belongs to the slope, not to the scale
-            product = product.sub_(Z, alpha=l2) if l2 else product
-        else:
-            product = (Z @ self.D) @ self.D.T
-            slope = torch.addmm(X, Z, self.D, alpha=-1) @ self.D.T
-            slope = slope.sub_(l1).sub_(Z, alpha=l2) if self.penalty else slope
+            return self.kkt_and_active(Z, C)[0]
+        product = (Z @ self.D) @ self.D.T
+        slope = torch.addmm(X, Z, self.D, alpha=-1) @ self.D.T
+        slope = slope.sub_(l1).sub_(Z, alpha=l2) if self.penalty else slope
         if self.signed:
             # C is minus the slope l1
-            product = product.abs() if self.G is None else self._products_of_sizes(Z)
-            scale = product.add_((C + l1).abs()).amax(1) + l1
+            scale = product.abs().add_((C + l1).abs()).amax(1) + l1
         else:
             scale = product.add_(C).amax(1) + 2 * l1
-        worst = torch.where(Z > 0, slope.abs(), slope).amax(1).clamp(min=0)
-        return torch.where(worst == 0, 0, worst / scale.clamp(min=torch.finfo(C.dtype).tiny))
+        return _relative(Z, slope, scale)
+
+    def kkt_and_active(self, Z: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+        """`kkt` of the codes Z (m, K) in normal form, and the number of their active concepts, both
+        (m,); C (m, K) as `cross` has it."""
+        l1, l2 = self.penalty.l1, self.penalty.l2
+        if self.signed:
+            sizes = (Z @ self._sizes).sub_(Z, alpha=l2) if l2 else Z @ self._sizes
+            scale = sizes.add_((C + l1).abs()).amax(1) + l1
+            return _relative(Z, torch.addmm(C, Z, self.G, alpha=-1), scale), (Z > 0).sum(1)
+        found = C.new_empty(2, len(C))
+        self._ops["kkt_"](found, Z.T, C.T, self.G, (l1, l2))
+        return found[0], found[1]
 
     def surely_exact(self, info: NnlsInfo) -> bool:
         """Whether it follows from the info of a search, in normal form, that the KKT residual of
@@ -136,14 +148,17 @@ class ExactRows:
         # the KKT residual by less than two roundings
         return float(info.kkt.max()) * self.spread <= EXACT[self.D.dtype] / 2
 
-    def _products_of_sizes(self, Z: Tensor) -> Tensor:
-        """Z |D Dᵀ| (m, K)."""
-        product = Z @ self._sizes
-        return product.sub_(Z, alpha=self.penalty.l2) if self.penalty.l2 else product
-
     @functools.cached_property
     def _sizes(self) -> Tensor:
+        """|D Dᵀ| (K, K)."""
         return self.G.abs()
+
+
+def _relative(Z: Tensor, slope: Tensor, scale: Tensor) -> Tensor:
+    """The KKT residual (m,) of the codes Z (m, K): the largest of their slopes (m, K), or sizes of
+    slopes where they are active, relative to scale (m,)."""
+    worst = torch.where(Z > 0, slope.abs(), slope).amax(1).clamp(min=0)
+    return torch.where(worst == 0, 0, worst / scale.clamp(min=torch.finfo(Z.dtype).tiny))
 
 
 def in_flight(K: int, d: int, ops: Operations) -> bool:

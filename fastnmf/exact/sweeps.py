@@ -90,25 +90,28 @@ class Sweeps:
             times = min(SWEEPS, most - done)
             self._round_(z, c, times, searches=slow)
             done += times
-            kkt = self.rows.kkt(z, c, c)
+            kkt, active = self.rows.kkt_and_active(z, c)
             if z is not Z:
-                Z[index] = z
+                Z.index_copy_(0, index, z)
             unsettled = ~(kkt <= tolerance)
-            goes = unsettled & self._worth_it(z, kkt, before)
-            left.append(index[unsettled & ~goes])
+            worth_it = self._worth_it(active, kkt, before)
+            left.append(index[unsettled & ~worth_it])
+            goes = (unsettled & worth_it).nonzero()[:, 0]
             index = index[goes]
             if len(index) * self.cost.exact_seconds(Z.shape[1] / 2) < self.cost.overhead:
                 break
-            slow = bool((kkt[goes] / before[goes]).median() > _SLOW)
-            z, c, before = z[goes], c[goes], kkt[goes]
+            # several times as fast as z[goes]
+            z, c, kkt, before = (x.index_select(0, goes) for x in (z, c, kkt, before))
+            slow, before = bool((kkt / before).median() > _SLOW), kkt
         return torch.cat((*left, index)), done
 
-    def _worth_it(self, z: Tensor, kkt: Tensor, before: Tensor) -> Tensor:
-        """Whether more sweeps are expected to take less time than the exact solver, for each row:
-        each round multiplies its KKT residual by kkt / before."""
+    def _worth_it(self, active: Tensor, kkt: Tensor, before: Tensor) -> Tensor:
+        """Whether more sweeps are expected to take less time than the exact solver, for each row
+        and its number of active concepts: each round multiplies its KKT residual by kkt / before.
+        """
         rate = (kkt / before).log()
-        rounds = torch.where(rate < 0, (SETTLED[z.dtype] / kkt).log() / rate, torch.inf)
-        exact = self.cost.exact_seconds((z > 0).sum(1))
+        rounds = torch.where(rate < 0, (SETTLED[kkt.dtype] / kkt).log() / rate, torch.inf)
+        exact = self.cost.exact_seconds(active)
         return rounds.clamp(min=1) * self.cost.round_seconds < exact
 
     def _round_(self, Z: Tensor, C: Tensor, times: int, *, searches: bool) -> None:

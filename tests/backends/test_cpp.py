@@ -54,7 +54,7 @@ on_all_cases = pytest.mark.parametrize(("layout", "K", "m", "dtype"), CASES)
 
 
 def guarded(values):
-    """The values, follrest by a page that no process may read."""
+    """The values, followed by a page that no process may read."""
     size = -(-values.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     pages = mmap.mmap(-1, size + mmap.PAGESIZE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
@@ -159,6 +159,54 @@ def test_sweeps_in_one_call_are_successive_sweeps(extension, K, m, dtype):
     extension.hals_normal(at_once.view, C.view, G.view, view(all_of_them), 2, 3)
     assert np.array_equal(once.values(), at_once.values())
     assert torch.allclose(each, all_of_them, rtol=1e-12)
+
+
+def residuals(F, C, G, l1, l2):
+    """The KKT residual of each column, and the number of its positive entries."""
+    product = G @ F
+    slope, scale = C - product, (product - l2 * F + C).max(0) + 2 * l1
+    worst = np.where(F > 0, np.abs(slope), np.maximum(slope, 0)).max(0)
+    return np.stack((worst / np.maximum(scale, 1e-30), (F > 0).sum(0)))
+
+
+@on_all_cases
+@pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (0.3, 0.2)])
+def test_kkt_follows_the_loop(extension, layout, K, m, dtype, l1, l2):
+    F, rest, gram = draw(K, m, dtype)
+    gram = rounded(gram + l2 * np.eye(K), dtype)
+    cross = rounded(np.abs(rest) + gram @ F - l1, dtype)
+    F[:, -1] = cross[:, -1] = 0
+    other = {"rows": "columns"}.get(layout, layout)
+    given = Matrix(F, dtype, layout), Matrix(cross, dtype, other), Matrix(gram, dtype)
+    out = torch.full((2, m), torch.nan, dtype=getattr(torch, dtype))
+    extension.kkt(view(out), *(one.view for one in given), (l1, l2), 2)
+    expected = residuals(F, cross, gram, l1, l2)
+    np.testing.assert_array_equal(out[1], expected[1])
+    np.testing.assert_allclose(out[0], expected[0], rtol=TOLERANCES["hals", dtype], atol=1e-6)
+    assert out[0, -1] == 0
+
+
+@pytest.mark.parametrize("place", [0, 64, 69])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_kkt_of_codes_that_are_not_finite_is_nan(extension, place, value):
+    F, rest, gram = draw(17, 70, "float32")
+    F[3, place] = value
+    given = [Matrix(M, "float32") for M in (F, rest + 5, gram)]
+    out = torch.zeros(2, 70)
+    extension.kkt(view(out), *(one.view for one in given), (0.0, 0.0), 2)
+    assert out[0].isnan().nonzero().tolist() == [[place]]
+
+
+@on_all_cases
+@pytest.mark.parametrize("p", [1, 9, 300])
+def test_cross_is_the_product(extension, layout, K, m, dtype, p):
+    rng = np.random.default_rng(0)
+    X, B = (rounded(rng.standard_normal(shape), dtype) for shape in ((m, p), (p, K)))
+    out, l1 = Matrix(np.full((K, m), np.nan), dtype, layout), 0.25
+    data, fixed = Matrix(X, dtype), torch.tensor(B, dtype=getattr(torch, dtype))
+    extension.cross(out.view, data.view, view(fixed), l1, 2)
+    sizes = np.abs(B).T @ np.abs(X).T + l1
+    assert (np.abs(out.values() - (B.T @ X.T - l1)) / sizes).max() < TOLERANCES["hals", dtype]
 
 
 @pytest.mark.parametrize(

@@ -43,17 +43,36 @@ def test_rows_are_solved_in_both_forms(backend, form, penalty, d, K, warm):
     assert float(kkt_residual(A, D, Z, penalty).max()) < 1e-11
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("form", ["normal", "residual"])
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_kkt_residual_is_that_of_the_codes(form, penalty, dtype):
+def test_kkt_residual_is_that_of_the_codes(backend, form, penalty, dtype):
     A, Z, D = data(dtype=dtype)
     Z[::3] = 0
-    found = ExactRows(D, len(A), operations("torch"), penalty, form=form).kkt(Z, A)
+    rows = ExactRows(D, len(A), operations(backend), penalty, form=form)
     expected = kkt_residual(A, D, Z, penalty)
-    np.testing.assert_allclose(found, expected, rtol=1e-4 if dtype == torch.float32 else 1e-10)
+    close = {"rtol": 1e-4 if dtype == torch.float32 else 1e-10}
+    np.testing.assert_allclose(rows.kkt(Z, A), expected, **close)
+    if form == "normal":
+        kkt, active = rows.kkt_and_active(Z, rows.cross(A))
+        np.testing.assert_allclose(kkt, expected, **close)
+        assert torch.equal(active.long(), (Z > 0).sum(1))
     Z[1, 2] = float("nan")
-    assert not ExactRows(D, len(A), operations("torch"), penalty, form=form).kkt(Z, A)[1] < 1
+    assert not rows.kkt(Z, A)[1] < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("K", [1, 4, 5, 16, 17, 128, 129])
+def test_products_with_few_and_many_concepts_are_those_of_torch(dtype, K):
+    A, _, D = data(n=33, d=40, K=K, dtype=dtype)
+    penalty, close = Penalty(0.5), {"rtol": 1e-5 if dtype == torch.float32 else 1e-13}
+    for X in (A, A[::2], A.T.contiguous().T):
+        found, expected = (
+            ExactRows(D, len(X), operations(backend), penalty, form="normal").cross(X)
+            for backend in ("auto", "torch")
+        )
+        np.testing.assert_allclose(found, expected, **close)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)

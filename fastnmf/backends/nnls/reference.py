@@ -117,6 +117,27 @@ def nnls_on_(
     return NnlsInfo.join(infos), gain
 
 
+def kkt_(out: Tensor, F: Tensor, C: Tensor, G: Tensor, penalty: tuple[float, float]) -> None:
+    """out (2, m) ← the KKT residual of each column of F ≥ 0, for C and G, and how many of its
+    entries are positive.
+
+    F, C (K, m) of one dtype with any strides; G (K, K), symmetric; out in their dtype. penalty: l1,
+    which is subtracted in C, and l2, which is on the diagonal of G. Slopes C − G F are relative to
+    the largest of G F − l2 F + C + 2 l1, as for data of one sign. NaN where it is not finite. 2 m
+    K² flops.
+    """
+    l1, l2 = penalty
+    product = G @ F
+    slope = C - product
+    # the curvature belongs to the slope, not to the scale
+    product = product.sub_(F, alpha=l2) if l2 else product
+    scale = product.add_(C).amax(0) + 2 * l1
+    active = F > 0
+    worst = torch.where(active, slope.abs(), slope).amax(0).clamp(min=0)
+    found = worst / scale.clamp(min=torch.finfo(C.dtype).tiny)
+    torch.stack((torch.where(worst == 0, 0, found), active.sum(0).to(C.dtype)), out=out)
+
+
 def _unit_grams(G: Tensor) -> tuple[Tensor, Tensor]:
     """Gram matrices (r, q, q) of unit concepts, and 1 over the norms (r, q), 0 for zero ones."""
     diagonal = G.diagonal(dim1=1, dim2=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -83,10 +84,15 @@ class ScaledRows:
         same = not (of_rows.any() or of_concepts.any())
         return None if same else of_rows[:, None] - of_concepts
 
+    @functools.cached_property
+    def signed(self) -> bool:
+        """Whether A has negative entries."""
+        return bool(self.A.amin() < 0)
+
     def cancels(self) -> Tensor:
         """Where D ≥ 0: whether slopes are sums whose terms nearly cancel, so that rounding may be a
         large share of them (n,)."""
-        if not bool(self.A.amin() < 0):
+        if not self.signed:
             return torch.zeros(len(self.A), dtype=torch.bool, device=self.A.device)
         sizes = self.powers[1] - self.powers[1].max()
         D = times_power(self.D, sizes[:, None].clamp(min=-1022)).to(self.D.dtype)

@@ -13,7 +13,7 @@ from ..arrays import Expected
 from ..dataset import Data
 from ..prefetch import Prefetcher
 from ..shards import Shards
-from ..sources import Batches, Opened, Source, open_source, summarise
+from ..sources import Batches, Opened, Source, Whole, open_source, summarise
 from ..sparse.codes import SPARSE
 from ..summary import joined
 from .first_pass import Drawing, inspected
@@ -32,7 +32,9 @@ def opened(
     they are in memory. drawing: takes the rows of a pass, if there is one."""
     with Prefetcher() as prefetch:
         with processes.agreed():
-            found = open_source(A, expected, budget)
+            found, largest = open_source(A, expected, budget), None
+        if isinstance(found, Whole):
+            found, largest = found
         if drawing is not None:
             drawing.begin(_rows_in(found), processes)
         with processes.agreed():
@@ -41,7 +43,7 @@ def opened(
         matrix = None if isinstance(found, tuple) else found
         whole = budget.codes not in ("none", SPARSE)
         if matrix is not None and processes.alone and whole:
-            data = Data(matrix)
+            data = Data(matrix, largest)
             data.drawing = drawing
             yield data
             return
