@@ -568,6 +568,43 @@ void nnls(const View &F, const View &C, const NnlsGram &gram, const NnlsLimits &
     });
 }
 
+void on_supports(const View &X, const View &R, const View &G, const View &used,
+                 const View &dependent, const std::tuple<int, double> &limits, int threads) {
+    check_threads(threads);
+    check_shape("X", X, {-1, -1});
+    const int most = std::get<0>(limits);
+    const Size n = X.shape[0], K = X.shape[1];
+    if (most < 0 || most > K) refuse("most = ", most, " is not from 0 to K = ", K);
+    with_dtype("X", X, [&](auto zero) {
+        using T = decltype(zero);
+        if (n == 0 || K == 0) return;
+        const Matrix<T> to = row_matrix<T>("X", X, n, K);
+        const Matrix<const T> from = row_matrix<const T>("R", R, n, K);
+        const Matrix<const double> gram = row_matrix<const double>("G", G, K, K);
+        const Matrix<const uint8_t> chosen = row_matrix<const uint8_t>("used", used, n, K);
+        const Supports<T> a{to.data,
+                            from.data,
+                            gram.data,
+                            chosen.data,
+                            array<uint8_t>("dependent", dependent, {n}),
+                            std::get<1>(limits),
+                            to.stride_k,
+                            from.stride_k,
+                            gram.stride_k,
+                            chosen.stride_k,
+                            K};
+        py::gil_scoped_release released;
+        const NnlsKernels<T> &kernels = nnls_kernels<T>();
+        threads = threads_for(n, double(n) * (K + double(most) * most * most / 3), threads);
+        const Size scratch_size = kernels.support_scratch(most);
+        const Scratch<double> scratch(threads * scratch_size);
+        double unread[2] = {};
+        for_tiles<16>(n, threads, unread, [&](Size i, int thread, double *) {
+            kernels.on_support(a, i, most, scratch.data + thread * scratch_size);
+        });
+    });
+}
+
 std::unique_ptr<AnyActiveRows> rows_in_flight(const View &F, const View &X,
                                            const ActiveConcepts &concepts, const NnlsLimits &limits,
                                            const ActiveSearch &search, const View &report,
@@ -699,6 +736,13 @@ PYBIND11_MODULE(_C, module) {
     module.def("scales", &scales, py::arg("norms"), py::arg("before"), py::arg("most"),
                "norms = norms / before, 1 where either is not positive; whether one is off 1 by more "
                "than `most`. Both (K), contiguous.");
+    module.def("on_supports", &on_supports, py::arg("X"), py::arg("R"), py::arg("G"),
+               py::arg("used"), py::arg("dependent"), py::arg("limits"), py::arg("threads"),
+               "X_S = the solution of G_SS x = R_S on the support S of each row, zero elsewhere.\n\n"
+               "X, R (n, K) with contiguous rows, G (K, K) float64, symmetric; used (n, K) uint8: "
+               "the supports; dependent (n) uint8: 1 where the squared distance of a concept to "
+               "those before it is at most the tolerance times its square, and X is zero. limits: "
+               "(most, tolerance), most: concepts that a support has at most.");
     module.def(
         "nnls", &nnls, py::arg("F"), py::arg("C"), py::arg("gram"), py::arg("limits"),
         py::arg("report"), py::arg("sums"), py::arg("threads"),

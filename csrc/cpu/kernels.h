@@ -144,11 +144,28 @@ template <class T> struct UpdateKernels {
     void (*change)(const Rows<T> &, double *sums);
 };
 
+// X (n, K) ← the solutions of G_SS x_S = R_S on the support S of each row, zero elsewhere. G (K, K) of
+// float64, symmetric; R (n, K); used (n, K): the supports. dependent (n) ← whether the squared distance
+// of a concept of S to those before it is at most `tolerance` of its squared norm; X is zero there.
+template <class T> struct Supports {
+    T *X;
+    const T *R;
+    const double *G;
+    const uint8_t *used;
+    uint8_t *dependent;
+    double tolerance;
+    ptrdiff_t stride_x, stride_r, stride_g, stride_u, K;
+};
+
 // solve: row i, with scratch_size(rules, K, gathers) doubles of scratch; gathers: rows have an
 // index and share one G. It writes ‖ΔF_i‖², ‖F_i‖² to sums.
 template <class T> struct NnlsKernels {
     ptrdiff_t (*scratch_size)(const NnlsRules &rules, int K, bool gathers);
     void (*solve)(const NnlsRows<T> &, ptrdiff_t i, double *scratch, double *sums);
+    // row i of the solutions on supports of at most `most` concepts, with support_scratch(most)
+    // doubles of scratch
+    ptrdiff_t (*support_scratch)(int most);
+    void (*on_support)(const Supports<T> &, ptrdiff_t i, int most, double *scratch);
 };
 
 // The fixed factor B (K, p), its features adjacent. unit (K, K), or null: the Gram matrix of unit

@@ -6,6 +6,7 @@
 
 #include "kernels.h"
 #include "nnls_thread.h"
+#include "on_support.h"
 
 namespace {
 
@@ -52,6 +53,8 @@ template <class S> void solve(const NnlsRows<S> &rows, ptrdiff_t i, double *scra
 } // namespace
 
 namespace fastnmf::FASTNMF_ISA {
-const NnlsKernels<float> nnls_float32{scratch_size, solve<float>};
-const NnlsKernels<double> nnls_float64{scratch_size, solve<double>};
+const NnlsKernels<float> nnls_float32{scratch_size, solve<float>, support_scratch,
+                                      solve_on_support<float>};
+const NnlsKernels<double> nnls_float64{scratch_size, solve<double>, support_scratch,
+                                       solve_on_support<double>};
 } // namespace fastnmf::FASTNMF_ISA

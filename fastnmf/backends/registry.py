@@ -82,18 +82,8 @@ _CALLED = (
     *("count_candidates", "fill_candidates", "hals_candidates", "hals_concepts"),
     *("cross", "extrapolate", "hals_block", "hals_block_free", "hals_each", "hals_each_free"),
     *("hals_masked", "hals_normal", "hals_normal_free", "hals_rows", "hals_stored", "kkt"),
-    *(
-        "measure",
-        "moments",
-        "moved",
-        "mu_update",
-        "nnls",
-        "nnls_rows",
-        "pgd_update",
-        "rescale",
-        "scales",
-        "sparse_product",
-    ),
+    *("measure", "moments", "moved", "mu_update", "nnls", "nnls_rows", "on_supports"),
+    *("pgd_update", "rescale", "scales", "sparse_product"),
 )
 
 

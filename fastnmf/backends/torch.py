@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..numerics import add_squares_, inner
 from ..precision import in_tf32
+from .nnls.on_supports import solve_supports_
 from .nnls.reference import kkt_, nnls_, nnls_on_
 from .restricted.reference import OPERATIONS as RESTRICTED
 
@@ -260,6 +261,7 @@ REFERENCE = {
     "nnls_": nnls_,
     "nnls_on_": nnls_on_,
     "kkt_": kkt_,
+    "solve_supports_": solve_supports_,
     "cross_": cross_,
     "sparse_dot_": sparse_dot_,
     "sparse_tdot_": sparse_tdot_,

@@ -304,7 +304,7 @@ class _Scaled:
         if not (isinstance(X, Tensor) and X.requires_grad and torch.is_grad_enabled()):
             Z = solve()
         elif self._run.max_iter > 0 or self._run.top_k is not None:
-            Z = with_gradient(X, self.encoder.D, solve, self._l2)
+            Z = with_gradient(X, self.encoder.D, solve, self.encoder.method.ops, self._l2)
         else:
             Z = _start(widened(X), self.encoder.D, Z0, free=self._free)
             ended.append(Ended(0, True))

@@ -284,7 +284,7 @@ class _Call:
                 if torch.is_grad_enabled() and any(gradients.values()):
                     A = A if gradients["A"] else data.A
                     A, D = A.to(Z), (given if gradients["D"] else D).to(Z)
-                    Z = with_gradient(A, D, lambda Z=Z: Z, self.penalty.l2)
+                    Z = with_gradient(A, D, lambda Z=Z: Z, self.ops, self.penalty.l2)
                 return Z, info
             for name, wanted in gradients.items():
                 checks.no_gradient(name, wanted)

@@ -122,7 +122,7 @@ SOLVER = Solver(
     "anls",
     "alternating non-negative least squares, exact",
     half_steps_,
-    operations=("nnls_", "nnls_on_", "kkt_", "cross_"),
+    operations=("nnls_", "nnls_on_", "kkt_", "cross_", "solve_supports_"),
     fix=fix,
     work=work,
     workspace=lambda K, d, block: 4 * K,

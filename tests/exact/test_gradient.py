@@ -10,6 +10,7 @@ from oracle import relative_difference
 from torch.autograd import forward_ad
 
 from fastnmf import NMF, InvalidInput, nnls
+from fastnmf.backends.registry import select
 from fastnmf.exact.gradient import solve_on_supports
 from fastnmf.solvers.registry import SOLVERS
 
@@ -19,6 +20,7 @@ D = torch.rand(K, D_IN, generator=GENERATOR, dtype=torch.float64)
 A = torch.rand(N, D_IN, generator=GENERATOR, dtype=torch.float64) + 0.05
 Z0 = torch.rand(N, K, generator=GENERATOR, dtype=torch.float64)
 WEIGHTS = torch.randn(N, K, generator=GENERATOR, dtype=torch.float64)
+OPS = select(SOLVERS["anls"].operations, torch.device("cpu"), "auto")[1]
 
 
 def model(solver="hals", dtype=torch.float64, **options):
@@ -115,7 +117,7 @@ def test_gradient_on_many_concepts_is_that_of_each_row(penalties, monkeypatch):
         system = used @ used.T + l2 * torch.eye(len(used), dtype=D.dtype)
         expected[i] = used.T @ torch.linalg.solve(system, weights[i, z > 0])
     for scratch in (1 << 22, 1):
-        monkeypatch.setattr("fastnmf.exact.gradient._SCRATCH", scratch)
+        monkeypatch.setattr("fastnmf.backends.nnls.on_supports._SCRATCH", scratch)
         X.grad = None
         (encoder.encode(X.requires_grad_()) * weights).sum().backward()
         torch.testing.assert_close(X.grad, expected, rtol=1e-9, atol=1e-11)
@@ -127,7 +129,7 @@ def test_gradient_where_concepts_in_use_depend_on_each_other_is_that_of_least_no
     concepts = D[:4].clone()
     concepts[3] = concepts[1]
     R = WEIGHTS[:3, :4]
-    found = solve_on_supports(R, concepts, used, 0.0)
+    found = solve_on_supports(R, concepts, used, 0.0, OPS)
     expected = R @ torch.linalg.pinv(concepts @ concepts.T, rtol=1e-10, hermitian=True)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
