@@ -66,6 +66,7 @@ TESTED_IN = {
     "__main__": "cli/test_main.py",
     "errors": "models/test_drop_in.py",
     "backends.cpp": "backends/test_cpp.py",
+    "backends.nnls.compiled": "backends/test_nnls_rows.py",
     "backends.nnls.active_sets": "solvers/test_anls.py",
     "backends.nnls.reference": "solvers/test_anls.py",
     "backends.nnls.result": "fit/test_nnls.py",

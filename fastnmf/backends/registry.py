@@ -77,7 +77,7 @@ def _not_installed(extension: str) -> str | None:
     return None
 
 
-# what backends/cpp.py and restricted/compiled.py call of the extension
+# what backends/cpp.py, nnls/compiled.py and restricted/compiled.py call of the extension
 _CALLED = (
     *("count_candidates", "fill_candidates", "hals_candidates", "hals_concepts"),
     *("cross", "extrapolate", "hals_block", "hals_block_free", "hals_each", "hals_each_free"),

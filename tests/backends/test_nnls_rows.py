@@ -21,7 +21,7 @@ from fastnmf.solvers.supports.working_set import prepare_concepts
 
 if REASON is None:
     from fastnmf import _C
-    from fastnmf.backends.cpp import nnls_rows_
+    from fastnmf.backends.nnls.compiled import nnls_rows_
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
@@ -221,10 +221,10 @@ def test_the_change_of_codes_that_hardly_change_is_not_negative(extension):
 @pytest.fixture
 def rough(monkeypatch):
     """Slopes from bfloat16 wherever they may be; the dtypes of products."""
-    from fastnmf.backends import cpp
+    from fastnmf.backends.nnls import compiled
 
-    monkeypatch.setattr(cpp, "_MANY_PRODUCTS", 0)
-    monkeypatch.setattr(cpp, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(compiled, "_MANY_PRODUCTS", 0)
+    monkeypatch.setattr(compiled, "fast_bfloat16", lambda: True)
     dtypes, product = [], torch.mm
 
     def noted(E, B, **given):
