@@ -23,6 +23,7 @@ from .matrices import (
     said,
     streamed_into,
     weights_of,
+    whole_matrix,
     with_size,
     write,
 )
@@ -67,14 +68,18 @@ def by_torchrun() -> bool:
 
 def fit_by(arguments: Namespace, processes: Processes) -> int:
     """Fit as one of these processes, and write what was asked for; return the exit status."""
+    from ..data.sparse.codes import are_sparse, compressed, csr_tensor
+
     codes = processes.own(arguments.codes) if arguments.codes else None
     _check(arguments, processes, codes)
     checkpoint = arguments.checkpoint or _free_name(arguments.out, processes)
     nmf = _model(arguments, processes)
-    matrix = matrix_of(arguments, arguments.A, processes)
+    # rows are drawn from a matrix in memory, and so are their codes
+    draws = isinstance(arguments.validation, float)
+    matrix = whole_matrix(arguments) if draws else matrix_of(arguments, arguments.A, processes)
     arguments.weights = weights_of(arguments)
     options = {name: getattr(arguments, name) for name in FIT_OPTIONS}
-    place = streamed_into("codes", arguments.codes, OF_CODES)
+    place = {} if draws else streamed_into("codes", arguments.codes, OF_CODES)
     options |= {"checkpoint": checkpoint} | place
     with _saying_how_to_go_on(arguments, checkpoint, processes):
         Z, _ = nmf.fit(matrix, **options)
@@ -82,7 +87,7 @@ def fit_by(arguments: Namespace, processes: Processes) -> int:
         nmf.save(arguments.out)
     if codes is not None and Z is not None:
         with _saying_what_is_there(arguments.out):
-            write(codes, Z, place)
+            write(codes, csr_tensor(compressed(Z)) if draws and are_sparse(codes) else Z, place)
     _report(arguments, nmf, codes)
     info = nmf.fit_info_
     converged = info is not None and info.converged
@@ -105,6 +110,9 @@ def _check(arguments: Namespace, processes: Processes, codes: Path | None) -> No
         raise Refused("--checkpoint - is not possible; give the name of a file")
     if codes == PIPE:
         raise Refused("--codes - is not possible; give the name of a file, such as Z.npy")
+    if isinstance(arguments.validation, float) and (len(arguments.A) > 1 or not processes.alone):
+        one = "draws rows of one input, by a single process; give a file of rows"
+        raise Refused(f"--validation {arguments.validation:g} {one}")
     own = processes.own(arguments.checkpoint) if arguments.checkpoint else None
     advice = "--resume goes on from it, --force starts anew"
     outputs = [

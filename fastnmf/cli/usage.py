@@ -210,3 +210,11 @@ def file(word: str) -> Path:
 def weights(word: str) -> str | Path:
     """The type of --weights: a file, or the word 'stored'."""
     return word if word == "stored" else file(word)
+
+
+def share_or_file(word: str) -> float | Path:
+    """The type of --validation: a share of the rows, or a file."""
+    try:
+        return float(word)
+    except ValueError:
+        return file(word)

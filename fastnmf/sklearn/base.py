@@ -289,4 +289,9 @@ def warn(message: str, category: type[Warning]) -> None:
 
 def norm_of(X: Any) -> float:
     """‖X‖ of an array or a sparse matrix."""
-    return float(np.linalg.norm(X.data if hasattr(X, "tocsr") else X))
+    if not hasattr(X, "tocsr"):
+        return float(np.linalg.norm(X))
+    if not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    return float(np.linalg.norm(X.data))

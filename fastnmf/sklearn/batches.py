@@ -99,6 +99,8 @@ class Steps:
         product = gram @ H
         cost = 0.5 * _dot(product, H) - _dot(cross, H)
         cost = cost + of_W.value(W) + of_H.value(H)
+        # l2 counts twice here in scikit-learn, whose ends these are
+        cost = cost + 0.5 * (of_W.l2 * squared_norm(W) + of_H.l2 * squared_norm(H))
         rows = m + keep * sums.rows
         if not self.learner.keeps_zeros:
             first = sums.first.mul_(keep).add_(cross)

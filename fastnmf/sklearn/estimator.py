@@ -319,4 +319,5 @@ random_state, verbose, shuffle : as for `NMF`
     if update_H:
         W, H, info = estimator._fit_to(X, W, H, estimator._weights(X))
         return W, H, info.iterations
-    return estimator._codes_for(X, W, H), H, 1
+    codes = estimator._codes_for(X, W, H)
+    return codes, H if isinstance(H, np.ndarray) else check_array(H), 1

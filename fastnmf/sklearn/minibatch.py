@@ -191,6 +191,8 @@ as for `NMF`
         init = "auto"
         if begins:
             self._n_components, init = self._start(X, W, H)
+        else:
+            X = X.astype(self.components_.dtype, copy=False)
         self._step(X, init, begins)
         return self
 

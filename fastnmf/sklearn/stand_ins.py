@@ -12,11 +12,13 @@ import logging
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from sklearn.decomposition import _nmf
 
 from ..errors import InvalidInput
 from . import estimator, minibatch
 from .base import BaseNMF
+from .batches import Sums
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,14 @@ class NMF(_StandIn, estimator.NMF, _nmf.NMF):
 class MiniBatchNMF(_StandIn, minibatch.MiniBatchNMF, _nmf.MiniBatchNMF):
     __doc__ = minibatch.MiniBatchNMF.__doc__
     stands_in_for = _nmf.MiniBatchNMF
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle; with the sums of scikit-learn's, `partial_fit` goes on."""
+        super().__setstate__(state)
+        if "_sums" not in state and "_components_numerator" in state:
+            first, second = (state[f"_components_{part}"] for part in ("numerator", "denominator"))
+            self._sums = Sums(torch.from_numpy(first), torch.from_numpy(second))
+            self._kept = state["_rho"]
 
     def partial_fit(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> MiniBatchNMF:
         if self._falls_back():

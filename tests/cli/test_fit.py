@@ -265,3 +265,24 @@ def test_signal_to_a_process_is_no_traceback(name, folder, fresh):
     assert first == "fastnmf: saving after this iteration; a second signal leaves without saving"
     assert last.startswith(f"fastnmf: {word}: the fit so far is saved in model.checkpoint.safetens")
     assert go_on.endswith(" --checkpoint model.checkpoint.safetensors --resume")
+
+
+def test_validation_on_a_share_of_the_rows_is_that_of_python(folder, capsys):
+    """From every kind of input, with the codes of all rows in any file; --resume repeats it."""
+    np.savetxt("A.csv", A, delimiter=",")
+    options = ["--validation", "0.2", "--seed", "1", "--quiet"]
+    model = NMF(3, seed=1, max_iter=9, tol=0)
+    expected, _ = model.fit(A, validation=0.2)
+    assert cli.main([*FIT, *options, "--codes", "Z.npy"]) == 0
+    assert np.array_equal(np.load("Z.npy"), expected.numpy())
+    saved = NMF.load("model.safetensors").fit_info_
+    assert saved.validation_error == model.fit_info_.validation_error
+    assert cli.main([*FIT, *options, "--codes", "Z.npz", "--force"]) == 0
+    sparse = pytest.importorskip("scipy.sparse", reason="scipy is an extra")
+    assert np.array_equal(sparse.load_npz("Z.npz").toarray(), expected.numpy())
+    assert cli.main(["fit", "A.csv", *FIT[2:], *options, "--force"]) == 0
+    assert NMF.load("model.safetensors").fit_info_.validation_error == pytest.approx(
+        model.fit_info_.validation_error, rel=1e-4
+    )
+    assert cli.main(["fit", "A.npy", "A.npy", *FIT[2:], *options, "--force"]) == 2
+    assert "--validation 0.2 draws rows of one input" in capsys.readouterr().err

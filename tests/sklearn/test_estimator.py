@@ -282,3 +282,22 @@ def test_sparse_data_give_the_factors_of_dense_ones():
         assert np.array_equal(W, model.transform(kind(X)))
         started = NMF(init="custom", max_iter=1, tol=0).fit(kind(X), W=W)
         assert started.reconstruction_err_ == pytest.approx(model.reconstruction_err_, rel=0.01)
+
+
+def test_error_counts_values_that_are_stored_in_parts():
+    sparse = pytest.importorskip("scipy.sparse", reason="scipy is an extra")
+    X = np.where(numbers() > 0.7, numbers(), 0)
+    whole, options = sparse.csr_matrix(X), {"random_state": 0, "max_iter": 5, "tol": 0}
+    parts = sparse.csr_matrix(
+        (np.repeat(whole.data / 2, 2), np.repeat(whole.indices, 2), 2 * whole.indptr), X.shape
+    )
+    expected = NMF(K, **options).fit(whole).reconstruction_err_
+    assert NMF(K, **options).fit(parts).reconstruction_err_ == pytest.approx(expected, rel=1e-9)
+    assert parts.nnz == 2 * whole.nnz
+
+
+def test_components_that_are_a_list_are_returned_as_an_array():
+    H = start()["H"]
+    _, same, _ = non_negative_factorization(numbers(), H=H.tolist(), update_H=False)
+    assert np.array_equal(same, H)
+    assert isinstance(same, np.ndarray)

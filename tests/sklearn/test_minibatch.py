@@ -46,8 +46,10 @@ PENALTIES = {"alpha_W": 0.002, "alpha_H": 0.0005, "l1_ratio": 0.5}
         # ends by either rule, at the same step
         ({"batch_size": 30, "tol": 3e-3, "max_no_improvement": None}, 200),
         ({"batch_size": 9, "max_no_improvement": 3}, 200),
+        # its objective counts l2 twice, which ends a fit elsewhere
+        ({"batch_size": 20, "max_no_improvement": 3, "alpha_W": 0.05, "alpha_H": 0.005}, 30),
     ],
-    ids=["batches", "penalties", "fresh restarts", "ends by tol", "ends without improvement"],
+    ids=["batches", "penalties", "fresh restarts", "by tol", "no improvement", "penalties, too"],
 )
 def test_same_start_gives_scikit_learns_components(options, max_iter):
     X, given = numbers(), start()
@@ -120,6 +122,16 @@ def test_learning_goes_on_after_a_fit_and_a_pickle():
     assert np.array_equal(model.components_, again.components_)
     assert model.n_steps_ == again.n_steps_
     assert not hasattr(clone(model), "components_")
+
+
+@pytest.mark.parametrize(("first", "then"), [(np.float32, np.float64), (np.float64, np.float32)])
+def test_learning_goes_on_with_batches_of_another_dtype(first, then):
+    X = numbers()
+    model, same = (MiniBatchNMF(K, random_state=0).partial_fit(X.astype(first)) for _ in range(2))
+    model.partial_fit(X.astype(then))
+    same.partial_fit(X.astype(np.float32).astype(first))
+    assert model.components_.dtype == first
+    np.testing.assert_allclose(model.components_, same.components_, rtol=1e-5)
 
 
 def test_transform_is_the_optimum_and_its_sweeps_are_limited():

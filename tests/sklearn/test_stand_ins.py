@@ -91,3 +91,13 @@ def test_pickles_load_patched_or_not():
     assert type(again) is decomposition.NMF
     assert again.get_params()["stop"] == "error"
     np.testing.assert_allclose(again.transform(X), theirs.transform(X), atol=0.05)
+
+
+def test_learning_goes_on_after_a_pickle_of_scikit_learns():
+    theirs = OWN[1](3, random_state=0, forget_factor=0.5).partial_fit(X[:20]).partial_fit(X[10:])
+    unpatch_sklearn()
+    stored = pickle.dumps(theirs)
+    patch_sklearn()
+    again = pickle.loads(stored).partial_fit(X[20:])
+    assert type(again) is decomposition.MiniBatchNMF
+    np.testing.assert_allclose(again.components_, theirs.partial_fit(X[20:]).components_)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..usage import Parser, file, number, number_or_same, one_of, whole
+from ..usage import Parser, file, number, number_or_same, one_of, share_or_file, whole
 from .choices import FORMS, MODELS, RULES, SIGNED_STARTS, STARTS, YES_OR_NO
 from .shared import (
     add_computing,
@@ -29,8 +29,8 @@ def add_fit(parser: Parser) -> None:
     add_model(model, "auto")
     stops = parser.group("stopping")
     add_stopping(stops)
-    what = "file of rows that are not trained on, measured every 10 iterations"
-    stops("--validation", type=file, metavar="FILE", help=what)
+    what = "share of the rows of A, or file of rows, not trained on, measured every 10 iterations"
+    stops("--validation", type=share_or_file, metavar="SHARE|FILE", help=what)
     stops("--max-seconds", type=number, metavar="SECONDS", help="time limit; default: none")
     stops("--strict", action="store_true", help="exit with status 4 if it has not converged")
     runs = parser.group("memory and computing")

@@ -13,7 +13,7 @@ from ...data.sparse.arrays import is_sparse
 from ...errors import InvalidInput
 from ..options import Options, generator
 
-_RATHER = "give validation= the rows themselves, or a file of them"
+_RATHER = "give the rows for validation themselves, or a file of them"
 
 
 class Split(NamedTuple):
