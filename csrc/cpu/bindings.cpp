@@ -132,7 +132,7 @@ using Statistics = std::tuple<View, View, bool>;
 template <class T>
 HalsRows<T> hals_rows_arguments(const View &F, const View &X, const Fixed &fixed, Size sweeps,
                                 const std::optional<Extrapolation> &extrapolation) {
-    const auto &[B, G, l1] = fixed;
+    const auto &G = std::get<1>(fixed);
     const Size K = F.shape[0], m = F.shape[1];
     check_shape("X", X, {m, -1});
     const Size p = X.shape[1];
@@ -148,9 +148,8 @@ HalsRows<T> hals_rows_arguments(const View &F, const View &X, const Fixed &fixed
         a.least = static_cast<T>(least);
     }
     a.X = data.data;
-    a.B = array<const T>("B", B, {p, K});
     a.G = gram.data;
-    a.l1 = static_cast<T>(l1);
+    a.l1 = static_cast<T>(std::get<2>(fixed));
     a.stride_x = data.stride_k;
     a.stride_g = gram.stride_k;
     a.K = K;
@@ -170,7 +169,11 @@ void hals_rows(const View &F, const View &X, const Fixed &fixed, Size sweeps, co
     on_factor(F, &sums, threads, [&](auto zero, Size, Size, double *total) {
         using T = decltype(zero);
         if (sweeps == 0) return;
-        const auto a = hals_rows_arguments<T>(F, X, fixed, sweeps, extrapolation);
+        auto a = hals_rows_arguments<T>(F, X, fixed, sweeps, extrapolation);
+        const Matrix<const T> Bt = matrix<const T>("B", std::get<0>(fixed), a.p, a.K);
+        const HalsKernels<T> &kernels = hals_kernels<T>();
+        const Scratch<T> copy(kernels.packed_size(a.K, a.p));
+        kernels.pack(a, {Bt.data, Bt.stride_m, Bt.stride_k}, copy.data);
         const double flops = 2.0 * a.m * a.K * (a.p + sweeps * a.K);
         if (statistics) {
             if (a.F.stride_k != 1)
@@ -183,7 +186,6 @@ void hals_rows(const View &F, const View &X, const Fixed &fixed, Size sweeps, co
             pass(a, to, 2 * flops, threads, total);
         } else {
             py::gil_scoped_release released;
-            const HalsKernels<T> &kernels = hals_kernels<T>();
             run_hals(kernels.rows, kernels.tile_columns, a, 4 * a.K + kernels.tile_features, flops,
                      threads, total);
         }
@@ -680,7 +682,7 @@ PYBIND11_MODULE(_C, module) {
         py::arg("statistics") = py::none(),
         "hals_normal with C = B'X' - l1, which is not kept.\n\n"
         "F (K, m) in any layout, X (m, p) with contiguous rows, which may overlap. fixed: (B, G, "
-        "l1), B (p, K) contiguous, G (K, K) with contiguous rows, l1 >= 0. extrapolation: (swept, "
+        "l1), B (p, K) in any layout, G (K, K) with contiguous rows, l1 >= 0. extrapolation: (swept, "
         "before, step, least), swept and before (K, m): before = F first, and after the sweeps "
         "swept, F = F, max(least F, F + step (F - swept)); sums are then of F - before and F. "
         "statistics: (cross, gram, adds), cross (K, p) and gram (K, K) with contiguous rows: then "

@@ -100,12 +100,13 @@ inline void add_for_concepts(int concepts, T *out, Rest &&...rest) {
     add_product<size, vectors>(out, rest...);
 }
 
-// the same for any numbers of vectors and concepts up to most_vectors and most_concepts
-template <class T, int vectors = most_vectors, class... Rest>
+// the same for any numbers of vectors and concepts up to `vectors` and `size`
+template <class T, int vectors = most_vectors, int size = most_concepts, class... Rest>
 inline void add_products(int wanted, int concepts, T *out, Rest &&...rest) {
     if constexpr (vectors > 1)
-        if (wanted < vectors) return add_products<T, vectors - 1>(wanted, concepts, out, rest...);
-    add_for_concepts<vectors>(concepts, out, rest...);
+        if (wanted < vectors)
+            return add_products<T, vectors - 1, size>(wanted, concepts, out, rest...);
+    add_for_concepts<vectors, T, size>(concepts, out, rest...);
 }
 
 // group(first, size) for groups of 0 … all − 1 of nearly equal size, none larger than `most`

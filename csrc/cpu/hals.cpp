@@ -37,6 +37,23 @@ constexpr int most_by_concepts = 2;
 #else
 constexpr int most_by_concepts = 0;
 #endif
+// Of products that are summed along features: rows × concepts whose sums are in registers; concepts
+// up to which, and features from which that is faster (16 concepts fill vectors, and the sums of few
+// features take long to add up). Not measured: AVX-512, arm64
+#if defined(__AVX512F__)
+constexpr int rows_in_dots = 4, concepts_in_dots = 4;
+#elif defined(__clang__)
+constexpr int rows_in_dots = 2, concepts_in_dots = 4;
+#else
+constexpr int rows_in_dots = 3, concepts_in_dots = 4;
+#endif
+#if defined(__AVX2__)
+constexpr ptrdiff_t most_by_features = 12, least_features = 256;
+#else
+constexpr ptrdiff_t most_by_features = 0, least_features = 0;
+#endif
+// elements of concepts that stay in L1 while they are multiplied with rows
+template <class T> constexpr ptrdiff_t concepts_in_cache = (24 << 10) / sizeof(T);
 // features of a tile of data, which stays in L1 while it is multiplied with all concepts
 constexpr ptrdiff_t tile_features = 128;
 
@@ -64,6 +81,63 @@ inline void add_product_of_rows(T *sums, const T *X, ptrdiff_t stride_x, const T
             T *place = sums + (i * vectors + v) * V<T>;
             store(place, load(place) + found[i][v]);
         }
+}
+
+// Element l of sums[0] ← the sum of sums[l], for as many as a vector has elements
+template <class T, int b = Simd<T>::lanes / 2> inline void add_up(Vec<T> *sums) {
+    constexpr int lanes = Simd<T>::lanes;
+#pragma GCC unroll 8
+    for (int i = 0; i < b; ++i) {
+        exchange<T, b>(sums[i], sums[i + b], std::make_integer_sequence<int, lanes>{});
+        sums[i] += sums[i + b];
+    }
+    if constexpr (b > 1) add_up<T, b / 2>(sums);
+}
+
+// C[k W + i] += X_i B_kᵀ for rows i of X and k of B. B has zeros up to a whole vector; so that a row
+// has the same bits among any others, its sums are added up in the same order
+template <int rows, int concepts, class T>
+inline void add_dots(T *C, const T *X, ptrdiff_t stride_x, const T *B, ptrdiff_t stride_b,
+                     ptrdiff_t terms, Prefetch<T> &prefetch) {
+    Prefetch<T> lines = prefetch;
+    constexpr int squares = (rows * concepts + V<T> - 1) / V<T>;
+    Vec<T> sums[squares * V<T>] = {};
+    const auto add = [&](ptrdiff_t j, auto read) __attribute__((always_inline)) {
+        Vec<T> x[rows];
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; ++i) x[i] = read(X + i * stride_x + j);
+#pragma GCC unroll 4
+        for (int k = 0; k < concepts; ++k) {
+            const Vec<T> b = load(B + k * stride_b + j);
+#pragma GCC unroll 4
+            for (int i = 0; i < rows; ++i) sums[k * rows + i] += x[i] * b;
+        }
+    };
+    ptrdiff_t j = 0;
+    for (; j + V<T> <= terms; j += V<T>) {
+        lines.fetch();
+        add(j, [](const T *x) { return load(x); });
+    }
+    if (const int rest = static_cast<int>(terms - j))
+        add(j, [&](const T *x) { return load_some(x, rest); });
+    prefetch = lines;
+    T totals[squares * V<T>];
+#pragma GCC unroll 4
+    for (int i = 0; i < squares; ++i) {
+        add_up<T>(sums + i * V<T>);
+        store(totals + i * V<T>, sums[i * V<T>]);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < concepts; ++k)
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; ++i) C[k * W<T> + i] += totals[k * rows + i];
+}
+
+template <int rows, class T, int size = concepts_in_dots, class... Rest>
+inline void add_dots_of(int concepts, T *C, Rest &&...rest) {
+    if constexpr (size > 1)
+        if (concepts < size) return add_dots_of<rows, T, size - 1>(concepts, C, rest...);
+    add_dots<rows, size>(C, rest...);
 }
 
 // columns [start, start + columns) of `to` ← those of `from`
@@ -234,12 +308,70 @@ void product(T *C, const HalsRows<T> &a, ptrdiff_t start, ptrdiff_t columns, T *
         product<vectors + 1>(C, a, start, columns, X);
 }
 
+// The same, but for rounding, along features: data are read as they are, and not made a matrix of
+// features by rows, which takes as long as the product with 10 concepts.
+template <class T>
+void product_by_features(T *C, const HalsRows<T> &a, ptrdiff_t start, ptrdiff_t columns) {
+    for (ptrdiff_t i = 0; i < a.K * W<T>; ++i) C[i] = -a.l1;
+    const ptrdiff_t most = concepts_in_cache<T> / a.K / V<T> * V<T>;
+    for (ptrdiff_t first = 0; first < a.p; first += most) {
+        const ptrdiff_t terms = min(a.p - first, most);
+        Prefetch<T> prefetch = next_lines<T>(a, start, columns, first + terms, W<T>, most);
+        const T *rows = a.X + start * a.stride_x + first;
+        for (ptrdiff_t i = 0; i < columns;) {
+            const bool all = i + rows_in_dots <= columns;
+            for_groups<concepts_in_dots>(a.K, [&](ptrdiff_t k, int concepts) {
+                const T *B = a.B + k * a.stride_b + first;
+                T *place = C + k * W<T> + i;
+                if (all)
+                    add_dots_of<rows_in_dots>(concepts, place, rows + i * a.stride_x, a.stride_x, B,
+                                              a.stride_b, terms, prefetch);
+                else
+                    add_dots_of<1>(concepts, place, rows + i * a.stride_x, a.stride_x, B,
+                                   a.stride_b, terms, prefetch);
+            });
+            i += all ? rows_in_dots : 1;
+        }
+    }
+}
+
+inline bool by_features(ptrdiff_t K, ptrdiff_t p) {
+    return K <= most_by_features && p >= least_features;
+}
+
+// elements of the copy that `pack` may make
+template <class T> ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t p) {
+    return K * ((p + V<T> - 1) / V<T> * V<T>);
+}
+
+// a.B ← B (K × p) as hals_rows reads it: concept by concept, with zeros up to a whole vector, or
+// feature by feature without gaps; a copy if it is not so
+template <class T> void pack(HalsRows<T> &a, Matrix<const T> B, T *copy) {
+    const bool dots = by_features(a.K, a.p);
+    a.stride_b = dots ? packed_size<T>(1, a.p) : 1;
+    a.B = copy;
+    if (dots ? B.stride_m == 1 && a.p % V<T> == 0 : B.stride_k == 1 && B.stride_m == a.K) {
+        a.B = B.data;
+        a.stride_b = B.stride_k;
+    } else if (dots) {
+        for (ptrdiff_t k = 0; k < a.K; ++k)
+            for (ptrdiff_t j = 0; j < a.stride_b; ++j)
+                copy[k * a.stride_b + j] = j < a.p ? *at(B, k, j) : T(0);
+    } else {
+        for (ptrdiff_t k = 0; k < a.K; ++k)
+            for (ptrdiff_t j = 0; j < a.p; ++j) copy[j * a.K + k] = *at(B, k, j);
+    }
+}
+
 // C stays in the cache. For few concepts the product here is faster than a general GEMM
 template <class T> void hals_rows(const HalsRows<T> &a, ptrdiff_t start, T *scratch, double *sums) {
     const ptrdiff_t columns = min(a.m - start, W<T>), size = a.K * W<T>;
     T *F = scratch, *R = F + size, *C = a.sweeps > 1 ? R + size : R, *before = C + size;
     T *X = before + size;
-    product<1>(C, a, start, columns, X);
+    if (by_features(a.K, a.p))
+        product_by_features(C, a, start, columns);
+    else
+        product<1>(C, a, start, columns, X);
     gather(F, constant(a.F), a.K, start, columns);
     const bool extrapolates = a.swept.data;
     if (extrapolates) {
@@ -318,8 +450,10 @@ template <class T> void kkt(const Kkt<T> &a, ptrdiff_t start, T *scratch, double
 namespace fastnmf::FASTNMF_ISA {
 const HalsKernels<float> hals_float32{W<float>, tile_features, hals_block<float>,
                                       hals_normal<float>, hals_rows<float>, hals_each<float>,
-                                      cross<float>, kkt<float>};
+                                      cross<float>, kkt<float>, packed_size<float>,
+                                      pack<float>};
 const HalsKernels<double> hals_float64{W<double>, tile_features, hals_block<double>,
                                        hals_normal<double>, hals_rows<double>, hals_each<double>,
-                                       cross<double>, kkt<double>};
+                                       cross<double>, kkt<double>, packed_size<double>,
+                                       pack<double>};
 } // namespace fastnmf::FASTNMF_ISA

@@ -54,14 +54,14 @@ template <class T> struct HalsEach {
     bool bounded;
 };
 
-// `sweeps` sweeps of F (K, m) with C = BᵀXᵀ − l1. B (p, K), contiguous: the fixed factor,
-// transposed; G (K, K) = BᵀB; X (m, p), its features adjacent. With a swept (K, m): before (K, m) ←
+// `sweeps` sweeps of F (K, m) with C = B Xᵀ − l1. B: the fixed factor (K, p), as
+// HalsKernels.pack left it; G (K, K) = B Bᵀ; X (m, p), its features adjacent. With a swept (K, m): before (K, m) ←
 // F at the start, and after the sweeps swept, F ← F, max(least F, F + step (F − swept))
 template <class T> struct HalsRows {
     Matrix<T> F, swept, before;
     const T *X, *B, *G;
     T l1, step, least;
-    ptrdiff_t stride_x, stride_g, K, m, p, sweeps;
+    ptrdiff_t stride_x, stride_b, stride_g, K, m, p, sweeps;
 };
 
 // F (K, m), its concepts adjacent, its columns stride_f apart; X (m, p), its features adjacent
@@ -111,16 +111,20 @@ template <class T> struct Rows {
 // extrapolate, rescale, and rows with a swept, Δ = F − before.
 // The HALS kernels update columns [start, start + tile_columns) or up to the last one. Elements of
 // scratch over tile_columns: block 2 s, normal and kkt 3 K, rows 4 K + tile_features, cross K + tile_features, each 3 K + K (K + 1) / 2. The others update
-// their whole argument.
+// their whole argument. pack: B (K, p) of any layout as `rows` reads it, in a copy of packed_size
+// elements where need be.
 template <class T> struct HalsKernels {
     ptrdiff_t tile_columns, tile_features;
     void (*block)(const HalsBlock<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*normal)(const HalsNormal<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*rows)(const HalsRows<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*each)(const HalsEach<T> &, ptrdiff_t start, T *scratch, double *sums);
-    // these write no sums; cross: F ← C, of rows with nothing else than X, B and l1
+    // these write no sums; cross: F ← C, of rows with nothing else than X, l1 and B (p, K),
+    // contiguous
     void (*cross)(const HalsRows<T> &, ptrdiff_t start, T *scratch, double *sums);
     void (*kkt)(const Kkt<T> &, ptrdiff_t start, T *scratch, double *sums);
+    ptrdiff_t (*packed_size)(ptrdiff_t K, ptrdiff_t p);
+    void (*pack)(HalsRows<T> &, Matrix<const T> B, T *copy);
 };
 
 // add: out (K × padded(p)) += F X over columns [first, last) of F, panel_rows of them at a time. Of

@@ -92,7 +92,7 @@ def hals_rows_(
     moments: tuple[Tensor, Tensor, bool] | None = None,
 ) -> None:
     """hals_sweep_ with C = Bᵀ Xᵀ − l1, which is not kept; X (m, p) with contiguous rows, fixed =
-    (Bt, G, l1), Bt (p, K) contiguous. 2 m K (p + sweeps K) flops.
+    (Bt, G, l1), Bt (p, K) in any layout. 2 m K (p + sweeps K) flops.
 
     With moves = (swept, step, least, before, sums), before ← F first, and after the sweeps
     extrapolate_(F, *moves), whose sums take the place of those. With moments = (cross, gram, adds),

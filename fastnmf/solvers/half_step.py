@@ -197,8 +197,8 @@ class NormalData:
 
 @dataclass(frozen=True)
 class RowData:
-    """Normal form of hals without C: X (m, p) itself and Bt (p, K), contiguous, for a backend that
-    computes their product a tile at a time.
+    """Normal form of hals without C: X (m, p) itself and Bt (p, K), for a backend that computes
+    their product a tile at a time.
 
     moves, moments: as Extrapolation.moves and Statistics.moments; the backend then extrapolates the
     codes, and adds their products to the statistics, while they are in the cache.

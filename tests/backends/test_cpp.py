@@ -238,6 +238,9 @@ def test_cross_is_the_product(extension, layout, K, m, dtype, p):
         # enough samples for both threads
         ("columns", 17, 1000, 130, 1, "float64"),
         ("columns", 100, 1000, 16, 3, "float32"),
+        # more features than concepts of them that stay in a cache
+        ("columns", 10, 37, 1301, 2, "float32"),
+        ("columns", 7, 37, 1301, 1, "float64"),
     ],
 )
 def test_hals_rows_is_sweeps_with_the_product(extension, layout, K, m, p, sweeps, dtype):
@@ -329,6 +332,24 @@ def test_hals_rows_extrapolates_codes_of_any_layout(extension, layout):
     assert relative_difference(F.values(), expected) < tolerance
     totals = ((expected - before) ** 2).sum(), (expected**2).sum()
     assert relative_difference(sums.numpy(), np.array(totals)) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("K", "p"), [(1, 3), (10, 256), (11, 263), (10, 77), (40, 50)])
+def test_codes_of_a_row_are_the_same_whatever_rows_are_beside_it(extension, K, p, dtype):
+    """In tiles of any number of rows, from a dictionary in any layout, to the bit."""
+    drawn = torch.Generator().manual_seed(K)
+    X, D = (torch.rand(m, p, generator=drawn, dtype=dtype) for m in (70, K))
+    start, G = torch.rand(70, K, generator=drawn, dtype=dtype), D @ D.T
+    ends = []
+    for step in (70, 33, 3, 1):
+        for Bt in (D.T, D.T.contiguous(), torch.cat((D, D), 1)[:, p:].T):
+            Z, sums = start.clone(), torch.zeros(2).double()
+            for i in range(0, 70, step):
+                part, rows = view(Z[i : i + step].T), view(X[i : i + step])
+                extension.hals_rows(part, rows, (view(Bt), view(G), 0.1), 2, view(sums), 1)
+            ends.append(Z.numpy().tobytes())
+    assert len(set(ends)) == 1
 
 
 def test_a_pass_has_the_same_codes_and_norms_whatever_the_threads(extension):
@@ -425,8 +446,8 @@ def test_hals_rows_and_moments_refuse_wrong_arguments(checking):
         checking.hals_rows(F, X, fixed, -1, sums, 1)
     with pytest.raises(ValueError, match=r"B has shape \(50, 8\): \(8, 4\) is needed"):
         checking.hals_rows(F, X, (X, G, 0.0), 1, sums, 1)
-    with pytest.raises(ValueError, match=r"B \(8, 4\) has strides \(1, 8\): it must be contiguous"):
-        checking.hals_rows(F, X, ((B[0], B[1], (1, 8), B[3]), G, 0.0), 1, sums, 1)
+    with pytest.raises(ValueError, match=r"B \(8, 4\) has strides \(1, 1\): they must be positive"):
+        checking.hals_rows(F, X, ((B[0], B[1], (1, 1), B[3]), G, 0.0), 1, sums, 1)
     nowhere = 0, *F[1:]
     with pytest.raises(ValueError, match="before is a null pointer"):
         checking.hals_rows(F, X, fixed, 1, sums, 1, (F, nowhere, 0.5, 0.0))
@@ -443,6 +464,8 @@ def test_hals_rows_and_moments_refuse_wrong_arguments(checking):
         (3, 1, 1, "float64"),
         (50, 100, 130, "float32"),
         (1, 49, 17, "float32"),
+        (10, 65, 259, "float32"),
+        (5, 35, 257, "float64"),
     ],
 )
 def test_nothing_is_read_beyond_the_last_row(extension, K, m, p, dtype):
