@@ -91,18 +91,23 @@ class Step(Iterated):
         state = self.state
         if state.extrapolation is not None:
             state.extrapolation.begin_(state.D)
-        if state.target is not None:
-            self._take_penalty_(state.target.follow().penalties(self.data.d))
-        self.statistics.clear_()
-        self.update_codes_()
-        self.statistics.reduce_()
-        state.take_mean_l0(self.statistics.active, self.data.n)
+        self.follow_codes_()
         self.update_dictionary_()
         if state.extrapolation is not None:
             sums = self.statistics.codes, self.statistics.dictionary
             state.extrapolation.end_(state.codes, state.D, *sums)
             self.processes.sum_(self.statistics.codes[:2])
         state.swept = True
+
+    def follow_codes_(self) -> None:
+        """The half-step of the codes, under the penalty that follows those before it."""
+        state = self.state
+        if state.target is not None:
+            self._take_penalty_(state.target.follow().penalties(self.data.d))
+        self.statistics.clear_()
+        self.update_codes_()
+        self.statistics.reduce_()
+        state.take_mean_l0(self.statistics.active, self.data.n)
 
     def _take_penalties(self, found: Penalties) -> None:
         self.method = self.method.with_penalties(found)

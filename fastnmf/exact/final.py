@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..backends.products import dense
 from ..data.dataset import Data
+from ..data.sparse.codes import compressed
 from ..data.storage import NotKept
 from ..engine.codes import chunk_rows
 from ..engine.state import Method, State, Stopping
@@ -17,6 +18,8 @@ from .encoder import ExactEncoder
 
 # exact codes take as long as 10 to 35 iterations (docs/notes/exact_codes.md)
 LEAST_ITERATIONS = 50
+# where one of so many codes is active, or fewer, products with these take less time
+_FEW = 20
 
 
 def ends_exactly(
@@ -41,14 +44,15 @@ def gains(state: State, data: Data, method: Method, stopping: Stopping) -> bool:
 
 
 @torch.no_grad()
-def take_exact_codes_(state: State, data: Data, method: Method) -> None:
+def take_exact_codes_(state: State, data: Data, method: Method, *, warm: bool = False) -> None:
     """Z ← the exact codes for D, of the rows whose objective they lower, at the end of a fit.
-    method: as ExactEncoder has it. One pass over the rows of this process."""
+    method: as ExactEncoder has it. warm: whether from Z, where few codes are active. One pass over
+    the rows of this process."""
     D, penalty = state.D, method.penalties.of_codes(data.d)
     encoder = ExactEncoder(D, data.n, method, 1, sweeps=False)
     for X, Z, _ in data.tiles(state.Z, chunk_rows(D, method), save=True):
-        found, _ = encoder(X)
         assert Z is not None
+        found, _ = encoder(X, Z if warm else None)
         rows = dense(X).double()
         lower = _objective(rows, found, D, penalty) < _objective(rows, Z, D, penalty)
         Z.copy_(torch.where(lower[:, None], found, Z))
@@ -57,6 +61,9 @@ def take_exact_codes_(state: State, data: Data, method: Method) -> None:
 
 def _objective(A: Tensor, Z: Tensor, D: Tensor, penalty: Penalty) -> Tensor:
     """½ ‖a − z D‖² and the penalty of each row (m,), in float64."""
-    Z = Z.double()
-    rows = 0.5 * (A - Z @ D.double()).square().sum(1)
+    few = torch.count_nonzero(Z) * _FEW < Z.numel()
+    codes = compressed(Z).to(torch.float64) if few else None
+    Z, D = Z.double(), D.double()
+    rebuilt = Z @ D if codes is None else codes.dot(D)
+    rows = 0.5 * (A - rebuilt).square().sum(1)
     return rows + penalty.l1 * Z.sum(1) + 0.5 * penalty.l2 * Z.square().sum(1)

@@ -86,7 +86,7 @@ def _fit(A: Any, options: Options, locks: ExitStack, split: Split | None) -> Fit
         _iterate_(state, data, method, plan, stopping, options, checkpoint)
         exchanged = data.processes.exchanged - exchanged
         end_with_best_(state, data, options, validation)
-        method = end_(state, data, method, stopping, begun, options.method_of_codes)
+        method = end_(state, data, method, plan, stopping, begun, options.method_of_codes)
         info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
         unscale_(state, data, options)
         if data.processes.rank == 0:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ...backends.products import dense
 from ...data.dataset import Data
+from ...data.storage import Compressed, InMemory, NotKept, Storage
 from ...engine.state import Method
 from ...errors import ConvergenceWarning, warn
 from ...exact.encoder import ExactEncoder
 from ...exact.powers import Powers
-from ...exact.sparsity.penalty import find_penalty
+from ...exact.sparsity.penalty import CLOSE, find_penalty
 from ...init.rows import take_rows
 from ...numerics import wide
 from ...solvers.penalties import Penalties
@@ -26,19 +29,43 @@ _FIRST = 0.01
 _REACHED = 0.05
 
 
+class Near(NamedTuple):
+    """Where a search for the penalty begins: the penalty l1 of a fit, and its codes where all are
+    in the memory of one process. most: rows on which it is found. close: the share of the target by
+    which their mean may be off."""
+
+    l1: float
+    Z: Storage = NotKept()
+    most: int = ROWS
+    close: float = CLOSE
+
+    def codes_of(self, rows: Tensor, powers: Powers) -> Tensor | None:
+        """Those of these rows (m,), to start from."""
+        Z = self.Z
+        if isinstance(Z, InMemory) and len(Z.Z) > int(rows[-1]):
+            return powers.of_start(Z.Z[rows])
+        if isinstance(Z, Compressed) and Z.shape[0] > int(rows[-1]):
+            return powers.of_start(Z.matrix().take(rows).to_dense())
+        return None
+
+
 @torch.no_grad()
 def penalties_for(
-    target: float, data: Data, D: Tensor, method: Method, *, guess: float | None = None
+    target: float, data: Data, D: Tensor, method: Method, *, near: Near | None = None
 ) -> tuple[Penalties, float]:
     """The penalties at which exact codes of the data for D (K, d) have `target` active concepts per
-    row on average, and the mean that they have; found on up to ROWS rows, at equal distances.
-    method: as ExactEncoder has it. guess: of l1. A collective call."""
-    rows = torch.arange(0, data.n, -(-data.n // ROWS), device=data.device)
+    row on average, and the mean that they have; found on up to ROWS rows, or those of `near`, at
+    equal distances.
+    method: as ExactEncoder has it. near: where to begin. A collective call."""
+    most = ROWS if near is None else near.most
+    rows = torch.arange(0, data.n, -(-data.n // most), device=data.device)
     X, powers = take_rows(data, rows), Powers.of(data, D, method)
     signed, d = method.constraint.signed, D.shape[1]
     D = powers.of_dictionary(D.to(data.dtype))
     D = D.to(wide(D.device)) if signed else D
-    scaled, start = dense(powers.of_data(X)).to(D.dtype), None
+    scaled, start, close = dense(powers.of_data(X)).to(D.dtype), None, CLOSE
+    if near is not None:
+        start, close = near.codes_of(rows, powers), near.close
     seen: dict[float, float] = {}
 
     def mean_l0(l1: float) -> float:
@@ -50,8 +77,8 @@ def penalties_for(
         return seen[l1]
 
     size = float(torch.linalg.vector_norm(X, dtype=torch.float64)) / len(X) ** 0.5
-    first = guess or max(_FIRST * size, torch.finfo(torch.float32).tiny)
-    l1 = find_penalty(target, mean_l0, first)
+    first = max(_FIRST * size, torch.finfo(torch.float32).tiny) if near is None else near.l1
+    l1 = find_penalty(target, mean_l0, first, close)
     # what follows from rounding may differ between processors
     agreed = torch.tensor([l1, seen[l1]], dtype=torch.float64, device=data.device)
     data.processes.broadcast_(agreed)

@@ -27,7 +27,7 @@ from ...precision import products_in
 from ..checkpoint import Checkpoint
 from ..options import Options
 from ..sparsity.end import end_at_target_
-from ..sparsity.penalty import penalties_for
+from ..sparsity.penalty import Near, penalties_for
 
 # sweeps of rows, before those that have not converged are solved exactly
 _SWEEPS = 300
@@ -114,8 +114,8 @@ class Validation:
     def _encoder(self, state: State) -> Any:
         D, options, method = state.D, self._options, self._method
         if state.target is not None:
-            guess = state.target.l1
-            found, _ = penalties_for(state.target.target, self.data, D, method, guess=guess)
+            near = Near(state.target.l1)
+            found, _ = penalties_for(state.target.target, self.data, D, method, near=near)
             method = method.with_penalties(found)
         D = D.to(wide(D.device)) if options.constraint.signed else D
         if options.top_k is not None:
