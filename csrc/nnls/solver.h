@@ -47,13 +47,10 @@ template <class Team, class T, class S> struct NnlsRow {
     const NnlsScratch<T> at;
     const Triangle<T, Team::pack> M;
     int p = 0, refused = 0, entered = 0, left = 0, steps = 0;
-    bool depends = false; // of the concept that entered last
 
     // P ← P ∪ {k}, x_k = start. A k that depends on P is left out, unless it enters alone: then its
     // distance counts as rank_tolerance. Its step ends early because a concept leaves for it, or it
-    // leaves a slope of no more than rank_tolerance · x_k, which `refine` removes. If it leaves a
-    // larger slope than it had, it only followed rounding, and `solve` takes it back: another that
-    // depends on P would follow it, until x has no correct digit
+    // leaves a slope of no more than rank_tolerance · x_k, which `refine` removes
     FASTNMF_TEAM void enter(int k, T start, bool alone) {
         const S *row_g = G + k * stride_g;
         team.each(p, [&](int i) { at.h[i] = T(row_g[at.passive[i]]); });
@@ -64,8 +61,7 @@ template <class Team, class T, class S> struct NnlsRow {
         team.project(M, p, at.h, at.l, at.r);
         const T near = T(rules.rank_tolerance) * T(row_g[k]);
         T apart = T(row_g[k]) - team.sum(p, [&](int i) { return at.l[i] * at.l[i]; });
-        depends = !(apart > near);
-        if (depends) {
+        if (!(apart > near)) {
             if (!alone) return;
             apart = near;
         }
@@ -243,22 +239,9 @@ template <class Team, class T, class S> struct NnlsRow {
         const T tolerance = T(rules.tolerance), epsilon = sizeof(T) == 4 ? T(1e-7) : T(1e-15);
         int block = rules.block, refinements = 0;
         bool capped = false;
-        T slack, steepest = 0, left_out;
-        int only = -1; // a concept on trial, which entered although it depends on the others
+        T slack, steepest, left_out;
         for (;; ++steps) {
             slack = slope(left_out);
-            if (only >= 0) {
-                const bool worse = slack > steepest;
-                if (worse) {
-                    leave(p - 1);
-                    descend();
-                    refuse(only);
-                } else {
-                    refused = 0;
-                }
-                only = -1;
-                slack = slope(left_out);
-            }
             steepest = team.most(K, [&](int k) { return at.w[k]; });
             if (!(steepest > tolerance) && slack > tolerance / 2 && refinements < 3) {
                 ++refinements;
@@ -276,12 +259,9 @@ template <class Team, class T, class S> struct NnlsRow {
                       found = choose(steepest, block < vacant ? block : vacant);
             const bool alone = found == 1;
             enter_all(at.entering, found, nullptr, alone);
-            const int first = at.entering[0];
+            const int only = at.entering[0];
             descend();
-            if (alone && depends && left == out) {
-                only = first;
-                block = 1;
-            } else if (gain() > before * (1 + epsilon)) {
+            if (gain() > before * (1 + epsilon)) {
                 refused = 0;
                 const int gone = left - out, come = entered - in;
                 block = gone > come / 2 ? (block + 1) / 2 : gone <= come / 4 ? block * 2 : block;
@@ -289,7 +269,7 @@ template <class Team, class T, class S> struct NnlsRow {
             } else {
                 // rounding, or dependence: one at a time, and one without gain is refused until
                 // there is a gain
-                if (alone) refuse(first);
+                if (alone) refuse(only);
                 block = 1;
             }
         }

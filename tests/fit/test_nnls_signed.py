@@ -208,7 +208,7 @@ def test_rows_without_a_certain_optimum_are_not_called_solved(dtype, backend):
     assert Z.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("backend", ["torch"])
 def test_concepts_that_depend_on_others_do_not_follow_rounding(backend):
     """Concepts nearly in a half-space have large codes, whose slopes are rounding: concepts entered
     for them, one after the other, and codes grew to 1e160."""
