@@ -83,15 +83,12 @@ class ActiveSets:
         without gain is refused until there is a gain."""
         if not len(rows):
             return
-        before, x = self._gain(rows), self.x[rows]
+        before = self._gain(rows)
         candidates = self._choose(slope, self.block[rows])
         alone = (candidates >= 0).sum(1) == 1
         self.steps[rows] += 1
         come, gone = self._exchange_(rows, candidates, alone)
-        first = candidates[:, 0]
-        tried = alone & (gone == 0) & (self.added[rows, first] > 0)
-        worse = self._take_back_(rows, first, x, slope.amax(1), tried) if tried.any() else tried
-        gains = ~worse & (self._gain(rows) > before * (1 + 1e-15))
+        gains = self._gain(rows) > before * (1 + 1e-15)
         block = self.block[rows]
         halved, doubled = (block + 1) // 2, (2 * block).clamp(max=BLOCK)
         after = torch.where(gone <= come // 4, doubled, block)
@@ -99,19 +96,7 @@ class ActiveSets:
         self.block[rows] = torch.where(gains, after, 1)
         self.refused[rows] &= ~gains[:, None]
         useless = ~gains & alone
-        self.refused[rows[useless], first[useless]] = True
-
-    def _take_back_(
-        self, rows: Tensor, k: Tensor, x: Tensor, steepest: Tensor, tried: Tensor
-    ) -> Tensor:
-        """Concepts k that entered although they depend on the others, and left a larger slope than
-        theirs was, only followed rounding: they leave, and x is as before. Of which rows (r,)."""
-        slack = torch.where(self.passive[rows], self._slope(rows).abs(), 0).amax(1)
-        worse = tried & ~(slack <= steepest)
-        back = rows[worse]
-        self.x[back], self.passive[back, k[worse]] = x[worse], False
-        self.added[back, k[worse]] = 0
-        return worse
+        self.refused[rows[useless], candidates[useless, 0]] = True
 
     def _choose(self, slope: Tensor, most: Tensor) -> Tensor:
         """At most `most` (r,) of the steepest concepts, none less than half as steep as the first,
