@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from fastnmf.backends.nnls.result import NnlsInfo
+from fastnmf.backends.torch import REFERENCE
 from fastnmf.fit import nnls as nnls_module
 from fastnmf.solvers.supports import working_set
 from fastnmf.solvers.supports.working_set import Search, prepare_concepts, working_set_
@@ -101,7 +102,7 @@ def test_nnls_of_very_many_concepts_takes_working_sets(K, whole, monkeypatch, de
             info = OPERATIONS["nnls_"](*(on_host(X) for X in (F, C, G, sums)), **limits)
             return NnlsInfo(**{name: on_cuda(field) for name, field in vars(info).items()})
 
-    ops = {"nnls_": nnls_, "nnls_on_": operation}
+    ops = {**REFERENCE, "nnls_": nnls_, "nnls_on_": operation}
     monkeypatch.setattr(nnls_module, "select", lambda *_: ("cuda", ops))
     Z = nnls_module.nnls(on_cuda(A), on_cuda(D))
     assert bool(calls) == whole
