@@ -19,9 +19,12 @@ from ..numerics import widened
 from ..precision import products_in
 from ..solvers import hals
 from ..waits import look
+from .least_squares import LeastSquares
 from .rows import EXACT, ExactRows, solve_again_
 from .sweeps import Swept
 
+# the sum of the norms of the terms of a row over its norm, from which they cancel: some 5 are usual
+_CANCELS = 1e3
 # KKT residual up to which a row is solved
 _SOLVED = {torch.float32: 1e-6, torch.float64: 1e-9}
 
@@ -114,6 +117,24 @@ class ExactEncoder:
             again = take(X, wrong if which is None else which[wrong])
             kkt[wrong] = solve_again_(some, again, self._rows, self.method.ops).to(kkt)
             z[wrong] = some
+        if self._rows.signed:
+            self._solve_cancelling_(z, X if which is None else take(X, which), kkt)
         if which is not None:
             Z[which] = z
         return int((~(kkt <= _SOLVED[Z.dtype])).sum())
+
+    def _solve_cancelling_(self, z: Tensor, X: Matrix, kkt: Tensor) -> None:
+        """z and their KKT residuals kkt (r,) ← the codes of X (r, d) by least squares that watch
+        the residual, for rows whose terms z_k d_k cancel: slopes of these are rounding, which a
+        search on Gram matrices may follow until no digit is right."""
+        terms = z @ torch.linalg.vector_norm(self.D, dim=1)
+        norms = torch.linalg.vector_norm(dense(X), dim=1)
+        # NaN where codes are out of range
+        found = (~(terms <= _CANCELS * norms)).nonzero()[:, 0]
+        if not len(found):
+            return
+        solver = LeastSquares(
+            self.D, len(found), self.method.ops, self._rows.penalty, measures=True
+        )
+        z[found], info = solver(dense(take(X, found)))
+        kkt[found] = info.kkt.to(kkt)

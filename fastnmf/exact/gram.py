@@ -34,6 +34,8 @@ _NEAR = 16
 _BELOW_ZERO = 16
 # largest weight of l1 that has an effect on slopes of 1 at most
 _MOST = 2.0**100
+# the share of the gain of one concept up to which the rounding of a value is no matter
+_KNOWN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,8 @@ class GramLeastSquares:
         return Z, self.ops["nnls_"](Z.T, c.T, G, sums, warm=False, max_steps=most)
 
     def _measure(self, Z: Tensor, rows: _Rows) -> _Found:
-        """What is found of codes Z (m, K) of the scaled problem, in float64."""
+        """What is found of codes Z (m, K) of the scaled problem, in float64; infinite where their
+        terms cancel so much that nothing is known of them."""
         z, c, G = Z.double(), rows.c.double(), self._plain.double()
         finite = z.isfinite().all(1)
         z = torch.where(finite[:, None], z, 0)
@@ -254,4 +257,8 @@ class GramLeastSquares:
         scale = (size * self._sizes).amax(1).clamp(min=torch.finfo(torch.float64).tiny)
         value = ((curved / 2 - c + rows.weight) * z).sum(1)
         kkt = torch.where(worst > 0, worst / scale, 0)
-        return _Found(*(torch.where(finite, one, torch.inf) for one in (kkt, value)))
+        # beside what the best concept alone would gain
+        gain = (c * self._sizes).clamp(min=0).square().amax(1)
+        rounding = torch.finfo(torch.float64).eps * (z * size).sum(1)
+        known = finite & ((rounding <= _KNOWN * gain) | ~z.any(1))
+        return _Found(*(torch.where(known, one, torch.inf) for one in (kkt, value)))

@@ -12,7 +12,7 @@ from fits import nmf
 from hard_data import similar_concepts
 from oracle import problem
 
-from fastnmf import NMF, ConvergenceWarning, InvalidInput, nnls
+from fastnmf import NMF, ConvergenceWarning, InvalidInput, SemiNMF, nnls
 from fastnmf.exact import encoder
 from fastnmf.planning.codes import SWEEPS, CodesCost
 from fastnmf.solvers.registry import SOLVERS
@@ -187,3 +187,22 @@ def test_method_is_checked_and_no_method_of_a_function():
     model.solver_fn = lambda A, Z, D, **run: (Z, D)
     with pytest.raises(InvalidInput, match="method='exact' does not go with"):
         model.encode(torch.ones(1, 5), method="exact")
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_concepts_that_nearly_depend_on_each_other_do_not_follow_rounding(backend, dtype):
+    """Six concepts nearly in a half-space of three features: others entered for slopes that were
+    rounding, one after the other, until codes were 1e46."""
+    draw = torch.Generator().manual_seed(3)
+    D = torch.randn(6, 3, generator=draw, dtype=torch.float64)
+    D[:, 0] = D[:, 0].abs()
+    D[:3, 0] *= -1e-3
+    A, D = torch.randn(30, 3, generator=draw, dtype=torch.float64).to(dtype), D.to(dtype)
+    best = loss(A, nnls(A, D, backend="torch"), D)
+    model = SemiNMF(6, backend=backend).load_dictionary(D)
+    close = 1e-5 if dtype == torch.float32 else 1e-10
+    for method in ("auto", "exact"):
+        Z, info = model.encode(A, method=method, return_info=True)
+        assert (loss(A, Z, D) <= best + close).all()
+        assert info.relative_error <= 1

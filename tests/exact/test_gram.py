@@ -220,3 +220,18 @@ def test_any_problem_has_the_codes_of_nnls(d, K, signed, seed, weights):
     expected = nnls(A, D, l1=l1, l2=l2)
     # solutions may be many, what they rebuild is one
     torch.testing.assert_close(Z @ D, expected @ D, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_codes_whose_terms_cancel_are_bounded(backend):
+    """The search followed rounding there, until codes were 1e46 and nothing could be told of them:
+    zero KKT residuals and negative values were rounding too."""
+    draw = torch.Generator().manual_seed(3)
+    D = torch.randn(6, 3, generator=draw, dtype=torch.float64)
+    D[:, 0] = D[:, 0].abs()
+    D[:3, 0] *= -1e-3
+    A = torch.randn(30, 3, generator=draw, dtype=torch.float64)
+    best = torch.linalg.vector_norm(A - nnls(A, D) @ D, dim=1)
+    Z = nnls_gram(A @ D.T, D @ D.T, backend=backend)
+    # the Gram matrix has half of the digits of D
+    assert (torch.linalg.vector_norm(A - Z @ D, dim=1) <= best + 1e-3).all()
