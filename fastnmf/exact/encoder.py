@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..backends.products import Matrix, dense, take
+from ..backends.products import Matrix, dense, dense_rows, row_norms, take
 from ..data.storage import row_blocks
 from ..engine.codes import Ended, chunk_rows
 from ..engine.state import Method
@@ -128,13 +128,12 @@ class ExactEncoder:
         the residual, for rows whose terms z_k d_k cancel: slopes of these are rounding, which a
         search on Gram matrices may follow until no digit is right."""
         terms = z @ torch.linalg.vector_norm(self.D, dim=1)
-        norms = torch.linalg.vector_norm(dense(X), dim=1)
         # NaN where codes are out of range
-        found = (~(terms <= _CANCELS * norms)).nonzero()[:, 0]
+        found = (~(terms <= _CANCELS * row_norms(X, z.dtype))).nonzero()[:, 0]
         if not len(found):
             return
-        solver = LeastSquares(
-            self.D, len(found), self.method.ops, self._rows.penalty, measures=True
-        )
-        z[found], info = solver(dense(take(X, found)))
-        kkt[found] = info.kkt.to(kkt)
+        given = self.method.ops, self._rows.penalty
+        solver = LeastSquares(self.D, len(found), *given, measures=True)
+        for some in found.split(dense_rows(self.D.shape[1], z.element_size())):
+            z[some], info = solver(take(X, some))
+            kkt[some] = info.kkt.to(kkt)
