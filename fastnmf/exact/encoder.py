@@ -118,18 +118,20 @@ class ExactEncoder:
             kkt[wrong] = solve_again_(some, again, self._rows, self.method.ops).to(kkt)
             z[wrong] = some
         if self._rows.signed:
-            self._solve_cancelling_(z, X if which is None else take(X, which), kkt)
+            self._solve_by_residual_(z, X if which is None else take(X, which), kkt)
         if which is not None:
             Z[which] = z
         return int((~(kkt <= _SOLVED[Z.dtype])).sum())
 
-    def _solve_cancelling_(self, z: Tensor, X: Matrix, kkt: Tensor) -> None:
+    def _solve_by_residual_(self, z: Tensor, X: Matrix, kkt: Tensor) -> None:
         """z and their KKT residuals kkt (r,) ← the codes of X (r, d) by least squares that watch
-        the residual, for rows whose terms z_k d_k cancel: slopes of these are rounding, which a
-        search on Gram matrices may follow until no digit is right."""
+        the residual, for rows that are not solved, and for those whose terms z_k d_k cancel: slopes
+        of these are rounding, which a search on Gram matrices may follow until no digit is
+        right."""
         terms = z @ torch.linalg.vector_norm(self.D, dim=1)
         # NaN where codes are out of range
-        found = (~(terms <= _CANCELS * row_norms(X, z.dtype))).nonzero()[:, 0]
+        few = (terms <= _CANCELS * row_norms(X, z.dtype)) & (kkt <= _SOLVED[z.dtype])
+        found = (~few).nonzero()[:, 0]
         if not len(found):
             return
         given = self.method.ops, self._rows.penalty

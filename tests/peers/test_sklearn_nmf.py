@@ -14,7 +14,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::fastnmf.FastnmfWarning")
 
 
 # whether these pass depends on rounding
-BY_ROUNDING = ("test_nmf_float32_float64_consistency[NMF-solver0]",)
+BY_ROUNDING = tuple(
+    f"test_nmf_float32_float64_consistency[{name}]"
+    for name in ("NMF-solver0", "MiniBatchNMF-solver2")
+)
 # test → what is different in fastnmf
 DIFFERS = {
     "test_minibatch_nmf_partial_fit": (
@@ -24,6 +27,10 @@ DIFFERS = {
     "test_nmf_float32_float64_consistency[NMF-solver0]": (
         "at K = d accelerated iterations enlarge rounding: codes differ by 2e-5 to 8e-5, which the "
         "processor and the backend decide; without acceleration by 4e-6"
+    ),
+    "test_nmf_float32_float64_consistency[MiniBatchNMF-solver2]": (
+        "200 steps at K = d enlarge rounding: codes of 20 such problems differ by 1e-5 or more in "
+        "3, scikit-learn's own in 9; which ones, the processor decides"
     ),
     # of scikit-learn 1.6
     **dict.fromkeys(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fastnmf.planning.hardware import Machine
+from fastnmf.planning.hardware import Machine, machine
 from fastnmf.planning.plan import Problem, choose
 from fastnmf.planning.restricted import (
     restricted_seconds,
@@ -37,6 +37,14 @@ def pays(n, d, K, active, **on):
 )
 def test_few_of_many_concepts_are_swept_alone(n, d, K, active, expected):
     assert pays(n, d, K, active) is expected
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(("n", "d", "K"), [(60, 20, 7), (60, 20, 61), (500, 100, 50)])
+def test_small_fits_are_not_restricted_on_any_processor(n, d, K, wide):
+    """The calls alone take longer than a dense iteration."""
+    problem, on = Problem(n, d, K, 4, hals.SOLVER), machine(2, compiled=True, wide=wide)
+    assert not restricting_may_pay(problem, choose(problem, on), on)
 
 
 def test_nothing_is_restricted_before_codes_were_counted():

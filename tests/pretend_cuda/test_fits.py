@@ -24,7 +24,7 @@ FITS = {
     "accelerated": (4, 5, {"accelerate": True, "tol": 1e-9}),
     "unit norm": (4, 2, {"unit_norm": True, **PENALISED}),
     "blocks and tiles": (6, 2, {"tuning": {"block": 2, "chunk_rows": 11}}),
-    "revival": (14, 21, {"solver": "mu", "revive": True}),
+    "revival": (14, 21, {"solver": "mu", "revive": True, "tuning": NORMAL}),
     "graph": (4, 4, {"tuning": {"cuda_graph": True}, "accelerate": False}),
 }
 SLOW = {
