@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_non_negative, validate_data
+from torch import Tensor
 
 from .. import errors
 from ..engine.state import STOPPING_RULES
@@ -22,6 +23,7 @@ from ..errors import InvalidInput, silenced
 from ..models import nmf
 from ..planning.memory import SINGULAR
 from ..solvers.registry import OTHER_NAMES, SOLVERS
+from .inputs import readable
 
 SPARSE = ("csr", "csc")
 DTYPES = (np.float64, np.float32)
@@ -128,6 +130,11 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             The data.
         """
         check_is_fitted(self)
+        if isinstance(X, Tensor):
+            X = readable(X)
+        K, shape = len(self.components_), np.shape(X)
+        if shape[-1:] != (K,):
+            raise InvalidInput(f"X has shape {shape}; it must be (n_samples, {K})")
         return X @ self.components_
 
     @property
@@ -161,6 +168,7 @@ class BaseNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
 
     def _read(self, X: Any, *, reset: bool = True) -> Any:
+        X = readable(X)
         given = {"reset": reset, "ensure_non_negative": True, **self._allowed(X)}
         with naming_what_helps():
             return validate_data(self, X, accept_sparse=SPARSE, dtype=DTYPES, **given)

@@ -31,12 +31,13 @@ class Sums:
 
     Components H that are multiplied are first / second, both (K, d): of H ∘ WᵀX and of what it is
     divided by. Others are the minimum for first = WᵀX (K, d) and second = WᵀW (K, K). rows: those
-    that are counted, with their weights.
+    that are counted, with their weights. multiplied: which of them.
     """
 
     first: Tensor
     second: Tensor
     rows: float = 0.0
+    multiplied: bool = True
 
 
 def matrix_of(X: Any, device: Any) -> Matrix:
@@ -63,7 +64,11 @@ class Steps:
         """The sums before the first batch, with which H has some weight if it is multiplied."""
         if self.learner.keeps_zeros:
             return Sums(H.clone(), torch.ones_like(H))
-        return Sums(torch.zeros_like(H), H.new_zeros(len(H), len(H)))
+        return Sums(torch.zeros_like(H), H.new_zeros(len(H), len(H)), multiplied=False)
+
+    def goes_on_from(self, sums: Sums) -> bool:
+        """Whether these are sums of the solver."""
+        return sums.multiplied == self.learner.keeps_zeros
 
     def code_(self, W: Tensor, X: Matrix, H: Tensor, times: int = 1, tol: float = 0.0) -> int:
         """Up to `times` half-steps of W (m, K) for H, until ‖ΔW‖ ≤ tol ‖W‖; how many they were."""
@@ -104,7 +109,7 @@ class Steps:
         rows = m + keep * sums.rows
         if not self.learner.keeps_zeros:
             first = sums.first.mul_(keep).add_(cross)
-            sums = Sums(first, gram.add_(sums.second, alpha=keep), rows)
+            sums = Sums(first, gram.add_(sums.second, alpha=keep), rows, multiplied=False)
             return self._updated(H, sums), sums, float(cost)
         if of_H:
             product.add_(of_H.l1).add_(H, alpha=of_H.l2)

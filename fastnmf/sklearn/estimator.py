@@ -8,11 +8,13 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import _fit_context
 from sklearn.utils import check_array
+from sklearn.utils._param_validation import validate_parameter_constraints
 from sklearn.utils.validation import _check_sample_weight
 
 from ..planning.plan import Tuning
 from ..solvers.registry import SOLVERS
 from .base import DTYPES, OWN, SPARSE, BaseNMF, naming_what_helps, warn
+from .inputs import readable
 from .weights import seen_in, weighted_norm, with_samples
 
 
@@ -311,8 +313,13 @@ random_state, verbose, shuffle : as for `NMF`
         shuffle=shuffle,
         **options,
     )
+    updates = {"update_H": ["boolean"]}
+    validate_parameter_constraints(
+        updates, {"update_H": update_H}, caller_name="non_negative_factorization"
+    )
     estimator._validate_params()
     estimator._refuse_unsupported()
+    X = readable(X)
     given = {"ensure_non_negative": True, "input_name": "X", **estimator._allowed(X)}
     with naming_what_helps():
         X = check_array(X, accept_sparse=SPARSE, dtype=DTYPES, estimator="NMF", **given)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.dataset import Data
 from ..data.storage import InMemory
-from ..errors import FastnmfWarning, silenced
+from ..errors import FastnmfWarning, InvalidInput, silenced
 from ..fit.options import Options, generator
 from ..init.start import start
 from ..isolation import isolated
@@ -258,6 +258,11 @@ as for `NMF`
         else:
             H = torch.from_numpy(self.components_).to(options.device)
         learning = Steps(options, H)
+        if not begins and not learning.goes_on_from(self._sums):
+            raise InvalidInput(
+                f"solver={self.solver!r} needs other sums over batches than the solver with which "
+                "learning began: set that again, or begin anew with sklearn.base.clone(model)"
+            )
         if begins:
             self.n_steps_ = 0
             self._sums, self._kept = learning.begin(H), self._weight(X.shape[0])

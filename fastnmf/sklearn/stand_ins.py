@@ -87,15 +87,42 @@ class MiniBatchNMF(_StandIn, minibatch.MiniBatchNMF, _nmf.MiniBatchNMF):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a pickle; with the sums of scikit-learn's, `partial_fit` goes on."""
         super().__setstate__(state)
-        if "_sums" not in state and "_components_numerator" in state:
+        frobenius = state.get("_beta_loss") == 2
+        if "_sums" not in state and "_components_numerator" in state and frobenius:
             first, second = (state[f"_components_{part}"] for part in ("numerator", "denominator"))
             self._sums = Sums(torch.from_numpy(first), torch.from_numpy(second))
             self._kept = state["_rho"]
 
+    def fit_transform(
+        self, X: Any, y: Any = None, W: Any = None, H: Any = None, **weights: Any
+    ) -> np.ndarray:
+        W = super().fit_transform(X, y, W=W, H=H, **weights)
+        # what the other library kept is of other components
+        vars(self).pop("_beta_loss" if self._unsupported() is None else "_sums", None)
+        return W
+
+    def transform(self, X: Any) -> np.ndarray:
+        if self._falls_back():
+            self._refuse_other_loss("_beta_loss")
+        return super().transform(X)
+
     def partial_fit(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> MiniBatchNMF:
         if self._falls_back():
+            self._refuse_other_loss("_beta_loss")
+            vars(self).pop("_sums", None)
             return self.stands_in_for.partial_fit(self, X, y, W=W, H=H)
+        self._refuse_other_loss("_sums")
+        vars(self).pop("_beta_loss", None)
         return super().partial_fit(X, y, W=W, H=H)
+
+    def _refuse_other_loss(self, kept: str) -> None:
+        """Raise InvalidInput where what the library that computes keeps of learning, `kept`, is
+        not there: the loss was changed since learning began."""
+        if hasattr(self, "components_") and kept not in vars(self):
+            raise InvalidInput(
+                f"beta_loss={self.beta_loss!r} is not the loss with which the components were "
+                "learned: set that again, or begin anew with sklearn.base.clone(model)"
+            )
 
 
 def _function(original: Any) -> Any:

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning  # noqa: E402
 from sklearn.model_selection import GridSearchCV  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import MinMaxScaler  # noqa: E402
+from sklearn.utils._param_validation import InvalidParameterError  # noqa: E402
 from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 
 import fastnmf  # noqa: E402
@@ -301,3 +302,15 @@ def test_components_that_are_a_list_are_returned_as_an_array():
     _, same, _ = non_negative_factorization(numbers(), H=H.tolist(), update_H=False)
     assert np.array_equal(same, H)
     assert isinstance(same, np.ndarray)
+
+
+@pytest.mark.parametrize("update_H", ["no", 0, None])
+def test_update_H_that_is_no_bool_is_refused_as_by_scikit_learn(update_H):
+    with pytest.raises(InvalidParameterError, match="'update_H' parameter"):
+        non_negative_factorization(numbers(), H=start()["H"], n_components=K, update_H=update_H)
+
+
+def test_codes_of_another_number_of_components_are_refused():
+    model = NMF(K, random_state=0, max_iter=2, tol=0).fit(numbers())
+    with pytest.raises(ValueError, match=rf"it must be \(n_samples, {K}\)"):
+        model.inverse_transform(np.ones((3, K + 1)))

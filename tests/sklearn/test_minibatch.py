@@ -162,3 +162,21 @@ def test_what_cannot_be_done_is_refused(call):
     ):
         with pytest.raises(ValueError, match=message):
             getattr(MiniBatchNMF(**options), call)(numbers())
+
+
+@pytest.mark.parametrize("d", [20, K], ids=["d > K", "d = K"])
+@pytest.mark.parametrize(("first", "second"), [("mu", "hals"), ("hals", "mu")])
+def test_solver_with_other_sums_is_refused_while_learning(first, second, d):
+    """With as many features as components the sums have equal shapes, and other meanings."""
+    model = MiniBatchNMF(K, solver=first, random_state=0).partial_fit(numbers(d=d))
+    components = model.components_.copy()
+    with pytest.raises(ValueError, match="other sums over batches"):
+        model.set_params(solver=second).partial_fit(numbers(d=d))
+    assert np.array_equal(model.components_, components)
+    model.set_params(solver=first).partial_fit(numbers(d=d))
+
+
+def test_solvers_with_the_same_sums_go_on_from_each_other():
+    model = MiniBatchNMF(K, solver="hals", random_state=0).partial_fit(numbers())
+    model.set_params(solver="anls").partial_fit(numbers())
+    assert model.n_steps_ == 2

@@ -101,3 +101,52 @@ def test_learning_goes_on_after_a_pickle_of_scikit_learns():
     again = pickle.loads(stored).partial_fit(X[20:])
     assert type(again) is decomposition.MiniBatchNMF
     np.testing.assert_allclose(again.components_, theirs.partial_fit(X[20:]).components_)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("frobenius", "kullback-leibler"), ("kullback-leibler", "frobenius")]
+)
+def test_loss_that_changes_while_learning_is_refused_with_what_helps(first, second):
+    """The sums of one loss are of no use for another. scikit-learn goes on with the first loss."""
+    model = decomposition.MiniBatchNMF(3, random_state=0, beta_loss=first).partial_fit(X)
+    components = model.components_.copy()
+    model.set_params(beta_loss=second)
+    with pytest.raises(ValueError, match="not the loss with which the components were learned"):
+        model.partial_fit(X)
+    assert np.array_equal(model.components_, components)
+    model.set_params(beta_loss=first).partial_fit(X)
+
+
+def test_components_of_frobenius_are_not_encoded_with_another_loss():
+    model = decomposition.MiniBatchNMF(3, random_state=0, max_iter=3, tol=0).fit(X)
+    model.set_params(beta_loss="kullback-leibler")
+    with pytest.raises(ValueError, match="set that again, or begin anew"):
+        model.transform(X)
+
+
+def test_sums_before_a_fit_with_another_loss_are_not_used_again():
+    model = decomposition.MiniBatchNMF(3, random_state=0, max_iter=3, tol=0).fit(X)
+    model.set_params(beta_loss="kullback-leibler").fit(X)
+    model.set_params(beta_loss="frobenius")
+    with pytest.raises(ValueError, match="not the loss"):
+        model.partial_fit(X)
+    model.fit(X).partial_fit(X)
+    model.set_params(beta_loss="kullback-leibler")
+    with pytest.raises(ValueError, match="not the loss"):
+        model.partial_fit(X)
+
+
+def test_pickle_of_scikit_learn_with_another_loss_goes_on_with_that_loss_alone():
+    theirs = OWN[1](3, random_state=0, beta_loss="kullback-leibler").partial_fit(X)
+    unpatch_sklearn()
+    stored = pickle.dumps(theirs)
+    patch_sklearn()
+    again = pickle.loads(stored)
+    with pytest.raises(ValueError, match="not the loss"):
+        clone_of(again).set_params(beta_loss="frobenius").partial_fit(X)
+    again.partial_fit(X)
+    assert np.array_equal(again.components_, theirs.partial_fit(X).components_)
+
+
+def clone_of(model):
+    return pickle.loads(pickle.dumps(model))
