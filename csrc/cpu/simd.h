@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #pragma GCC diagnostic push
 // some versions of GCC warn about their own header
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -49,10 +49,17 @@ template <class T> inline Vec<T> load(const T *from) {
 inline Vec<double> widened(const double *from) { return load(from); }
 
 inline Vec<double> widened(const float *from) {
+    // GCC converts halves, with two shuffles
+#if defined(__AVX512F__)
+    return (Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(from));
+#elif defined(__AVX2__)
+    return (Vec<double>)_mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
     typedef float Narrow __attribute__((vector_size(vector_bytes / 2)));
     Narrow x;
     __builtin_memcpy(&x, from, sizeof x);
     return __builtin_convertvector(x, Vec<double>);
+#endif
 }
 
 template <class T> inline void store(T *to, Vec<T> x) { __builtin_memcpy(to, &x, sizeof x); }
