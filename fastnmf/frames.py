@@ -39,6 +39,14 @@ def array_of(A: Any, name: str) -> np.ndarray | Tensor | None:
     return None
 
 
+def names_of_columns(A: Any) -> list[str] | None:
+    """The names of the columns of a data frame, or of the variables of an AnnData; None where there
+    are none, or only numbers."""
+    named = getattr(A, "var_names", getattr(A, "columns", None))
+    names = [] if named is None or not hasattr(A, "shape") else list(named)
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
 def _is_on_host(A: Any) -> bool:
     return not hasattr(A, "__dlpack_device__") or int(A.__dlpack_device__()[0]) in _ON_HOST
 

@@ -160,6 +160,8 @@ def kind_and_options(arguments: Namespace) -> tuple[type[Factorization], dict[st
     for name in ("target_l0", "top_k"):
         if options[name] is None:
             del options[name]
+        elif kind is ConvexNMF:
+            raise InvalidInput(f"{name}={options[name]} is an option of --model nmf or semi")
     if arguments.strict_convex:
         options["strict_convex"] = True
     for name in SIGNED_OPTIONS:

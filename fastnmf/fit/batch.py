@@ -40,6 +40,7 @@ from .refusals import (
     refuse_extremes,
     refuse_overwriting,
     refuse_residual,
+    refuse_start_alone,
     refuse_too_many,
     refuse_unsuited,
 )
@@ -80,6 +81,7 @@ def _fit(A: Any, options: Options, locks: ExitStack, split: Split | None) -> Fit
         stopping, note = _shown(stopping, options, data, stack)
         given = options, data, method, checkpoint, file
         plan, state = _begin(*given, stopping, note)
+        refuse_start_alone(options, len(state.history))
         log.info("fit %d × %d with %d concepts: %s", data.n, data.d, options.nb_concepts, plan)
         earlier = state.history[-1].seconds if state.history else 0.0
         exchanged = data.processes.exchanged

@@ -78,6 +78,17 @@ def _same(read: Path, written: Path) -> bool:
         return read.resolve() == written
 
 
+def refuse_start_alone(options: Options, iterations: int) -> None:
+    """Refuse to return a start, whose rows use all concepts, where a row has a most. iterations:
+    those that were done before."""
+    if options.top_k is not None and options.iterations == iterations == 0:
+        raise InvalidInput(
+            f"max_iter=0 returns the start, whose rows may use all concepts, and top_k="
+            f"{options.top_k} is the most; give at least one iteration, or load_dictionary(D) and "
+            "encode(A)"
+        )
+
+
 def refuse_unsuited(options: Options, data: Data) -> None:
     """Refuse acceleration with penalties, and whatever needs the codes of all rows where there are
     none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from .. import checks
 from ..data.arrays import Expected, read_matrix
 from ..errors import InvalidInput, NotFitted
+from ..frames import names_of_columns
 from ..isolation import isolated
 from .base import DictionaryModel
 
@@ -85,6 +87,7 @@ class ShownModel(DictionaryModel):
         A: Any = None,
         Z: Any = None,
         *,
+        weights: Any = None,
         features: Sequence[str] | None = None,
         rows: Sequence[str] | None = None,
         texts: Sequence[str] | None = None,
@@ -101,13 +104,17 @@ class ShownModel(DictionaryModel):
         Parameters
         ----------
         A : (…, d), non-negative in NMF, optional
-            The data: a tensor, an array or a memory map, a data frame, or a sparse matrix. Without
-            it Z is needed, and rows are shown by number, name or text only.
+            The data: a tensor, an array or a memory map, a data frame, a sparse matrix, or an
+            AnnData. Without it Z is needed, and rows are shown by number, name or text only.
         Z : (…, K), optional
-            Codes of A, as `fit` returns them, dense or a CSR tensor. By default they are computed
-            by `encode`.
+            Codes of A, as `fit` returns them, dense, a sparse tensor or a sparse matrix of SciPy.
+            By default they are computed by `encode`.
+        weights : matrix, optional
+            Weights of the squared errors, as in `encode`, which computes the codes with them. What
+            has the weight 0 may be NaN; in pictures it is estimated by the means of what is known.
         features : sequence of str, optional
-            Names of the d features.
+            Names of the d features; by default those of the columns of a data frame, or of the
+            variables of an AnnData.
         rows : sequence of str, optional
             Names of the n rows.
         texts : sequence of str, optional
@@ -171,39 +178,57 @@ class ShownModel(DictionaryModel):
         wanted = Wanted(**named, name=f"Concepts of {self.public_name()}")
         if A is None and Z is None:
             raise InvalidInput("show_concepts needs the data A, or their codes Z; give one of them")
-        rows_of_A = None if A is None else self._rows(A, D.shape[1])
+        if features is None:
+            wanted = replace(wanted, features=names_of_columns(A))
         with torch.no_grad():
-            codes = self._codes(rows_of_A, Z, len(D))
+            rows_of_A, of_weights = (None, None) if A is None else self._rows(A, weights, D)
+            if Z is None:
+                Z = self._computed(A, rows_of_A, of_weights)
+            codes = _codes(rows_of_A, Z, len(D))
             return gather(rows_of_A, codes, D.cpu(), wanted)
 
-    def _rows(self, A: Any, d: int) -> Any:
-        """A as a matrix (n, d) on the CPU, checked."""
+    def _rows(self, A: Any, weights: Any, D: Tensor) -> tuple[Any, Any]:
+        """A as a matrix (n, d) on the CPU, checked, with estimates of what has the weight 0; and
+        the weights of the same shape."""
         from ..data.sparse.arrays import is_sparse, sparse_matrix
-        from ..fit.rows import as_rows
+        from ..data.sparse.files import loaded
+        from ..data.weights.given import read_weights
+        from ..data.weights.observed import observed
+        from ..fit.rows import with_weights_as_rows
 
-        A, _ = as_rows(A, d)
-        expected: Expected = self.expected()
+        d, expected = D.shape[1], self.expected()
+        A, weights, _ = with_weights_as_rows(loaded(A), weights, d)
         if is_sparse(A):
-            return sparse_matrix(A, expected)
-        A = read_matrix(A, "cpu", expected).detach()
+            A = sparse_matrix(A, expected)
+        elif weights is None:
+            A = read_matrix(A, "cpu", expected).detach()
+        else:
+            A = observed(A, read_weights(weights, d), expected, torch.device("cpu"))[0].detach()
         if A.shape[1] != d:
             raise InvalidInput(f"A has {A.shape[1]} features, the dictionary has {d}")
-        return A
+        return A, weights
 
-    def _codes(self, A: Any, Z: Any, K: int) -> Tensor:
-        """Codes (n, K), given or computed; checked."""
-        from ..fit.rows import as_rows
+    def _computed(self, A: Any, rows: Any, weights: Any) -> Tensor:
+        """Codes of A, which has these rows."""
+        place = "memory" if len(rows) * self.nb_concepts <= _DENSE else "sparse"
+        # of these, zeros that are stored are left out
+        return self.encode(A if isinstance(weights, str) else rows, weights=weights, codes=place)
 
-        if Z is None:
-            place = "memory" if len(A) * K <= _DENSE else "sparse"
-            Z = self.encode(A, codes=place)
-        elif not (isinstance(Z, Tensor) and Z.is_sparse_csr):
-            Z, _ = as_rows(Z, K)
-            Z = read_matrix(Z, "cpu", Expected("Z", K, "concepts"))
-        if Z.shape[1] != K or (A is not None and len(Z) != len(A)):
-            of = "" if A is None else f", A has {len(A):,} rows"
-            raise InvalidInput(f"Z has shape {tuple(Z.shape)}, the model {K:,} concepts{of}")
-        return Z.detach().cpu()
+
+def _codes(A: Any, Z: Any, K: int) -> Tensor:
+    """Codes (n, K) of A, checked, on the CPU; sparse ones as a CSR tensor."""
+    from ..data.sparse.arrays import is_sparse, sparse_matrix
+    from ..data.sparse.codes import csr_tensor
+    from ..fit.rows import as_rows
+
+    expected = Expected("Z", K, "concepts")
+    if is_sparse(Z):
+        Z = csr_tensor(sparse_matrix(Z, expected))
+    else:
+        Z = read_matrix(as_rows(Z, K)[0], "cpu", expected)
+    if A is not None and len(Z) != len(A):
+        raise InvalidInput(f"Z has shape {tuple(Z.shape)}, A has {len(A):,} rows")
+    return Z.detach()
 
 
 def _option_text(value: Any) -> str:

@@ -46,6 +46,11 @@ class Fits:
                 "init= is a pair (Z0, D0), from which all fits would start alike; give the name "
                 "of a start"
             )
+        if options.get("stop") == "validation":
+            raise InvalidInput(
+                "stop='validation' needs rows for validation, which fits of a call do not have; "
+                "give stop='change' or 'error'"
+            )
         fits = cls(kind, options)
         fits.smallest()
         return fits

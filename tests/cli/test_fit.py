@@ -286,3 +286,15 @@ def test_validation_on_a_share_of_the_rows_is_that_of_python(folder, capsys):
     )
     assert cli.main(["fit", "A.npy", "A.npy", *FIT[2:], *options, "--force"]) == 2
     assert "--validation 0.2 draws rows of one input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--top-k", "--target-l0"])
+def test_option_that_a_model_lacks_is_named_with_the_models_that_have_it(
+    option, tmp_path, monkeypatch, capsys
+):
+    """The hint was to write the same option."""
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", np.ones((4, 3), np.float32))
+    words = ["fit", "A.npy", "-k", "2", "--model", "convex", option, "1", "-o", "m.safetensors"]
+    assert cli.main(words) == 2
+    assert "is an option of --model nmf or semi" in capsys.readouterr().err

@@ -382,3 +382,13 @@ def test_a_reader_that_leaves_early_is_no_error():
     run.stdout.close()
     assert run.stderr.read() == b""
     assert run.wait() == 1
+
+
+def test_encode_takes_the_most_concepts_of_a_row(model, capsys):
+    out = ["--out", "codes.npy", "--force"]
+    assert cli.main(["encode", str(model), "A.npy", *out, "--top-k", "1"]) == 0
+    Z = np.load("codes.npy")
+    assert int((Z > 0).sum(1).max()) == 1
+    assert np.array_equal(Z, NMF.load(model).encode(np.load("A.npy"), top_k=1))
+    assert cli.main(["encode", str(model), "A.npy", *out, "--top-k", "0"]) == 3
+    assert "--top-k 0 must be at least 1" in capsys.readouterr().err

@@ -158,3 +158,80 @@ def test_what_does_not_fit_is_refused(case, nmf):
 def test_model_without_a_dictionary_has_nothing_to_show():
     with pytest.raises(NotFitted):
         fastnmf.NMF(3).show_concepts(A)
+
+
+class OfCells:
+    """What an AnnData has, as fastnmf knows it."""
+
+    obs = var = layers = None
+    shape = A.shape
+    var_names = tuple(f"gene {j}" for j in range(12))
+
+    def __init__(self, X):
+        self.X = X
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_codes_of_any_kind_are_those_of_dense_ones(nmf):
+    scipy = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    Z = torch.where(nmf.Z > nmf.Z.median(), nmf.Z, 0)
+    expected = data_of(nmf.show_concepts(A, Z))
+    for given in (
+        *(Z.to_sparse_csr(), Z.to_sparse_coo()),
+        *(scipy.csr_array(Z.numpy()), scipy.coo_matrix(Z.numpy())),
+    ):
+        assert data_of(nmf.show_concepts(A, given)) == expected
+    for wrong, message in ((-Z, "negative"), (Z * torch.nan, "nan"), (Z[:, :3], "3 concepts")):
+        with pytest.raises(InvalidInput, match=message):
+            nmf.show_concepts(A, wrong.to_sparse_csr())
+
+
+def test_names_of_columns_are_those_of_the_features(nmf):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    names = [f"c{j}" for j in range(12)]
+    expected = nmf.show_concepts(A, nmf.Z, features=names).features
+    frame = pandas.DataFrame(A, columns=names)
+    assert nmf.show_concepts(frame, nmf.Z).features == expected
+    assert nmf.show_concepts(frame, nmf.Z, features=OfCells.var_names).features != expected
+    plain = nmf.show_concepts(A, nmf.Z).features
+    assert nmf.show_concepts(pandas.DataFrame(A), nmf.Z).features == plain
+
+
+def test_cells_are_shown_with_the_names_of_their_variables(nmf):
+    expected = nmf.show_concepts(A, features=OfCells.var_names)
+    found = nmf.show_concepts(OfCells(A))
+    assert found.features == expected.features
+    assert data_of(found) == data_of(expected)
+
+
+WEIGHTS = np.random.default_rng(1).random(A.shape) > 0.2
+
+
+@pytest.mark.parametrize("shape", ["entries", "rows", "features"])
+def test_codes_are_those_with_the_weights_and_what_has_none_may_be_nan(shape, nmf):
+    weights = {"entries": WEIGHTS, "rows": WEIGHTS[:, :1], "features": WEIGHTS[:1]}[shape]
+    B = np.where(weights, A, np.nan)
+    expected = nmf.encode(B, weights=weights)
+    found = nmf.show_concepts(B, weights=weights, image_shape=(2, 6))
+    torch.testing.assert_close(found.numbers.largest, expected.amax(0).double())
+    assert all(each["picture"] for each in data_of(found)["details"].values())
+    with pytest.raises(InvalidInput, match="nan or inf"):
+        nmf.show_concepts(B)
+    again = nmf.show_concepts(B.reshape(5, 6, 12), weights=np.broadcast_to(weights, A.shape))
+    torch.testing.assert_close(again.numbers.largest, found.numbers.largest)
+
+
+@pytest.mark.filterwarnings("ignore:1 row of A:fastnmf.FastnmfWarning")
+def test_of_sparse_data_zeros_that_are_stored_are_observed(nmf):
+    scipy = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    B = scipy.csr_array(np.where(WEIGHTS, A, 0))
+    B.data[::5] = 0
+    expected = nmf.encode(B, weights="stored")
+    found = nmf.show_concepts(B, weights="stored")
+    torch.testing.assert_close(found.numbers.largest, expected.amax(0).double())
+
+
+def test_half_of_a_character_is_replaced(nmf, tmp_path):
+    """Tokens that were decoded with surrogateescape have such; the page was not written."""
+    nmf.show_concepts(A, nmf.Z, texts=["a\udc80"] * 30).save(tmp_path / "c.html")
+    assert "a?" in (tmp_path / "c.html").read_text(encoding="utf-8")

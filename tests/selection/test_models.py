@@ -63,3 +63,14 @@ def test_bar_counts_fits_and_the_work_that_is_left(capsys):
     shown = capsys.readouterr().err
     assert "choose, 2 of 2 fits: 100 %" in shown
     assert "left]" in shown
+
+
+def test_stop_by_validation_is_refused_once_before_any_fit():
+    A = torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    for call in (
+        lambda: fastnmf.fit_many([A, A], 3, stop="validation"),
+        lambda: fastnmf.stability(A, 3, stop="validation"),
+        lambda: fastnmf.choose_concepts(A, [2, 3], stop="validation"),
+    ):
+        with pytest.raises(InvalidInput, match="give stop='change' or 'error'"):
+            call()

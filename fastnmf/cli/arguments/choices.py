@@ -9,6 +9,8 @@ STARTS = "auto random nndsvda nndsvd nndsvdar rows spread sample".split()
 SIGNED_STARTS = ["svd"]
 MODELS = ["nmf", "semi", "convex"]
 RULES = "change error validation".split()
+# of fits that have no rows for validation
+PLAIN_RULES = RULES[:2]
 FORMS = "auto normal residual".split()
 MAPS = "svd tsne umap".split()
 METHODS = "auto exact sweeps".split()

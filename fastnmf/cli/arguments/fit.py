@@ -3,6 +3,7 @@ fit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..usage import Parser, file, number, number_or_same, one_of, share_or_file, whole
@@ -81,12 +82,12 @@ def add_model(model: Any, init: str, seed: str = "seed of a random start") -> No
     model("--revive", action="store_true", help=what)
 
 
-def add_stopping(stops: Any) -> None:
+def add_stopping(stops: Any, rules: Sequence[str] = RULES) -> None:
     add_option(stops, "--max-iter", 500, whole, "iterations, at most", "N")
     what = "relative change at which to stop; 0 never stops early"
     add_option(stops, "--tol", 1e-4, number, what, "TOL")
-    rules = one_of(*RULES, also={"codes": RULES[0]})
-    add_option(stops, "--stop", "change", rules, "what must change by less than --tol")
+    named = one_of(*rules, also={"codes": rules[0]})
+    add_option(stops, "--stop", "change", named, "what must change by less than --tol")
 
 
 def add_backend(runs: Any) -> None:

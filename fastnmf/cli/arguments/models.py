@@ -14,6 +14,8 @@ def add_encode(parser: Parser) -> None:
     stops = parser.group("method and stopping")
     what = "exact codes, by sweeps first where that is faster, or sweeps alone"
     add_option(stops, "--method", METHODS[0], one_of(*METHODS), what)
+    what = "active concepts of a row at most, by a pursuit; default: those of the model"
+    stops("--top-k", type=whole, metavar="N", help=what)
     what = "refit the coefficients of active concepts without the penalty"
     stops("--refit", action="store_true", help=what)
     add_option(stops, "--max-iter", 300, whole, "sweeps, at most", "N")
@@ -55,6 +57,7 @@ def add_show(parser: Parser) -> None:
     add_out(files, "page to write, .html; without it the concepts are printed", required=False)
     what = "file of the codes Z that fit or encode wrote; default: they are computed"
     files("--codes", type=file, metavar="FILE", help=what)
+    add_weights(files)
     shown = parser.group("what rows and features are")
     for name, of in (("features", "feature"), ("rows", "row")):
         shown(f"--{name}", type=file, metavar="FILE", help=f"text file: the name of a {of} a line")

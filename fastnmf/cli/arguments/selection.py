@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..usage import Parser, file, number_or_no, one_of, whole
-from .choices import HOLDOUTS, RESAMPLES
+from .choices import HOLDOUTS, PLAIN_RULES, RESAMPLES
 from .fit import add_backend, add_concepts, add_model, add_stopping
 from .shared import add_computing, add_matrix, add_messages, add_option, add_out
 
@@ -47,7 +47,7 @@ def add_stability(parser: Parser) -> None:
 
 
 def _add_fits(parser: Parser) -> None:
-    add_stopping(parser.group("stopping of each fit"))
+    add_stopping(parser.group("stopping of each fit"), PLAIN_RULES)
     runs: Any = parser.group("memory and computing")
     add_computing(runs, "more is refused")
     add_backend(runs)

@@ -27,7 +27,7 @@ from ..usage import DONE, Refused
 
 # rows that are looked at together, of codes in a file
 _ROWS = 1 << 16
-_OF_ENCODE = ("max_iter", "tol", "method", "refit")
+_OF_ENCODE = ("max_iter", "tol", "method", "top_k", "refit")
 
 
 def encode(arguments: Namespace) -> int:

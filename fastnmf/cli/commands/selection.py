@@ -67,8 +67,12 @@ def stability(arguments: Namespace) -> int:
     with _saying_how_to_go_on(arguments):
         found = compare(A, arguments.concepts, **options)
     if arguments.out:
-        kind = kind_and_options(arguments)[0]
-        kind(len(found.dictionary)).load_dictionary(found.dictionary).save(arguments.out)
+        kind, options = kind_and_options(arguments)
+        K = len(found.dictionary)
+        # the consensus may have fewer concepts than the fits
+        fewer = {name: min(options[name], K) for name in ("target_l0", "top_k") if name in options}
+        model = kind(K, **options | fewer).load_dictionary(found.dictionary)
+        model.save(arguments.out)
     if arguments.codes:
         from ...data.sparse.codes import SUFFIX, compressed, csr_tensor
 

@@ -7,7 +7,16 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from ..matrices import PIPE, Output, check_outputs, reading, whole_matrix, with_size
+from ..matrices import (
+    PIPE,
+    Output,
+    check_outputs,
+    inputs_of,
+    reading,
+    weights_of,
+    whole_matrix,
+    with_size,
+)
 from ..summary import as_json
 from ..usage import DATA, DONE, Refused
 from .models import model_of
@@ -25,13 +34,14 @@ def show(arguments: Namespace) -> int:
     given = [path for path in (*texts.values(), arguments.codes, arguments.images) if path]
     if PIPE in (out, *given):
         raise Refused("- is possible as the input A alone; give the name of a file")
-    inputs = [arguments.model, *arguments.A, *given]
+    inputs = [arguments.model, *inputs_of(arguments), *given]
     check_outputs([Output(out, SUFFIXES)], inputs, arguments.force)
     nmf = model_of(arguments)
     named: dict[str, Any] = {name: _lines(path) for name, path in texts.items() if path}
     named |= {name: getattr(arguments, name) for name in _PLAIN}
     if arguments.images:
         named["images"] = _images(arguments.images)
+    named["weights"] = weights_of(arguments)
     Z = None
     if arguments.codes:
         from ...files import read_matrix

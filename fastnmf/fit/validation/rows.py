@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ def check_validation(value: Any) -> Any:
             f"validation={value!r} must be rows, a file of rows, a fraction of the rows of A, or "
             "None"
         )
-    if isinstance(value, int | float) and not 0 < value < 1:
+    if isinstance(value, Real) and not 0 < value < 1:
         raise InvalidInput(
             f"validation={value!r} is a fraction of the rows of A, and must be between 0 and 1; "
             "or give rows, or a file of them"
@@ -60,8 +61,9 @@ def split_of(A: Any, options: Options) -> Split | None:
     """A split of A where validation is a fraction, by the seed of the options; None where it is not
     one. Raises InvalidInput for an A, or options, that do not go with a fraction."""
     share = options.validation
-    if not isinstance(share, int | float):
+    if not isinstance(share, Real):
         return None
+    share = float(share)
     given = f"validation={share:g}"
     array = isinstance(A, Tensor | np.ndarray) and A.ndim == 2
     if not array and not (is_sparse(A) and hasattr(A, "tocsr")):

@@ -214,4 +214,5 @@ def _names(option: str, given: Any, count: int, of: str) -> list[str] | None:
         raise InvalidInput(f"{option}= must be a list of {count:,} names; give one for each")
     if len(given) != count:
         raise InvalidInput(f"{option}= has {len(given):,} names, A has {count:,} {of}")
-    return [str(name) for name in given]
+    # what is no text in UTF-8, as half of a character, could not be written
+    return [str(name).encode("utf-8", "replace").decode() for name in given]

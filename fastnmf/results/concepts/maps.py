@@ -43,6 +43,12 @@ def places(D: Tensor, kind: str = "svd") -> Tensor:
             "take map='svd'"
         )
     units = torch.nn.functional.normalize(D.double(), dim=1)
+    # of fewer the libraries fail, t-SNE by a crash
+    if made.least > 1 and (found := len(units.unique(dim=0))) < made.least:
+        raise InvalidInput(
+            f"map={kind!r} is for {made.least:,} or more concepts that differ, {found:,} of the "
+            f"{K:,} do; take map='svd'"
+        )
     xy = torch.as_tensor(made.place(units), dtype=torch.float64, device="cpu")
     middle = (xy.amax(0) + xy.amin(0)) / 2 if kind != "svd" else 0.0
     xy = xy - middle

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ...errors import InvalidInput
+from ...frames import REAL
 from ..pages.png import data_url
 
 # pixels between two images, and the longest side of one
@@ -66,7 +69,7 @@ def kind_of(n: int, d: int, image_shape: Any, tokens: Any, images: Any) -> Patch
             "(N, H, W, c)"
         )
     h, w = _sizes("tokens", tokens, 2)
-    pixels = np.asarray(images.cpu() if hasattr(images, "cpu") else images)
+    pixels = _pixels(images)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.ndim != 4 or pixels.shape[3] not in (1, 3, 4):
@@ -79,7 +82,24 @@ def kind_of(n: int, d: int, image_shape: Any, tokens: Any, images: Any) -> Patch
             f"{len(pixels)} images of {h} × {w} tokens are {len(pixels) * h * w:,} rows, A has "
             f"{n:,}; give the images in the order of the rows"
         )
+    bad = [i for i, image in enumerate(pixels) if not np.isfinite(image).all()]
+    if bad:
+        raise InvalidInput(
+            f"{len(bad):,} of {len(pixels):,} images have entries that are nan or inf, first "
+            f"image {bad[0]}; give finite ones"
+        )
     return Heat((h, w), pixels)
+
+
+def _pixels(images: Any) -> np.ndarray:
+    """Images as an array of numbers."""
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        images = images.float() if images.dtype == torch.bfloat16 else images
+    pixels = np.asarray(images)
+    if pixels.dtype.kind not in REAL:
+        raise InvalidInput(f"images has dtype {pixels.dtype}; it must hold real numbers")
+    return pixels
 
 
 def _image_shape(image_shape: Any, d: int) -> tuple[int, int, int]:
@@ -95,9 +115,10 @@ def _image_shape(image_shape: Any, d: int) -> tuple[int, int, int]:
 
 def _sizes(name: str, given: Any, count: int) -> tuple[int, ...]:
     sizes = tuple(given) if hasattr(given, "__iter__") else ()
-    if len(sizes) != count or not all(isinstance(size, int) and size > 0 for size in sizes):
+    whole = all(hasattr(size, "__index__") and not isinstance(size, bool) for size in sizes)
+    if len(sizes) != count or not whole or min(sizes) < 1:
         raise InvalidInput(f"{name}={given!r} must be {count} whole numbers above 0")
-    return sizes
+    return tuple(map(int, sizes))
 
 
 def colours(image: np.ndarray) -> np.ndarray:

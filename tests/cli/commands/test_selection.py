@@ -144,3 +144,19 @@ def test_fault_of_the_user_is_one_line(case, folder, capsys):
     assert out == ""
     assert message in err.splitlines()[0]
     assert [path.name for path in folder.iterdir()] == ["A.npy"]
+
+
+def test_model_of_the_consensus_has_the_options_of_the_fits(capsys):
+    """Its codes had more than top_k concepts."""
+    words = [*STABILITY, "--top-k", "2", "-o", "m.safetensors", "--quiet"]
+    assert said(words, capsys)[0] == 0
+    model = fastnmf.NMF.load("m.safetensors")
+    assert model.top_k == 2
+    assert int((model.encode(A) > 0).sum(1).max()) <= 2
+
+
+@pytest.mark.parametrize("command", [CHOOSE, STABILITY])
+def test_stop_by_validation_is_no_choice(command, capsys):
+    status, _, err = said([*command, "--stop", "validation"], capsys)
+    assert status == 2
+    assert "validation" in err

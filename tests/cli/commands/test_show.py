@@ -73,3 +73,18 @@ def test_fault_of_the_user_is_one_line(case, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err.splitlines()[0]
+
+
+def test_sparse_codes_and_weights_are_taken(nmf, capsys):
+    scipy = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    Z = np.load("Z.npy")
+    scipy.save_npz("Z.npz", scipy.csr_array(Z))
+    assert cli.main([*SHOW, "--codes", "Z.npz"]) == 0
+    assert capsys.readouterr().out == f"{nmf.show_concepts(A, Z)}\n"
+    weights = np.random.default_rng(1).random(A.shape) > 0.2
+    B = np.where(weights, A, np.nan)
+    np.save("A.npy", B)
+    np.save("W.npy", weights)
+    assert cli.main([*SHOW, "--weights", "W.npy"]) == 0
+    assert capsys.readouterr().out == f"{nmf.show_concepts(B, weights=weights)}\n"
+    assert cli.main([*SHOW, "--weights", "W.npy", "-o", "W.npy"]) == 2

@@ -269,3 +269,23 @@ def test_what_does_not_go_with_it_is_refused(options, message):
 def test_other_than_a_number_is_a_type_error():
     with pytest.raises(TypeError, match="top_k"):
         NMF(K, top_k=2.5)
+
+
+def test_the_start_alone_which_may_have_more_is_refused():
+    """fit(A, max_iter=0) returned codes of all concepts."""
+    A = torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    model = NMF(5, top_k=2, seed=0, max_iter=0)
+    with pytest.raises(InvalidInput, match="give at least one iteration"):
+        model.fit(A)
+    Z = model.load_dictionary(A[:5]).encode(A)
+    assert int((Z > 0).sum(1).max()) <= 2
+
+
+def test_a_checkpoint_may_be_loaded_without_iterating(tmp_path):
+    A = torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    run = {"checkpoint": tmp_path / "c.safetensors"}
+    options = {"top_k": 2, "seed": 0, "tol": 0, "tuning": Tuning(checkpoint_seconds=0)}
+    Z, D = NMF(5, **options).fit(A, 3, **run)
+    again = NMF(5, **options).fit(A, 0, resume=True, **run)
+    assert torch.equal(again[0], Z)
+    assert torch.equal(again[1], D)

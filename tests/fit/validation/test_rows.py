@@ -91,3 +91,13 @@ def test_the_command_line_takes_a_file_of_rows(tmp_path, capsys):
     model = NMF.load(names[2])
     assert model.top_k == 2
     assert model.fit_info_.validation_l0 <= 2
+
+
+def test_a_fraction_may_be_a_number_of_numpy():
+    options = {"seed": 0, "max_iter": 5, "tol": 0}
+    models = [NMF(3, **options) for _ in range(2)]
+    for model, share in zip(models, (0.25, np.float32(0.25)), strict=True):
+        model.fit(data(), validation=share)
+    assert models[0].fit_info_.validation_error == models[1].fit_info_.validation_error
+    with pytest.raises(InvalidInput, match="must be between 0 and 1"):
+        NMF(3).fit(data(), validation=np.float32(1.5))

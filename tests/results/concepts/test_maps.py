@@ -105,3 +105,13 @@ def test_the_page_says_what_made_its_map():
         assert f"Map ({title}" in concepts.html()
     with pytest.raises(InvalidInput, match="did you mean 'tsne'"):
         model.show_concepts(D, map="t-sne")
+
+
+@pytest.mark.parametrize("kind", ["tsne", "umap"])
+def test_concepts_that_are_the_same_are_no_map(kind):
+    """t-SNE crashed: segmentation fault."""
+    pytest.importorskip(maps.MAPS[kind].module)
+    for concepts in (torch.zeros(8, 4), D[:1].repeat(8, 1), D[[0, 1, 2, 2, 1, 0]]):
+        with pytest.raises(InvalidInput, match="5 or more concepts that differ"):
+            maps.places(concepts, kind)
+    assert maps.places(torch.zeros(8, 4)).isfinite().all()

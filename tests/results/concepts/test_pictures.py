@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 
 from fastnmf.errors import InvalidInput
 from fastnmf.results.concepts.pictures import Heat, Patches, kind_of, shrunk
@@ -79,3 +80,33 @@ def test_shapes_that_fit():
     assert kind_of(12, 12, (2, 6), None, None) == Patches((2, 6, 1))
     assert isinstance(kind_of(12, 12, None, (2, 3), IMAGES[..., 0]), Heat)
     assert kind_of(12, 12, None, None, None) is None
+
+
+def test_images_that_are_not_finite_are_refused():
+    """They were drawn as any colour, with NumPy's warning."""
+    images = np.ones((3, 4, 4, 3))
+    images[1, 2] = np.nan
+    with pytest.raises(InvalidInput, match="1 of 3 images have entries that are nan or inf, first"):
+        kind_of(12, 5, None, (2, 2), images)
+    with pytest.raises(InvalidInput, match="images has dtype complex128"):
+        kind_of(12, 5, None, (2, 2), images * 1j)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "gradient", "bool"])
+def test_images_of_any_kind_of_tensor_are_read(kind):
+    images = torch.ones(3, 4, 4, 3)
+    given = {
+        "bfloat16": images.bfloat16(),
+        "gradient": images.clone().requires_grad_(),
+        "bool": images.bool(),
+    }[kind]
+    found = kind_of(12, 5, None, (2, 2), given)
+    expected = kind_of(12, 5, None, (2, 2), images)
+    codes = np.ones((3, 2, 2), np.float32)
+    assert found.picture([0, 1, 2], codes) == expected.picture([0, 1, 2], codes)
+
+
+def test_sizes_may_be_whole_numbers_of_numpy_and_no_bools():
+    assert kind_of(4, 12, tuple(np.array([2, 2, 3])), None, None).shape == (2, 2, 3)
+    with pytest.raises(InvalidInput, match="must be 3 whole numbers above 0"):
+        kind_of(4, 12, (True, 4, 3), None, None)
