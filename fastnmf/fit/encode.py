@@ -135,12 +135,12 @@ def encode(
     (K, d), device, place = D.shape, D.device, destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
     run.refuse_start(Z0)
-    differentiates = _differentiates(A, D, Z0, run, in_memory=place == "memory")
+    wanted = differentiates(A, D, Z0, run, in_memory=place == "memory")
     plain = place == "memory" and Z0 is None and offset is None and not return_info
-    if plain and not differentiates and (few := _codes_of_few(A, D, options, run)) is not None:
+    if plain and not wanted and (few := _codes_of_few(A, D, options, run)) is not None:
         return few[0], None
     method = options.method(device) if run.sweeps_only else options.method_of_codes(device)
-    kind = {"narrow": not differentiates, "signed": options.constraint.signed}
+    kind = {"narrow": not wanted, "signed": options.constraint.signed}
     expected = Expected(features=d, dtype=D.dtype, **kind)
     with ExitStack() as stack:
         stack.enter_context(hold_warnings())
@@ -163,23 +163,23 @@ def encode(
             sizes = {"the codes": data.n * K * data.dtype.itemsize}
             refuse_too_large(sizes, device, "give fewer rows, or codes='Z.npy'", budget.requested)
         given = (lambda part: None) if Z0 is None else (lambda part: dense(Z0[part]))
-        if data.in_memory_here and place == "memory" and (differentiates or offset is None):
-            X = A.to(data.A) if differentiates else data.A
+        if data.in_memory_here and place == "memory" and (wanted or offset is None):
+            X = A.to(data.A) if wanted else data.A
             Z = codes_of(X if offset is None else X - data.offset, given(slice(0, data.n)))
             return Z, codes_of.ended()
-        checks.no_gradient("A", differentiates)
+        checks.no_gradient("A", wanted)
         data.limit_chunks(chunk_rows(codes_of.encoder.D, codes_of.encoder.method))
         Z = through(data, lambda part, X: codes_of(X, given(part)), K, to)
         return Z, codes_of.ended()
 
 
-def _differentiates(A: Any, D: Tensor, Z0: Any, run: Run, *, in_memory: bool) -> bool:
+def differentiates(A: Any, D: Tensor, Z0: Any, run: Run, *, in_memory: bool) -> bool:
     """Whether codes get a gradient in A. Raises for derivatives that there are not."""
     refuse_derivatives("encode", D=D, Z0=Z0)
     refuse_tangent("encode", "A", A)
-    differentiates = run.differentiates(A)
-    checks.no_gradient("A", differentiates and not in_memory)
-    return differentiates
+    wanted = run.differentiates(A)
+    checks.no_gradient("A", wanted and not in_memory)
+    return wanted
 
 
 def _codes_of_few(A: Any, D: Tensor, options: Options, run: Run) -> tuple[Tensor, NnlsInfo] | None:

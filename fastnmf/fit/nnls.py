@@ -100,8 +100,8 @@ def nnls(
         features or (n, d) for entries, bool or numbers; of entries they may be sparse, 0 where
         nothing is stored, and of A (…, d) of rows or entries they may have its leading dimensions.
         'stored': of a sparse A only the entries that it stores. What has the weight 0 is ignored,
-        and may be NaN; rows without any weight get zero codes. max_iter, top_k and gradients do
-        not go with weights of entries.
+        and may be NaN; rows without any weight get zero codes. max_iter does not go with weights
+        of entries, and gradients with sparse ones.
     top_k : int, optional
         At most that many concepts for each row, found by orthogonal matching pursuit: the concept
         with the steepest slope, relative to its norm, enters, and the codes become the exact
@@ -259,7 +259,7 @@ class _Call:
         K = len(D)
         budget = Budget(device, max(1, K), kind_of(place), self.max_memory)
         if self.entries is not None:
-            how = place, budget, {"top_k or max_iter": self.limits != Limits()}
+            how = place, budget, self.limits
             return nnls_of_entries(A, D, Z0, self.entries, (self.penalty, self.ops), how)
         expected = Expected(features=D.shape[1], dtype=compute_dtype(D), signed=True)
         if place == "memory" and (empty := _empty_codes(A, D, device)) is not None:

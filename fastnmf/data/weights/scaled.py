@@ -59,8 +59,11 @@ class Scale:
         for what, w, length in (("rows", self.rows, n), ("features", self.features, d)):
             if w is not None and length is not None and len(w) != length:
                 shape = f"({len(w)}, 1)" if what == "rows" else f"(1, {len(w)})"
+                wide = (length, 1) if what == "rows" else (1, length)
+                same = f", such as weights.expand{wide}" if len(w) == 1 else ""
                 raise InvalidInput(
                     f"weights have shape {shape}, A has {length} {what}; give a weight for each"
+                    f"{same}"
                 )
 
     def observed(self, X: Part, first: int = 0) -> Tensor:

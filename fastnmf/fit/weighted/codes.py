@@ -12,23 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ... import checks
 from ...backends.nnls.result import SOLVED, NnlsInfo
 from ...backends.products import Matrix, dense
-from ...data.arrays import Expected, as_matrix, read_matrix
+from ...data.arrays import Expected, as_matrix, read_matrix, tensor_of
 from ...data.opening.opened import opened
+from ...data.sparse.arrays import is_sparse
 from ...data.weights.entries import EntryWeights
 from ...data.weights.given import KINDS, Weights
-from ...data.weights.read import observed_rows
+from ...data.weights.read import WeightRows, observed_rows
 from ...data.weights.scaled import scaled
 from ...data.weights.stored import stored_entries
 from ...errors import ConvergenceWarning, InvalidInput, warn
-from ...exact.weighted.rows import WeightedCodes
+from ...exact.least_squares import Limits
+from ...exact.weighted.gradient import with_gradient
+from ...exact.weighted.rows import Asked, WeightedCodes
 from ...numerics import compute_dtype
 from ...planning.memory import Budget, refuse_too_large
 from ...results.encoding import EncodeInfo
 from ...solvers.half_step import Operations
 from ...solvers.penalties import Penalty
-from ..encode import Fixed, Run, encode
+from ..encode import Fixed, Run, differentiates, encode
 from ..options import Options, destination
 from ..refusals import refuse_overwriting
 from ..rows import given_codes, has_no_rows, locked, through, with_weights_as_rows
@@ -39,7 +43,7 @@ def codes_of_entries(
     A: Any,
     weights: Weights,
     fixed: Fixed,
-    by: tuple[Penalty, Operations],
+    by: tuple[Penalty, Operations, Asked],
     place: Path | str,
     budget: Budget,
     Z0: Any = None,
@@ -47,7 +51,7 @@ def codes_of_entries(
     signed: bool = False,
 ) -> tuple[Tensor, NnlsInfo, EncodeInfo]:
     """Z (n, K) at this place, the info of each row and the summary, for A (n, d), less the offset,
-    in memory or read in passes. by: the penalty, and operations of solver anls."""
+    in memory or read in passes. by: the penalty, operations of solver anls, and what is asked."""
     K, d = fixed.D.shape
     expected, rows = Expected(features=d, dtype=fixed.D.dtype, signed=signed), None
     with ExitStack() as stack:
@@ -78,11 +82,11 @@ class _Solving:
         self,
         beside: Callable[[slice, Matrix], EntryWeights],
         fixed: Fixed,
-        by: tuple[Penalty, Operations],
+        by: tuple[Penalty, Operations, Asked],
         start: Matrix | None,
     ) -> None:
         self._beside, (self._D, self._offset), self._start = beside, fixed, start
-        self.codes = WeightedCodes(fixed.D, *by)
+        self.codes, self._method = WeightedCodes(fixed.D, *by), by[2].method
         self._infos: list[NnlsInfo] = []
         self._error = self._whole = 0.0
 
@@ -100,7 +104,33 @@ class _Solving:
         info = NnlsInfo.join(self._infos)
         relative = (self._error / self._whole) ** 0.5 if self._whole > 0 else 0.0
         steps, solved = int(info.iterations.max()), bool((info.status == SOLVED).all())
-        return info, EncodeInfo("exact", steps, solved, info.kkt.cpu(), relative)
+        return info, EncodeInfo(self._method, steps, solved, info.kkt.cpu(), relative)
+
+
+def _asks_for_gradient(A: Any, D: Any, place: Path | str, weights: Weights) -> bool:
+    """Whether A or D requires a gradient. Raises InvalidInput where codes have none."""
+    given = {"A": A, "D": D} if torch.is_grad_enabled() else {}
+    wanted = [name for name, X in given.items() if isinstance(X, Tensor) and X.requires_grad]
+    for name in wanted:
+        checks.no_gradient(name, place != "memory")
+        if is_sparse(A) or weights.sparse:
+            raise InvalidInput(
+                f"{name} requires a gradient, which codes have for dense A and dense weights only; "
+                f"give {name}.detach()"
+            )
+    return bool(wanted)
+
+
+def _differentiable(
+    Z: Tensor, A: Any, weights: Weights, fixed: Fixed, l2: float | Tensor
+) -> Tensor:
+    """Codes Z (n, K) with their gradient with respect to A (n, d), which is in memory, and D."""
+    D, offset = (None if X is None else X.to(Z) for X in fixed)
+    X = tensor_of(A if isinstance(A, Tensor) else np.asarray(A)).to(Z)
+    W = WeightRows(weights).read(0, X.detach()).to(Z)
+    # what is not observed may be NaN
+    X = torch.where(W > 0, X if offset is None else X - offset, 0)
+    return with_gradient(X, D, W, Z, l2)
 
 
 def encode_weighted(
@@ -121,16 +151,13 @@ def encode_weighted(
     if run.weights is None or _has_no_rows(A, run.weights, D.shape[1]):
         return encode(A, fixed, options, plain, **how)
     refuse_overwriting((run.weights,), destination(codes, optional=False))
-    scale, entries = weights_of_codes(run.weights, penalised=bool(options.penalties))
+    # of a row of weight 0 an offset would be left
+    penalised = bool(options.penalties) or offset is not None
+    scale, entries = weights_of_codes(run.weights, penalised=penalised)
     if entries is not None:
         return _encode_entries(A, entries, fixed, options, run, (Z0, codes))
     assert scale is not None
     scale.check_shape(None, D.shape[1])
-    if offset is not None and scale.rows is not None:
-        raise InvalidInput(
-            "weights of rows do not go with the offset of a model, which rows of weight 0 would be "
-            "minus; leave such rows out"
-        )
     expected = Expected(features=D.shape[1], dtype=D.dtype, signed=options.constraint.signed)
     fixed = Fixed(*map(scale.of_dictionary, fixed))
     return encode(scaled(A, scale, expected), fixed, options, plain, **how)
@@ -149,18 +176,32 @@ def _encode_entries(
     (D, _), (Z0, codes) = fixed, beside
     place = destination(codes, optional=False)
     refuse_overwriting((A, Z0, D), place)
-    asked = {
-        "method='sweeps'": run.sweeps_only,
-        "top_k": run.top_k is not None,
-        "refit=True": run.refit,
-        "max_iter=0": run.max_iter == 0,
-        "target_l0": options.target_l0 is not None,
-    }
-    check_with_entries((A, D, Z0), asked)
-    by = options.penalties.of_codes(D.shape[1]), options.method_of_codes(D.device).ops
+    run.refuse_start(Z0)
+    few = run.top_k is not None
+    check_with_entries(
+        {
+            "method='sweeps'": run.sweeps_only,
+            "max_iter=0": run.max_iter == 0 and not few,
+        }
+    )
+    if options.target_l0 is not None and not few:
+        raise InvalidInput(
+            "weights of entries or rows do not go with target_l0, whose penalty would be found for "
+            "rows without them; give top_k=…, or take a model with a penalty: NMF(K, alpha_Z=…, "
+            "l1_ratio=1, unit_norm=True).load_dictionary(D)"
+        )
+    differentiates(A, D, Z0, run, in_memory=place == "memory")
+    wants = _asks_for_gradient(A, D, place, weights)
+    # top_k of the call goes without the penalty that target_l0 found, as without weights
+    penalty = options.penalties.of_codes(D.shape[1])
+    asked = Asked(run.top_k, run.exchanges and few, run.refit)
+    by = penalty, options.method_of_codes(D.device).ops, asked
     budget = options.budget(D.device, place, width=len(D))
-    given = A, weights, fixed, by, place, budget, Z0
+    X = A.detach() if wants else A
+    given = X, weights, fixed, by, place, budget, Z0
     Z, info, summary = codes_of_entries(*given, signed=options.constraint.signed)
+    if wants:
+        Z = _differentiable(Z, A, weights, fixed, 0.0 if run.refit else penalty.l2)
     left = int((info.status != SOLVED).sum())
     if left:
         warn(
@@ -209,23 +250,27 @@ def nnls_of_entries(
     Z0: Any,
     weights: Weights,
     by: tuple[Penalty, Operations],
-    how: tuple[Path | str, Budget, dict[str, bool]],
+    how: tuple[Path | str, Budget, Limits],
 ) -> tuple[Tensor, NnlsInfo]:
     """The codes of fastnmf.nnls, and the info of each row. how: where codes go, the memory, and
-    what is asked for that weights of entries do not go with."""
-    place, budget, asked = how
-    check_with_entries((A, D, Z0), asked)
-    fixed = Fixed(read_matrix(D, budget.device, Expected("D", signed=True)))
-    return codes_of_entries(A, weights, fixed, by, place, budget, Z0, signed=True)[:2]
+    the limits of the search."""
+    place, budget, limits = how
+    check_with_entries({"max_iter": limits.max_iter is not None})
+    wants = _asks_for_gradient(A, D, place, weights)
+    X, B = (M.detach() if wants and isinstance(M, Tensor) else M for M in (A, D))
+    fixed = Fixed(read_matrix(B, budget.device, Expected("D", signed=True)))
+    given = X, weights, fixed, (*by, Asked(limits.top_k)), place, budget, Z0
+    Z, info, _ = codes_of_entries(*given, signed=True)
+    if wants:
+        kept = D if isinstance(D, Tensor) else fixed.D
+        Z = _differentiable(Z, A, weights, Fixed(kept), by[0].l2)
+    return Z, info
 
 
-def check_with_entries(inputs: tuple[Any, ...], asked: dict[str, bool]) -> None:
-    """Raise InvalidInput for what weights of entries do not go with: what is `asked`, and inputs
-    that require a gradient."""
-    wants = (isinstance(X, Tensor) and X.requires_grad for X in inputs)
-    asked = asked | {"a gradient": torch.is_grad_enabled() and any(wants)}
+def check_with_entries(asked: dict[str, bool]) -> None:
+    """Raise InvalidInput for what weights of entries do not go with: what is `asked`."""
     for what in (name for name, given in asked.items() if given):
         raise InvalidInput(
-            f"weights of entries, and of rows with a penalty, do not go with {what}: each row has "
-            "a problem of its own, which is solved exactly; leave one out"
+            f"weights of entries, and of rows with a penalty or an offset, do not go with {what}: "
+            "each row has a problem of its own, which is solved exactly; leave one out"
         )

@@ -60,17 +60,120 @@ def test_an_offset_is_subtracted():
     assert torch.allclose(Z, torch.cat(each), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "how", [{"method": "sweeps"}, {"top_k": 2}, {"refit": True}, {"max_iter": 0}]
-)
-def test_what_needs_one_gram_matrix_is_refused(how):
+@pytest.mark.parametrize("how", [{"method": "sweeps"}, {"max_iter": 0}])
+def test_what_is_not_exact_is_refused(how):
     with pytest.raises(InvalidInput, match="weights of entries"):
         NMF(4).load_dictionary(D).encode(HIDDEN, weights=W, **how)
+    with pytest.raises(InvalidInput, match="do not go with max_iter"):
+        nnls(HIDDEN, D, weights=W, max_iter=3)
 
 
-def test_a_gradient_is_refused():
-    with pytest.raises(InvalidInput, match="gradient"):
-        nnls(A.clone().requires_grad_(), D, weights=W)
+def test_target_l0_is_refused_with_what_to_do():
+    model = NMF(4, target_l0=2).load_dictionary(D)
+    with pytest.raises(InvalidInput, match=r"give top_k=…, or take a model with a penalty: NMF\(K"):
+        model.encode(HIDDEN, weights=W)
+    assert int((model.encode(HIDDEN, weights=W, top_k=2) > 0).sum(1).max()) <= 2
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 9])
+def test_at_most_k_concepts_are_those_of_each_row_by_itself(k):
+    seen = W > 0
+    B, observed = D.double(), A.double()
+    Z, info = NMF(4).load_dictionary(B).encode(HIDDEN, weights=seen, top_k=k, return_info=True)
+    each = [nnls(observed[i, s][None], B[:, s], top_k=k) for i, s in enumerate(seen) if s.any()]
+    assert torch.allclose(Z[seen.any(1)], torch.cat(each), atol=1e-9)
+    assert info.method == "pursuit"
+    assert float(info.kkt.max()) < 1e-12
+    found, said = nnls(HIDDEN, B, weights=seen, top_k=k, return_info=True)
+    assert torch.equal(found, Z)
+    assert torch.equal(said.support, (Z > 0).sum(1).int())
+
+
+def test_codes_of_a_model_with_top_k_are_exchanged_as_without_weights():
+    drawn = torch.Generator().manual_seed(1)
+    B = torch.rand(16, 9, generator=drawn, dtype=torch.float64)
+    X = torch.rand(40, 9, generator=drawn, dtype=torch.float64)
+    model, plain = NMF(16, top_k=3).load_dictionary(B), NMF(16).load_dictionary(B)
+    ones = torch.ones(40, 9)
+    losses = [
+        (X - Z @ B).square().sum(1)
+        for Z in (model.encode(X), model.encode(X, weights=ones), plain.encode(X, top_k=3))
+    ]
+    assert torch.allclose(losses[1], losses[0], rtol=1e-9)
+    assert bool((losses[1] <= losses[2] * (1 + 1e-9)).all())
+    assert bool((losses[1] < 0.999 * losses[2]).any())
+
+
+def test_refit_is_the_least_squares_on_the_support_without_the_penalty():
+    model = NMF(4, alpha_Z=0.03, l1_ratio=1.0).load_dictionary(D)
+    Z = model.encode(HIDDEN, weights=W)
+    again, info = model.encode(HIDDEN, weights=W, refit=True, return_info=True)
+    assert info.method == "exact, then refit"
+    assert float(info.kkt.max()) < 1e-6
+    assert not bool(((again > 0) & (Z == 0)).any())
+    for i in range(20):
+        used, root = Z[i] > 0, W[i].sqrt()
+        expected = nnls(A[i, None] * root, D[used] * root)
+        assert torch.allclose(again[i, used], expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("how", [{}, {"top_k": 2}, {"refit": True}])
+@pytest.mark.parametrize("penalty", [{}, {"alpha_Z": 0.02, "l1_ratio": 0.5}])
+@pytest.mark.parametrize("kind", ["entries", "mask", "rows"])
+def test_codes_have_the_gradient_of_the_optimum(how, penalty, kind):
+    weights = {"entries": W, "mask": W > 0, "rows": W[:, :1] + 0.1}[kind][:5].double()
+    model = NMF(4, **penalty).load_dictionary(D.double())
+    X = A[:5].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda X: model.encode(X, weights=weights, **how), (X,))
+
+
+def test_an_offset_changes_no_gradient_and_what_is_missing_has_none():
+    b = torch.full((9,), 0.2, dtype=torch.float64)
+    model = SemiNMF(4, offset=True).load_dictionary(D.double() - 0.5, b)
+    X, weights = A[:4].double(), (W > 0)[:4]
+    assert torch.autograd.gradcheck(
+        lambda X: model.encode(X, weights=weights), (X.clone().requires_grad_(),)
+    )
+    X = torch.where(weights, X, torch.nan).requires_grad_()
+    model.encode(X, weights=weights).sum().backward()
+    assert X.grad.isfinite().all()
+    assert not X.grad[~weights].any()
+
+
+def test_nnls_has_gradients_in_A_and_D_any_number_of_times():
+    X, B = A[:4].double().requires_grad_(), D.double().requires_grad_()
+    weights = W[:4].double() + 0.1
+
+    def codes(X, B):
+        return nnls(X, B, weights=weights, l2=0.1)
+
+    assert torch.autograd.gradcheck(codes, (X, B))
+    assert torch.autograd.gradgradcheck(codes, (X, B))
+
+
+def test_a_gradient_where_there_is_none_is_refused(tmp_path):
+    X = A.clone().requires_grad_()
+    model = NMF(4).load_dictionary(D)
+    with pytest.raises(InvalidInput, match="only where all is in memory"):
+        model.encode(X, weights=W, codes=tmp_path / "Z.npy")
+    with pytest.raises(InvalidInput, match="for dense A and dense weights only"):
+        nnls(X, D, weights=scipy.sparse.csr_array(W.numpy()))
+
+
+@pytest.mark.parametrize("penalty", [{}, {"alpha_Z": 0.02}])
+def test_weights_of_rows_go_with_an_offset(penalty):
+    b = torch.full((9,), 0.2, dtype=torch.float64)
+    model = SemiNMF(4, offset=True, **penalty).load_dictionary(D.double() - 0.5, b)
+    rows = torch.ones(20, 1)
+    rows[3] = 0
+    Z, plain = model.encode(A.double(), weights=rows), model.encode(A.double())
+    plain[3] = 0
+    assert torch.allclose(Z, plain, atol=1e-9)
+
+
+def test_one_weight_for_all_is_refused_with_what_to_write():
+    with pytest.raises(InvalidInput, match=r"such as weights\.expand\(20, 1\)"):
+        nnls(A[:, :1], D[:, :1], weights=torch.ones(1, 1))
 
 
 MODEL = NMF(4).load_dictionary(D)
