@@ -156,6 +156,40 @@ struct Thread {
         row.entered += come;
     }
 
+    // the slopes w of `count` concepts k of a row; returns the largest
+    template <class Row> double price(Row &row, const int *k, int count) const {
+        double most = 0;
+        for (int t = 0; t < count; ++t) {
+            const auto *const g = row.G + k[t] * row.stride_g;
+            double sums[4] = {};
+            int i = 0;
+            for (; i + 4 <= row.p; i += 4)
+#pragma GCC unroll 4
+                for (int u = 0; u < 4; ++u)
+                    sums[u] += row.at.x[i + u] * double(g[row.at.passive[i + u]]);
+            for (; i < row.p; ++i) sums[0] += row.at.x[i] * double(g[row.at.passive[i]]);
+            const double w = row.at.c[k[t]] - (sums[0] + sums[1] + sums[2] + sums[3]);
+            row.at.w[k[t]] = w;
+            most = w > most ? w : most;
+        }
+        return most;
+    }
+
+    // move the concepts with the largest w, at most `most` and none below `least`, to the front;
+    // returns how many there are
+    int steepest_first(int *k, int count, const double *w, int most, double least) const {
+        for (int t = 0; t < most; ++t) {
+            int best = -1;
+            for (int o = t; o < count; ++o)
+                if (w[k[o]] >= (best < 0 ? least : w[k[best]])) best = o;
+            if (best < 0) return t;
+            const int moved = k[t];
+            k[t] = k[best];
+            k[best] = moved;
+        }
+        return most;
+    }
+
     // k ← in the order of falling x[k]
     void order(int *k, int count, const double *x) const {
         // in place: heap sort

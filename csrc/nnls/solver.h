@@ -21,8 +21,9 @@
 //   likewise multiply, multiply_transposed(M, p, in, out), project(M, p, in, out, back), which does
 //   both, combine, rotate   see lanes.h; a barrier after
 //   most_together                concepts that it can let enter at once, or 1; then also
-//   enter(row, k, count, start)  and order(k, count, x), which sorts them, and polish(row, worst),
-//   which solves a row whose start is near the solution, or not: see cpu/nnls_thread.h
+//   enter(row, k, count, start)  and order(k, count, x), which sorts them, polish(row, worst), which
+//   solves a row whose start is near the solution, or not, price(row, k, count), and
+//   steepest_first(k, count, w, most, least): see cpu/nnls_thread.h
 // Every value that a branch depends on comes from these, so all lanes take the same branches.
 #pragma once
 
@@ -36,6 +37,10 @@ namespace {
 using fastnmf::NnlsReport;
 using fastnmf::NnlsRows;
 using fastnmf::NnlsRules;
+
+// concepts that may enter between two computations of all slopes, in so many blocks, where there
+// are this many concepts
+constexpr int pool_size = 40, pool_blocks = 6, pool_concepts = 768;
 
 template <class Team, class T, class S> struct NnlsRow {
     using Entry = S;
@@ -222,10 +227,48 @@ template <class Team, class T, class S> struct NnlsRow {
         return team.sum(p, [&](int i) { return at.y[i] * at.y[i]; });
     }
 
+    // whether the gain is larger than `before` by more than rounding
+    FASTNMF_TEAM bool rose(T before) {
+        const T epsilon = sizeof(T) == 4 ? T(1e-7) : T(1e-15);
+        return gain() > before * (1 + epsilon);
+    }
+
     FASTNMF_TEAM void refuse(int k) {
         if (team.leader()) at.blocked[refused] = k;
         ++refused;
         team.sync();
+    }
+
+    // concepts of the next block, after `come` entered and `gone` left
+    FASTNMF_TEAM int next_block(int block, int come, int gone) const {
+        block = gone > come / 2 ? (block + 1) / 2 : gone <= come / 4 ? block * 2 : block;
+        return block > rules.block ? rules.block : block;
+    }
+
+    // More blocks enter, of those that were the steepest beside the `found` of the last step, by
+    // slopes of their own: those of all concepts take longer. Returns the size of the next block;
+    // 1 after a block without gain
+    int enter_more(T steepest, int found, int block) {
+        for (int t = 0; t < found; ++t) at.w[at.entering[t]] = -1;
+        int pool = choose(steepest, pool_size, T(0.25));
+        const T share = steepest / 4, tolerance = T(rules.tolerance);
+        const T least = share > tolerance ? share : tolerance;
+        for (int more = 0; more < pool_blocks && block > 1; ++more) {
+            const T top = team.price(*this, at.entering, pool);
+            const int vacant = rules.capacity - p, most = block < vacant ? block : vacant;
+            if (!(top > least) || most < 2 || steps >= rules.max_steps) break;
+            const int come = team.steepest_first(at.entering, pool, at.w, most, top / 2);
+            const T before = gain();
+            const int in = entered, out = left;
+            enter_all(at.entering, come, nullptr, false);
+            descend();
+            ++steps;
+            if (!rose(before)) return 1;
+            block = next_block(block, entered - in, left - out);
+            pool -= come;
+            for (int t = 0; t < pool; ++t) at.entering[t] = at.entering[come + t];
+        }
+        return block;
     }
 
     // from x = 0, or from the start in w if warm, for c scaled to a largest slope of about 1
@@ -236,7 +279,7 @@ template <class Team, class T, class S> struct NnlsRow {
                 return {fastnmf::nnls_solved, p, steps, left, worst, double(gain())};
         }
         if (warm) take_start();
-        const T tolerance = T(rules.tolerance), epsilon = sizeof(T) == 4 ? T(1e-7) : T(1e-15);
+        const T tolerance = T(rules.tolerance);
         int block = rules.block, refinements = 0;
         bool capped = false;
         T slack, steepest, left_out;
@@ -261,11 +304,11 @@ template <class Team, class T, class S> struct NnlsRow {
             enter_all(at.entering, found, nullptr, alone);
             const int only = at.entering[0];
             descend();
-            if (gain() > before * (1 + epsilon)) {
+            if (rose(before)) {
                 refused = 0;
-                const int gone = left - out, come = entered - in;
-                block = gone > come / 2 ? (block + 1) / 2 : gone <= come / 4 ? block * 2 : block;
-                if (block > rules.block) block = rules.block;
+                block = next_block(block, entered - in, left - out);
+                if constexpr (Team::most_together > 1)
+                    if (K >= pool_concepts) block = enter_more(steepest, found, block);
             } else {
                 // rounding, or dependence: one at a time, and one without gain is refused until
                 // there is a gain

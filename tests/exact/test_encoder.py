@@ -221,3 +221,19 @@ def test_concepts_that_nearly_depend_on_each_other_do_not_follow_rounding(backen
         Z, info = model.encode(A, method=method, return_info=True)
         assert (loss(A, Z, D) <= best + close).all()
         assert info.relative_error <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_concepts_many_of_them_alike_are_solved(backend, dtype):
+    """Blocks enter by slopes of a few concepts, between those of all; twins bring no gain."""
+    optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
+    A, _, D = problem(6, 520, 400)
+    D = np.concatenate([D, D * 1.001, D[:90] + 1e-3])
+    rows, D = torch.tensor(A, dtype=dtype), torch.tensor(D, dtype=dtype)
+    model = NMF(len(D), backend=backend).load_dictionary(D)
+    codes, info = model.encode(rows, method="exact", return_info=True)
+    assert info.converged
+    for a, found in zip(rows.double(), loss(rows, codes, D), strict=True):
+        best = optimize.nnls(D.double().T.numpy(), a.numpy())[1] ** 2
+        close = (1e-6 if dtype == torch.float32 else 1e-10) * float(a.square().sum())
+        assert float(found) == pytest.approx(best, rel=0, abs=close)
