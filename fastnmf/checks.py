@@ -282,11 +282,12 @@ def unit_norm(value: Any, alpha_D: float | str) -> None:
         )
 
 
-def l1_of_signed(alpha_D: float, l1_ratio: float, *, signed: bool) -> None:
-    """Refuse an l1 penalty on a dictionary of any signs."""
+def l1_of_signed(alpha_D: float, l1_ratio: float, *, signed: bool, mixes: bool = False) -> None:
+    """Refuse an l1 penalty on a dictionary of any signs; of mixtures of rows, if it `mixes`."""
     if signed and alpha_D > 0 and l1_ratio > 0:
+        alone = "alpha_D=0, with strict_convex=True" if mixes else "unit_norm=True or alpha_D=0"
         raise InvalidInput(
             f"alpha_D={alpha_D!r} with l1_ratio={l1_ratio:g} would be an l1 penalty on a "
-            "dictionary of any signs, which has l2 only; give unit_norm=True or alpha_D=0, so that "
-            "the penalty is on the codes alone, or l1_ratio=0"
+            f"dictionary of any signs, which has l2 only; give {alone}, so that the "
+            "penalty is on the codes alone, or l1_ratio=0"
         )

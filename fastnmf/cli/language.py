@@ -14,6 +14,7 @@ _NAMES = {
             *("max_iter", "n_init", "max_seconds", "max_memory", "alpha_Z", "alpha_D", "l1_ratio"),
             *("unit_norm", "target_l0", "top_k", "chunk_rows", "checkpoint_seconds", "tol"),
             "density_threshold",
+            "strict_convex",
             "image_shape",
         )
     },
@@ -28,7 +29,7 @@ _WITH_VALUE = {
         *("holdout", "folds", "runs", "resample", "top", "details", "context", "tokens", "map"),
     )
 } | {"out": "--out", "candidates": "K"}
-_FLAGS = ("unit_norm", "offset", "revive", "resume", "refit")
+_FLAGS = ("unit_norm", "strict_convex", "offset", "revive", "resume", "refit")
 _OPTION = re.compile(rf"(?<![\w/.\-])({'|'.join(_NAMES)})(?![\w/\-]|\.\w|=)")
 _VALUE = re.compile(
     rf"(?<![\w/.\-])({'|'.join([*_NAMES, *_WITH_VALUE])})=('[^']*'|PosixPath\('[^']*'\)|[^\s,;)?]+)"

@@ -92,7 +92,8 @@ def _fit(A: Any, options: Options, locks: ExitStack, split: Split | None) -> Fit
         info = _summary(state, data, method, plan, options, begun - earlier, exchanged)
         unscale_(state, data, options)
         if data.processes.rank == 0:
-            warn_of_result(info, options.penalties, options.tol, options.stop, state.target)
+            given = info, options.penalties, options.tol, options.stop
+            warn_of_result(*given, state.target, options.constraint)
         Z, place = delivered_codes(state.Z, file)
         if split is not None:
             Z = split.joined(Z, validation.codes(state))
@@ -155,7 +156,7 @@ def _opened(
         # which is written into
         data.subtract(data.mean_row.to(data.dtype, copy=True))
     if processes.rank == 0:
-        warn_of_penalties(options.penalties)
+        warn_of_penalties(options.penalties, options.constraint)
         warn_of_start(options.start_name, options.solvers[options.solver])
     return data, method, file, checkpoint
 

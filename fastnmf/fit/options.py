@@ -118,7 +118,8 @@ class Options:
         if self.tuning is not None and not isinstance(self.tuning, Tuning):
             raise TypeError(f"tuning={self.tuning!r} must be a fastnmf.Tuning or None")
         checks.unit_norm(self.unit_norm, self.alpha_D)
-        checks.l1_of_signed(self.penalties.alpha_D, self.l1_ratio, signed=self.constraint.signed)
+        kind = {"signed": self.constraint.signed, "mixes": self.constraint.of_rows}
+        checks.l1_of_signed(self.penalties.alpha_D, self.l1_ratio, **kind)
         checks.mixtures(self, self.tuned.form, mixes=self.constraint.of_rows)
         checks.offset(self.offset, signed=self.constraint.signed)
         check_requested(self, self.solvers[self.solver])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..engine.sparsity.target import TargetL0
 from ..errors import ConvergenceWarning, warn
 from ..solvers.base import Solver
+from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.penalties import Penalties
 from .info import FitInfo
 
@@ -14,12 +15,14 @@ from .info import FitInfo
 _LARGE_BATCH = 10
 
 
-def warn_of_penalties(penalties: Penalties) -> None:
-    """Warn of a penalty on one factor alone, which the other can evade."""
-    if not _one_alone(penalties):
+def warn_of_penalties(penalties: Penalties, constraint: Constraint = NON_NEGATIVE) -> None:
+    """Warn of a penalty on one factor alone, which the other can evade; of a dictionary with this
+    constraint."""
+    if not _one_alone(penalties, constraint):
         return
     penalised, other = ("alpha_Z", "D") if penalties.alpha_Z else ("alpha_D", "Z")
-    remedy = "unit_norm=True, or alpha_D" if other == "D" else "alpha_Z"
+    bounded = "strict_convex=True" if constraint.of_rows else "unit_norm=True"
+    remedy = f"{bounded}, or alpha_D" if other == "D" else "alpha_Z"
     warn(
         f"{penalised}={getattr(penalties, penalised):g} penalises one factor alone: it can be made "
         f"as small as one likes while {other} grows, at the same error, so that the objective has "
@@ -37,7 +40,12 @@ def warn_of_start(init: str, solver: Solver) -> None:
 
 
 def warn_of_result(
-    info: FitInfo, penalties: Penalties, tol: float, stop: str, target: TargetL0 | None = None
+    info: FitInfo,
+    penalties: Penalties,
+    tol: float,
+    stop: str,
+    target: TargetL0 | None = None,
+    constraint: Constraint = NON_NEGATIVE,
 ) -> None:
     """Warn of a fit that did not converge, whose concepts explain nothing, or that missed its
     target of active concepts."""
@@ -47,7 +55,7 @@ def warn_of_result(
     if tol > 0 and info.stopped_by in ("max_iter", "max_seconds"):
         remedy = (
             "with a penalty on one factor alone it need not converge"
-            if _one_alone(penalties)
+            if _one_alone(penalties, constraint)
             else f"raise {info.stopped_by} or tol (tol=0 runs all iterations without this warning)"
         )
         moves = f"the relative change is {info.relative_change:.2g}"
@@ -63,6 +71,7 @@ def warn_of_result(
             ConvergenceWarning,
         )
     smaller = ", or smaller penalties" if penalties else ""
+    smaller = smaller if target is None else ", or a larger target_l0"
     if info.dead_concepts == info.nb_concepts and info.relative_error > 0:
         warn(
             f"all {info.nb_concepts} concepts are dead: Z D is zero and the relative error "
@@ -105,5 +114,8 @@ def warn_of_large_batch(rows: int, concepts: int, per_concept: int) -> None:
         )
 
 
-def _one_alone(penalties: Penalties) -> bool:
-    return not penalties.unit_norm and (penalties.alpha_Z > 0) != (penalties.alpha_D > 0)
+def _one_alone(penalties: Penalties, constraint: Constraint) -> bool:
+    """Whether one factor alone is penalised, and the other may grow for it; concepts between rows
+    of the data do not."""
+    bounded = penalties.unit_norm or (constraint.sums_to_one and penalties.alpha_Z > 0)
+    return not bounded and (penalties.alpha_Z > 0) != (penalties.alpha_D > 0)

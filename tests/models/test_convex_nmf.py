@@ -13,7 +13,7 @@ import scipy.sparse
 import torch
 from oracle import exactness, relative_difference
 
-from fastnmf import NMF, ConvexNMF, InvalidInput, SemiNMF, Tuning, nnls
+from fastnmf import NMF, ConvexNMF, FastnmfWarning, InvalidInput, SemiNMF, Tuning, nnls
 from fastnmf.cli import main as cli
 from fastnmf.solvers.constraints import MIXED
 from fastnmf.solvers.registry import solvers_of
@@ -266,3 +266,15 @@ def test_state_that_cannot_be_loaded_leaves_the_mixture_as_it_was():
         model.load_state_dict({"D": torch.ones(3, 5), "W": torch.ones(2, 20)})
     assert model.D is D
     assert model.W is W
+
+
+def test_advice_on_penalties_names_what_the_model_has(recwarn):
+    """It was unit_norm=True, which does not exist here; and concepts between rows are bounded."""
+    A = torch.rand(12, 5, generator=torch.Generator().manual_seed(0)) - 0.3
+    options = {"alpha_Z": 0.01, "l1_ratio": 1.0, "seed": 0, "max_iter": 3, "tol": 0}
+    with pytest.raises(InvalidInput, match="give alpha_D=0, with strict_convex=True, so that"):
+        ConvexNMF(2, **options)
+    ConvexNMF(2, alpha_D=0.0, strict_convex=True, **options).fit(A)
+    assert not [each for each in recwarn if "one factor alone" in str(each.message)]
+    with pytest.warns(FastnmfWarning, match="give strict_convex=True, or alpha_D as well"):
+        ConvexNMF(2, alpha_D=0.0, **options).fit(A)

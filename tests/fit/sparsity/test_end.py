@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fastnmf
 from fastnmf import NMF
 from fastnmf.results.encoding import kkt_residual
 from fastnmf.solvers.penalties import Penalties
@@ -28,3 +29,10 @@ def test_a_start_is_left_as_it_is():
     Z, _ = model.fit(A)
     assert not model.fit_info_.exact_codes
     assert float((Z > 0).sum(1).double().mean()) > 10
+
+
+def test_advice_on_a_fit_with_a_target_is_another_target():
+    """It was smaller penalties, which a fit with target_l0 finds by itself."""
+    A = 1 + torch.rand(40, 6, generator=torch.Generator().manual_seed(0)) / 10
+    with pytest.warns(fastnmf.FastnmfWarning, match="another start, or a larger target_l0"):
+        NMF(4, target_l0=0.2, seed=0, max_iter=40, tol=0).fit(A)
