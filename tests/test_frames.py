@@ -85,6 +85,25 @@ def test_dtypes_of_pandas_own_become_float64():
         read_matrix(sparse, "cpu")
 
 
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_frame_of_sparse_columns_is_a_sparse_matrix_where_zeros_are_not_stored(fill):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    A = np.random.default_rng(0).choice([fill, 2.0, 3.0], (30, 6), p=[0.6, 0.2, 0.2])
+    of_sparse = pandas.SparseDtype("float64", fill)
+    frame = pandas.DataFrame(A).astype(of_sparse)
+    options = {"seed": 0, "max_iter": 10, "tol": 0}
+    expected, model = NMF(2, **options), NMF(2, **options)
+    expected.fit(A)
+    model.fit(frame)
+    assert (model.fit_info_.density is not None) == (fill == 0)
+    torch.testing.assert_close(model.D, expected.D, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.encode(frame), expected.encode(A), rtol=1e-6, atol=1e-6)
+    assert NMF(2, **options).partial_fit(frame).online_info_.rows == 30
+    found = [fastnmf.stability(each, 2, runs=2, **options).dictionary for each in (A, frame)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
 def test_arrays_are_not_copied():
     A = EXPECTED.copy()
     frame = made("pandas", A)

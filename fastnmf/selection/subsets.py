@@ -17,6 +17,7 @@ from torch import Tensor
 from ..backends.products import Matrix, Rebuilt
 from ..data.arrays import Expected, read_matrix
 from ..data.sparse.arrays import is_sparse, sparse_matrix
+from ..data.sparse.files import loaded
 from ..files import read_matrix as read_file
 from ..numerics import squared_norm
 
@@ -40,6 +41,7 @@ class Whole:
         cannot be used."""
         if isinstance(A, str | os.PathLike):
             A = read_file(A, sparse=True)
+        A = loaded(A)
         if not is_sparse(A):
             A = read_matrix(A, "cpu", expected)
             return cls(A, *A.shape)

@@ -24,7 +24,8 @@ def readable(X: Any) -> Any:
     A sparse tensor becomes a csr_array, any other tensor an array, and of an AnnData X is taken. A
     tensor that requires a gradient has none here, as everywhere in scikit-learn.
     """
-    X = loaded(X)
+    # lists are of numbers there
+    X = X if isinstance(X, list | tuple) else loaded(X)
     if hasattr(X, "__dlpack__") and not hasattr(X, "__array__"):
         X = torch.from_dlpack(X)
     if not isinstance(X, Tensor):

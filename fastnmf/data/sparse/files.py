@@ -14,16 +14,17 @@ import numpy as np
 import torch
 
 from ...backends.products import stored_share
-from ...backends.sparse import SparseMatrix
+from ...backends.sparse import SparseMatrix, concat
 from ...errors import InvalidInput
 from ...numerics import Part, compute_dtype
 from ...planning.memory import available, size_of
 from ..arrays import Expected, tensor_of, two_dimensional
 from ..paths import only_one, refusing_damage
 from ..tables import imported, refusing
-from .arrays import canonical, sparse_matrix
+from .arrays import canonical, is_sparse, sparse_matrix
 from .whole import is_sparse_archive, sparse_form
 
+_ANY = Expected(signed=True, empty=True)
 # bytes that are decompressed to be skipped at a time
 _SKIPPED = 1 << 20
 # of what is not stored by rows, its entries and their indices are in memory several times meanwhile
@@ -135,13 +136,27 @@ def open_h5ad(path: Path) -> StoredMatrix:
 
 
 def matrix_of(A: Any) -> Any:
-    """X of an AnnData, observations as rows; another input itself."""
-    return A.X if all(hasattr(A, name) for name in ("X", "obs", "var", "layers")) else A
+    """X of an AnnData, observations as rows; a data frame all of whose columns are sparse as a
+    sparse matrix, or as a dense one where it stores zeros; another input itself."""
+    if all(hasattr(A, name) for name in ("X", "obs", "var", "layers")):
+        return A.X
+    # only such frames of pandas have it
+    if hasattr(A, "columns") and hasattr(A, "dtypes") and hasattr(A, "sparse"):
+        # what is not stored is zero in a sparse matrix
+        zeros = all(getattr(dtype, "fill_value", None) == 0 for dtype in A.dtypes)
+        return A.sparse.to_coo() if zeros else A.sparse.to_dense()
+    return A
 
 
 def loaded(A: Any) -> Any:
-    """X of an AnnData, read from its file where it is there; another input itself."""
+    """A whole matrix: X of an AnnData, read from its file where it is there; a list of sparse
+    batches as one; another input itself."""
     A = matrix_of(A)
+    if isinstance(A, list | tuple) and A and all(map(is_sparse, A)):
+        parts = [sparse_matrix(part, _ANY, checks=False, zeros=True) for part in A]
+        if len(widths := {part.shape[1] for part in parts}) > 1:
+            raise InvalidInput(f"batches have different numbers of features: {sorted(widths)}")
+        return concat(parts)
     return A.to_memory() if _is_backed(A) else A
 
 

@@ -136,6 +136,8 @@ def read_entries(source: Source, weights: Weights, expected: Expected) -> Entrie
         W.check_shape(n, d)
     sums: _Sums | None = None
     for number, (values, place, at) in enumerate(source.parts()):
+        if is_sparse(values):
+            refuse_sparse(expected.name)
         X = tensor_of(values)
         dtype = torch.promote_types(dtype, compute_dtype(X))
         if sums is None:
@@ -196,6 +198,8 @@ class _Filled:
 
     def of(self, X: Part, first: int) -> Tensor:
         """Rows X (m, d) from `first` on, in the dtype to compute in."""
+        if is_sparse(X):
+            refuse_sparse("A")
         X = tensor_of(X)
         X = X.to("cpu", compute_dtype(X))
         seen = _seen(self._rows.read(first, X))
