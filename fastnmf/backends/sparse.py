@@ -178,6 +178,28 @@ def _automatic(device_type: str, requested: str | None) -> Mapping[str, Callable
         return REFERENCE
 
 
+def transpose_of(parts: Sequence[SparseMatrix]) -> SparseMatrix:
+    """The transpose of the rows of all parts, one below the other, without a copy of all of them
+    beside it."""
+    counts = [torch.bincount(part.col, minlength=part.shape[1]) for part in parts]
+    crow = sum(counts).cumsum(0)
+    nnz, m, (first, *_) = int(crow[-1]) if len(crow) else 0, sum(map(len, parts)), parts
+    dtype = torch.int64 if max(nnz, m) > torch.iinfo(torch.int32).max else first.crow.dtype
+    rows, values = first.col.new_empty(nnz, dtype=dtype), first.values.new_empty(nnz)
+    # where the next entry of each column goes
+    places, before = crow - sum(counts), 0
+    for part, count in zip(parts, counts, strict=True):
+        col, order = torch.sort(part.col, stable=True)
+        at = (places - (count.cumsum(0) - count))[col.long()]
+        at += torch.arange(part.nnz, device=part.device)
+        rows[at] = part.row_of_entries()[order].to(dtype) + before
+        values[at] = part.values[order]
+        places += count
+        before += len(part)
+    crow = torch.cat((crow.new_zeros(1), crow)).to(dtype)
+    return SparseMatrix(crow, rows, values, (first.shape[1], m), first.operations)
+
+
 def concat(parts: Sequence[SparseMatrix]) -> SparseMatrix:
     """The rows of all parts, one below the other: a copy, or the only part itself."""
     if len(parts) == 1:

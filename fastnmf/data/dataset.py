@@ -246,17 +246,17 @@ class Data:
         Z may be changed in place, and is saved unless save is False. A chunk is valid until the
         next one is requested. rows: of a chunk that is a copy of data in memory, at most.
         """
-        chunks = self._chunks(codes, save)
+        chunks = self._chunks(codes, save, rows)
         if self.offset is None:
             return chunks
         few = min(rows or self.n, max(1, WIDENED_BYTES // (self.d * self.dtype.itemsize)))
         return minus_row(chunks, self.offset, self.n if self.A is None else few)
 
     def _chunks(
-        self, codes: Storage | None, save: bool
+        self, codes: Storage | None, save: bool, rows: int | None
     ) -> Iterator[tuple[slice, Matrix, Tensor | None]]:
         if self._source is None:
-            yield from self._chunks_in_memory(codes, save)
+            yield from self._chunks_in_memory(codes, save, rows)
             return
         chunks = self._read(codes, save)
         # what is in memory is read without the thread
@@ -277,11 +277,16 @@ class Data:
         self.passes += 1
 
     def _chunks_in_memory(
-        self, codes: Storage | None, save: bool
+        self, codes: Storage | None, save: bool, most: int | None
     ) -> Iterator[tuple[slice, Matrix, Tensor | None]]:
         """Views, or of 16-bit numbers as many rows as may be widened at a time."""
         first = 0
-        for rows in row_blocks(self.n, self.chunk_rows):
+        # codes that are made dense may have fewer rows at a time
+        most = most if isinstance(codes, Compressed) else None
+        blocks = row_blocks(self.n, min(self.chunk_rows, most or self.n))
+        for number, rows in enumerate(blocks):
+            if isinstance(codes, Compressed) and number % _RETURNED_AFTER == 0:
+                return_memory()
             for X in wide_tiles(self.A[rows]):
                 part = slice(first, first + len(X))
                 first = part.stop

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backends.sparse import SparseMatrix, concat
 from .locks import WorkingFolder
 from .paths import check_output, replacing, writing
-from .sparse.codes import SPARSE, compressed
+from .sparse.stored import Compressed
 
 # bytes of rows that are processed at a time without the data
 _PART_BYTES = 16 << 20
@@ -144,55 +143,6 @@ class OnDisk:
             Z = self.load(part)
             yield Z
             self.save(part, Z)
-
-
-class Compressed:
-    """Rows (n, K) in memory in compressed rows, for a fit: rows that were never
-    saved are zero, and what is loaded is a dense copy."""
-
-    place = SPARSE
-
-    def __init__(self, n: int, K: int, like: Tensor) -> None:
-        """like: a tensor of their dtype on their device."""
-        self.shape, self.dtype, self.device = (n, K), like.dtype, like.device
-        empty = compressed(like.new_empty(0, K))
-        self.fill_(SparseMatrix(empty.crow.new_zeros(n + 1), empty.col, empty.values, self.shape))
-
-    def fill_(self, Z: SparseMatrix) -> None:
-        """Store Z as all rows."""
-        # by the first row of each; they follow each other without gaps
-        self._parts = {0: Z}
-
-    def load(self, part: slice) -> Tensor:
-        """These rows, dense."""
-        return concat([self._parts[first] for first in self._within(part)]).to_dense()
-
-    def save(self, part: slice, Z: Tensor) -> None:
-        """Store Z as these rows."""
-        for first in self._within(part):
-            del self._parts[first]
-        self._parts[part.start] = compressed(Z.to(self.device))
-
-    def blocks_(self) -> Iterator[Tensor]:
-        """All rows in order, some at a time; what becomes of them in place is kept."""
-        for part in _parts_of(self):
-            Z = self.load(part)
-            yield Z
-            self.save(part, Z)
-
-    def matrix(self) -> SparseMatrix:
-        """All rows."""
-        return concat([self._parts[first] for first in self._within(slice(0, self.shape[0]))])
-
-    def _within(self, part: slice) -> list[int]:
-        """The first rows of the parts that these rows are, in order, after cuts at their ends."""
-        for row in (part.start, part.stop):
-            first = max((first for first in self._parts if first <= row), default=0)
-            held = self._parts[first]
-            if first < row < first + len(held):
-                self._parts[first] = held[: row - first]
-                self._parts[row] = held[row - first :]
-        return sorted(first for first in self._parts if part.start <= first < part.stop)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backends.products import Matrix, dense, dot, operand
 from ..data.dataset import Data
+from ..data.sparse.codes import compressed
 from ..data.storage import Compressed, NotKept
 from ..numerics import squared_norm
 from ..planning.plan import Plan
@@ -24,6 +25,7 @@ from ..solvers.half_step import (
 )
 from ..solvers.penalties import Penalties, Penalty
 from ..solvers.registry import learner
+from ..solvers.supports.restricted import residual_of_codes_, sweep_concepts_
 from .codes import FreshTiles
 from .dead_concepts import Revival, revive_
 from .history import Iterated, error_is_large
@@ -73,6 +75,11 @@ class Step(Iterated):
         """Whether each half passes its residual to the next; extrapolation moves factors off it."""
         kept = self.plan.codes == self.plan.dictionary == "residual"
         return self.solver.keeps_residual and kept and self.state.extrapolation is None
+
+    @property
+    def _leaves_residual(self) -> bool:
+        """Whether a half-step of the codes leaves their residual in E."""
+        return self.solver.keeps_residual and self.plan.codes == "residual"
 
     @property
     def watches_error(self) -> bool:
@@ -192,7 +199,10 @@ class Step(Iterated):
             self.solver.half_steps_(Z.T, data, fixed, *by)
             if extrapolation is not None and not by_rows:
                 extrapolation.move_codes_(Z, part)
-            statistics.add_(X, Z, made=by_rows, sparse=isinstance(self.state.Z, Compressed))
+            sparse = isinstance(self.state.Z, Compressed)
+            statistics.add_(X, Z, made=by_rows, sparse=sparse)
+            if sparse and self.plan.dictionary == "residual" and not self._leaves_residual:
+                residual_of_codes_(self.state.E[part], X, compressed(Z), self.state.D)
 
     def _code_tiles(self, fixed: FixedFactor) -> Iterator[tuple[Matrix, Tensor, HalfStepData]]:
         """X of each tile of rows, widened where products need it, its codes, and the data of their
@@ -278,11 +288,15 @@ class Step(Iterated):
         compute = self.offset.of_dictionary(self.compute.turned(summed))
         if self._few is not None and self._few.applies:
             return self._few.update_dictionary_(self._dictionary_penalty(), compute, sums)
-        given = state.codes.T, None, D.shape[1], self._dictionary_penalty()
-        fixed = self.learner.fix("residual", *given, compute)
-        target = ResidualData(data.A, state.E, self.carries, swept=state.swept)
-        target = self.offset.of_residual(target)
-        self.learner.half_steps_(D, target, fixed, compute, sums, 1)
+        if isinstance(state.Z, Compressed):
+            given = state.Z.parts(), self._dictionary_penalty(), compute, sums
+            sweep_concepts_(D, state.E, *given)
+        else:
+            given = state.codes.T, None, D.shape[1], self._dictionary_penalty()
+            fixed = self.learner.fix("residual", *given, compute)
+            target = ResidualData(data.A, state.E, self.carries, swept=state.swept)
+            target = self.offset.of_residual(target)
+            self.learner.half_steps_(D, target, fixed, compute, sums, 1)
         self.offset.follow_(D)
         if self.carries:
             state.iterations_since_fresh = (state.iterations_since_fresh + 1) % state.refresh

@@ -159,8 +159,9 @@ class Statistics:
         self._ops["moments_"](Z.T, None, self.gram, adds=not self._empty)
         self._empty = False
 
-    def add_sparse_(self, X: Tensor, Z: Tensor, codes: SparseMatrix) -> None:
-        """`add_` of codes that are not zero but for these. 2 nnz d flops, and those of pairs."""
+    def add_sparse_(self, X: Tensor, Z: Tensor | None, codes: SparseMatrix) -> None:
+        """`add_` of codes that are not zero but for these; Z: the same dense, where they are. 2 nnz
+        d flops, and those of pairs."""
         if self._on_codes.l1 or self.code_sums is not None:
             sums = codes.column_sums()
             self._loads[0] += sums
@@ -172,7 +173,7 @@ class Statistics:
             self._active += codes.nnz
         if self.cross is not None:
             if self._too_many(codes.crow.diff(), codes.shape[1]):
-                self._add_products_(X, Z)
+                self._add_products_(X, codes.to_dense() if Z is None else Z)
             else:
                 self._add_pairs_(X, codes)
             self._empty = False

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends.sparse import SparseMatrix
-from ..data.storage import NotKept, Storage
+from ..data.storage import Compressed, NotKept, Storage
 from .statistics import Statistics
 
 
@@ -59,6 +59,8 @@ class UnitNorm:
         computed for D anyway."""
         if self._scale is None:
             return
-        for rows in () if isinstance(Z, NotKept) else Z.blocks_():
+        if isinstance(Z, Compressed):
+            Z.scale_(self._scale)
+        for rows in () if isinstance(Z, NotKept | Compressed) else Z.blocks_():
             self.move_(rows)
         self._scale.fill_(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backends.products import dense
 from ..data.dataset import Data
 from ..data.sparse.codes import compressed
-from ..data.storage import NotKept
+from ..data.storage import NotKept, row_blocks
 from ..engine.codes import chunk_rows
 from ..engine.state import Method, State, Stopping
 from ..solvers.penalties import Penalty
@@ -20,6 +20,8 @@ from .encoder import ExactEncoder
 LEAST_ITERATIONS = 50
 # where one of so many codes is active, or fewer, products with these take less time
 _FEW = 20
+# codes that are widened at a time
+_WIDENED = 1 << 20
 
 
 def ends_exactly(
@@ -63,7 +65,11 @@ def _objective(A: Tensor, Z: Tensor, D: Tensor, penalty: Penalty) -> Tensor:
     """½ ‖a − z D‖² and the penalty of each row (m,), in float64."""
     few = torch.count_nonzero(Z) * _FEW < Z.numel()
     codes = compressed(Z).to(torch.float64) if few else None
-    Z, D = Z.double(), D.double()
-    rebuilt = Z @ D if codes is None else codes.dot(D)
+    rebuilt = Z.double() @ D.double() if codes is None else codes.dot(D.double())
     rows = 0.5 * (A - rebuilt).square().sum(1)
-    return rows + penalty.l1 * Z.sum(1) + 0.5 * penalty.l2 * Z.square().sum(1)
+    # of few rows at a time
+    for part in row_blocks(len(Z), max(1, _WIDENED // Z.shape[1])):
+        some = Z[part].double()
+        rows[part] += penalty.l1 * some.sum(1)
+        rows[part] += 0.5 * penalty.l2 * some.square().sum(1)
+    return rows

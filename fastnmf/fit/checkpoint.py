@@ -42,13 +42,13 @@ class Checkpoint:
 
     A context: within it SIGINT and SIGTERM wait for the end of the iteration, which is then saved.
 
-    path: a .safetensors file, replaced whole or not at all. Codes of data that are read in passes
-    are in a .npy or .npz file beside it, of two names in turn; files of these names that are not of
-    the checkpoint are left alone, and others taken. seconds: between two saves, at least, by the
-    clock of process 0; 0 saves after every iteration. settings: options that must be the same when
-    a fit goes on. processes: those that share the fit; each has a file of its own. What they save
-    stays beside that file until all have saved, and then replaces it: whenever processes are
-    killed, there is one save that all of them have.
+    path: a .safetensors file, replaced whole or not at all. Codes of data that are read in passes,
+    and those in compressed rows, are in a .npy or .npz file beside it, of two names in turn; files
+    of these names that are not of the checkpoint are left alone, and others taken. seconds: between
+    two saves, at least, by the clock of process 0; 0 saves after every iteration. settings: options
+    that must be the same when a fit goes on. processes: those that share the fit; each has a file
+    of its own. What they save stays beside that file until all have saved, and then replaces it:
+    whenever processes are killed, there is one save that all of them have.
     """
 
     def __init__(
@@ -160,7 +160,8 @@ class Checkpoint:
 
     def _describe(self, data: Data, Z: Storage) -> None:
         """Add to the settings what must be the same of these data."""
-        self._in_passes = not data.in_memory_here
+        # codes in compressed rows are in a file of their own as well
+        self._in_passes = not data.in_memory_here or isinstance(Z, Compressed)
         self._settings |= {
             "n": data.n,
             "d": data.d,

@@ -21,7 +21,7 @@ from ..solvers import anls, hals
 from ..solvers.base import Solver
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.penalties import Penalties
-from ..solvers.registry import OTHER_NAMES, solvers_of
+from ..solvers.registry import OTHER_NAMES, learner, solvers_of
 from .sparsity.request import check_requested
 from .starts.request import MOST_STARTS, check_starts, checked_init
 
@@ -238,6 +238,7 @@ class Options:
         fits = width is None
         place = "none" if codes is None else "memory" if codes == "memory" else "file"
         place = SPARSE if fits and are_sparse(codes) else place
+        chunked = place == "none" or (place == SPARSE and not self._sweeps_sparse(device))
         return Budget(
             device,
             width or self.nb_concepts,
@@ -247,7 +248,15 @@ class Options:
             self.start_name if fits else "random",
             self.revive and fits,
             processes.on_host,
+            chunked=chunked,
         )
+
+    def _sweeps_sparse(self, device: torch.device) -> bool:
+        """Whether the dictionary half-step of a fit of one process takes codes in compressed rows,
+        in both forms."""
+        by = learner(self.solvers[self.solver], self.nb_concepts, self.constraint)
+        plain = self.weights is None and not self.offset and not self.distributed
+        return by.restricts and plain and device.type == "cpu"
 
     def of_a_fit(self) -> dict[str, Any]:
         """The options that must be the same when a fit resumes from a checkpoint, and in all

@@ -41,7 +41,8 @@ def refuse_too_many(options: Options, data: Data) -> None:
     """Refuse concepts whose codes and dictionary do not fit in memory, before a file is made for
     them; what else a fit needs is refused once its plan is known."""
     K, itemsize = options.nb_concepts, data.dtype.itemsize
-    kept = data.n_here if data.resident else 0
+    # few of the codes in compressed rows are not zero
+    kept = data.n_here if data.resident and not are_sparse(options.destination()) else 0
     sizes = {"the codes": kept * K * itemsize, "the dictionary": K * data.d * itemsize}
     refuse_too_large(sizes, data.device, FEWER)
 
@@ -113,6 +114,11 @@ def refuse_unsuited(options: Options, data: Data) -> None:
         raise InvalidInput(
             "accelerate=True does not go with alpha_Z or alpha_D, nor with unit_norm, which "
             "target_l0 sets: it scales concepts, which they count; give accelerate='auto' or False"
+        )
+    if options.accelerate is True and are_sparse(options.destination()):
+        raise InvalidInput(
+            f"accelerate=True keeps two dense copies of the codes in memory, and codes="
+            f"{options.codes!r} none; give accelerate='auto' or False, or codes='memory'"
         )
     if options.accelerate is True and not data.resident:
         raise InvalidInput(

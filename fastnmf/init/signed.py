@@ -3,15 +3,17 @@ data; and codes to encode from."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Generator, Tensor
 
 from ..backends.products import Matrix, add_tdot_, dot, operand, row_maxima, sum_of_sizes
 from ..data.dataset import Data
-from ..data.storage import InMemory, Kept, row_blocks
+from ..data.storage import Compressed, InMemory, Kept, row_blocks
 from ..numerics import tiny, wide
 from ..solvers.least_squares import solution
-from .drawn import draw_codes_, drawn
+from .drawn import codes_by_rows_, draw_codes_, drawn
 from .nndsvd import part_squares, write_left_
 from .rows import any_rows, spread_rows, take_rows
 from .svd import ByColumns, products, right_vectors
@@ -56,8 +58,8 @@ def start(data: Data, codes: Kept | None, K: int, kind: str, generator: Generato
     if len(D) < K:
         more = drawn((K - len(D), data.d), data, generator)
         D = torch.cat((D, more.mul_(mean_size(data))))
-    for _, X, Z in () if codes is None else data.chunks(codes):
-        cold_start(X, D, out=Z)
+    if codes is not None:
+        codes_by_rows_(codes, data, functools.partial(cold_start, D=D.clone()))
     return D
 
 
@@ -89,18 +91,24 @@ def _random(data: Data, codes: Kept | None, K: int, generator: Generator | None)
         # the same by the Gram matrix of the rows, which is smaller
         return codes.Z.T @ solution(A, codes.Z @ codes.Z.T)
     cross, gram = data.like.new_zeros(data.d, K), data.like.new_zeros(K, K)
-    for _, X, Z in data.chunks(codes):
-        _clear_(Z, X)
+    # rows that are made whenever they are read are cleared then
+    made, all_used = codes.start if isinstance(codes, Compressed) else None, []
+    for _, X, Z in data.chunks(codes, save=made is None):
+        all_used.append(_clear_(Z, X))
         add_tdot_(cross, X, Z)
         gram.addmm_(Z.T, Z)
+    if made is not None:
+        made.used = torch.cat(all_used)
     data.processes.sum_(cross)
     data.processes.sum_(gram)
     return solution(cross.T, gram)
 
 
-def _clear_(Z: Tensor, X: Matrix) -> None:
-    """Codes of zero rows ← 0, which half-steps only approach."""
-    Z *= row_maxima(X)[:, None] > 0
+def _clear_(Z: Tensor, X: Matrix) -> Tensor:
+    """Codes of zero rows ← 0, which half-steps only approach; return which rows are not zero."""
+    used = row_maxima(X) > 0
+    Z *= used[:, None]
+    return used
 
 
 def from_singular_vectors(

@@ -4,6 +4,7 @@ rows, of which data in memory are one."""
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from typing import Any
 
@@ -12,14 +13,14 @@ from torch import Generator, Tensor
 
 from ..backends.products import Matrix, Rebuilt, dense, dot, row_maxima
 from ..data.dataset import Data
-from ..data.storage import InMemory, Kept, row_blocks
+from ..data.storage import Compressed, InMemory, Kept, row_blocks
 from ..errors import InvalidInput
 from ..numerics import tiny, wide
 from ..planning.memory import SINGULAR, return_memory
 from ..solvers.constraints import NON_NEGATIVE, Constraint
 from ..solvers.supports.rows import Mixture
 from . import mixed, nndsvd, signed
-from .drawn import draw_codes_, drawn, drawn_codes
+from .drawn import codes_by_rows_, draw_codes_, drawn, drawn_codes
 from .factors import given_codes, given_factor
 from .rows import any_rows, spread_rows, take_rows
 from .svd import tile_rows, width
@@ -66,8 +67,7 @@ def start(
     else:
         D = _dictionary_of_rows(data, K, kind, generator)
         if codes is not None:
-            for _, X, Z in data.chunks(codes):
-                cold_start(X, D, out=Z)
+            codes_by_rows_(codes, data, functools.partial(cold_start, D=D.clone()))
     if codes is not None:
         scale_to_data_(codes, D, data)
     if data.stored is not None:
@@ -145,8 +145,11 @@ def scale_to_data_(codes: Kept, D: Tensor, data: Data) -> None:
     sums = torch.zeros(2, dtype=wide(D.device), device=D.device)
     (inner, square), rebuilt = sums, Rebuilt(D)
     rows = tile_rows(width(data, len(D)), 2 * D.itemsize)
-    for X, Z, _ in data.tiles(codes, rows, save=True):
+    # rows that are made whenever they are read are multiplied then
+    made, all_used = codes.start if isinstance(codes, Compressed) else None, []
+    for X, Z, _ in data.tiles(codes, rows, save=made is None):
         used = row_maxima(X)[:, None] > 0
+        all_used.append(used[:, 0])
         # a GPU would be waited for in every tile
         if X.device.type != "cpu" or not used.all():
             Z.mul_(used)
@@ -155,11 +158,14 @@ def scale_to_data_(codes: Kept, D: Tensor, data: Data) -> None:
         square += its_square
     data.processes.sum_(sums)
     inner, square = sums.tolist()
+    root = 1.0
     if 0 < inner < math.inf and 0 < square < math.inf:
         root = math.sqrt(inner / square)
-        for Z in codes.blocks_():
+        for Z in codes.blocks_() if made is None else ():
             Z.mul_(root)
         D *= root
+    if made is not None:
+        made.used, made.factor = torch.cat(all_used), root
 
 
 # what Overcomplete's methods of these names return, of a matrix A in memory
@@ -260,6 +266,7 @@ def _given(data: Data, codes: Kept | None, K: int, init: object, constraint: Con
     for part in () if Z is None else row_blocks(data.n_here, data.chunk_rows):
         codes.save(part, dense(Z[part]))
     D = D.clone(memory_format=torch.contiguous_format)
-    for _, X, some in data.chunks(codes) if codes is not None and cold else ():
-        cold_start(X, D, out=some, free=constraint.signed)
+    if codes is not None and cold:
+        made = functools.partial(cold_start, D=D.clone(), free=constraint.signed)
+        codes_by_rows_(codes, data, made)
     return D

@@ -34,6 +34,8 @@ _SHARE = 0.7
 # CPU and on a GPU
 LEAST_ROWS = 512
 CHUNK_BYTES = 128 << 20
+# of codes that are made dense from compressed rows at a time, in a pass over data in memory
+_MADE_DENSE_BYTES = 16 << 20
 _MOST_ON_GPU = 4 << 30
 # matrices (K, K) of a fit at once: statistics, products of concepts, and copies of both
 SQUARES = 6
@@ -178,7 +180,8 @@ class Budget:
     K: entries computed for each row. codes: where they are stored: 'memory', 'none', or else a
     file. requested: bytes by which the process may grow, or None for available(). chunk_rows: rows
     of a chunk at most. start, revives, stored, squares, beside, grams: as in Needs; with `beside`
-    nothing is gathered in memory. sharing: processes that share the memory.
+    nothing is gathered in memory. sharing: processes that share the memory. chunked: whether rows
+    in memory are processed in chunks, as if they were read in passes.
     """
 
     device: torch.device
@@ -193,6 +196,7 @@ class Budget:
     squares: int = SQUARES
     beside: int = 0
     grams: int = 0
+    chunked: bool = False
 
     def holds(self, n: int, d: int, dtype: torch.dtype, copied: int, *, given: bool) -> bool:
         """Whether all of A (n, d) may be in memory, if each entry needs `copied` more bytes. given:
@@ -215,6 +219,11 @@ class Budget:
         needs, gpu = self.needs(max(1, n), d, dtype, start, of_all), self.device.type == "cuda"
         given = self.requested is not None
         return needs.chunk_rows(self.limit(), wanted, requested=given, gpu=gpu)
+
+    def rows_made_dense(self, n: int, itemsize: int) -> int:
+        """Rows of a chunk of n rows in memory, whose codes are stored in compressed rows."""
+        most = max(LEAST_ROWS, _MADE_DENSE_BYTES // (self.K * itemsize))
+        return max(1, min(n, self.chunk_rows or n, most))
 
     def sample_rows(self, d: int) -> int:
         """Rows of d features that are drawn for a fit before that of all rows, at most; the same

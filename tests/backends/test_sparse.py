@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
-from fastnmf.backends.sparse import SparseMatrix
+from fastnmf.backends.sparse import SparseMatrix, transpose_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -101,6 +102,24 @@ def test_conversion_shares_what_it_need_not_copy():
     assert wide.col.data_ptr() == X.col.data_ptr()
     assert wide.to_dense().equal(dense.double())
     assert X.to(device="cpu").values.data_ptr() == X.values.data_ptr()
+
+
+# one part, and several, of which one has no rows and one no entries
+@pytest.mark.parametrize("bounds", [[0, 30], [0, 7, 7, 9, 30]])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_transpose_of_parts_is_that_of_all_rows(bounds, index):
+    X, dense = drawn(30, 9, 0.3, index=index)
+    dense[7:9] = 0
+    X = compressed(dense, index)
+    parts = [X.rows(slice(*some)) for some in itertools.pairwise(bounds)]
+    found, (expected, _) = transpose_of(parts), X.transposed()
+    assert found.shape == (9, 30)
+    for name in ("crow", "col", "values"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+    none = transpose_of([compressed(torch.zeros(3, 4), index)])
+    assert none.nnz == 0
+    assert none.shape == (4, 3)
 
 
 def test_stored_zeros_are_left_out():

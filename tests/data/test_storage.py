@@ -95,25 +95,3 @@ def test_file_without_rows_is_one_too(tmp_path):
         pass
     assert mapped(tmp_path / "Z.npy").shape == (0, 3)
     assert os.listdir(tmp_path) == ["Z.npy"]
-
-
-@pytest.mark.parametrize("rows", [1, 4, 5, 9])
-def test_compressed_rows_are_loaded_and_saved_in_any_parts(rows):
-    Z = torch.arange(27.0).reshape(9, 3) % 4
-    codes = storage.Compressed(9, 3, torch.empty(0, device="cpu"))
-    assert codes.shape == (9, 3)
-    assert torch.equal(codes.load(slice(2, 7)), torch.zeros(5, 3))
-    for part in storage.row_blocks(9, rows):
-        codes.save(part, Z[part])
-    # across the bounds of what was saved
-    codes.save(slice(3, 6), 2 * codes.load(slice(3, 6)))
-    Z[3:6] *= 2
-    assert torch.equal(codes.matrix().to_dense(), Z)
-    assert torch.equal(codes.load(slice(1, 8)), Z[1:8])
-    for some in codes.blocks_():
-        some.mul_(3)
-    assert torch.equal(codes.matrix().to_dense(), 3 * Z)
-    # no zeros are stored
-    assert codes.matrix().nnz == int((Z != 0).sum())
-    codes.fill_(codes.matrix())
-    assert torch.equal(codes.load(slice(0, 9)), 3 * Z)

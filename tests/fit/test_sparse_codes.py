@@ -4,10 +4,14 @@ whole."""
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from oracle import relative_difference
 
 from fastnmf import NMF, InvalidInput, SemiNMF, Tuning, nnls
 from fastnmf.backends.products import add_gram_
@@ -15,10 +19,13 @@ from fastnmf.backends.torch import REFERENCE
 from fastnmf.cli import main as cli
 from fastnmf.data import storage
 from fastnmf.data.dataset import Data
+from fastnmf.data.sparse import stored
 from fastnmf.data.storage import Compressed
 from fastnmf.distributed import ALONE
 from fastnmf.engine import statistics
+from fastnmf.engine.sparsity import restricted
 from fastnmf.files import read_matrix, write_matrix
+from fastnmf.init import drawn
 
 pytest.importorskip("scipy.sparse")
 import scipy.sparse
@@ -113,6 +120,109 @@ def test_fit_reaches_the_objective_of_one_with_dense_codes(kind, solver, tmp_pat
     assert filed.fit_info_.codes == str(path)
 
 
+# what a fit of data in memory may ask for, with more concepts than features; by half-steps of all
+# concepts in both forms, and restricted ones
+@pytest.mark.parametrize("form", ["normal", "residual"])
+@pytest.mark.parametrize("few", [True, False], ids=["restricted", "whole"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (NMF, {}),
+        (NMF, PENALTY),
+        (NMF, {"target_l0": 3}),
+        (SemiNMF, {"target_l0": 3}),
+        (SemiNMF, {"target_l0": 3, "init": "rows"}),
+        (NMF, {"target_l0": 3, "init": "spread", "revive": True}),
+        (NMF, {"top_k": 2}),
+        (NMF, {**PENALTY, "n_init": 3}),
+        (NMF, {"target_l0": 3, "init": (None, model().D.double())}),
+    ],
+    ids=str,
+)
+def test_fit_has_the_factors_of_one_with_dense_codes(kind, options, few, form, monkeypatch):
+    monkeypatch.setattr(restricted, "restricting_may_pay", lambda *given: few)
+    monkeypatch.setattr(restricted, "restricting_pays", lambda *given: given[-1] < 5)
+    A = data(signed=kind is SemiNMF).double()
+    # rows of zeros, and tiles that are no multiple of the numbers that are drawn at a time
+    A[[3, 70]] = 0
+    tuning = Tuning(form=None if "top_k" in options else form, chunk_rows=50)
+    options = {"seed": 0, "max_iter": 25, "tol": 0.0, "tuning": tuning, **options}
+    dense, sparse = kind(30, accelerate=False, **options), kind(30, **options)
+    Z, D = dense.fit(A)
+    found, same = sparse.fit(A, codes="sparse")
+    assert relative_difference(same, D) < 1e-8
+    assert relative_difference(found.to_dense(), Z) < 1e-8
+    assert sparse.fit_info_.form == dense.fit_info_.form
+    assert sparse.fit_info_.chunk_rows is None
+    assert [one.relative_error for one in sparse.fit_info_.history] == pytest.approx(
+        [one.relative_error for one in dense.fit_info_.history], rel=1e-8
+    )
+
+
+def test_fit_without_iterations_returns_the_start():
+    A = data()
+    Z, D = NMF(30, seed=0, target_l0=3, max_iter=0).fit(A)
+    found, same = NMF(30, seed=0, target_l0=3, max_iter=0).fit(A, codes="sparse")
+    assert torch.equal(found.to_dense(), Z)
+    assert torch.equal(same, D)
+
+
+@pytest.mark.parametrize("codes", ["sparse", "file"])
+def test_restricted_iterations_have_no_dense_codes(codes, tmp_path, monkeypatch, small_budgets):
+    """Of data in memory and of data that are read in passes."""
+    monkeypatch.setattr(restricted, "restricting_may_pay", lambda *given: True)
+    monkeypatch.setattr(restricted, "restricting_pays", lambda *given: True)
+    A = data(6000)
+    np.save(tmp_path / "A.npy", A.numpy())
+    load, loaded = Compressed.load, []
+    monkeypatch.setattr(Compressed, "load", lambda *_: (loaded.append(1), load(*_))[1])
+    counts = []
+
+    def count(info):
+        counts.append(len(loaded))
+
+    given = A if codes == "sparse" else tmp_path / "A.npy"
+    memory = None if codes == "sparse" else "1MB"
+    nmf = NMF(30, seed=0, max_iter=6, tol=0, target_l0=3, max_memory=memory)
+    nmf.fit(given, codes="sparse", callback=count)
+    assert len({*counts[1:]}) == 1
+    assert (nmf.fit_info_.chunk_rows is None) == (codes == "sparse")
+
+
+PEAK = """
+import re, torch
+from fastnmf import NMF
+
+def read(key):
+    with open("/proc/self/status") as status:
+        return int(re.search(key + r":\\s+(\\d+) kB", status.read())[1]) / 1024
+
+n, d, K = 40000, 32, 1500
+numbers = torch.Generator().manual_seed(0)
+A = torch.relu(torch.randn(n, 40, generator=numbers) - 1) @ torch.rand(40, d, generator=numbers)
+# threads, their buffers and what is imported at first use
+NMF(600, max_iter=2, tol=0, target_l0=8).fit(A[:700], codes="sparse")
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")
+before = read("VmRSS")
+model = NMF(K, max_iter=4, tol=0, seed=0, target_l0=8)
+model.fit(A, codes="sparse")
+print(read("VmHWM") - before, n * K * 4 / 2**20)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
+)
+def test_fit_takes_less_memory_than_dense_codes():
+    """229 MiB, with the dictionary, a start, exact codes at the end, and the summary."""
+    asked = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    command, environment = [sys.executable, "-c", PEAK], {**os.environ, **asked}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    grown, of_codes = map(float, ran.stdout.split())
+    assert grown < 0.6 * of_codes
+
+
 def test_fit_starts_from_sparse_codes():
     A, nmf = data(), model()
     Z, D = nmf.encode(A), nmf.D
@@ -165,8 +275,13 @@ def test_no_dense_codes_of_all_rows_exist(monkeypatch):
         return made
 
     monkeypatch.setattr(torch, "empty", watched)
-    # those that norms are moved into, too
-    monkeypatch.setattr(storage, "_PART_BYTES", 100 * 30 * 4)
+    # those of a start, too
+    for module, size in (
+        (storage, "_PART_BYTES"),
+        (stored, "_PART_BYTES"),
+        (drawn, "_DRAWN_BYTES"),
+    ):
+        monkeypatch.setattr(module, size, 100 * 30 * 4)
     NMF(30, seed=0, max_iter=3, tuning=tuning, **PENALTY).fit(A, codes="sparse")
     assert sizes
     assert max(sizes) == 100

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...backends.products import Matrix
+from ...backends.sparse import SparseMatrix
 from ...distributed import ALONE, Processes
 from ...planning.memory import Budget
 from ..arrays import Expected
@@ -28,8 +29,8 @@ def opened(
     drawing: Drawing | None = None,
 ) -> Iterator[Data]:
     """A as Data, in a context with the thread that reads ahead. The rows of one of several
-    processes, and data whose codes are not kept or are kept sparse, are processed in chunks even if
-    they are in memory. drawing: takes the rows of a pass, if there is one."""
+    processes, and data for which the budget says so, are processed in chunks even if they are in
+    memory. drawing: takes the rows of a pass, if there is one."""
     with Prefetcher() as prefetch:
         with processes.agreed():
             found, largest = open_source(A, expected, budget), None
@@ -41,9 +42,12 @@ def opened(
             if isinstance(found, Shards | Batches):
                 found = inspected(found, expected, budget, prefetch, drawing)
         matrix = None if isinstance(found, tuple) else found
-        whole = budget.codes not in ("none", SPARSE)
+        made_dense = budget.codes == SPARSE
+        whole = not budget.chunked and not (made_dense and isinstance(matrix, SparseMatrix))
         if matrix is not None and processes.alone and whole:
             data = Data(matrix, largest)
+            if made_dense:
+                data.take_chunks(budget.rows_made_dense(data.n, data.dtype.itemsize))
             data.drawing = drawing
             yield data
             return

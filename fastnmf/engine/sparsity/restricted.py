@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...backends.sparse import SparseMatrix, concat
+from ...backends.sparse import SparseMatrix
 from ...data.dataset import Data
-from ...data.storage import NotKept
+from ...data.storage import Compressed, NotKept
 from ...numerics import squared_norm
 from ...planning.hardware import machine_of
 from ...planning.plan import Plan, Problem
@@ -63,12 +63,19 @@ class Restricted:
         state, self._codes = self._state, []
         fixed, keeps = Dictionary.of(state.D, penalty), self._plan.dictionary == "residual"
         rows = slope_rows(len(state.D), state.D.itemsize)
-        for X, Z, E in self._data.tiles(state.Z, rows, save=True, E=state.E):
-            X, stored = X.to(state.D.dtype), active(Z, compute.ops)
+        sparse, first = state.Z if isinstance(state.Z, Compressed) else None, 0
+        dense = None if sparse is not None else state.Z
+        for X, Z, E in self._data.tiles(dense, rows, save=True, E=state.E):
+            part = slice(first, first + len(X))
+            X, first = X.to(state.D.dtype), part.stop
+            stored = active(Z, compute.ops) if sparse is None else sparse.take(part)
             before = stored if state.unit is None else state.unit.moved(stored)
             residual = compute.scratch("E", *X.shape) if E is None else E
             after = sweep_codes_(before, X, residual, fixed, compute, statistics.codes)
-            replace_(Z, stored, after)
+            if sparse is None:
+                replace_(Z, stored, after)
+            else:
+                sparse.put(part, after)
             statistics.add_sparse_(X, Z, after)
             if keeps:
                 self._codes.append(after)
@@ -77,7 +84,7 @@ class Restricted:
         """The half-step of the dictionary in residual form, by the codes of the last one of these;
         the sums receive ‖A − Z D‖². compute: of the dictionary."""
         state = self._state
-        sweep_concepts_(state.D, state.E, concat(self._codes), penalty, compute, sums)
+        sweep_concepts_(state.D, state.E, self._codes, penalty, compute, sums)
         sums[2] = squared_norm(state.E)
         # what an iteration of all concepts reads is computed anew
         state.iterations_since_fresh, self._codes = 0, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...data.dataset import Data
 from ...data.opening.first_pass import Drawing
@@ -15,8 +15,9 @@ from ...engine.sparsity.target import TargetL0
 from ...engine.state import Method, State, Stopping
 from ...init.start import SAMPLE, begin, resolve
 from ...numerics import row_major
-from ...planning.memory import Budget
+from ...planning.memory import SINGULAR, Budget
 from ...planning.plan import Plan
+from ...solvers.constraints import Constraint
 from ..options import Options, generator
 from ..weighted.request import scale_start_, start_of
 from .race import Race
@@ -28,8 +29,8 @@ def first_state(
 ) -> State:
     """The State of start `number`, whose codes go to Z. seed: of the fit."""
     init, K = init_of(start_of(options, data), number, options.constraint), options.nb_concepts
-    # codes of a start are dense; those of a pair may not be
-    first = isinstance(Z, Compressed) and (isinstance(init, str) or init[0] is None)
+    # codes of a start are dense, and made again where they are read; those of a pair may not be
+    first = isinstance(Z, Compressed) and not _makes_again(init, data, K, options.constraint)
     codes = None if first or isinstance(Z, NotKept) else Z
     D, mixture = begin(data, codes, K, init, generator(seed, number), options.constraint)
     data.processes.broadcast_(D)
@@ -42,6 +43,15 @@ def first_state(
         sparse = method if target is None else method.with_penalties(target.penalties(data.d))
         begin_with_codes_(state, data, sparse)
     return state
+
+
+def _makes_again(init: Any, data: Data, K: int, constraint: Constraint) -> bool:
+    """Whether the codes of a start are given, or made a chunk at a time, whenever they are read:
+    not those of singular vectors."""
+    if not isinstance(init, str):
+        return init[0] is not None or data.in_memory_here
+    few = resolve(init, data.n, data.d, K, constraint) in (*SINGULAR, "svd")
+    return data.in_memory_here and not (few and min(data.n, data.d) >= K)
 
 
 def drawn(options: Options, budget: Budget, processes: Processes) -> Drawing | None:
@@ -106,6 +116,8 @@ def begun(fit: Beginning) -> State:
 
 def codes_of(options: Options, data: Data, Z: Storage) -> Storage:
     """Where the codes of a start go: new memory if all rows are in memory, else Z."""
+    if isinstance(Z, Compressed):
+        return Compressed(*Z.shape, data.like)
     if not data.in_memory_here:
         return Z
     return InMemory(data.like.new_empty(data.n, options.nb_concepts))

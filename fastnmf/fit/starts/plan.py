@@ -6,6 +6,7 @@ import functools
 from dataclasses import replace
 
 from ...data.dataset import Data
+from ...data.sparse.codes import are_sparse
 from ...engine.state import Method
 from ...init.start import SAMPLE
 from ...planning import hardware
@@ -46,7 +47,9 @@ def plan_of(options: Options, data: Data, method: Method) -> Plan:
         plan = choose(here, on, replace(method.tuning, chunk_rows=data.chunk_rows))
         # the same in all processes, except the tiles
         plan = replace(processes.gather(plan)[0], tile_rows=plan.tile_rows)
-    of_start = {"rows": data.n_here, "start": name_of_start(options, data)}
+    # few of the codes in compressed rows are not zero
+    rows = 0 if are_sparse(options.destination()) else data.n_here
+    of_start = {"rows": rows, "start": name_of_start(options, data)}
     sizes = functools.partial(sizes_of_fit, problem, **of_start)
     if _accelerates(options, data, method, plan):
         faster = accelerated(plan, problem, hardware.machine_of(like, method.backend))
@@ -69,7 +72,9 @@ def _accelerates(options: Options, data: Data, method: Method, plan: Plan) -> bo
     """Return whether to extrapolate. 'auto' does where it pays: up to min(n, d) concepts, in normal
     form, with half-steps that are neither exact nor penalised; but not where a start or a form is
     given, and the iterates of the plain loop may be wanted (docs/acceleration.md). Codes that are
-    not in memory have no copies to extrapolate from."""
+    not in memory have no copies to extrapolate from, and of sparse ones few are not zero."""
+    if are_sparse(options.destination()):
+        return False
     if not data.resident or options.accelerate != "auto" or options.constraint.of_rows:
         return options.accelerate is True
     free = isinstance(options.init, str) and method.tuning.form is None

@@ -4,13 +4,14 @@ not zero. A fixed point of these is one of the whole sweeps, since all slopes ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...backends.sparse import SparseMatrix
+from ...backends.sparse import SparseMatrix, transpose_of
 from ...backends.torch import inverse_or_zero
 from ..penalties import Penalty
 
@@ -47,8 +48,7 @@ def sweep_codes_(
     2 m K d flops for the slopes, which take m K entries of scratch.
     """
     ops, parts = compute.ops, (codes.crow, codes.col, codes.values)
-    ops["sparse_dot_"](E, parts, fixed.D)
-    torch.sub(X, E, out=E)
+    residual_of_codes_(E, X, codes.using(ops), fixed.D)
     S = torch.mm(E, fixed.D.T, out=compute.scratch("slopes", *codes.shape))
     found = ops["candidates_"](S, parts, fixed.l1)
     of_penalty = fixed.l1, fixed.curvature, fixed.inverse
@@ -56,12 +56,23 @@ def sweep_codes_(
     return SparseMatrix(*found, codes.shape, codes.operations).without_zeros()
 
 
+def residual_of_codes_(E: Tensor, X: Tensor, codes: SparseMatrix, D: Tensor) -> None:
+    """E (m, d) ← X − Z D for the codes (m, K); X of any dtype. 2 nnz d flops."""
+    codes.dot(D, out=E)
+    torch.sub(X, E, out=E)
+
+
 def sweep_concepts_(
-    D: Tensor, E: Tensor, codes: SparseMatrix, penalty: Penalty, compute: Compute, sums: Tensor
+    D: Tensor,
+    E: Tensor,
+    codes: Sequence[SparseMatrix],
+    penalty: Penalty,
+    compute: Compute,
+    sums: Tensor,
 ) -> None:
-    """The half-step of the dictionary D (K, d), and its residual E (n, d), for the codes (n, K):
-    the iterates of the whole sweep. compute: of the dictionary."""
-    by_concept, _ = codes.transposed()
+    """The half-step of the dictionary D (K, d), and its residual E (n, d), for the codes (n, K),
+    whose rows are in parts: the iterates of the whole sweep. compute: of the dictionary."""
+    by_concept = transpose_of(codes)
     curvature = D.new_zeros(len(D)) + penalty.l2 if penalty else None
     parts = by_concept.crow, by_concept.col, by_concept.values
     compute.ops["hals_concepts_"](D, E, parts, curvature, sums, compute.bounded)
