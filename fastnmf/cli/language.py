@@ -39,8 +39,9 @@ _ADVICE = re.compile(r" \((?:clip with )?[\w.]+\(([^()]*)\)\?\)")
 _TUNING = r"(?:NMF\(tuning=|tuning=)?fastnmf\.Tuning\("
 _CALL = re.compile(rf"(?:{_TUNING}|NMF\(|fit\(A, )([^()]*)\)+")
 _FIXED = {
-    "weights=… of fit, encode and nnls, 0 there, ignore it": "--weights W of fit and encode, 0 "
-    "there, ignore it",
+    "weights=… of fit, encode and nnls, 0 there, ignore it": "--weights W of fit, encode and "
+    "show, 0 there, ignore it",
+    **{f"{name}= has": f"--{name} has" for name in ("features", "rows", "texts")},
     "weights='stored' are those": "--weights stored are those",
     "; give a mask (n, d), such as weights=~torch.isnan(A)": "; give a file of a mask (n, d)",
     "resume=True needs a file to resume from: fit(A, checkpoint=…)": "--resume needs "

@@ -57,7 +57,7 @@ def test_what_a_sparse_file_stores_is_observed(folder):
         (["A.npy", "--weights", "none.npy"], 3, "none.npy does not exist"),
         (["A.npy", "--weights", "-"], 2, "--weights - is not possible"),
         (["A.npy", "--weights", "stored"], 3, "A is dense; give a file of a mask (n, d)"),
-        (["A.npy"], 3, "what is missing: --weights W of fit and encode, 0 there, ignore it"),
+        (["A.npy"], 3, "what is missing: --weights W of fit, encode and show, 0 there, ignore it"),
         (["A.npy", "--weights", "W.npy", "--codes", "W.npy", "-f"], 2, "W.npy is named twice"),
     ],
 )

@@ -163,6 +163,8 @@ def _refuse_with_entries(options: Options) -> None:
         _refuse(f"solver={options.solver!r}; give solver='hals'", _ENTRIES)
     if options.tuned.form is not None:
         _refuse(f"form={options.tuned.form!r}: each row has a Gram matrix of its own", _ENTRIES)
+    if options.tuned.block is not None:
+        _refuse(f"block={options.tuned.block}: concepts are swept one by one", _ENTRIES)
     if options.revive:
         _refuse("revive=True", _ENTRIES)
     if options.top_k is not None:

@@ -58,7 +58,7 @@ REFUSED = {
     "size": (["--image-shape", "2,3"], 2, "'2,3' is no size; give numbers such as 16x16x3"),
     "map": (["--map", "tsne"], 3, "--map tsne is for 5 to 5,000 concepts"),
     "other size": (["--image-shape", "2x3"], 3, "--image-shape (2, 3)"),
-    "names": (["--features", "words.txt"], 3, "has 20 names, A has 12 features"),
+    "names": (["--features", "words.txt"], 3, "--features has 20 names, A has 12"),
     "no names": (["--features", "none.txt"], 3, "none.txt does not exist"),
     "images": (["--tokens", "2x5", "--images", "names.txt"], 3, "names.txt is no .npy file of"),
     "output": (["-o", "-"], 2, "- is possible as the input A alone"),

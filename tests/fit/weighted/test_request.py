@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastnmf import NMF, ConvexNMF, SemiNMF, nnls
+from fastnmf import NMF, ConvexNMF, SemiNMF, Tuning, nnls
 from fastnmf.errors import FastnmfWarning, InvalidInput
 
 DRAWN = torch.Generator().manual_seed(0)
@@ -198,3 +198,12 @@ def test_the_command_line_takes_weights(tmp_path, capsys):
     model = NMF.load(names[2])
     expected = model.encode(missing, weights=known)
     assert torch.allclose(torch.from_numpy(np.load(names[3])), expected)
+
+
+def test_a_block_is_refused_where_concepts_are_swept_one_by_one():
+    """It was ignored."""
+    model = NMF(4, tuning=Tuning(block=2), **HOW)
+    with pytest.raises(InvalidInput, match="block=2: concepts are swept one by one"):
+        model.fit(A, weights=A > 0.2)
+    model.fit(A, weights=COUNTS[:, None])
+    assert model.fit_info_.block == 2
