@@ -103,8 +103,8 @@ void pass(const HalsRows<T> &a, const Sums<T> &to, double flops, int threads, do
         std::fill(cross, cross + size, T(0));
         const Size end = (part + 1) * tiles / threads, rows = std::min(a.m, end * W);
         // only up to `rows`: other threads write the codes behind them
-        const Moments<T> data{a.F.data, a.X, a.F.stride_m, a.stride_x, a.K, rows, a.p};
-        const Moments<T> codes{a.F.data, a.F.data, a.F.stride_m, a.F.stride_m, a.K, rows, a.K};
+        const Moments<T> data{a.F.data, a.X, a.F.stride_m, a.stride_x, a.K, rows, a.p, true};
+        const Moments<T> codes{a.F.data, a.F.data, a.F.stride_m, a.F.stride_m, a.K, rows, a.K, true};
         for (Size tile = part * tiles / threads; tile < end;) {
             const Size first = tile * W, last = std::min(tile + chunk_tiles, end);
             for (; tile < last; ++tile)

@@ -16,6 +16,12 @@ using fastnmf::Matrix;
 constexpr int width = most_vectors;
 
 template <class T> constexpr int V = Simd<T>::lanes;
+// whether a part of a vector is read and written at once
+#if defined(__AVX512F__)
+constexpr bool masks = true;
+#else
+constexpr bool masks = false;
+#endif
 template <class T> constexpr int W = width * V<T>;
 
 // tile (rows × W) ← columns [start, start + columns) of `from`; zeros in the columns right of them
@@ -43,6 +49,14 @@ void gather(T *tile, Matrix<const T> from, ptrdiff_t rows, ptrdiff_t start, ptrd
                 for (int l = 0; l < V<T>; ++l) store(tile + (k + l) * W<T> + i, square[l]);
             }
         }
+    } else if (masks && from.stride_k == 1) {
+        for (int i = 0; i < W<T>; i += V<T>) {
+            Vec<T> square[V<T>] = {};
+            for (int l = 0; l < V<T> && i + l < columns; ++l)
+                square[l] = load_some(origin + (i + l) * from.stride_m, static_cast<int>(rows));
+            transpose<T>(square);
+            for (ptrdiff_t k = 0; k < rows; ++k) store(tile + k * W<T> + i, square[k]);
+        }
     } else {
         for (ptrdiff_t k = 0; k < rows; ++k)
             for (ptrdiff_t i = 0; i < W<T>; ++i)
@@ -67,6 +81,14 @@ void scatter(Matrix<T> to, const T *tile, ptrdiff_t rows, ptrdiff_t start, ptrdi
                 transpose<T>(square);
                 for (int l = 0; l < V<T>; ++l) store(origin + (i + l) * to.stride_m + k, square[l]);
             }
+    } else if (masks && to.stride_k == 1 && rows < V<T>) {
+        for (int i = 0; i < columns; i += V<T>) {
+            Vec<T> square[V<T>] = {};
+            for (ptrdiff_t k = 0; k < rows; ++k) square[k] = load(tile + k * W<T> + i);
+            transpose<T>(square);
+            for (int l = 0; l < V<T> && i + l < columns; ++l)
+                store_some(origin + (i + l) * to.stride_m, square[l], static_cast<int>(rows));
+        }
     } else {
         for (ptrdiff_t i = 0; i < columns; ++i)
             for (ptrdiff_t k = 0; k < rows; ++k) *at(to, k, start + i) = tile[k * W<T> + i];

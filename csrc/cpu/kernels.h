@@ -64,10 +64,12 @@ template <class T> struct HalsRows {
     ptrdiff_t stride_x, stride_b, stride_g, K, m, p, sweeps;
 };
 
-// F (K, m), its concepts adjacent, its columns stride_f apart; X (m, p), its features adjacent
+// F (K, m), its concepts adjacent, its columns stride_f apart; X (m, p), its features adjacent.
+// cached: whether these rows of X are in the cache, and only those that follow are prefetched
 template <class T> struct Moments {
     const T *F, *X;
     ptrdiff_t stride_f, stride_x, K, m, p;
+    bool cached = false;
 };
 
 // all (K, m)

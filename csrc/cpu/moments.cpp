@@ -51,7 +51,9 @@ void add(const Moments<T> &a, bool symmetric, ptrdiff_t first, ptrdiff_t last, T
                 features = panel;
                 stride = W<T>;
             }
-            Prefetch<T> prefetch = next_lines<T>(a, start, rows, end, panel_rows, W<T>);
+            Prefetch<T> prefetch;
+            if (!a.cached || end >= a.p)
+                prefetch = next_lines<T>(a, start, rows, end, panel_rows, W<T>);
             for_groups<tile_concepts>(a.K, [&](ptrdiff_t k, int concepts) {
                 if (symmetric && k >= end) return;
                 add_products<T, tile_vectors, tile_concepts>(
