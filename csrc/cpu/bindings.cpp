@@ -16,6 +16,7 @@
 
 #include "../nnls/arguments.h"
 #include "../view.h"
+#include "accelerated.h"
 #include "active_rows.h"
 #include "compressed.h"
 #include "fused_pass.h"
@@ -52,17 +53,6 @@ template <class Run> void on_factor(const View &F, const View *sums, int threads
 }
 
 // HALS
-
-template <class T, class Arguments>
-void run_hals(void (*kernel)(const Arguments &, Size, T *, double *), Size columns,
-              const Arguments &a, Size scratch_rows, double flops, int threads, double *sums) {
-    const Size tiles = (a.m + columns - 1) / columns, scratch_size = scratch_rows * columns;
-    threads = threads_for(tiles, flops, threads);
-    const Scratch<T> scratch(threads * scratch_size);
-    for_tiles(tiles, threads, sums, [&](Size tile, int thread, double *partial) {
-        kernel(a, tile * columns, scratch.data + thread * scratch_size, partial);
-    });
-}
 
 template <bool bounded>
 void hals_block(const View &F, const View &R, const View &G, const View &delta, const View &sums,
@@ -364,21 +354,8 @@ void extrapolate(const View &F, const View &swept, double step, double least, in
                          m};
         if (change) a.before = matrix<const T>("before", std::get<0>(*change), K, m);
         py::gil_scoped_release released;
-        const auto kernel = update_kernels<T>().extrapolate;
-        for_element_tiles(a.F, K, m, threads, total, [&](const Tile &t, double *partial) {
-            const auto before = a.before.data ? t.of(a.before) : a.before;
-            kernel({t.of(a.F), t.of(a.swept), before, a.step, a.least, t.concepts, t.columns},
-                   partial);
-        });
+        compute_extrapolation(a, threads, total);
     });
-}
-
-// X and Y (K, m) of T
-template <class T>
-Rows<T> rows_of(const char *name, const View &X, const char *other, const View &Y) {
-    const Size K = X.shape[0], m = X.shape[1];
-    const auto x = row_matrix<const T>(name, X, K, m), y = row_matrix<const T>(other, Y, K, m);
-    return {x.data, y.data, x.stride_k, y.stride_k, K, m};
 }
 
 void measure(const View &D, const View &cross, const View &G, const View &gram, double total,
@@ -391,8 +368,7 @@ void measure(const View &D, const View &cross, const View &G, const View &gram, 
         const auto of_data = rows_of<T>("D", D, "cross", cross);
         const auto of_codes = rows_of<T>("G", G, "gram", gram);
         py::gil_scoped_release released;
-        const auto inner = update_kernels<T>().inner;
-        to[2] = inner(of_codes) + total - 2 * inner(of_data);
+        to[2] = squared_error(of_data, of_codes, total);
     });
 }
 
@@ -405,16 +381,7 @@ bool moved(const View &F, const View &before, const View &norms, double most, co
         const auto rows = rows_of<T>("F", F, "before", before);
         const T *old = array<const T>("norms", norms, {rows.K});
         py::gil_scoped_release released;
-        std::vector<double> squares(2 * rows.K);
-        update_kernels<T>().change(rows, squares.data());
-        to[0] = to[1] = 0;
-        for (Size k = 0; k < rows.K; ++k) {
-            const double norm = std::sqrt(squares[2 * k + 1]);
-            to[0] += squares[2 * k];
-            to[1] += squares[2 * k + 1];
-            // what is not a number has not
-            if (norm > 0 && old[k] > 0) found |= !(std::abs(norm / old[k] - 1) <= most);
-        }
+        found = have_moved(rows, old, most, to);
     });
     return found;
 }
@@ -426,11 +393,7 @@ bool scales(const View &norms, const View &before, double most) {
         using T = decltype(zero);
         const Size K = norms.shape[0];
         T *to = array<T>("norms", norms, {K});
-        const T *old = array<const T>("before", before, {K});
-        for (Size k = 0; k < K; ++k) {
-            to[k] = to[k] > 0 && old[k] > 0 ? to[k] / old[k] : 1;
-            found |= std::abs(to[k] - 1) > static_cast<T>(most);
-        }
+        found = turn_into_scales(to, array<const T>("before", before, {K}), K, most);
     });
     return found;
 }
@@ -446,11 +409,7 @@ void rescale(const View &F, const View &swept, const View &scale, const View &be
                            K,
                            m};
         py::gil_scoped_release released;
-        const auto kernel = update_kernels<T>().rescale;
-        for_element_tiles(a.F, K, m, threads, total, [&](const Tile &t, double *partial) {
-            kernel({t.of(a.F), t.of(a.swept), a.scale + t.k, t.of(a.before), t.concepts, t.columns},
-                   partial);
-        });
+        compute_rescale(a, threads, total);
     });
 }
 
@@ -627,6 +586,31 @@ std::pair<Size, Size> step(AnyActiveRows &rows, const View &W, const View &E, in
     return rows.step(W, E, threads);
 }
 
+// accelerated iterations
+
+void begin(const Accelerated &fit, double step, int threads) {
+    check_threads(threads);
+    py::gil_scoped_release released;
+    fit.begin(step, threads);
+}
+
+void update(const Accelerated &fit, double step, int threads) {
+    check_threads(threads);
+    py::gil_scoped_release released;
+    fit.update(step, threads);
+}
+
+bool end(const Accelerated &fit) {
+    py::gil_scoped_release released;
+    return fit.end();
+}
+
+void balance(const Accelerated &fit, int threads) {
+    check_threads(threads);
+    py::gil_scoped_release released;
+    fit.balance(threads);
+}
+
 bool shorten(bool shorten, int threads) {
     check_threads(threads);
     py::gil_scoped_release released;
@@ -755,6 +739,29 @@ PYBIND11_MODULE(_C, module) {
         "behind the last, and G may then be (m, k, k), that of each column's concepts. limits: "
         "(warm, tolerance, rank_tolerance, max_steps, capacity, block). report (m, 4) float64: 32 "
         "bytes a column, int32 status, support, steps, concepts that left; float64 slope, gain.");
+    py::class_<Accelerated>(
+        module, "Accelerated",
+        "Iterations of HALS with extrapolation, F (K, m), D (K, p) >= 0, for X (m, p) of float32, in "
+        "four calls, between which the caller computes products: begin; G = DD'; update; G = DD'; "
+        "end; and where that returns true, now = the norms of the rows of D; balance. They compute "
+        "what extrapolate, hals_rows, hals_normal, measure, moved, scales and rescale do.\n\n"
+        "pair: (F, D); before: (swept, F, D, norms), those of F and D at the start of an iteration, "
+        "and the norms (K) that concepts keep; products: (G, cross, gram, now), now (K) for "
+        "norms. Concepts of F and swept are adjacent, all else has contiguous rows. sums (2, 4 or "
+        "more): of F and of D, set: squared norms of the change and of the factor, and of D the "
+        "squared error. rules: (least, most, total, sweeps of F, sweeps of D), most: the share by "
+        "which a norm may change, total: the squared norm of X. The memory must live as long.")
+        .def(py::init<const AcceleratedPair &, const View &, const AcceleratedBefore &,
+                      const AcceleratedProducts &, const View &, const AcceleratedRules &>(),
+             py::arg("pair"), py::arg("X"), py::arg("before"), py::arg("products"), py::arg("sums"),
+             py::arg("rules"))
+        .def("begin", &begin, py::arg("step"), py::arg("threads"), "Extrapolate D.")
+        .def("update", &update, py::arg("step"), py::arg("threads"),
+             "Sweep F, given G, extrapolate it, and sweep D.")
+        .def("end", &end,
+             "Sum the error and the changes, given G; whether the norm of a concept has changed.")
+        .def("balance", &balance, py::arg("threads"),
+             "Give concepts their old norm, given the new one.");
     py::class_<AnyActiveRows>(module, "ActiveRows",
                               "Rows of non-negative least squares in flight.")
         .def("step", &step, py::arg("W"), py::arg("E"), py::arg("threads"),

@@ -10,6 +10,18 @@
 
 namespace fastnmf {
 
+// a HALS kernel on all tiles of columns
+template <class T, class Arguments>
+void run_hals(void (*kernel)(const Arguments &, Size, T *, double *), Size columns,
+              const Arguments &a, Size scratch_rows, double flops, int threads, double *sums) {
+    const Size tiles = (a.m + columns - 1) / columns, scratch_size = scratch_rows * columns;
+    threads = threads_for(tiles, flops, threads);
+    const Scratch<T> scratch(threads * scratch_size);
+    for_tiles(tiles, threads, sums, [&](Size tile, int thread, double *partial) {
+        kernel(a, tile * columns, scratch.data + thread * scratch_size, partial);
+    });
+}
+
 // ZᵀA (K × p) and ZᵀZ (K × K), written, or added to what is there
 template <class T> struct Sums {
     Matrix<T> cross, gram;

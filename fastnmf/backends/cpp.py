@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import _C
 from . import torch as reference
+from .accelerated import Accelerated
 from .nnls.compiled import OPERATIONS as NNLS
-from .pointers import view
+from .pointers import Sums, Watched, view
 from .restricted.compiled import OPERATIONS as RESTRICTED
 from .torch import Compressed
 from .torch import moments_ as products
@@ -193,6 +194,22 @@ def scales_(norms: Tensor, before: Tensor, most: float) -> bool:
     return _C.scales(view(norms), view(before), most)
 
 
+def accelerated_(
+    pair: tuple[Tensor, Tensor], X: Tensor, before: Watched, to: Sums, inner: tuple[int, int]
+) -> Accelerated | None:
+    """Whole iterations, or None where single operations are used: for other dtypes and layouts, and
+    where these are torch's or take far longer than their calls."""
+    Z, D = pair
+    K, p = D.shape
+    if not (Z.dtype == D.dtype == X.dtype == torch.float32 and min(K, p, len(Z)) > 0):
+        return None
+    tensors = Z, D, X, before.swept, before.Z, before.D, to.cross, to.gram
+    few = K <= _FEW and K * (p + K) <= min(_FEW_SUMMED, _MOST_SUMS // X.itemsize)
+    if not (few and all(F.is_contiguous() for F in tensors)):
+        return None
+    return Accelerated(pair, X, before, to, inner)
+
+
 def sparse_dot_(out: Tensor, X: Compressed, Bt: Tensor) -> None:
     """As torch.sparse_dot_."""
     if not len(X[1]) or not out.numel():
@@ -221,6 +238,7 @@ def _sparse_product(out: Tensor, X: Compressed, dense: Tensor, **how: bool) -> N
 OPERATIONS = {
     **NNLS,
     **RESTRICTED,
+    "accelerated_": accelerated_,
     "extrapolate_": extrapolate_,
     "hals_block_": hals_block_,
     "hals_rows_": hals_rows_,

@@ -110,3 +110,26 @@ def read_report(report: Tensor) -> tuple[NnlsInfo, Tensor]:
     status, support, steps, *_ = report.view(torch.int32).unbind(1)
     _, _, slope, gain = report.unbind(1)
     return NnlsInfo(status, slope, support, steps), gain
+
+
+class Watched(NamedTuple):
+    """What an extrapolation stores between iterations, changed in place: the codes after their
+    half-steps, the codes and the dictionary before the iteration, and the norms that concepts keep
+    (K,); the least share of an entry that is left, and the share by which a norm may change."""
+
+    swept: Tensor
+    Z: Tensor
+    D: Tensor
+    norms: Tensor
+    least_share: float
+    most_growth: float
+
+
+class Sums(NamedTuple):
+    """The statistics of an iteration, overwritten: ZᵀA (K, d), ZᵀZ (K, K), and sums (2, 4) as
+    engine/statistics.py has them; and ‖A‖²."""
+
+    cross: Tensor
+    gram: Tensor
+    sums: Tensor
+    squared_norm: float

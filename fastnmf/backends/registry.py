@@ -77,8 +77,10 @@ def _not_installed(extension: str) -> str | None:
     return None
 
 
-# what backends/cpp.py, nnls/compiled.py and restricted/compiled.py call of the extension
+# what backends/cpp.py, accelerated.py, nnls/compiled.py and restricted/compiled.py call of the
+# extension
 _CALLED = (
+    "Accelerated",
     *("count_candidates", "fill_candidates", "hals_candidates", "hals_concepts"),
     *("cross", "extrapolate", "hals_block", "hals_block_free", "hals_each", "hals_each_free"),
     *("hals_masked", "hals_normal", "hals_normal_free", "hals_rows", "hals_stored", "kkt"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..backends.pointers import Watched
 from ..data.storage import row_blocks
 from ..solvers.base import Solver
 
@@ -65,12 +66,29 @@ class Extrapolation:
     def set_out(self, *, still: bool = False) -> None:
         """Set, before an iteration, whether it moves the factors, by β, or is `still`."""
         self._still = still
-        self._step.fill_(0.0 if still else self._beta)
+        # where the host waits, `begin_` does it
+        if not self._waits:
+            self._step.fill_(self.step)
+
+    @property
+    def step(self) -> float:
+        """β of this iteration, or 0."""
+        return 0.0 if self._still else self._beta
+
+    @property
+    def watched(self) -> Watched | None:
+        """What whole iterations of a backend change in place; None where the dictionary is signed,
+        or the host does not wait for it."""
+        if self._least_share_of_D is None or self._offset is not None or not self._waits:
+            return None
+        stored = self._swept, self._Z, self._D, self._norms
+        return Watched(*stored, self._least_share, _MOST_GROWTH)
 
     def begin_(self, D: Tensor) -> None:
         """Store the dictionary that an iteration begins with, and move it."""
         if self._sums is not None:
             self._sums.zero_()
+            self._step.fill_(self.step)
         self._ops["extrapolate_"](D, self._D, self._step, self._least_share_of_D)
         if self._offset is not None:
             before = self._offset.clone()

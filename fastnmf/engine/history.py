@@ -3,6 +3,7 @@ where no rule reads them; and what iterations of any kind share."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,6 +55,7 @@ class History:
         least: the least of the numbers that an error is the difference of, by default ‖A‖²."""
         self._least = least
         self._state, self._squared_norm, self._learns = state, squared_norm, learns
+        self._eps = torch.finfo(state.D.dtype).eps
         self._unread: list[tuple[int, Tensor, float]] = []
         # that of the numbers of which the last error read is a difference, relative to ‖A‖²
         self._size = 1.0
@@ -62,8 +64,10 @@ class History:
 
     @property
     def _least_size(self) -> float:
+        if self._least is None:
+            return 1.0
         total = float(self._squared_norm)
-        return 1.0 if self._least is None or total == 0 else self._least / total
+        return 1.0 if total == 0 else self._least / total
 
     def __len__(self) -> int:
         """The number of iterations that are not read yet."""
@@ -139,7 +143,7 @@ class History:
 
     def is_coarse(self, iteration: Iteration) -> bool:
         """Whether rounding may change an error in normal form by more than 1 %."""
-        rounding = _NOISE * torch.finfo(self._state.D.dtype).eps * self._size
+        rounding = _NOISE * self._eps * self._size
         return 2 * _ACCURATE * iteration.relative_error**2 < rounding
 
     def may_be_rounded(self, read: list[Iteration]) -> bool:
@@ -155,7 +159,7 @@ class History:
     def noise(self, iteration: Iteration, *, of_difference: bool) -> float:
         """What rounding may add to the squared relative error between two iterations.
         of_difference: whether that is computed in normal form."""
-        eps = torch.finfo(self._state.D.dtype).eps
+        eps = self._eps
         # where concepts cancel more than that is rounding: to allow it would allow true rises
         size = self._least_size if of_difference else iteration.relative_error**2 + eps / 4
         return _NOISE_BETWEEN * eps * size
@@ -173,8 +177,11 @@ class History:
         self, number: int, codes: list[float], dictionary: list[float], seconds: float
     ) -> Iteration:
         state, drift, (error, twice, *sizes) = self._state, codes[3], dictionary[2:]
-        moved = [dictionary[:2]] if isinstance(state.Z, NotKept) else [codes[:2], dictionary[:2]]
-        if not all(norm < float("inf") for _, norm in moved) or not error < float("inf"):
+        # no generators here: where iterations are small they take as long as a product
+        (moved_Z, norm_Z), (moved_D, norm_D) = codes[:2], dictionary[:2]
+        if isinstance(state.Z, NotKept):
+            moved_Z = norm_Z = 0.0
+        if not (norm_Z < math.inf and norm_D < math.inf and error < math.inf):
             raise ArithmeticError(
                 f"the factors overflowed in iteration {number}: A, or a start or penalty that was "
                 "given, is too large for the dtype; scale it down (A / abs(A).max()) or pass A as "
@@ -184,19 +191,24 @@ class History:
             state.drifts.append((drift / error) ** 0.5)
             large = state.drifts[-1] > _MOST_DRIFT
             state.refresh = max(1, state.refresh // 2) if large else state.refresh
-        relative_change = max(
-            (change / norm) ** 0.5 if norm > 0 else 0.0 if change == 0 else 1.0
-            for change, norm in moved
-        )
+        relative_change = max(_relative(moved_Z, norm_Z), _relative(moved_D, norm_D))
         total = self._squared_norm
-        self._size = max([self._least_size, *(size / total for size in sizes if total > 0)])
-        error, objective = (
-            (squared / total) ** 0.5 if total > 0 else 0.0
-            for squared in (max(0.0, error), max(0.0, error) + twice)
-        )
+        self._size = self._least_size
+        if sizes and total > 0:
+            self._size = max(self._size, sizes[0] / total)
         if not self._learns:
-            error = objective = float("nan")
+            error = objective = math.nan
+        elif total > 0:
+            error = max(0.0, error)
+            error, objective = (error / total) ** 0.5, ((error + twice) / total) ** 0.5
+        else:
+            error = objective = 0.0
         return Iteration(number, relative_change, error, seconds, relative_objective=objective)
+
+
+def _relative(change: float, norm: float) -> float:
+    """‖ΔF‖ / ‖F‖, given their squares; 1 where only the latter is zero."""
+    return (change / norm) ** 0.5 if norm > 0 else float(change != 0)
 
 
 class Iterated:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..backends.pointers import Sums
 from ..backends.products import Matrix, Rebuilt, add_gram_, cross_
 from ..backends.sparse import SparseMatrix
 from ..data.dataset import Data
@@ -134,6 +135,11 @@ class Statistics:
         """(cross, gram, whether to add to them) for a half-step that computes them; None where they
         are not read."""
         return None if self.cross is None else (self.cross, self.gram, not self._empty)
+
+    @property
+    def overwritten(self) -> Sums:
+        """What whole iterations of a backend write, of data on the host."""
+        return Sums(self.cross, self.gram, self.sums, float(self.squared_norm))
 
     def add_(self, X: Matrix, Z: Tensor, *, made: bool = False, sparse: bool = False) -> None:
         """cross += ZᵀX, gram += ZᵀZ for a tile X (m, d) with codes Z (m, K), unless its half-step

@@ -151,7 +151,8 @@ def test_each_group_of_operations_has_the_backend_that_is_best_for_it(monkeypatc
 def test_an_extension_that_was_built_before_is_not_used(monkeypatch):
     extension = pytest.importorskip("fastnmf._C", reason="the extension is not built")
     folder = Path(registry.__file__).parent
-    files = (folder / name for name in ("cpp.py", "nnls/compiled.py", "restricted/compiled.py"))
+    names = "cpp.py", "accelerated.py", "nnls/compiled.py", "restricted/compiled.py"
+    files = (folder / name for name in names)
     code = "".join(path.read_text(encoding="utf-8") for path in files)
     assert {*re.findall(r"\b_C\.(\w+)", code)} == {*registry._CALLED}
     monkeypatch.delattr(extension, registry._CALLED[-1])
