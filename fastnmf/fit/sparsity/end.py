@@ -13,6 +13,7 @@ from ...engine.sparsity.target import REACHED
 from ...engine.state import Method, State, Stopping
 from ...exact.final import ends_exactly, take_exact_codes_
 from ...planning.plan import Plan
+from ...solvers.penalties import Penalties
 from .penalty import ROWS, Near, penalties_for
 
 # the share of the target by which the mean of the last half-step may be off
@@ -23,6 +24,8 @@ _SMALL = 2e8
 # the share of the target by which the mean of some rows may be off, which differs by more from that
 # of all; and rows and share where the mean of all is then measured
 _CLOSE, _COARSE = 0.01, (256, 0.02)
+# what penalties_for returns
+Found = tuple[Penalties, float]
 
 
 def end_(
@@ -39,10 +42,10 @@ def end_(
     method with the penalties that the fit has found."""
     ends, target = ends_exactly(state, data, method, stopping, begun), state.target
     if target is not None:
-        exact = method_of_codes(data.device)
+        exact, beyond = method_of_codes(data.device), None
         if not any(data.processes.any(ends)) and _misses(state):
-            _half_steps_(state, data, method, exact, plan)
-        end_at_target_(state, data, exact, gains=ends)
+            beyond = _half_steps_(state, data, method, exact, plan)
+        end_at_target_(state, data, exact, gains=ends, found=beyond)
         return method.with_penalties(target.penalties(data.d))
     if ends:
         take_exact_codes_(state, data, method_of_codes(data.device))
@@ -58,20 +61,24 @@ def _misses(state: State) -> bool:
     return not reached and bool(state.history) and not isinstance(state.Z, NotKept)
 
 
-def _half_steps_(state: State, data: Data, method: Method, exact: Method, plan: Plan) -> None:
+def _half_steps_(
+    state: State, data: Data, method: Method, exact: Method, plan: Plan
+) -> Found | None:
     """Z ← the codes of half-steps with the penalty at which exact codes of some rows have the mean
-    the target asks for: of many rows, for which exact codes take longer."""
+    the target asks for: of many rows, for which exact codes take longer. Where no penalty gives
+    that mean, the one that comes nearest, and its mean; Z is left."""
     target = state.target
     assert target is not None
     if data.n * data.d * len(state.D) <= _SMALL:
-        return
+        return None
     near = _near(state, data, *_COARSE)
     found, mean = penalties_for(target.target, data, state.D, exact, near=near)
     if abs(mean / target.target - 1) > REACHED:
         # then codes that are not exact may be nearer to it
-        return
+        return found, mean
     target.l1 = max(target.least, found.of_codes(data.d).l1)
     approach_target_(state, data, method, plan, _NEAR)
+    return None
 
 
 def _near(state: State, data: Data, rows: int, close: float) -> Near:
@@ -81,19 +88,24 @@ def _near(state: State, data: Data, rows: int, close: float) -> Near:
     return Near(target.l1, state.Z if data.processes.alone else NotKept(), rows, close)
 
 
-def end_at_target_(state: State, data: Data, exact: Method, *, gains: bool) -> None:
+def end_at_target_(
+    state: State, data: Data, exact: Method, *, gains: bool, found: Found | None = None
+) -> None:
     """Z ← the exact codes for D that have the mean the target asks for, with the penalty found for
     them, where exact codes lower the error anyway (`gains`), or the last half-step missed it.
-    exact: the method of exact codes. A collective call."""
+    exact: the method of exact codes. found: a penalty and its mean, where they are known. A
+    collective call."""
     target = state.target
     assert target is not None
     if isinstance(state.Z, NotKept) or not any(data.processes.any(gains, _misses(state))):
         return
-    near = _near(state, data, ROWS, _CLOSE)
-    found, mean = penalties_for(target.target, data, state.D, exact, near=near)
+    if found is None:
+        near = _near(state, data, ROWS, _CLOSE)
+        found = penalties_for(target.target, data, state.D, exact, near=near)
+    penalties, mean = found
     wanted, now = target.target, target.mean_l0
     if not any(data.processes.any(gains)) and abs(mean - wanted) >= abs(now - wanted):
         # exact codes of some dictionaries use fewer concepts, whatever the penalty
         return
-    target.l1 = max(target.least, found.of_codes(data.d).l1)
+    target.l1 = max(target.least, penalties.of_codes(data.d).l1)
     take_exact_codes_(state, data, exact.with_penalties(target.penalties(data.d)), warm=True)

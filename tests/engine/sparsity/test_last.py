@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastnmf import NMF, Tuning
+from fastnmf import NMF, ConvergenceWarning, Tuning
 from fastnmf.fit.sparsity import end
 from fastnmf.results.encoding import kkt_residual
 from fastnmf.solvers.penalties import Penalties
@@ -46,6 +46,20 @@ def test_a_fit_that_missed_it_has_it_after_them(form, of_any_size):
     assert info.alpha_Z == pytest.approx(exact.fit_info_.alpha_Z, rel=0.15)
     assert info.objective == pytest.approx(exact.fit_info_.objective, rel=0.05)
     assert torch.equal(D, exact.D)
+
+
+# exact codes come nearer to the first; to the second those of the fit, with more than d = 40 active
+@pytest.mark.parametrize(("target", "exact"), [(30, True), (80, False)])
+def test_a_mean_that_no_penalty_gives_is_looked_for_once(target, exact, of_any_size, monkeypatch):
+    searches, look = [], end.penalties_for
+    monkeypatch.setattr(
+        end, "penalties_for", lambda *_, **of: (searches.append(of), look(*_, **of))[1]
+    )
+    model = NMF(K, target_l0=target, seed=0, max_iter=5, tol=0)
+    with pytest.warns(ConvergenceWarning, match=f"target_l0={target} is not reached"):
+        model.fit(planted())
+    assert len(searches) == 1
+    assert model.fit_info_.exact_codes == exact
 
 
 def test_where_they_do_not_reach_it_codes_are_exact(of_any_size):
