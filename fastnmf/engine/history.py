@@ -15,6 +15,7 @@ from ..data.dataset import Data
 from ..data.storage import NotKept
 from ..distributed import Processes
 from ..planning.plan import Plan
+from ..solvers.half_step import Compute
 from .acceleration import Extrapolation
 from .state import Iteration, Method, State, Stopping
 from .statistics import Statistics
@@ -239,6 +240,21 @@ class Iterated:
         if state.unit is not None and not state.swept:
             state.unit.normalise_(D, D, self.statistics)
         self.history = History(state, self.data.squared_norm, least=least)
+
+    def _whole_iterations(self, compute: Compute) -> Callable[[float], None] | None:
+        """What computes accelerated iterations in few calls, or None where the backend has none, or
+        they are of another kind than it computes. compute: of half-steps of hals on rows."""
+        state, plan, extrapolation = self.state, self.plan, self.state.extrapolation
+        make, A = compute.ops.get("accelerated_"), self.data.as_it_is
+        if make is None or extrapolation is None or A is None or not compute.bounded:
+            return None
+        plain = plan.codes == plan.dictionary == "normal" and plan.tile_rows >= len(A)
+        # what follows the codes or the dictionary, besides extrapolation
+        others = state.unit, state.target, state.mixture, self.statistics.active
+        if not plain or self.method.penalties or any(each is not None for each in others):
+            return None
+        before, to = extrapolation.watched, self.statistics.overwritten
+        return before and make((state.codes, state.D), A, before, to, plan.inner)
 
     @property
     def sums(self) -> Tensor:

@@ -3,7 +3,7 @@ the dictionary. The half-steps themselves are in solvers/, the loop in loop.py."
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -69,7 +69,9 @@ class Step(Iterated):
         self._few = Restricted.of(state, data, self.method, plan)
         self.statistics.count_active(state.target is not None or self._few is not None)
         self._begin_(waits, self.offset.least)
-        self._whole = self._whole_iterations()
+        plain = self.solver is self.learner and self._few is None
+        plain = plain and self.solver.takes_rows(D, self.compute)
+        self._whole = self._whole_iterations(self.compute) if plain else None
 
     @property
     def carries(self) -> bool:
@@ -111,23 +113,6 @@ class Step(Iterated):
             state.extrapolation.end_(state.codes, state.D, *sums)
             self.processes.sum_(self.statistics.codes[:2])
         state.swept = True
-
-    def _whole_iterations(self) -> Callable[[float], None] | None:
-        """What computes accelerated iterations in few calls, or None where the backend has none, or
-        they are of another kind than it computes."""
-        state, plan, compute = self.state, self.plan, self.compute
-        extrapolation, A = state.extrapolation, self.data.as_it_is
-        make = compute.ops.get("accelerated_")
-        if make is None or extrapolation is None or A is None or not compute.bounded:
-            return None
-        plain = plan.codes == plan.dictionary == "normal" and plan.tile_rows >= len(A)
-        plain &= self.solver is self.learner and self.solver.takes_rows(state.D, compute)
-        # what follows the codes or the dictionary, besides extrapolation
-        others = state.unit, state.target, self._few, state.mixture, self.statistics.active
-        if not plain or self.method.penalties or any(each is not None for each in others):
-            return None
-        before, to = extrapolation.watched, self.statistics.overwritten
-        return before and make((state.codes, state.D), A, before, to, plan.inner)
 
     def follow_codes_(self) -> None:
         """The half-step of the codes, under the penalty that follows those before it."""
