@@ -30,7 +30,8 @@ def of_any_size(monkeypatch):
 @pytest.mark.parametrize("form", ["normal", "residual"])
 def test_a_fit_that_missed_it_has_it_after_them(form, of_any_size):
     A = planted()
-    options = {"target_l0": 6, "seed": 0, "max_iter": 30, "tol": 0}
+    # after as many iterations the mean is 13 % below it, whatever the rounding
+    options = {"target_l0": 6, "seed": 0, "max_iter": 12, "tol": 0}
     exact, model = (NMF(K, tuning=Tuning(form=form), **options) for _ in range(2))
     Z, D = model.fit(A)
     info = model.fit_info_
