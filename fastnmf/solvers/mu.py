@@ -172,6 +172,8 @@ SIGNED = Solver(
     signed_half_steps_,
     workspace=lambda K, d, block: 5 * K,
     penalised_by_slope=False,
+    # of the codes
+    keeps_zeros=True,
     least_share=SOLVER.least_share,
     batch_half_steps=SOLVER.batch_half_steps,
     constraints=(FREE,),

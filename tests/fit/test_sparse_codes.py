@@ -13,7 +13,7 @@ import pytest
 import torch
 from oracle import relative_difference
 
-from fastnmf import NMF, InvalidInput, SemiNMF, Tuning, nnls
+from fastnmf import NMF, ConvexNMF, InvalidInput, SemiNMF, Tuning, nnls
 from fastnmf.backends.products import add_gram_
 from fastnmf.backends.torch import REFERENCE
 from fastnmf.cli import main as cli
@@ -317,6 +317,8 @@ def test_returned_codes_take_two_percent_of_dense_ones():
         (lambda nmf, A: nmf.decode(nmf.encode(A), out="sparse"), "must end in .npy"),
         (lambda nmf, A: nmf.decode(nmf.encode(A), out="A.npz"), "must end in .npy"),
         (lambda nmf, A: NMF(3, solver="mu").fit(A, codes="sparse"), "keeps every code above zero"),
+        (lambda nmf, A: SemiNMF(3, solver="mu").fit(A, codes="sparse"), "keeps every code above"),
+        (lambda nmf, A: ConvexNMF(3, solver="mu").fit(A, codes="sparse"), "keeps every code above"),
         (lambda nmf, A: write_matrix("Z.npy", nmf.encode(A, codes="sparse")), "an .npz file"),
     ],
 )

@@ -186,6 +186,12 @@ def test_what_does_not_go_with_it_is_refused(options, message):
         NMF(K, **{"target_l0": 4, **options})
 
 
+def test_multiplied_codes_of_a_free_dictionary_are_refused_too():
+    """All concepts died, and a warning said that the data used no more."""
+    with pytest.raises(InvalidInput, match="never become zero; give solver='hals'"):
+        SemiNMF(K, target_l0=4, solver="mu")
+
+
 @pytest.mark.parametrize("value", ["4", True, [4]])
 def test_other_than_a_number_is_a_type_error(value):
     with pytest.raises(TypeError, match=r"target_l0=.* must be a number of concepts per row"):
