@@ -49,7 +49,9 @@ class Restricted:
         if not (asked and sweeps and plain and kept):
             return None
         found = cls(state, data, method, plan)
-        return found if restricting_may_pay(*found._given) else None
+        # each process has tiles of its own, and all must count what is active if one of them does
+        (may_pay,) = data.processes.any(restricting_may_pay(*found._given))
+        return found if may_pay else None
 
     def decide(self) -> bool:
         """Whether the iteration that begins had better be restricted, given how many concepts the

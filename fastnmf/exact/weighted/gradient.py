@@ -79,7 +79,9 @@ def solve_on_supports(R: Tensor, D: Tensor, W: Tensor, used: Tensor, l2: float |
         real = used[part].gather(1, index)
         some = wide[index] * real[:, :, None]
         gram = (some * W[part].double()[:, None]) @ some.mT
-        gram.diagonal(dim1=1, dim2=2).add_(real * torch.as_tensor(l2, dtype=gram.dtype).to(gram))
+        gram.diagonal(dim1=1, dim2=2).add_(
+            real * torch.as_tensor(l2, dtype=gram.dtype, device=gram.device)
+        )
         right = (R[part].gather(1, index) * real).double()
         found = (torch.linalg.pinv(gram, hermitian=True) @ right[:, :, None])[:, :, 0]
         X[part] = torch.zeros_like(X[part]).scatter_(1, index, (found * real).to(X.dtype))
